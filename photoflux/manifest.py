@@ -1,0 +1,95 @@
+"""Single-file artifacts: a deterministic tar with its `manifest.json` first."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from photoflux.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+def write_tar(path: Path, *, files: Mapping[str, bytes | Path], manifest: Mapping[str, Any]) -> str:
+    """Write `files` and the manifest to `path` atomically; equal content gives equal bytes.
+
+    Returns the SHA-256 (hex) of the written file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+            _add(tar, MANIFEST, to_json(manifest).encode())
+            for name in sorted(files):
+                content = files[name]
+                _add(tar, name, content.read_bytes() if isinstance(content, Path) else content)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return digest(path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an artifact. Raises InputError when the file is not one of ours."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            member = tar.extractfile(MANIFEST)
+            return json.loads(member.read()) if member else {}
+    except (OSError, tarfile.TarError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path.name}: not a readable PhotoFlux artifact ({error}); run the step that makes it again"
+        ) from error
+
+
+def unpack(path: Path, into: Path) -> dict[str, Any]:
+    """Extract regular files only (no links, devices or paths that leave `into`); returns the manifest."""
+    manifest = read_manifest(path)
+    into.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            tar.extractall(into, members=[m for m in tar if m.isfile() and m.name != MANIFEST], filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(f"{path.name}: cannot be unpacked ({error}); run the step that makes it again") from error
+    return manifest
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def to_json(value: Any) -> str:
+    """The one JSON form of the house: sorted keys, indented, no NaN, trailing newline."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write JSON atomically."""
+    return write_text(path, to_json(value))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write text atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = len(content), 0, 0o644
+    tar.addfile(info, io.BytesIO(content))

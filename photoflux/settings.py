@@ -1,0 +1,30 @@
+"""Where this installation keeps its things; PHOTOFLUX_* in the environment overrides each field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Built by `get_settings()`, never at import."""
+
+    model_config = SettingsConfigDict(env_prefix="PHOTOFLUX_", extra="ignore")
+
+    state_dir: Path = Field(default=Path(".photoflux"), description="registry, caches and records of this machine")
+    models_dir: Path = Field(default=Path("models"), description="base specs and their weights")
+    runs_dir: Path = Field(default=Path("runs"), description="one folder per pipeline run")
+    tracking_uri: str = Field(default="", description="MLflow server; empty: SQLite in state_dir")
+    device: str = Field(default="", description="torch device; empty: cuda when there is one, else cpu")
+    threads: int = Field(default=0, ge=0, description="CPU threads for torch; 0: all cores")
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.state_dir / "cache"
+
+
+def get_settings() -> Settings:
+    """The settings as the environment has them now."""
+    return Settings()

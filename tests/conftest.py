@@ -1,0 +1,30 @@
+"""Fixtures every test may use; folders have conftests of their own for what only they need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DVC_NO_ANALYTICS", "true")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has registry, caches and runs of its own."""
+    state = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(state))
+    monkeypatch.setenv("PHOTOFLUX_RUNS_DIR", str(state / "runs"))
+    return state

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from photoflux.errors import InputError
+from photoflux.manifest import digest, read_manifest, unpack, write_json, write_tar
+
+NAMES = st.text("abcdefghij", min_size=1, max_size=8)
+
+
+@given(files=st.dictionaries(NAMES, st.binary(max_size=64), max_size=5))
+def test_what_is_packed_is_unpacked(tmp_path_factory, files):
+    folder = tmp_path_factory.mktemp("tar")
+    write_tar(folder / "a.tar", files=files, manifest={"n": len(files)})
+    assert unpack(folder / "a.tar", folder / "out") == {"n": len(files)}
+    assert {p.name: p.read_bytes() for p in (folder / "out").iterdir()} == files
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path):
+    source = tmp_path / "x.bin"
+    source.write_bytes(b"1")
+    first = write_tar(tmp_path / "a.tar", files={"x": source, "y": b"2"}, manifest={"b": 1, "a": 2})
+    second = write_tar(tmp_path / "b.tar", files={"y": b"2", "x": b"1"}, manifest={"a": 2, "b": 1})
+    assert first == second == hashlib.sha256((tmp_path / "a.tar").read_bytes()).hexdigest()
+    assert digest(tmp_path / "b.tar") == second
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        write_tar(tmp_path / "a.tar", files={"x": tmp_path / "missing"}, manifest={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_artifact_is_named(tmp_path: Path):
+    (tmp_path / "a.tar").write_bytes(b"not a tar")
+    with pytest.raises(InputError, match=r"a\.tar: not a readable PhotoFlux artifact"):
+        read_manifest(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("name", ["../escape", "/etc/escape"])
+def test_paths_never_leave_the_folder(tmp_path: Path, name: str):
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        for member, content in (("manifest.json", b"{}"), (name, b"x")):
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    if name.startswith("/"):  # the tar filter makes it relative
+        unpack(tmp_path / "evil.tar", tmp_path / "out")
+        assert (tmp_path / "out" / "etc" / "escape").exists()
+    else:
+        with pytest.raises(InputError, match="cannot be unpacked"):
+            unpack(tmp_path / "evil.tar", tmp_path / "out")
+        assert not (tmp_path / "escape").exists()
+
+
+def test_links_are_not_extracted(tmp_path: Path):
+    with tarfile.open(tmp_path / "link.tar", "w") as tar:
+        info = tarfile.TarInfo("manifest.json")
+        info.size = 2
+        tar.addfile(info, io.BytesIO(b"{}"))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    unpack(tmp_path / "link.tar", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_json_has_no_nan(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "b.json", {"x": float("nan")})
+    assert not (tmp_path / "b.json").exists()
