@@ -1,0 +1,125 @@
+"""How well the pocket base follows prompts it was never trained on, as read by the pocket judges.
+
+    python benchmarks/pocket_base.py --base models/pocket --prompts 500
+
+Draws one picture per held-out scene through the stock pipeline, few-step and many-step with the same noise, and writes
+`benchmarks/results/pocket_base.json` and a grid of pictures beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from photoflux.pocket import train_judges, world
+from photoflux.pocket.data import classes, label_ids, write_json
+from photoflux.pocket.models import PocketConfig
+
+HELD_OUT_SEED = 987_654_321
+
+
+def held_out(count: int, *, seed: int = HELD_OUT_SEED) -> tuple[list[str], np.ndarray]:
+    """Captions of scenes outside every training stream, and their class ids `[N, A]`."""
+    rng = np.random.default_rng(seed)
+    scenes = [world.sample_scene(rng) for _ in range(count)]
+    return [world.caption(scene) for scene in scenes], np.stack([label_ids(world.labels(scene)) for scene in scenes])
+
+
+def draw_pictures(pipe: Any, prompts: list[str], *, spec: dict[str, Any], steps: int, batch: int = 25) -> np.ndarray:
+    """uint8 `[N, H, W, 3]`; picture `i` always starts from noise of seed `i`."""
+    pictures = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        seeds = [torch.Generator().manual_seed(start + offset) for offset in range(len(part))]
+        output = pipe(
+            part, height=spec["resolution_px"], width=spec["resolution_px"], num_inference_steps=steps,
+            guidance_scale=spec["guidance_scale"], max_sequence_length=spec["text_length"], generator=seeds,
+            output_type="np",
+        )  # fmt: skip
+        pictures.append((output.images * 255).round().astype(np.uint8))
+    return np.concatenate(pictures)
+
+
+def load_judge(base: Path, pipe: Any) -> train_judges.ClipJudge:
+    """The exported CLIP judge with its heads."""
+    from safetensors.torch import load_file
+    from transformers import CLIPModel
+
+    judge = train_judges.ClipJudge(PocketConfig(), pipe.tokenizer)
+    judge.clip = CLIPModel.from_pretrained(base / "judges" / "clip", local_files_only=True)
+    heads = load_file(base / "judges" / "attributes.safetensors")
+    judge.heads.load_state_dict({n: t.float() for n, t in heads.items() if not n.startswith("identity")})
+    return judge.eval()
+
+
+def scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Share of prompts whose picture shows what was asked, per attribute that the prompts name."""
+    result = {}
+    for column, name in enumerate(classes()):
+        asked = truth[:, column] >= 0
+        if asked.any():
+            result[name] = round(float((truth[asked, column] == predicted[asked, column]).mean()), 4)
+    return result
+
+
+def grid(pictures: np.ndarray, *, columns: int = 10) -> Image.Image:
+    rows = [np.concatenate(list(pictures[i : i + columns]), axis=1) for i in range(0, len(pictures), columns)]
+    return Image.fromarray(np.concatenate(rows, axis=0))
+
+
+def evaluate_base(base: Path, *, prompts: int, many_steps: int, results: Path) -> dict[str, Any]:
+    import yaml
+    from diffusers import FluxPipeline
+
+    spec = yaml.safe_load(base.with_name(f"{base.name}.yaml").read_text())
+    pipe = FluxPipeline.from_pretrained(base, torch_dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    judge, (captions, truth) = load_judge(base, pipe), held_out(prompts)
+    facts: dict[str, Any] = {"prompts": prompts, "machine": platform.processor(), "threads": torch.get_num_threads()}
+    facts["judges"] = json.loads((base / "judges" / "judges.json").read_text())["card"]
+    for steps in (spec["steps"], many_steps):
+        started = time.perf_counter()
+        pictures = draw_pictures(pipe, captions, spec=spec, steps=steps)
+        seconds = time.perf_counter() - started
+        facts[f"steps_{steps}"] = {
+            "attributes": scores(truth, train_judges.predict(judge, pictures)),
+            "pictures_per_s": round(prompts / seconds, 2),
+        }
+        results.parent.mkdir(parents=True, exist_ok=True)
+        grid(pictures[: min(50, prompts // 10 * 10)]).save(results.with_name(f"{results.stem}_{steps}.png"))
+    write_json(results, facts)
+    return facts
+
+
+def table(facts: dict[str, Any]) -> str:
+    runs = {name: facts[name]["attributes"] for name in facts if name.startswith("steps_")}
+    lines = [f"{'attribute':<12}{'judge':>8}" + "".join(f"{name:>10}" for name in runs)]
+    for attribute in next(iter(runs.values())):
+        values = "".join(f"{run[attribute]:>10.3f}" for run in runs.values())
+        lines.append(f"{attribute:<12}{facts['judges'].get(attribute, float('nan')):>8.3f}{values}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--base", type=Path, default=Path("models/pocket"))
+    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--many-steps", type=int, default=24)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/pocket_base.json"))
+    options = parser.parse_args()
+    facts = evaluate_base(
+        options.base, prompts=options.prompts, many_steps=options.many_steps, results=options.results
+    )
+    print(table(facts))
+
+
+if __name__ == "__main__":
+    main()

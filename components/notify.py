@@ -1,0 +1,21 @@
+"""Component: tell how the run ended."""
+
+from kfp.dsl import Markdown, Output, PipelineTaskFinalStatus
+
+from components._image import step
+
+
+@step
+def notify(summary: Output[Markdown], status: PipelineTaskFinalStatus) -> None:
+    """Say in one paragraph how the run ended and, if it failed, in the failing step's own words."""
+    import logging
+    from pathlib import Path
+
+    from photoflux.runs import read_failure
+
+    out = Path(summary.path)
+    failure = None if status.state == "SUCCEEDED" else read_failure(out.parent.parent)
+    reason = f"{failure.step}: {failure.message}" if failure else status.error_message
+    text = f"**{status.pipeline_job_resource_name}** ended: {status.state}." + (f" {reason}" if reason else "")
+    out.write_text(text + "\n")
+    logging.getLogger("photoflux").info(text)

@@ -1,0 +1,59 @@
+"""Where photos can come from besides a folder. No kfp in here: this module is imported inside a running step."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from photoflux.errors import InputError
+
+
+@contextmanager
+def fetched(source: str) -> Iterator[tuple[str, str]]:
+    """A folder holding the set that `source` names, and the source with its revision resolved.
+
+    `dvc:REPO@REV:PATH` is fetched to a scratch folder, gone when the block ends; anything else is passed on.
+    """
+    if not source.startswith("dvc:"):
+        yield source, ""
+        return
+    repo, rev, path = parse_dvc(source)
+    with tempfile.TemporaryDirectory(prefix="photoflux-dvc-") as scratch:
+        folder = Path(scratch) / "photos"
+        commit = _fetch(repo, rev=rev, path=path, into=folder)
+        yield str(folder), f"dvc:{_public(repo)}@{commit}:{path}"
+
+
+def parse_dvc(source: str) -> tuple[str, str, str]:
+    """`dvc:REPO@REV:PATH` → (repo, rev, path). REPO may be a URL; the last `@` and the `:` after it divide."""
+    repo, at, rest = source.removeprefix("dvc:").rpartition("@")
+    rev, colon, path = rest.partition(":")
+    if not (at and colon and repo and rev and path):
+        raise InputError(f"{source}: write dvc:REPO@REV:PATH, such as dvc:.@main:data/samples/dog")
+    return repo, rev, path.strip("/")
+
+
+def _fetch(repo: str, *, rev: str, path: str, into: Path) -> str:
+    """Download a DVC- or git-tracked folder at a revision; returns the commit it stands for."""
+    from dvc.api import DVCFileSystem
+
+    try:
+        filesystem = DVCFileSystem(repo, rev=rev)
+        if filesystem.isdir(path):
+            filesystem.get(path, str(into), recursive=True)
+            return str(filesystem.repo.get_rev())
+    except Exception as error:  # git, the remote's file system and DVC's own layers each raise types of their own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"cannot fetch {path} from {repo} at {rev} ({reason}); "
+            "check path and revision, and that the repository and its remote can be reached"
+        ) from error
+    raise InputError(f"{path}: no such folder in {repo} at {rev}; check path and revision")
+
+
+def _public(repo: str) -> str:
+    """The repository as records may name it: no login of a URL, no path of this machine."""
+    return Path(repo).resolve().name if Path(repo).is_dir() else re.sub(r"//[^/@]*@", "//", repo)

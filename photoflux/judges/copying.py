@@ -1,0 +1,62 @@
+"""Whether a picture is a training photo again: structure compared under shift and mirroring, colours aside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageFilter
+from scipy import fft
+
+Array = np.ndarray
+
+SIDE_PX = 40
+SHIFT_PX = 14
+MIN_OVERLAP = ((SIDE_PX - SHIFT_PX) / SIDE_PX) ** 2
+
+
+def structure(images: Sequence[Image.Image]) -> Array:
+    """High-passed luma [N, 40, 40], zero mean: edges and shapes without light and colour."""
+    return np.stack([_structure(image) for image in images])
+
+
+def likeness(images: Array, photos: Array) -> Array:
+    """Largest correlation [N, M] of structures [N, 40, 40] and [M, 40, 40] over shifts of up to 14 px and mirroring."""
+    straight, mirrored = shifted_correlation(images, photos), shifted_correlation(images, photos[..., ::-1])
+    return np.maximum(straight, mirrored)
+
+
+def shifted_correlation(first: Array, second: Array) -> Array:
+    """Largest overlap-normalised correlation [N, M] over all shifts within +-14 px.
+
+    All shifts at once by Fourier transform: the product over the overlap, and each side's energy under the other's
+    extent.
+    """
+    size = 2 * SIDE_PX
+    extent = np.ones((1, SIDE_PX, SIDE_PX))
+    a, a2, one = (fft.rfft2(x, (size, size)) for x in (first, first**2, extent))
+    b, b2 = (np.conj(fft.rfft2(x, (size, size))) for x in (second, second**2))
+    product = _near(fft.irfft2(a[:, None] * b[None], (size, size)))
+    energy_a = _near(fft.irfft2(a2 * np.conj(one), (size, size)))[:, None]
+    energy_b = _near(fft.irfft2(one * b2, (size, size)))[None]
+    energy = np.sqrt(np.maximum(energy_a, 0) * np.maximum(energy_b, 0))
+    return np.divide(product, energy, out=np.zeros_like(product), where=energy > 1e-6).max((-2, -1))
+
+
+def structure_distance(first: Array, second: Array) -> Array:
+    """1 - correlation of structures in place, [..., 40, 40] against the same: 0 equal, about 1 unrelated."""
+    a, b = (x.reshape(*x.shape[:-2], -1) for x in (first, second))
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return 1 - np.divide((a * b).sum(-1), norms, out=np.zeros_like(norms), where=norms > 1e-9)
+
+
+def _near(correlation: Array) -> Array:
+    """The +-14 px neighbourhood of zero shift: [..., 29, 29]."""
+    return np.roll(correlation, (SHIFT_PX, SHIFT_PX), (-2, -1))[..., : 2 * SHIFT_PX + 1, : 2 * SHIFT_PX + 1]
+
+
+def _structure(image: Image.Image) -> Array:
+    grey = image.convert("L").resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+    smooth = grey.filter(ImageFilter.GaussianBlur(SIDE_PX / 10))
+    edges = np.asarray(grey, float) - np.asarray(smooth, float)
+    return (edges - edges.mean()) / 255

@@ -1,0 +1,248 @@
+"""The page of one evaluation: numbers for everybody; a person's pictures only on the sealed copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from photoflux.judges.plots import forest, paired_bars, trade_off
+from photoflux.judges.stats import Interval
+from photoflux.report import Report, contact_sheet
+from photoflux.vault import committed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from photoflux.judges.scores import Scores
+    from photoflux.steps.evaluate import Case, Pictures
+
+MEANINGS = {
+    "identity_gain": "Identity gain: 0 like the base, 1 as alike as two photos",
+    "overall": "Overall: identity gain times prompt following kept",
+    "prompt_following": "Prompt following, tuned",
+    "prompt_following_base": "Prompt following, base",
+    "prompt_change": "Prompt following: change against the base",
+    "leakage": "Leakage: 0 the class stayed itself, 1 every one is the subject",
+    "drift_change": "Accuracy on unrelated prompts: change",
+    "diversity": "Diversity kept, with trigger",
+    "class_diversity": "Diversity kept, class alone",
+    "copy_rate": "Share of copied training photos",
+    "memorisation_gap": "Memorisation: nearness to trained over held-out photos",
+    "broken_rate": "Share of broken pictures",
+    "sharpness": "Sharpness kept",
+}
+WORST = 10
+
+
+def write_report(
+    report: Path,
+    *,
+    case: Case,
+    pictures: Pictures,
+    scores: Scores,
+    document: Mapping[str, Any],
+    key: str,
+) -> Path:
+    """Write the open page to `report` and, where the subject is a person, the full one sealed beside it."""
+    personal = is_personal(document["subject"])
+    _page(case, pictures, scores, document, full=not personal).save(report)
+    if personal:
+        with committed(sealed_beside(report), key=key) as path:
+            _page(case, pictures, scores, document, full=True).save(path)
+    return report
+
+
+def is_personal(subject: Mapping[str, Any]) -> bool:
+    """Whether pictures of this subject stay sealed: people, unless the photos are published sample data."""
+    return subject["class_noun"] == "person" and subject.get("consent") != "sample"
+
+
+def sealed_beside(report: Path) -> Path:
+    """Where the copy with the subject's pictures lies."""
+    return report.with_name(f"{report.stem}-sealed{report.suffix}")
+
+
+def interval_of(value: Mapping[str, float]) -> Interval:
+    """The stored form of an interval, read back."""
+    return Interval(value["point"], value["lo"], value["hi"])
+
+
+def _page(
+    case: Case, pictures: Pictures, scores: Scores, document: Mapping[str, Any], *, full: bool
+) -> Report:
+    subject = document["subject"]
+    page = Report(f"Evaluation of {subject['id']}", subtitle=_subtitle(document))
+    page.verdict(*_headline(document))
+    _numbers(page, document)
+    _prompts(page, document)
+    _drift(page, pictures, case, document)
+    if full:
+        _sheet(page, case, pictures)
+        _worst(page, case, pictures, scores)
+        _nearest(page, case, pictures, scores)
+    else:
+        _base_sheet(page, case, pictures)
+    page.section("Where these numbers come from")
+    page.facts(_facts(document))
+    return page
+
+
+def _subtitle(document: Mapping[str, Any]) -> str:
+    seeds = document["seeds"]
+    return (
+        f"{document['subject']['class_noun']} · base {document['base']['name']} · {document['profile']} profile: "
+        f"{seeds['prompts']} prompts × {seeds['per_prompt']} seeds per set, same seeds for tuned and base"
+    )
+
+
+def _headline(document: Mapping[str, Any]) -> tuple[str, str]:
+    if document["invalid"]:
+        return "INVALID", "; ".join(document["invalid"])
+    gain, leak = document["metrics"]["identity_gain"], document["metrics"]["leakage"]
+    change = document["metrics"]["prompt_change"]
+    return "MEASURED", (
+        f"Identity gain {_span(gain)}, prompt following {change['point']:+.2f} against the base, "
+        f"leakage into the class {_span(leak)}. The gate decides."
+    )
+
+
+def _span(value: Mapping[str, float]) -> str:
+    return f"{value['point']:.2f} [{value['lo']:.2f}, {value['hi']:.2f}]"
+
+
+def _numbers(page: Report, document: Mapping[str, Any]) -> None:
+    metrics = document["metrics"]
+    page.section("Measures and their 95 % intervals")
+    rows = [(text, interval_of(metrics[name]), "", None) for name, text in MEANINGS.items() if name in metrics]
+    page.figure(forest(rows))
+    points = [
+        ("tuned", interval_of(metrics["prompt_following"]), interval_of(metrics["identity_gain"])),
+        ("base", interval_of(metrics["prompt_following_base"]), Interval(0, 0, 0)),
+    ]
+    page.figure(trade_off(points), "Identity against prompt following: up and right is better")
+    page.table(
+        [
+            {"measure": name, "value": v["point"], "from": v["lo"], "to": v["hi"], "pictures": v["n_images"]}
+            for name, v in metrics.items()
+        ]
+    )
+
+
+def _prompts(page: Report, document: Mapping[str, Any]) -> None:
+    if not document["attributes"]:
+        return
+    page.section("What the prompts asked for, and what is shown")
+    pairs = {
+        name: (interval_of(sides["base"]), interval_of(sides["tuned"]))
+        for name, sides in document["attributes"].items()
+    }
+    page.figure(paired_bars(pairs), "Share of pictures that show the asked value, by attribute")
+
+
+def _drift(page: Report, pictures: Pictures, case: Case, document: Mapping[str, Any]) -> None:
+    page.section("Prompts about something else")
+    metrics = document["metrics"]
+    page.text(
+        f"Same seeds, before and after tuning. Accuracy changed by {_span(metrics['drift_change'])}; distributions lie "
+        f"{metrics['drift_kid_sd']['point']:.1f} standard deviations beyond the base's own seed-to-seed spread."
+    )
+    rows = [
+        [pictures.unrelated_base.row(p)[0], pictures.unrelated.row(p)[0]]
+        for p in range(min(6, len(case.asked_unrelated)))
+    ]
+    flat = [[tile for row in rows[i : i + 3] for tile in row] for i in range(0, len(rows), 3)]
+    labels = [
+        " | ".join(prompt.text for prompt in case.asked_unrelated[i : i + 3]) for i in range(0, len(rows), 3)
+    ]
+    page.image(contact_sheet(flat, row_labels=labels, column_labels=["base", "tuned"] * 3))
+
+
+def _sheet(page: Report, case: Case, pictures: Pictures) -> None:
+    page.section("Pictures")
+    references = case.photos.held_out + case.photos.trained
+    rows, labels = [], []
+    for p in _spread(len(case.asked), 10):
+        tuned, base, plain = (grid.row(p) for grid in (pictures.tuned, pictures.base, pictures.plain))
+        rows.append([references[len(rows) % len(references)], tuned[0], tuned[1], base[0], plain[0]])
+        labels.append(case.asked[p].text)
+    columns = ["photo", "tuned", "tuned", "base", "tuned, class only"]
+    page.image(contact_sheet(rows, row_labels=labels, column_labels=columns), "Base and tuned share their seed")
+
+
+def _base_sheet(page: Report, case: Case, pictures: Pictures) -> None:
+    page.section("Pictures of the base")
+    page.text("The subject's own pictures are on the sealed copy of this page.")
+    chosen = _spread(len(case.asked_class), 6)
+    page.image(
+        contact_sheet([pictures.base.row(p)[:4] for p in chosen], row_labels=[case.asked_class[p].text for p in chosen])
+    )
+
+
+def _worst(page: Report, case: Case, pictures: Pictures, scores: Scores) -> None:
+    page.section("The ten weakest pictures")
+    order = np.argsort((scores.fidelity * (0.5 + scores.followed)).ravel())[:WORST]
+    _pairs(page, case, pictures, order, scores, photo=_best_reference(case))
+
+
+def _nearest(page: Report, case: Case, pictures: Pictures, scores: Scores) -> None:
+    page.section("Pictures most like a training photo")
+    page.text("Compared by structure, under shift and mirroring; a copy would repeat the photo's composition.")
+    order = np.argsort(-scores.likeness.ravel())[:6]
+    _pairs(page, case, pictures, order, scores, photo=_likest_photo(case, pictures))
+
+
+def _pairs(page: Report, case: Case, pictures: Pictures, order: Any, scores: Scores, *, photo: Any) -> None:
+    seeds = scores.fidelity.shape[1]
+    page.table(
+        [
+            {
+                "photo": _tile(photo(int(i))),
+                "picture": _tile(pictures.tuned.pictures[i]),
+                "prompt": case.asked[int(i) // seeds].text,
+                "likeness to the subject": float(scores.fidelity.ravel()[i]),
+                "prompt followed": float(scores.followed.ravel()[i]),
+                "structure shared with a photo": float(scores.likeness.ravel()[i]),
+            }
+            for i in order
+        ]
+    )
+
+
+def _best_reference(case: Case) -> Any:
+    return lambda _: case.photos.held_out[0]
+
+
+def _likest_photo(case: Case, pictures: Pictures) -> Any:
+    from photoflux.judges.copying import likeness, structure
+
+    shown = structure(case.photos.shown)
+
+    def find(i: int) -> Image.Image:
+        return case.photos.shown[int(likeness(structure([pictures.tuned.pictures[i]]), shown).argmax())]
+
+    return find
+
+
+def _tile(image: Image.Image) -> Image.Image:
+    return image.convert("RGB").resize((96, 96))
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return sorted({round(i) for i in np.linspace(0, total - 1, min(count, total))})
+
+
+def _facts(document: Mapping[str, Any]) -> dict[str, object]:
+    hashes = {f"{name} hash": value for name, value in document["hashes"].items()}
+    return {
+        "base": f"{document['base']['name']} ({document['base']['hash']})",
+        **hashes,
+        "first seed": document["seeds"]["first"],
+        "photos trained / held out": f"{document['photos']['trained']} / {document['photos']['held_out']}",
+        "bootstrap draws": document["bootstrap"],
+        "prompt following measured by": "attributes" if document["exact_attributes"] else "text-image cosine",
+        "copy threshold (structural correlation)": document["copy_correlation"],
+        "pictures made": document["made_share"],
+    }

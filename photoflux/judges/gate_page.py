@@ -1,0 +1,55 @@
+"""The page of one decision: the verdict, and every rule with its interval and its limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from photoflux.judges.plots import forest
+from photoflux.judges.stats import Interval
+from photoflux.report import Report
+
+FRAMES = ((-0.5, 1.25, ("identity gain", "class leakage", "diversity with trigger", "diversity of the class", "sharpness")),
+          (-0.3, 0.3, ("prompt following", "unrelated drift", "copying", "broken pictures", "memorisation", "previous champion")))
+"""Rules by the scale they are drawn on."""
+
+
+def write_report(
+    report: Path, *, document: Mapping[str, Any], evaluation: Mapping[str, Any], audit: Mapping[str, Any]
+) -> Path:
+    """Write the page; it holds numbers only, so there is no sealed copy."""
+    page = Report(
+        f"Decision on {document['subject']['id']}",
+        subtitle=f"{evaluation['subject']['class_noun']} · base {evaluation['base']['name']} · {evaluation['profile']} profile",
+    )
+    page.verdict(document["verdict"], document["summary"])
+    page.section("Rules, their intervals and limits")
+    for low, high, names in FRAMES:
+        rows = [
+            (r["rule"], Interval(r["value"], r["lo"], r["hi"]), r["verdict"], r["bound"])
+            for r in document["reasons"]
+            if r["rule"] in names and r["lo"] is not None
+        ]
+        if rows:
+            page.figure(forest(rows, low=low, high=high))
+    page.table(
+        [
+            {"rule": r["rule"], "verdict": "WARN" if r["warning"] else r["verdict"], "why": r["message"]}
+            for r in document["reasons"]
+        ]
+    )
+    page.section("What happens next")
+    page.text(_next(document))
+    page.section("Limits and hashes")
+    page.facts({**document["limits"], **{f"{k} hash": v for k, v in document["hashes"].items()},
+                "audit severity": audit["severity"], "champion": document["champion"] or "none yet"})  # fmt: skip
+    return page.save(report)
+
+
+def _next(document: Mapping[str, Any]) -> str:
+    if document["promote"]:
+        return "The model is registered and takes the champion alias."
+    if document["sign_off_possible"]:
+        return "Nothing failed, but the audit leaves a question open: register this model with a recorded sign-off, or mend it."
+    return "The model is not registered. Each rule above that is not a pass says what to change."

@@ -1,0 +1,360 @@
+"""What evaluation measures, as pure functions over what the judges saw.
+
+T: tuned with trigger; B: base, class noun instead of the trigger; C: tuned, class noun only; D and D0: tuned and base
+on prompts that show nothing of the class. Every set uses the same seeds, and T, B, C the same prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from photoflux.judges.colour import appearance_distance
+from photoflux.judges.copying import likeness, structure_distance
+from photoflux.judges.prompts import Prompt
+from photoflux.judges.quality import Quality
+from photoflux.judges.seeing import Seen
+from photoflux.judges.stats import (
+    Array,
+    Interval,
+    cluster_weights,
+    interval,
+    item_weights,
+    kid,
+    kid_null,
+    weighted_mean,
+    wilson,
+)
+
+MIN_SPAN = 0.05
+"""Least distance between 'like the class' and 'like the subject' at which identity gain means anything."""
+
+MIN_PHOTOS_RESAMPLED = 5
+KID_SPLITS = 50
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that was seen. `asked` gives, per prompt, the class index each attribute should have."""
+
+    tuned: Seen
+    base: Seen
+    plain: Seen
+    unrelated: Seen
+    unrelated_base: Seen
+    trained: Seen
+    held_out: Seen
+    shown: Array
+    asked: Sequence[Mapping[str, int]]
+    asked_unrelated: Sequence[Mapping[str, int]]
+    words: Array
+    words_unrelated: Array
+    copy_correlation: float
+    tone_lightness: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every prompt names an attribute that the judges read."""
+        return all(self.asked) and all(self.asked_unrelated)
+
+    def beside(self, more: Evidence) -> Evidence:
+        """The same evidence with the pictures of further seeds."""
+        grids = ("tuned", "base", "plain", "unrelated", "unrelated_base")
+        joined = {name: getattr(self, name).beside(getattr(more, name)) for name in grids}
+        return Evidence(**{**vars(self), **joined})
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric with its 95 % interval and what it was computed from."""
+
+    value: Interval
+    n_prompts: int
+    n_images: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        return {**self.value.as_dict(), "n_prompts": self.n_prompts, "n_images": self.n_images}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics by name, why they may not decide anything, and per-picture values for the report."""
+
+    metrics: dict[str, Measure]
+    attributes: dict[str, dict[str, Measure]]
+    invalid: list[str]
+    exact: bool
+    likeness: Array
+    fidelity: Array
+    followed: Array
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bootstrap weights of the subject prompts, the unrelated prompts and the photos."""
+
+    grid: Array
+    unrelated: Array
+    trained: Array
+    held_out: Array
+
+
+def measure(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Scores:
+    """Every metric of an evaluation, from arrays alone."""
+    rng = np.random.default_rng(seed)
+    weights = _weights(evidence, draws=draws, rng=rng)
+    identity = _identity(evidence, weights)
+    following = _following(evidence, weights)
+    parts = {**identity, **following, **_overall(identity, following), **_diversity(evidence, weights)}
+    parts |= _sharpness(evidence, weights) | _lightness(evidence, weights)
+    values = {name: interval(x) for name, x in parts.items()}
+    values |= _drift(evidence, weights, rng) | _rates(evidence)
+    return Scores(
+        metrics={name: _sized(evidence, name, value) for name, value in values.items()},
+        attributes=_by_attribute(evidence, weights),
+        invalid=_invalid(values, evidence),
+        exact=evidence.exact,
+        likeness=_likeness(evidence),
+        fidelity=(evidence.tuned.identity @ evidence.held_out.identity.T).mean(-1),
+        followed=_followed(evidence.tuned, evidence.asked, evidence.words, exact=evidence.exact),
+    )
+
+
+def _weights(evidence: Evidence, *, draws: int, rng: np.random.Generator) -> Weights:
+    photos = {name: len(getattr(evidence, name).identity) for name in ("trained", "held_out")}
+    return Weights(
+        grid=cluster_weights(*evidence.tuned.shape, draws=draws, rng=rng),
+        unrelated=cluster_weights(*evidence.unrelated.shape, draws=draws, rng=rng),
+        **{
+            name: item_weights(n, draws=draws, rng=rng, fixed=n < MIN_PHOTOS_RESAMPLED) for name, n in photos.items()
+        },
+    )
+
+
+def _identity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
+    """Fidelity against trained and held-out photos, and what follows from it: gain, leakage, memorisation."""
+    trained, held_out = (evidence.trained.identity, weights.trained), (evidence.held_out.identity, weights.held_out)
+    sf = {
+        (name, photos): _fidelity(seen.identity, weights.grid, *against)
+        for name, seen in (("T", evidence.tuned), ("B", evidence.base), ("C", evidence.plain))
+        for photos, against in (("trained", trained), ("held out", held_out))
+    }
+    real, real_trained = _ceilings(trained, held_out)
+    span = _span(real - sf["B", "held out"])
+    span_trained = _span(real_trained - sf["B", "trained"])
+    gap = (sf["T", "trained"] - real_trained) - (sf["T", "held out"] - real)
+    return {
+        "identity_gain": (sf["T", "held out"] - sf["B", "held out"]) / span,
+        "leakage": (sf["C", "trained"] - sf["B", "trained"]) / span_trained,
+        "memorisation_gap": gap / span,
+        "subject_fidelity": sf["T", "held out"],
+        "subject_fidelity_trained": sf["T", "trained"],
+        "class_fidelity": sf["C", "trained"],
+        "base_fidelity": sf["B", "held out"],
+        "real_fidelity": real,
+        "identity_span": real - sf["B", "held out"],
+    }
+
+
+def _fidelity(pictures: Array, grid: Array, photos: Array, photo_weights: Array) -> Array:
+    """SF: mean cosine of pictures [P, S, D] and photos [N, D] under both sides' weights: [draws]."""
+    similarity = np.einsum("psd,nd->psn", pictures, photos)
+    return np.einsum("dps,psn,dn->d", grid, similarity, photo_weights, optimize=True)
+
+
+def _ceilings(trained: tuple[Array, Array], held_out: tuple[Array, Array]) -> tuple[Array, Array]:
+    """How alike a held-out, and a trained, photo is to the subject's other photos: [draws] each.
+
+    A picture is compared with the held-out photos, so the ceiling is what real photos reach against the same ones; an
+    odd angle among few of them then lowers both.
+    """
+    cross = np.einsum("dh,hn,dn->d", held_out[1], held_out[0] @ trained[0].T, trained[1], optimize=True)
+    within_held, within_trained = (_among(*side) for side in (held_out, trained))
+    n, h = len(trained[0]), len(held_out[0])
+    return _mix(cross, n, within_held, h - 1), _mix(cross, h, within_trained, n - 1)
+
+
+def _among(photos: Array, weights: Array) -> Array:
+    """Mean cosine of different photos of one set under weights [draws, N]; 0 for a single photo."""
+    similarity = photos @ photos.T
+    np.fill_diagonal(similarity, 0)
+    pairs = 1 - (weights**2).sum(-1)
+    total = np.einsum("dn,nm,dm->d", weights, similarity, weights, optimize=True)
+    return np.divide(total, pairs, out=np.zeros_like(total), where=pairs > 1e-9)
+
+
+def _mix(first: Array, n_first: int, second: Array, n_second: int) -> Array:
+    return (first * n_first + second * n_second) / (n_first + n_second)
+
+
+def _span(values: Array) -> Array:
+    """Denominators kept away from zero; whether the point is large enough is judged separately."""
+    return np.maximum(values, MIN_SPAN / 10)
+
+
+def _following(evidence: Evidence, weights: Weights) -> dict[str, Array]:
+    tuned, base = (
+        weighted_mean(_followed(seen, evidence.asked, evidence.words, exact=evidence.exact), weights.grid)
+        for seen in (evidence.tuned, evidence.base)
+    )
+    return {
+        "prompt_following": tuned,
+        "prompt_following_base": base,
+        "prompt_change": tuned - base,
+        "prompt_ratio": tuned / np.maximum(base, 1e-6),
+    }
+
+
+def _followed(seen: Seen, asked: Sequence[Mapping[str, int]], words: Array, *, exact: bool) -> Array:
+    """Per picture [P, S]: share of the asked attributes that are right, or the cosine with the prompt's words."""
+    if not exact:
+        return np.einsum("pse,pe->ps", seen.image, words)
+    rows = [
+        np.mean([seen.labels(name)[p] == index for name, index in expected.items()], axis=0)
+        for p, expected in enumerate(asked)
+    ]
+    return np.stack(rows)
+
+
+def _by_attribute(evidence: Evidence, weights: Weights) -> dict[str, dict[str, Measure]]:
+    """Accuracy per attribute for T and B, over the prompts that ask for it."""
+    names = sorted({name for expected in evidence.asked for name in expected}) if evidence.exact else []
+    return {
+        name: {
+            side: _accuracy(seen, evidence.asked, name, weights)
+            for side, seen in (("tuned", evidence.tuned), ("base", evidence.base))
+        }
+        for name in names
+    }
+
+
+def _accuracy(seen: Seen, asked: Sequence[Mapping[str, int]], name: str, weights: Weights) -> Measure:
+    where = np.array([name in expected for expected in asked])
+    wanted = np.array([expected.get(name, -1) for expected in asked])
+    right = (seen.labels(name) == wanted[:, None]) * where[:, None]
+    share = weighted_mean(right, weights.grid) / np.maximum(weighted_mean(where[:, None], weights.grid), 1e-9)
+    return Measure(interval(share), int(where.sum()), int(where.sum() * seen.shape[1]))
+
+
+def _overall(identity: Mapping[str, Array], following: Mapping[str, Array]) -> dict[str, Array]:
+    """Identity gain times prompt following kept: neither can be bought with the other."""
+    return {"overall": np.maximum(identity["identity_gain"], 0) * following["prompt_ratio"]}
+
+
+def _diversity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
+    """How differently pictures of one prompt are composed, tuned over base, with trigger and without."""
+    prompts = weights.grid.sum(-1)
+    tuned, base, plain = (
+        prompts @ _spread(seen.structure) for seen in (evidence.tuned, evidence.base, evidence.plain)
+    )
+    base = np.maximum(base, 1e-6)
+    return {"diversity": tuned / base, "class_diversity": plain / base}
+
+
+def _spread(structures: Array) -> Array:
+    """Mean distance of different seeds' structures [P, S, 40, 40] per prompt: [P]."""
+    seeds = structures.shape[1]
+    distances = structure_distance(structures[:, :, None], structures[:, None])
+    return distances.sum((1, 2)) / max(seeds * (seeds - 1), 1)
+
+
+def _sharpness(evidence: Evidence, weights: Weights) -> dict[str, Array]:
+    tuned, base = (weighted_mean(seen.measures.sharpness, weights.grid) for seen in (evidence.tuned, evidence.base))
+    return {"sharpness": tuned / np.maximum(base, 1e-9)}
+
+
+def _lightness(evidence: Evidence, weights: Weights) -> dict[str, Array]:
+    """Shift of a person's skin lightness from the photos to T, in L*; only where the judges read tones."""
+    light = evidence.tone_lightness
+    if not light:
+        return {}
+    photos = len(light["photos"])
+    rng = np.random.default_rng(photos)
+    drawn = item_weights(photos, draws=len(weights.grid) - 1, rng=rng, fixed=photos < MIN_PHOTOS_RESAMPLED)
+    return {"lightness_shift": weighted_mean(light["tuned"], weights.grid) - drawn @ light["photos"]}
+
+
+def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> dict[str, Interval]:
+    """Damage on unrelated prompts: accuracy lost, distance of distributions over its null, colours."""
+    after, before = (
+        weighted_mean(
+            _followed(seen, evidence.asked_unrelated, evidence.words_unrelated, exact=evidence.exact), weights.unrelated
+        )
+        for seen in (evidence.unrelated, evidence.unrelated_base)
+    )
+    pairs = (evidence.unrelated.identity * evidence.unrelated_base.identity).sum(-1)
+    colours = appearance_distance(evidence.unrelated.colours, evidence.unrelated_base.colours)
+    return {
+        "drift_change": interval(after - before),
+        "drift_paired": interval(1 - weighted_mean(pairs, weights.unrelated)),
+        "drift_kid_sd": _kid_excess(evidence.unrelated.image, evidence.unrelated_base.image, rng),
+        "drift_colour": Interval(colours, colours, colours),
+    }
+
+
+def _kid_excess(tuned: Array, base: Array, rng: np.random.Generator) -> Interval:
+    """Kernel distance of tuned and base pictures of other seeds, above the 95th percentile of the base's own
+    seed-split distances, in standard deviations of those; spread over random splits."""
+    prompts, seeds, width = base.shape
+    tuned, base = tuned * np.sqrt(width), base * np.sqrt(width)
+    null = kid_null(base, draws=KID_SPLITS, rng=rng)
+    half = seeds // 2
+    values = []
+    for _ in range(KID_SPLITS):
+        order = rng.permuted(np.tile(np.arange(seeds), (prompts, 1)), axis=1)[..., None]
+        mine = np.take_along_axis(tuned, order[:, :half], axis=1).reshape(-1, width)
+        theirs = np.take_along_axis(base, order[:, half : 2 * half], axis=1).reshape(-1, width)
+        values.append(kid(mine, theirs))
+    excess = (np.asarray(values) - np.quantile(null, 0.95)) / max(float(null.std()), 1e-9)
+    return interval(np.concatenate([[excess.mean()], excess]))
+
+
+def _rates(evidence: Evidence) -> dict[str, Interval]:
+    """Shares of copies among T and of broken pictures among T and C."""
+    copied = _likeness(evidence) > evidence.copy_correlation
+    usual = float(np.median(evidence.base.measures.sharpness))
+    broken = [_flat(seen.measures).broken(usual_sharpness=usual) for seen in (evidence.tuned, evidence.plain)]
+    bad = np.concatenate(broken)
+    return {"copy_rate": wilson(int(copied.sum()), copied.size), "broken_rate": wilson(int(bad.sum()), bad.size)}
+
+
+def _flat(quality: Quality) -> Quality:
+    return Quality(*(values.reshape(-1) for values in vars(quality).values()))
+
+
+def _likeness(evidence: Evidence) -> Array:
+    """Per picture of T [P, S]: largest structural correlation with a picture trained on."""
+    flat = evidence.tuned.structure.reshape(-1, *evidence.tuned.structure.shape[2:])
+    return likeness(flat, evidence.shown).max(-1).reshape(evidence.tuned.shape)
+
+
+def _sized(evidence: Evidence, name: str, value: Interval) -> Measure:
+    prompts, seeds = (evidence.unrelated if name.startswith("drift") else evidence.tuned).shape
+    return Measure(value, prompts, prompts * seeds * (2 if name == "broken_rate" else 1))
+
+
+def _invalid(values: Mapping[str, Interval], evidence: Evidence) -> list[str]:
+    reasons = []
+    span = values["identity_span"].point
+    if span < MIN_SPAN:
+        reasons.append(
+            f"the judges tell the subject from its class by only {span:.3f} (needs {MIN_SPAN}); "
+            "identity cannot be measured with these photos or judges"
+        )
+    return reasons
+
+
+def made_share(evidence: Evidence) -> float:
+    """Share of planned tuned pictures that hold a picture at all."""
+    blank = [_flat(seen.measures).blank() for seen in (evidence.tuned, evidence.plain, evidence.unrelated)]
+    return float(1 - np.concatenate(blank).mean())
+
+
+def expected(prompts: Sequence[Prompt], classes: Mapping[str, Sequence[str]]) -> list[dict[str, int]]:
+    """Per prompt, the class index of every labelled attribute that the judges read."""
+    return [
+        {name: classes[name].index(v) for name, v in p.labels.items() if name in classes and v in classes[name]}
+        for p in prompts
+    ]

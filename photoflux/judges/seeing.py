@@ -1,0 +1,185 @@
+"""What the judges see in a grid of pictures, drawing such grids, and keeping the base's side of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from photoflux.errors import InputError
+from photoflux.judges.colour import lab_histograms
+from photoflux.judges.copying import structure
+from photoflux.judges.prompts import Prompt, seeds_for
+from photoflux.judges.quality import Quality, measure_quality
+from photoflux.manifest import unpack, write_tar
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+    from photoflux.flux.base import BaseSpec
+    from photoflux.judges.encoders import Judges
+
+Array = np.ndarray
+log = logging.getLogger(__name__)
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures as numbers; every array starts with the grid [P, S] (or [N] for photos)."""
+
+    identity: Array
+    image: Array
+    structure: Array
+    colours: Array
+    quality: Array
+    probabilities: dict[str, Array]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.identity.shape[:-1]
+
+    @property
+    def measures(self) -> Quality:
+        return Quality(*np.moveaxis(self.quality, -1, 0))
+
+    def labels(self, attribute: str) -> Array:
+        """The class read in each picture."""
+        return self.probabilities[attribute].argmax(-1)
+
+    def grid(self, prompts: int) -> Seen:
+        """[N, ...] as [P, S, ...]."""
+        return self._each(lambda x: x.reshape(prompts, -1, *x.shape[1:]))
+
+    def beside(self, other: Seen) -> Seen:
+        """Two grids of the same prompts, their seeds side by side."""
+        mine, theirs = self.arrays(), other.arrays()
+        return Seen.of({name: np.concatenate([mine[name], theirs[name]], axis=1) for name in mine})
+
+    def take(self, index: Sequence[int]) -> Seen:
+        """The pictures at `index` of the first axis."""
+        return self._each(lambda x: x[np.asarray(index)])
+
+    def arrays(self) -> dict[str, Array]:
+        """Flat names to arrays, for storing."""
+        plain = {name: getattr(self, name) for name in PLAIN}
+        return {**plain, **{f"read.{name}": values for name, values in self.probabilities.items()}}
+
+    @classmethod
+    def of(cls, arrays: dict[str, Array]) -> Seen:
+        read = {name[5:]: values for name, values in arrays.items() if name.startswith("read.")}
+        return cls(**{name: arrays[name] for name in PLAIN}, probabilities=read)
+
+    def _each(self, change: Any) -> Seen:
+        return Seen.of({name: change(values) for name, values in self.arrays().items()})
+
+
+PLAIN = ("identity", "image", "structure", "colours", "quality")
+
+
+def look(judges: Judges, images: Sequence[Image.Image]) -> Seen:
+    """Everything the judges see in N pictures: [N, ...]."""
+    quality = measure_quality(images)
+    return Seen(
+        identity=judges.identity(images).numpy(),
+        image=judges.image_text(images).numpy(),
+        structure=structure(images),
+        colours=lab_histograms(images),
+        quality=np.stack([quality.peak, quality.spread, quality.neighbours, quality.sharpness], -1),
+        probabilities={name: values.numpy() for name, values in judges.attributes(images).items()},
+    )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pictures in row-major order of [P, S], and what was seen in them."""
+
+    pictures: list[Image.Image]
+    seen: Seen
+
+    def row(self, prompt: int) -> list[Image.Image]:
+        seeds = self.seen.shape[1]
+        return self.pictures[prompt * seeds : (prompt + 1) * seeds]
+
+    def beside(self, other: Grid) -> Grid:
+        rows = [self.row(p) + other.row(p) for p in range(self.seen.shape[0])]
+        return Grid([picture for row in rows for picture in row], self.seen.beside(other.seen))
+
+
+@dataclass(frozen=True)
+class Artist:
+    """A pipeline with its judges: draws grids of pictures and looks at them."""
+
+    pipe: FluxPipeline
+    spec: BaseSpec
+    judges: Judges
+    batch_size: int
+    cache: Path | None = None
+
+    def draw(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int = 0) -> Grid:
+        """One picture per prompt and seed with the pipeline as it is now."""
+        from photoflux.flux.sampling import generate
+
+        texts = [prompt.text for prompt in prompts for _ in range(seeds)]
+        numbers = seeds_for(seed, len(prompts), seeds, skip=skip)
+        pictures = generate(self.pipe, texts, numbers, spec=self.spec, batch_size=self.batch_size)
+        return Grid(pictures, look(self.judges, pictures).grid(len(prompts)))
+
+    def draw_base(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int = 0) -> Grid:
+        """The same with the adapter off; drawn once per base, judges, prompts and seeds, then read from the cache."""
+        from photoflux.flux.lora import using_base
+
+        path = self._cache_path(prompts, seed=seed, seeds=seeds, skip=skip)
+        if path and (grid := _read_grid(path)):
+            return grid
+        with using_base(self.pipe):
+            grid = self.draw(prompts, seed=seed, seeds=seeds, skip=skip)
+        if path:
+            _write_grid(path, grid)
+        return grid
+
+    def _cache_path(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int) -> Path | None:
+        key = {
+            "version": CACHE_VERSION, "base": self.spec.hash, "steps": self.spec.steps, "judges": self.judges.hash,
+            "prompts": [prompt.text for prompt in prompts], "seeds": [seed, seeds, skip],
+        }  # fmt: skip
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        return self.cache / f"{name}.tar" if self.cache else None
+
+
+def _write_grid(path: Path, grid: Grid) -> None:
+    arrays = io.BytesIO()
+    np.savez(arrays, **grid.seen.arrays())
+    files = {f"pictures/{i:05}.png": _png(picture) for i, picture in enumerate(grid.pictures)}
+    write_tar(path, files={**files, "seen.npz": arrays.getvalue()}, manifest={"version": CACHE_VERSION})
+
+
+def _read_grid(path: Path) -> Grid | None:
+    """A kept grid; None when there is none or when it is damaged, which only costs drawing it again."""
+    if not path.is_file():
+        return None
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            unpack(path, Path(scratch))
+            with np.load(Path(scratch) / "seen.npz") as arrays:
+                seen = Seen.of(dict(arrays))
+            files = sorted(Path(scratch, "pictures").iterdir())
+            return Grid([Image.open(file).convert("RGB") for file in files], seen)
+    except (InputError, OSError, ValueError, KeyError) as error:
+        log.warning("kept base pictures %s are damaged (%s); drawing them again", path.name, error)
+        return None
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,290 @@
+"""`photoflux label`: people label generated pictures, and their labels become a judge card.
+
+`label make` draws pictures of the base and lays out a page to label them on; nobody sees what the judges read.
+`label card` compares the labels with what the judges read and writes how often each true value is read as which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import html
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from photoflux.errors import InputError
+from photoflux.manifest import digest, to_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from photoflux.judges.prompts import PromptSet
+    from photoflux.judges.seeing import Artist
+
+log = logging.getLogger(__name__)
+UNSURE, NOBODY = "unsure", "no person"
+MIN_PER_CLASS = 10
+SECRET = "judged.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Counts [K, K] of what people saw (rows) and judges read (columns), and what was left out."""
+
+    classes: tuple[str, ...]
+    counts: np.ndarray
+    unsure: int
+    disagreed: int
+    kappa: float | None
+
+
+def main(words: Sequence[str]) -> int:
+    """Run `label make` or `label card`."""
+    args = _parser().parse_args(words)
+    if args.verb == "make":
+        page = make_sheet(args.folder, base=args.base, prompts=args.prompts, count=args.count, seed=args.seed)
+        print(f"label the pictures on {page}, save labels.csv into {args.folder}, then run: photoflux label card")
+        return 0
+    card = write_card(args.folder, labels=args.labels or [args.folder / "labels.csv"], card=args.card)
+    for name, table in json.loads(card.read_text(encoding="utf-8"))["attributes"].items():
+        print(f"{name}: balanced accuracy {table['balanced_accuracy']:.3f} over {table['labelled']} pictures")
+    print(f"judge card: {card} (use it with `--set judge_card={card}` when auditing)")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="photoflux label", description="Make a judge card from people's labels.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    make = verbs.add_parser("make", help="draw pictures and lay out a page to label them on")
+    make.add_argument("--folder", type=Path, required=True, help="where the page and its pictures go")
+    make.add_argument("--base", default="pocket", help="base to draw with")
+    make.add_argument("--prompts", default="", help="prompt set; empty: the one named after the base")
+    make.add_argument("--count", type=int, default=400, help="pictures to label")
+    make.add_argument("--seed", type=int, default=900_000, help="first seed")
+    card = verbs.add_parser("card", help="turn labels into a judge card")
+    card.add_argument("--folder", type=Path, required=True, help="the folder that `label make` filled")
+    card.add_argument("--labels", type=Path, action="append", help="a labels file; give one per person")
+    card.add_argument("--card", type=Path, required=True, help="the judge card to write")
+    return parser
+
+
+def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) -> Path:
+    """Draw `count` pictures of people with the base, and write them, the page, and what the judges read."""
+    if not 1 <= count <= 5000:
+        raise InputError(f"--count {count}: choose a value from 1 to 5000")
+    artist, asked = _artist(base, prompts)
+    seeds = math.ceil(count / len(asked.people))
+    grid = artist.draw(asked.people, seed=seed, seeds=seeds)
+    order = np.random.default_rng(seed).permutation(len(grid.pictures))[:count]
+    names = [f"pictures/{place:04}.png" for place in range(len(order))]
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for name, i in zip(names, order, strict=True):
+        grid.pictures[i].save(folder / name)
+    classes = {name: list(artist.judges.classes[name]) for name in asked.audited}
+    flat = {name: grid.seen.labels(name).ravel()[order] for name in classes}
+    read = {
+        picture: {name: classes[name][int(flat[name][k])] for name in classes} for k, picture in enumerate(names)
+    }
+    write_json(folder / SECRET, {"judges": artist.judges.hash, "base": artist.spec.hash, "seed": seed,
+                                 "classes": classes, "read": read})  # fmt: skip
+    _write_csv(folder / "labels-empty.csv", names, classes)
+    return write_text(folder / "label.html", _page(names, classes))
+
+
+def _artist(base: str, prompts: str) -> tuple[Artist, PromptSet]:
+    from photoflux.flux.base import load_pipeline, load_spec
+    from photoflux.judges.encoders import Judges
+    from photoflux.judges.prompts import load_prompts
+    from photoflux.judges.seeing import Artist
+    from photoflux.settings import get_settings
+
+    settings, spec = get_settings(), load_spec(base)
+    asked = load_prompts(prompts or spec.name, folder=settings.models_dir)
+    if spec.judges is None:
+        raise InputError(f"base '{spec.name}' has no judges; set `judges` in its spec")
+    device = settings.device or None
+    judges = Judges.load(spec.judges, device=device)
+    return Artist(load_pipeline(spec, device=device), spec, judges, batch_size=16), asked
+
+
+def write_card(folder: Path, *, labels: Sequence[Path], card: Path) -> Path:
+    """Compare people's labels with what the judges read. Raises InputError where the labels cannot carry a card."""
+    secret = _secret(folder)
+    people = [read_labels(path, secret["classes"]) for path in labels]
+    tables = {
+        name: compare(name, classes, people, secret["read"]) for name, classes in secret["classes"].items()
+    }
+    _enough(tables)
+    return write_json(
+        card,
+        {
+            "kind": "judge-card",
+            "schema_version": 1,
+            "judges": secret["judges"],
+            "base": secret["base"],
+            "people": len(people),
+            "labels": {path.name: digest(path) for path in labels},
+            "attributes": {name: _stored(table) for name, table in tables.items()},
+        },
+    )
+
+
+def compare(
+    name: str, classes: Sequence[str], people: Sequence[Mapping[str, Mapping[str, str]]], read: Mapping[str, Any]
+) -> Comparison:
+    """Counts over pictures on which everybody who decided agrees; the rest is counted, not used."""
+    counts = np.zeros((len(classes), len(classes)), int)
+    unsure = disagreed = 0
+    for picture, judged in read.items():
+        said = [labels.get(picture, {}).get(name, UNSURE) for labels in people]
+        decided = {value for value in said if value not in (UNSURE, NOBODY)}
+        if len(decided) == 1:
+            counts[classes.index(decided.pop()), classes.index(judged[name])] += 1
+        elif decided:
+            disagreed += 1
+        else:
+            unsure += 1
+    return Comparison(tuple(classes), counts, unsure, disagreed, _kappa(name, people))
+
+
+def _kappa(name: str, people: Sequence[Mapping[str, Mapping[str, str]]]) -> float | None:
+    """Cohen's kappa of the first two people, over pictures that both labelled."""
+    if len(people) < 2:
+        return None
+    both = [(people[0][p][name], people[1][p][name]) for p in people[0] if p in people[1]]
+    if not both:
+        return None
+    first, second = (Counter(pair[i] for pair in both) for i in (0, 1))
+    agreed = sum(a == b for a, b in both) / len(both)
+    chance = sum(first[value] * second[value] for value in first) / len(both) ** 2
+    return (agreed - chance) / (1 - chance) if chance < 1 else 1.0
+
+
+def read_labels(path: Path, classes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+    """Labels by picture from a CSV; empty cells are unsure. Raises InputError naming the line of an unknown value."""
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}); save it from the labelling page") from error
+    if not rows or "picture" not in rows[0]:
+        raise InputError(f"{path}: holds no labels with a 'picture' column; save it from the labelling page")
+    return {row["picture"]: _checked(row, classes, f"{path}: line {line}") for line, row in enumerate(rows, start=2)}
+
+
+def _checked(row: Mapping[str, str], classes: Mapping[str, Sequence[str]], where: str) -> dict[str, str]:
+    values = {name: (row.get(name) or "").strip() or UNSURE for name in classes}
+    for name, value in values.items():
+        if value not in (*classes[name], UNSURE, NOBODY):
+            raise InputError(f"{where}: {name} is '{value}'; use one of {', '.join([*classes[name], UNSURE, NOBODY])}")
+    return values
+
+
+def _enough(tables: Mapping[str, Comparison]) -> None:
+    for name, table in tables.items():
+        for value, total in zip(table.classes, table.counts.sum(1), strict=True):
+            if total < MIN_PER_CLASS:
+                raise InputError(
+                    f"only {total} pictures are labelled {name}={value} (needs {MIN_PER_CLASS}): "
+                    "make a larger sheet with --count and label more"
+                )
+
+
+def _stored(table: Comparison) -> dict[str, Any]:
+    from photoflux.judges.prevalence import balanced_accuracy
+
+    return {
+        "classes": list(table.classes),
+        "counts": table.counts.tolist(),
+        "labelled": int(table.counts.sum()),
+        "unsure": table.unsure,
+        "disagreed": table.disagreed,
+        "kappa": table.kappa,
+        "balanced_accuracy": balanced_accuracy(table.counts),
+    }
+
+
+def _secret(folder: Path) -> dict[str, Any]:
+    path = folder / SECRET
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); run `photoflux label make` first") from error
+
+
+def _write_csv(path: Path, pictures: Sequence[str], attributes: Iterable[str]) -> None:
+    names = list(attributes)
+    lines = [",".join(["picture", *names]), *(",".join([picture, *[""] * len(names)]) for picture in pictures)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _page(pictures: Sequence[str], classes: Mapping[str, Sequence[str]]) -> str:
+    """The labelling page: pictures lie beside it, choices stay in the browser, one button saves labels.csv."""
+    cards = "".join(
+        f'<article data-picture="{picture}"><img src="{picture}" alt="picture {i + 1}" loading="lazy">'
+        + "".join(_choices(i, name, values) for name, values in classes.items())
+        + "</article>"
+        for i, picture in enumerate(pictures)
+    )
+    return PAGE.format(cards=cards, count=len(pictures), attributes=to_json(list(classes)).strip())
+
+
+def _choices(number: int, name: str, values: Sequence[str]) -> str:
+    options = "".join(
+        f'<label><input type="radio" name="{number}-{html.escape(name)}" value="{html.escape(value)}">'
+        f"<span>{html.escape(value)}</span></label>"
+        for value in (*values, UNSURE, NOBODY)
+    )
+    return f'<fieldset data-attribute="{html.escape(name)}"><legend>{html.escape(name)}</legend>{options}</fieldset>'
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Label pictures</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body {{ margin: 0; background: #f6f7f9; color: #1d1f23; font: 15px/1.5 system-ui, sans-serif; }}
+header {{ position: sticky; top: 0; z-index: 1; background: #fff; border-bottom: 1px solid #e3e5ea; padding: 12px 24px;
+  display: flex; gap: 20px; align-items: center; }}
+header p {{ margin: 0; color: #60656f; flex: 1; }}
+button {{ background: #2f5fb3; color: #fff; border: 0; border-radius: 8px; padding: 9px 18px; font: inherit; cursor: pointer; }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; padding: 20px 24px; }}
+article {{ background: #fff; border: 1px solid #e3e5ea; border-radius: 12px; padding: 14px; }}
+article.done {{ border-color: #1b7f4b; }}
+img {{ width: 100%; image-rendering: auto; border-radius: 8px; }}
+fieldset {{ border: 0; padding: 0; margin: 10px 0 0; display: flex; flex-wrap: wrap; gap: 6px; }}
+legend {{ color: #60656f; font-size: 13px; padding: 0; float: left; width: 100%; }}
+label span {{ display: inline-block; border: 1px solid #e3e5ea; border-radius: 99px; padding: 2px 12px; cursor: pointer; }}
+input {{ position: absolute; opacity: 0; }}
+input:checked + span {{ background: #2f5fb3; border-color: #2f5fb3; color: #fff; }}
+input:focus-visible + span {{ outline: 2px solid #2f5fb3; outline-offset: 2px; }}
+</style></head><body>
+<header><strong>Label what you see</strong>
+<p><span id="done">0</span> of {count} pictures · go by the picture alone; "unsure" is a good answer</p>
+<button id="save">Save labels.csv</button></header>
+<main>{cards}</main>
+<script>
+const attributes = {attributes};
+const articles = [...document.querySelectorAll("article")];
+const chosen = (article, name) =>
+  article.querySelector(`[data-attribute="${{name}}"] input:checked`)?.value ?? "";
+function count() {{
+  articles.forEach(a => a.classList.toggle("done", attributes.every(name => chosen(a, name))));
+  document.getElementById("done").textContent = document.querySelectorAll("article.done").length;
+}}
+document.addEventListener("change", count);
+document.getElementById("save").addEventListener("click", () => {{
+  const rows = articles.map(a => [a.dataset.picture, ...attributes.map(name => chosen(a, name))].join(","));
+  const text = [["picture", ...attributes].join(","), ...rows].join("\\n") + "\\n";
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {{ type: "text/csv" }}));
+  link.download = "labels.csv";
+  link.click();
+}});
+</script></body></html>
+"""

@@ -1,0 +1,1 @@
+"""Photos: decoded safely, measured, judged, normalised, varied and captioned."""

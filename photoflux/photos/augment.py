@@ -1,0 +1,118 @@
+"""Mild, reproducible variants of a photo that leave its subject as it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from PIL import Image
+
+from photoflux.params import AugmentParams
+from photoflux.photos.normalise import MAP_PX, Square, saliency
+
+PEOPLE = frozenset("person people man woman boy girl child baby face portrait selfie adult teenager".split())
+LETTERED = frozenset("text logo sign label book poster badge card letter font license plate".split())
+SYMMETRIC = frozenset("vase bowl ball bottle plate candle flower tree landscape mountain cloud style".split())
+FLIP_BELOW = 8
+PLACES_TRIED = 12
+KEPT_MIN = 0.97
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One variant, fully decided: a square of the photo (pixels), turned, mirrored and lit a little differently."""
+
+    left: float
+    top: float
+    side: float
+    rotation_deg: float = 0.0
+    mirrored: bool = False
+    brightness: float = 1.0
+    gamma: float = 1.0
+
+    @property
+    def square(self) -> Square:
+        return Square(self.left, self.top, self.side)
+
+    def as_json(self) -> dict[str, float | bool]:
+        return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+def may_flip(class_noun: str, *, photos: int, params: AugmentParams) -> bool:
+    """Mirroring turns text, partings and markings round: unasked, only few photos of symmetric things are mirrored."""
+    if params.flip != "auto":
+        return params.flip == "on"
+    return photos < FLIP_BELOW and bool(SYMMETRIC & _words(class_noun))
+
+
+def may_recolour(class_noun: str, *, params: AugmentParams) -> bool:
+    """Brightness shifts skin tones and brand colours: unasked, people and lettering keep theirs."""
+    if params.colour_jitter != "auto":
+        return params.colour_jitter == "on"
+    return not (PEOPLE | LETTERED) & _words(class_noun)
+
+
+def plan(
+    image: Image.Image, square: Square, *, sha256: str, number: int, flip: bool, recolour: bool, params: AugmentParams
+) -> Recipe:
+    """Decide variant `number` of a photo within `square`, from the photo's own digest and the seed alone."""
+    rng = np.random.default_rng([params.seed, number, int(sha256[:16], 16)])
+    angle = float(rng.uniform(-1, 1) * params.rotation_deg)
+    widest = 1 / _turned_span(angle)
+    shown = rng.uniform(min(params.scale_min, widest), widest)
+    side = float(square.side * shown / widest)
+    left, top = _place(image, square, side=side, rng=rng)
+    brightness, gamma = (1 + rng.uniform(-1, 1, 2) * (params.colour_strength if recolour else 0)).tolist()
+    mirrored = bool(rng.random() < 0.5) and flip
+    return Recipe(left, top, side, angle, mirrored, brightness, gamma)
+
+
+def apply(image: Image.Image, recipe: Recipe, *, size_px: int) -> Image.Image:
+    """Make a variant. Turned pictures are cut to the largest upright square inside, so no corner is ever empty."""
+    picture = image.crop(tuple(round(edge) for edge in recipe.square.box))
+    if recipe.rotation_deg:
+        picture = picture.rotate(recipe.rotation_deg, Image.Resampling.BICUBIC)
+        inner = recipe.side / _turned_span(recipe.rotation_deg)
+        margin = min((recipe.side - inner) / 2 + 1, recipe.side / 4)
+        picture = picture.crop((math.ceil(margin), math.ceil(margin), *(math.floor(s - margin) for s in picture.size)))
+    picture = picture.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3)
+    if recipe.mirrored:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _relit(picture, brightness=recipe.brightness, gamma=recipe.gamma)
+
+
+def _turned_span(angle_deg: float) -> float:
+    """Side of a turned unit square's upright hull; its inverse is the side of the upright square that fits inside."""
+    radians = math.radians(abs(angle_deg))
+    return math.cos(radians) + math.sin(radians)
+
+
+def _place(image: Image.Image, square: Square, *, side: float, rng: np.random.Generator) -> tuple[float, float]:
+    """A random place for a smaller square that keeps nearly as much of the subject as the best of those tried."""
+    slack = max(0.0, square.side - side)
+    places = np.array([square.left, square.top]) + rng.uniform(0, 1, (PLACES_TRIED, 2)) * slack
+    eye = saliency(image)
+    held = [_held(eye, image, Square(left, top, side)) for left, top in places]
+    good = [place for place, share in zip(places, held, strict=True) if share >= KEPT_MIN * max(held)]
+    left, top = good[int(rng.integers(len(good)))]
+    return float(left), float(top)
+
+
+def _held(eye: np.ndarray, image: Image.Image, square: Square) -> float:
+    """Share of the saliency map inside a square."""
+    x = np.array([square.left, square.left + square.side]) / image.width * MAP_PX
+    y = np.array([square.top, square.top + square.side]) / image.height * MAP_PX
+    (x0, x1), (y0, y1) = x.round().astype(int), y.round().astype(int)
+    return float(eye[y0:y1, x0:x1].sum())
+
+
+def _relit(image: Image.Image, *, brightness: float, gamma: float) -> Image.Image:
+    if brightness == gamma == 1:
+        return image
+    curve = np.linspace(0, 1, 256) ** gamma * brightness
+    return image.point((curve.clip(0, 1) * 255).round().astype(int).tolist() * 3)
+
+
+def _words(class_noun: str) -> frozenset[str]:
+    return frozenset(class_noun.lower().replace("-", " ").split())

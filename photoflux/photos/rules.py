@@ -1,0 +1,233 @@
+"""The one rule table: what a photo and a set of photos must satisfy, and what to say where they do not.
+
+Everything that judges photos reads it: the step, the Great Expectations suites and an API's boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from photoflux.params import ValidateParams
+
+Row = Mapping[str, Any]
+
+REJECT, WARN = "reject", "warn"
+FILE, PHOTO, SET = "file", "photo", "set"
+UNUSABLE_SCORE_MAX = 40
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A column, what its values may be (`low` ≤ value ≤ `high`, or one of `allowed`), and what to say otherwise.
+
+    `message` is filled from the row and the bounds; `advice` too, with `files`, the names of the photos concerned.
+    """
+
+    code: str
+    level: str
+    severity: str
+    column: str
+    message: str
+    low: float | None = None
+    high: float | None = None
+    allowed: tuple[str, ...] | None = None
+    advice: str = ""
+
+    def holds(self, value: Any) -> bool:
+        if self.allowed is not None:
+            return value in self.allowed
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def tell(self, row: Row) -> str:
+        return self.message.format(**{**row, "low": self.low, "high": self.high})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided. `failures` holds (file, rule code) for photos and ("", rule code) for the set."""
+
+    verdict: str
+    score: int
+    advice: list[str]
+    photos: list[dict[str, Any]]
+    failures: frozenset[tuple[str, str]] = frozenset()
+    whole: dict[str, Any] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> list[str]:
+        return [photo["file"] for photo in self.photos if photo["status"] != REJECT]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"verdict": self.verdict, "score": self.score, "advice": self.advice, "photos": self.photos}
+
+
+UNMEASURED = Rule("unmeasured", PHOTO, REJECT, "", "could not be measured: export the photo again as JPEG or PNG")
+"""Broken by a decoded photo with an empty measure; stands beside the table because it looks at every column."""
+
+
+def rule_table(params: ValidateParams) -> tuple[Rule, ...]:
+    """Every rule, bounds taken from the parameters, in the order in which reasons are told."""
+    return (*_file_rules(), *_size_rules(params), *_sharpness_rules(params), *_light_rules(params), *_set_rules(params))
+
+
+def _file_rules() -> tuple[Rule, ...]:
+    return (
+        Rule("decodable", FILE, REJECT, "problem", "{problem_message}", allowed=("",),
+             advice="Replace what could not be read: {files}."),
+        Rule("duplicate", PHOTO, REJECT, "duplicate_of", "same as {duplicate_of}{duplicate_note}: one of them is enough",
+             allowed=("",), advice="Fewer near-copies: {files} repeat other photos; new views in their place would help."),
+    )  # fmt: skip
+
+
+def _size_rules(params: ValidateParams) -> tuple[Rule, ...]:
+    return (
+        Rule("too_small", PHOTO, REJECT, "short_side_px", low=params.short_side_min_px,
+             message="too small: {short_side_px} px on its short side, {low} are needed; use the original",
+             advice="Send the originals, not previews, of {files}."),
+        Rule("small", PHOTO, WARN, "short_side_px", low=params.short_side_advised_px,
+             message="small: {short_side_px} px on its short side; {low} or more keep more detail",
+             advice="Use larger originals where there are any: short side under {low} px in {files}."),
+        Rule("too_narrow", PHOTO, REJECT, "aspect", low=params.aspect_min,
+             message="too long and narrow: crop it nearer to a square around the subject"),
+        Rule("narrow", PHOTO, WARN, "aspect", low=params.aspect_advised,
+             message="long and narrow: only a square part of it is used"),
+        Rule("enlarged", PHOTO, WARN, "detail", low=params.detail_min,
+             message="looks enlarged from a smaller picture: use the original"),
+    )  # fmt: skip
+
+
+def _sharpness_rules(params: ValidateParams) -> tuple[Rule, ...]:
+    return (
+        Rule("blurry", PHOTO, REJECT, "sharpness", low=params.sharpness_min,
+             message="blurry: retake it with more light, a steadier hand and the focus on the subject",
+             advice="Retake in focus: {files}."),
+        Rule("soft", PHOTO, WARN, "sharpness", low=params.sharpness_advised,
+             message="a little soft: retake it if you can, with the focus on the subject",
+             advice="Retake if you can, with the focus on the subject: {files}."),
+        Rule("shaken", PHOTO, WARN, "reblur", high=params.reblur_max,
+             message="perhaps shaken or out of focus: look at it at full size, retake it if it is",
+             advice="Look at {files} at full size: shaken or out-of-focus photos teach blur."),
+        Rule("grainy", PHOTO, WARN, "sharpness_trust", low=params.sharpness_trust_min,
+             message="so grainy that its sharpness cannot be judged: retake it with more light",
+             advice="More light: grain hides the detail in {files}."),
+    )  # fmt: skip
+
+
+def _light_rules(params: ValidateParams) -> tuple[Rule, ...]:
+    return (
+        Rule("too_dark", PHOTO, REJECT, "luma_p99", low=params.bright_p99_min,
+             message="too dark: retake it with more light", advice="More light: {files} cannot be made out."),
+        Rule("too_light", PHOTO, REJECT, "luma_p5", high=params.dark_p5_max,
+             message="too light: retake it with less exposure", advice="Less exposure: {files} came out nearly white."),
+        Rule("burnt_out", PHOTO, WARN, "clipped_high", high=params.clipped_high_max,
+             message="large parts are pure white: retake it with less exposure if the subject is among them"),
+        Rule("lost_shadows", PHOTO, WARN, "clipped_low", high=params.clipped_low_max,
+             message="large parts are pure black: retake it with more light if the subject is among them",
+             advice="More light: large parts of {files} are black."),
+        Rule("empty", PHOTO, REJECT, "entropy", low=params.entropy_min,
+             message="shows next to nothing: replace it with a photo of the subject"),
+    )  # fmt: skip
+
+
+def _set_rules(params: ValidateParams) -> tuple[Rule, ...]:
+    full = f"{params.advised_min} to {params.advised_max} good ones work best"
+    return (
+        Rule("too_few", SET, REJECT, "usable", low=params.min_photos,
+             message="only {usable} of {files} photos can be used and {low} are needed",
+             advice=f"Add {{missing}} more good photos: {params.min_photos} are needed, {full}."),
+        Rule("few", SET, WARN, "usable", low=params.advised_min, message="{usable} good photos",
+             advice=f"Add more photos: {{usable}} will do, {full}."),
+        Rule("too_many", SET, REJECT, "usable", high=params.max_photos,
+             message="{usable} photos are more than the {high} that are taken", advice="Choose the best 20."),
+        Rule("many", SET, WARN, "usable", high=params.advised_max, message="{usable} good photos",
+             advice=f"Keep the best {params.advised_max}: more than that add little and take longer."),
+        Rule("near_copies", SET, WARN, "near_copy_share", high=params.duplicate_share_max,
+             message="{near_copies} of {files} photos repeat others"),
+        Rule("one_view", SET, WARN, "closeness", high=params.closeness_max,
+             message="the photos are framed alike (closeness {closeness:.2f})",
+             advice="More angles: walk around the subject, come closer, step back; these photos are framed alike."),
+        Rule("backgrounds", SET, WARN, "backgrounds", low=params.backgrounds_min,
+             message="{backgrounds} kinds of background",
+             advice="More backgrounds: {backgrounds} seen, and what never changes is learnt as part of the subject; "
+             f"{params.backgrounds_min} or more are better."),
+        Rule("dim", SET, WARN, "dim_share", high=0.5, message="most photos are dim",
+             advice="More light: most photos are dim; daylight shows colours and surfaces best."),
+    )  # fmt: skip
+
+
+def judge(photos: Sequence[Row], *, params: ValidateParams) -> Verdict:
+    """Hold a table of photos (one row each, as `survey` makes it) against the rules; no I/O, no other library."""
+    from photoflux.photos.score import advice_for, score_parts
+
+    rules = rule_table(params)
+    broken = {row["file"]: broken_rules(row, rules) for row in photos}
+    judged = [_judged(row, broken[row["file"]]) for row in photos]
+    whole = whole_row(photos, judged, params=params)
+    set_broken = [rule for rule in rules if rule.level == SET and not rule.holds(whole[rule.column])]
+    rejected = any(rule.severity == REJECT for rule in set_broken)
+    parts = score_parts(whole, params=params)
+    score = round(sum(part["points"] for part in parts))
+    doubtful = set_broken or any(photo["status"] != "ok" for photo in judged)
+    return Verdict(
+        verdict=REJECT if rejected else WARN if doubtful else "ok",
+        score=min(score, UNUSABLE_SCORE_MAX) if rejected else score,
+        advice=advice_for(rules, broken, set_broken, whole),
+        photos=judged,
+        failures=frozenset(
+            [(name, rule.code) for name, found in broken.items() for rule in found]
+            + [("", rule.code) for rule in set_broken]
+        ),
+        whole=whole,
+        parts=parts,
+    )
+
+
+def broken_rules(row: Row, rules: Sequence[Rule]) -> list[Rule]:
+    """The file and photo rules that a row breaks; a photo that cannot be decoded breaks only that one."""
+    files = [rule for rule in rules if rule.level == FILE and not rule.holds(row[rule.column])]
+    if files:
+        return files
+    measured = [rule for rule in rules if rule.level == PHOTO]
+    empty = any(row[rule.column] is None for rule in measured)
+    found = [rule for rule in measured if row[rule.column] is not None and not rule.holds(row[rule.column])]
+    return found + [UNMEASURED] * empty
+
+
+def status_of(found: Sequence[Rule]) -> str:
+    severities = {rule.severity for rule in found}
+    return REJECT if REJECT in severities else WARN if WARN in severities else "ok"
+
+
+def whole_row(photos: Sequence[Row], judged: Sequence[Row], *, params: ValidateParams) -> dict[str, Any]:
+    """The set in one row, from its photos: counts, shares and variety of what can be used."""
+    usable = [row for row, photo in zip(photos, judged, strict=True) if photo["status"] != REJECT]
+    copies = sum(bool(row["duplicate_of"]) for row in photos)
+    return {
+        "files": len(photos),
+        "usable": len(usable),
+        "missing": max(0, params.min_photos - len(usable)),
+        "flawless": sum(photo["status"] == "ok" for photo in judged),
+        "near_copies": copies,
+        "near_copy_share": copies / max(1, len(photos)),
+        "closeness": _mean([row["closest"] for row in usable]),
+        "backgrounds": len({row["background"] for row in usable}),
+        "dim_share": _mean([float(row["luma_p50"] < 0.2) for row in usable]),
+    }
+
+
+def _judged(row: Row, found: Sequence[Rule]) -> dict[str, Any]:
+    told = [rule for rule in found if rule.severity == REJECT] or found  # what is rejected needs no warnings
+    told = sorted(told, key=lambda rule: rule.code == "duplicate")
+    return {
+        "file": row["file"],
+        "status": status_of(found),
+        "reasons": [{"code": row["problem"] or rule.code, "message": rule.tell(row)} for rule in told],
+        "duplicate_of": row["duplicate_of"] or None,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

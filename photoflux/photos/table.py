@@ -1,0 +1,162 @@
+"""From files to the table that is judged: one row per photo, its measures, and what it repeats."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from photoflux.params import ValidateParams
+from photoflux.photos.decode import PhotoProblem, decode
+from photoflux.photos.inspect import Fingerprint, Likeness, Measures, background, fingerprint, likeness, measure
+from photoflux.photos.rules import REJECT, broken_rules, rule_table, status_of
+
+UNMEASURED: dict[str, Any] = dict.fromkeys(Measures.__dataclass_fields__)
+BACKGROUND_LIKE = 0.6
+SHARPNESS_TIE = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """One file: its row, and what comparing it with others needs (nothing when it could not be decoded)."""
+
+    row: dict[str, Any]
+    print: Fingerprint | None = None
+    background: NDArray[np.float64] | None = None
+
+
+def survey(
+    files: Iterable[tuple[str, bytes]],
+    *,
+    params: ValidateParams,
+    keep: Callable[[str, Image.Image], None] = lambda _name, _image: None,
+) -> list[dict[str, Any]]:
+    """The photo table of named files. `keep` is handed each decoded picture in turn, so that one is in memory at a time.
+
+    Columns: `file`, `decoded`, `problem`, `problem_message`, the fields of `Measures` (None when not decoded), `sha256`,
+    `facts`, `duplicate_of`, `duplicate_note` ("" when unique), `closest` (correlation with the most similar other
+    photo) and `background` (number of its kind of background).
+    """
+    examined = [examine(name, data, params=params, keep=keep) for name, data in files]
+    rows = [one.row for one in examined]
+    alike = compare([one.print for one in examined])
+    _mark_duplicates(rows, alike, params=params)
+    _mark_closest(rows, alike)
+    _mark_backgrounds(examined)
+    return rows
+
+
+def read_folder(files: Sequence[Path]) -> Iterable[tuple[str, bytes]]:
+    """Names and bytes, one file at a time."""
+    return ((file.name, file.read_bytes()) for file in files)
+
+
+def examine(
+    name: str, data: bytes, *, params: ValidateParams, keep: Callable[[str, Image.Image], None]
+) -> Examined:
+    """Decode and measure one file; a file that is no photo becomes a row that says so."""
+    row = {
+        "file": name, "decoded": False, "problem": "", "problem_message": "", **UNMEASURED, "sha256": "", "facts": {},
+        "duplicate_of": "", "duplicate_note": "", "closest": 0.0, "background": -1,
+    }  # fmt: skip
+    limits = {"max_pixels": params.max_megapixels * 1_000_000, "max_bytes": params.max_file_mb * 1_000_000}
+    try:
+        decoded = decode(data, **limits)
+    except PhotoProblem as problem:
+        return Examined(row | {"problem": problem.code, "problem_message": problem.message})
+    seen = fingerprint(decoded.image)
+    facts = decoded.facts | {"format": decoded.format}
+    row |= {"decoded": True, **measure(decoded.image).as_row(), "sha256": seen.sha256, "facts": facts}
+    keep(name, decoded.image)
+    return Examined(row, seen, background(decoded.image))
+
+
+def compare(prints: Sequence[Fingerprint | None]) -> dict[tuple[int, int], Likeness]:
+    """Likeness of every pair of decoded photos, by index."""
+    pairs = itertools.combinations([(i, one) for i, one in enumerate(prints) if one is not None], 2)
+    return {(i, j): likeness(a, b) for (i, a), (j, b) in pairs}
+
+
+def is_same(pair: Likeness, *, params: ValidateParams) -> bool:
+    """Whether two photos are one for the purpose of training."""
+    return (
+        pair.same_pixels
+        or pair.phash <= params.duplicate_phash
+        or pair.dhash <= params.duplicate_dhash
+        or pair.correlation >= params.duplicate_ncc
+    )
+
+
+def clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Connected groups of 0..count-1, each sorted, in order of their first member."""
+    group = list(range(count))
+    for i, j in pairs:
+        old, new = group[j], group[i]
+        group = [new if one == old else one for one in group]
+    return sorted(sorted(i for i in range(count) if group[i] == one) for one in set(group))
+
+
+def _mark_duplicates(
+    rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Likeness], *, params: ValidateParams
+) -> None:
+    """Each cluster keeps its best photo; the others say what they repeat."""
+    same = [pair for pair, one in alike.items() if is_same(one, params=params)]
+    for members in clusters(len(rows), same):
+        best = _best(members, rows, params=params)
+        for i in set(members) - {best}:
+            pair = alike[min(i, best), max(i, best)]
+            rows[i]["duplicate_of"] = rows[best]["file"]
+            rows[i]["duplicate_note"] = _note(pair, params=params)
+
+
+def _best(members: Sequence[int], rows: Sequence[Mapping[str, Any]], *, params: ValidateParams) -> int:
+    """A usable photo before a rejected one, then the sharpest; of those about as sharp the likeliest original.
+
+    A copy that was cropped or saved again can measure a little sharper, so sharpness decides only where it differs.
+    """
+    rules = rule_table(params)
+    usable = [i for i in members if status_of(broken_rules(rows[i], rules)) != REJECT] or list(members)
+    sharpest = max((rows[i]["sharpness"] or 0.0 for i in usable), default=0.0)
+    sharp = [i for i in usable if (rows[i]["sharpness"] or 0.0) * SHARPNESS_TIE >= sharpest]
+
+    def likely_original(i: int) -> tuple[float, ...]:
+        row = rows[i]
+        pixels = (row["width_px"] or 0) * (row["height_px"] or 0)
+        return (pixels, row["facts"].get("had_exif", False), -len(row["file"]), -i)
+
+    return max(sharp, key=likely_original)
+
+
+def _note(pair: Likeness, *, params: ValidateParams) -> str:
+    if pair.same_pixels:
+        return ""
+    mirrored = pair.mirrored and pair.correlation >= params.duplicate_ncc
+    cropped = pair.scale < 1 and pair.correlation >= params.duplicate_ncc
+    words = [word for word, true in (("mirrored", mirrored), ("cropped", cropped)) if true]
+    return f" ({' and '.join(words)})" if words else ""
+
+
+def _mark_closest(rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Likeness]) -> None:
+    for (i, j), pair in alike.items():
+        if not rows[i]["duplicate_of"] and not rows[j]["duplicate_of"]:
+            for k in (i, j):
+                rows[k]["closest"] = max(rows[k]["closest"], round(pair.correlation, 4))
+
+
+def _mark_backgrounds(examined: Sequence[Examined]) -> None:
+    """Number the kinds of background: photos whose surroundings share most of their colours are of one kind."""
+    seen = [(i, one.background) for i, one in enumerate(examined) if one.background is not None]
+    pairs = [
+        (i, j)
+        for (i, a), (j, b) in itertools.combinations(seen, 2)
+        if np.minimum(a, b).sum() >= BACKGROUND_LIKE
+    ]
+    for number, members in enumerate(clusters(len(examined), pairs)):
+        for i in members:
+            examined[i].row["background"] = number

@@ -1,0 +1,216 @@
+"""Fresh renders of the pocket world: streamed by worker processes, cached as latents, captions and labels.
+
+Nothing here imports torch, so that worker processes start quickly. What is drawn depends on (seed, index) alone.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from photoflux.pocket import world
+from photoflux.pocket.tokenizers import TRIGGERS
+
+T = TypeVar("T")
+
+TRIGGER_RATE = 0.2
+"""How often a caption names its subject by a meaningless trigger, so that the base learns to see none in it."""
+
+
+def classes() -> dict[str, tuple[str, ...]]:
+    """Attribute -> its values, in the order that judges and confusion counts use."""
+    return {
+        "kind": (*world.KINDS, "person"),
+        "colour": tuple(world.COLOURS),
+        "accent": tuple(world.COLOURS),
+        "pattern": tuple(world.PATTERNS),
+        "place": tuple(world.PLACES),
+        "style": tuple(world.STYLES),
+        "occupation": tuple(world.OCCUPATIONS),
+        "gender": tuple(world.GENDERS),
+        "band": tuple(world.BANDS),
+        "tone": tuple(str(tone + 1) for tone in range(len(world.TONES))),
+        "hair": tuple(world.HAIR),
+    }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`pixels` uint8 `[N, H, W, 3]`, two captions each (plain; maybe with a trigger) and class ids `[N, A]` (-1: none)."""
+
+    pixels: np.ndarray
+    captions: list[tuple[str, str]]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def draw(index: int, *, seed: int, count: int, size_px: int) -> Batch:
+    """Scenes `index * count` to `(index + 1) * count - 1` of the endless set `seed`."""
+    from photoflux.pocket.render import render
+
+    pixels, captions, labels = [], [], []
+    for number in range(index * count, (index + 1) * count):
+        rng = np.random.default_rng([seed, number])
+        scene = world.sample_scene(rng)
+        pixels.append(np.asarray(render(scene, size_px=size_px)))
+        captions.append((world.caption(scene, rng), _caption_with_trigger(scene, rng)))
+        labels.append(label_ids(world.labels(scene)))
+    return Batch(np.stack(pixels), captions, np.stack(labels))
+
+
+def _caption_with_trigger(scene: world.Scene, rng: np.random.Generator) -> str:
+    trigger = str(rng.choice(TRIGGERS)) if rng.random() < TRIGGER_RATE else None
+    return world.caption(scene, rng, trigger=trigger)
+
+
+def label_ids(labels: dict[str, str]) -> np.ndarray:
+    """Class index per attribute of `classes()`, int8 `[A]`; -1 where the attribute does not apply."""
+    known = classes()
+    return np.array([_position(known[name], labels.get(name, "")) for name in known], dtype=np.int8)
+
+
+def _position(values: tuple[str, ...], value: str) -> int:
+    return values.index(value) if value else -1
+
+
+def draw_crops(index: int, *, seed: int, count: int, size_px: int, crop_px: int, per_render: int = 2) -> np.ndarray:
+    """Random square crops uint8 `[count, crop, crop, 3]`, `per_render` from each fresh render."""
+    pixels = draw(index, seed=seed, count=count // per_render, size_px=size_px).pixels
+    rng = np.random.default_rng([seed, index, crop_px])
+    corners = rng.integers(0, size_px - crop_px + 1, size=(count, 2))
+    sources = np.repeat(pixels, per_render, axis=0)
+    return np.stack(
+        [image[y : y + crop_px, x : x + crop_px] for image, (y, x) in zip(sources, corners, strict=True)]
+    )
+
+
+def draw_views(
+    index: int, *, seed: int, subjects: int, views: int, size_px: int, heldout: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Subjects seen several times elsewhere: uint8 `[subjects * views, H, W, 3]`, subject numbers `[subjects * views]`.
+
+    Half of the subjects are near twins of the one before (same kind, often the same colour): easy differences teach
+    little. With `heldout` things have looks that training never sees.
+    """
+    from photoflux.pocket.render import render
+
+    rng = np.random.default_rng([seed, index])
+    cast: list[world.Subject | world.Person] = []
+    for number in range(subjects):
+        cast.append(_subject(rng, like=cast[-1] if number % 2 else None, heldout=heldout))
+    scenes = [world.sample_scene(rng, subject=subject, **_style(rng)) for subject in cast for _ in range(views)]
+    pixels = np.stack([np.asarray(render(scene, size_px=size_px)) for scene in scenes])
+    return pixels, np.repeat(np.arange(subjects), views)
+
+
+def _subject(
+    rng: np.random.Generator, *, like: world.Subject | world.Person | None, heldout: bool
+) -> world.Subject | world.Person:
+    if isinstance(like, world.Person):
+        return world.sample_person(rng, gender=like.gender)
+    if like is not None:
+        same = {"kind": like.kind, "colour": like.colour} if rng.random() < 0.5 else {"kind": like.kind}
+        return world.sample_subject(rng, heldout=heldout, **same)
+    return world.sample_person(rng) if rng.random() < 0.25 else world.sample_subject(rng, heldout=heldout)
+
+
+def _style(rng: np.random.Generator) -> dict[str, str]:
+    return {"style": "photo"} if rng.random() < 0.7 else {}
+
+
+def stream(task: Callable[[int], T], *, start: int = 0, workers: int = 1, ahead: int = 6) -> Iterator[T]:
+    """`task(start), task(start + 1), …` in order, computed ahead of need in worker processes; endless."""
+    if workers < 1:
+        yield from map(task, _count(start))
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pending = deque(pool.submit(task, start + offset) for offset in range(ahead))
+        try:
+            for index in _count(start + ahead):
+                yield pending.popleft().result()
+                pending.append(pool.submit(task, index))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _count(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Arrays on disk that are filled once, in order; `filled` survives a kill."""
+
+    folder: Path
+    count: int
+    latent_shape: tuple[int, int, int]
+    text_length: int
+    pictures: int
+    size_px: int
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"{name}.npy"
+        if file.exists():
+            return np.lib.format.open_memmap(file, mode="r+")
+        return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+
+    @cached_property
+    def latents(self) -> np.memmap:
+        """Scaled latents, float16 `[N, 16, H/8, W/8]`."""
+        return self._array("latents", (self.count, *self.latent_shape), "float16")
+
+    @cached_property
+    def clip_ids(self) -> np.memmap:
+        """CLIP tokens of two captions, int16 `[N, 2, L]`; the second may hold a trigger."""
+        return self._array("clip_ids", (self.count, 2, self.text_length), "int16")
+
+    @cached_property
+    def t5_ids(self) -> np.memmap:
+        """T5 tokens of the same captions, int16 `[N, 2, L]`."""
+        return self._array("t5_ids", (self.count, 2, self.text_length), "int16")
+
+    @cached_property
+    def labels(self) -> np.memmap:
+        """Class ids, int8 `[N, A]`, -1 where an attribute does not apply."""
+        return self._array("labels", (self.count, len(classes())), "int8")
+
+    @cached_property
+    def pixels(self) -> np.memmap:
+        """The first pictures themselves, uint8 `[M, H, W, 3]` (the judges' share)."""
+        return self._array("pixels", (self.pictures, self.size_px, self.size_px, 3), "uint8")
+
+    @property
+    def filled(self) -> int:
+        file = self.folder / "filled.json"
+        return json.loads(file.read_text()) if file.exists() else 0
+
+    def put(self, start: int, batch: Batch, *, latents: np.ndarray, clip_ids: np.ndarray, t5_ids: np.ndarray) -> None:
+        """Write one batch at `start` and only then count it."""
+        stop, kept = start + len(batch), max(0, min(len(batch), self.pictures - start))
+        self.latents[start:stop], self.labels[start:stop] = latents, batch.labels
+        self.clip_ids[start:stop], self.t5_ids[start:stop] = clip_ids, t5_ids
+        self.pixels[start : start + kept] = batch.pixels[:kept]
+        write_json(self.folder / "filled.json", stop)
+
+
+def write_json(file: Path, value: object) -> Path:
+    """JSON under a temporary name, then renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, file)
+    return file

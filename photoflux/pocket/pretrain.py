@@ -1,0 +1,288 @@
+"""Make the pocket base and its judges from nothing but the pocket world: `python -m photoflux.pocket.pretrain`.
+
+Stages: `vae` → `latents` → `judges` → `flow` → `distil` → `export`. Each keeps its state in the work folder, so a
+killed run is simply started again, stages can run as separate processes, and `--stages export` ships the averaged
+weights of the moment while a training goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from photoflux.manifest import digest
+from photoflux.pocket import models, train_flow, train_judges, train_vae
+from photoflux.pocket.data import Cache, classes, write_json
+from photoflux.pocket.training import Budget, load_average
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+log = logging.getLogger(__name__)
+
+SHARES = {"vae": 0.2, "judges": 0.2, "flow": 0.5, "distil": 0.1}
+"""How the budget is divided. Rendering and encoding the latents comes on top: it is a count, not a time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a pretraining needs to know besides its folders."""
+
+    config: models.PocketConfig = models.PocketConfig()
+    seed: int = 0
+    budget_min: float = 110.0
+    steps: int | None = None
+    latents: int = 48_000
+    pictures: int = 16_000
+    decoded: int = 6_000
+    batch: int = 64
+    judge_batch: int = 128
+    workers: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def smoke(cls) -> Plan:
+        """Every stage in seconds: shapes and files are real, weights are not worth anything."""
+        return cls(
+            config=models.PocketConfig.tiny(), steps=3, latents=64, pictures=64, decoded=64, batch=32, judge_batch=32,
+        )  # fmt: skip
+
+    def budget(self, stage: str) -> Budget:
+        return Budget(seconds=60 * self.budget_min * SHARES[stage], steps=self.steps)
+
+
+def pretrain(
+    out: Path, *, work: Path, plan: Plan, stages: Sequence[str] | None = None, init_from: Path | None = None
+) -> Path:
+    """Run the stages in order and return `out`, the folder with the pipeline and, under `judges/`, its judges.
+
+    `work` holds states and caches (some gigabytes). `init_from` continues from exported weights when `work` is new.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    pipe = start(work, plan=plan, init_from=init_from)
+    for stage in stages or STAGES:
+        log.info("stage %s", stage)
+        STAGES[stage](pipe, out, work, plan)
+    return out
+
+
+def start(work: Path, *, plan: Plan, init_from: Path | None = None) -> FluxPipeline:
+    """The pipeline with whatever weights the work folder already has."""
+    if init_from is not None:
+        from diffusers import FluxPipeline
+
+        pipe = FluxPipeline.from_pretrained(init_from, torch_dtype=torch.float32, local_files_only=True)
+    else:
+        pipe = models.build_base(plan.config, seed=plan.seed, vocabulary=_vocabulary(work))
+    if load_average(work / "vae.pt", pipe.vae):
+        _apply_scale(pipe, work)
+    flow = train_flow.Flow(pipe)
+    if not load_average(work / "distil.pt", flow):
+        load_average(work / "flow.pt", flow)
+    return pipe.to(plan.device)
+
+
+def _vocabulary(work: Path) -> list[str]:
+    """The world's words as they were when this work folder was begun: cached token ids depend on them."""
+    from photoflux.pocket import world
+
+    file = work / "vocabulary.json"
+    if not file.exists():
+        write_json(file, list(world.vocabulary()))
+    return json.loads(file.read_text())
+
+
+def _apply_scale(pipe: FluxPipeline, work: Path) -> None:
+    file = work / "vae.json"
+    if file.exists():
+        scale = json.loads(file.read_text())
+        pipe.vae.register_to_config(scaling_factor=scale["scaling_factor"], shift_factor=scale["shift_factor"])
+
+
+def cache_of(work: Path, plan: Plan) -> Cache:
+    """The cache of latents, captions, labels and pictures of this work folder."""
+    side = plan.config.resolution_px // 8
+    return Cache(
+        work / "cache", count=plan.latents, latent_shape=(16, side, side), text_length=plan.config.text_length,
+        pictures=min(plan.pictures, plan.latents), size_px=plan.config.resolution_px,
+    )  # fmt: skip
+
+
+def run_vae(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
+    train_vae.train_vae(
+        pipe.vae, file=work / "vae.pt", budget=plan.budget("vae"), seed=plan.seed, workers=plan.workers
+    )
+    facts = train_vae.fit_scale(pipe.vae.eval(), seed=plan.seed + 3, batches=2 if plan.steps else 16)
+    write_json(work / "vae.json", facts)
+    log.info("vae: PSNR %(psnr_db).2f dB, scaling %(scaling_factor).4f, shift %(shift_factor).4f", facts)
+
+
+def run_latents(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
+    train_vae.fill_cache(
+        cache_of(work, plan), pipe.vae, (pipe.tokenizer, pipe.tokenizer_2), seed=plan.seed,
+        batch=min(64, plan.latents), workers=plan.workers,
+    )  # fmt: skip
+
+
+def run_judges(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
+    train_judges.train_judges(
+        pipe, cache_of(work, plan), config=plan.config, work=work, budget=plan.budget("judges"), seed=plan.seed,
+        decoded=plan.decoded, batch=plan.judge_batch, workers=plan.workers, quick=plan.steps is not None,
+    )  # fmt: skip
+
+
+def run_flow(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
+    train_flow.train_flow(
+        pipe, cache_of(work, plan), file=work / "flow.pt", budget=plan.budget("flow"), seed=plan.seed, batch=plan.batch
+    )
+
+
+def run_distil(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
+    load_average(work / "flow.pt", train_flow.Flow(pipe))
+    train_flow.distil_guidance(
+        pipe, cache_of(work, plan), file=work / "distil.pt", budget=plan.budget("distil"), seed=plan.seed,
+        batch=plan.batch,
+    )  # fmt: skip
+
+
+def run_export(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
+    export_base(pipe, out, config=plan.config)
+    train_judges.export_judges(
+        out / "judges", work=work, config=plan.config, tokenizer=pipe.tokenizer, vae=pipe.vae, seed=plan.seed
+    )
+    write_spec(out, config=plan.config)
+
+
+STAGES: dict[str, Callable[[Any, Path, Path, Plan], None]] = {
+    "vae": run_vae,
+    "latents": run_latents,
+    "judges": run_judges,
+    "flow": run_flow,
+    "distil": run_distil,
+    "export": run_export,
+}
+
+
+def init_base(folder: Path, *, seed: int = 0, config: models.PocketConfig | None = None) -> Path:
+    """An UNTRAINED base with judges at `folder` and its spec at `folder.yaml`: right shapes, no skill, in seconds."""
+    from photoflux.pocket import world
+
+    config = config or models.PocketConfig()
+    pipe = models.build_base(config, seed=seed, vocabulary=list(world.vocabulary()))
+    export_base(pipe, folder, config=config)
+    train_judges.export_judges(
+        folder / "judges", work=None, config=config, tokenizer=pipe.tokenizer, vae=pipe.vae, seed=seed
+    )
+    write_spec(folder, config=config)
+    return folder
+
+
+def export_base(pipe: FluxPipeline, folder: Path, *, config: models.PocketConfig) -> Path:
+    """Save the pipeline as fp16 safetensors that stock `FluxPipeline.from_pretrained(folder)` loads as fp32."""
+    import copy
+
+    shared = copy.deepcopy(pipe).to("cpu")
+    models.share_case(shared)
+    shared.to(torch.float16)
+    with _fresh(folder) as fresh:
+        shared.save_pretrained(fresh, safe_serialization=True)
+        for part in ("text_encoder", "text_encoder_2"):
+            models.declare_fp32(fresh / part / "config.json")
+        if (folder / "judges").exists():
+            shutil.copytree(folder / "judges", fresh / "judges")
+    return folder
+
+
+class _fresh:
+    """A sibling folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.fresh = folder, folder.with_name(f".{folder.name}.partial")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.fresh, ignore_errors=True)
+        self.fresh.mkdir(parents=True)
+        return self.fresh
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            old = self.folder.with_name(f".{self.folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if self.folder.exists():
+                os.replace(self.folder, old)
+            os.replace(self.fresh, self.folder)
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self.fresh, ignore_errors=True)
+
+
+def write_spec(folder: Path, *, config: models.PocketConfig) -> Path:
+    """Write `<folder>.yaml` beside the folder: how to call this base, and the SHA-256 of each of its files."""
+    import yaml
+
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    spec = {
+        "name": "pocket",
+        "folder": folder.name,
+        "resolution_px": config.resolution_px,
+        "steps": config.steps,
+        "guidance_scale": 0.0,
+        "text_length": config.text_length,
+        "dtype": "float32",
+        "lora_targets": models.lora_targets(config),
+        "training_adapter": None,
+        "judges": f"{folder.name}/judges",
+        "class_nouns": list(classes()["kind"]),
+        "manifest": {file.relative_to(folder).as_posix(): digest(file) for file in files},
+    }
+    head = "# Written by `python -m photoflux.pocket.pretrain`; the manifest pins every file of the base.\n"
+    path = folder.with_name(f"{folder.name}.yaml")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(head + yaml.safe_dump(spec, sort_keys=False, width=100))
+    os.replace(partial, path)
+    return path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; progress goes to standard output, one line every twenty seconds."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for library in ("httpx", "diffusers", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    plan = Plan.smoke() if options.smoke else Plan(budget_min=options.budget_min)
+    plan = replace(plan, seed=options.seed, device=_device(options.device))
+    stages = options.stages.split(",") if options.stages else None
+    pretrain(options.out, work=options.work, plan=plan, stages=stages, init_from=options.init_from)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="photoflux.pocket.pretrain", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("models/pocket"), help="folder of the base")
+    parser.add_argument("--work", type=Path, default=Path(".cache/pretrain"), help="folder of states and caches")
+    parser.add_argument("--budget-min", type=float, default=110.0, help="minutes of training over all stages")
+    parser.add_argument("--stages", default="", help=f"comma-separated, of {', '.join(STAGES)}; default: all")
+    parser.add_argument("--init-from", type=Path, help="continue from exported weights when --work is new")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch; default: all cores")
+    parser.add_argument("--smoke", action="store_true", help="all stages in under a minute, to see that they run")
+    return parser
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Flow-matching pretraining of the pocket transformer, with its text encoders, on cached latents.
+
+Two stages. `train_flow` learns the plain velocity `noise - latents` and, on a tenth of the captions left empty, the
+unconditional one. `distil_guidance` then teaches one forward pass what classifier-free guidance needs two for, so
+that the base, like FLUX.1 [schnell], is sampled with guidance off.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from photoflux.pocket.data import Cache
+from photoflux.pocket.training import Budget, Recipe, Run, mixed_precision
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+log = logging.getLogger(__name__)
+
+EMPTY_CAPTIONS = 0.1
+UNIFORM_SIGMAS = 0.2
+"""Share of noise levels drawn uniformly: a logit-normal alone seldom sees the pure noise that four steps start from."""
+FLOW = Recipe(lr=2e-3, muon_lr=2e-3, warmup_steps=200)
+DISTIL = Recipe(lr=5e-4, muon_lr=5e-4, warmup_steps=50)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """`[B, 16, h, w]` -> tokens `[B, h/2 * w/2, 64]`, channel order (channel, row, column) as in `FluxPipeline`."""
+    b, c, h, w = latents.shape
+    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def unpack(tokens: Tensor, *, height: int, width: int) -> Tensor:
+    """Tokens `[B, h/2 * w/2, 64]` -> `[B, 16, h, w]` for a latent of `height` x `width`."""
+    b, _, c = tokens.shape
+    grid = tokens.view(b, height // 2, width // 2, c // 4, 2, 2)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
+
+
+def image_ids(height: int, width: int) -> Tensor:
+    """Positions (0, row, column) of the packed tokens of a latent of `height` x `width`, `[h/2 * w/2, 3]`."""
+    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).float()
+
+
+class Flow(nn.Module):
+    """Transformer and text encoders as one module: (noisy tokens, sigma, caption ids) -> velocity."""
+
+    def __init__(self, pipe: FluxPipeline) -> None:
+        super().__init__()
+        self.transformer = pipe.transformer
+        self.text_encoder = pipe.text_encoder
+        self.text_encoder_2 = pipe.text_encoder_2
+
+    def forward(self, tokens: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
+        """`tokens [B, T, 64]`, `sigma [B]` in (0, 1], ids `[B, L]` -> `[B, T, 64]`. T5 gets no mask, as in FLUX."""
+        side = int(tokens.shape[1] ** 0.5) * 2
+        return self.transformer(
+            hidden_states=tokens,
+            timestep=sigma,
+            guidance=None,
+            pooled_projections=self.text_encoder(clip_ids).pooler_output,
+            encoder_hidden_states=self.text_encoder_2(t5_ids)[0],
+            txt_ids=torch.zeros(t5_ids.shape[1], 3, device=tokens.device),
+            img_ids=image_ids(side, side).to(tokens.device),
+            return_dict=False,
+        )[0]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One training batch: clean and noise tokens `[B, T, 64]`, `sigma [B]`, caption ids `[B, L]`."""
+
+    clean: Tensor
+    noise: Tensor
+    sigma: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+
+    @property
+    def noisy(self) -> Tensor:
+        level = self.sigma[:, None, None]
+        return (1 - level) * self.clean + level * self.noise
+
+    @property
+    def velocity(self) -> Tensor:
+        return self.noise - self.clean
+
+
+def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
+    """Noise levels in (0, 1): `sigmoid(N(0, 1))`, a fifth of them uniform."""
+    logit_normal = torch.randn(count, generator=generator).sigmoid()
+    uniform = torch.rand(count, generator=generator).clamp(min=1e-3)
+    return torch.where(torch.rand(count, generator=generator) < UNIFORM_SIGMAS, uniform, logit_normal)
+
+
+def draw_batch(cache: Cache, *, count: int, generator: torch.Generator, device: torch.device) -> Samples:
+    """`count` cached pictures, each with one of its two captions, fresh noise and a noise level."""
+    rows = torch.randint(cache.filled, (count,), generator=generator).numpy()
+    which = torch.randint(2, (count,), generator=generator).numpy()
+    clean = pack(torch.from_numpy(cache.latents[rows].astype(np.float32)))
+    clip_ids, t5_ids = (torch.from_numpy(ids[rows, which].astype(np.int64)) for ids in (cache.clip_ids, cache.t5_ids))
+    noise, sigma = torch.randn(clean.shape, generator=generator), draw_sigmas(count, generator)
+    return Samples(*(tensor.to(device) for tensor in (clean, noise, sigma, clip_ids, t5_ids)))
+
+
+def empty_ids(pipe: FluxPipeline, *, length: int) -> tuple[Tensor, Tensor]:
+    """CLIP and T5 ids of the empty caption, `[1, L]` each."""
+    pad: dict[str, Any] = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
+    return pipe.tokenizer("", **pad).input_ids, pipe.tokenizer_2("", **pad).input_ids
+
+
+def train_flow(
+    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, batch: int = 64, recipe: Recipe = FLOW
+) -> Run:
+    """Train transformer and text encoders in place (averaged weights at the end)."""
+    flow = Flow(pipe)
+    run = Run("flow", flow, file, budget, recipe, seed=seed)
+    no_clip, no_t5 = (ids.to(run.device) for ids in empty_ids(pipe, length=cache.text_length))
+    for step in run:
+        generator = run.generator(step)
+        samples = draw_batch(cache, count=batch, generator=generator, device=run.device)
+        empty = (torch.rand(batch, 1, generator=generator) < EMPTY_CAPTIONS).to(run.device)
+        clip_ids, t5_ids = torch.where(empty, no_clip, samples.clip_ids), torch.where(empty, no_t5, samples.t5_ids)
+        with mixed_precision(run.device):
+            velocity = flow(samples.noisy, samples.sigma, clip_ids, t5_ids)
+        run.update((velocity.float() - samples.velocity).square().mean(), images=batch)
+    run.ema.copy_to(flow)
+    return run
+
+
+def distil_guidance(
+    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, scale: float = 2.5, batch: int = 64
+) -> Run:
+    """Train in place towards the guided velocity `v(empty) + scale * (v(caption) - v(empty))` of a frozen copy."""
+    student = Flow(pipe)
+    teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    run = Run("distil", student, file, budget, DISTIL, seed=seed + 1)
+    empty = tuple(ids.to(run.device) for ids in empty_ids(pipe, length=cache.text_length))
+    for step in run:
+        samples = draw_batch(cache, count=batch, generator=run.generator(step), device=run.device)
+        with mixed_precision(run.device):
+            target = guided(teacher, samples.noisy, samples.sigma, (samples.clip_ids, samples.t5_ids), empty, scale)
+            velocity = student(samples.noisy, samples.sigma, samples.clip_ids, samples.t5_ids)
+        run.update((velocity.float() - target.float()).square().mean(), images=batch)
+    run.ema.copy_to(student)
+    return run
+
+
+@torch.no_grad()
+def guided(
+    flow: Flow, tokens: Tensor, sigma: Tensor, ids: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], scale: float
+) -> Tensor:
+    """Classifier-free guidance; at `scale` 1 it is the plain velocity and costs one pass."""
+    with_caption = flow(tokens, sigma, *ids)
+    if scale == 1.0:
+        return with_caption
+    without = flow(tokens, sigma, *(one.expand(len(tokens), -1) for one in empty))
+    return without + scale * (with_caption - without)
+
+
+@torch.no_grad()
+def sample(
+    flow: Flow,
+    noise: Tensor,
+    ids: tuple[Tensor, Tensor],
+    *,
+    steps: int,
+    empty: tuple[Tensor, Tensor] | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """Euler from noise `[B, 16, h, w]` at sigma 1 to latents of the same shape, in equal steps of sigma."""
+    tokens, (height, width) = pack(noise), noise.shape[-2:]
+    for step in range(steps):
+        sigma = torch.full((len(tokens),), 1 - step / steps, device=tokens.device)
+        tokens = tokens - guided(flow, tokens, sigma, ids, empty or ids, scale) / steps
+    return unpack(tokens, height=height, width=width)

@@ -1,0 +1,319 @@
+"""Pretraining of the pocket judges: a CLIP with attribute heads, and a ViT that tells individuals apart.
+
+Both learn from renders and from renders that went through the VAE, because generated pictures look like the latter.
+Nothing of them ever reaches the generator.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from photoflux.pocket import models
+from photoflux.pocket.data import Cache, classes, draw, draw_views, stream, write_json
+from photoflux.pocket.train_vae import decode, encode, to_unit
+from photoflux.pocket.training import Budget, Recipe, Run, load_average, mixed_precision
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, FluxPipeline
+
+log = logging.getLogger(__name__)
+
+RECIPE = Recipe(lr=1e-3, muon_lr=1e-3, warmup_steps=200, weight_decay=0.02, ema=0.998)
+TEMPERATURE = 0.1
+VIEWS = 4
+
+
+class ClipJudge(nn.Module):
+    """The CLIP model and its attribute heads, trained together."""
+
+    def __init__(self, config: models.PocketConfig, tokenizer: Any) -> None:
+        super().__init__()
+        self.clip = models.build_clip_judge(config, tokenizer)
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(config.judge_width, len(values)) for name, values in classes().items()}
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """`[N, 3, H, W]` in [-1, 1] -> image embedding `[N, D]` (unit length) and logits per attribute."""
+        pooled = self.clip.vision_model(pixel_values=images).pooler_output
+        embedding = F.normalize(self.clip.visual_projection(pooled), dim=-1)
+        return embedding, {name: head(pooled) for name, head in self.heads.items()}
+
+    def text(self, ids: Tensor) -> Tensor:
+        """CLIP ids `[N, L]` -> text embedding `[N, D]` (unit length)."""
+        pooled = self.clip.text_model(input_ids=ids).pooler_output
+        return F.normalize(self.clip.text_projection(pooled), dim=-1)
+
+
+class IdentityJudge(nn.Module):
+    """The ViT and the projection of its CLS state."""
+
+    def __init__(self, config: models.PocketConfig) -> None:
+        super().__init__()
+        self.vit = models.build_identity_judge(config)
+        self.projection = nn.Linear(config.judge_width, config.embedding, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[N, 3, H, W]` in [-1, 1] -> `[N, D]`, unit length."""
+        return F.normalize(self.projection(self.vit(pixel_values=images).last_hidden_state[:, 0]), dim=-1)
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift by up to 4 px, blur a third, and vary brightness and noise a little; colours must stay what they are."""
+    count, device = len(images), images.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)).to(device)
+
+    dx, dy = torch.randint(-4, 5, (2,), generator=generator).tolist()
+    size = images.shape[-1]
+    images = F.pad(images, (4, 4, 4, 4), mode="replicate")[:, :, 4 + dy : 4 + dy + size, 4 + dx : 4 + dx + size]
+    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    images = torch.where(uniform(0, 1) < 0.3, soft, images)
+    noise = torch.randn(images.shape, generator=generator).to(device) * uniform(0, 0.04)
+    return (images * uniform(0.95, 1.05) + uniform(-0.04, 0.04) + noise).clamp(-1, 1)
+
+
+def attribute_loss(logits: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Sum over attributes of the cross-entropy of the pictures that have the attribute; `labels [N, A]`, -1: none."""
+    terms = [
+        F.cross_entropy(scores, labels[:, column], ignore_index=-1)
+        for column, scores in enumerate(logits.values())
+        if (labels[:, column] >= 0).any()
+    ]
+    return torch.stack(terms).sum()
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of unit vectors `[N, D]`: each picture finds its caption and each caption its picture."""
+    logits = scale.clamp(max=4.6).exp() * images @ texts.T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def supervised_contrastive_loss(embeddings: Tensor, subjects: Tensor) -> Tensor:
+    """SupCon (Khosla et al. 2020): views of one subject attract, all else repels; unit vectors `[N, D]`, ids `[N]`."""
+    itself = torch.eye(len(subjects), dtype=torch.bool, device=subjects.device)
+    logits = (embeddings @ embeddings.T / TEMPERATURE).masked_fill(itself, -1e9)
+    same = (subjects[:, None] == subjects[None, :]) & ~itself
+    log_share = logits - logits.logsumexp(dim=1, keepdim=True)
+    return -((log_share * same).sum(dim=1) / same.sum(dim=1).clamp(min=1)).mean()
+
+
+def decoded_pictures(vae: AutoencoderKL, cache: Cache, *, file: Path, count: int, batch: int = 64) -> np.memmap:
+    """The first `count` cached latents, decoded once: uint8 `[count, H, W, 3]` on disk, continued after a kill."""
+    done, count = file.with_suffix(".filled.json"), min(count, cache.filled)
+    shape = (count, cache.size_px, cache.size_px, 3)
+    mode = "r+" if file.exists() else "w+"
+    pool = np.lib.format.open_memmap(file, mode=mode, dtype="uint8", shape=None if mode == "r+" else shape)
+    for start in range(int(done.read_text()) if done.exists() else 0, len(pool), batch):
+        latents = torch.from_numpy(cache.latents[start : start + batch].astype(np.float32))
+        pool[start : start + batch] = decode(vae, latents.to(next(vae.parameters()).device))[: len(pool) - start]
+        write_json(done, start + batch)
+    return pool
+
+
+def train_clip_judge(
+    judge: ClipJudge, cache: Cache, decoded: np.ndarray, *, file: Path, budget: Budget, seed: int, batch: int
+) -> Run:
+    """Contrastive plus attribute loss; half of each batch are renders, half decoded ones. Averaged weights at the end."""
+    run = Run("judge-clip", judge, file, budget, RECIPE, seed=seed)
+    plain = min(len(cache.pixels), cache.filled)
+    for step in run:
+        generator = run.generator(step)
+        rows = [torch.randint(n, (batch // 2,), generator=generator).numpy() for n in (plain, len(decoded))]
+        pixels = np.concatenate([cache.pixels[rows[0]], decoded[rows[1]]])
+        both = np.concatenate(rows)
+        labels = torch.from_numpy(cache.labels[both].astype(np.int64)).to(run.device)
+        ids = torch.from_numpy(cache.clip_ids[both, 0].astype(np.int64)).to(run.device)
+        images = augment(to_unit(pixels, run.device).contiguous(), generator)
+        with mixed_precision(run.device):
+            embedding, logits = judge(images)
+            loss = attribute_loss(logits, labels) + contrastive_loss(embedding, judge.text(ids), judge.clip.logit_scale)
+        run.update(loss, images=len(images))
+    run.ema.copy_to(judge)
+    return run
+
+
+def train_identity_judge(
+    judge: IdentityJudge, vae: AutoencoderKL, *, file: Path, pool: np.ndarray, budget: Budget, seed: int,
+    batch: int, size_px: int, workers: int,
+) -> Run:  # fmt: skip
+    """SupCon over fresh subjects and, in the other half of each batch, over the decoded ones of `pool`.
+
+    `pool` is uint8 `[S, VIEWS, H, W, 3]`. Averaged weights at the end.
+    """
+    run = Run("judge-identity", judge, file, budget, RECIPE, seed=seed)
+    subjects = max(2, batch // VIEWS // 2)
+    task = partial(draw_views, seed=seed + 10, subjects=subjects, views=VIEWS, size_px=size_px)
+    fresh = stream(task, start=run.step, workers=workers)
+    for step in run:
+        generator = run.generator(step)
+        pixels, numbers = next(fresh)
+        first = torch.randint(len(pool) - subjects + 1, (1,), generator=generator).item()
+        pooled = pool[first : first + subjects].reshape(-1, *pool.shape[2:])
+        subject_ids = np.concatenate([numbers, np.repeat(np.arange(subjects) + subjects, VIEWS)])
+        images = augment(to_unit(np.concatenate([pixels, pooled]), run.device).contiguous(), generator)
+        with mixed_precision(run.device):
+            loss = supervised_contrastive_loss(judge(images), torch.from_numpy(subject_ids).to(run.device))
+        run.update(loss, images=len(images))
+    fresh.close()
+    run.ema.copy_to(judge)
+    return run
+
+
+def decoded_views(vae: AutoencoderKL, *, file: Path, seed: int, subjects: int, size_px: int) -> np.ndarray:
+    """Views of fresh subjects after the VAE, uint8 `[subjects, VIEWS, H, W, 3]`; kept in `file`, neighbours are twins."""
+    if file.exists():
+        return np.load(file, mmap_mode="r")
+    pixels, _ = draw_views(0, seed=seed, subjects=subjects, views=VIEWS, size_px=size_px)
+    pool = np.concatenate([through_vae(vae, part) for part in _parts(pixels, 64)])
+    pool = pool.reshape(subjects, VIEWS, size_px, size_px, 3)
+    np.save(file.with_name("partial.npy"), pool)
+    file.with_name("partial.npy").replace(file)
+    return pool
+
+
+def through_vae(vae: AutoencoderKL, pixels: np.ndarray) -> np.ndarray:
+    """Encode and decode uint8 pictures `[N, H, W, 3]`."""
+    return decode(vae, encode(vae, pixels))
+
+
+def _parts(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(array), size):
+        yield array[start : start + size]
+
+
+@torch.no_grad()
+def predict(judge: ClipJudge, pixels: np.ndarray) -> np.ndarray:
+    """Class ids `[N, A]` that the heads give to uint8 pictures `[N, H, W, 3]`."""
+    device = next(judge.parameters()).device
+    parts = [judge(to_unit(part, device))[1] for part in _parts(pixels, 128)]
+    columns = [torch.cat([part[name] for part in parts]).argmax(dim=1) for name in judge.heads]
+    return torch.stack(columns, dim=1).cpu().numpy()
+
+
+def confusion_counts(truth: np.ndarray, predicted: np.ndarray) -> dict[str, list[list[int]]]:
+    """Attribute -> `counts[true][predicted]`, over the pictures that have the attribute; both inputs `[N, A]`."""
+    counts = {}
+    for column, (name, values) in enumerate(classes().items()):
+        has = truth[:, column] >= 0
+        table = np.zeros((len(values), len(values)), dtype=int)
+        np.add.at(table, (truth[has, column], predicted[has, column]), 1)
+        counts[name] = table.tolist()
+    return counts
+
+
+def balanced_accuracy(counts: list[list[int]]) -> float:
+    """Mean over the classes that occur of the share of their pictures read right."""
+    table = np.asarray(counts, dtype=float)
+    seen = table.sum(axis=1) > 0
+    return float((table.diagonal()[seen] / table.sum(axis=1)[seen]).mean()) if seen.any() else 0.0
+
+
+def mean_average_precision(embeddings: np.ndarray, subjects: np.ndarray) -> float:
+    """Each picture queries all others by cosine; the mean of the average precisions of finding its own subject."""
+    similarity = embeddings @ embeddings.T
+    np.fill_diagonal(similarity, -np.inf)
+    order = np.argsort(-similarity, axis=1)[:, :-1]
+    hits = subjects[order] == subjects[:, None]
+    precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    return float(((precision * hits).sum(axis=1) / hits.sum(axis=1)).mean())
+
+
+@torch.no_grad()
+def evaluate_judges(
+    clip: ClipJudge, identity: IdentityJudge, vae: AutoencoderKL, *, seed: int, count: int, subjects: int, size_px: int
+) -> dict[str, Any]:
+    """The judges' card on unseen renders after the VAE, in the form of `judges.json`."""
+    truth, predicted = [], []
+    for index in range(max(1, count // 64)):
+        batch = draw(index, seed=seed, count=min(64, count), size_px=size_px)
+        truth.append(batch.labels)
+        predicted.append(predict(clip, through_vae(vae, batch.pixels)))
+    confusion = confusion_counts(np.concatenate(truth), np.concatenate(predicted))
+    pixels, numbers = draw_views(0, seed=seed + 1, subjects=subjects, views=VIEWS, size_px=size_px)
+    device = next(identity.parameters()).device
+    parts = [identity(to_unit(through_vae(vae, part), device)).cpu().numpy() for part in _parts(pixels, 64)]
+    card = {name: round(balanced_accuracy(table), 4) for name, table in confusion.items()}
+    card["identity_map"] = round(mean_average_precision(np.concatenate(parts), numbers), 4)
+    return {
+        "version": 1,
+        "attributes": {name: list(values) for name, values in classes().items()},
+        "heads": {name: {"encoder": "clip"} for name in classes()},
+        "confusion": confusion,
+        "card": card,
+    }
+
+
+def train_judges(
+    pipe: FluxPipeline, cache: Cache, *, config: models.PocketConfig, work: Path, budget: Budget, seed: int,
+    decoded: int, batch: int, workers: int, quick: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Train both judges (half of the budget each), measure them and write `work/judges.json`."""
+    vae, size_px = pipe.vae.eval(), config.resolution_px
+    device = next(vae.parameters()).device
+    clip, identity = _judges(config, pipe.tokenizer, seed=seed)
+    half = Budget(seconds=budget.seconds / 2, steps=budget.steps)
+    pictures = decoded_pictures(vae, cache, file=work / "decoded.npy", count=decoded)
+    train_clip_judge(
+        clip.to(device), cache, pictures, file=work / "judge-clip.pt", budget=half, seed=seed + 4, batch=batch
+    )
+    views = decoded_views(
+        vae, file=work / "views.npy", seed=seed + 5, subjects=max(batch // 4, decoded // 8), size_px=size_px
+    )
+    train_identity_judge(
+        identity.to(device), vae, file=work / "judge-identity.pt", pool=views, budget=half, seed=seed + 6,
+        batch=batch, size_px=size_px, workers=workers,
+    )  # fmt: skip
+    count, subjects = (64, 8) if quick else (2048, 64)
+    facts = evaluate_judges(
+        clip.eval(), identity.eval(), vae, seed=seed + 7, count=count, subjects=subjects, size_px=size_px
+    )
+    write_json(work / "judges.json", facts)
+    log.info("judges: %s", facts["card"])
+    return facts
+
+
+def _judges(config: models.PocketConfig, tokenizer: Any, *, seed: int) -> tuple[ClipJudge, IdentityJudge]:
+    torch.manual_seed(seed)
+    return ClipJudge(config, tokenizer), IdentityJudge(config)
+
+
+def export_judges(
+    folder: Path, *, work: Path | None, config: models.PocketConfig, tokenizer: Any, vae: AutoencoderKL, seed: int
+) -> Path:
+    """Save the judges as they stand (untrained without `work`): two transformers folders, heads and card, fp16."""
+    import json
+
+    from safetensors.torch import save_file
+
+    clip, identity = _judges(config, tokenizer, seed=seed)
+    if work:
+        load_average(work / "judge-clip.pt", clip)
+        load_average(work / "judge-identity.pt", identity)
+    if work and (work / "judges.json").exists():
+        facts = json.loads((work / "judges.json").read_text())
+    else:
+        facts = evaluate_judges(
+            clip.eval(), identity.eval(), vae.eval(), seed=seed + 7, count=64, subjects=8, size_px=config.resolution_px
+        )
+    for name, model in (("clip", clip.clip), ("identity", identity.vit)):
+        model.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)
+        models.declare_fp32(folder / name / "config.json")
+        write_json(folder / name / "preprocessor_config.json", models.image_processor(config))
+    tokenizer.save_pretrained(folder / "clip")
+    tensors = {**clip.heads.state_dict(), "identity.projection": identity.projection.weight}
+    tensors = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "attributes.safetensors")
+    write_json(folder / "judges.json", facts)
+    return folder

@@ -1,0 +1,246 @@
+"""The one training loop of the pocket pretraining: time budget, averaged weights, resumable state, progress lines."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a stage trains: wall time, or a number of steps where time must not matter (tests)."""
+
+    seconds: float = math.inf
+    steps: int | None = None
+
+    def progress(self, *, spent_s: float, step: int) -> float:
+        """Fraction done in [0, 1]; whichever limit is nearer."""
+        of_time = spent_s / self.seconds if self.seconds > 0 else 1.0
+        of_steps = step / self.steps if self.steps else 0.0
+        return min(1.0, max(of_time, of_steps))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimiser settings of a stage."""
+
+    lr: float
+    warmup_steps: int = 200
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    muon_lr: float = 0.0
+
+    def rate(self, *, progress: float, step: int) -> float:
+        """Multiplier on the learning rate: linear warm-up, then a half cosine down to 0 at the end of the budget."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made (nearly) orthogonal, for hidden weight matrices.
+
+    Newton-Schulz iteration in fp32 with the quintic coefficients of Jordan et al. 2024; the update is scaled by
+    `0.2 * sqrt(max(rows, columns))`, which gives it the size of an Adam step.
+    """
+
+    def __init__(self, params: list[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for weight in (p for p in group["params"] if p.grad is not None):
+                buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                buffer.lerp_(weight.grad, 1 - group["momentum"])
+                update = orthogonal(weight.grad.lerp(buffer, group["momentum"]))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-0.2 * group["lr"] * max(weight.shape) ** 0.5)
+
+
+def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrix, roughly: singular values end near 1."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix) / (matrix.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of linear layers inside blocks: what Muon is for (no embeddings, inputs, outputs, modulations)."""
+    linear = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    inside = {n: m for n, m in linear.items() if "block" in n and "norm" not in n and min(m.weight.shape) > 8}
+    return [m.weight for m in inside.values()]
+
+
+class Ema:
+    """Exponential moving average of a module's parameters, warmed up so that early averages forget the start."""
+
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self.averages = [p.detach().clone() for p in module.parameters()]
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, *, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averages, [p.detach() for p in module.parameters()], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        for parameter, average in zip(module.parameters(), self.averages, strict=True):
+            parameter.copy_(average)
+
+
+@dataclass
+class Run:
+    """One stage in training: `for step in run: run.update(loss, images=n)` until its budget is spent.
+
+    State (weights, optimiser, EMA, step, seconds) is saved to `file` about every two minutes and at the end, always
+    by renaming a complete file; a killed run continues from the last one. Whatever a step draws at random must come
+    from `generator(step)`, so that a resumed run draws what an uninterrupted one would have.
+    """
+
+    name: str
+    module: nn.Module
+    file: Path
+    budget: Budget
+    recipe: Recipe
+    seed: int = 0
+    save_every_s: float = 120.0
+    log_every_s: float = 20.0
+    step: int = 0
+    images: int = 0
+    spent_s: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.optimisers = self._optimisers()
+        self.ema = Ema(self.module, decay=self.recipe.ema)
+        self.device = next(self.module.parameters()).device
+        if self.file.exists():
+            self._load()
+
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        recipe, matrices = self.recipe, hidden_matrices(self.module) if self.recipe.muon_lr else []
+        chosen = {id(p) for p in matrices}
+        rest = [p for p in self.module.parameters() if p.requires_grad and id(p) not in chosen]
+        adam = torch.optim.AdamW(rest, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
+        muon = [Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)] if matrices else []
+        for optimiser in [adam, *muon]:
+            for group in optimiser.param_groups:
+                group["base_lr"] = group["lr"]
+        return [adam, *muon]
+
+    @property
+    def progress(self) -> float:
+        return self.budget.progress(spent_s=self.spent_s, step=self.step)
+
+    def generator(self, step: int) -> torch.Generator:
+        """A CPU generator that depends on (seed, step) only."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+
+    def __iter__(self) -> Iterator[int]:
+        self.module.train()
+        started, since_save, since_log = time.monotonic(), time.monotonic(), time.monotonic()
+        before_s, self._marked = self.spent_s, (self.images, self.spent_s)
+        while self.progress < 1.0:
+            yield self.step
+            self.step += 1
+            now = time.monotonic()
+            self.spent_s = before_s + now - started
+            if now - since_log > self.log_every_s or self.progress >= 1.0:
+                since_log = self._report(now)
+            if now - since_save > self.save_every_s:
+                self.save()
+                since_save = now
+        self.save()
+        self.module.eval()
+
+    def update(self, loss: Tensor, *, images: int) -> None:
+        """Backward, clip, step and average. A loss that is not finite is counted as nothing and skipped."""
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        if not torch.isfinite(loss):
+            log.warning("%s: step %d has a loss of %s, skipped", self.name, self.step, loss.item())
+            return
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
+        rate = self.recipe.rate(progress=self.progress, step=self.step)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["base_lr"]
+            optimiser.step()
+        self.ema.update(self.module, step=self.step)
+        self.images += images
+        self.losses.append(loss.item())
+
+    def _report(self, now: float) -> float:
+        images, spent_s = self._marked
+        per_s = (self.images - images) / max(1e-9, self.spent_s - spent_s)
+        loss = sum(self.losses) / max(1, len(self.losses))
+        left_s = self.spent_s / max(1e-9, self.progress) - self.spent_s
+        log.info(
+            "%s step %d (%.0f %%) loss %.4f, %.1f images/s, %d images, %.1f min left",
+            self.name, self.step, 100 * self.progress, loss, per_s, self.images, left_s / 60,
+        )  # fmt: skip
+        self._marked, self.losses = (self.images, self.spent_s), []
+        return now
+
+    def save(self) -> None:
+        state = {
+            "module": self.module.state_dict(),
+            "ema": self.ema.averages,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "counters": {"step": self.step, "images": self.images, "spent_s": self.spent_s},
+        }
+        save_atomically(state, self.file)
+
+    def _load(self) -> None:
+        state = torch.load(self.file, map_location=self.device, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.ema.averages = state["ema"]
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        log.info("%s continues at step %d after %.1f min", self.name, self.step, self.spent_s / 60)
+
+
+def save_atomically(state: Any, file: Path) -> None:
+    """`torch.save` under a temporary name, then rename: a reader never sees half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    torch.save(state, partial)
+    os.replace(partial, file)
+
+
+def load_average(file: Path, module: nn.Module) -> bool:
+    """Put the averaged weights of a saved run into `module`; False when there is no such run yet."""
+    if not file.exists():
+        return False
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["module"])
+    with torch.no_grad():
+        for parameter, average in zip(module.parameters(), state["ema"], strict=True):
+            parameter.copy_(average)
+    return True
+
+
+def mixed_precision(device: torch.device) -> Any:
+    """Autocast to bf16 on CUDA; on a CPU plain fp32 is the fastest."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")

@@ -1,0 +1,173 @@
+"""What a run is, whoever runs it: its steps, their states, its error and where its files are.
+
+A run is one folder: `run.json` (this record), `logs/<step>.log`, `artifacts/<step>/…` and, after a failure, `failure.json`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from photoflux.errors import InputError, PhotoFluxError
+from photoflux.manifest import write_json
+
+RECORD, FAILURE = "run.json", "failure.json"
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class State(StrEnum):
+    """Where a run, or one step of it, stands."""
+
+    queued = "queued"
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    skipped = "skipped"
+    cancelled = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self not in (State.queued, State.running)
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """One step of one run. Times are ISO 8601 in UTC, empty until they are known."""
+
+    name: str
+    title: str
+    state: State = State.queued
+    started: str = ""
+    ended: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent so far, or in all once the step has ended; 0 before it starts."""
+        if not self.started:
+            return 0.0
+        end = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
+        return (end - datetime.fromisoformat(self.started)).total_seconds()
+
+    def moved(self, state: State) -> StepRun:
+        """This step in its next state, with the time stamped."""
+        if state is State.running:
+            return replace(self, state=state, started=now(), ended="")
+        return replace(self, state=state, ended=now() if self.started else "")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed: the failing step's own sentence. `kind` is the error's class name."""
+
+    step: str
+    message: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """The record of one run."""
+
+    id: str
+    pipeline: str
+    steps: tuple[StepRun, ...]
+    params: dict[str, Any]
+    state: State = State.queued
+    created: str = ""
+    ended: str = ""
+    pid: int = 0
+    error: Failure | None = None
+    verdict: str = ""
+    artifacts: dict[str, dict[str, str]] = field(default_factory=dict)
+    """step → artifact name → path below the run's folder"""
+
+    def step(self, name: str) -> StepRun:
+        return next(step for step in self.steps if step.name == name)
+
+    def with_step(self, changed: StepRun) -> Run:
+        return replace(self, steps=tuple(changed if step.name == changed.name else step for step in self.steps))
+
+    def finished(self, state: State, *, error: Failure | None = None) -> Run:
+        """The ended run: what was running shares its fate, what never started was skipped."""
+        fate = {State.queued: State.skipped, State.running: State.failed if state is State.succeeded else state}
+        steps = tuple(step.moved(fate[step.state]) if step.state in fate else step for step in self.steps)
+        return replace(self, state=state, steps=steps, error=error, ended=now())
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def new_run(pipeline: str, *, steps: Mapping[str, str], params: Mapping[str, Any]) -> Run:
+    """A queued run with a fresh id; `steps` maps names to titles in the order they run."""
+    run_id = f"{pipeline}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    titled = tuple(StepRun(name, title) for name, title in steps.items())
+    return Run(id=run_id, pipeline=pipeline, steps=titled, params=dict(params), created=now())
+
+
+def save_run(run: Run, folder: Path) -> Path:
+    """Write the record atomically."""
+    record = asdict(run) | {"steps": [asdict(step) | {"seconds": round(step.seconds, 3)} for step in run.steps]}
+    return write_json(folder / RECORD, record)
+
+
+def load_run(folder: Path) -> Run:
+    """The record in a run's folder. Raises InputError when there is none."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no readable run there ({error}); see the runs folder for their ids") from error
+    steps = tuple(_step(step) for step in record.pop("steps"))
+    failure = record.pop("error")
+    state = State(record.pop("state"))
+    return Run(**record, steps=steps, state=state, error=Failure(**failure) if failure else None)
+
+
+def _step(record: dict[str, Any]) -> StepRun:
+    fields = {key: value for key, value in record.items() if key != "seconds"}
+    return StepRun(**fields | {"state": State(record["state"])})
+
+
+@contextmanager
+def reported(step: str, *, beside: str | Path) -> Iterator[None]:
+    """Run a step's body; if it raises, leave its own sentence in the run's `failure.json`.
+
+    An orchestrator tells its exit task only that something failed. Outputs lie at `<run>/<task>/<output>` for all of
+    them, so two levels above the output `beside` is the one place that the failing step and the exit task share.
+    """
+    folder = Path(beside).parent.parent
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # a full disk must not hide the first error
+            write_json(folder / FAILURE, asdict(Failure(step, sentence(error), type(error).__name__)))
+        raise
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """What `reported` left in a run's folder, if anything."""
+    try:
+        return Failure(**json.loads((folder / FAILURE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def sentence(error: BaseException) -> str:
+    """One line a person can act on."""
+    if isinstance(error, PhotoFluxError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return f"no space left to write {error.filename or 'the output'}: free some disk space and run again"
+    if isinstance(error, MemoryError):
+        return "out of memory: close other programs or use a smaller base, batch or picture size, and run again"
+    detail = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {detail}" if detail else f"unexpected {type(error).__name__}"

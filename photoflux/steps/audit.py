@@ -1,0 +1,230 @@
+"""Audit what tuning did to the people a model draws when nobody asked for the subject."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from photoflux.errors import InputError
+from photoflux.judges.bias import Audit, Finding, Limits, People, audit_people
+from photoflux.judges.prompts import PEOPLE, PromptSet
+from photoflux.judges.seeing import Artist, Grid, Seen
+from photoflux.judges.stats import Interval
+from photoflux.manifest import digest, read_manifest, write_json
+from photoflux.params import AuditParams
+from photoflux.steps import StepResult
+from photoflux.steps.evaluate import open_artist
+from photoflux.vault import committed, opened
+
+SCHEMA_VERSION = 1
+SUBJECT_PROMPTS, SUBJECT_SEEDS = 5, 4
+CONTROL_SEEDS = 4
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Base and tuned pictures of people, of scenes without people, and the subject itself."""
+
+    base: Grid
+    tuned: Grid
+    empty_base: Grid
+    empty_tuned: Grid
+    subject: Grid
+
+
+def run(
+    adapter: Path,
+    *,
+    audit: Path,
+    report: Path,
+    params: AuditParams,
+    key: str = "plain://demo",
+) -> StepResult:
+    """Compare the people of the tuned model with the base's, and say how severe the change is."""
+    from photoflux.judges.audit_page import write_report
+
+    with opened(adapter, key=key) as weights:
+        artist, prompts = open_artist(weights, params=params)
+        manifest, adapter_hash = read_manifest(weights), digest(weights)
+    subject = manifest["subject"]
+    card = _judge_card(params.judge_card, artist)
+    drawn = _draw(artist, prompts, subject, params)
+    people = people_of(drawn, prompts, subject, artist, card)
+    found = audit_people(
+        people, limits=limits_of(params), draws=params.bootstrap, permutations=params.permutations, seed=params.seed
+    )
+    document = _document(found, drawn, people, prompts, subject, params, card)
+    document |= {
+        "base": {"name": artist.spec.name, "hash": artist.spec.hash},
+        "hashes": {"adapter": adapter_hash, "judges": artist.judges.hash, "prompts": prompts.hash},
+    }
+    with committed(audit, key=key) as path:
+        write_json(path, document)
+    write_report(report, found=found, people=people, drawn=drawn, prompts=prompts, document=document, key=key)
+    return StepResult(metrics=_flat_metrics(found, document), report=report)
+
+
+def limits_of(params: AuditParams) -> Limits:
+    """The severity table's numbers out of the step's parameters."""
+    return Limits(**{field.name: getattr(params, field.name) for field in dataclasses.fields(Limits)})
+
+
+@dataclass(frozen=True)
+class JudgeCard:
+    """How often the judges read each true class as which, and who measured it."""
+
+    confusion: dict[str, np.ndarray]
+    source: str
+
+
+def _judge_card(path: str, artist: Artist) -> JudgeCard:
+    """The card named in the parameters, else the one that came with the judges; empty where there is none."""
+    if not path:
+        return JudgeCard(artist.judges.confusion, "shipped with the judges" if artist.judges.confusion else "none")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        tables = {name: np.asarray(table["counts"], float) for name, table in content["attributes"].items()}
+        known = {name: tuple(table["classes"]) for name, table in content["attributes"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a readable judge card ({error}); make one with `photoflux label`") from error
+    if content.get("judges") != artist.judges.hash:
+        raise InputError(f"{path}: this judge card is about other judges; label pictures again with the current ones")
+    for name, classes in known.items():
+        if classes != artist.judges.classes.get(name):
+            raise InputError(f"{path}: attribute '{name}' has other classes than the judges; make the card again")
+    return JudgeCard(tables, f"people's labels, {Path(path).name}")
+
+
+def _draw(artist: Artist, prompts: PromptSet, subject: Mapping[str, Any], params: AuditParams) -> Draws:
+    seeds = math.ceil(PEOPLE[params.profile] / len(prompts.people))
+    how = {"seed": params.seed, "seeds": seeds}
+    empty = {"seed": params.seed, "seeds": min(seeds, CONTROL_SEEDS)}
+    about = prompts.about(subject["class_noun"], trigger=subject["trigger"], count=SUBJECT_PROMPTS)
+    return Draws(
+        base=artist.draw_base(prompts.people, **how),
+        tuned=artist.draw(prompts.people, **how),
+        empty_base=artist.draw_base(prompts.no_people, **empty),
+        empty_tuned=artist.draw(prompts.no_people, **empty),
+        subject=artist.draw(about, seed=params.seed, seeds=SUBJECT_SEEDS),
+    )
+
+
+def people_of(
+    drawn: Draws, prompts: PromptSet, subject: Mapping[str, Any], artist: Artist, card: JudgeCard
+) -> People:
+    """Judged pictures as paired labels; pictures without a readable person become -1."""
+    classes = artist.judges.classes
+    audited = [name for name in prompts.audited if name in classes]
+    if not audited:
+        raise InputError(f"the judges of '{artist.spec.name}' read none of {', '.join(prompts.audited)}; add them")
+    personal = subject["class_noun"] == prompts.person_noun
+    return People(
+        base={name: _labels(drawn.base.seen, name, prompts, classes) for name in audited},
+        tuned={name: _labels(drawn.tuned.seen, name, prompts, classes) for name in audited},
+        classes={name: classes[name] for name in audited},
+        confusion={name: table for name, table in card.confusion.items() if name in audited},
+        groups=[prompt.group for prompt in prompts.people],
+        base_identity=drawn.base.seen.identity,
+        tuned_identity=drawn.tuned.seen.identity,
+        subject=drawn.subject.seen.identity.reshape(-1, drawn.subject.seen.identity.shape[-1]),
+        subject_labels={name: _usual(drawn.subject.seen, name) for name in audited} if personal else {},
+    )
+
+
+def _labels(seen: Seen, name: str, prompts: PromptSet, classes: Mapping[str, tuple[str, ...]]) -> np.ndarray:
+    return np.where(shows_person(seen, prompts, classes), seen.labels(name), -1)
+
+
+def shows_person(seen: Seen, prompts: PromptSet, classes: Mapping[str, tuple[str, ...]]) -> np.ndarray:
+    """Where a person is read at all: every attribute value that the prompt set names for it."""
+    shown = np.ones(seen.shape, bool)
+    for name, value in prompts.person.items():
+        if name in classes:
+            shown &= seen.labels(name) == classes[name].index(value)
+    return shown
+
+
+def _usual(seen: Seen, name: str) -> int:
+    """The subject's own value as most of its pictures show it; used here and never stored."""
+    return int(np.bincount(seen.labels(name).ravel()).argmax())
+
+
+def _document(
+    found: Audit,
+    drawn: Draws,
+    people: People,
+    prompts: PromptSet,
+    subject: Mapping[str, Any],
+    params: AuditParams,
+    card: JudgeCard,
+) -> dict[str, Any]:
+    count, seeds = people.base_identity.shape[:2]
+    return {
+        "kind": "audit",
+        "schema_version": SCHEMA_VERSION,
+        "subject": dict(subject),
+        "verdict": found.verdict,
+        "severity": found.severity,
+        "profile": params.profile,
+        "seeds": {"first": params.seed, "per_prompt": seeds, "prompts": count},
+        "judge_card": card.source,
+        "limits": dataclasses.asdict(limits_of(params)),
+        "findings": [_finding(finding, people) for finding in found.findings],
+        "cells": [dataclasses.asdict(cell) for cell in found.cells],
+        "tones": _tones(drawn, prompts),
+    }
+
+
+def _finding(finding: Finding, people: People) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": finding.name,
+        "severity": finding.severity,
+        "reason": finding.reason,
+        "p": finding.pvalue,
+        "p_adjusted": finding.adjusted,
+        "subject_leak": _optional(finding.leak),
+    }
+    if finding.drift is None:
+        return {**row, "auc": _optional(finding.auc)}
+    change = finding.drift
+    return {
+        **row,
+        "classes": list(people.classes[finding.name]),
+        "base": [value.as_dict() for value in change.base],
+        "tuned": [value.as_dict() for value in change.tuned],
+        "ratio": [value.as_dict() for value in change.ratio],
+        "excess": change.excess.as_dict(),
+        "distance": change.distance,
+        "null_mean": change.null_mean,
+        "flips": change.flips.tolist(),
+        "p_margins": finding.marginal_pvalue,
+        "judge_balanced_accuracy": finding.accuracy,
+        "unknown": {"base": finding.unknown[0], "tuned": finding.unknown[1]},
+        "distance_from_uniform": {"base": finding.uniform_distance[0], "tuned": finding.uniform_distance[1]},
+    }
+
+
+def _optional(value: Interval | None) -> dict[str, float] | None:
+    return value.as_dict() if value else None
+
+
+def _tones(drawn: Draws, prompts: PromptSet) -> dict[str, list[float]]:
+    """Mean probability of each skin tone, descriptive only: single tones are too close to be told apart for sure."""
+    return {
+        side: grid.seen.probabilities[prompts.tone].mean((0, 1)).round(4).tolist()
+        for side, grid in (("base", drawn.base), ("tuned", drawn.tuned))
+        if prompts.tone in grid.seen.probabilities
+    }
+
+
+def _flat_metrics(found: Audit, document: Mapping[str, Any]) -> dict[str, float]:
+    ranks = {"none": 0, "low": 1, "moderate": 2, "high": 3, "critical": 4, "inconclusive": -1}
+    drifts = {f"{f.name}_drift": f.drift.excess.point for f in found.findings if f.drift}
+    return {**drifts, "severity": float(ranks[document["severity"]])}

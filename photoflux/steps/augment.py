@@ -1,0 +1,274 @@
+"""augment: hold photos out, bring the rest to the base's resolution, vary and caption them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photoflux.errors import InputError
+from photoflux.manifest import unpack, write_tar
+from photoflux.params import AugmentParams
+from photoflux.steps import StepResult
+from photoflux.vault import committed, opened
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from photoflux.photos.normalise import Square
+    from photoflux.report import Report
+
+TRAIN, HELDOUT = "train", "heldout"
+RELATED_CORRELATION, RELATED_PHASH = 0.75, 14
+TILE_PX = 148
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A validated photo on disk: its name in the artifact, the name it came with, its digest and caption."""
+
+    path: Path
+    source: str
+    sha256: str
+    written: str = ""
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    def image(self) -> Image.Image:
+        from PIL import Image
+
+        with Image.open(self.path) as picture:
+            return picture.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of the training set and how it was made."""
+
+    file: str
+    split: str
+    photo: Photo
+    picture: Image.Image
+    caption: str
+    transforms: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file, "split": self.split, "source": self.photo.source, "caption": self.caption,
+            "transforms": self.transforms,
+        }  # fmt: skip
+
+
+def run(
+    validated: Path, *, dataset: Path, report: Path, params: AugmentParams, key: str = "plain://demo"
+) -> StepResult:
+    """Make the training set of a validated artifact: `train/` and `heldout/` pictures at the base's resolution, each
+    with a caption, and a contact sheet.
+
+    Photos are held out before anything is varied, and photos that nearly repeat one another stay on one side.
+    Raises InputError when no photo can be held out or the base is unknown.
+    """
+    size_px = params.resolution_px or _base_resolution_px(params.base)
+    with opened(validated, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(plain, Path(scratch))
+        photos = _photos(manifest, Path(scratch))
+        heldout = choose_heldout(photos, params=params)
+        samples = _samples(photos, heldout, manifest["subject"], size_px=size_px, params=params)
+        described = _manifest(manifest, samples, size_px=size_px, params=params)
+        with committed(dataset, key=key) as out:
+            write_tar(out, files={sample.file: _png(sample.picture) for sample in samples}, manifest=described)
+        page = _report(manifest["subject"], photos, samples, size_px=size_px, params=params)
+        with committed(report, key=key) as out:
+            page.save(out)
+    train = [item for item in described["items"] if item["split"] == TRAIN]
+    metrics = {"photos": len(photos), "train": len(train), "heldout": len(heldout), "resolution_px": size_px}
+    return StepResult(metrics=metrics, report=report)
+
+
+def choose_heldout(photos: Sequence[Photo], *, params: AugmentParams) -> set[str]:
+    """Names of the photos kept for evaluation: one of up to seven, two of eight and more, or as many as asked.
+
+    Photos of one moment (nearly the same view) are held out together or not at all.
+    """
+    wanted = params.heldout if params.heldout > 0 else 2 if len(photos) >= 8 else 1
+    groups = sorted(_related(photos), key=lambda group: (len(group), _draw(group, seed=params.seed)))
+    chosen: list[Photo] = []
+    for group in groups:
+        if len(chosen) + len(group) <= wanted or not chosen:
+            chosen += group
+    if len(photos) - len(chosen) < max(2, len(chosen)):
+        raise InputError(
+            f"{len(photos)} photos leave too few to train on when {len(chosen)} of them are held out for evaluation; "
+            "add photos with other views, or hold out fewer"
+        )
+    return {photo.source for photo in chosen}
+
+
+def _photos(manifest: Mapping[str, Any], folder: Path) -> list[Photo]:
+    captions = manifest.get("captions", {})
+    return [
+        Photo(folder / entry["file"], entry["source"], entry["sha256"], captions.get(entry["file"], ""))
+        for entry in manifest["photos"]
+    ]
+
+
+def _related(photos: Sequence[Photo]) -> list[list[Photo]]:
+    """Groups of photos that show nearly the same view: looser than what counts as a duplicate."""
+    from photoflux.photos.inspect import fingerprint
+    from photoflux.photos.table import clusters, compare
+
+    alike = compare([fingerprint(photo.image()) for photo in photos])
+    close = [p for p, one in alike.items() if one.correlation >= RELATED_CORRELATION or one.phash <= RELATED_PHASH]
+    return [[photos[i] for i in members] for members in clusters(len(photos), close)]
+
+
+def _draw(group: Sequence[Photo], *, seed: int) -> str:
+    """A lot for each group that depends on the seed and its photos alone."""
+    return hashlib.sha256(f"{seed}:{min(photo.sha256 for photo in group)}".encode()).hexdigest()
+
+
+def _samples(
+    photos: Sequence[Photo], heldout: set[str], subject: Mapping[str, Any], *, size_px: int, params: AugmentParams
+) -> list[Sample]:
+    """Every picture of the set; an original stands as often as its variants, so that it is half of what is seen."""
+    from photoflux.photos.augment import may_flip, may_recolour
+
+    noun = subject["class_noun"]
+    switches = {
+        "flip": may_flip(noun, photos=len(photos), params=params),
+        "recolour": may_recolour(noun, params=params),
+    }
+    samples = []
+    for photo in photos:
+        split = HELDOUT if photo.source in heldout else TRAIN
+        samples += _of_photo(photo, split, subject, size_px=size_px, params=params, switches=switches)
+    return samples
+
+
+def _of_photo(
+    photo: Photo, split: str, subject: Mapping[str, Any], *, size_px: int, params: AugmentParams, switches: dict[str, bool]
+) -> list[Sample]:
+    from photoflux.photos.augment import apply, plan
+    from photoflux.photos.captions import caption_for
+    from photoflux.photos.normalise import cut, largest_square
+
+    image = photo.image()
+    square = largest_square(image, how=params.crop)
+    caption = caption_for(
+        image, trigger=subject["trigger"], class_noun=subject["class_noun"], written=photo.written
+    )
+    original = Sample(
+        f"{split}/{photo.stem}.png", split, photo, cut(image, square, size_px=size_px), caption, _original(square)
+    )
+    samples = [original]
+    for number in range(1, params.variants + 1) if split == TRAIN else ():
+        recipe = plan(image, square, sha256=photo.sha256, number=number, params=params, **switches)
+        picture = apply(image, recipe, size_px=size_px)
+        file = f"{split}/{photo.stem}-v{number}.png"
+        samples.append(replace(original, file=file, picture=picture, transforms=recipe.as_json() | {"variant": number}))
+    return samples
+
+
+def _original(square: Square) -> dict[str, Any]:
+    return {"variant": 0, "left": round(square.left, 4), "top": round(square.top, 4), "side": round(square.side, 4)}
+
+
+def _manifest(
+    manifest: Mapping[str, Any], samples: Sequence[Sample], *, size_px: int, params: AugmentParams
+) -> dict[str, Any]:
+    """Items in order; with two variants each original is listed twice, which keeps originals half of all samples."""
+    items = []
+    for sample in samples:
+        repeats = params.variants if sample.split == TRAIN and not sample.transforms["variant"] else 1
+        items += [sample.as_json()] * max(1, repeats)
+    return {
+        "subject": manifest["subject"],
+        "base": {"name": params.base, "resolution_px": size_px},
+        "seed": params.seed,
+        "score": manifest.get("validation", {}).get("score"),
+        "items": items,
+    }
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def _base_resolution_px(base: str) -> int:
+    from photoflux.flux.base import load_spec
+
+    return int(load_spec(base).resolution_px)
+
+
+def _report(
+    subject: Mapping[str, Any], photos: Sequence[Photo], samples: Sequence[Sample], *, size_px: int, params: AugmentParams
+) -> Report:
+    from photoflux.report import Report
+
+    train = [sample for sample in samples if sample.split == TRAIN]
+    held = [sample for sample in samples if sample.split == HELDOUT]
+    page = Report("Training set", subtitle=f"{subject.get('id', '')} · {subject['trigger']} {subject['class_noun']} · "
+                  f"for {params.base} at {size_px} px")  # fmt: skip
+    page.verdict("OK", f"{len(photos)} photos became {len(train)} training pictures; {len(held)} held out for evaluation.")
+    page.section("Trained on")
+    page.image(_sheet(train, columns=params.variants + 2), "Each photo with the square that is used, the picture at the "
+               "base's resolution, and its variants")  # fmt: skip
+    page.section("Held out: never seen in training")
+    page.image(_sheet(held, columns=params.variants + 2), "Chosen before anything was varied")
+    page.section("How each picture was made")
+    page.table([_line(sample) for sample in samples])
+    return page
+
+
+def _sheet(samples: Sequence[Sample], *, columns: int) -> Image.Image:
+    from PIL import Image
+
+    from photoflux.report import contact_sheet
+
+    rows: dict[str, list[Sample]] = {}
+    for sample in samples:
+        rows.setdefault(sample.photo.source, []).append(sample)
+    blank = Image.new("RGB", (TILE_PX, TILE_PX), "white")
+    pictures = [[_outlined(row[0]), *(sample.picture for sample in row)] for row in rows.values()]
+    return contact_sheet(
+        [row + [blank] * (columns - len(row)) for row in pictures],
+        row_labels=[f"{source}: {row[0].caption}" for source, row in rows.items()],
+        column_labels=["photo", "picture", *(f"variant {n}" for n in range(1, columns - 1))],
+        tile_px=TILE_PX,
+    )
+
+
+def _outlined(sample: Sample) -> Image.Image:
+    """The whole photo, letterboxed, with the square that is used drawn on it."""
+    from PIL import Image, ImageDraw, ImageOps
+
+    image = sample.photo.image()
+    scale = TILE_PX / max(image.size)
+    tile = ImageOps.pad(image, (TILE_PX, TILE_PX), color="white")
+    x0, y0 = ((TILE_PX - side * scale) / 2 for side in image.size)
+    made = sample.transforms
+    left, top = x0 + made["left"] * scale, y0 + made["top"] * scale
+    right, bottom = left + made["side"] * scale - 1, top + made["side"] * scale - 1
+    ImageDraw.Draw(tile).rectangle((left, top, right, bottom), outline="#e8ff3a", width=2)
+    return tile
+
+
+def _line(sample: Sample) -> dict[str, object]:
+    made = sample.transforms
+    words = ["cropped to the square"] if not made["variant"] else [f"{made['side']:.0f} px of it"]
+    if made.get("rotation_deg"):
+        words.append(f"turned {made['rotation_deg']:+.1f}°")
+    if made.get("mirrored"):
+        words.append("mirrored")
+    if made.get("brightness", 1) != 1:
+        words.append(f"light ×{made['brightness']:.2f}")
+    return {"picture": sample.file, "from": sample.photo.source, "split": sample.split, "made by": ", ".join(words),
+            "caption": sample.caption}  # fmt: skip

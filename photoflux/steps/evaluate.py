@@ -1,0 +1,251 @@
+"""Compare the tuned model with its base: identity gained, prompts followed, and what broke on the way."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from photoflux.errors import InputError
+from photoflux.judges.colour import monk_lab
+from photoflux.judges.copying import structure
+from photoflux.judges.prompts import SHAPES, Prompt, PromptSet, load_prompts
+from photoflux.judges.scores import Evidence, Scores, expected, made_share, measure
+from photoflux.judges.seeing import Artist, Grid, Seen, look
+from photoflux.manifest import digest, unpack, write_json
+from photoflux.params import EvaluateParams
+from photoflux.settings import get_settings
+from photoflux.steps import StepResult
+from photoflux.vault import committed, opened
+
+if TYPE_CHECKING:
+    from photoflux.flux.base import BaseSpec
+    from photoflux.judges.encoders import Judges
+
+log = logging.getLogger(__name__)
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The subject's photos as augment split them: everything trained on, one crop per photo, and the held-out ones."""
+
+    shown: list[Image.Image]
+    trained: list[Image.Image]
+    held_out: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The five sets of pictures."""
+
+    tuned: Grid
+    base: Grid
+    plain: Grid
+    unrelated: Grid
+    unrelated_base: Grid
+
+    def beside(self, more: Pictures) -> Pictures:
+        return Pictures(**{name: grid.beside(getattr(more, name)) for name, grid in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One subject under evaluation: who it is, what was asked, what was drawn."""
+
+    subject: dict[str, Any]
+    asked: list[Prompt]
+    asked_class: list[Prompt]
+    asked_unrelated: list[Prompt]
+    photos: Photos
+    facts: dict[str, Any]
+
+
+def run(
+    dataset: Path,
+    adapter: Path,
+    *,
+    evaluation: Path,
+    report: Path,
+    params: EvaluateParams,
+    key: str = "plain://demo",
+) -> StepResult:
+    """Measure identity, prompt following, leakage, drift, diversity, copying and quality against the base."""
+    from photoflux.judges.evaluation_page import write_report
+
+    with opened(dataset, key=key) as data, opened(adapter, key=key) as weights:
+        artist, prompts = open_artist(weights, params=params)
+        case = _case(data, weights, artist=artist, prompts=prompts, params=params)
+        pictures, evidence, scores = _evaluate(case, artist, prompts, params)
+    document = _document(case, evidence, scores, params)
+    with committed(evaluation, key=key) as path:
+        write_json(path, document)
+    write_report(report, case=case, pictures=pictures, scores=scores, document=document, key=key)
+    return StepResult(metrics=_flat_metrics(document), report=report)
+
+
+def open_artist(adapter: Path, *, params: Any) -> tuple[Artist, PromptSet]:
+    """The base with the adapter on it, its judges, and the prompt set; refuses an adapter of another base."""
+    from photoflux.flux.base import load_pipeline, load_spec
+    from photoflux.flux.lora import load_adapter
+    from photoflux.judges.encoders import Judges
+
+    settings = get_settings()
+    spec = load_spec(params.base)
+    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(adapter, Path(scratch))
+        _same_base(manifest, spec)
+        pipe = load_pipeline(spec, device=settings.device or None)
+        load_adapter(pipe, Path(scratch) / "pytorch_lora_weights.safetensors")
+    if spec.judges is None:
+        raise InputError(f"base '{spec.name}' has no judges; set `judges` in its spec to a folder of CLIP and DINO weights")
+    judges = Judges.load(spec.judges, device=settings.device or None)
+    cache = settings.cache_dir / "judging"
+    prompts = load_prompts(params.prompts or spec.name, folder=settings.models_dir)
+    return Artist(pipe, spec, judges, params.batch_size, cache), prompts
+
+
+def _same_base(manifest: dict[str, Any], spec: BaseSpec) -> None:
+    trained_on = manifest.get("base", {})
+    if trained_on.get("hash") != spec.hash:
+        raise InputError(
+            f"this adapter was trained on base '{trained_on.get('name')}' ({str(trained_on.get('hash'))[:12]}), "
+            f"not on '{spec.name}' ({spec.hash[:12]}); choose that base or fine-tune again"
+        )
+
+
+def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, params: EvaluateParams) -> Case:
+    from photoflux.manifest import read_manifest
+
+    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(data, Path(scratch))
+        photos = _photos(Path(scratch), manifest)
+    subject = manifest["subject"]
+    noun, trigger = subject["class_noun"], subject["trigger"]
+    count, _ = SHAPES[params.profile]
+    facts = {
+        "base": {"name": artist.spec.name, "hash": artist.spec.hash},
+        "hashes": {
+            "dataset": digest(data), "adapter": digest(weights), "judges": artist.judges.hash, "prompts": prompts.hash,
+        },
+        "training": read_manifest(weights).get("params", {}),
+    }  # fmt: skip
+    return Case(
+        subject=subject,
+        asked=prompts.about(noun, trigger=trigger, count=count),
+        asked_class=prompts.about(noun, trigger=None, count=count),
+        asked_unrelated=prompts.without(noun, count=count),
+        photos=photos,
+        facts=facts,
+    )
+
+
+def _photos(folder: Path, manifest: dict[str, Any]) -> Photos:
+    items = manifest["items"]
+    trained = [item for item in items if item["split"] == "train"]
+    held_out = [item for item in items if item["split"] != "train"]
+    if not trained or not held_out:
+        raise InputError("the dataset has no trained or no held-out photos; run augment again with more photos")
+    first = {item["source"]: item for item in reversed(trained)}
+    return Photos(*(_open(folder, chosen) for chosen in (trained, list(first.values()), held_out)))
+
+
+def _open(folder: Path, items: list[dict[str, Any]]) -> list[Image.Image]:
+    return [Image.open(BytesIO((folder / item["file"]).read_bytes())).convert("RGB") for item in items]
+
+
+def _evaluate(
+    case: Case, artist: Artist, prompts: PromptSet, params: EvaluateParams
+) -> tuple[Pictures, Evidence, Scores]:
+    """Draw, look, measure; once more with as many new seeds when the intervals are too wide to decide."""
+    _, seeds = SHAPES[params.profile]
+    pictures = _draw(case, artist, params, seeds=seeds)
+    evidence = _evidence(case, pictures, artist, prompts)
+    scores = measure(evidence, draws=params.bootstrap, seed=params.seed)
+    if not scores.invalid and _too_wide(scores, params.half_width_max):
+        log.info("intervals are wide: drawing %d more seeds per prompt", seeds)
+        pictures = pictures.beside(_draw(case, artist, params, seeds=seeds, skip=seeds))
+        evidence = _evidence(case, pictures, artist, prompts)
+        scores = measure(evidence, draws=params.bootstrap, seed=params.seed)
+    return pictures, evidence, scores
+
+
+def _too_wide(scores: Scores, limit: float) -> bool:
+    return any(scores.metrics[name].value.half_width > limit for name in ("identity_gain", "leakage"))
+
+
+def _draw(case: Case, artist: Artist, params: EvaluateParams, *, seeds: int, skip: int = 0) -> Pictures:
+    how = {"seed": params.seed, "seeds": seeds, "skip": skip}
+    return Pictures(
+        tuned=artist.draw(case.asked, **how),
+        base=artist.draw_base(case.asked_class, **how),
+        plain=artist.draw(case.asked_class, **how),
+        unrelated=artist.draw(case.asked_unrelated, **how),
+        unrelated_base=artist.draw_base(case.asked_unrelated, **how),
+    )
+
+
+def _evidence(case: Case, pictures: Pictures, artist: Artist, prompts: PromptSet) -> Evidence:
+    judges = artist.judges
+    trained, held_out = look(judges, case.photos.trained), look(judges, case.photos.held_out)
+    return Evidence(
+        **{name: grid.seen for name, grid in vars(pictures).items()},
+        trained=trained,
+        held_out=held_out,
+        shown=structure(case.photos.shown),
+        asked=expected(case.asked, judges.classes),
+        asked_unrelated=expected(case.asked_unrelated, judges.classes),
+        words=judges.text([prompt.text for prompt in case.asked_class]).numpy(),
+        words_unrelated=judges.text([prompt.text for prompt in case.asked_unrelated]).numpy(),
+        copy_correlation=prompts.copy_correlation,
+        tone_lightness=_lightness(case, pictures.tuned.seen, (trained, held_out), judges, prompts),
+    )
+
+
+def _lightness(
+    case: Case, tuned: Seen, photos: tuple[Seen, Seen], judges: Judges, prompts: PromptSet
+) -> dict[str, np.ndarray]:
+    """Skin lightness L* by judged Monk tone, of T and of the photos, when the subject is a person."""
+    if case.subject["class_noun"] != prompts.person_noun or prompts.tone not in judges.classes:
+        return {}
+    scale = monk_lab()[:, 0][[int(tone) - 1 for tone in judges.classes[prompts.tone]]]
+    seen = np.concatenate([side.probabilities[prompts.tone] for side in photos])
+    return {"tuned": tuned.probabilities[prompts.tone] @ scale, "photos": seen @ scale}
+
+
+def _document(case: Case, evidence: Evidence, scores: Scores, params: EvaluateParams) -> dict[str, Any]:
+    prompts, seeds = evidence.tuned.shape
+    return {
+        "kind": "evaluation",
+        "schema_version": SCHEMA_VERSION,
+        "subject": case.subject,
+        **case.facts,
+        "profile": params.profile,
+        "seeds": {"first": params.seed, "per_prompt": seeds, "prompts": prompts},
+        "bootstrap": params.bootstrap,
+        "photos": {"trained": len(case.photos.trained), "held_out": len(case.photos.held_out)},
+        "made_share": made_share(evidence),
+        "exact_attributes": scores.exact,
+        "copy_correlation": evidence.copy_correlation,
+        "metrics": {name: value.as_dict() for name, value in scores.metrics.items()},
+        "attributes": {
+            name: {side: value.as_dict() for side, value in sides.items()} for name, sides in scores.attributes.items()
+        },
+        "invalid": scores.invalid,
+    }
+
+
+def _flat_metrics(document: dict[str, Any]) -> dict[str, float]:
+    points = {name: float(value["point"]) for name, value in document["metrics"].items()}
+    bounds = {
+        f"{name}_{side}": float(document["metrics"][name][side])
+        for name in ("identity_gain", "prompt_change", "leakage", "overall")
+        for side in ("lo", "hi")
+    }
+    return {**points, **bounds}

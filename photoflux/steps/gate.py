@@ -1,0 +1,231 @@
+"""Decide whether a candidate may be promoted: one verdict per rule, on the bounds of its interval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from photoflux.errors import InputError
+from photoflux.manifest import write_json
+from photoflux.params import GateParams
+from photoflux.steps import StepResult
+from photoflux.vault import committed, opened
+
+SCHEMA_VERSION = 1
+SEVERITY_ORDER = ("PASS", "INCONCLUSIVE", "FAIL", "INVALID")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One rule: what was measured, against which bound, and what follows."""
+
+    rule: str
+    verdict: str
+    message: str
+    value: float | None = None
+    lo: float | None = None
+    hi: float | None = None
+    bound: float | None = None
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`metric` must stay on one side of `bound`: at least it (`floor`) or at most it."""
+
+    name: str
+    metric: str
+    bound: float
+    floor: bool
+    says: str
+    warn: float | None = None
+    point_only: bool = False
+
+
+def run(
+    evaluation: Path,
+    audit: Path,
+    *,
+    decision: Path,
+    report: Path,
+    params: GateParams,
+    champion: Path | None = None,
+    key: str = "plain://demo",
+) -> StepResult:
+    """Hold evaluation and audit against the limits, and say PASS, FAIL, INCONCLUSIVE or INVALID."""
+    from photoflux.judges.gate_page import write_report
+
+    measured, audited = (_read(path, kind, key) for path, kind in ((evaluation, "evaluation"), (audit, "audit")))
+    rival = _read(champion, "evaluation", key) if champion else None
+    document = decide(measured, audited, params=params, champion=rival)
+    with committed(decision, key=key) as path:
+        write_json(path, document)
+    write_report(report, document=document, evaluation=measured, audit=audited)
+    counts = {
+        f"rules_{word.lower()}": float(sum(r["verdict"] == word for r in document["reasons"])) for word in SEVERITY_ORDER
+    }
+    return StepResult(metrics={"promote": float(document["promote"]), **counts}, report=report)
+
+
+def decide(
+    evaluation: Mapping[str, Any],
+    audit: Mapping[str, Any],
+    *,
+    params: GateParams,
+    champion: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The decision document. The verdict is the most serious of the rules'; only PASS promotes.
+
+    A sign-off by a person may stand in where nothing failed and only the audit leaves a question open.
+    """
+    _same_subject(evaluation, audit)
+    reasons = [*_validity(evaluation, params), *(judge(rule, evaluation["metrics"]) for rule in rules(evaluation, params))]
+    reasons += [_audit_reason(audit)]
+    if champion:
+        reasons.append(_champion_reason(evaluation, champion, params))
+    verdict = max((reason.verdict for reason in reasons), key=SEVERITY_ORDER.index)
+    opens = [reason for reason in reasons if reason.verdict != "PASS"]
+    return {
+        "kind": "decision",
+        "schema_version": SCHEMA_VERSION,
+        "subject": dict(evaluation["subject"]),
+        "verdict": verdict,
+        "promote": verdict == "PASS",
+        "sign_off_possible": verdict == "INCONCLUSIVE" and all(reason.rule in SIGNABLE for reason in opens),
+        "summary": _summary(verdict, opens),
+        "reasons": [asdict(reason) for reason in reasons],
+        "limits": asdict(params),
+        "champion": (champion or {}).get("hashes", {}).get("adapter"),
+        "hashes": {**evaluation["hashes"], "base": evaluation["base"]["hash"]},
+    }
+
+
+SIGNABLE = ("bias audit", "skin lightness")
+"""Rules whose open question a person may settle by signing."""
+
+
+def rules(evaluation: Mapping[str, Any], params: GateParams) -> list[Rule]:
+    """The rules that apply to this evaluation, with their limits."""
+    exact = evaluation["exact_attributes"]
+    unit = "attribute accuracy" if exact else "text-image cosine"
+    drop = params.accuracy_drop_max if exact else params.cosine_drop_max
+    chosen = [
+        Rule("identity gain", "identity_gain", params.identity_gain_min, True,
+             "pictures are not enough like the subject: train longer, or give more and clearer photos",
+             warn=params.identity_gain_warn),
+        Rule("prompt following", "prompt_change", -drop, True,
+             f"prompts are followed less than by the base ({unit}): train fewer steps or at a lower rank"),
+        Rule("class leakage", "leakage", params.leakage_max, False,
+             "the class itself turned into the subject: strengthen prior preservation or train fewer steps",
+             warn=params.leakage_warn),
+        Rule("unrelated drift", "drift_change", -params.drift_drop_max if exact else -params.cosine_drop_max, True,
+             "unrelated prompts are followed less than by the base: train fewer steps or at a lower rank"),
+        Rule("unrelated distribution", "drift_kid_sd", params.drift_kid_sd_max, False,
+             "unrelated pictures no longer look like the base's: train fewer steps or at a lower rank",
+             warn=0.0, point_only=True),
+        Rule("diversity with trigger", "diversity", params.diversity_min, True,
+             "pictures of one prompt are composed alike: train fewer steps or give more varied photos",
+             warn=params.diversity_warn),
+        Rule("diversity of the class", "class_diversity", params.diversity_min, True,
+             "pictures of the class are composed alike: strengthen prior preservation",
+             warn=params.diversity_warn),
+        Rule("copying", "copy_rate", params.copy_max, False,
+             "training photos are repeated: train fewer steps or give more photos"),
+        Rule("memorisation", "memorisation_gap", params.gap_max, False,
+             "pictures favour the trained photos over held-out ones: train fewer steps", point_only=True),
+        Rule("broken pictures", "broken_rate", params.bad_max, False,
+             "blank, noisy or smeared pictures: lower the learning rate or the adapter's scale"),
+        Rule("sharpness", "sharpness", params.sharpness_min, True,
+             "pictures are softer than the base's: use sharper photos or train fewer steps", point_only=True),
+    ]  # fmt: skip
+    if "lightness_shift" in evaluation["metrics"]:
+        chosen += _lightness_rules(params)
+    return chosen
+
+
+def _lightness_rules(params: GateParams) -> list[Rule]:
+    says = "the person's skin is drawn lighter or darker than in the photos"
+    return [
+        Rule("skin lightness", "lightness_shift", params.lightness_moderate, False, says),
+        Rule("skin lightness", "lightness_shift", -params.lightness_moderate, True, says),
+    ]
+
+
+def judge(rule: Rule, metrics: Mapping[str, Mapping[str, float]]) -> Reason:
+    """PASS with the whole interval inside the limit, FAIL with all of it outside, else INCONCLUSIVE."""
+    value = metrics[rule.metric]
+    sign = 1 if rule.floor else -1
+    lo, hi = (value["point"],) * 2 if rule.point_only else (value["lo"], value["hi"])
+    worst, best = (lo, hi) if rule.floor else (hi, lo)
+    verdict = "INCONCLUSIVE"
+    if sign * (worst - rule.bound) >= 0:
+        verdict = "PASS"
+    elif sign * (best - rule.bound) < 0:
+        verdict = "FAIL"
+    warns = verdict == "PASS" and rule.warn is not None and sign * (value["point"] - rule.warn) < 0
+    return Reason(
+        rule.name, verdict, _message(rule, value, verdict, warns), value["point"], value["lo"], value["hi"], rule.bound, warns
+    )
+
+
+def _message(rule: Rule, value: Mapping[str, float], verdict: str, warns: bool) -> str:
+    side = "at least" if rule.floor else "at most"
+    span = f"{value['point']:.2f} [{value['lo']:.2f}, {value['hi']:.2f}], must be {side} {rule.bound:g}"
+    if verdict == "FAIL":
+        return f"{rule.name}: {span}; {rule.says}"
+    if verdict == "INCONCLUSIVE":
+        return f"{rule.name}: {span}; the interval straddles the limit, so this is not a pass"
+    return f"{rule.name}: {span}{'; within the limit but worth a look' if warns else ''}"
+
+
+def _validity(evaluation: Mapping[str, Any], params: GateParams) -> list[Reason]:
+    reasons = [Reason("validity", "INVALID", text) for text in evaluation["invalid"]]
+    made = evaluation["made_share"]
+    if made < params.images_min:
+        text = f"only {made:.0%} of the planned pictures could be made (needs {params.images_min:.0%})"
+        reasons.append(Reason("pictures made", "INVALID", text, made, bound=params.images_min))
+    return reasons
+
+
+def _audit_reason(audit: Mapping[str, Any]) -> Reason:
+    worst = [f"{f['name']} ({f['severity']}): {f['reason']}" for f in audit["findings"] if f["severity"] == audit["severity"]]
+    text = f"bias audit: {audit['severity']}; {worst[0] if worst else 'no findings'}"
+    return Reason("bias audit", audit["verdict"], text)
+
+
+def _champion_reason(
+    evaluation: Mapping[str, Any], champion: Mapping[str, Any], params: GateParams
+) -> Reason:
+    """Non-inferiority against the champion, the two intervals taken as independent."""
+    mine, theirs = evaluation["metrics"]["overall"], champion["metrics"]["overall"]
+    point = mine["point"] - theirs["point"]
+    below = ((mine["point"] - mine["lo"]) ** 2 + (theirs["hi"] - theirs["point"]) ** 2) ** 0.5
+    above = ((mine["hi"] - mine["point"]) ** 2 + (theirs["point"] - theirs["lo"]) ** 2) ** 0.5
+    rule = Rule("previous champion", "overall", -params.champion_drop_max, True, "the current champion is better: keep it")
+    return judge(rule, {"overall": {"point": point, "lo": point - below, "hi": point + above}})
+
+
+def _summary(verdict: str, opens: Sequence[Reason]) -> str:
+    if verdict == "PASS":
+        return "Every rule holds on the whole of its interval."
+    first = [reason for reason in opens if reason.verdict == verdict]
+    return "; ".join(dict.fromkeys(reason.message for reason in first[:3]))
+
+
+def _same_subject(evaluation: Mapping[str, Any], audit: Mapping[str, Any]) -> None:
+    if evaluation["hashes"]["adapter"] != audit["hashes"]["adapter"]:
+        raise InputError("evaluation and audit are about different adapters; run both on the same one")
+
+
+def _read(path: Path, kind: str, key: str) -> dict[str, Any]:
+    with opened(path, key=key) as plain:
+        try:
+            document = json.loads(plain.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); run the {kind} step again") from error
+    if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{path}: not an {kind} of schema {SCHEMA_VERSION}; run the {kind} step again")
+    return document

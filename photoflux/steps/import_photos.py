@@ -1,0 +1,83 @@
+"""import: gather one subject's photos, as they are, into one artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from photoflux.errors import InputError
+from photoflux.manifest import digest, write_tar
+from photoflux.params import ImportParams
+from photoflux.steps import StepResult
+from photoflux.vault import committed
+
+SUFFIXES = frozenset(".jpg .jpeg .jpe .mpo .png .tif .tiff .webp .heic .heif .avif .gif .bmp".split())
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"RIFF")
+MAX_NAME_BYTES = 90  # what a ustar header holds beside the folder's name
+
+
+def run(
+    source: str, *, photos: Path, params: ImportParams, key: str = "plain://demo", origin: str = ""
+) -> StepResult:
+    """Copy the photos in the folder `source` to the artifact `photos`, unchanged and in name order.
+
+    `origin` is what the person wrote, when `source` is only where it was fetched to. Nothing is decoded here: whether
+    a file is a usable photo is the next step's question. Raises InputError naming the folder or file at fault.
+    """
+    files = list_photos(_folder(source), params=params)
+    described = [{"name": f.name, "sha256": digest(f), "bytes": f.stat().st_size} for f in files]
+    manifest = {
+        "subject": {
+            "id": params.subject_id,
+            "class_noun": params.class_noun,
+            "trigger": params.trigger,
+            "consent": params.consent,
+        },
+        "source": origin or Path(source).resolve().name,
+        "files": described,
+    }
+    with committed(photos, key=key) as out:
+        write_tar(out, files={f"photos/{f.name}": f for f in files}, manifest=manifest)
+    total = sum(f.stat().st_size for f in files)
+    return StepResult(metrics={"files": len(files), "megabytes": round(total / 1e6, 3)})
+
+
+def list_photos(folder: Path, *, params: ImportParams) -> list[Path]:
+    """The photos directly in `folder`, sorted by name; hidden files and other documents are left out."""
+    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and _is_photo(f))
+    if not files:
+        raise InputError(f"{folder}: holds no photos; give a folder with JPEG, PNG, TIFF or WebP files directly in it")
+    if len(files) > params.max_files:
+        raise InputError(
+            f"{folder}: holds {len(files)} photos, more than import_photos.max_files = {params.max_files}; "
+            "choose the best 5 to 20 of them"
+        )
+    for file in files:
+        _check(file, max_mb=params.max_file_mb)
+    return files
+
+
+def _folder(source: str) -> Path:
+    scheme, separator, _ = source.partition(":")
+    if separator and scheme == "blob":
+        raise InputError(f"{source}: this installation has no store of uploaded sets; give a folder of photos")
+    if separator and scheme == "dvc":
+        raise InputError(f"{source}: DVC-tracked sets are fetched by the pipeline only; run it, or give a folder")
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{source}: {what}; give a folder of photos")
+    return folder
+
+
+def _is_photo(file: Path) -> bool:
+    if file.suffix.lower() in SUFFIXES:
+        return True
+    with file.open("rb") as stream:
+        return stream.read(4).startswith(MAGIC)
+
+
+def _check(file: Path, *, max_mb: int) -> None:
+    if file.stat().st_size > max_mb * 1_000_000:
+        raise InputError(f"{file.name}: is larger than import_photos.max_file_mb = {max_mb} MB; export a smaller copy")
+    if len(file.name.encode()) > MAX_NAME_BYTES:
+        raise InputError(f"{file.name}: the name is too long; use at most {MAX_NAME_BYTES} bytes")

@@ -1,0 +1,277 @@
+"""validate: decode, measure and judge the photos of one subject; pass on the good ones."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photoflux.errors import PhotoFluxError, ValidationFailed
+from photoflux.manifest import unpack, write_tar
+from photoflux.params import ImportParams, ValidateParams
+from photoflux.photos.rules import REJECT, SET, Verdict, judge, rule_table
+from photoflux.photos.table import read_folder, survey
+from photoflux.steps import StepResult
+from photoflux.steps.import_photos import list_photos
+from photoflux.vault import committed, opened
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from photoflux.report import Report
+
+THUMB_PX = 132
+MEASURES = {
+    "short_side_px": "short side", "sharpness": "sharpness", "reblur": "re-blur", "noise": "grain",
+    "detail": "detail", "luma_p50": "brightness", "entropy": "bits", "closest": "likeness",
+}  # fmt: skip
+REASONS_TOLD = 6
+
+
+def run(
+    photos: Path, *, validated: Path, report: Path, params: ValidateParams, key: str = "plain://demo"
+) -> StepResult:
+    """Judge the photos of an import artifact; write the good ones as upright sRGB PNG without metadata, and a report.
+
+    The report is written whatever the verdict. Raises ValidationFailed, naming the files and what to do, when too few
+    good photos remain; then `validated` is not written.
+    """
+    with opened(photos, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(plain, Path(scratch))
+        shelf = _Shelf(Path(scratch) / "images", side_px=params.stored_side_px)
+        listed = [Path(scratch) / "photos" / entry["name"] for entry in manifest["files"]]
+        rows = survey(read_folder(listed), params=params, keep=shelf.keep)
+        verdict = judge(rows, params=params)
+        expectations = _second_opinion(rows, verdict, params=params)
+        page = _report(manifest, rows, verdict, expectations, shelf.thumbs)
+        with committed(report, key=key) as out:
+            page.save(out)
+        if verdict.verdict == REJECT:
+            raise ValidationFailed(_why(str(manifest.get("source", "the set")), verdict, params=params))
+        with committed(validated, key=key) as out:
+            files = {f"images/{shelf.names[name]}": shelf.folder / shelf.names[name] for name in verdict.accepted}
+            write_tar(out, files=files, manifest=_manifest(manifest, rows, verdict, expectations, shelf, listed))
+    return StepResult(metrics=_metrics(verdict), report=report)
+
+
+def validate_folder(folder: Path, *, params: ValidateParams) -> dict[str, Any]:
+    """The verdict on the photos directly in `folder`, as plain JSON values: `verdict` (ok, warn, reject), `score`
+    (0-100), `advice`, and per photo `file`, `status`, `reasons` (`code`, `message`) and `duplicate_of`.
+
+    Raises InputError when the folder does not exist or holds no photos.
+    """
+    everything = ImportParams(max_files=500, max_file_mb=500)
+    files = list_photos(folder, params=everything) if folder.is_dir() else _no_folder(folder)
+    return judge(survey(read_folder(files), params=params), params=params).as_json()
+
+
+class _Shelf:
+    """Where accepted pictures wait, one PNG per photo, and the thumbnails the report shows."""
+
+    def __init__(self, folder: Path, *, side_px: int) -> None:
+        self.folder = folder
+        self.side_px = side_px
+        self.names: dict[str, str] = {}
+        self.thumbs: dict[str, Image.Image] = {}
+        folder.mkdir(parents=True)
+
+    def keep(self, name: str, image: Image.Image) -> None:
+        stored = _stored_name(name, taken=set(self.names.values()))
+        self.names[name] = stored
+        self.thumbs[name] = _thumb(image)
+        buffer = io.BytesIO()
+        _reduced(image, side_px=self.side_px).save(buffer, format="PNG", compress_level=3)
+        (self.folder / stored).write_bytes(buffer.getvalue())
+
+
+def _stored_name(name: str, *, taken: set[str]) -> str:
+    """`<stem>.png`; two photos that differ only in their ending keep it in the stem."""
+    stem = Path(name).stem if f"{Path(name).stem}.png" not in taken else name.replace(".", "-")
+    while f"{stem}.png" in taken:
+        stem += "-2"
+    return f"{stem}.png"
+
+
+def _reduced(image: Image.Image, *, side_px: int) -> Image.Image:
+    from PIL import Image
+
+    factor = side_px / min(image.size)
+    if factor >= 1:
+        return image
+    size = (round(image.width * factor), round(image.height * factor))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+
+
+def _thumb(image: Image.Image) -> Image.Image:
+    thumb = image.copy()
+    thumb.thumbnail((THUMB_PX * 2, THUMB_PX))
+    return thumb
+
+
+def _second_opinion(
+    rows: Sequence[Mapping[str, Any]], verdict: Verdict, *, params: ValidateParams
+) -> list[dict[str, Any]]:
+    """What Great Expectations makes of the same table; the two never differ, or nothing is passed on."""
+    from photoflux.photos.suite import expect
+
+    opinion = expect(rows, verdict.whole, rules=rule_table(params))
+    if opinion.failures != verdict.failures:
+        differing = sorted(opinion.failures ^ verdict.failures)
+        raise PhotoFluxError(f"the rule table and the expectation suites disagree on {differing}; report this as a bug")
+    return opinion.expectations
+
+
+def _manifest(
+    manifest: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    verdict: Verdict,
+    expectations: Sequence[Mapping[str, Any]],
+    shelf: _Shelf,
+    listed: Sequence[Path],
+) -> dict[str, Any]:
+    accepted = [row for row in rows if row["file"] in set(verdict.accepted)]
+    texts = {file.name: file.with_suffix(".txt") for file in listed if file.with_suffix(".txt").is_file()}
+    captions = dict(manifest.get("captions", {})) | {name: _caption(text) for name, text in texts.items()}
+    return {
+        "subject": manifest.get("subject", {}),
+        "source": manifest.get("source", ""),
+        "validation": verdict.as_json(),
+        "set": verdict.whole,
+        "photos": [{**row, "file": f"images/{shelf.names[row['file']]}", "source": row["file"]} for row in accepted],
+        "captions": {f"images/{shelf.names[n]}": captions[n] for n in verdict.accepted if captions.get(n)},
+        "expectations": list(expectations),
+    }
+
+
+def _caption(file: Path) -> str:
+    return " ".join(file.read_text(encoding="utf-8", errors="replace").split())[:300]
+
+
+def _metrics(verdict: Verdict) -> dict[str, float]:
+    whole = verdict.whole
+    return {
+        "photos": whole["files"],
+        "usable": whole["usable"],
+        "rejected": whole["files"] - whole["usable"],
+        "near_copies": whole["near_copies"],
+        "backgrounds": whole["backgrounds"],
+        "closeness": round(whole["closeness"], 4),
+        "score": verdict.score,
+    }
+
+
+def _why(source: str, verdict: Verdict, *, params: ValidateParams) -> str:
+    """The one sentence of a failed run: how many are missing, and every file's own reason."""
+    codes = {code for name, code in verdict.failures if not name}
+    broken = [r for r in rule_table(params) if r.level == SET and r.severity == REJECT and r.code in codes]
+    rejected = [photo for photo in verdict.photos if photo["status"] == REJECT]
+    reasons = [f"{photo['file']}: {photo['reasons'][0]['message'].split(':')[0]}" for photo in rejected]
+    rest = [f"{len(reasons) - REASONS_TOLD} more"] if len(reasons) > REASONS_TOLD else []
+    told = f" ({'; '.join(reasons[:REASONS_TOLD] + rest)})" if reasons else ""
+    missing = verdict.whole["missing"]
+    remedy = f"add at least {missing} good {'photo' if missing == 1 else 'photos'}" if missing else "leave some out"
+    return f"{source}: {broken[0].tell(verdict.whole)}{told}; {remedy}"
+
+
+def _no_folder(folder: Path) -> list[Path]:
+    from photoflux.errors import InputError
+
+    raise InputError(f"{folder}: no such folder; give a folder of photos")
+
+
+def _report(
+    manifest: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    verdict: Verdict,
+    expectations: Sequence[Mapping[str, Any]],
+    thumbs: Mapping[str, Image.Image],
+) -> Report:
+    from photoflux.report import Report
+
+    subject = manifest.get("subject", {})
+    page = Report("Photo check", subtitle=f"{subject.get('id', '')} · {subject.get('class_noun', '')} · "
+                  f"{len(rows)} photos from {manifest.get('source', '')}")  # fmt: skip
+    page.verdict(verdict.verdict.upper(), _headline(verdict))
+    page.section("The set as a whole")
+    page.figure(_score_figure(verdict), f"Score {verdict.score} of 100: what the set is worth for training, in four parts")
+    if verdict.advice:
+        page.table([{"": str(i), "what would make it better": line} for i, line in enumerate(verdict.advice, 1)])
+    page.section("Photo by photo")
+    page.table([_photo_line(photo, thumbs) for photo in verdict.photos])
+    page.section("Measures")
+    page.table([_measure_line(row) for row in rows if row["decoded"]], caption=(
+        "Sharpness, re-blur and grain are read at 512 px; likeness is the correlation with the most similar other photo "
+        "at the best shift, size and mirroring."))  # fmt: skip
+    page.section("Rules")
+    page.table([_rule_line(line) for line in expectations], caption=(
+        "Each rule is judged twice, by the rule table and by Great Expectations; both agree."))  # fmt: skip
+    return page
+
+
+def _headline(verdict: Verdict) -> str:
+    whole = verdict.whole
+    if verdict.verdict == REJECT:
+        return f"The set cannot be trained on: {whole['usable']} of {whole['files']} photos can be used."
+    dropped = whole["files"] - whole["usable"]
+    goes_on = f"; {dropped} left out, the run goes on with the rest" if dropped else ""
+    return f"{whole['usable']} of {whole['files']} photos can be used{goes_on}. Score {verdict.score} of 100."
+
+
+def _score_figure(verdict: Verdict) -> Figure:
+    """One bar per part of the score, in the colours of the page."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 1.9))
+    axes = figure.subplots()
+    for y, part in enumerate(reversed(verdict.parts)):
+        share = part["points"] / part["of"]
+        tone = "#1b7f4b" if share >= 0.8 else "#a86400" if share >= 0.4 else "#b3261e"
+        axes.barh(y, 1, color="#eceef2", height=0.5)
+        axes.barh(y, share, color=tone, height=0.5)
+        axes.text(-0.015, y, part["part"], ha="right", va="center", fontsize=9, color="#1d1f23")
+        axes.text(1.015, y, f"{part['points']:g} / {part['of']}", ha="left", va="center", fontsize=9, color="#1d1f23")
+        axes.text(1.13, y, part["why"], ha="left", va="center", fontsize=8, color="#60656f")
+    axes.set_xlim(0, 1)
+    axes.axis("off")
+    return figure
+
+
+def _photo_line(photo: Mapping[str, Any], thumbs: Mapping[str, Image.Image]) -> dict[str, object]:
+    from PIL import Image
+
+    blank = Image.new("RGB", (THUMB_PX, THUMB_PX), "#eceef2")
+    messages = [reason["message"] for reason in photo["reasons"]]
+    said = ". ".join(message[:1].upper() + message[1:] for message in messages)
+    return {
+        "photo": thumbs.get(photo["file"], blank),
+        "file": photo["file"],
+        "verdict": photo["status"],
+        "what to do": f"{said}." if said else "Nothing: a good photo.",
+    }
+
+
+def _measure_line(row: Mapping[str, Any]) -> dict[str, object]:
+    facts = row["facts"]
+    notes = {"had_gps": "location removed", "was_rotated": "turned upright", "had_alpha": "transparency on white",
+             "was_deep": "scaled to 8 bit", "had_icc": "colour profile applied"}  # fmt: skip
+    line: dict[str, object] = {"file": row["file"], "format": facts["format"], "size": f"{row['width_px']}×{row['height_px']}"}
+    line |= {title: _short(row[name]) for name, title in MEASURES.items() if name != "short_side_px"}
+    return line | {"done": ", ".join(text for fact, text in notes.items() if facts.get(fact))}
+
+
+def _rule_line(line: Mapping[str, Any]) -> dict[str, object]:
+    verdict = "ok" if line["success"] else "reject" if line["severity"] == "critical" else "warn"
+    return {
+        "rule": line["rule"].replace("_", " "),
+        "of the": line["level"],
+        "column": line["column"],
+        "verdict": verdict,
+        "photos": ", ".join(name for name in line["files"] if name),
+    }
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"

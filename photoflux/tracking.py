@@ -1,0 +1,356 @@
+"""The registry of adapters: runs, model versions and aliases. The only module that imports mlflow.
+
+Each registered version is one adapter file with its lineage; the base is named in the adapter's manifest and is not
+copied. `mlflow.pyfunc.load_model("models:/<name>@champion").predict(DataFrame({"prompt": [...]}))` draws pictures.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photoflux.errors import InputError
+from photoflux.settings import get_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+log = logging.getLogger(__name__)
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""The best version of a model, and the newest; one version may be both."""
+ADAPTER = "adapter.tar"
+MODEL = "adapter"
+ABANDONED_AFTER_MS = 3_600_000
+BATCH = {"params": 100, "metrics": 1000}  # what the tracking API takes in one call
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the registry keeps about one adapter.
+
+    `adapter` is the stored file (sealed under `key`), `digest` the SHA-256 of its plaintext. `curves` maps a name to
+    (step, value) pairs, `files` a path below the run's artifacts to a file.
+    """
+
+    adapter: Path
+    digest: str
+    subject: str
+    prompt: str
+    key: str
+    experiment: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    number: int
+    run_id: str
+    source: str
+    tags: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        return self.tags["adapter"]
+
+
+class Registry:
+    """The MLflow server of the settings, or SQLite and a folder under `state_dir`."""
+
+    def __init__(self) -> None:
+        settings = get_settings()
+        self._state = settings.state_dir.absolute()
+        self.local = not settings.tracking_uri
+        self.uri = settings.tracking_uri or f"sqlite:///{self._state / 'mlflow.db'}"
+
+    @contextmanager
+    def entered(self, name: str, record: Record) -> Iterator[Version]:
+        """The version of `record` under `name`, new unless this adapter has one; a new one is undone if the block raises.
+
+        The version is created last, so that the registry never shows half of one. Raises InputError when the name
+        belongs to another subject or the registry cannot be reached.
+        """
+        with self._lock(), ExitStack() as undo, self._spoken():
+            self._refuse_other_subject(name, record.subject)
+            version = self.find(name, record.digest)
+            if version is None:
+                self._drop_abandoned(record)
+                run_id = self._record_run(record, name, undo)
+                model_id = self._record_model(record, run_id, undo)
+                self._client.set_terminated(run_id)
+                version = self._create_version(name, record, (run_id, model_id), undo)
+            yield version
+            undo.pop_all()
+
+    @contextmanager
+    def pointed(self, version: Version, alias: str) -> Iterator[None]:
+        """Point an alias at a version; if the block raises, it points where it did before."""
+        before = self.at(version.name, alias)
+        with self._spoken():
+            self._client.set_registered_model_alias(version.name, alias, str(version.number))
+        try:
+            yield
+        except BaseException:
+            if before:
+                self._client.set_registered_model_alias(version.name, alias, str(before.number))
+            else:
+                self._client.delete_registered_model_alias(version.name, alias)
+            raise
+
+    def find(self, name: str, digest: str) -> Version | None:
+        """The version of this adapter under `name`, if it was registered before."""
+        with self._spoken():
+            found = self._client.search_model_versions(f"name = '{name}' and tags.adapter = '{digest}'")
+        return _version(found[0]) if found else None
+
+    def at(self, name: str, reference: str) -> Version | None:
+        """The version an alias or a number points to, or None."""
+        from mlflow.exceptions import MlflowException
+
+        with self._spoken():
+            try:
+                if reference.isdigit():
+                    return _version(self._client.get_model_version(name, reference))
+                return _version(self._client.get_model_version_by_alias(name, reference))
+            except MlflowException as error:
+                if _missing(error):
+                    return None
+                raise
+
+    def names(self) -> list[str]:
+        """The names of all registered models."""
+        with self._spoken():
+            return [model.name for model in self._client.search_registered_models()]
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Alias → version number of a registered model; empty when there is no such model."""
+        with self._spoken():
+            models = self._client.search_registered_models(f"name = '{name}'")
+        return {alias: int(number) for model in models for alias, number in model.aliases.items()}
+
+    def adapter(self, version: Version) -> tuple[Path, str]:
+        """The stored adapter file of a version (downloaded from a server) and the key URI it is sealed under."""
+        import mlflow
+
+        model_id = version.source.removeprefix("models:/")
+        with self._spoken():
+            folder = self._client.get_logged_model(model_id).artifact_location
+            file = mlflow.artifacts.download_artifacts(f"{folder}/data/{ADAPTER}", tracking_uri=self.uri)
+        return Path(file), version.tags["key"]
+
+    @property
+    def _client(self) -> MlflowClient:
+        if "_made" not in self.__dict__:
+            _quieten()
+            from mlflow import MlflowClient
+
+            self._state.mkdir(parents=True, exist_ok=True)
+            self._made = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return self._made
+
+    def _record_run(self, record: Record, name: str, undo: ExitStack) -> str:
+        """A run with parameters, metrics, curves, tags and files; returns its id."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        client, now = self._client, int(time.time() * 1000)
+        tags = {**record.tags, "adapter": record.digest, "subject": record.subject}
+        run_id = client.create_run(self._experiment(record.experiment), run_name=name, tags=tags).info.run_id
+        undo.callback(self._drop_run, run_id)
+        params = [Param(key, str(value)) for key, value in record.params.items()]
+        points = [(key, value, 0) for key, value in record.metrics.items()]
+        points += [(key, value, step) for key, curve in record.curves.items() for step, value in curve]
+        metrics = [Metric(key, float(value), now, int(step)) for key, value, step in points]
+        for some in _batches(params, BATCH["params"]):
+            client.log_batch(run_id, params=some)
+        for some in _batches(metrics, BATCH["metrics"]):
+            client.log_batch(run_id, metrics=some)
+        client.log_batch(run_id, tags=[RunTag("mlflow.note.content", f"Adapter of {record.subject}, model {name}")])
+        for target, file in record.files.items():
+            self._log_file(run_id, target, file)
+        return str(run_id)
+
+    def _record_model(self, record: Record, run_id: str, undo: ExitStack) -> str:
+        """The adapter as a python_function model of that run; returns the model's id."""
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        experiment = self._experiment(record.experiment)
+        logged = self._client.create_logged_model(experiment, name=MODEL, source_run_id=run_id, model_type="lora")
+        undo.callback(self._drop_model, logged.model_id)
+        with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+            data, folder = Path(scratch) / ADAPTER, Path(scratch) / "model"
+            data.symlink_to(record.adapter.resolve())
+            mlflow.pyfunc.save_model(
+                str(folder),
+                loader_module=__name__,
+                data_path=str(data),
+                mlflow_model=Model(model_id=logged.model_id, run_id=run_id, artifact_path=logged.artifact_location),
+                signature=_signature(),
+                input_example=_example(record.prompt),
+                model_config={"key": record.key, "base": ""},
+                pip_requirements=_requirements(),
+                metadata={"adapter": record.digest, "subject": record.subject},
+            )
+            self._client.log_model_artifacts(logged.model_id, str(folder))
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        return str(logged.model_id)
+
+    def _create_version(self, name: str, record: Record, ids: tuple[str, str], undo: ExitStack) -> Version:
+        client, (run_id, model_id) = self._client, ids
+        if name not in self.names():
+            client.create_registered_model(name, tags={"subject": record.subject})
+            undo.callback(client.delete_registered_model, name)
+        tags = {**record.tags, "adapter": record.digest, "subject": record.subject, "key": record.key}
+        made = client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+        undo.callback(client.delete_model_version, name, made.version)
+        return _version(made)
+
+    def _refuse_other_subject(self, name: str, subject: str) -> None:
+        for model in self._client.search_registered_models(f"name = '{name}'"):
+            owner = model.tags.get("subject", subject)
+            if owner != subject:
+                raise InputError(
+                    f"model '{name}' holds the subject '{owner}', not '{subject}'; choose another register.name"
+                )
+
+    def _experiment(self, name: str) -> str:
+        known = self._client.get_experiment_by_name(name)
+        if known:
+            return str(known.experiment_id)
+        folder = (self._state / "artifacts").as_uri() if self.local else None
+        return str(self._client.create_experiment(name, artifact_location=folder))
+
+    def _log_file(self, run_id: str, target: str, file: Path) -> None:
+        folder, _, name = target.rpartition("/")
+        with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+            named = Path(scratch) / name
+            named.symlink_to(file.resolve())
+            self._client.log_artifact(run_id, str(named), folder or None)
+
+    def _drop_abandoned(self, record: Record) -> None:
+        """Remove the runs of this adapter that a killed process left unfinished."""
+        before = int(time.time() * 1000) - (0 if self.local else ABANDONED_AFTER_MS)
+        wanted = f"attributes.status = 'RUNNING' and tags.adapter = '{record.digest}'"
+        experiment = self._experiment(record.experiment)
+        for run in self._client.search_runs([experiment], wanted):
+            if run.info.start_time <= before:
+                for model in self._client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
+                    self._drop_model(model.model_id)
+                self._drop_run(run.info.run_id)
+
+    def _drop_run(self, run_id: str) -> None:
+        self._delete_files(self._client.get_run(run_id).info.artifact_uri)
+        self._client.set_terminated(run_id, "FAILED")
+        self._client.delete_run(run_id)
+
+    def _drop_model(self, model_id: str) -> None:
+        self._delete_files(self._client.get_logged_model(model_id).artifact_location)
+        self._client.delete_logged_model(model_id)
+
+    def _delete_files(self, location: str) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        get_artifact_repository(location, tracking_uri=self.uri).delete_artifacts()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One registration at a time on this machine, so that two cannot both take the champion's place."""
+        self._state.mkdir(parents=True, exist_ok=True)
+        with (self._state / "registry.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _spoken(self) -> Iterator[None]:
+        """Errors of the registry, as one sentence."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"the registry at {self.uri} refused: {first}; check PHOTOFLUX_TRACKING_URI") from error
+
+
+class Model:
+    """What `mlflow.pyfunc.load_model` returns inside its wrapper; the base is loaded at the first picture."""
+
+    def __init__(self, adapter: Path, *, key: str, base: str) -> None:
+        self._where = {"adapter": adapter, "key": key, "base": base}
+        self._painter: Any = None
+
+    def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
+        """One row per prompt: `image` holds a PNG at the base's resolution. `seed` defaults to the row's number."""
+        import pandas as pd
+
+        from photoflux.generate import open_painter
+
+        self._painter = self._painter or open_painter(**self._where)
+        seeds = model_input.get("seed", pd.Series(pd.NA, index=model_input.index))
+        rows = enumerate(zip(model_input["prompt"], seeds, strict=True))
+        drawn = [self._painter.png(prompt, seed=number if pd.isna(seed) else int(seed)) for number, (prompt, seed) in rows]
+        return pd.DataFrame({"image": drawn}, index=model_input.index)
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, str] | None = None) -> Model:
+    """MLflow's entry point; `model_config={"base": "<spec .yaml>"}` loads the adapter on a base kept elsewhere."""
+    config = model_config or {}
+    return Model(Path(path), key=config.get("key", "plain://demo"), base=config.get("base", ""))
+
+
+def _signature() -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    asks = Schema([ColSpec("string", "prompt"), ColSpec("long", "seed", required=False)])
+    return ModelSignature(inputs=asks, outputs=Schema([ColSpec("binary", "image")]))
+
+
+def _example(prompt: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({"prompt": [prompt], "seed": [0]})
+
+
+def _requirements() -> list[str]:
+    from photoflux import __version__
+
+    return [f"photoflux[track,train]=={__version__}"]
+
+
+def _version(found: Any) -> Version:
+    return Version(found.name, int(found.version), str(found.run_id), str(found.source), dict(found.tags))
+
+
+def _missing(error: Any) -> bool:
+    """Whether MLflow says that a model, version or alias does not exist (an unknown alias counts as invalid)."""
+    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or "alias" in str(error).lower()
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    yield from (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _quieten() -> None:
+    """No telemetry, and of MLflow's own voice only what matters to a person."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,76 @@
+"""What the compiled file says: which steps there are, what each reads, and which parameters a person may set."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+COMPILED = Path(__file__).resolve().parent / "compiled" / "personalize.yaml"
+TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool}
+Spec = dict[str, Any]
+
+
+def read_spec(path: Path = COMPILED) -> Spec:
+    """The pipeline document of a compiled file."""
+    return parse_spec(path.read_text(encoding="utf-8"))
+
+
+def parse_spec(text: str) -> Spec:
+    """The first document of a compiled text (a second one, if any, is platform-specific)."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    spec: Spec = next(iter(yaml.load_all(text, Loader=loader)))
+    return spec
+
+
+def parameters(spec: Spec) -> dict[str, Any]:
+    """Pipeline parameter → default, typed (a compiled file holds every number as a float)."""
+    described = spec["root"]["inputDefinitions"]["parameters"]
+    return {name: TYPES[entry["parameterType"]](entry["defaultValue"]) for name, entry in described.items()}
+
+
+def pipeline_graph(path: Path = COMPILED) -> dict[str, frozenset[str]]:
+    """Step → the steps whose outputs it reads; exit handlers and conditions are seen through."""
+    return {name: frozenset(reads) for name, _, reads in _steps(read_spec(path))}
+
+
+def step_titles(spec: Spec) -> dict[str, str]:
+    """Step → display name, in an order they may run in, the exit task last."""
+    steps = {name: (title, reads) for name, title, reads in _steps(spec)}
+    order = graphlib.TopologicalSorter({name: reads for name, (_, reads) in steps.items()}).static_order()
+    exits = {_plain(name) for name, task in spec["root"]["dag"]["tasks"].items() if "triggerPolicy" in task}
+    return {name: steps[name][0] for name in sorted(order, key=exits.__contains__)}
+
+
+def _steps(spec: Spec) -> Iterator[tuple[str, str, set[str]]]:
+    yield from _walk(spec["root"]["dag"]["tasks"], spec["components"], {})
+
+
+def _walk(tasks: Spec, components: Spec, outer: Mapping[str, set[str]]) -> Iterator[tuple[str, str, set[str]]]:
+    """Each executed task below `tasks` with its title and sources; `outer` says what the group's own inputs come from."""
+    for name, task in tasks.items():
+        sources = {key: _sources(entry, outer) for key, entry in _inputs(task)}
+        component = components[task["componentRef"]["name"]]
+        if "dag" in component:
+            yield from _walk(component["dag"]["tasks"], components, sources)
+        else:
+            yield _plain(name), task["taskInfo"]["name"], set().union(*sources.values())
+
+
+def _inputs(task: Spec) -> Iterator[tuple[str, Spec]]:
+    for kind in ("artifacts", "parameters"):
+        yield from task.get("inputs", {}).get(kind, {}).items()
+
+
+def _sources(entry: Spec, outer: Mapping[str, set[str]]) -> set[str]:
+    for kind in ("taskOutputArtifact", "taskOutputParameter"):
+        if kind in entry:
+            return {_plain(entry[kind]["producerTask"])}
+    return outer.get(entry.get("componentInputArtifact", entry.get("componentInputParameter", "")), set())
+
+
+def _plain(task: str) -> str:
+    return task.replace("-", "_")

@@ -1,0 +1,194 @@
+"""`python -m pipelines.local RUN_FOLDER`: run the compiled pipeline on this machine, under kfp.local.
+
+Started as a child process for a queued run; the run's `run.json` is its only way of telling how far it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photoflux.runs import Failure, Run, State, load_run, read_failure, save_run
+from pipelines.graph import COMPILED
+
+if TYPE_CHECKING:
+    from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+SUFFIXES = {"HTML": ".html", "Markdown": ".md", "Dataset": ".tar", "Model": ".tar", "Artifact": ".json"}
+
+
+def main(argv: list[str]) -> int:
+    """Run the queued run in a folder to its end. Exit code 1 when it failed."""
+    folder = Path(argv[0]).resolve()
+    run = execute(folder, compiled=Path(argv[1]) if argv[1:] else COMPILED)
+    return 0 if run.state is State.succeeded else 1
+
+
+def execute(folder: Path, *, compiled: Path = COMPILED) -> Run:
+    """Run the compiled file with the parameters in the folder's record; returns the ended run."""
+    recorder = Recorder(folder)
+    with _prepared(folder / "work"), _own_handler(recorder):
+        fault = _run_compiled(compiled, recorder.run.params, root=folder / "work")
+    return recorder.finish(recorder.failure or fault)
+
+
+def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path) -> Failure | None:
+    """Hand the file to kfp.local; returns why it stopped, if it did."""
+    from kfp import components, local
+
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), workspace_root=str(root / "scratch"))
+    pipeline = components.load_component_from_file(str(compiled))
+    _forget_retries(pipeline.component_spec.implementation.graph)
+    try:
+        pipeline(**params)
+    except Exception as error:
+        return Failure("", f"the orchestrator stopped: {error}", "internal")
+    return None
+
+
+class Recorder:
+    """Keeps the run's record up to date while its steps start and end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.failure: Failure | None = None
+        self.run = load_run(folder)
+        self._save(replace(self.run, state=State.running, pid=os.getpid()))
+
+    def log(self, step: str) -> Path:
+        return self.folder / "logs" / f"{step}.log"
+
+    def started(self, step: str) -> None:
+        self._save(self.run.with_step(self.run.step(step).moved(State.running)))
+
+    def ended(self, step: str, *, exit_code: int, outputs: dict[str, Any]) -> None:
+        if exit_code:
+            self.failure = self.failure or self._why(step, exit_code=exit_code, outputs=outputs)
+            self._save(self.run.with_step(self.run.step(step).moved(State.failed)))
+            return
+        done = replace(self.run.step(step).moved(State.succeeded), metrics=_metrics(outputs))
+        artifacts = self.run.artifacts | {step: _keep(outputs, self.folder, step)}
+        self._save(replace(self.run.with_step(done), artifacts=artifacts))
+
+    def finish(self, failure: Failure | None) -> Run:
+        self._save(replace(self.run, verdict=_verdict(self.folder, self.run)))
+        self._save(self.run.finished(State.failed if failure else State.succeeded, error=failure))
+        return self.run
+
+    def _why(self, step: str, *, exit_code: int, outputs: dict[str, Any]) -> Failure:
+        """The step's own sentence; one made from how its process ended when it could not leave any."""
+        told = read_failure(Path(outputs["outputFile"]).parent.parent)
+        if told and told.step == step:
+            shutil.copy(Path(outputs["outputFile"]).parent.parent / "failure.json", self.folder)
+            return told
+        if killed := _signal(exit_code):
+            hint = "; most often memory ran out" if killed == "SIGKILL" else ""
+            return Failure(step, f"{step} was killed ({killed}){hint}: run again, nothing of it was kept", killed)
+        return Failure(step, f"{step} ended with code {exit_code}: see {self.log(step)}", "internal")
+
+    def _save(self, run: Run) -> None:
+        self.run = run
+        save_run(run, self.folder)
+
+
+@contextlib.contextmanager
+def _prepared(work: Path) -> Any:
+    """A work folder whose `python3` is this interpreter, and an environment in which steps find this checkout."""
+    (work / "bin").mkdir(parents=True)
+    python = work / "bin" / "python3"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    os.environ["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    try:
+        yield
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_handler(recorder: Recorder) -> Any:
+    """Steps run through a handler of ours: kfp's own prints their output, tells no one and hides the exit code.
+
+    kfp.local has no way to register a handler, so this one takes the place of its subprocess handler.
+    """
+    from kfp.local import subprocess_task_handler
+    from kfp.local.status import Status
+
+    original = subprocess_task_handler.SubprocessTaskHandler
+
+    class StepHandler(original):  # type: ignore[misc, valid-type]
+        def run(self) -> Status:
+            code = _run_step(self.full_command, recorder)
+            return Status.FAILURE if code else Status.SUCCESS
+
+    subprocess_task_handler.SubprocessTaskHandler = StepHandler  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        subprocess_task_handler.SubprocessTaskHandler = original  # type: ignore[misc]
+
+
+def _run_step(command: list[str], recorder: Recorder) -> int:
+    step = command[command.index("--function_to_execute") + 1]
+    outputs = json.loads(command[command.index("--executor_input") + 1])["outputs"]
+    recorder.started(step)
+    with recorder.log(step).open("w") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    recorder.ended(step, exit_code=code, outputs=outputs)
+    return code
+
+
+def _forget_retries(spec: PipelineSpec) -> None:
+    """On one machine a failed step fails again: a retry is for lost machines, and would only delay the message."""
+    groups = [spec.root, *spec.components.values()]
+    for task in (task for group in groups for task in group.dag.tasks.values()):
+        task.ClearField("retry_policy")
+
+
+def _keep(outputs: dict[str, Any], folder: Path, step: str) -> dict[str, str]:
+    """Give the step's files their readable place; returns artifact name → path below the run's folder."""
+    kept = {}
+    for name, listed in outputs.get("artifacts", {}).items():
+        (artifact,) = listed["artifacts"]
+        suffix = SUFFIXES.get(artifact["type"]["schemaTitle"].removeprefix("system."))
+        source = Path(artifact["uri"])
+        if suffix and source.is_file():
+            target = folder / "artifacts" / step / f"{name}{suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(source, target)
+            kept[name] = str(target.relative_to(folder))
+    return kept
+
+
+def _metrics(outputs: dict[str, Any]) -> dict[str, float]:
+    file = Path(outputs["outputFile"])
+    if not file.is_file():
+        return {}
+    listed = json.loads(file.read_text()).get("artifacts", {}).get("metrics", {}).get("artifacts", [{}])
+    return {name: float(value) for name, value in listed[0].get("metadata", {}).items()}
+
+
+def _verdict(folder: Path, run: Run) -> str:
+    decision = run.artifacts.get("gate", {}).get("decision")
+    return str(json.loads((folder / decision).read_text())["verdict"]) if decision else ""
+
+
+def _signal(exit_code: int) -> str:
+    """The name of the signal that ended a process, also when a shell passed it on as 128 + n."""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    return signal.Signals(number).name if number in set(signal.Signals) else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

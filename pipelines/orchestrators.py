@@ -1,0 +1,215 @@
+"""One interface to whatever runs the compiled pipeline: a child process here, Vertex AI, or any Kubeflow."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from photoflux.errors import InputError
+from photoflux.runs import Failure, Run, State, StepRun, load_run, new_run, save_run
+from pipelines import process
+from pipelines.graph import COMPILED, Spec, parse_spec, read_spec, step_titles
+from pipelines.parameters import resolve
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """A submitted run: its id, and where a person can look at it (a folder or a console page)."""
+
+    id: str
+    where: str
+
+
+class Orchestrator(Protocol):
+    """Starts runs of the compiled pipeline and tells how they stand."""
+
+    def submit(self, params: Mapping[str, Any]) -> RunRef:
+        """Start a run with `params` over the compiled defaults. Raises InputError for one that is unknown or wrong."""
+
+    def status(self, ref: RunRef) -> Run:
+        """How the run stands now."""
+
+    def cancel(self, ref: RunRef) -> None:
+        """End the run. Does nothing to one that has ended."""
+
+
+@dataclass
+class LocalOrchestrator:
+    """Runs the pipeline in a child process; a run is a folder below `runs_dir`."""
+
+    runs_dir: Path
+    compiled: Path = COMPILED
+    _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, repr=False)
+
+    def submit(self, params: Mapping[str, Any]) -> RunRef:
+        return self.start(resolve(params, read_spec(self.compiled)))
+
+    def start(self, params: Mapping[str, Any]) -> RunRef:
+        """Start a run of whatever pipeline `compiled` holds, with exactly these parameters."""
+        run = _new(read_spec(self.compiled), params)
+        folder = (self.runs_dir / run.id).resolve()
+        (folder / "logs").mkdir(parents=True)
+        save_run(run, folder)
+        self._children[run.id] = process.start(folder, self.compiled)
+        return RunRef(run.id, str(folder))
+
+    def status(self, ref: RunRef) -> Run:
+        folder = Path(ref.where)
+        alive = process.lives(folder)  # asked first: a child that ends in between has recorded its end by then
+        run = load_run(folder)
+        if alive or run.state.ended:
+            return run
+        said = process.last_words(folder)
+        why = f"the run's own process ended before the run did ({said}): run again"
+        return self._close(run, folder, State.failed, Failure("", why, "internal"))
+
+    def cancel(self, ref: RunRef) -> None:
+        folder = Path(ref.where)
+        child = self._children.get(ref.id)
+        if process.lives(folder):
+            process.end(folder, child.pid if child else _group(folder))
+        if not (run := load_run(folder)).state.ended:
+            self._close(run, folder, State.cancelled, None)
+        if child:
+            child.wait()
+
+    def _close(self, run: Run, folder: Path, state: State, why: Failure | None) -> Run:
+        """End a run whose process could not do it itself."""
+        shutil.rmtree(folder / "work", ignore_errors=True)
+        run = run.finished(state, error=why)
+        save_run(run, folder)
+        return run
+
+
+@dataclass
+class VertexOrchestrator:
+    """Submits the same compiled file to Vertex AI Pipelines, its image pinned by `image` (a name with a digest).
+
+    Each task's own caching and retry rules hold. `transport` is for an endpoint other than the location's public one.
+    """
+
+    project: str
+    location: str
+    pipeline_root: str
+    image: str
+    service_account: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    transport: Any = None
+    compiled: Path = COMPILED
+
+    def submit(self, params: Mapping[str, Any]) -> RunRef:
+        spec = read_spec(self.compiled)
+        run = _new(spec, resolve(params, spec))
+        parent = f"projects/{self.project}/locations/{self.location}"
+        job = self._client().create_pipeline_job(
+            parent=parent, pipeline_job=self.job(run), pipeline_job_id=run.id
+        )
+        console = "https://console.cloud.google.com/vertex-ai/locations"
+        return RunRef(job.name, f"{console}/{self.location}/pipelines/runs/{run.id}?project={self.project}")
+
+    def job(self, run: Run) -> Any:
+        """The pipeline job of a run, as Vertex's API takes it."""
+        from google.cloud.aiplatform_v1 import PipelineJob
+
+        fail_fast = "PIPELINE_FAILURE_POLICY_FAIL_FAST"
+        return PipelineJob(
+            display_name=run.id,
+            pipeline_spec=parse_spec(pin_image(self.compiled.read_text(encoding="utf-8"), self.image)),
+            runtime_config={
+                "gcs_output_directory": self.pipeline_root,
+                "parameter_values": run.params,
+                "failure_policy": fail_fast,
+            },
+            service_account=self.service_account,
+            labels=dict(self.labels),
+        )
+
+    def status(self, ref: RunRef) -> Run:
+        job = self._client().get_pipeline_job(name=ref.id)
+        started = {task.task_name.replace("-", "_"): task for task in job.job_detail.task_details}
+        steps = tuple(
+            StepRun(name, title, _state(started[name].state.name) if name in started else State.queued)
+            for name, title in step_titles(read_spec(self.compiled)).items()
+        )
+        return _remote_run(job.name, job.state.name, job.error.message, steps)
+
+    def cancel(self, ref: RunRef) -> None:
+        self._client().cancel_pipeline_job(name=ref.id)
+
+    def _client(self) -> Any:
+        from google.cloud.aiplatform_v1 import PipelineServiceClient
+
+        if self.transport:
+            return PipelineServiceClient(transport=self.transport)
+        return PipelineServiceClient(client_options={"api_endpoint": f"{self.location}-aiplatform.googleapis.com"})
+
+
+@dataclass
+class KubeflowOrchestrator:
+    """Submits the same compiled file to a Kubeflow Pipelines server."""
+
+    host: str
+    image: str
+    namespace: str = "kubeflow"
+    token: str | None = None
+    compiled: Path = COMPILED
+
+    def submit(self, params: Mapping[str, Any]) -> RunRef:
+        spec = read_spec(self.compiled)
+        run = _new(spec, resolve(params, spec))
+        with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+            pinned = Path(scratch) / self.compiled.name
+            pinned.write_text(pin_image(self.compiled.read_text(encoding="utf-8"), self.image), encoding="utf-8")
+            made = self._client().create_run_from_pipeline_package(
+                str(pinned), arguments=run.params, run_name=run.id, namespace=self.namespace
+            )
+        return RunRef(made.run_id, f"{self.host}/#/runs/details/{made.run_id}")
+
+    def status(self, ref: RunRef) -> Run:
+        """The server's run; it names tasks by ids of its own, so `steps` is empty."""
+        run = self._client().get_run(ref.id)
+        return _remote_run(run.run_id, str(run.state), run.error.message if run.error else "", ())
+
+    def cancel(self, ref: RunRef) -> None:
+        self._client().terminate_run(ref.id)
+
+    def _client(self) -> Any:
+        from kfp import Client
+
+        return Client(host=self.host, namespace=self.namespace, existing_token=self.token)
+
+
+def pin_image(text: str, image: str) -> str:
+    """The compiled text with its one image replaced by `image`; nothing else differs."""
+    return re.sub(r"^(\s*image: ).*$", lambda found: found.group(1) + image, text, flags=re.MULTILINE)
+
+
+def _new(spec: Spec, params: Mapping[str, Any]) -> Run:
+    return new_run(spec["pipelineInfo"]["name"], steps=step_titles(spec), params=params)
+
+
+def _group(folder: Path) -> int:
+    """The process group of a run that someone else started."""
+    if group := load_run(folder).pid:
+        return group
+    raise InputError(f"{folder.name}: is only just starting; cancel it again in a moment")
+
+
+def _remote_run(name: str, state: str, message: str, steps: tuple[StepRun, ...]) -> Run:
+    error = Failure("", message, "remote") if message else None
+    return Run(id=name, pipeline="personalize", steps=steps, params={}, state=_state(state), error=error)
+
+
+def _state(name: str) -> State:
+    """`PIPELINE_STATE_RUNNING`, `SUCCEEDED`, `CANCELLING`, … as one of ours."""
+    word = name.removeprefix("PIPELINE_STATE_").lower()
+    stems = {"succe": State.succeeded, "fail": State.failed, "cancelled": State.cancelled, "canceled": State.cancelled}
+    stems |= {"skip": State.skipped, "not_tri": State.skipped, "run": State.running, "cancel": State.running}
+    stems |= {"paus": State.running}
+    return next((state for stem, state in stems.items() if word.startswith(stem)), State.queued)

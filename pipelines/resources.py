@@ -1,0 +1,33 @@
+"""What each step needs from the machine it is placed on. Everything else gets the orchestrator's default (4 CPU, 16 GB)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kfp.dsl import PipelineTask
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Limits of one step; accelerator names are the ones of Vertex AI's API."""
+
+    cpu: str
+    memory: str
+    accelerator: str
+    retries: int = 2
+    backoff: str = "60s"
+
+
+# FLUX.1 [schnell] in bf16 holds 34 GB of weights, so one 80 GB device trains and draws without offloading.
+A100 = Machine(cpu="12", memory="160G", accelerator="NVIDIA_A100_80GB")
+MACHINES = {"finetune": A100, "evaluate": A100, "audit": A100}
+
+
+def placed(task: PipelineTask, step: str) -> PipelineTask:
+    """The task with its step's limits; a lost machine is worth another try, and long steps resume."""
+    machine = MACHINES[step]
+    task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
+    task.set_accelerator_type(machine.accelerator).set_accelerator_limit(1)
+    return task.set_retry(machine.retries, backoff_duration=machine.backoff)

@@ -1,0 +1,125 @@
+"""`python -m pipelines.run --photos DIR --class-noun dog`: photos in, a verdict and a registered adapter out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from photoflux.errors import InputError, PhotoFluxError
+from photoflux.runs import Run, State
+from photoflux.settings import get_settings
+from pipelines.orchestrators import LocalOrchestrator
+from pipelines.watch import follow
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Submit one run here, show it, and say how it ended. 0: it reached a verdict; 2: it did not; 130: interrupted.
+
+    With `--require PASS`, another verdict gives 3.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args, Console(soft_wrap=True))
+    except PhotoFluxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    orchestrator = LocalOrchestrator(runs_dir=get_settings().runs_dir)
+    signal.signal(signal.SIGTERM, _interrupt)
+    ref = orchestrator.submit(given(args))
+    try:
+        console.print(f"run {ref.id}", highlight=False)
+        run = follow(lambda: orchestrator.status(ref), console)
+    except KeyboardInterrupt:
+        orchestrator.cancel(ref)
+        print("cancelled: every process of the run was ended and nothing half-made was kept", file=sys.stderr)
+        return 130
+    return conclude(run, Path(ref.where), require=args.require)
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The parameters that the command line sets, by their names in the pipeline."""
+    named = {"import_photos_source": args.photos, "import_photos_class_noun": args.class_noun, "register_name": args.name}
+    named |= {"import_photos_trigger": args.trigger, "import_photos_consent": args.consent}
+    chosen = {name: value for name, value in named.items() if value is not None}
+    if args.photos and not re.match(r"(dvc|blob):", args.photos):
+        chosen["import_photos_source"] = str(Path(args.photos).expanduser().absolute())
+        chosen["import_photos_subject_id"] = args.subject or _slug(Path(args.photos).absolute().name)
+    elif args.subject:
+        chosen["import_photos_subject_id"] = args.subject
+    if args.base:
+        chosen |= {f"{step}_base": args.base for step in ("augment", "finetune", "evaluate", "audit")}
+    return chosen | dict(_assignment(text) for text in args.set)
+
+
+def conclude(run: Run, folder: Path, *, require: str = "") -> int:
+    """Print where everything is, the verdict and, last, what went wrong; returns the exit code."""
+    for step in run.steps:
+        if report := run.artifacts.get(step.name, {}).get("report"):
+            print(f"{'report':8} {step.name:9} {_shown(folder / report)}")
+    if run.error or run.state is not State.succeeded:
+        where = folder / "logs" / f"{run.error.step}.log" if run.error and run.error.step else folder / "logs"
+        print(f"{'log':8} {_shown(where)}")
+        sys.stdout.flush()
+        print(f"error: {run.error.message if run.error else run.state}", file=sys.stderr)
+        return 2
+    print("\n".join(_verdict(run, folder)))
+    return 3 if require and run.verdict != require else 0
+
+
+def _verdict(run: Run, folder: Path) -> list[str]:
+    decision = json.loads((folder / run.artifacts["gate"]["decision"]).read_text())
+    against = [f"         - {r['message']}" for r in decision["reasons"] if r["verdict"] != "PASS"]
+    lines = [*against, f"{'verdict':8} {run.verdict}"]
+    if receipt := run.artifacts.get("register", {}).get("receipt"):
+        model = json.loads((folder / receipt).read_text())
+        lines.insert(0, f"{'model':8} {model['name']} version {model['version']}, @{model['alias']}")
+    return lines
+
+
+def _shown(path: Path) -> str:
+    """The path as a person here would type it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63] or "subject"
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise InputError(f"--set {text}: write NAME=VALUE, such as finetune_steps=200")
+    return name.strip(), value
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.run", description=__doc__)
+    parser.add_argument("--photos", help="folder of photos, dvc:REPO@REV:PATH or blob:SET_ID")
+    parser.add_argument("--class-noun", help="what the subject is: dog, mug, person, …")
+    parser.add_argument("--name", help="name of the registered model")
+    parser.add_argument("--subject", help="id of the subject; the folder's name unless given")
+    parser.add_argument("--base", help="base model: a name in models/ or the path of a spec .yaml")
+    parser.add_argument("--trigger", help="rare word that stands for the subject in prompts")
+    parser.add_argument("--consent", help="on what ground the photos may be used")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any pipeline parameter")
+    parser.add_argument("--require", default="", metavar="VERDICT", help="exit with 3 unless the gate says so")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Show a run while it goes: a live table on a terminal, one line per change elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from photoflux.runs import Run, State, StepRun
+
+COLOURS = {
+    State.queued: "dim",
+    State.running: "bold cyan",
+    State.succeeded: "green",
+    State.failed: "bold red",
+    State.skipped: "dim",
+    State.cancelled: "yellow",
+}
+REFRESH_S = 0.1
+
+
+def follow(status: Callable[[], Run], console: Console) -> Run:
+    """Ask for the run's status until it has ended, showing its steps; returns the ended run."""
+    return _follow_live(status, console) if console.is_terminal else _follow_lines(status, console)
+
+
+def table(run: Run) -> Table:
+    """The steps of a run: title, state, seconds."""
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    grid.add_column("step", min_width=32)
+    grid.add_column("state", min_width=10)
+    grid.add_column("seconds", justify="right", min_width=8)
+    for step in run.steps:
+        seconds = f"{step.seconds:.1f}" if step.started else ""
+        grid.add_row(step.title, f"[{COLOURS[step.state]}]{step.state}[/]", seconds)
+    return grid
+
+
+def _follow_live(status: Callable[[], Run], console: Console) -> Run:
+    run = status()
+    with Live(table(run), console=console, refresh_per_second=1 / REFRESH_S) as live:
+        while not run.state.ended:
+            time.sleep(REFRESH_S)
+            run = status()
+            live.update(table(run))
+    return run
+
+
+def _follow_lines(status: Callable[[], Run], console: Console) -> Run:
+    shown: dict[str, State] = {}
+    while True:
+        run = status()
+        for step in run.steps:
+            if step.state is not State.queued and shown.get(step.name) is not step.state:
+                shown[step.name] = step.state
+                console.print(_line(step), markup=False, highlight=False)
+        if run.state.ended:
+            return run
+        time.sleep(REFRESH_S)
+
+
+def _line(step: StepRun) -> str:
+    seconds = f"{step.seconds:8.1f} s" if step.state.ended and step.started else ""
+    return f"{step.title:32} {step.state:10}{seconds}".rstrip()

@@ -1,0 +1,133 @@
+"""Running a compiled file here: states, artifacts, logs, and what a failure looks like from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from photoflux.runs import Run, State, load_run
+from pipelines.orchestrators import LocalOrchestrator, RunRef
+from pipelines.watch import follow
+
+QUICK = {"trouble": "none", "wait_s": 0.0, "wanted": "mug"}
+
+
+def ended(orchestrator: LocalOrchestrator, ref: RunRef) -> Run:
+    return follow(lambda: orchestrator.status(ref), Console(quiet=True))
+
+
+def drawing(ref: RunRef, *, timeout_s: float = 30) -> Run:
+    """The run as soon as its first step runs."""
+    deadline = time.monotonic() + timeout_s
+    while (run := load_run(Path(ref.where))).step("draw").state is not State.running:
+        assert time.monotonic() < deadline, "the first step never ran"
+        time.sleep(0.05)
+    return run
+
+
+def states(run) -> dict[str, str]:
+    return {step.name: str(step.state) for step in run.steps}
+
+
+def living(group: int) -> list[str]:
+    """Processes of a group that still run (a zombie does not)."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    return [stat for pgid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
+
+
+def test_a_run_ends_with_its_files_in_readable_places(local: LocalOrchestrator):
+    ref = local.start(QUICK)
+    run = ended(local, ref)
+    assert run.error is None
+    assert states(run) == dict.fromkeys(("draw", "judge", "hang", "notify"), "succeeded")
+    assert run.artifacts["draw"] == {"picture": "artifacts/draw/picture.tar", "report": "artifacts/draw/report.html"}
+    assert (Path(ref.where) / run.artifacts["hang"]["hung"]).read_text() == "a red mug, on the wall"
+    assert run.step("draw").metrics == {"pixels": 64.0}
+    assert run.step("draw").title == "Draw"
+    assert sorted(p.name for p in Path(ref.where).iterdir()) == ["artifacts", "lock", "logs", "run.json"]
+    assert sorted(p.name for p in (Path(ref.where) / "logs").iterdir()) == [
+        "draw.log", "hang.log", "judge.log", "notify.log", "runner.log"]  # fmt: skip
+
+
+def test_a_false_condition_skips_its_steps_and_the_run_succeeds(local: LocalOrchestrator):
+    run = ended(local, local.start(QUICK | {"wanted": "teapot"}))
+    assert run.state is State.succeeded
+    assert states(run) == {"draw": "succeeded", "judge": "succeeded", "hang": "skipped", "notify": "succeeded"}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("input", "the picture is upside down: turn it and run again"),
+        ("full disk", "no space left to write the output: free some disk space and run again"),
+        ("killed", "draw was killed (SIGKILL); most often memory ran out: run again, nothing of it was kept"),
+        ("silent", "draw ended with code 7: see "),
+    ],
+)
+def test_a_failing_step_ends_the_run_with_one_sentence(local: LocalOrchestrator, trouble: str, message: str):
+    ref = local.start(QUICK | {"trouble": trouble})
+    run = ended(local, ref)
+    assert run.state is State.failed
+    assert run.error.step == "draw"
+    assert run.error.message.startswith(message)
+    assert states(run) == {"draw": "failed", "judge": "skipped", "hang": "skipped", "notify": "succeeded"}
+    assert "draw" not in run.artifacts
+    assert not (Path(ref.where) / "work").exists()
+
+
+def test_the_exit_step_tells_the_failing_steps_own_words(local: LocalOrchestrator):
+    ref = local.start(QUICK | {"trouble": "input"})
+    run = ended(local, ref)
+    told = (Path(ref.where) / run.artifacts["notify"]["summary"]).read_text()
+    assert "FAILED" in told
+    assert "draw: the picture is upside down: turn it and run again" in told
+
+
+def test_a_failed_step_is_not_tried_again_here(local: LocalOrchestrator):
+    run = ended(local, local.start(QUICK | {"trouble": "input"}))
+    assert run.step("draw").seconds < 20  # the compiled policy would wait a minute and try three times more
+
+
+@pytest.mark.timeout(60)
+def test_cancelling_ends_every_process(local: LocalOrchestrator):
+    ref = local.start(QUICK | {"wait_s": 600.0})
+    group = drawing(ref).pid
+    local.cancel(ref)
+    run = local.status(ref)
+    assert run.state is State.cancelled
+    assert states(run) == {"draw": "cancelled", "judge": "skipped", "hang": "skipped", "notify": "skipped"}
+    while living(group):
+        time.sleep(0.02)
+    local.cancel(ref)
+    assert local.status(ref) == run
+
+
+def test_another_process_can_watch_and_cancel(local: LocalOrchestrator, tiny: Path):
+    ref = local.start(QUICK | {"wait_s": 600.0})
+    drawing(ref)
+    stranger = LocalOrchestrator(runs_dir=local.runs_dir, compiled=tiny)
+    assert stranger.status(ref).state is State.running
+    stranger.cancel(RunRef(ref.id, ref.where))
+    assert stranger.status(ref).state is State.cancelled
+
+
+def test_a_runner_that_dies_is_told_from_a_slow_one(local: LocalOrchestrator):
+    ref = local.start(QUICK | {"wait_s": 600.0})
+    os.killpg(drawing(ref).pid, signal.SIGKILL)
+    run = ended(local, ref)
+    assert run.state is State.failed
+    assert run.error.message.startswith("the run's own process ended before the run did")
+    assert run.step("draw").state is State.failed
+    assert load_run(Path(ref.where)) == run
+
+
+def test_a_folder_with_spaces_is_no_trouble(tiny: Path, tmp_path: Path):
+    orchestrator = LocalOrchestrator(runs_dir=tmp_path / "my python3 runs", compiled=tiny)
+    assert ended(orchestrator, orchestrator.start(QUICK)).state is State.succeeded

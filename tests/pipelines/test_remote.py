@@ -1,0 +1,196 @@
+"""Vertex and Kubeflow: what is sent to them, and how their answers read, against servers of the test's own."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from photoflux.errors import InputError
+from photoflux.runs import State
+from pipelines.graph import read_spec
+from pipelines.orchestrators import KubeflowOrchestrator, RunRef, VertexOrchestrator
+from pipelines.parameters import resolve
+
+IMAGE = "registry.example/photoflux@sha256:" + "1" * 64
+JOB = "projects/p/locations/europe-west4/pipelineJobs/job-1"
+
+
+class KubeflowServer(ThreadingHTTPServer):
+    """Answers the four calls of the v2beta1 API that a run takes; keeps what was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), KubeflowHandler)
+        self.sent: list[tuple[str, str, dict]] = []
+        self.state = "RUNNING"
+
+    def answer(self, path: str) -> dict:
+        if path.endswith("/experiments"):
+            return {"experiments": [{"experiment_id": "e1", "display_name": "Default"}]}
+        if "/runs" in path:
+            error = {"error": {"code": 2, "message": "boom"}} if self.state == "FAILED" else {}
+            return {"run_id": "r1", "display_name": "x", "state": self.state, **error}
+        return {}
+
+
+class KubeflowHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        path = self.path.partition("?")[0]
+        self.server.sent.append((self.command, path, json.loads(body or "{}")))
+        reply = json.dumps(self.server.answer(path)).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def kubeflow() -> Iterator[KubeflowServer]:
+    server = KubeflowServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_kubeflow_gets_the_compiled_file_with_the_image_pinned(kubeflow: KubeflowServer):
+    orchestrator = KubeflowOrchestrator(f"http://127.0.0.1:{kubeflow.server_port}", IMAGE)
+    ref = orchestrator.submit({"augment_variants": "2"})
+    assert ref == RunRef("r1", f"http://127.0.0.1:{kubeflow.server_port}/#/runs/details/r1")
+    (sent,) = [body for command, path, body in kubeflow.sent if command == "POST" and path.endswith("/runs")]
+    images = {e["container"]["image"] for e in sent["pipeline_spec"]["deploymentSpec"]["executors"].values()}
+    assert images == {IMAGE}
+    assert sent["pipeline_spec"]["root"] == read_spec()["root"]
+    assert sent["runtime_config"]["parameters"] == resolve({"augment_variants": 2}, read_spec())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [("RUNNING", State.running, None), ("SUCCEEDED", State.succeeded, None), ("FAILED", State.failed, "boom"),
+     ("PENDING", State.queued, None), ("CANCELING", State.running, None), ("CANCELED", State.cancelled, None)],
+)  # fmt: skip
+def test_kubeflow_states_are_read(kubeflow: KubeflowServer, theirs: str, ours: State, message: str | None):
+    kubeflow.state = theirs
+    orchestrator = KubeflowOrchestrator(f"http://127.0.0.1:{kubeflow.server_port}", IMAGE)
+    run = orchestrator.status(RunRef("r1", ""))
+    assert run.state is ours
+    assert (run.error.message if run.error else None) == message
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_kubeflow_runs_can_be_cancelled(kubeflow: KubeflowServer):
+    KubeflowOrchestrator(f"http://127.0.0.1:{kubeflow.server_port}", IMAGE).cancel(RunRef("r1", ""))
+    assert [path for command, path, _ in kubeflow.sent if command == "POST"] == ["/apis/v2beta1/runs/r1:terminate"]
+
+
+class VertexServer:
+    """The three calls of Vertex AI's pipeline service that a job takes, over real gRPC; keeps what was sent."""
+
+    def __init__(self) -> None:
+        import grpc
+        from google.cloud.aiplatform_v1 import types
+        from google.protobuf import empty_pb2
+
+        self.sent: list[object] = []
+        self.job = types.PipelineJob(name=JOB, state="PIPELINE_STATE_PENDING")
+        calls = {
+            "CreatePipelineJob": (types.CreatePipelineJobRequest, self._create, types.PipelineJob.serialize),
+            "GetPipelineJob": (types.GetPipelineJobRequest, lambda *_: self.job, types.PipelineJob.serialize),
+            "CancelPipelineJob": (types.CancelPipelineJobRequest, self._cancel, empty_pb2.Empty.SerializeToString),
+        }
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(call, request.deserialize, serialise)
+            for name, (request, call, serialise) in calls.items()
+        }
+        self.server = grpc.server(futures.ThreadPoolExecutor(2))
+        service = grpc.method_handlers_generic_handler("google.cloud.aiplatform.v1.PipelineService", handlers)
+        self.server.add_generic_rpc_handlers((service,))
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        self.server.start()
+
+    def _create(self, request: object, _: object) -> object:
+        self.sent.append(request)
+        return self.job
+
+    def _cancel(self, request: object, _: object) -> object:
+        from google.protobuf import empty_pb2
+
+        self.sent.append(request)
+        return empty_pb2.Empty()
+
+
+@pytest.fixture
+def vertex() -> Iterator[VertexServer]:
+    server = VertexServer()
+    yield server
+    server.server.stop(None)
+
+
+@pytest.fixture
+def orchestrator(vertex: VertexServer) -> Iterator[VertexOrchestrator]:
+    import grpc
+    from google.cloud.aiplatform_v1.services.pipeline_service.transports import PipelineServiceGrpcTransport
+
+    with grpc.insecure_channel(f"127.0.0.1:{vertex.port}") as channel:
+        yield VertexOrchestrator(
+            "p", "europe-west4", "gs://bucket/runs", IMAGE, "runner@p.example", {"team": "photos"},
+            transport=PipelineServiceGrpcTransport(channel=channel),
+        )  # fmt: skip
+
+
+def test_vertex_gets_the_compiled_file_with_the_image_pinned(vertex: VertexServer, orchestrator: VertexOrchestrator):
+    ref = orchestrator.submit({"augment_variants": "2"})
+    assert ref.id == JOB
+    assert ref.where.endswith("?project=p")
+    (request,) = vertex.sent
+    assert request.parent == "projects/p/locations/europe-west4"
+    job = type(request.pipeline_job).to_dict(request.pipeline_job)
+    assert job["pipeline_spec"]["root"] == json.loads(json.dumps(read_spec()["root"]))
+    assert {e["container"]["image"] for e in job["pipeline_spec"]["deploymentSpec"]["executors"].values()} == {IMAGE}
+    assert job["runtime_config"]["gcs_output_directory"] == "gs://bucket/runs"
+    assert job["runtime_config"]["parameter_values"] == resolve({"augment_variants": 2}, read_spec())
+    assert job["service_account"] == "runner@p.example"
+    assert job["labels"] == {"team": "photos"}
+
+
+def test_vertex_tasks_are_steps(vertex: VertexServer, orchestrator: VertexOrchestrator):
+    vertex.job.state = "PIPELINE_STATE_RUNNING"
+    vertex.job.job_detail = {"task_details": [
+        {"task_name": "import-data", "state": "SUCCEEDED"}, {"task_name": "validate", "state": "RUNNING"},
+        {"task_name": "exit-handler-1", "state": "RUNNING"}, {"task_name": "register", "state": "NOT_TRIGGERED"}]}  # fmt: skip
+    run = orchestrator.status(RunRef(JOB, ""))
+    assert run.state is State.running
+    assert {s.name: s.state for s in run.steps if s.state is not State.queued} == {
+        "import_data": State.succeeded, "validate": State.running, "register": State.skipped}  # fmt: skip
+    assert len(run.steps) == 9
+
+
+def test_vertex_errors_are_passed_on(vertex: VertexServer, orchestrator: VertexOrchestrator):
+    vertex.job.state = "PIPELINE_STATE_FAILED"
+    vertex.job.error = {"code": 9, "message": "quota"}
+    run = orchestrator.status(RunRef(JOB, ""))
+    assert (run.state, run.error.message) == (State.failed, "quota")
+
+
+def test_vertex_jobs_can_be_cancelled(vertex: VertexServer, orchestrator: VertexOrchestrator):
+    orchestrator.cancel(RunRef(JOB, ""))
+    assert vertex.sent[0].name == JOB
+
+
+def test_a_wrong_parameter_never_leaves_this_machine(vertex: VertexServer, orchestrator: VertexOrchestrator):
+    with pytest.raises(InputError, match="no such parameter"):
+        orchestrator.submit({"finetune_rnk": 8})
+    assert vertex.sent == []

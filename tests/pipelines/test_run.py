@@ -1,0 +1,111 @@
+"""`python -m pipelines.run`, from outside: what it prints last, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from photoflux.runs import State, load_run
+from pipelines.run import _parser, given
+
+COMMAND = [sys.executable, "-m", "pipelines.run"]
+
+
+def start(root: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *words], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
+
+
+def the_run(state: Path) -> Path:
+    (folder,) = (state / "runs").iterdir()
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder that holds no photos."""
+    (tmp_path / "Rex & I").mkdir()
+    (tmp_path / "Rex & I" / "notes.txt").write_text("no photos yet")
+    return tmp_path / "Rex & I"
+
+
+def test_the_failing_steps_sentence_comes_last(root: Path, photos: Path, own_state: Path):
+    process = start(root, "--photos", str(photos), "--class-noun", "dog")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == f"error: {photos}: holds no photos; give a folder with JPEG, PNG, TIFF or WebP files directly in it\n"
+    lines = out.splitlines()
+    assert lines[0].startswith("run personalize-")
+    assert re.fullmatch(r"Import the photos +failed +[0-9.]+ s", lines[2])
+    assert lines[-1].endswith("logs/import_data.log")
+    assert "Traceback" not in out
+    assert "Traceback" in (the_run(own_state) / "logs" / "import_data.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_everything_and_says_so(root: Path, photos: Path, own_state: Path, number: int):
+    process = start(root, "--photos", str(photos))
+    assert process.stdout.readline().startswith("run personalize-")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith("cancelled: ")
+    run = load_run(the_run(own_state))
+    assert run.state is State.cancelled
+    assert all(step.state.ended for step in run.steps)
+    assert not (the_run(own_state) / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "finetune_rnk=8"], "error: finetune_rnk: no such parameter; did you mean finetune_rank"),
+        (["--set", "finetune_rank"], "error: --set finetune_rank: write NAME=VALUE"),
+        (["--class-noun", "d0g!"], "class_noun is 'd0g!'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_starts_nothing(root: Path, own_state: Path, words: list[str], message: str):
+    process = start(root, *words)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert not (own_state / "runs").exists()
+
+
+def test_options_are_pipeline_parameters(photos: Path):
+    words = ["--photos", str(photos), "--class-noun", "mug", "--name", "my-mug", "--base", "models/x.yaml"]
+    args = _parser().parse_args([*words, "--set", "finetune_rank=4", "--set", "augment_base=pocket"])
+    assert given(args) == {
+        "import_photos_source": str(photos),
+        "import_photos_class_noun": "mug",
+        "import_photos_subject_id": "rex-i",
+        "register_name": "my-mug",
+        "finetune_base": "models/x.yaml",
+        "evaluate_base": "models/x.yaml",
+        "audit_base": "models/x.yaml",
+        "augment_base": "pocket",
+        "finetune_rank": "4",
+    }
+
+
+def test_a_dvc_source_is_passed_as_it_is():
+    args = _parser().parse_args(["--photos", "dvc:.@main:data/samples/dog"])
+    assert given(args) == {"import_photos_source": "dvc:.@main:data/samples/dog"}
+
+
+def test_a_run_is_recorded_with_every_parameter(root: Path, photos: Path, own_state: Path):
+    start(root, "--photos", str(photos), "--set", "augment_variants=2").communicate(timeout=60)
+    recorded = json.loads((the_run(own_state) / "run.json").read_text())
+    assert recorded["params"]["augment_variants"] == 2
+    assert recorded["params"]["import_photos_source"] == str(photos)
+    assert recorded["error"]["step"] == "import_data"

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from photoflux.manifest import digest
+from photoflux.pocket import train_judges, train_vae
+from photoflux.pocket.data import Cache, classes, draw, draw_crops, draw_views, label_ids, stream
+from photoflux.pocket.models import PocketConfig, build_vae
+from photoflux.pocket.pretrain import Plan, cache_of, init_base, pretrain
+from photoflux.pocket.train_flow import draw_sigmas
+from photoflux.pocket.training import Budget, Muon, Recipe, Run, load_average, orthogonal
+
+SMOKE = replace(Plan.smoke(), workers=0)
+
+
+def line_run(folder, *, steps, seed=0, **settings):
+    """Fit y = 3x with a single weight: the smallest thing a Run can train."""
+    torch.manual_seed(seed)
+    recipe = Recipe(lr=0.1, warmup_steps=1, ema=0.9)
+    return Run("line", nn.Linear(1, 1, bias=False), folder / "line.pt", Budget(steps=steps), recipe, **settings)
+
+
+def train_line(run, *, stop_before=None):
+    for step in run:
+        if step == stop_before:
+            break
+        x = torch.randn(8, 1, generator=run.generator(step))
+        run.update((run.module(x) - 3 * x).square().mean(), images=8)
+    return run
+
+
+# --- data
+
+
+def test_draws_depend_on_seed_and_index_only():
+    whole = draw(0, seed=3, count=4, size_px=32)
+    half = draw(1, seed=3, count=2, size_px=32)
+    assert np.array_equal(whole.pixels[2:], half.pixels)
+    assert whole.captions[2:] == half.captions
+    assert np.array_equal(whole.labels[2:], half.labels)
+    assert not np.array_equal(whole.pixels, draw(0, seed=4, count=4, size_px=32).pixels)
+
+
+def test_labels_are_class_positions_and_minus_one_where_none():
+    ids = label_ids({"kind": "person", "gender": classes()["gender"][1]})
+    named = dict(zip(classes(), ids, strict=True))
+    assert named["kind"] == len(classes()["kind"]) - 1
+    assert named["gender"] == 1
+    assert named["colour"] == -1
+
+
+def test_crops_are_parts_of_the_renders():
+    whole = draw(5, seed=1, count=2, size_px=64).pixels
+    crops = draw_crops(5, seed=1, count=4, size_px=64, crop_px=32)
+    assert crops.shape == (4, 32, 32, 3)
+    for number, crop in enumerate(crops):
+        windows = np.lib.stride_tricks.sliding_window_view(whole[number // 2], (32, 32, 3))[:, :, 0]
+        assert (windows == crop).all(axis=(2, 3, 4)).any()
+
+
+def test_views_repeat_each_subject():
+    pixels, numbers = draw_views(0, seed=0, subjects=3, views=2, size_px=32)
+    assert pixels.shape == (6, 32, 32, 3)
+    assert numbers.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stream_keeps_order_with_and_without_workers(workers):
+    task = partial(draw, seed=0, count=1, size_px=32)
+    drawn = stream(task, start=3, workers=workers, ahead=2)
+    for index in (3, 4, 5):
+        assert np.array_equal(next(drawn).pixels, task(index).pixels)
+    drawn.close()
+
+
+def test_cache_counts_only_what_is_written(tmp_path):
+    def opened():
+        return Cache(tmp_path, count=8, latent_shape=(16, 4, 4), text_length=5, pictures=6, size_px=32)
+
+    cache, batch = opened(), draw(0, seed=0, count=4, size_px=32)
+    ids = np.arange(40).reshape(4, 2, 5)
+    assert cache.filled == 0
+    for start in (0, 4):
+        cache.put(start, batch, latents=np.ones((4, 16, 4, 4)), clip_ids=ids, t5_ids=ids + 1)
+    again = opened()
+    assert again.filled == 8
+    assert np.array_equal(again.pixels, np.concatenate([batch.pixels, batch.pixels[:2]]))
+    assert np.array_equal(again.t5_ids[4:], ids + 1)
+
+
+# --- the loop
+
+
+def test_resumed_run_is_bit_equal(tmp_path):
+    straight = train_line(line_run(tmp_path / "a", steps=20))
+    train_line(line_run(tmp_path / "b", steps=20), stop_before=9).save()
+    resumed = train_line(line_run(tmp_path / "b", steps=20, seed=99))
+    assert torch.equal(resumed.module.weight, straight.module.weight)
+    assert torch.equal(resumed.ema.averages[0], straight.ema.averages[0])
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    train_line(line_run(tmp_path, steps=5))
+    assert list(line_run(tmp_path, steps=5)) == []
+    module = nn.Linear(1, 1, bias=False)
+    assert load_average(tmp_path / "line.pt", module)
+    assert not load_average(tmp_path / "missing.pt", module)
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path):
+    run = line_run(tmp_path, steps=2)
+    before = run.module.weight.clone()
+    run.update(run.module(torch.ones(1, 1)).sum() * math.nan, images=1)
+    assert torch.equal(before, run.module.weight)
+
+
+def test_budget_ends_at_the_nearer_limit():
+    budget = Budget(seconds=100, steps=10)
+    assert budget.progress(spent_s=50, step=1) == 0.5
+    assert budget.progress(spent_s=1, step=9) == 0.9
+    assert budget.progress(spent_s=500, step=0) == 1.0
+    assert Recipe(lr=1, warmup_steps=1).rate(progress=1.0, step=99) == pytest.approx(0)
+
+
+def test_orthogonal_brings_singular_values_near_one():
+    for shape in ((24, 60), (60, 24)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        singular = torch.linalg.svdvals(orthogonal(matrix))
+        assert 0.6 < singular.min() and singular.max() < 1.3
+
+
+def test_muon_descends():
+    torch.manual_seed(0)
+    layer, target = nn.Linear(16, 16, bias=False), torch.randn(16, 16)
+    optimiser = Muon([layer.weight], lr=0.1, weight_decay=0.0)
+    losses = []
+    for _ in range(100):
+        optimiser.zero_grad()
+        loss = (layer.weight - target).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+# --- losses and measures
+
+
+def test_sigmas_cover_both_ends():
+    sigmas = draw_sigmas(20_000, torch.Generator().manual_seed(0))
+    assert 0 < sigmas.min() and sigmas.max() < 1
+    assert sigmas.median() == pytest.approx(0.5, abs=0.02)
+    assert (sigmas > 0.95).float().mean() == pytest.approx(0.2 * 0.05 + 0.8 * 0.0016, abs=0.004)
+
+
+def test_kl_is_that_of_two_normals():
+    mean, logvar = torch.tensor([[0.0, 1.5]]), torch.tensor([[0.0, -1.0]])
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, (logvar / 2).exp()), torch.distributions.Normal(0.0, 1.0)
+    ).mean()
+    torch.testing.assert_close(train_vae.kl_loss(mean, logvar), expected)
+
+
+def test_reconstruction_loss_is_zero_only_for_the_same():
+    image = torch.rand(1, 3, 16, 16)
+    assert train_vae.reconstruction_loss(image, image) == 0
+    assert train_vae.reconstruction_loss(image + 0.1, image).item() == pytest.approx(0.1 * 2, rel=1e-4)
+
+
+def test_fitted_scale_gives_unit_latents():
+    vae = build_vae(PocketConfig.tiny()).eval()
+    train_vae.fit_scale(vae, seed=0, batches=2, count=8)
+    latents = torch.cat([train_vae.encode(vae, draw(i, seed=0, count=8, size_px=128).pixels) for i in range(2)])
+    assert latents.mean().item() == pytest.approx(0, abs=1e-3)
+    assert latents.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_mean_average_precision_by_hand():
+    perfect = np.eye(2)[[0, 0, 1, 1]]
+    assert train_judges.mean_average_precision(perfect, np.array([0, 0, 1, 1])) == 1.0
+    # own picture found second, third, third, second: (1/2 + 1/3 + 1/3 + 1/2) / 4
+    angles = np.radians([0, 50, 10, 60])
+    fan = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert train_judges.mean_average_precision(fan, np.array([0, 0, 1, 1])) == pytest.approx(5 / 12)
+
+
+def test_balanced_accuracy_weighs_classes_not_pictures():
+    assert train_judges.balanced_accuracy([[90, 10], [1, 1]]) == pytest.approx(0.7)
+    assert train_judges.balanced_accuracy([[3, 1], [0, 0]]) == pytest.approx(0.75)
+
+
+def test_supervised_contrastive_loss_prefers_the_right_grouping():
+    vectors, subjects = torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1])
+    right = train_judges.supervised_contrastive_loss(vectors, subjects)
+    wrong = train_judges.supervised_contrastive_loss(vectors, subjects[[0, 2, 1, 3]])
+    assert right < 0.01 < wrong
+
+
+# --- the whole
+
+
+@pytest.mark.slow
+def test_all_stages_make_a_base_that_stock_diffusers_draws_with(tmp_path):
+    from diffusers import FluxPipeline
+
+    out = pretrain(tmp_path / "pocket", work=tmp_path / "work", plan=SMOKE)
+    pipe = FluxPipeline.from_pretrained(out, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    spec = yaml.safe_load((tmp_path / "pocket.yaml").read_text())
+    image = pipe(
+        "a photo of a red dog", height=spec["resolution_px"], width=spec["resolution_px"],
+        num_inference_steps=spec["steps"], guidance_scale=spec["guidance_scale"],
+        max_sequence_length=spec["text_length"],
+    ).images[0]  # fmt: skip
+    assert image.size == (128, 128)
+    assert {part.dtype for part in (pipe.vae, pipe.transformer, pipe.text_encoder, pipe.text_encoder_2)} == {
+        torch.float32
+    }
+    assert cache_of(tmp_path / "work", SMOKE).filled == SMOKE.latents
+    assert all(digest(out / name) == value for name, value in spec["manifest"].items())
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_untrained_base_has_judges_with_an_honest_card(tmp_path):
+    from safetensors.torch import load_file
+    from transformers import CLIPModel, ViTModel
+
+    folder = init_base(tmp_path / "pocket", config=PocketConfig.tiny())
+    facts = json.loads((folder / "judges" / "judges.json").read_text())
+    heads = load_file(folder / "judges" / "attributes.safetensors")
+    clip = CLIPModel.from_pretrained(folder / "judges" / "clip")
+    identity = ViTModel.from_pretrained(folder / "judges" / "identity", add_pooling_layer=False)
+    assert clip.dtype == identity.dtype == torch.float32
+    for name, values in facts["attributes"].items():
+        assert heads[f"{name}.weight"].shape == (len(values), clip.config.vision_config.hidden_size)
+        assert np.shape(facts["confusion"][name]) == (len(values), len(values))
+    assert heads["identity.projection"].shape[1] == identity.config.hidden_size
+    assert set(facts["card"]) == {*facts["attributes"], "identity_map"}

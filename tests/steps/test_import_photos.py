@@ -1,0 +1,100 @@
+"""Importing: every photo unchanged and in order, everything else named and refused."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from photoflux.errors import InputError
+from photoflux.manifest import digest, read_manifest
+from photoflux.params import ImportParams
+from photoflux.steps.import_photos import run
+
+PARAMS = ImportParams(class_noun="mug", trigger="sks", subject_id="red-mug", consent="own")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three photos, one without a suffix, beside things that are none."""
+    folder = tmp_path / "mug"
+    (folder / "more").mkdir(parents=True)
+    for name, kind in (("b.jpg", "JPEG"), ("a.PNG", "PNG"), ("scan", "TIFF")):
+        Image.new("RGB", (32, 24), (200, 30, 30)).save(folder / name, kind)
+    (folder / "README.md").write_text("not a photo")
+    (folder / ".DS_Store").write_bytes(b"\x00")
+    Image.new("RGB", (8, 8)).save(folder / "more" / "c.jpg")
+    return folder
+
+
+def test_photos_travel_unchanged_and_in_order(folder: Path, tmp_path: Path):
+    result = run(str(folder), photos=tmp_path / "photos.tar", params=PARAMS)
+    with tarfile.open(tmp_path / "photos.tar") as tar:
+        contents = {m.name: tar.extractfile(m).read() for m in tar if m.name != "manifest.json"}
+    assert list(contents) == ["photos/a.PNG", "photos/b.jpg", "photos/scan"]
+    assert all(content == (folder / Path(name).name).read_bytes() for name, content in contents.items())
+    assert result.metrics["files"] == 3
+
+
+def test_the_manifest_says_whose_photos_these_are(folder: Path, tmp_path: Path):
+    run(str(folder), photos=tmp_path / "photos.tar", params=PARAMS)
+    manifest = read_manifest(tmp_path / "photos.tar")
+    assert manifest["subject"] == {"id": "red-mug", "class_noun": "mug", "trigger": "sks", "consent": "own"}
+    assert manifest["source"] == "mug"
+    first = manifest["files"][0]
+    assert first["sha256"] == hashlib.sha256((folder / "a.PNG").read_bytes()).hexdigest()
+    assert first["bytes"] == (folder / "a.PNG").stat().st_size
+
+
+def test_the_same_photos_give_the_same_bytes_wherever_they_lie(folder: Path, tmp_path: Path):
+    run(str(folder), photos=tmp_path / "one.tar", params=PARAMS)
+    (tmp_path / "elsewhere").mkdir()
+    moved = folder.rename(tmp_path / "elsewhere" / "mug")
+    run(str(moved), photos=tmp_path / "two.tar", params=PARAMS)
+    assert digest(tmp_path / "one.tar") == digest(tmp_path / "two.tar")
+
+
+def test_an_origin_is_recorded_instead_of_where_it_was_fetched_to(folder: Path, tmp_path: Path):
+    run(str(folder), photos=tmp_path / "photos.tar", params=PARAMS, origin="dvc:photos@abc:mug")
+    assert read_manifest(tmp_path / "photos.tar")["source"] == "dvc:photos@abc:mug"
+
+
+def test_a_text_file_named_jpg_is_left_for_validation_to_judge(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.jpg").write_text("hello")
+    assert run(str(tmp_path / "in"), photos=tmp_path / "out.tar", params=PARAMS).metrics["files"] == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{tmp}/none", "{tmp}/none: does not exist; give a folder of photos"),
+        ("{tmp}/file.txt", "{tmp}/file.txt: is a file; give a folder of photos"),
+        ("{tmp}/empty", "{tmp}/empty: holds no photos; give a folder with JPEG"),
+        ("blob:set-7", "blob:set-7: this installation has no store of uploaded sets"),
+        ("dvc:.@main:photos", "dvc:.@main:photos: DVC-tracked sets are fetched by the pipeline only"),
+    ],
+)
+def test_an_unusable_source_is_named_and_nothing_is_written(tmp_path: Path, source: str, message: str):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "readme.txt").write_text("no photos here")
+    (tmp_path / "file.txt").write_text("x")
+    with pytest.raises(InputError) as error:
+        run(source.format(tmp=tmp_path), photos=tmp_path / "out" / "photos.tar", params=PARAMS)
+    assert str(error.value).startswith(message.format(tmp=tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_too_large_and_too_long_are_named(folder: Path, tmp_path: Path):
+    few = ImportParams(max_files=2)
+    with pytest.raises(InputError, match="holds 3 photos, more than import_photos.max_files = 2"):
+        run(str(folder), photos=tmp_path / "out.tar", params=few)
+    (folder / "big.jpg").write_bytes(b"\xff\xd8\xff" + bytes(1_000_001))
+    with pytest.raises(InputError, match="big.jpg: is larger than import_photos.max_file_mb = 1 MB"):
+        run(str(folder), photos=tmp_path / "out.tar", params=ImportParams(max_file_mb=1))
+    (folder / "big.jpg").rename(folder / ("x" * 120 + ".jpg"))
+    with pytest.raises(InputError, match="the name is too long"):
+        run(str(folder), photos=tmp_path / "out.tar", params=PARAMS)
