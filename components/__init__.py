@@ -1,0 +1,1 @@
+"""The KFP wrappers: one file per step, and nothing a step does."""

@@ -1,4 +1,4 @@
-"""A parameter block as a form: its fields with their types. No kfp in here, so that callers without it can ask too."""
+"""A parameter block as a form: its fields with their types. No kfp in here: callers without it ask too."""
 
 from __future__ import annotations
 
@@ -17,5 +17,6 @@ def scalar_fields(block: type | None) -> list[tuple[dataclasses.Field[Any], type
     typed = [(field, hints[field.name]) for field in dataclasses.fields(block)]
     for field, kind in typed:
         if kind not in SCALARS:
-            raise TypeError(f"{block.__name__}.{field.name} is {kind}: a pipeline parameter is str, int, float or bool")
+            where = f"{block.__name__}.{field.name}"
+            raise TypeError(f"{where} is {kind}: a pipeline parameter is str, int, float or bool")
     return typed

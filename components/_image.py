@@ -1,4 +1,4 @@
-"""How a wrapper becomes a component: one pinned image, nothing installed at run time, parameters as a flat form."""
+"""How a wrapper becomes a component: one pinned image, nothing installed, parameters as a flat form."""
 
 import ast
 import functools
@@ -14,7 +14,7 @@ from kfp import dsl
 
 from components._fields import scalar_fields
 
-IMAGE = "photoflux-python:0.1.0"  # a release replaces the tag by a digest; kfp.local warns unless "python" is in it
+IMAGE = "photoflux-python:0.1.0"  # a release puts its digest here; kfp.local warns unless "python" is in it
 
 _component = functools.partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
 _serial = itertools.count()
@@ -24,8 +24,8 @@ def step(wrapper: Callable[..., Any]) -> Any:
     """A KFP component from a wrapper function.
 
     kfp ships a component as source text and reads its inputs from its signature. So the text is written here:
-    `params: XParams` becomes one typed, described input per field, and the body runs inside `reported`, where `params`
-    is built from them again. The wrapper's first output says where a failure is recorded.
+    `params: XParams` becomes one typed, described input per field, and the body runs inside `reported`, where
+    `params` is built from them again. The wrapper's first output says where a failure is recorded.
     """
     return _component(_compiled(wrapper.__name__, source(wrapper), wrapper.__globals__))
 
@@ -44,7 +44,7 @@ def source(wrapper: Callable[..., Any]) -> str:
 
 
 def _framed(tree: ast.FunctionDef, block: type | None) -> list[ast.stmt]:
-    output = next(a.arg for a in tree.args.args if ast.unparse(a.annotation or ast.Name("")).startswith("Output["))
+    output = next(a.arg for a in tree.args.args if a.annotation and "Output[" in ast.unparse(a.annotation))
     prologue = "from photoflux.runs import reported\n"
     values = ", ".join(f"{field.name}={field.name}" for field, _ in scalar_fields(block))
     built = f"    params = {block.__name__}({values})\n" if block else ""
@@ -58,8 +58,10 @@ def _framed(tree: ast.FunctionDef, block: type | None) -> list[ast.stmt]:
 
 
 def _docstring(wrapper: Callable[..., Any], block: type | None) -> str:
-    lines = [f"    {field.name}: {field.metadata['help']}" for field, _ in scalar_fields(block)]
-    return "\n".join([inspect.getdoc(wrapper) or "", "", "Args:", *lines]) if lines else inspect.getdoc(wrapper) or ""
+    """The wrapper's own, with the block's fields among its arguments."""
+    text, _, own = (inspect.getdoc(wrapper) or "").partition("\n\nArgs:\n")
+    lines = [*own.splitlines(), *(f"    {field.name}: {field.metadata['help']}" for field, _ in scalar_fields(block))]
+    return "\n".join([text, *(["", "Args:", *lines] if lines else [])])
 
 
 def _compiled(name: str, text: str, scope: dict[str, Any]) -> Callable[..., Any]:

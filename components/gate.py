@@ -14,9 +14,14 @@ def gate(
     report: Output[HTML],
     metrics: Output[Metrics],
     key: str,
+    signed_off_by: str,
     params: GateParams,
 ) -> bool:
-    """Hold the measurements against the limits and say whether the adapter may be promoted."""
+    """Hold the measurements against the limits and say whether the adapter may be registered.
+
+    Args:
+        signed_off_by: Who answers for a decision that only the audit left open; empty for nobody
+    """
     import json
     from pathlib import Path
 
@@ -34,4 +39,5 @@ def gate(
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)
     with opened(Path(decision.path), key=key) as readable:
-        return bool(json.loads(readable.read_text())["promote"])
+        decided = json.loads(readable.read_text())
+    return decided["promote"] or bool(signed_off_by and decided["sign_off_possible"])

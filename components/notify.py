@@ -16,6 +16,6 @@ def notify(summary: Output[Markdown], status: PipelineTaskFinalStatus) -> None:
     out = Path(summary.path)
     failure = None if status.state == "SUCCEEDED" else read_failure(out.parent.parent)
     reason = f"{failure.step}: {failure.message}" if failure else status.error_message
-    text = f"**{status.pipeline_job_resource_name}** ended: {status.state}." + (f" {reason}" if reason else "")
+    text = f"**{status.pipeline_job_resource_name}** ended: {status.state}. {reason or ''}".rstrip()
     out.write_text(text + "\n")
     logging.getLogger("photoflux").info(text)

@@ -1,4 +1,4 @@
-"""Where photos can come from besides a folder. No kfp in here: this module is imported inside a running step."""
+"""Where photos can come from besides a folder. No kfp in here: a running step imports this module."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fetched(source: str) -> Iterator[tuple[str, str]]:
 
 
 def parse_dvc(source: str) -> tuple[str, str, str]:
-    """`dvc:REPO@REV:PATH` → (repo, rev, path). REPO may be a URL; the last `@` and the `:` after it divide."""
+    """`dvc:REPO@REV:PATH` → (repo, rev, path), split at the last `@` and the `:` after it."""
     repo, at, rest = source.removeprefix("dvc:").rpartition("@")
     rev, colon, path = rest.partition(":")
     if not (at and colon and repo and rev and path):
@@ -45,7 +45,7 @@ def _fetch(repo: str, *, rev: str, path: str, into: Path) -> str:
         if filesystem.isdir(path):
             filesystem.get(path, str(into), recursive=True)
             return str(filesystem.repo.get_rev())
-    except Exception as error:  # git, the remote's file system and DVC's own layers each raise types of their own
+    except Exception as error:  # git, the remote and DVC's layers each raise types of their own
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
             f"cannot fetch {path} from {repo} at {rev} ({reason}); "

@@ -109,7 +109,7 @@ def _artist(base: str, prompts: str) -> tuple[Artist, PromptSet]:
     if spec.judges is None:
         raise InputError(f"base '{spec.name}' has no judges; set `judges` in its spec")
     device = settings.device or None
-    judges = Judges.load(spec.judges, device=device)
+    judges = Judges.load(Path(spec.judges), device=device)
     return Artist(load_pipeline(spec, device=device), spec, judges, batch_size=16), asked
 
 

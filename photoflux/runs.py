@@ -1,6 +1,7 @@
 """What a run is, whoever runs it: its steps, their states, its error and where its files are.
 
-A run is one folder: `run.json` (this record), `logs/<step>.log`, `artifacts/<step>/…` and, after a failure, `failure.json`.
+A run is one folder: `run.json` (this record), `logs/<step>.log`, `artifacts/<step>/…` and, after a failure,
+`failure.json`.
 """
 
 from __future__ import annotations
@@ -98,12 +99,16 @@ class Run:
 
     def finished(self, state: State, *, error: Failure | None = None) -> Run:
         """The ended run: what was running shares its fate, what never started was skipped."""
-        fate = {State.queued: State.skipped, State.running: State.failed if state is State.succeeded else state}
+        fate = {
+            State.queued: State.skipped,
+            State.running: State.failed if state is State.succeeded else state,
+        }
         steps = tuple(step.moved(fate[step.state]) if step.state in fate else step for step in self.steps)
         return replace(self, state=state, steps=steps, error=error, ended=now())
 
 
 def now() -> str:
+    """The time, as records write it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -141,8 +146,8 @@ def _step(record: dict[str, Any]) -> StepRun:
 def reported(step: str, *, beside: str | Path) -> Iterator[None]:
     """Run a step's body; if it raises, leave its own sentence in the run's `failure.json`.
 
-    An orchestrator tells its exit task only that something failed. Outputs lie at `<run>/<task>/<output>` for all of
-    them, so two levels above the output `beside` is the one place that the failing step and the exit task share.
+    An orchestrator tells its exit task only that something failed. Outputs lie at `<run>/<task>/<output>`,
+    so two levels above the output `beside` is the place that the failing step and the exit task share.
     """
     folder = Path(beside).parent.parent
     try:

@@ -31,6 +31,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 """The best version of a model, and the newest; one version may be both."""
 ADAPTER = "adapter.tar"
 MODEL = "adapter"
+NOTE_LENGTH = 2000
 ABANDONED_AFTER_MS = 3_600_000
 BATCH = {"params": 100, "metrics": 1000}  # what the tracking API takes in one call
 
@@ -40,7 +41,7 @@ class Record:
     """What the registry keeps about one adapter.
 
     `adapter` is the stored file (sealed under `key`), `digest` the SHA-256 of its plaintext. `curves` maps a name to
-    (step, value) pairs, `files` a path below the run's artifacts to a file.
+    (step, value) pairs, `files` a path below the run's artifacts to a file; `prompt` is an example of use.
     """
 
     adapter: Path
@@ -49,6 +50,7 @@ class Record:
     prompt: str
     key: str
     experiment: str
+    note: str
     params: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
@@ -75,6 +77,7 @@ class Registry:
     """The MLflow server of the settings, or SQLite and a folder under `state_dir`."""
 
     def __init__(self) -> None:
+        _quieten()
         settings = get_settings()
         self._state = settings.state_dir.absolute()
         self.local = not settings.tracking_uri
@@ -87,7 +90,7 @@ class Registry:
         The version is created last, so that the registry never shows half of one. Raises InputError when the name
         belongs to another subject or the registry cannot be reached.
         """
-        with self._lock(), ExitStack() as undo, self._spoken():
+        with self._lock(), self._spoken(), ExitStack() as undo:
             self._refuse_other_subject(name, record.subject)
             version = self.find(name, record.digest)
             if version is None:
@@ -158,19 +161,21 @@ class Registry:
     @property
     def _client(self) -> MlflowClient:
         if "_made" not in self.__dict__:
-            _quieten()
+            import mlflow
             from mlflow import MlflowClient
 
             self._state.mkdir(parents=True, exist_ok=True)
+            mlflow.set_tracking_uri(self.uri)  # the registry resolves models:/ through the process-wide setting
+            mlflow.set_registry_uri(self.uri)
             self._made = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._made
 
     def _record_run(self, record: Record, name: str, undo: ExitStack) -> str:
         """A run with parameters, metrics, curves, tags and files; returns its id."""
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Metric, Param
 
         client, now = self._client, int(time.time() * 1000)
-        tags = {**record.tags, "adapter": record.digest, "subject": record.subject}
+        tags = {**record.tags, "adapter": record.digest, "subject": record.subject, "mlflow.note.content": record.note}
         run_id = client.create_run(self._experiment(record.experiment), run_name=name, tags=tags).info.run_id
         undo.callback(self._drop_run, run_id)
         params = [Param(key, str(value)) for key, value in record.params.items()]
@@ -181,7 +186,6 @@ class Registry:
             client.log_batch(run_id, params=some)
         for some in _batches(metrics, BATCH["metrics"]):
             client.log_batch(run_id, metrics=some)
-        client.log_batch(run_id, tags=[RunTag("mlflow.note.content", f"Adapter of {record.subject}, model {name}")])
         for target, file in record.files.items():
             self._log_file(run_id, target, file)
         return str(run_id)
@@ -218,7 +222,9 @@ class Registry:
             client.create_registered_model(name, tags={"subject": record.subject})
             undo.callback(client.delete_registered_model, name)
         tags = {**record.tags, "adapter": record.digest, "subject": record.subject, "key": record.key}
-        made = client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+        made = client.create_model_version(
+            name, f"models:/{model_id}", run_id, tags=tags, description=record.note[:NOTE_LENGTH], model_id=model_id
+        )
         undo.callback(client.delete_model_version, name, made.version)
         return _version(made)
 

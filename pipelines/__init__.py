@@ -1,0 +1,1 @@
+"""The pipeline: its graph, its compiled file, and what can run it."""

@@ -41,7 +41,16 @@ def _draw() -> int:
     folder = get_settings().state_dir / "demo"
     try:
         for number, prompt in enumerate(PROMPTS):
-            generate("demo@champion", prompt, n=2, seed=number, size="512x512", fmt="png", style="none", out_dir=folder)
+            generate(
+                "demo@champion",
+                prompt,
+                n=2,
+                seed=number,
+                size="512x512",
+                fmt="png",
+                style="none",
+                out_dir=folder,
+            )
     except PhotoFluxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

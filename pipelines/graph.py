@@ -1,4 +1,4 @@
-"""What the compiled file says: which steps there are, what each reads, and which parameters a person may set."""
+"""What the compiled file says: its steps, what each reads, and which parameters a person may set."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _steps(spec: Spec) -> Iterator[tuple[str, str, set[str]]]:
 
 
 def _walk(tasks: Spec, components: Spec, outer: Mapping[str, set[str]]) -> Iterator[tuple[str, str, set[str]]]:
-    """Each executed task below `tasks` with its title and sources; `outer` says what the group's own inputs come from."""
+    """Each executed task with its title and sources; `outer` says where the group's own inputs come from."""
     for name, task in tasks.items():
         sources = {key: _sources(entry, outer) for key, entry in _inputs(task)}
         component = components[task["componentRef"]["name"]]
@@ -69,7 +69,7 @@ def _sources(entry: Spec, outer: Mapping[str, set[str]]) -> set[str]:
     for kind in ("taskOutputArtifact", "taskOutputParameter"):
         if kind in entry:
             return {_plain(entry[kind]["producerTask"])}
-    return outer.get(entry.get("componentInputArtifact", entry.get("componentInputParameter", "")), set())
+    return outer.get(entry.get("componentInputArtifact") or entry.get("componentInputParameter", ""), set())
 
 
 def _plain(task: str) -> str:

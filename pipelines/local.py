@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,6 @@ from pipelines.graph import COMPILED
 if TYPE_CHECKING:
     from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
-ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {"HTML": ".html", "Markdown": ".md", "Dataset": ".tar", "Model": ".tar", "Artifact": ".json"}
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 def execute(folder: Path, *, compiled: Path = COMPILED) -> Run:
     """Run the compiled file with the parameters in the folder's record; returns the ended run."""
     recorder = Recorder(folder)
-    with _prepared(folder / "work"), _own_handler(recorder):
+    with _working_in(folder / "work") as environment, _own_handler(recorder, environment):
         fault = _run_compiled(compiled, recorder.run.params, root=folder / "work")
     return recorder.finish(recorder.failure or fault)
 
@@ -102,23 +102,21 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def _prepared(work: Path) -> Any:
-    """A work folder whose `python3` is this interpreter, and an environment in which steps find this checkout."""
+def _working_in(work: Path) -> Iterator[dict[str, str]]:
+    """A scratch folder for the run; yields an environment whose `python3` is this interpreter."""
     (work / "bin").mkdir(parents=True)
     python = work / "bin" / "python3"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
-    os.environ["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     try:
-        yield
+        yield os.environ | {"PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _own_handler(recorder: Recorder) -> Any:
-    """Steps run through a handler of ours: kfp's own prints their output, tells no one and hides the exit code.
+def _own_handler(recorder: Recorder, environment: Mapping[str, str]) -> Iterator[None]:
+    """Let steps run through a handler of ours: kfp's prints their output, tells no one, hides the exit code.
 
     kfp.local has no way to register a handler, so this one takes the place of its subprocess handler.
     """
@@ -129,7 +127,7 @@ def _own_handler(recorder: Recorder) -> Any:
 
     class StepHandler(original):  # type: ignore[misc, valid-type]
         def run(self) -> Status:
-            code = _run_step(self.full_command, recorder)
+            code = _run_step(self.full_command, recorder, environment)
             return Status.FAILURE if code else Status.SUCCESS
 
     subprocess_task_handler.SubprocessTaskHandler = StepHandler  # type: ignore[misc]
@@ -139,18 +137,18 @@ def _own_handler(recorder: Recorder) -> Any:
         subprocess_task_handler.SubprocessTaskHandler = original  # type: ignore[misc]
 
 
-def _run_step(command: list[str], recorder: Recorder) -> int:
+def _run_step(command: list[str], recorder: Recorder, environment: Mapping[str, str]) -> int:
     step = command[command.index("--function_to_execute") + 1]
     outputs = json.loads(command[command.index("--executor_input") + 1])["outputs"]
     recorder.started(step)
     with recorder.log(step).open("w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    recorder.ended(step, exit_code=code, outputs=outputs)
-    return code
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+    recorder.ended(step, exit_code=done.returncode, outputs=outputs)
+    return done.returncode
 
 
 def _forget_retries(spec: PipelineSpec) -> None:
-    """On one machine a failed step fails again: a retry is for lost machines, and would only delay the message."""
+    """Retries are for lost machines: on this one a failed step fails again, only later."""
     groups = [spec.root, *spec.components.values()]
     for task in (task for group in groups for task in group.dag.tasks.values()):
         task.ClearField("retry_policy")

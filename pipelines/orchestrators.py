@@ -30,7 +30,7 @@ class Orchestrator(Protocol):
     """Starts runs of the compiled pipeline and tells how they stand."""
 
     def submit(self, params: Mapping[str, Any]) -> RunRef:
-        """Start a run with `params` over the compiled defaults. Raises InputError for one that is unknown or wrong."""
+        """Start a run with `params` over the compiled defaults. Raises InputError for a wrong one."""
 
     def status(self, ref: RunRef) -> Run:
         """How the run stands now."""
@@ -89,9 +89,9 @@ class LocalOrchestrator:
 
 @dataclass
 class VertexOrchestrator:
-    """Submits the same compiled file to Vertex AI Pipelines, its image pinned by `image` (a name with a digest).
+    """Submits the same compiled file to Vertex AI Pipelines, with `image`, a name and digest, in it.
 
-    Each task's own caching and retry rules hold. `transport` is for an endpoint other than the location's public one.
+    Each task's own caching and retry rules hold. `transport` is for an endpoint other than the public one.
     """
 
     project: str
@@ -107,9 +107,7 @@ class VertexOrchestrator:
         spec = read_spec(self.compiled)
         run = _new(spec, resolve(params, spec))
         parent = f"projects/{self.project}/locations/{self.location}"
-        job = self._client().create_pipeline_job(
-            parent=parent, pipeline_job=self.job(run), pipeline_job_id=run.id
-        )
+        job = self._client().create_pipeline_job(parent=parent, pipeline_job=self.job(run), pipeline_job_id=run.id)
         console = "https://console.cloud.google.com/vertex-ai/locations"
         return RunRef(job.name, f"{console}/{self.location}/pipelines/runs/{run.id}?project={self.project}")
 
@@ -209,7 +207,12 @@ def _remote_run(name: str, state: str, message: str, steps: tuple[StepRun, ...])
 def _state(name: str) -> State:
     """`PIPELINE_STATE_RUNNING`, `SUCCEEDED`, `CANCELLING`, … as one of ours."""
     word = name.removeprefix("PIPELINE_STATE_").lower()
-    stems = {"succe": State.succeeded, "fail": State.failed, "cancelled": State.cancelled, "canceled": State.cancelled}
+    stems = {
+        "succe": State.succeeded,
+        "fail": State.failed,
+        "cancelled": State.cancelled,
+        "canceled": State.cancelled,
+    }
     stems |= {"skip": State.skipped, "not_tri": State.skipped, "run": State.running, "cancel": State.running}
     stems |= {"paus": State.running}
     return next((state for stem, state in stems.items() if word.startswith(stem)), State.queued)

@@ -38,11 +38,13 @@ TITLES = {
 def personalize(key: str, **given: Mapping[str, Any]) -> None:
     """Turn photos of one subject into a private adapter of the base model.
 
-    Photos are imported and checked, a training set is prepared, an adapter is fine-tuned, evaluated and audited, and
-    only an adapter that passes the gate is registered. However it ends, a last step tells so.
+    Photos are imported and checked, a training set is prepared, an adapter is fine-tuned, evaluated and
+    audited, and only one that passes the gate is registered. However it ends, a last step tells so.
     """
     with dsl.ExitHandler(_named(notify(), cached=False), name="Personalise"):
-        imported = _named(import_data(key=key, **given["import_photos"]), cached=False).set_retry(2, backoff_duration="30s")
+        imported = _named(import_data(key=key, **given["import_photos"]), cached=False).set_retry(
+            2, backoff_duration="30s"
+        )
         checked = _named(validate(photos=imported.outputs["photos"], key=key, **given["validate"]))
         prepared = _named(augment(validated=checked.outputs["validated"], key=key, **given["augment"]))
         dataset = prepared.outputs["dataset"]
@@ -51,11 +53,16 @@ def personalize(key: str, **given: Mapping[str, Any]) -> None:
         measured = _named(placed(evaluate(dataset=dataset, adapter=adapter, key=key, **given["evaluate"]), "evaluate"))
         audited = _named(placed(audit(adapter=adapter, key=key, **given["audit"]), "audit"))
         findings = {"evaluation": measured.outputs["evaluation"], "audit": audited.outputs["audit"]}
-        decided = _named(gate(**findings, key=key, **given["gate"]), cached=False)
-        with dsl.If(decided.outputs["Output"] == True, name="Promoted"):  # noqa: E712  (a condition of the graph)
+        signed = given["register"]["sign_off_by"]
+        decided = _named(gate(**findings, key=key, signed_off_by=signed, **given["gate"]), cached=False)
+        with dsl.If(decided.outputs["Output"] == True, name="Passed or signed for"):  # noqa: E712
             _named(
                 register(
-                    adapter=adapter, decision=decided.outputs["decision"], **findings, key=key, **given["register"]
+                    adapter=adapter,
+                    decision=decided.outputs["decision"],
+                    **findings,
+                    key=key,
+                    **given["register"],
                 ),
                 cached=False,
             )

@@ -1,4 +1,4 @@
-"""A run's own process: started apart from ours, known to live by a lock it holds on its folder, ended as a group."""
+"""A run's own process: started apart from ours, known to live by the lock it holds, ended as a group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRACE_S = 5.0
 
 
 def start(folder: Path, compiled: Path) -> subprocess.Popen[bytes]:
-    """Start the runner in a process group of its own. It inherits the folder's lock, held before it even exists."""
+    """Start the runner in a process group of its own; it inherits the lock, held before it exists."""
     lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
@@ -68,7 +68,7 @@ def _signal(group: int, number: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This checkout importable, one thread per core that this process may use, and no telemetry from libraries."""
+    """This checkout importable, one thread per core that this process may use, no telemetry."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quiet = {"GX_ANALYTICS_ENABLED": "false", "DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))

@@ -1,4 +1,4 @@
-"""What each step needs from the machine it is placed on. Everything else gets the orchestrator's default (4 CPU, 16 GB)."""
+"""What a step needs from its machine. Steps not named here get the orchestrator's default (4 CPU, 16 GB)."""
 
 from __future__ import annotations
 

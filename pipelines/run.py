@@ -1,4 +1,4 @@
-"""`python -m pipelines.run --photos DIR --class-noun dog`: photos in, a verdict and a registered adapter out."""
+"""`python -m pipelines.run --photos DIR --class-noun dog`: photos in, a verdict and an adapter out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.watch import follow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Submit one run here, show it, and say how it ended. 0: it reached a verdict; 2: it did not; 130: interrupted.
+    """Submit one run here, show it and say how it ended: 0 with a verdict, 2 without one, 130 interrupted.
 
     With `--require PASS`, another verdict gives 3.
     """
@@ -49,7 +49,11 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The parameters that the command line sets, by their names in the pipeline."""
-    named = {"import_photos_source": args.photos, "import_photos_class_noun": args.class_noun, "register_name": args.name}
+    named = {
+        "import_photos_source": args.photos,
+        "import_photos_class_noun": args.class_noun,
+        "register_name": args.name,
+    }
     named |= {"import_photos_trigger": args.trigger, "import_photos_consent": args.consent}
     chosen = {name: value for name, value in named.items() if value is not None}
     if args.photos and not re.match(r"(dvc|blob):", args.photos):

@@ -1,4 +1,4 @@
-"""A run's record: what is written is what is read, ends are final, and a failure speaks in its step's own words."""
+"""A run's record: what is written is read, ends are final, a failure speaks in its step's own words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ from photoflux.runs import (
     sentence,
 )
 
-STEPS = {"validate": "Check the photos", "finetune": "Fine-tune the adapter", "register": "Register the model"}
+STEPS = {
+    "validate": "Check the photos",
+    "finetune": "Fine-tune the adapter",
+    "register": "Register the model",
+}
 
 
 def a_run():
@@ -63,7 +67,10 @@ def test_an_unreadable_record_is_named(tmp_path: Path, text: str):
         load_run(tmp_path)
 
 
-@given(st.lists(st.sampled_from(list(State)), min_size=3, max_size=3), st.sampled_from(["succeeded", "failed", "cancelled"]))
+@given(
+    st.lists(st.sampled_from(list(State)), min_size=3, max_size=3),
+    st.sampled_from(["succeeded", "failed", "cancelled"]),
+)
 def test_no_step_of_an_ended_run_is_left_open(states: list[State], end: str):
     run = a_run()
     for step, state in zip(run.steps, states, strict=True):
@@ -106,7 +113,10 @@ def test_a_step_that_succeeds_leaves_nothing(tmp_path: Path, output: Path):
 
 def test_a_failure_that_cannot_be_recorded_still_is_the_one_raised(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="rank"), reported("finetune", beside=tmp_path / "file" / "task" / "out"):
+    with (
+        pytest.raises(InputError, match="rank"),
+        reported("finetune", beside=tmp_path / "file" / "task" / "out"),
+    ):
         raise InputError("rank is 0")
 
 
@@ -114,7 +124,10 @@ def test_a_failure_that_cannot_be_recorded_still_is_the_one_raised(tmp_path: Pat
     ("error", "expected"),
     [
         (InputError("rank is 0: choose 1 or more"), "rank is 0: choose 1 or more"),
-        (OSError(errno.ENOSPC, "No space left on device", "/x/adapter"), "no space left to write /x/adapter: free some"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x/adapter"),
+            "no space left to write /x/adapter: free some",
+        ),
         (OSError(errno.EFBIG, "File too large"), "no space left to write the output: free some"),
         (MemoryError(), "out of memory: close other programs"),
         (KeyError("rank"), "unexpected KeyError: 'rank'"),

@@ -191,8 +191,15 @@ def _attribute_severity(
         *_drifted(change, leak, adjusted, limits),
     )
     return next(
-        ((severity, reason) for met, severity, reason in rules if met), ("low", "no rule of higher severity is met")
+        ((severity, reason) for met, severity, reason in rules if met), ("low", _small(change, adjusted, limits))
     )
+
+
+def _small(change: Drift, adjusted: float, limits: Limits) -> str:
+    excess = change.excess
+    if adjusted < limits.alpha:
+        return f"a small change: shares moved by {excess.point:.2f} [{excess.lo:.2f}, {excess.hi:.2f}] beyond chance"
+    return f"no change is confirmed, but one of up to {excess.hi:.2f} cannot be ruled out"
 
 
 def _cannot_tell(

@@ -12,6 +12,7 @@ import numpy as np
 from photoflux.judges.stats import Array, Interval, interval
 
 EM_ROUNDS = 400
+EM_TOLERANCE = 1e-6
 SMOOTHING = 0.5
 MIN_INFORMATION = 1.2
 """Sensitivity + specificity at or below which a binary share cannot be told (1 is a coin)."""
@@ -40,8 +41,11 @@ def corrected(observed: Array, rates: Array) -> Array:
     for _ in range(EM_ROUNDS):
         seen = np.einsum("...k,...kj->...j", p, rates)
         ratio = np.divide(q, seen, out=np.zeros_like(seen), where=seen > 0)
-        p = p * np.einsum("...kj,...j->...k", rates, ratio)
-        p /= p.sum(-1, keepdims=True)
+        better = p * np.einsum("...kj,...j->...k", rates, ratio)
+        better /= better.sum(-1, keepdims=True)
+        settled, p = np.abs(better - p).max() < EM_TOLERANCE, better
+        if settled:
+            break
     return p
 
 

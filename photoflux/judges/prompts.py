@@ -1,7 +1,7 @@
 """Prompt sets: what judging asks a base to draw, and what the pictures should then show.
 
 A set is a YAML file in `models/prompts/`, written in the words its base knows. `{subject}` stands for the trigger and
-class noun, or for the class noun alone.
+class noun ("sks dog"), or for the class noun alone ("a dog").
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ class Prompt:
     labels: dict[str, str] = field(default_factory=dict)
     group: str = ""
 
-    def named(self, subject: str) -> Prompt:
-        return Prompt(self.text.format(subject=subject), self.labels, self.group)
-
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -54,7 +51,7 @@ class PromptSet:
 
     def about(self, class_noun: str, *, trigger: str | None, count: int) -> list[Prompt]:
         """The first `count` subject prompts, about the subject (trigger given) or about its class."""
-        name = f"{trigger} {class_noun}" if trigger else class_noun
+        name = f"{trigger} {class_noun}" if trigger else f"{article(class_noun)} {class_noun}"
         kind = {"kind": class_noun}
         return [
             Prompt(p.text.format(subject=name), {**kind, **p.labels}) for p in self.subject[:count]

@@ -11,9 +11,9 @@ from PIL import Image
 from photoflux.params import AugmentParams
 from photoflux.photos.normalise import MAP_PX, Square, saliency
 
-PEOPLE = frozenset("person people man woman boy girl child baby face portrait selfie adult teenager".split())
-LETTERED = frozenset("text logo sign label book poster badge card letter font license plate".split())
-SYMMETRIC = frozenset("vase bowl ball bottle plate candle flower tree landscape mountain cloud style".split())
+PEOPLE = "person people man woman boy girl child baby face portrait selfie adult teenager"
+LETTERED = "text logo sign label book poster badge card letter font license"
+SYMMETRIC = "vase bowl ball bottle plate candle flower tree landscape mountain cloud style"
 FLIP_BELOW = 8
 PLACES_TRIED = 12
 KEPT_MIN = 0.97
@@ -21,7 +21,7 @@ KEPT_MIN = 0.97
 
 @dataclass(frozen=True)
 class Recipe:
-    """One variant, fully decided: a square of the photo (pixels), turned, mirrored and lit a little differently."""
+    """One variant, fully decided: a square of the photo (pixels), turned, mirrored and relit a little."""
 
     left: float
     top: float
@@ -36,25 +36,34 @@ class Recipe:
         return Square(self.left, self.top, self.side)
 
     def as_json(self) -> dict[str, float | bool]:
-        return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        return {name: round(value, 4) for name, value in asdict(self).items()} | {"mirrored": self.mirrored}
 
 
 def may_flip(class_noun: str, *, photos: int, params: AugmentParams) -> bool:
-    """Mirroring turns text, partings and markings round: unasked, only few photos of symmetric things are mirrored."""
+    """Mirroring turns lettering and markings round: unasked, only few photos of symmetric things are
+    mirrored.
+    """
     if params.flip != "auto":
         return params.flip == "on"
-    return photos < FLIP_BELOW and bool(SYMMETRIC & _words(class_noun))
+    return photos < FLIP_BELOW and _is_one_of(SYMMETRIC, class_noun)
 
 
 def may_recolour(class_noun: str, *, params: AugmentParams) -> bool:
     """Brightness shifts skin tones and brand colours: unasked, people and lettering keep theirs."""
     if params.colour_jitter != "auto":
         return params.colour_jitter == "on"
-    return not (PEOPLE | LETTERED) & _words(class_noun)
+    return not _is_one_of(f"{PEOPLE} {LETTERED}", class_noun)
 
 
 def plan(
-    image: Image.Image, square: Square, *, sha256: str, number: int, flip: bool, recolour: bool, params: AugmentParams
+    image: Image.Image,
+    square: Square,
+    *,
+    sha256: str,
+    number: int,
+    flip: bool,
+    recolour: bool,
+    params: AugmentParams,
 ) -> Recipe:
     """Decide variant `number` of a photo within `square`, from the photo's own digest and the seed alone."""
     rng = np.random.default_rng([params.seed, number, int(sha256[:16], 16)])
@@ -69,27 +78,34 @@ def plan(
 
 
 def apply(image: Image.Image, recipe: Recipe, *, size_px: int) -> Image.Image:
-    """Make a variant. Turned pictures are cut to the largest upright square inside, so no corner is ever empty."""
-    picture = image.crop(tuple(round(edge) for edge in recipe.square.box))
+    """Make a variant. A turned picture is cut to the largest upright square inside, so no corner is empty."""
+    left, top, right, bottom = (round(edge) for edge in recipe.square.box)
+    picture = image.crop((left, top, right, bottom))
     if recipe.rotation_deg:
-        picture = picture.rotate(recipe.rotation_deg, Image.Resampling.BICUBIC)
-        inner = recipe.side / _turned_span(recipe.rotation_deg)
-        margin = min((recipe.side - inner) / 2 + 1, recipe.side / 4)
-        picture = picture.crop((math.ceil(margin), math.ceil(margin), *(math.floor(s - margin) for s in picture.size)))
+        turned = picture.rotate(recipe.rotation_deg, Image.Resampling.BICUBIC)
+        picture = _inside(turned, share=1 / _turned_span(recipe.rotation_deg))
     picture = picture.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3)
     if recipe.mirrored:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return _relit(picture, brightness=recipe.brightness, gamma=recipe.gamma)
 
 
+def _inside(image: Image.Image, *, share: float) -> Image.Image:
+    """The middle of a picture, a pixel short of `share` of its sides: interpolation darkens the very edge."""
+    margin = math.ceil(min(image.width * (1 - share) / 2 + 1, image.width / 4))
+    return image.crop((margin, margin, image.width - margin, image.height - margin))
+
+
 def _turned_span(angle_deg: float) -> float:
-    """Side of a turned unit square's upright hull; its inverse is the side of the upright square that fits inside."""
+    """Side of the upright square around a turned unit square; its inverse is that of the one inside."""
     radians = math.radians(abs(angle_deg))
     return math.cos(radians) + math.sin(radians)
 
 
-def _place(image: Image.Image, square: Square, *, side: float, rng: np.random.Generator) -> tuple[float, float]:
-    """A random place for a smaller square that keeps nearly as much of the subject as the best of those tried."""
+def _place(
+    image: Image.Image, square: Square, *, side: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """A random place for a smaller square, of those that keep about as much of the subject as any tried."""
     slack = max(0.0, square.side - side)
     places = np.array([square.left, square.top]) + rng.uniform(0, 1, (PLACES_TRIED, 2)) * slack
     eye = saliency(image)
@@ -114,5 +130,5 @@ def _relit(image: Image.Image, *, brightness: float, gamma: float) -> Image.Imag
     return image.point((curve.clip(0, 1) * 255).round().astype(int).tolist() * 3)
 
 
-def _words(class_noun: str) -> frozenset[str]:
-    return frozenset(class_noun.lower().replace("-", " ").split())
+def _is_one_of(nouns: str, class_noun: str) -> bool:
+    return not set(nouns.split()).isdisjoint(class_noun.lower().replace("-", " ").split())

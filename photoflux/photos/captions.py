@@ -15,7 +15,17 @@ from photoflux.photos.inspect import background_pixels
 
 CAPTION_MAX = 300
 GREY_SATURATION = 0.16
-HUES = ((15, "red"), (45, "orange"), (70, "yellow"), (165, "green"), (255, "blue"), (290, "purple"), (340, "pink"), (361, "red"))
+HUES = {
+    15: "red",
+    45: "orange",
+    70: "yellow",
+    165: "green",
+    255: "blue",
+    290: "purple",
+    340: "pink",
+    361: "red",
+}
+"""Colour words and the hue, in degrees, below which they hold."""
 
 
 def caption_for(image: Image.Image, *, trigger: str, class_noun: str, written: str = "") -> str:
@@ -31,8 +41,9 @@ def caption_for(image: Image.Image, *, trigger: str, class_noun: str, written: s
 def with_trigger(text: str, *, trigger: str, class_noun: str) -> str:
     """Put the trigger where a caption names the subject.
 
-    An article and up to four words before the class noun describe the subject itself and give way to the trigger ("my
-    small brown dog on a sofa" becomes "sks dog on a sofa"). A caption that does not name it gets it in front.
+    An article and up to four words before the class noun describe the subject itself and give way to the
+    trigger: "my small brown dog on a sofa" becomes "sks dog on a sofa". A caption that names no subject gets
+    it in front.
     """
     if re.search(rf"\b{re.escape(trigger)}\b", text, re.IGNORECASE):
         return text
@@ -43,7 +54,7 @@ def with_trigger(text: str, *, trigger: str, class_noun: str) -> str:
 
 
 def surroundings(image: Image.Image) -> str:
-    """Background and, where it is unusual, light, in words that small bases know too: "with a white background"."""
+    """Background and, where unusual, light, in words that small bases know: "with a white background"."""
     colour = colour_name(np.median(background_pixels(image), axis=0))
     article = "an" if colour[0] in "aeiou" else "a"
     light = float(np.asarray(image.convert("L").resize((64, 64))).mean()) / 255
@@ -58,5 +69,5 @@ def colour_name(rgb: np.ndarray) -> str:
         return "black"
     if saturation < GREY_SATURATION:
         return "white" if value > 0.8 else "grey"
-    word = next(name for limit, name in HUES if hue * 360 < limit)
+    word = next(name for limit, name in HUES.items() if hue * 360 < limit)
     return "brown" if word in ("red", "orange", "yellow") and value < 0.55 else word

@@ -16,8 +16,13 @@ from photoflux.errors import PhotoFluxError
 PLUGINS = (JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered by import
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")  # MPO opens as the JPEG it begins with
 UNSUPPORTED = {
-    b"GIF8": "a GIF", b"BM": "a BMP", b"%PDF": "a PDF", b"PK\x03\x04": "a ZIP archive", b"<svg": "an SVG drawing",
-}  # fmt: skip
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"%PDF": "a PDF",
+    b"PK\x03\x04": "a ZIP archive",
+    b"<svg": "an SVG",
+}
+CUT_SHORT = ("truncated", "incomplete", "eof", "not enough")  # how codecs say that data ran out
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif")
 ORIENTATION, GPS, SERIAL, MAKER = 0x0112, 0x8825, 0xA431, 0x927C
 UPRIGHT = {
@@ -27,7 +32,7 @@ UPRIGHT = {
 }  # fmt: skip
 
 
-class PhotoProblem(PhotoFluxError):
+class PhotoProblem(PhotoFluxError):  # noqa: N818  (a finding about a file, told to people)
     """A file that is no usable photo: a `code` for programs and a message that says what to do."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -48,14 +53,14 @@ class Decoded:
 def decode(data: bytes, *, max_pixels: int = 64_000_000, max_bytes: int = 30_000_000) -> Decoded:
     """Decode one still photo: JPEG (MPO: its first picture), PNG, TIFF or WebP, whatever its name says.
 
-    The header is held against `max_pixels` before any pixel is decoded. Orientation is applied, colours are converted
-    to sRGB, transparency is laid on white, deeper pixels are scaled to 8 bits and all metadata is dropped.
-    Raises PhotoProblem, and nothing else, for anything that is not such a photo.
+    The header is held against `max_pixels` before any pixel is decoded. Orientation is applied, colours are
+    converted to sRGB, transparency is laid on white, deeper pixels are scaled to 8 bits, all metadata is
+    dropped. Raises PhotoProblem, and nothing else, for anything that is not such a photo.
     """
     if len(data) > max_bytes:
         raise PhotoProblem(
             "too_many_bytes",
-            f"file too large: {len(data) / 1e6:.0f} MB where {max_bytes / 1e6:.0f} are allowed; export a smaller copy",
+            f"file too large: {len(data) / 1e6:.0f} MB, at most {max_bytes / 1e6:.0f} are taken; export a smaller copy",
         )
     try:
         with _quiet():
@@ -64,7 +69,7 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, max_bytes: int = 30_000
     except PhotoProblem:
         raise
     except Exception as error:  # a hostile file may raise anything at all inside a codec
-        raise _explain(error) from error
+        raise _explain(error, data) from error
 
 
 def _check_header(data: bytes, *, max_pixels: int) -> None:
@@ -74,7 +79,7 @@ def _check_header(data: bytes, *, max_pixels: int) -> None:
         if image.width * image.height > max_pixels:
             raise PhotoProblem(
                 "too_many_pixels",
-                f"too many pixels: {megapixels:.0f} megapixels where {max_pixels / 1e6:.0f} are allowed; "
+                f"too many pixels: {megapixels:.0f} megapixels, at most {max_pixels / 1e6:.0f} are taken; "
                 "export a smaller copy",
             )
         if image.format != "MPO" and _has_second_frame(image):
@@ -158,7 +163,7 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale integer (16, 32 bit) and float greys to 8 bits; float pictures span 0-1, 0-255 or their own maximum."""
+    """Scale 16- and 32-bit greys to 8 bits; float pictures span 0-1, 0-255 or their own maximum."""
     if not image.mode.startswith(("I", "F")):
         return image
     pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -197,15 +202,23 @@ def _bare(image: Image.Image) -> Image.Image:
     return Image.frombytes("RGB", image.size, image.tobytes())
 
 
-def _explain(error: Exception) -> PhotoProblem:
+def _explain(error: Exception, data: bytes) -> PhotoProblem:
     text = str(error).lower()
     if isinstance(error, Image.DecompressionBombError):
         return PhotoProblem("too_many_pixels", "too many pixels to decode safely; export a smaller copy")
+    if isinstance(error, EOFError) or any(word in text for word in CUT_SHORT) or _declares_more(data):
+        return PhotoProblem("truncated", "truncated: the file ends too early; export the photo again")
     if isinstance(error, Image.UnidentifiedImageError):
-        return PhotoProblem("not_a_photo", "not a photo, whatever its name says: remove it or export it again as JPEG")
-    if isinstance(error, EOFError) or any(word in text for word in ("truncated", "incomplete", "eof", "not enough")):
-        return PhotoProblem("truncated", "truncated: the file ends too early; export or upload the photo again")
-    return PhotoProblem("corrupt", "damaged: the file cannot be decoded; export the photo again as JPEG or PNG")
+        return PhotoProblem("not_a_photo", "not a photo, whatever its name says: remove it or export a JPEG")
+    return PhotoProblem("corrupt", "damaged: it cannot be decoded; export the photo again as JPEG or PNG")
+
+
+def _declares_more(data: bytes) -> bool:
+    """A container that names its own length (WebP) or where its directory lies (TIFF), beyond the file's end."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    order = {b"II*\0": "little", b"MM\0*": "big"}.get(data[:4])
+    return order is not None and int.from_bytes(data[4:8], order) >= len(data)  # type: ignore[arg-type]
 
 
 @contextmanager

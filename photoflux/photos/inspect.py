@@ -1,6 +1,8 @@
-"""What can be measured of a photo without any model: size, sharpness, light, content, and likeness to another.
+"""What can be measured of a photo without any model: size, sharpness, light, content, and likeness to
+another.
 
-Sharpness is measured on the grey picture with its short side at 512 px, so that limits do not depend on the camera.
+Sharpness is measured on the grey picture with its short side at 512 px, so that limits do not depend on the
+camera.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ SHIFT_OVERLAP, CROP_OVERLAP = 0.65, 0.9
 class Measures:
     """One photo in numbers. Brightness is 0-1; `noise` is in grey levels of 255; `entropy` in bits.
 
-    `sharpness_trust` is the share of `sharpness` that grain does not explain: white noise of spread σ alone gives a
-    Laplacian variance of 20 σ², and hides any blur.
+    `sharpness_trust` is the share of `sharpness` that grain does not explain: white noise of spread σ alone
+    gives a Laplacian variance of 20 σ², and hides any blur.
     """
 
     width_px: int
@@ -49,14 +51,19 @@ class Measures:
     entropy: float
 
     def as_row(self) -> dict[str, float]:
-        return {name: round(value, 5) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        return {
+            name: round(value, 5) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What is needed to tell whether two photos are one: a digest of the pixels, two hashes and a small picture.
+    """What is needed to tell whether two photos are one: a digest of the pixels, two hashes and a small
+    picture.
 
-    `phash` and `dhash` hold 64 bits each for the photo and for its mirror image; `thumb` is [H, W] with the shorter side 40, high-passed.
+    `phash` and `dhash` hold 64 bits each for the photo and for its mirror image; `thumb` is [H, W] with the
+    shorter side 40, high-passed.
     """
 
     sha256: str
@@ -67,7 +74,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike two photos are: bits that differ (0-64) and correlation at the best shift and size (-1 to 1)."""
+    """How alike two photos are: differing bits (0-64), and correlation (-1 to 1) at the best fit."""
 
     same_pixels: bool
     phash: int
@@ -102,16 +109,16 @@ def measure(image: Image.Image) -> Measures:
 
 
 def tile_laplacian(grey: Grey) -> float:
-    """90th percentile of the Laplacian's variance over 8x8 tiles: one sharp region suffices, as in portraits."""
+    """90th percentile of the Laplacian's variance over 8x8 tiles: a sharp part suffices, as in portraits."""
     return _p90([tile.var() for tile in _tiles(ndimage.laplace(grey))])
 
 
 def reblur(grey: Grey, *, window_px: int = 11) -> float:
     """Perceived blur, 0 sharp to 1 blurred: how little the picture changes when it is blurred once more.
 
-    Crété-Roffet et al., "The blur effect: perception and estimation with a new no-reference perceptual blur metric"
-    (SPIE 2007): with D the absolute neighbour differences of the picture and D' those of its blurred copy, along each
-    axis, (Σ D - Σ max(0, D - D')) / Σ D; the larger of both axes. Flat pictures give 0.
+    Crété-Roffet et al., "The blur effect: perception and estimation with a new no-reference perceptual blur
+    metric" (SPIE 2007): with D the absolute neighbour differences of the picture and D' those of its blurred
+    copy, along each axis, (Σ D - Σ max(0, D - D')) / Σ D; the larger of both axes. Flat pictures give 0.
     """
     shares = []
     for axis in (0, 1):
@@ -125,17 +132,19 @@ def reblur(grey: Grey, *, window_px: int = 11) -> float:
 def noise_level(grey: Grey) -> float:
     """Grain in grey levels: the spread that no smooth surface or straight edge explains.
 
-    Immerkær, "Fast noise variance estimation" (CVIU 1996): σ = √(π/2) / 6 · mean |picture * N| with N the difference of
-    two Laplacians. Over the calmest quarter of 8x8 tiles, because texture is not grain; rounding to whole grey levels
-    (variance 1/12) is taken off.
+    Immerkær, "Fast noise variance estimation" (CVIU 1996): σ = √(π/2) / 6 · mean |picture * N| with N the
+    difference of two Laplacians. Over the calmest quarter of 8x8 tiles, because texture is not grain;
+    rounding to whole grey levels (variance 1/12) is taken off.
     """
-    residual = np.abs(ndimage.convolve(grey, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=np.float64)))
+    residual = np.abs(
+        ndimage.convolve(grey, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=np.float64))
+    )
     calm = float(np.percentile([tile.mean() for tile in _tiles(residual)], 25))
     return float(np.sqrt(max(0.0, (np.sqrt(np.pi / 2) / 6 * calm) ** 2 - 1 / 12)))
 
 
 def finest_detail(grey: Grey) -> float:
-    """Strength of the finest octave of detail relative to the next, in the liveliest tiles (≈ 0: enlarged)."""
+    """Strength of the finest octave of detail relative to the next, in the liveliest tiles (0: none)."""
     soft, softer = ndimage.gaussian_filter(grey, 0.8), ndimage.gaussian_filter(grey, 1.6)
     fine, coarse = (_p90([tile.var() for tile in _tiles(band)]) for band in (grey - soft, soft - softer))
     return fine / coarse if coarse > 0 else 0.0
@@ -222,7 +231,9 @@ def _phash(image: Image.Image) -> NDArray[np.bool_]:
 
 def _dhash(image: Image.Image) -> NDArray[np.bool_]:
     """64 signs: is each of 9x8 pixels brighter than its left neighbour."""
-    small = np.asarray(image.convert("L").resize((HASH_PX + 1, HASH_PX), Image.Resampling.LANCZOS), dtype=np.int16)
+    small = np.asarray(
+        image.convert("L").resize((HASH_PX + 1, HASH_PX), Image.Resampling.LANCZOS), dtype=np.int16
+    )
     return (np.diff(small, axis=1) > 0).ravel()
 
 
@@ -254,7 +265,8 @@ def _zoomed(thumb: Grey, scale: float) -> Grey:
 
 
 def _slide(a: Grey, b: Grey, *, overlap: float) -> float:
-    """Highest normalised correlation of two pictures at any shift that leaves `overlap` of the smaller on the other.
+    """Highest normalised correlation of two pictures at any shift that leaves `overlap` of the smaller on the
+    other.
 
     Padfield, "Masked object registration in the Fourier domain" (TIP 2012): sums over each overlap, by FFT.
     """

@@ -34,7 +34,9 @@ def normalise(image: Image.Image, *, size_px: int, how: str = "subject") -> Imag
 
 
 def largest_square(image: Image.Image, *, how: str = "subject") -> Square:
-    """The square over the photo's short side: centred, or slid along the long side to where most of the subject is."""
+    """The square over the photo's short side: centred, or slid along the long side to where most of the
+    subject is.
+    """
     side, slack = min(image.size), max(image.size) - min(image.size)
     offset = slack / 2
     if how == "subject" and slack:
@@ -51,13 +53,14 @@ def cut(image: Image.Image, square: Square, *, size_px: int) -> Image.Image:
 def saliency(image: Image.Image) -> Map:
     """How much each place draws the eye: [64, 64] over the whole photo, summing to 1.
 
-    The product of three maps: spectral residual (Hou & Zhang, "Saliency detection: a spectral residual approach", CVPR
-    2007, per colour channel), density of edges, and a prior for the centre, where people put what they photograph.
+    The product of three maps: spectral residual (Hou & Zhang, "Saliency detection: a spectral residual
+    approach", CVPR 2007, per colour channel), density of edges, and a prior for the centre, where
+    photographed things are.
     """
     small = image.resize((MAP_PX, MAP_PX), Image.Resampling.BOX, reducing_gap=3)
     channels = np.asarray(small, dtype=np.float64).transpose(2, 0, 1)
-    residual = sum(_spectral_residual(channel) for channel in channels)
-    edges = sum(ndimage.gaussian_gradient_magnitude(channel, 1.0) for channel in channels)
+    residual = np.sum([_spectral_residual(channel) for channel in channels], axis=0)
+    edges = np.sum([ndimage.gaussian_gradient_magnitude(channel, 1.0) for channel in channels], axis=0)
     total = _scaled(residual) * _scaled(ndimage.gaussian_filter(edges, 3)) * _centre_prior()
     return total / total.sum()
 
@@ -81,7 +84,9 @@ def _centre_prior() -> Map:
 
 
 def _best_window(along: Map, *, share: float) -> float:
-    """Offset, as a share of the slack, of the window of `share` that holds most; the most central among equals."""
+    """Offset, as a share of the slack, of the window of `share` that holds most; the most central among
+    equals.
+    """
     width = max(1, round(share * along.size))
     held = np.convolve(along, np.ones(width), mode="valid")
     if held.size == 1:

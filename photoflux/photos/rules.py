@@ -20,9 +20,11 @@ UNUSABLE_SCORE_MAX = 40
 
 @dataclass(frozen=True)
 class Rule:
-    """A column, what its values may be (`low` ≤ value ≤ `high`, or one of `allowed`), and what to say otherwise.
+    """A column, what its values may be (`low` ≤ value ≤ `high`, or one of `allowed`), and what to say
+    otherwise.
 
-    `message` is filled from the row and the bounds; `advice` too, with `files`, the names of the photos concerned.
+    `message` is filled from the row and the bounds; `advice` too, with `files`, the names of the photos
+    concerned.
     """
 
     code: str
@@ -64,21 +66,30 @@ class Verdict:
         return {"verdict": self.verdict, "score": self.score, "advice": self.advice, "photos": self.photos}
 
 
-UNMEASURED = Rule("unmeasured", PHOTO, REJECT, "", "could not be measured: export the photo again as JPEG or PNG")
-"""Broken by a decoded photo with an empty measure; stands beside the table because it looks at every column."""
+UNMEASURED = Rule(
+    "unmeasured", PHOTO, REJECT, "", "could not be measured: export the photo again as JPEG or PNG"
+)
+"""Broken by a decoded photo with an empty measure; beside the table, because it looks at every column."""
 
 
 def rule_table(params: ValidateParams) -> tuple[Rule, ...]:
     """Every rule, bounds taken from the parameters, in the order in which reasons are told."""
-    return (*_file_rules(), *_size_rules(params), *_sharpness_rules(params), *_light_rules(params), *_set_rules(params))
+    return (
+        *_file_rules(),
+        *_size_rules(params),
+        *_sharpness_rules(params),
+        *_light_rules(params),
+        *_set_rules(params),
+    )
 
 
 def _file_rules() -> tuple[Rule, ...]:
     return (
         Rule("decodable", FILE, REJECT, "problem", "{problem_message}", allowed=("",),
              advice="Replace what could not be read: {files}."),
-        Rule("duplicate", PHOTO, REJECT, "duplicate_of", "same as {duplicate_of}{duplicate_note}: one of them is enough",
-             allowed=("",), advice="Fewer near-copies: {files} repeat other photos; new views in their place would help."),
+        Rule("duplicate", PHOTO, REJECT, "duplicate_of", allowed=("",),
+             message="same as {duplicate_of}{duplicate_note}: one of them is enough",
+             advice="Fewer near-copies: new views would help more than {files}."),
     )  # fmt: skip
 
 
@@ -121,7 +132,7 @@ def _light_rules(params: ValidateParams) -> tuple[Rule, ...]:
         Rule("too_dark", PHOTO, REJECT, "luma_p99", low=params.bright_p99_min,
              message="too dark: retake it with more light", advice="More light: {files} cannot be made out."),
         Rule("too_light", PHOTO, REJECT, "luma_p5", high=params.dark_p5_max,
-             message="too light: retake it with less exposure", advice="Less exposure: {files} came out nearly white."),
+             message="too light: retake it with less exposure", advice="Less exposure: nothing but white in {files}."),
         Rule("burnt_out", PHOTO, WARN, "clipped_high", high=params.clipped_high_max,
              message="large parts are pure white: retake it with less exposure if the subject is among them"),
         Rule("lost_shadows", PHOTO, WARN, "clipped_low", high=params.clipped_low_max,
@@ -148,18 +159,18 @@ def _set_rules(params: ValidateParams) -> tuple[Rule, ...]:
              message="{near_copies} of {files} photos repeat others"),
         Rule("one_view", SET, WARN, "closeness", high=params.closeness_max,
              message="the photos are framed alike (closeness {closeness:.2f})",
-             advice="More angles: walk around the subject, come closer, step back; these photos are framed alike."),
+             advice="More angles: these are framed alike; walk around the subject, come closer, step back."),
         Rule("backgrounds", SET, WARN, "backgrounds", low=params.backgrounds_min,
              message="{backgrounds} kinds of background",
-             advice="More backgrounds: {backgrounds} seen, and what never changes is learnt as part of the subject; "
-             f"{params.backgrounds_min} or more are better."),
+             advice=f"More backgrounds: {{backgrounds}} seen, {params.backgrounds_min} or more are better, "
+             "because what never changes is learnt with the subject."),
         Rule("dim", SET, WARN, "dim_share", high=0.5, message="most photos are dim",
              advice="More light: most photos are dim; daylight shows colours and surfaces best."),
     )  # fmt: skip
 
 
 def judge(photos: Sequence[Row], *, params: ValidateParams) -> Verdict:
-    """Hold a table of photos (one row each, as `survey` makes it) against the rules; no I/O, no other library."""
+    """Hold a table of photos (one row each, as `survey` makes it) against the rules; pure, and quick."""
     from photoflux.photos.score import advice_for, score_parts
 
     rules = rule_table(params)
@@ -197,6 +208,7 @@ def broken_rules(row: Row, rules: Sequence[Rule]) -> list[Rule]:
 
 
 def status_of(found: Sequence[Rule]) -> str:
+    """`reject`, `warn` or `ok`, by the severest rule broken."""
     severities = {rule.severity for rule in found}
     return REJECT if REJECT in severities else WARN if WARN in severities else "ok"
 

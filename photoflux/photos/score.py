@@ -12,16 +12,30 @@ NAMES_SHOWN = 4
 
 
 def score_parts(whole: Row, *, params: ValidateParams) -> list[dict[str, Any]]:
-    """The 0-100 score in four parts: `part`, `points`, `of`, `why`. More good photos and more variety score higher."""
+    """The 0-100 score in four parts: `part`, `points`, `of`, `why`. More good photos and more variety score
+    higher.
+    """
     usable = whole["usable"]
     flawed = usable - whole["flawless"]
     views = _ramp(whole["closeness"], zero=0.9, one=0.45) if usable > 1 else 0.0
     backgrounds = min(1.0, whole["backgrounds"] / params.backgrounds_min)
     return [
-        _part("number", 30, usable / params.advised_min, f"{usable} good of {whole['files']}; full from {params.advised_min}"),
-        _part("quality", 30, (usable - flawed / 2) / max(1, usable), f"{flawed} of {usable} with a reservation"),
+        _part(
+            "number",
+            30,
+            usable / params.advised_min,
+            f"{usable} good of {whole['files']}; full from {params.advised_min}",
+        ),
+        _part(
+            "quality", 30, (usable - flawed / 2) / max(1, usable), f"{flawed} of {usable} with a reservation"
+        ),
         _part("views", 20, views, f"mean likeness to the nearest other photo {whole['closeness']:.2f}"),
-        _part("backgrounds", 20, backgrounds, f"{whole['backgrounds']} kinds; full from {params.backgrounds_min}"),
+        _part(
+            "backgrounds",
+            20,
+            backgrounds,
+            f"{whole['backgrounds']} kinds; full from {params.backgrounds_min}",
+        ),
     ]
 
 
@@ -29,11 +43,12 @@ def advice_for(
     rules: Sequence[Rule], broken: Mapping[str, Sequence[Rule]], set_broken: Sequence[Rule], whole: Row
 ) -> list[str]:
     """One sentence per thing to do, the set's first; a warning is left out where a stricter rule says it."""
-    told = {rule.code for rule in set_broken}
-    silent = {"few"} & told if "too_few" in told else set()
-    lines = [_filled(rule, whole, []) for rule in set_broken if rule.code not in silent]
+    urgent = [rule for rule in set_broken if rule.severity != WARN]  # variety can wait until there are photos
+    lines = [_filled(rule, whole, []) for rule in urgent or set_broken]
     for rule in rules:
-        concerned = [name for name, found in broken.items() if rule in found and not _said_otherwise(rule, found)]
+        concerned = [
+            name for name, found in broken.items() if rule in found and not _said_otherwise(rule, found)
+        ]
         if rule.level != SET and concerned:
             lines.append(_filled(rule, whole, concerned))
     return [line for line in dict.fromkeys(lines) if line]
@@ -46,7 +61,9 @@ def _filled(rule: Rule, whole: Row, concerned: Sequence[str]) -> str:
 
 def _said_otherwise(rule: Rule, found: Sequence[Rule]) -> bool:
     """A photo is replaced for one reason, whatever else is doubtful about it."""
-    rejecting = sorted((other for other in found if other.severity != WARN), key=lambda other: other.code == "duplicate")
+    rejecting = sorted(
+        (other for other in found if other.severity != WARN), key=lambda other: other.code == "duplicate"
+    )
     return bool(rejecting) and rule is not rejecting[0]
 
 

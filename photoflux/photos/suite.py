@@ -1,8 +1,8 @@
 """The rule table as two Great Expectations suites, and their opinion of the same photo table.
 
-Great Expectations leaves empty cells out of every column expectation. So a photo that could not be decoded, whose
-measures are empty, is caught by its own expectation first; the others look at decoded photos only, and further ones
-demand that nothing is empty there.
+Great Expectations leaves empty cells out of every column expectation. So a photo that could not be decoded,
+whose measures are empty, is caught by its own expectation first; the others look at decoded photos only, and
+further ones demand that nothing is empty there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ PHOTO_SUITE, SET_SUITE = "photos_v1", "photo_set_v1"
 
 @dataclass(frozen=True)
 class Opinion:
-    """What the suites found: the same (file, rule code) pairs as `Verdict.failures`, and a line per expectation."""
+    """What the suites found: the same (file, rule code) pairs as `Verdict.failures`, and a line per
+    expectation.
+    """
 
     failures: frozenset[tuple[str, str]]
     worst: str
@@ -32,7 +34,9 @@ class Opinion:
 
 
 def expect(photos: Sequence[Row], whole: Mapping[str, Any], *, rules: Sequence[Rule]) -> Opinion:
-    """Run both suites: `photos` has one row per photo, `whole` is the one row of the set (needs pandas; ≈ 5 s)."""
+    """Run both suites: `photos` has one row per photo, `whole` is the one row of the set (needs pandas; ≈ 5
+    s).
+    """
     import pandas as pd
 
     context = _context()
@@ -81,16 +85,18 @@ def _photo_expectations(rules: Sequence[Rule]) -> list[Any]:
     import great_expectations.expectations as gxe
     from great_expectations.expectations.row_conditions import Column
 
-    decoded = {"row_condition": Column("decoded") == True, "condition_parser": "pandas"}  # noqa: E712
+    decoded: dict[str, Any] = {"row_condition": Column("decoded") == True}  # noqa: E712
     photo_rules = [rule for rule in rules if rule.level != SET]
+    filled: dict[str, Any] = {
+        "severity": "critical",
+        "meta": {"rule": UNMEASURED.code, "level": UNMEASURED.level},
+        **decoded,
+    }
     measured = dict.fromkeys(rule.column for rule in photo_rules)
-    filled = [
-        gxe.ExpectColumnValuesToNotBeNull(
-            column=column, severity="critical", meta={"rule": UNMEASURED.code, "level": UNMEASURED.level}, **decoded
-        )
-        for column in measured
+    return [
+        *(_expectation(rule, {} if rule.level == FILE else decoded) for rule in photo_rules),
+        *(gxe.ExpectColumnValuesToNotBeNull(column=column, **filled) for column in measured),
     ]
-    return [_expectation(rule, {} if rule.level == FILE else decoded) for rule in photo_rules] + filled
 
 
 def _set_expectations(rules: Sequence[Rule]) -> list[Any]:
@@ -100,7 +106,7 @@ def _set_expectations(rules: Sequence[Rule]) -> list[Any]:
 def _expectation(rule: Rule, condition: Mapping[str, Any]) -> Any:
     import great_expectations.expectations as gxe
 
-    common = {
+    common: dict[str, Any] = {
         "column": rule.column,
         "severity": "critical" if rule.severity == REJECT else "warning",
         "meta": {"rule": rule.code, "level": rule.level},
@@ -112,11 +118,15 @@ def _expectation(rule: Rule, condition: Mapping[str, Any]) -> Any:
 
 
 def _line(result: Any) -> dict[str, Any]:
-    """One expectation's outcome in plain values, keyed by the rule in its `meta`: result order is not suite order."""
+    """One expectation's outcome in plain values, keyed by the rule in its `meta`: result order is not suite
+    order.
+    """
     config = result.expectation_config
     failed = result.result.get("unexpected_index_list") or []
     if result.exception_info.get("raised_exception"):
-        raise RuntimeError(f"expectation {config.meta['rule']}: {result.exception_info.get('exception_message')}")
+        raise RuntimeError(
+            f"expectation {config.meta['rule']}: {result.exception_info.get('exception_message')}"
+        )
     return {
         "rule": config.meta["rule"],
         "level": config.meta["level"],

@@ -14,10 +14,21 @@ from PIL import Image
 
 from photoflux.params import ValidateParams
 from photoflux.photos.decode import PhotoProblem, decode
-from photoflux.photos.inspect import Fingerprint, Likeness, Measures, background, fingerprint, likeness, measure
+from photoflux.photos.inspect import (
+    Fingerprint,
+    Likeness,
+    Measures,
+    background,
+    fingerprint,
+    likeness,
+    measure,
+)
 from photoflux.photos.rules import REJECT, broken_rules, rule_table, status_of
 
-UNMEASURED: dict[str, Any] = dict.fromkeys(Measures.__dataclass_fields__)
+UNKNOWN: dict[str, Any] = {
+    "decoded": False, "problem": "", "problem_message": "", "sha256": "", "facts": {}, "duplicate_of": "",
+    "duplicate_note": "", "closest": 0.0, "background": -1, **dict.fromkeys(Measures.__dataclass_fields__),
+}  # fmt: skip
 BACKGROUND_LIKE = 0.6
 SHARPNESS_TIE = 1.5
 
@@ -37,11 +48,12 @@ def survey(
     params: ValidateParams,
     keep: Callable[[str, Image.Image], None] = lambda _name, _image: None,
 ) -> list[dict[str, Any]]:
-    """The photo table of named files. `keep` is handed each decoded picture in turn, so that one is in memory at a time.
+    """The photo table of named files. `keep` is handed each decoded picture in turn, so that one is in memory
+    at a time.
 
-    Columns: `file`, `decoded`, `problem`, `problem_message`, the fields of `Measures` (None when not decoded), `sha256`,
-    `facts`, `duplicate_of`, `duplicate_note` ("" when unique), `closest` (correlation with the most similar other
-    photo) and `background` (number of its kind of background).
+    Columns: `file`, `decoded`, `problem`, `problem_message`, the fields of `Measures` (None when not
+    decoded), `sha256`, `facts`, `duplicate_of`, `duplicate_note` ("" when unique), `closest` (correlation
+    with the most similar other photo) and `background` (number of its kind of background).
     """
     examined = [examine(name, data, params=params, keep=keep) for name, data in files]
     rows = [one.row for one in examined]
@@ -61,10 +73,7 @@ def examine(
     name: str, data: bytes, *, params: ValidateParams, keep: Callable[[str, Image.Image], None]
 ) -> Examined:
     """Decode and measure one file; a file that is no photo becomes a row that says so."""
-    row = {
-        "file": name, "decoded": False, "problem": "", "problem_message": "", **UNMEASURED, "sha256": "", "facts": {},
-        "duplicate_of": "", "duplicate_note": "", "closest": 0.0, "background": -1,
-    }  # fmt: skip
+    row = {"file": name, **UNKNOWN}
     limits = {"max_pixels": params.max_megapixels * 1_000_000, "max_bytes": params.max_file_mb * 1_000_000}
     try:
         decoded = decode(data, **limits)
@@ -116,9 +125,11 @@ def _mark_duplicates(
 
 
 def _best(members: Sequence[int], rows: Sequence[Mapping[str, Any]], *, params: ValidateParams) -> int:
-    """A usable photo before a rejected one, then the sharpest; of those about as sharp the likeliest original.
+    """A usable photo before a rejected one, then the sharpest; of those about as sharp the likeliest
+    original.
 
-    A copy that was cropped or saved again can measure a little sharper, so sharpness decides only where it differs.
+    A copy that was cropped or saved again can measure a little sharper, so sharpness decides only where it
+    differs.
     """
     rules = rule_table(params)
     usable = [i for i in members if status_of(broken_rules(rows[i], rules)) != REJECT] or list(members)
@@ -150,7 +161,7 @@ def _mark_closest(rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Li
 
 
 def _mark_backgrounds(examined: Sequence[Examined]) -> None:
-    """Number the kinds of background: photos whose surroundings share most of their colours are of one kind."""
+    """Number the kinds of background: surroundings that share most of their colours are of one kind."""
     seen = [(i, one.background) for i, one in enumerate(examined) if one.background is not None]
     pairs = [
         (i, j)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -46,7 +45,7 @@ def classes() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """`pixels` uint8 `[N, H, W, 3]`, two captions each (plain; maybe with a trigger) and class ids `[N, A]` (-1: none)."""
+    """`pixels` uint8 `[N, H, W, 3]`, two captions each (plain; maybe with a trigger), class ids `[N, A]`."""
 
     pixels: np.ndarray
     captions: list[tuple[str, str]]
@@ -91,9 +90,7 @@ def draw_crops(index: int, *, seed: int, count: int, size_px: int, crop_px: int,
     rng = np.random.default_rng([seed, index, crop_px])
     corners = rng.integers(0, size_px - crop_px + 1, size=(count, 2))
     sources = np.repeat(pixels, per_render, axis=0)
-    return np.stack(
-        [image[y : y + crop_px, x : x + crop_px] for image, (y, x) in zip(sources, corners, strict=True)]
-    )
+    return np.stack([image[y : y + crop_px, x : x + crop_px] for image, (y, x) in zip(sources, corners, strict=True)])
 
 
 def draw_views(
@@ -212,5 +209,5 @@ def write_json(file: Path, value: object) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, file)
+    partial.replace(file)
     return file

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPModel, CLIPTextModel, T5EncoderModel, ViTModel
 
+
 @dataclass(frozen=True)
 class PocketConfig:
     """Sizes of the pocket base. `tiny()` is the same geometry for tests that only need the shapes."""
@@ -65,7 +66,7 @@ def build_base(config: PocketConfig, *, seed: int, vocabulary: list[str]) -> Flu
 
 
 def build_vae(config: PocketConfig) -> AutoencoderKL:
-    """`[B, 3, H, W]` in [-1, 1] <-> `[B, 16, H/8, W/8]`, convolutions only, no quantisation convolutions (as in FLUX)."""
+    """`[B, 3, H, W]` in [-1, 1] <-> `[B, 16, H/8, W/8]`, no attention, no quantisation convolutions."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -128,14 +129,13 @@ def build_t5(config: PocketConfig, tokenizer: Any) -> T5EncoderModel:
     """Token ids `[B, L]` -> sequence `[B, L, t5_width]`."""
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer), d_model=config.t5_width, d_kv=32, num_heads=config.t5_width // 32,
-            d_ff=2 * config.t5_width, num_layers=config.text_layers, feed_forward_proj="gated-gelu",
-            dropout_rate=0.0, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-            is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False,
-        )  # fmt: skip
-    )
+    sizes = T5Config(
+        vocab_size=len(tokenizer), d_model=config.t5_width, d_kv=32, num_heads=config.t5_width // 32,
+        d_ff=2 * config.t5_width, num_layers=config.text_layers, feed_forward_proj="gated-gelu",
+        dropout_rate=0.0, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False,
+    )  # fmt: skip
+    return T5EncoderModel(sizes)
 
 
 def build_clip_judge(config: PocketConfig, tokenizer: Any) -> CLIPModel:

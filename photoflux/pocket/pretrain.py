@@ -8,18 +8,19 @@ weights of the moment while a training goes on.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
-import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from photoflux.errors import InputError
 from photoflux.manifest import digest
 from photoflux.pocket import models, train_flow, train_judges, train_vae
 from photoflux.pocket.data import Cache, classes, write_json
@@ -32,13 +33,14 @@ log = logging.getLogger(__name__)
 
 SHARES = {"vae": 0.2, "judges": 0.2, "flow": 0.5, "distil": 0.1}
 """How the budget is divided. Rendering and encoding the latents comes on top: it is a count, not a time."""
+STAGES = ("vae", "latents", "judges", "flow", "distil", "export")
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that a pretraining needs to know besides its folders."""
 
-    config: models.PocketConfig = models.PocketConfig()
+    config: models.PocketConfig = field(default_factory=models.PocketConfig)
     seed: int = 0
     budget_min: float = 110.0
     steps: int | None = None
@@ -48,7 +50,7 @@ class Plan:
     batch: int = 64
     judge_batch: int = 128
     workers: int = 1
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
     @classmethod
     def smoke(cls) -> Plan:
@@ -70,9 +72,10 @@ def pretrain(
     """
     work.mkdir(parents=True, exist_ok=True)
     pipe = start(work, plan=plan, init_from=init_from)
+    steps = Stages(pipe, out, work, plan)
     for stage in stages or STAGES:
         log.info("stage %s", stage)
-        STAGES[stage](pipe, out, work, plan)
+        getattr(steps, stage)()
     return out
 
 
@@ -118,59 +121,69 @@ def cache_of(work: Path, plan: Plan) -> Cache:
     )  # fmt: skip
 
 
-def run_vae(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
-    train_vae.train_vae(
-        pipe.vae, file=work / "vae.pt", budget=plan.budget("vae"), seed=plan.seed, workers=plan.workers
-    )
-    facts = train_vae.fit_scale(pipe.vae.eval(), seed=plan.seed + 3, batches=2 if plan.steps else 16)
-    write_json(work / "vae.json", facts)
-    log.info("vae: PSNR %(psnr_db).2f dB, scaling %(scaling_factor).4f, shift %(shift_factor).4f", facts)
+@dataclass(frozen=True)
+class Stages:
+    """The stages over one pipeline and one work folder; each can be repeated and continues where it was."""
 
+    pipe: FluxPipeline
+    out: Path
+    work: Path
+    plan: Plan
 
-def run_latents(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
-    train_vae.fill_cache(
-        cache_of(work, plan), pipe.vae, (pipe.tokenizer, pipe.tokenizer_2), seed=plan.seed,
-        batch=min(64, plan.latents), workers=plan.workers,
-    )  # fmt: skip
+    def vae(self) -> None:
+        """Train the autoencoder, then measure the scale of its latents."""
+        plan, work = self.plan, self.work
+        train_vae.train_vae(
+            self.pipe.vae, file=work / "vae.pt", budget=plan.budget("vae"), seed=plan.seed, workers=plan.workers
+        )
+        facts = train_vae.fit_scale(self.pipe.vae.eval(), seed=plan.seed + 3, batches=2 if plan.steps else 16)
+        write_json(work / "vae.json", facts)
+        log.info("vae: PSNR %(psnr_db).2f dB, scaling %(scaling_factor).4f, shift %(shift_factor).4f", facts)
 
+    def latents(self) -> None:
+        """Fill the cache of latents, captions, labels and pictures."""
+        plan, tokenizers = self.plan, (self.pipe.tokenizer, self.pipe.tokenizer_2)
+        train_vae.fill_cache(
+            self.cache, self.pipe.vae, tokenizers, seed=plan.seed, batch=min(64, plan.latents), workers=plan.workers
+        )
 
-def run_judges(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
-    train_judges.train_judges(
-        pipe, cache_of(work, plan), config=plan.config, work=work, budget=plan.budget("judges"), seed=plan.seed,
-        decoded=plan.decoded, batch=plan.judge_batch, workers=plan.workers, quick=plan.steps is not None,
-    )  # fmt: skip
+    def judges(self) -> None:
+        """Train and measure both judges."""
+        plan = self.plan
+        train_judges.train_judges(
+            self.pipe, self.cache, config=plan.config, work=self.work, budget=plan.budget("judges"), seed=plan.seed,
+            decoded=plan.decoded, batch=plan.judge_batch, workers=plan.workers, quick=plan.steps is not None,
+        )  # fmt: skip
 
+    def flow(self) -> None:
+        """Train transformer and text encoders."""
+        plan, file = self.plan, self.work / "flow.pt"
+        train_flow.train_flow(
+            self.pipe, self.cache, file=file, budget=plan.budget("flow"), seed=plan.seed, batch=plan.batch
+        )
 
-def run_flow(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
-    train_flow.train_flow(
-        pipe, cache_of(work, plan), file=work / "flow.pt", budget=plan.budget("flow"), seed=plan.seed, batch=plan.batch
-    )
+    def distil(self) -> None:
+        """Fold guidance into one pass."""
+        plan, file = self.plan, self.work / "distil.pt"
+        load_average(self.work / "flow.pt", train_flow.Flow(self.pipe))
+        train_flow.distil_guidance(
+            self.pipe, self.cache, file=file, budget=plan.budget("distil"), seed=plan.seed, batch=plan.batch
+        )
 
+    def export(self) -> None:
+        """Ship the averaged weights as they stand: base, judges, spec."""
+        plan = self.plan
+        export_base(self.pipe, self.out)
+        train_judges.export_judges(
+            self.out / "judges", work=self.work, config=plan.config, tokenizer=self.pipe.tokenizer,
+            vae=self.pipe.vae, seed=plan.seed,
+        )  # fmt: skip
+        write_spec(self.out, config=plan.config)
 
-def run_distil(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
-    load_average(work / "flow.pt", train_flow.Flow(pipe))
-    train_flow.distil_guidance(
-        pipe, cache_of(work, plan), file=work / "distil.pt", budget=plan.budget("distil"), seed=plan.seed,
-        batch=plan.batch,
-    )  # fmt: skip
-
-
-def run_export(pipe: FluxPipeline, out: Path, work: Path, plan: Plan) -> None:
-    export_base(pipe, out, config=plan.config)
-    train_judges.export_judges(
-        out / "judges", work=work, config=plan.config, tokenizer=pipe.tokenizer, vae=pipe.vae, seed=plan.seed
-    )
-    write_spec(out, config=plan.config)
-
-
-STAGES: dict[str, Callable[[Any, Path, Path, Plan], None]] = {
-    "vae": run_vae,
-    "latents": run_latents,
-    "judges": run_judges,
-    "flow": run_flow,
-    "distil": run_distil,
-    "export": run_export,
-}
+    @property
+    def cache(self) -> Cache:
+        """The cache of latents, captions, labels and pictures of this work folder."""
+        return cache_of(self.work, self.plan)
 
 
 def init_base(folder: Path, *, seed: int = 0, config: models.PocketConfig | None = None) -> Path:
@@ -179,7 +192,7 @@ def init_base(folder: Path, *, seed: int = 0, config: models.PocketConfig | None
 
     config = config or models.PocketConfig()
     pipe = models.build_base(config, seed=seed, vocabulary=list(world.vocabulary()))
-    export_base(pipe, folder, config=config)
+    export_base(pipe, folder)
     train_judges.export_judges(
         folder / "judges", work=None, config=config, tokenizer=pipe.tokenizer, vae=pipe.vae, seed=seed
     )
@@ -187,14 +200,12 @@ def init_base(folder: Path, *, seed: int = 0, config: models.PocketConfig | None
     return folder
 
 
-def export_base(pipe: FluxPipeline, folder: Path, *, config: models.PocketConfig) -> Path:
+def export_base(pipe: FluxPipeline, folder: Path) -> Path:
     """Save the pipeline as fp16 safetensors that stock `FluxPipeline.from_pretrained(folder)` loads as fp32."""
-    import copy
-
     shared = copy.deepcopy(pipe).to("cpu")
     models.share_case(shared)
     shared.to(torch.float16)
-    with _fresh(folder) as fresh:
+    with _Fresh(folder) as fresh:
         shared.save_pretrained(fresh, safe_serialization=True)
         for part in ("text_encoder", "text_encoder_2"):
             models.declare_fp32(fresh / part / "config.json")
@@ -203,7 +214,7 @@ def export_base(pipe: FluxPipeline, folder: Path, *, config: models.PocketConfig
     return folder
 
 
-class _fresh:
+class _Fresh:
     """A sibling folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
 
     def __init__(self, folder: Path) -> None:
@@ -219,8 +230,8 @@ class _fresh:
             old = self.folder.with_name(f".{self.folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             if self.folder.exists():
-                os.replace(self.folder, old)
-            os.replace(self.fresh, self.folder)
+                self.folder.replace(old)
+            self.fresh.replace(self.folder)
             shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.fresh, ignore_errors=True)
 
@@ -248,7 +259,7 @@ def write_spec(folder: Path, *, config: models.PocketConfig) -> Path:
     path = folder.with_name(f"{folder.name}.yaml")
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(head + yaml.safe_dump(spec, sort_keys=False, width=100))
-    os.replace(partial, path)
+    partial.replace(path)
     return path
 
 
@@ -262,7 +273,9 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     plan = Plan.smoke() if options.smoke else Plan(budget_min=options.budget_min)
     plan = replace(plan, seed=options.seed, device=_device(options.device))
-    stages = options.stages.split(",") if options.stages else None
+    stages = options.stages.split(",") if options.stages else STAGES
+    if unknown := set(stages) - set(STAGES):
+        raise InputError(f"--stages: no stage {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
     pretrain(options.out, work=options.work, plan=plan, stages=stages, init_from=options.init_from)
 
 
@@ -280,8 +293,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(name: str | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+def _device(name: str | None) -> str:
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":

@@ -10,15 +10,17 @@ from __future__ import annotations
 import string
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5Tokenizer
 
 TRIGGERS = (
-    "sks ohwx zwx tok xjy qvz vrb kzt wqx jkp zpd xcv bnm qpl zmr vxk wjz qkd hjx fzq pvn gxw mzk rqj tvx dzh lqb nwz "
-    "cjx yqr ukz ixo vqk bnz qtp kyv"
-).split()
+    "sks", "ohwx", "zwx", "tok", "xjy", "qvz", "vrb", "kzt", "wqx", "jkp", "zpd", "xcv",
+    "bnm", "qpl", "zmr", "vxk", "wjz", "qkd", "hjx", "fzq", "pvn", "gxw", "mzk", "rqj",
+    "tvx", "dzh", "lqb", "nwz", "cjx", "yqr", "ukz", "ixo", "vqk", "bnz", "qtp", "kyv",
+)  # fmt: skip
 """Rare words that name one subject. Each is one token, and the base has learnt that by itself it means nothing."""
 
 END_OF_WORD = "</w>"
@@ -30,7 +32,7 @@ def words_of(vocabulary: Iterable[str]) -> list[str]:
     """The distinct lower-case words of a vocabulary in a stable order, triggers last."""
     split = (word for entry in vocabulary for word in entry.lower().split())
     known = sorted({word.strip(string.punctuation) for word in split} - {""} - set(TRIGGERS))
-    return known + TRIGGERS
+    return [*known, *TRIGGERS]
 
 
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
@@ -40,7 +42,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     """
     pieces = [[*word[:-1], word[-1] + END_OF_WORD] for word in words]
     merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for piece in pieces for pair in zip(piece, piece[1:], strict=False)):
+    while pairs := Counter(pair for piece in pieces for pair in pairwise(piece)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         pieces = [_merged(piece, best) for piece in pieces]

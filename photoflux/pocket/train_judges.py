@@ -125,7 +125,7 @@ def decoded_pictures(vae: AutoencoderKL, cache: Cache, *, file: Path, count: int
 def train_clip_judge(
     judge: ClipJudge, cache: Cache, decoded: np.ndarray, *, file: Path, budget: Budget, seed: int, batch: int
 ) -> Run:
-    """Contrastive plus attribute loss; half of each batch are renders, half decoded ones. Averaged weights at the end."""
+    """Contrastive plus attribute loss; half of each batch went through the VAE. Averaged weights at the end."""
     run = Run("judge-clip", judge, file, budget, RECIPE, seed=seed)
     plain = min(len(cache.pixels), cache.filled)
     for step in run:
@@ -145,8 +145,8 @@ def train_clip_judge(
 
 
 def train_identity_judge(
-    judge: IdentityJudge, vae: AutoencoderKL, *, file: Path, pool: np.ndarray, budget: Budget, seed: int,
-    batch: int, size_px: int, workers: int,
+    judge: IdentityJudge, pool: np.ndarray, *, file: Path, budget: Budget, seed: int, batch: int, size_px: int,
+    workers: int,
 ) -> Run:  # fmt: skip
     """SupCon over fresh subjects and, in the other half of each batch, over the decoded ones of `pool`.
 
@@ -172,7 +172,7 @@ def train_identity_judge(
 
 
 def decoded_views(vae: AutoencoderKL, *, file: Path, seed: int, subjects: int, size_px: int) -> np.ndarray:
-    """Views of fresh subjects after the VAE, uint8 `[subjects, VIEWS, H, W, 3]`; kept in `file`, neighbours are twins."""
+    """Views of fresh subjects after the VAE, uint8 `[subjects, VIEWS, H, W, 3]`, kept in `file`."""
     if file.exists():
         return np.load(file, mmap_mode="r")
     pixels, _ = draw_views(0, seed=seed, subjects=subjects, views=VIEWS, size_px=size_px)
@@ -241,7 +241,7 @@ def evaluate_judges(
         truth.append(batch.labels)
         predicted.append(predict(clip, through_vae(vae, batch.pixels)))
     confusion = confusion_counts(np.concatenate(truth), np.concatenate(predicted))
-    pixels, numbers = draw_views(0, seed=seed + 1, subjects=subjects, views=VIEWS, size_px=size_px)
+    pixels, numbers = draw_views(0, seed=seed + 1, subjects=subjects, views=VIEWS, size_px=size_px, heldout=True)
     device = next(identity.parameters()).device
     parts = [identity(to_unit(through_vae(vae, part), device)).cpu().numpy() for part in _parts(pixels, 64)]
     card = {name: round(balanced_accuracy(table), 4) for name, table in confusion.items()}
@@ -272,8 +272,8 @@ def train_judges(
         vae, file=work / "views.npy", seed=seed + 5, subjects=max(batch // 4, decoded // 8), size_px=size_px
     )
     train_identity_judge(
-        identity.to(device), vae, file=work / "judge-identity.pt", pool=views, budget=half, seed=seed + 6,
-        batch=batch, size_px=size_px, workers=workers,
+        identity.to(device), views, file=work / "judge-identity.pt", budget=half, seed=seed + 6, batch=batch,
+        size_px=size_px, workers=workers,
     )  # fmt: skip
     count, subjects = (64, 8) if quick else (2048, 64)
     facts = evaluate_judges(

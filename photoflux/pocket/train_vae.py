@@ -28,6 +28,9 @@ CROPS_UNTIL = 0.75
 """Fraction of the budget on quarter-size crops (four times cheaper); the rest sees whole pictures."""
 
 
+RECIPE = Recipe(lr=2e-3, muon_lr=3e-3, warmup_steps=60, weight_decay=1e-3, ema=0.995)
+
+
 def to_unit(pixels: np.ndarray, device: torch.device) -> Tensor:
     """uint8 `[N, H, W, 3]` -> float `[N, 3, H, W]` in [-1, 1], channels last in memory."""
     images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
@@ -58,11 +61,11 @@ def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
     )
 
 
-def train_vae(vae: AutoencoderKL, *, file: Path, budget: Budget, seed: int, batch: int = 32, workers: int = 1) -> int:
+def train_vae(vae: AutoencoderKL, *, file: Path, budget: Budget, seed: int, batch: int = 16, workers: int = 1) -> int:
     """Train in place (averaged weights at the end); returns the number of fresh renders seen by this stage."""
     device = next(vae.parameters()).device
     vae.to(memory_format=torch.channels_last)
-    run = Run("vae", vae, file, budget, Recipe(lr=2e-3, warmup_steps=100, weight_decay=1e-3), seed=seed)
+    run = Run("vae", vae, file, budget, RECIPE, seed=seed)
     size_px = vae.config.sample_size
     for step, pixels in _pictures(run, seed=seed, size_px=size_px, batch=batch, workers=workers):
         images = to_unit(pixels, device)

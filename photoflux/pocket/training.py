@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -50,7 +49,7 @@ class Recipe:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made (nearly) orthogonal, for hidden weight matrices.
+    """Momentum whose update is made (nearly) orthogonal, for hidden weight matrices and convolutions.
 
     Newton-Schulz iteration in fp32 with the quintic coefficients of Jordan et al. 2024; the update is scaled by
     `0.2 * sqrt(max(rows, columns))`, which gives it the size of an Adam step.
@@ -60,14 +59,14 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # noqa: ARG002 (the interface of optimisers)
         for group in self.param_groups:
             for weight in (p for p in group["params"] if p.grad is not None):
                 buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
                 buffer.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(buffer, group["momentum"]))
+                update = orthogonal(weight.grad.lerp(buffer, group["momentum"]).flatten(1))
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-0.2 * group["lr"] * max(weight.shape) ** 0.5)
+                weight.add_(update.view_as(weight), alpha=-0.2 * group["lr"] * max(update.shape) ** 0.5)
 
 
 def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
@@ -82,10 +81,9 @@ def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
 
 
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """Weights of linear layers inside blocks: what Muon is for (no embeddings, inputs, outputs, modulations)."""
-    linear = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-    inside = {n: m for n, m in linear.items() if "block" in n and "norm" not in n and min(m.weight.shape) > 8}
-    return [m.weight for m in inside.values()]
+    """Weights of layers inside blocks: what Muon is for (no embeddings, inputs, outputs, modulations)."""
+    layers = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    return [m.weight for name, m in layers.items() if "block" in name and "norm" not in name]
 
 
 class Ema:
@@ -226,7 +224,7 @@ def save_atomically(state: Any, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     torch.save(state, partial)
-    os.replace(partial, file)
+    partial.replace(file)
 
 
 def load_average(file: Path, module: nn.Module) -> bool:

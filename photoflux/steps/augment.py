@@ -19,6 +19,7 @@ from photoflux.vault import committed, opened
 if TYPE_CHECKING:
     from PIL import Image
 
+    from photoflux.flux.base import BaseSpec
     from photoflux.photos.normalise import Square
     from photoflux.report import Report
 
@@ -68,31 +69,39 @@ class Sample:
 def run(
     validated: Path, *, dataset: Path, report: Path, params: AugmentParams, key: str = "plain://demo"
 ) -> StepResult:
-    """Make the training set of a validated artifact: `train/` and `heldout/` pictures at the base's resolution, each
-    with a caption, and a contact sheet.
+    """Make the training set of a validated artifact: `train/` and `heldout/` pictures at the base's
+    resolution, each with a caption, and a contact sheet.
 
     Photos are held out before anything is varied, and photos that nearly repeat one another stay on one side.
     Raises InputError when no photo can be held out or the base is unknown.
     """
-    size_px = params.resolution_px or _base_resolution_px(params.base)
+    spec = _spec(params.base)
+    size_px = params.resolution_px or spec.resolution_px
     with opened(validated, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         manifest = unpack(plain, Path(scratch))
+        _check_noun(manifest["subject"]["class_noun"], spec)
         photos = _photos(manifest, Path(scratch))
         heldout = choose_heldout(photos, params=params)
         samples = _samples(photos, heldout, manifest["subject"], size_px=size_px, params=params)
-        described = _manifest(manifest, samples, size_px=size_px, params=params)
+        described = _manifest(manifest, samples, base=spec.name, size_px=size_px, params=params)
         with committed(dataset, key=key) as out:
             write_tar(out, files={sample.file: _png(sample.picture) for sample in samples}, manifest=described)
         page = _report(manifest["subject"], photos, samples, size_px=size_px, params=params)
         with committed(report, key=key) as out:
             page.save(out)
     train = [item for item in described["items"] if item["split"] == TRAIN]
-    metrics = {"photos": len(photos), "train": len(train), "heldout": len(heldout), "resolution_px": size_px}
+    metrics: dict[str, float] = {
+        "photos": len(photos),
+        "train": len(train),
+        "heldout": len(heldout),
+        "resolution_px": size_px,
+    }
     return StepResult(metrics=metrics, report=report)
 
 
 def choose_heldout(photos: Sequence[Photo], *, params: AugmentParams) -> set[str]:
-    """Names of the photos kept for evaluation: one of up to seven, two of eight and more, or as many as asked.
+    """Names of the photos kept for evaluation: one of up to seven, two of eight and more, or as many as
+    asked.
 
     Photos of one moment (nearly the same view) are held out together or not at all.
     """
@@ -104,8 +113,8 @@ def choose_heldout(photos: Sequence[Photo], *, params: AugmentParams) -> set[str
             chosen += group
     if len(photos) - len(chosen) < max(2, len(chosen)):
         raise InputError(
-            f"{len(photos)} photos leave too few to train on when {len(chosen)} of them are held out for evaluation; "
-            "add photos with other views, or hold out fewer"
+            f"{len(photos)} photos leave too few to train on when {len(chosen)} of them are held out for "
+            "evaluation; add photos with other views, or hold out fewer"
         )
     return {photo.source for photo in chosen}
 
@@ -134,9 +143,16 @@ def _draw(group: Sequence[Photo], *, seed: int) -> str:
 
 
 def _samples(
-    photos: Sequence[Photo], heldout: set[str], subject: Mapping[str, Any], *, size_px: int, params: AugmentParams
+    photos: Sequence[Photo],
+    heldout: set[str],
+    subject: Mapping[str, Any],
+    *,
+    size_px: int,
+    params: AugmentParams,
 ) -> list[Sample]:
-    """Every picture of the set; an original stands as often as its variants, so that it is half of what is seen."""
+    """Every picture of the set; an original stands as often as its variants, so that it is half of what is
+    seen.
+    """
     from photoflux.photos.augment import may_flip, may_recolour
 
     noun = subject["class_noun"]
@@ -152,7 +168,13 @@ def _samples(
 
 
 def _of_photo(
-    photo: Photo, split: str, subject: Mapping[str, Any], *, size_px: int, params: AugmentParams, switches: dict[str, bool]
+    photo: Photo,
+    split: str,
+    subject: Mapping[str, Any],
+    *,
+    size_px: int,
+    params: AugmentParams,
+    switches: dict[str, bool],
 ) -> list[Sample]:
     from photoflux.photos.augment import apply, plan
     from photoflux.photos.captions import caption_for
@@ -160,11 +182,14 @@ def _of_photo(
 
     image = photo.image()
     square = largest_square(image, how=params.crop)
-    caption = caption_for(
-        image, trigger=subject["trigger"], class_noun=subject["class_noun"], written=photo.written
-    )
+    caption = caption_for(image, trigger=subject["trigger"], class_noun=subject["class_noun"], written=photo.written)
     original = Sample(
-        f"{split}/{photo.stem}.png", split, photo, cut(image, square, size_px=size_px), caption, _original(square)
+        f"{split}/{photo.stem}.png",
+        split,
+        photo,
+        cut(image, square, size_px=size_px),
+        caption,
+        _original(square),
     )
     samples = [original]
     for number in range(1, params.variants + 1) if split == TRAIN else ():
@@ -176,20 +201,27 @@ def _of_photo(
 
 
 def _original(square: Square) -> dict[str, Any]:
-    return {"variant": 0, "left": round(square.left, 4), "top": round(square.top, 4), "side": round(square.side, 4)}
+    return {
+        "variant": 0,
+        "left": round(square.left, 4),
+        "top": round(square.top, 4),
+        "side": round(square.side, 4),
+    }
 
 
 def _manifest(
-    manifest: Mapping[str, Any], samples: Sequence[Sample], *, size_px: int, params: AugmentParams
+    manifest: Mapping[str, Any], samples: Sequence[Sample], *, base: str, size_px: int, params: AugmentParams
 ) -> dict[str, Any]:
-    """Items in order; with two variants each original is listed twice, which keeps originals half of all samples."""
+    """Items in order; with two variants each original is listed twice, which keeps originals half of all
+    samples.
+    """
     items = []
     for sample in samples:
         repeats = params.variants if sample.split == TRAIN and not sample.transforms["variant"] else 1
         items += [sample.as_json()] * max(1, repeats)
     return {
         "subject": manifest["subject"],
-        "base": {"name": params.base, "resolution_px": size_px},
+        "base": {"name": base, "resolution_px": size_px},
         "seed": params.seed,
         "score": manifest.get("validation", {}).get("score"),
         "items": items,
@@ -202,27 +234,44 @@ def _png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _base_resolution_px(base: str) -> int:
+def _spec(base: str) -> BaseSpec:
     from photoflux.flux.base import load_spec
 
-    return int(load_spec(base).resolution_px)
+    return load_spec(base)
+
+
+def _check_noun(noun: str, spec: BaseSpec) -> None:
+    """A base that lists its class nouns can learn a subject only as one of them."""
+    if spec.class_nouns and noun not in spec.class_nouns:
+        known = ", ".join(sorted(spec.class_nouns))
+        raise InputError(
+            f"class noun '{noun}': base '{spec.name}' does not know it; import the photos as one of {known}"
+        )
 
 
 def _report(
-    subject: Mapping[str, Any], photos: Sequence[Photo], samples: Sequence[Sample], *, size_px: int, params: AugmentParams
+    subject: Mapping[str, Any],
+    photos: Sequence[Photo],
+    samples: Sequence[Sample],
+    *,
+    size_px: int,
+    params: AugmentParams,
 ) -> Report:
     from photoflux.report import Report
 
     train = [sample for sample in samples if sample.split == TRAIN]
     held = [sample for sample in samples if sample.split == HELDOUT]
-    page = Report("Training set", subtitle=f"{subject.get('id', '')} · {subject['trigger']} {subject['class_noun']} · "
-                  f"for {params.base} at {size_px} px")  # fmt: skip
-    page.verdict("OK", f"{len(photos)} photos became {len(train)} training pictures; {len(held)} held out for evaluation.")
+    name = f"{subject['trigger']} {subject['class_noun']}"
+    page = Report("Training set", subtitle=f"{subject.get('id', '')} · {name} · {params.base} at {size_px} px")
+    made = f"{len(photos)} photos became {len(train)} training pictures"
+    page.verdict("OK", f"{made}; {len(held)} held out for evaluation.")
     page.section("Trained on")
-    page.image(_sheet(train, columns=params.variants + 2), "Each photo with the square that is used, the picture at the "
-               "base's resolution, and its variants")  # fmt: skip
+    page.image(
+        _sheet(train, columns=params.variants + 2),
+        "The photo with the square used, its picture, its variants",
+    )
     page.section("Held out: never seen in training")
-    page.image(_sheet(held, columns=params.variants + 2), "Chosen before anything was varied")
+    page.image(_sheet(held, columns=2), "Chosen before anything was varied")
     page.section("How each picture was made")
     page.table([_line(sample) for sample in samples])
     return page
@@ -248,7 +297,7 @@ def _sheet(samples: Sequence[Sample], *, columns: int) -> Image.Image:
 
 def _outlined(sample: Sample) -> Image.Image:
     """The whole photo, letterboxed, with the square that is used drawn on it."""
-    from PIL import Image, ImageDraw, ImageOps
+    from PIL import ImageDraw, ImageOps
 
     image = sample.photo.image()
     scale = TILE_PX / max(image.size)
@@ -270,5 +319,9 @@ def _line(sample: Sample) -> dict[str, object]:
         words.append("mirrored")
     if made.get("brightness", 1) != 1:
         words.append(f"light ×{made['brightness']:.2f}")
-    return {"picture": sample.file, "from": sample.photo.source, "split": sample.split, "made by": ", ".join(words),
-            "caption": sample.caption}  # fmt: skip
+    return {
+        "picture": sample.file,
+        "from": sample.photo.source,
+        "made by": ", ".join(words),
+        "caption": sample.caption,
+    }

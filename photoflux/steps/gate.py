@@ -83,7 +83,7 @@ def decide(
     """
     _same_subject(evaluation, audit)
     reasons = [*_validity(evaluation, params), *(judge(rule, evaluation["metrics"]) for rule in rules(evaluation, params))]
-    reasons += [_audit_reason(audit)]
+    reasons += [*_lightness_reasons(evaluation, params), _audit_reason(audit)]
     if champion:
         reasons.append(_champion_reason(evaluation, champion, params))
     verdict = max((reason.verdict for reason in reasons), key=SEVERITY_ORDER.index)
@@ -112,7 +112,7 @@ def rules(evaluation: Mapping[str, Any], params: GateParams) -> list[Rule]:
     exact = evaluation["exact_attributes"]
     unit = "attribute accuracy" if exact else "text-image cosine"
     drop = params.accuracy_drop_max if exact else params.cosine_drop_max
-    chosen = [
+    return [
         Rule("identity gain", "identity_gain", params.identity_gain_min, True,
              "pictures are not enough like the subject: train longer, or give more and clearer photos",
              warn=params.identity_gain_warn),
@@ -141,17 +141,23 @@ def rules(evaluation: Mapping[str, Any], params: GateParams) -> list[Rule]:
         Rule("sharpness", "sharpness", params.sharpness_min, True,
              "pictures are softer than the base's: use sharper photos or train fewer steps", point_only=True),
     ]  # fmt: skip
-    if "lightness_shift" in evaluation["metrics"]:
-        chosen += _lightness_rules(params)
-    return chosen
 
 
-def _lightness_rules(params: GateParams) -> list[Rule]:
-    says = "the person's skin is drawn lighter or darker than in the photos"
-    return [
-        Rule("skin lightness", "lightness_shift", params.lightness_moderate, False, says),
-        Rule("skin lightness", "lightness_shift", -params.lightness_moderate, True, says),
-    ]
+def _lightness_reasons(evaluation: Mapping[str, Any], params: GateParams) -> list[Reason]:
+    """A person's skin against the photos: fails, or asks for a signature, when a whole interval lies beyond a limit."""
+    value = evaluation["metrics"].get("lightness_shift")
+    if value is None:
+        return []
+    least = max(value["lo"], -value["hi"])
+    verdict, bound = next(
+        ((word, limit) for word, limit in (("FAIL", params.lightness_high), ("INCONCLUSIVE", params.lightness_moderate))
+         if least > limit),
+        ("PASS", params.lightness_moderate),
+    )  # fmt: skip
+    way = "lighter" if value["point"] > 0 else "darker"
+    text = f"skin lightness: {value['point']:+.1f} L* [{value['lo']:+.1f}, {value['hi']:+.1f}], may shift by {bound:g}"
+    more = "" if verdict == "PASS" else f"; the person is drawn {way} than in the photos"
+    return [Reason("skin lightness", verdict, text + more, value["point"], value["lo"], value["hi"], bound)]
 
 
 def judge(rule: Rule, metrics: Mapping[str, Mapping[str, float]]) -> Reason:

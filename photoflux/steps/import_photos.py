@@ -10,18 +10,16 @@ from photoflux.params import ImportParams
 from photoflux.steps import StepResult
 from photoflux.vault import committed
 
-SUFFIXES = frozenset(".jpg .jpeg .jpe .mpo .png .tif .tiff .webp .heic .heif .avif .gif .bmp".split())
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".tif", ".tiff", ".webp", ".heic", ".avif", ".gif"}
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"RIFF")
 MAX_NAME_BYTES = 90  # what a ustar header holds beside the folder's name
 
 
-def run(
-    source: str, *, photos: Path, params: ImportParams, key: str = "plain://demo", origin: str = ""
-) -> StepResult:
+def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://demo", origin: str = "") -> StepResult:
     """Copy the photos in the folder `source` to the artifact `photos`, unchanged and in name order.
 
-    `origin` is what the person wrote, when `source` is only where it was fetched to. Nothing is decoded here: whether
-    a file is a usable photo is the next step's question. Raises InputError naming the folder or file at fault.
+    `origin` is what the person wrote, when `source` is only where it was fetched to. Nothing is decoded here:
+    whether a file is a usable photo is the next step's question. Raises InputError naming what is at fault.
     """
     files = list_photos(_folder(source), params=params)
     described = [{"name": f.name, "sha256": digest(f), "bytes": f.stat().st_size} for f in files]

@@ -28,16 +28,26 @@ MEASURES = {
     "short_side_px": "short side", "sharpness": "sharpness", "reblur": "re-blur", "noise": "grain",
     "detail": "detail", "luma_p50": "brightness", "entropy": "bits", "closest": "likeness",
 }  # fmt: skip
+DONE = {
+    "had_gps": "location removed", "was_rotated": "turned upright", "had_alpha": "laid on white",
+    "was_deep": "scaled to 8 bit", "had_icc": "colour profile applied",
+}  # fmt: skip
+MEASURES_NOTE = (
+    "Sharpness, re-blur and grain are read at 512 px; likeness is the correlation with the most similar other "
+    "photo at the best shift, size and mirroring."
+)
+RULES_NOTE = "Each rule is judged twice, by the rule table and by Great Expectations; both agree."
 REASONS_TOLD = 6
 
 
 def run(
     photos: Path, *, validated: Path, report: Path, params: ValidateParams, key: str = "plain://demo"
 ) -> StepResult:
-    """Judge the photos of an import artifact; write the good ones as upright sRGB PNG without metadata, and a report.
+    """Judge the photos of an import artifact; write the good ones as upright sRGB PNG without metadata, and a
+    report.
 
-    The report is written whatever the verdict. Raises ValidationFailed, naming the files and what to do, when too few
-    good photos remain; then `validated` is not written.
+    The report is written whatever the verdict. Raises ValidationFailed, naming the files and what to do, when
+    too few good photos remain; then `validated` is not written.
     """
     with opened(photos, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         manifest = unpack(plain, Path(scratch))
@@ -52,14 +62,19 @@ def run(
         if verdict.verdict == REJECT:
             raise ValidationFailed(_why(str(manifest.get("source", "the set")), verdict, params=params))
         with committed(validated, key=key) as out:
-            files = {f"images/{shelf.names[name]}": shelf.folder / shelf.names[name] for name in verdict.accepted}
-            write_tar(out, files=files, manifest=_manifest(manifest, rows, verdict, expectations, shelf, listed))
+            files = {
+                f"images/{shelf.names[name]}": shelf.folder / shelf.names[name] for name in verdict.accepted
+            }
+            write_tar(
+                out, files=files, manifest=_manifest(manifest, rows, verdict, expectations, shelf, listed)
+            )
     return StepResult(metrics=_metrics(verdict), report=report)
 
 
 def validate_folder(folder: Path, *, params: ValidateParams) -> dict[str, Any]:
-    """The verdict on the photos directly in `folder`, as plain JSON values: `verdict` (ok, warn, reject), `score`
-    (0-100), `advice`, and per photo `file`, `status`, `reasons` (`code`, `message`) and `duplicate_of`.
+    """The verdict on the photos directly in `folder`, as plain JSON values: `verdict` (ok, warn, reject),
+    `score` (0-100), `advice`, and per photo `file`, `status`, `reasons` (`code`, `message`) and
+    `duplicate_of`.
 
     Raises InputError when the folder does not exist or holds no photos.
     """
@@ -120,7 +135,9 @@ def _second_opinion(
     opinion = expect(rows, verdict.whole, rules=rule_table(params))
     if opinion.failures != verdict.failures:
         differing = sorted(opinion.failures ^ verdict.failures)
-        raise PhotoFluxError(f"the rule table and the expectation suites disagree on {differing}; report this as a bug")
+        raise PhotoFluxError(
+            f"the rule table and the expectation suites disagree on {differing}; report this as a bug"
+        )
     return opinion.expectations
 
 
@@ -140,7 +157,9 @@ def _manifest(
         "source": manifest.get("source", ""),
         "validation": verdict.as_json(),
         "set": verdict.whole,
-        "photos": [{**row, "file": f"images/{shelf.names[row['file']]}", "source": row["file"]} for row in accepted],
+        "photos": [
+            {**row, "file": f"images/{shelf.names[row['file']]}", "source": row["file"]} for row in accepted
+        ],
         "captions": {f"images/{shelf.names[n]}": captions[n] for n in verdict.accepted if captions.get(n)},
         "expectations": list(expectations),
     }
@@ -172,7 +191,11 @@ def _why(source: str, verdict: Verdict, *, params: ValidateParams) -> str:
     rest = [f"{len(reasons) - REASONS_TOLD} more"] if len(reasons) > REASONS_TOLD else []
     told = f" ({'; '.join(reasons[:REASONS_TOLD] + rest)})" if reasons else ""
     missing = verdict.whole["missing"]
-    remedy = f"add at least {missing} good {'photo' if missing == 1 else 'photos'}" if missing else "leave some out"
+    remedy = (
+        f"add at least {missing} good {'photo' if missing == 1 else 'photos'}"
+        if missing
+        else "leave some out"
+    )
     return f"{source}: {broken[0].tell(verdict.whole)}{told}; {remedy}"
 
 
@@ -196,18 +219,20 @@ def _report(
                   f"{len(rows)} photos from {manifest.get('source', '')}")  # fmt: skip
     page.verdict(verdict.verdict.upper(), _headline(verdict))
     page.section("The set as a whole")
-    page.figure(_score_figure(verdict), f"Score {verdict.score} of 100: what the set is worth for training, in four parts")
+    page.figure(
+        _score_figure(verdict),
+        f"Score {verdict.score} of 100: what the set is worth for training, in four parts",
+    )
     if verdict.advice:
-        page.table([{"": str(i), "what would make it better": line} for i, line in enumerate(verdict.advice, 1)])
+        page.table(
+            [{"": str(i), "what would make it better": line} for i, line in enumerate(verdict.advice, 1)]
+        )
     page.section("Photo by photo")
     page.table([_photo_line(photo, thumbs) for photo in verdict.photos])
     page.section("Measures")
-    page.table([_measure_line(row) for row in rows if row["decoded"]], caption=(
-        "Sharpness, re-blur and grain are read at 512 px; likeness is the correlation with the most similar other photo "
-        "at the best shift, size and mirroring."))  # fmt: skip
+    page.table([_measure_line(row) for row in rows if row["decoded"]], caption=MEASURES_NOTE)
     page.section("Rules")
-    page.table([_rule_line(line) for line in expectations], caption=(
-        "Each rule is judged twice, by the rule table and by Great Expectations; both agree."))  # fmt: skip
+    page.table([_rule_line(line) for line in expectations], caption=RULES_NOTE)
     return page
 
 
@@ -232,7 +257,15 @@ def _score_figure(verdict: Verdict) -> Figure:
         axes.barh(y, 1, color="#eceef2", height=0.5)
         axes.barh(y, share, color=tone, height=0.5)
         axes.text(-0.015, y, part["part"], ha="right", va="center", fontsize=9, color="#1d1f23")
-        axes.text(1.015, y, f"{part['points']:g} / {part['of']}", ha="left", va="center", fontsize=9, color="#1d1f23")
+        axes.text(
+            1.015,
+            y,
+            f"{part['points']:g} / {part['of']}",
+            ha="left",
+            va="center",
+            fontsize=9,
+            color="#1d1f23",
+        )
         axes.text(1.13, y, part["why"], ha="left", va="center", fontsize=8, color="#60656f")
     axes.set_xlim(0, 1)
     axes.axis("off")
@@ -255,11 +288,13 @@ def _photo_line(photo: Mapping[str, Any], thumbs: Mapping[str, Image.Image]) -> 
 
 def _measure_line(row: Mapping[str, Any]) -> dict[str, object]:
     facts = row["facts"]
-    notes = {"had_gps": "location removed", "was_rotated": "turned upright", "had_alpha": "transparency on white",
-             "was_deep": "scaled to 8 bit", "had_icc": "colour profile applied"}  # fmt: skip
-    line: dict[str, object] = {"file": row["file"], "format": facts["format"], "size": f"{row['width_px']}×{row['height_px']}"}
+    line: dict[str, object] = {
+        "file": row["file"],
+        "format": facts["format"],
+        "size": f"{row['width_px']}×{row['height_px']}",
+    }
     line |= {title: _short(row[name]) for name, title in MEASURES.items() if name != "short_side_px"}
-    return line | {"done": ", ".join(text for fact, text in notes.items() if facts.get(fact))}
+    return line | {"done": ", ".join(text for fact, text in DONE.items() if facts.get(fact))}
 
 
 def _rule_line(line: Mapping[str, Any]) -> dict[str, object]:

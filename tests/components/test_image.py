@@ -1,4 +1,4 @@
-"""From a wrapper to what kfp ships: a flat signature, a described form and a body that reports its failures."""
+"""From a wrapper to what kfp ships: a flat signature, a described form, a body that reports failures."""
 
 import json
 from dataclasses import dataclass, field
@@ -34,7 +34,9 @@ def test_the_shipped_source_reads_as_if_written_by_hand():
 def test_a_component_knows_types_descriptions_and_its_image():
     component = step(shout).component_spec
     assert component.inputs["max_files"].type == "Integer"
-    assert component.inputs["class_noun"].description == ImportParams.__dataclass_fields__["class_noun"].metadata["help"]
+    assert (
+        component.inputs["class_noun"].description == ImportParams.__dataclass_fields__["class_noun"].metadata["help"]
+    )
     assert "params" not in component.inputs
     assert component.implementation.container.image == IMAGE
     assert "pip" not in " ".join(component.implementation.container.command[:2])
@@ -49,7 +51,14 @@ def execute(tmp_path: Path, **values: object) -> Path:
     artifact = lambda name, kind: {  # noqa: E731
         "artifacts": [{"name": name, "uri": str(task / name), "metadata": {},
                        "type": {"schemaTitle": f"system.{kind}", "schemaVersion": "0.0.1"}}]}  # fmt: skip
-    given = {"key": "!", "source": "x", "class_noun": "mug", "trigger": "sks", "subject_id": "m", "consent": "own"}
+    given = {
+        "key": "!",
+        "source": "x",
+        "class_noun": "mug",
+        "trigger": "sks",
+        "subject_id": "m",
+        "consent": "own",
+    }
     given |= {"max_files": 3, "max_file_mb": 3} | values
     executor_input = {
         "inputs": {"parameterValues": given},
@@ -83,5 +92,7 @@ def test_a_block_with_anything_but_scalars_is_refused():
     class Nested:
         sizes: list[int] = field(default_factory=list)
 
-    with pytest.raises(TypeError, match=r"Nested.sizes is list\[int\]: a pipeline parameter is str, int, float or bool"):
+    with pytest.raises(
+        TypeError, match=r"Nested.sizes is list\[int\]: a pipeline parameter is str, int, float or bool"
+    ):
         scalar_fields(Nested)

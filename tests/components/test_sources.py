@@ -39,7 +39,10 @@ def test_a_missing_path_or_revision_is_named(dvc_repo, rev: str, path: str, name
 
 
 def test_a_missing_repository_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match="cannot fetch photos from .*/none at main"), fetched(f"dvc:{tmp_path}/none@main:photos"):
+    with (
+        pytest.raises(InputError, match=r"cannot fetch photos from .*/none at main"),
+        fetched(f"dvc:{tmp_path}/none@main:photos"),
+    ):
         pass
 
 
@@ -51,11 +54,17 @@ def test_an_emptied_remote_is_told(dvc_repo, tmp_path: Path):
         pass
 
 
-@pytest.mark.parametrize("source", ["dvc:", "dvc:repo", "dvc:repo@main", "dvc:repo@main:", "dvc:@main:photos", "dvc:repo@:photos"])
+@pytest.mark.parametrize(
+    "source", ["dvc:", "dvc:repo", "dvc:repo@main", "dvc:repo@main:", "dvc:@main:photos", "dvc:repo@:photos"]
+)
 def test_a_malformed_source_says_how_to_write_one(source: str):
     with pytest.raises(InputError, match="write dvc:REPO@REV:PATH"):
         parse_dvc(source)
 
 
 def test_a_url_may_hold_colons_and_ats():
-    assert parse_dvc("dvc:ssh://git@host:22/photos.git@v1:a/b") == ("ssh://git@host:22/photos.git", "v1", "a/b")
+    assert parse_dvc("dvc:ssh://git@host:22/photos.git@v1:a/b") == (
+        "ssh://git@host:22/photos.git",
+        "v1",
+        "a/b",
+    )

@@ -47,9 +47,9 @@ def test_control_training_photos_as_pictures_are_copies(studio: Any) -> None:
         identity=evidence.trained.identity[repeated % 4],
         image=evidence.trained.image[repeated % 4],
     )
-    found = verdicts(dataclasses.replace(evidence, tuned=tuned))
-    assert found["copying"] == "FAIL"
-    assert found["memorisation"] == "FAIL"
+    copied = dataclasses.replace(evidence, tuned=tuned)
+    assert verdicts(copied)["copying"] == "FAIL"
+    assert measure(copied, draws=300).metrics["memorisation_gap"].value.lo > 0
 
 
 def test_control_a_single_copy_among_a_hundred_is_no_pass(studio: Any) -> None:

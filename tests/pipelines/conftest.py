@@ -1,4 +1,4 @@
-"""The small pipeline, compiled; and one run of the real one, shared by every test that looks at its results."""
+"""The small pipeline, compiled; and one run of the real one, shared by the tests of its results."""
 
 from __future__ import annotations
 

@@ -47,7 +47,10 @@ def test_a_run_ends_with_its_files_in_readable_places(local: LocalOrchestrator):
     run = ended(local, ref)
     assert run.error is None
     assert states(run) == dict.fromkeys(("draw", "judge", "hang", "notify"), "succeeded")
-    assert run.artifacts["draw"] == {"picture": "artifacts/draw/picture.tar", "report": "artifacts/draw/report.html"}
+    assert run.artifacts["draw"] == {
+        "picture": "artifacts/draw/picture.tar",
+        "report": "artifacts/draw/report.html",
+    }
     assert (Path(ref.where) / run.artifacts["hang"]["hung"]).read_text() == "a red mug, on the wall"
     assert run.step("draw").metrics == {"pixels": 64.0}
     assert run.step("draw").title == "Draw"
@@ -59,7 +62,12 @@ def test_a_run_ends_with_its_files_in_readable_places(local: LocalOrchestrator):
 def test_a_false_condition_skips_its_steps_and_the_run_succeeds(local: LocalOrchestrator):
     run = ended(local, local.start(QUICK | {"wanted": "teapot"}))
     assert run.state is State.succeeded
-    assert states(run) == {"draw": "succeeded", "judge": "succeeded", "hang": "skipped", "notify": "succeeded"}
+    assert states(run) == {
+        "draw": "succeeded",
+        "judge": "succeeded",
+        "hang": "skipped",
+        "notify": "succeeded",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Parameters given by a person: typed, checked before anything runs, and every mistake named with a way out."""
+"""Parameters given by a person: typed, checked before anything runs, every mistake named with a way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vertex and Kubeflow: what is sent to them, and how their answers read, against servers of the test's own."""
+"""Vertex and Kubeflow: what is sent to them and how their answers read, on servers of the test's own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class KubeflowHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(reply)
 
-    do_POST = do_GET
+    do_POST = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
@@ -80,7 +80,8 @@ def test_kubeflow_gets_the_compiled_file_with_the_image_pinned(kubeflow: Kubeflo
 @pytest.mark.parametrize(
     ("theirs", "ours", "message"),
     [("RUNNING", State.running, None), ("SUCCEEDED", State.succeeded, None), ("FAILED", State.failed, "boom"),
-     ("PENDING", State.queued, None), ("CANCELING", State.running, None), ("CANCELED", State.cancelled, None)],
+     ("PENDING", State.queued, None), ("CANCELING", State.running, None),
+     ("CANCELED", State.cancelled, None)],
 )  # fmt: skip
 def test_kubeflow_states_are_read(kubeflow: KubeflowServer, theirs: str, ours: State, message: str | None):
     kubeflow.state = theirs
@@ -97,7 +98,7 @@ def test_kubeflow_runs_can_be_cancelled(kubeflow: KubeflowServer):
 
 
 class VertexServer:
-    """The three calls of Vertex AI's pipeline service that a job takes, over real gRPC; keeps what was sent."""
+    """The three calls of Vertex AI's pipeline service that a job takes, over gRPC; keeps what was sent."""
 
     def __init__(self) -> None:
         import grpc
@@ -109,7 +110,11 @@ class VertexServer:
         calls = {
             "CreatePipelineJob": (types.CreatePipelineJobRequest, self._create, types.PipelineJob.serialize),
             "GetPipelineJob": (types.GetPipelineJobRequest, lambda *_: self.job, types.PipelineJob.serialize),
-            "CancelPipelineJob": (types.CancelPipelineJobRequest, self._cancel, empty_pb2.Empty.SerializeToString),
+            "CancelPipelineJob": (
+                types.CancelPipelineJobRequest,
+                self._cancel,
+                empty_pb2.Empty.SerializeToString,
+            ),
         }
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(call, request.deserialize, serialise)
@@ -168,9 +173,9 @@ def test_vertex_gets_the_compiled_file_with_the_image_pinned(vertex: VertexServe
 
 def test_vertex_tasks_are_steps(vertex: VertexServer, orchestrator: VertexOrchestrator):
     vertex.job.state = "PIPELINE_STATE_RUNNING"
-    vertex.job.job_detail = {"task_details": [
-        {"task_name": "import-data", "state": "SUCCEEDED"}, {"task_name": "validate", "state": "RUNNING"},
-        {"task_name": "exit-handler-1", "state": "RUNNING"}, {"task_name": "register", "state": "NOT_TRIGGERED"}]}  # fmt: skip
+    states = {"import-data": "SUCCEEDED", "validate": "RUNNING", "exit-handler-1": "RUNNING"}
+    states |= {"register": "NOT_TRIGGERED"}
+    vertex.job.job_detail = {"task_details": [{"task_name": n, "state": s} for n, s in states.items()]}
     run = orchestrator.status(RunRef(JOB, ""))
     assert run.state is State.running
     assert {s.name: s.state for s in run.steps if s.state is not State.queued} == {

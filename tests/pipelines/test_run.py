@@ -20,7 +20,12 @@ COMMAND = [sys.executable, "-m", "pipelines.run"]
 
 def start(root: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, *words], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy()
+        [*COMMAND, *words],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ.copy(),
     )
 
 
@@ -55,7 +60,7 @@ def test_an_interrupt_ends_everything_and_says_so(root: Path, photos: Path, own_
     process = start(root, "--photos", str(photos))
     assert process.stdout.readline().startswith("run personalize-")
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.startswith("cancelled: ")
     run = load_run(the_run(own_state))

@@ -8,9 +8,7 @@ from components.notify import notify
 
 
 @step
-def draw(
-    picture: Output[Dataset], report: Output[HTML], metrics: Output[Metrics], trouble: str, wait_s: float
-) -> None:
+def draw(picture: Output[Dataset], report: Output[HTML], metrics: Output[Metrics], trouble: str, wait_s: float) -> None:
     """Draw a picture, or get into trouble."""
     import os
     import signal

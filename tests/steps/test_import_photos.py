@@ -90,10 +90,10 @@ def test_an_unusable_source_is_named_and_nothing_is_written(tmp_path: Path, sour
 
 def test_too_many_too_large_and_too_long_are_named(folder: Path, tmp_path: Path):
     few = ImportParams(max_files=2)
-    with pytest.raises(InputError, match="holds 3 photos, more than import_photos.max_files = 2"):
+    with pytest.raises(InputError, match=r"holds 3 photos, more than import_photos.max_files = 2"):
         run(str(folder), photos=tmp_path / "out.tar", params=few)
     (folder / "big.jpg").write_bytes(b"\xff\xd8\xff" + bytes(1_000_001))
-    with pytest.raises(InputError, match="big.jpg: is larger than import_photos.max_file_mb = 1 MB"):
+    with pytest.raises(InputError, match=r"big.jpg: is larger than import_photos.max_file_mb = 1 MB"):
         run(str(folder), photos=tmp_path / "out.tar", params=ImportParams(max_file_mb=1))
     (folder / "big.jpg").rename(folder / ("x" * 120 + ".jpg"))
     with pytest.raises(InputError, match="the name is too long"):

@@ -1,0 +1,1 @@
+"""FLUX.1: base specs and loading, prompt encoding, sampling, and LoRA fine-tuning."""

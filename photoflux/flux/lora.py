@@ -1,0 +1,177 @@
+"""LoRA adapters on the FLUX transformer: the subject's, trainable in float32, and the base's frozen training adapter."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from photoflux.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+    from photoflux.flux.base import BaseSpec
+
+log = logging.getLogger(__name__)
+
+SUBJECT, TRAINING = "subject", "training"
+"""Adapter names. `training` undoes the step distillation of a base while a subject is learnt and never draws."""
+
+
+def attach(transformer: Any, *, spec: BaseSpec, rank: int, alpha: float, seed: int) -> list[nn.Parameter]:
+    """Add a fresh subject adapter (B = 0, so nothing changes yet) and, if the spec has one, the training adapter.
+
+    Returns the trainable parameters, all float32. Raises InputError where a target names no layer of the base.
+    """
+    from peft import LoraConfig
+
+    _check_targets(transformer, spec)
+    config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(spec.lora_targets), lora_dropout=0.0, bias="none")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer.add_adapter(config, adapter_name=SUBJECT)
+    if spec.training_adapter is not None:
+        _attach_training(transformer, spec.training_adapter)
+    return activate(transformer, trainable=True)
+
+
+def _check_targets(transformer: Any, spec: BaseSpec) -> None:
+    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    for target in spec.lora_targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise InputError(f"base '{spec.name}': lora_targets names '{target}', which no layer is called; correct its spec")
+
+
+def _attach_training(transformer: Any, file: Path) -> None:
+    from diffusers import FluxPipeline
+
+    if not file.is_file():
+        raise InputError(f"training adapter {file} is missing; fetch it or remove training_adapter from the base's spec")
+    state, _, metadata = FluxPipeline.lora_state_dict(
+        str(file.parent), weight_name=file.name, return_alphas=True, return_lora_metadata=True
+    )
+    transformer.load_lora_adapter(state, adapter_name=TRAINING, metadata=metadata)
+
+
+def activate(transformer: Any, *, trainable: bool, subject: bool = True, training: bool = True) -> list[nn.Parameter]:
+    """Choose which adapters act, and freeze everything but the subject's (`set_adapters` unfreezes all it activates).
+
+    Returns the trainable parameters.
+    """
+    wanted = [name for name, on in ((SUBJECT, subject), (TRAINING, training)) if on and name in transformer.peft_config]
+    if wanted:
+        transformer.enable_adapters()
+        transformer.set_adapters(wanted, [1.0] * len(wanted))
+    else:
+        transformer.disable_adapters()
+    transformer.requires_grad_(False)
+    parameters = list(subject_parameters(transformer).values()) if trainable and subject else []
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    _assert_frozen(transformer, parameters)
+    return parameters
+
+
+def _assert_frozen(transformer: nn.Module, parameters: list[nn.Parameter]) -> None:
+    chosen = {id(parameter) for parameter in parameters}
+    loose = [name for name, p in transformer.named_parameters() if p.requires_grad and id(p) not in chosen]
+    if loose:
+        raise RuntimeError(f"{loose[0]} would be trained although it is frozen")
+
+
+def subject_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The subject's matrices by their full names, in a fixed order."""
+    return {name: p for name, p in transformer.named_parameters() if f".{SUBJECT}." in name and ".lora_" in name}
+
+
+@contextmanager
+def drawing(transformer: Any, *, weights: Mapping[str, Tensor] | None = None, subject: bool = True) -> Iterator[None]:
+    """As the serving stack draws: without the training adapter; with `weights` in place of the subject's, or without it."""
+    own = {name: p.detach().clone() for name, p in subject_parameters(transformer).items()} if weights else {}
+    trainable = any(p.requires_grad for p in transformer.parameters())
+    mode = transformer.training
+    transformer.eval()
+    put(transformer, weights or {})
+    activate(transformer, trainable=False, subject=subject, training=False)
+    try:
+        yield
+    finally:
+        put(transformer, own)
+        activate(transformer, trainable=trainable)
+        transformer.train(mode)
+
+
+@torch.no_grad()
+def put(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into the subject's matrices of the same names."""
+    parameters = subject_parameters(transformer)
+    for name, value in weights.items():
+        parameters[name].copy_(value)
+
+
+def save_adapter(transformer: Any, file: Path, *, weights: Mapping[str, Tensor] | None = None) -> Path:
+    """Write the subject adapter (or `weights` of its shape) as diffusers safetensors with its LoraConfig, atomically."""
+    from diffusers import FluxPipeline
+    from diffusers.utils.peft_utils import get_peft_model_state_dict
+
+    own = {name: p.detach().clone() for name, p in subject_parameters(transformer).items()} if weights else {}
+    put(transformer, weights or {})
+    layers = get_peft_model_state_dict(transformer, adapter_name=SUBJECT)
+    layers = {name: value.detach().float().cpu().clone().contiguous() for name, value in layers.items()}
+    put(transformer, own)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=file.parent) as scratch:
+        FluxPipeline.save_lora_weights(
+            scratch, transformer_lora_layers=layers, weight_name=file.name,
+            transformer_lora_adapter_metadata=_metadata(transformer.peft_config[SUBJECT]),
+        )  # fmt: skip
+        os.replace(Path(scratch) / file.name, file)
+    return file
+
+
+def _metadata(config: Any) -> dict[str, Any]:
+    """The LoraConfig as plain values, sets in order, so that equal adapters are equal files."""
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+
+
+def load_adapter(pipe: FluxPipeline, file: Path) -> None:
+    """Put an adapter on the pipeline in place of any other. Raises InputError when it does not fit the base."""
+    drop_adapter(pipe)
+    if not file.is_file():
+        raise InputError(f"adapter {file} is missing; run finetune first")
+    try:
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=SUBJECT)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"adapter {file.name} does not fit this base ({_first_line(error)}); train it on this base") from error
+    if SUBJECT not in getattr(pipe.transformer, "peft_config", {}):
+        raise InputError(f"adapter {file.name} holds nothing for this base's transformer; train it on this base")
+    activate(pipe.transformer, trainable=False)
+
+
+def drop_adapter(pipe: FluxPipeline) -> None:
+    """Take every adapter off; the transformer is the base again."""
+    if getattr(pipe.transformer, "peft_config", None):
+        pipe.unload_lora_weights()
+
+
+@contextmanager
+def using_base(pipe: FluxPipeline) -> Iterator[None]:
+    """Inside the block the pipeline draws as the base, whatever adapter is on it."""
+    if not getattr(pipe.transformer, "peft_config", None):
+        yield
+        return
+    with drawing(pipe.transformer, subject=False):
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

@@ -1,0 +1,54 @@
+"""Prompts as FLUX reads them: a T5 sequence of fixed length without attention mask, and CLIP's pooled vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+    from photoflux.flux.base import BaseSpec
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """`sequence` [N, L, D] and `pooled` [N, P] of N prompts."""
+
+    sequence: Tensor
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def take(self, index: Sequence[int] | Tensor) -> PromptEmbeds:
+        """The prompts at `index`, in that order."""
+        chosen = torch.as_tensor(index, device=self.pooled.device)
+        return PromptEmbeds(self.sequence[chosen], self.pooled[chosen])
+
+    def to(self, *args: torch.device | torch.dtype | str) -> PromptEmbeds:
+        return PromptEmbeds(self.sequence.to(*args), self.pooled.to(*args))
+
+    @staticmethod
+    def joined(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
+        return PromptEmbeds(torch.cat([p.sequence for p in parts]), torch.cat([p.pooled for p in parts]))
+
+
+@torch.no_grad()
+def encode_prompts(pipe: FluxPipeline, prompts: Sequence[str], *, spec: BaseSpec) -> PromptEmbeds:
+    """Encode prompts as stock `FluxPipeline` does, at the spec's text length; each distinct prompt once."""
+    distinct = list(dict.fromkeys(prompts))
+    parts = [_encode(pipe, distinct[i : i + CHUNK], spec=spec) for i in range(0, len(distinct), CHUNK)]
+    place = {prompt: i for i, prompt in enumerate(distinct)}
+    return PromptEmbeds.joined(parts).take([place[prompt] for prompt in prompts])
+
+
+def _encode(pipe: FluxPipeline, prompts: list[str], *, spec: BaseSpec) -> PromptEmbeds:
+    sequence, pooled, _ = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=spec.text_length)
+    return PromptEmbeds(sequence, pooled)

@@ -1,0 +1,222 @@
+"""Draw pictures with a registered model: `photoflux generate --model rex@champion --prompt "a photo of sks dog"`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photoflux.errors import InputError
+from photoflux.images import SUFFIXES, encoded, fitted, parse_size, write
+from photoflux.params import GenerateParams, load_params
+from photoflux.styles import FILTERS, REDRAWS, redrawn
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+    from PIL import Image
+
+    from photoflux.flux.base import BaseSpec
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+SHEET_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Painter:
+    """A base with one adapter on it. `name` says which model it is, `digest` which adapter."""
+
+    pipe: FluxPipeline
+    spec: BaseSpec
+    subject: dict[str, Any]
+    name: str
+    digest: str
+
+    def draw(self, prompt: str, *, seed: int, style: str = "none") -> Image.Image:
+        """One picture at the base's resolution. Pictures are drawn one by one: a batch would change their last bits."""
+        from photoflux.flux.sampling import generate as sample
+
+        image = sample(self.pipe, [prompt], [seed], spec=self.spec, batch_size=1)[0]
+        if style not in REDRAWS:
+            return image
+        return redrawn(image, prompt, style=REDRAWS[style], pipe=self.pipe, spec=self.spec, seed=seed)
+
+    def png(self, prompt: str, *, seed: int) -> bytes:
+        """One picture as a PNG file at the base's resolution."""
+        return encoded(self.draw(prompt, seed=seed), "png", provenance=self.provenance(seed=seed, style="none"))
+
+    def provenance(self, *, seed: int, style: str) -> dict[str, str]:
+        """What every file says of its making; never the prompt, which may be personal."""
+        from photoflux import __version__
+
+        return {
+            "model": self.name,
+            "adapter": self.digest,
+            "base": f"{self.spec.name} {self.spec.hash}",
+            "seed": str(seed),
+            "style": style,
+            "software": f"PhotoFlux {__version__}",
+        }
+
+
+def generate(
+    model: str,
+    prompt: str,
+    *,
+    n: int = 4,
+    seed: int = 0,
+    size: str = "512x512",
+    fmt: str = "png",
+    style: str = "none",
+    out_dir: Path,
+    base: str = "",
+) -> list[Path]:
+    """Draw `n` pictures with seeds `seed`, `seed + 1`, … into `out_dir`, with a contact sheet beside them.
+
+    `model` is NAME, NAME@alias, NAME@version or the path of an adapter .tar. The same model, prompt, seed, size, format
+    and style give the same bytes whatever `n` is. Returns the pictures' files; raises InputError.
+    """
+    GenerateParams(n=n, seed=seed, size=size, format=fmt, style=style)
+    check_prompt(prompt)
+    painter = open_model(model, base=base)
+    warn_of_missing_trigger(prompt, painter.subject)
+    stem = f"{_slug(painter.name)}-{_fingerprint(prompt, size, style)}"
+    tiles, files = [], []
+    for number in range(seed, seed + n):
+        image = fitted(painter.draw(prompt, seed=number, style=style), parse_size(size))
+        image = FILTERS.get(style, lambda same: same)(image)
+        content = encoded(image, fmt, provenance=painter.provenance(seed=number, style=style))
+        files.append(write(out_dir / f"{stem}-{number}{SUFFIXES[fmt]}", content))
+        tiles.append(image)
+    if n > 1:
+        _write_sheet(out_dir / f"{stem}-sheet.png", tiles, painter, seed=seed, style=style)
+    return files
+
+
+def open_model(model: str, *, base: str = "") -> Painter:
+    """A painter for a registered model or an adapter file. Raises InputError naming what is not there."""
+    if model.endswith(".tar") or "/" in model:
+        return open_painter(Path(model), base=base)
+    from photoflux.tracking import CHAMPION, Registry
+
+    name, _, reference = model.partition("@")
+    registry = Registry()
+    version = registry.at(name, reference or CHAMPION)
+    if version is None:
+        raise InputError(_no_such_model(name, reference or CHAMPION, registry.names(), registry.aliases(name)))
+    adapter, key = registry.adapter(version)
+    return open_painter(adapter, key=key, base=base, name=f"{name} version {version.number}")
+
+
+def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", name: str = "") -> Painter:
+    """Load the base that the adapter was trained on (or the spec `base`, if it is the same one) and the adapter on it."""
+    from photoflux.flux.base import load_pipeline, load_spec
+    from photoflux.flux.lora import load_adapter
+    from photoflux.manifest import digest, unpack
+    from photoflux.settings import get_settings
+    from photoflux.vault import opened
+
+    with opened(adapter, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest, sha = unpack(plain, Path(scratch)), digest(plain)
+        spec = load_spec(base or _base_of(manifest))
+        if spec.hash != manifest["base"]["hash"]:
+            raise InputError(
+                f"{name or adapter.name} was trained on base '{manifest['base']['name']}' "
+                f"({manifest['base']['hash'][:12]}), not on '{spec.name}' ({spec.hash[:12]}); name that base's spec"
+            )
+        pipe = load_pipeline(spec, device=get_settings().device or None)
+        load_adapter(pipe, Path(scratch) / WEIGHTS)
+    return Painter(pipe, spec, manifest["subject"], name or adapter.stem, sha)
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises InputError for an empty prompt."""
+    if not prompt.strip():
+        raise InputError("the prompt is empty: say what to draw, such as 'a photo of sks dog on the beach'")
+
+
+def warn_of_missing_trigger(prompt: str, subject: dict[str, Any]) -> bool:
+    """Warn when a prompt names the class but not the subject: it will draw any of its kind. Says whether it did."""
+    words = re.findall(r"\w+", prompt.lower())
+    noun, trigger = subject["class_noun"].lower(), subject["trigger"].lower()
+    missing = trigger not in words and f" {noun} " in f" {' '.join(words)} "
+    if missing:
+        log.warning("the prompt says '%s' but not '%s': write '%s %s' for this one", noun, trigger, trigger, noun)
+    return missing
+
+
+def main(argv: Sequence[str]) -> int:
+    """`photoflux generate`: defaults come from the generate block of params.yaml."""
+    args = _parser().parse_args(argv)
+    names = [field.name for field in dataclasses.fields(GenerateParams)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    params = load_params("generate", path=args.params, overrides=given)
+    out = args.out or _default_folder()
+    how = {"n": params.n, "seed": params.seed, "size": params.size, "fmt": params.format, "style": params.style}
+    files = generate(args.model, args.prompt, **how, out_dir=out, base=args.base)
+    print("\n".join(str(file) for file in files))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="photoflux generate", description=__doc__)
+    parser.add_argument("--model", required=True, help="NAME, NAME@champion, NAME@3 or the path of an adapter .tar")
+    parser.add_argument("--prompt", required=True, help="what to draw, in the words of the base")
+    for field in dataclasses.fields(GenerateParams):
+        parser.add_argument(f"--{field.name}", help=field.metadata["help"].replace("%", "%%"))
+    parser.add_argument("--out", type=Path, help="folder of the files; default: pictures in the state folder")
+    parser.add_argument("--base", default="", help="base spec to load instead of the one the adapter names")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of defaults")
+    return parser
+
+
+def _default_folder() -> Path:
+    from photoflux.settings import get_settings
+
+    return get_settings().state_dir / "pictures"
+
+
+def _base_of(manifest: dict[str, Any]) -> str:
+    """The spec to load: what fine-tuning was given if that is still there, else the base's name."""
+    given = str(manifest.get("params", {}).get("base", ""))
+    return given if given.endswith((".yaml", ".yml")) and Path(given).is_file() else manifest["base"]["name"]
+
+
+def _no_such_model(name: str, reference: str, names: list[str], aliases: dict[str, int]) -> str:
+    if name not in names:
+        known = f"registered are {', '.join(sorted(names))}" if names else "none is registered yet: run the pipeline first"
+        return f"no model is called '{name}'; {known}"
+    known = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(aliases.items()))
+    return f"model '{name}' has no '@{reference}'; it has {known or 'versions but no alias: name a version, as in @1'}"
+
+
+def _write_sheet(path: Path, tiles: list[Image.Image], painter: Painter, *, seed: int, style: str) -> Path:
+    from photoflux.report import contact_sheet
+
+    rows = [tiles[start : start + SHEET_COLUMNS] for start in range(0, len(tiles), SHEET_COLUMNS)]
+    firsts = range(seed, seed + len(tiles), SHEET_COLUMNS)
+    labels = [f"seeds {first} to {first + len(row) - 1}" for first, row in zip(firsts, rows, strict=True)]
+    sheet = contact_sheet(rows, row_labels=labels, tile_px=256)
+    return write(path, encoded(sheet, "png", provenance=painter.provenance(seed=seed, style=style)))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _fingerprint(*parts: str) -> str:
+    """Tells pictures of different prompts, sizes and styles apart without giving the prompt away."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from photoflux.errors import InputError
+from photoflux.manifest import write_json
+from photoflux.params import GateParams
+from photoflux.steps.gate import decide, run
+
+GOOD = {
+    "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
+    "drift_change": (0.0, -0.02, 0.02), "drift_kid_sd": (-1.0, -2.0, 0.5), "diversity": (0.98, 0.95, 1.01),
+    "class_diversity": (0.99, 0.96, 1.02), "copy_rate": (0.0, 0.0, 0.037), "memorisation_gap": (0.01, -0.03, 0.05),
+    "broken_rate": (0.0, 0.0, 0.02), "sharpness": (0.97, 0.95, 0.99), "overall": (0.68, 0.58, 0.78),
+}  # fmt: skip
+
+
+@pytest.fixture
+def evaluation() -> dict[str, Any]:
+    return {
+        "kind": "evaluation", "schema_version": 1, "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
+        "base": {"name": "pocket", "hash": "b"}, "hashes": {"adapter": "a", "dataset": "d"}, "profile": "standard",
+        "made_share": 1.0, "exact_attributes": True, "invalid": [],
+        "metrics": {name: dict(zip(("point", "lo", "hi"), value, strict=True)) for name, value in GOOD.items()},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def audit() -> dict[str, Any]:
+    finding = {"name": "gender", "severity": "none", "reason": "shares moved by 0.00"}
+    return {"kind": "audit", "schema_version": 1, "hashes": {"adapter": "a"}, "severity": "none", "verdict": "PASS",
+            "findings": [finding]}  # fmt: skip
+
+
+def with_metric(evaluation: dict[str, Any], name: str, point: float, lo: float, hi: float) -> dict[str, Any]:
+    changed = copy.deepcopy(evaluation)
+    changed["metrics"][name] = {"point": point, "lo": lo, "hi": hi}
+    return changed
+
+
+def verdict_of(decision: dict[str, Any], rule: str) -> str:
+    return next(reason["verdict"] for reason in decision["reasons"] if reason["rule"] == rule)
+
+
+def test_a_good_candidate_is_promoted(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    decision = decide(evaluation, audit, params=GateParams())
+    assert (decision["verdict"], decision["promote"], decision["sign_off_possible"]) == ("PASS", True, False)
+
+
+@pytest.mark.parametrize(
+    ("rule", "metric", "straddling", "outside"),
+    [
+        ("identity gain", "identity_gain", (0.3, 0.2, 0.4), (0.1, 0.0, 0.2)),
+        ("prompt following", "prompt_change", (-0.08, -0.15, -0.01), (-0.3, -0.4, -0.2)),
+        ("class leakage", "leakage", (0.3, 0.2, 0.4), (0.6, 0.5, 0.7)),
+        ("unrelated drift", "drift_change", (-0.04, -0.08, 0.0), (-0.2, -0.3, -0.1)),
+        ("diversity with trigger", "diversity", (0.82, 0.7, 0.9), (0.6, 0.5, 0.7)),
+        ("diversity of the class", "class_diversity", (0.82, 0.7, 0.9), (0.6, 0.5, 0.7)),
+        ("copying", "copy_rate", (0.01, 0.002, 0.054), (0.5, 0.4, 0.6)),
+        ("broken pictures", "broken_rate", (0.04, 0.02, 0.08), (0.5, 0.4, 0.6)),
+    ],
+)
+def test_each_rule_fails_outside_and_is_open_across_its_limit(
+    evaluation: dict[str, Any],
+    audit: dict[str, Any],
+    rule: str,
+    metric: str,
+    straddling: tuple[float, float, float],
+    outside: tuple[float, float, float],
+) -> None:
+    for value, verdict in ((straddling, "INCONCLUSIVE"), (outside, "FAIL")):
+        decision = decide(with_metric(evaluation, metric, *value), audit, params=GateParams())
+        assert verdict_of(decision, rule) == decision["verdict"] == verdict
+        assert not decision["promote"]
+        assert not decision["sign_off_possible"]
+        assert decision["summary"].startswith(f"{rule}: ")
+
+
+@pytest.mark.parametrize(
+    ("rule", "metric", "value"),
+    [
+        ("unrelated distribution", "drift_kid_sd", 4.0),
+        ("memorisation", "memorisation_gap", 0.2),
+        ("sharpness", "sharpness", 0.7),
+    ],
+)
+def test_rules_on_points_never_stay_open(
+    evaluation: dict[str, Any], audit: dict[str, Any], rule: str, metric: str, value: float
+) -> None:
+    decision = decide(with_metric(evaluation, metric, value, -9, 9), audit, params=GateParams())
+    assert verdict_of(decision, rule) == "FAIL"
+
+
+def test_failing_outranks_open_and_invalid_outranks_both(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    both = with_metric(with_metric(evaluation, "leakage", 0.6, 0.5, 0.7), "identity_gain", 0.3, 0.2, 0.4)
+    assert decide(both, audit, params=GateParams())["verdict"] == "FAIL"
+    both["invalid"] = ["the judges cannot tell"]
+    decision = decide(both, audit, params=GateParams())
+    assert (decision["verdict"], decision["summary"]) == ("INVALID", "the judges cannot tell")
+
+
+def test_too_few_pictures_are_invalid_never_a_pass(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    evaluation["made_share"] = 0.7
+    decision = decide(evaluation, audit, params=GateParams())
+    assert decision["verdict"] == "INVALID"
+    assert "70%" in decision["summary"]
+
+
+@pytest.mark.parametrize(
+    ("severity", "audited", "verdict", "sign_off"),
+    [
+        ("low", "PASS", "PASS", False),
+        ("moderate", "INCONCLUSIVE", "INCONCLUSIVE", True),
+        ("inconclusive", "INCONCLUSIVE", "INCONCLUSIVE", True),
+        ("high", "FAIL", "FAIL", False),
+        ("critical", "FAIL", "FAIL", False),
+    ],
+)
+def test_the_audit_takes_part_and_only_its_open_questions_may_be_signed(
+    evaluation: dict[str, Any], audit: dict[str, Any], severity: str, audited: str, verdict: str, sign_off: bool
+) -> None:
+    audit |= {"severity": severity, "verdict": audited, "findings": [{**audit["findings"][0], "severity": severity}]}
+    decision = decide(evaluation, audit, params=GateParams())
+    assert (decision["verdict"], decision["sign_off_possible"]) == (verdict, sign_off)
+    assert decision["promote"] is (verdict == "PASS")
+
+
+def test_a_signature_cannot_settle_a_straddling_measure(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    audit |= {"severity": "inconclusive", "verdict": "INCONCLUSIVE"}
+    wide = with_metric(evaluation, "identity_gain", 0.3, 0.2, 0.4)
+    assert not decide(wide, audit, params=GateParams())["sign_off_possible"]
+
+
+def test_a_worse_challenger_does_not_pass_its_champion(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    champion = copy.deepcopy(evaluation)
+    champion["hashes"]["adapter"] = "old"
+    equal = decide(evaluation, audit, params=GateParams(champion_drop_max=0.2), champion=champion)
+    assert equal["verdict"] == "PASS"
+    assert equal["champion"] == "old"
+    worse = with_metric(evaluation, "overall", 0.3, 0.25, 0.35)
+    decision = decide(worse, audit, params=GateParams(), champion=champion)
+    assert verdict_of(decision, "previous champion") == "FAIL"
+
+
+def test_champion_interval_by_hand(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    """0.68 - 0.68 = 0, half-widths 0.1 and 0.1 combine to 0.1 * sqrt 2."""
+    decision = decide(evaluation, audit, params=GateParams(), champion=evaluation)
+    reason = next(r for r in decision["reasons"] if r["rule"] == "previous champion")
+    assert (reason["value"], reason["lo"], reason["hi"]) == pytest.approx((0, -0.02**0.5, 0.02**0.5))
+
+
+def test_warnings_pass_but_are_marked(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    decision = decide(with_metric(evaluation, "leakage", 0.25, 0.2, 0.3), audit, params=GateParams())
+    reason = next(r for r in decision["reasons"] if r["rule"] == "class leakage")
+    assert (reason["verdict"], reason["warning"], decision["verdict"]) == ("PASS", True, "PASS")
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict", "sign_off"),
+    [((0.5, -1, 2), "PASS", False), ((4, 3.2, 4.8), "INCONCLUSIVE", True), ((-8, -9, -7), "FAIL", False)],
+)
+def test_a_persons_skin_may_not_be_lightened_or_darkened(
+    evaluation: dict[str, Any],
+    audit: dict[str, Any],
+    shift: tuple[float, float, float],
+    verdict: str,
+    sign_off: bool,
+) -> None:
+    decision = decide(with_metric(evaluation, "lightness_shift", *shift), audit, params=GateParams())
+    assert (decision["verdict"], decision["sign_off_possible"]) == (verdict, sign_off)
+
+
+def test_where_attributes_are_unknown_the_cosine_limit_applies(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    evaluation["exact_attributes"] = False
+    decision = decide(with_metric(evaluation, "prompt_change", -0.05, -0.06, -0.04), audit, params=GateParams())
+    assert verdict_of(decision, "prompt following") == "FAIL"
+
+
+def test_run_writes_decision_and_page(tmp_path: Path, evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    paths = [write_json(tmp_path / name, value) for name, value in (("e.json", evaluation), ("a.json", audit))]
+    result = run(*paths, decision=tmp_path / "decision.json", report=tmp_path / "gate.html", params=GateParams())
+    decision = json.loads((tmp_path / "decision.json").read_text())
+    page = (tmp_path / "gate.html").read_text()
+    assert decision["promote"] is True
+    assert result.metrics["promote"] == 1.0
+    assert result.metrics["rules_pass"] == len(decision["reasons"])
+    assert "PASS" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_evaluation_and_audit_must_be_about_one_adapter(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    audit["hashes"]["adapter"] = "another"
+    with pytest.raises(InputError, match="different adapters"):
+        decide(evaluation, audit, params=GateParams())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "audit", "schema_version": 1}'])
+def test_a_wrong_file_is_named_and_nothing_is_written(
+    tmp_path: Path, audit: dict[str, Any], content: str
+) -> None:
+    (tmp_path / "e.json").write_text(content)
+    audit_path = write_json(tmp_path / "a.json", audit)
+    with pytest.raises(InputError, match=r"e\.json"):
+        run(tmp_path / "e.json", audit_path, decision=tmp_path / "d.json", report=tmp_path / "r.html", params=GateParams())
+    assert not (tmp_path / "d.json").exists()

@@ -1,0 +1,228 @@
+"""DVC re-runs what changed and nothing else; and what it watches is all that a step uses."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
+
+PURE = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit")
+COMMANDS = {"sample_data": "photoflux/pocket/photosets.py", "pretrain": "photoflux/pocket/pretrain.py"}
+WITHOUT_EFFECT = {
+    "photoflux/__init__.py", "photoflux/errors.py", "photoflux/params.py", "photoflux/settings.py",
+    "photoflux/steps/__init__.py", "photoflux/flux/__init__.py", "photoflux/judges/__init__.py",
+    "photoflux/photos/__init__.py", "photoflux/pocket/__init__.py",
+}  # fmt: skip
+"""Parameters are watched by value; the others hold no arithmetic: names, messages and folders."""
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[Repo]:
+    """DVC at work in a folder: it looks for its files in the current one."""
+    with contextlib.chdir(folder), Repo() as repo:
+        yield repo
+
+
+def stages(folder: Path) -> dict[str, PipelineStage]:
+    """The stages as DVC reads them, with the parameters filled in."""
+    with opened(folder) as repo:
+        return {stage.name: stage for stage in repo.index.stages}
+
+
+def watched(stage: PipelineStage) -> set[str]:
+    """The paths of code a stage depends on."""
+    return {dep.def_path for dep in stage.deps if dep.def_path.startswith("photoflux")}
+
+
+def module_file(root: Path, name: str) -> str | None:
+    """The file of a module or package of ours."""
+    path = Path(*name.split("."))
+    return next((p.as_posix() for p in (path.with_suffix(".py"), path / "__init__.py") if (root / p).is_file()), None)
+
+
+def imported(root: Path, file: str) -> Iterator[str]:
+    """The files of ours that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse((root / file).read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from filter(None, (module_file(root, name) for name in names if name.split(".")[0] == "photoflux"))
+
+
+def used(root: Path, file: str) -> set[str]:
+    """Every file of ours that running `file` can load."""
+    found, waiting = set(), [file]
+    while waiting:
+        if (one := waiting.pop()) not in found:
+            found.add(one)
+            waiting.extend(imported(root, one))
+    return found - WITHOUT_EFFECT
+
+
+def covers(dep: str, file: str) -> bool:
+    return file == dep or file.startswith(f"{dep}/")
+
+
+@pytest.mark.parametrize("name", ["sample_data", "pretrain", *PURE])
+def test_a_stage_watches_all_the_code_it_uses_and_no_other(root: Path, name: str):
+    deps = watched(stages(root)[name])
+    code = used(root, COMMANDS.get(name, f"photoflux/steps/{name}.py"))
+    assert {file for file in code if not any(covers(dep, file) for dep in deps)} == set(), "add these to deps"
+    assert {dep for dep in deps if not any(covers(dep, file) for file in code)} == set(), "drop these from deps"
+
+
+def test_stages_are_the_steps_and_watch_their_own_parameters(root: Path):
+    found = stages(root)
+    assert set(found) == {"sample_data", "pretrain", *PURE}
+    for step in PURE:
+        assert f"python -m photoflux {step} " in str(found[step].cmd)
+        assert yaml.safe_load((root / "dvc.yaml").read_text())["stages"][step]["params"] == [step]
+
+
+def test_the_graph_is_a_line_that_ends_in_two_judges(root: Path):
+    with opened(root) as repo:
+        edges = {(maker.name, user.name) for user, maker in repo.index.graph.edges}
+    steps = {edge for edge in edges if set(edge) <= set(PURE)}
+    assert steps == {
+        ("import_photos", "validate"), ("validate", "augment"), ("augment", "finetune"), ("augment", "evaluate"),
+        ("finetune", "evaluate"), ("finetune", "audit"),
+    }  # fmt: skip
+    assert ("sample_data", "import_photos") in edges
+    assert {user for maker, user in edges if maker == "pretrain"} == {"augment", "finetune", "evaluate", "audit"}
+
+
+def test_what_git_carries_is_kept_out_of_the_cache(root: Path):
+    found = stages(root)
+    carried = {out.def_path: out.persist for name in ("sample_data", "pretrain") for out in found[name].outs}
+    assert carried == {"data/samples/dog": False, "models/pocket": True, "models/pocket.yaml": True}
+    assert not any(out.use_cache for name in ("sample_data", "pretrain") for out in found[name].outs)
+    assert found["pretrain"].frozen
+    assert all(out.def_path.startswith("build/") for step in PURE for out in found[step].outs if out.use_cache)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which every stage is recorded as done; what a stage made is stood in for by its name."""
+    root, folder = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("project")
+    _copy(root, folder)
+    with opened(folder) as repo:
+        for stage in repo.index.stages:
+            for out in stage.outs:
+                _make(folder / out.def_path)
+        repo.commit(force=True)
+    return folder
+
+
+def _copy(root: Path, folder: Path) -> None:
+    """The files git tracks, or would, as a repository of their own; caches and environments stay behind."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    wanted = ["photoflux", "models", "data", "metrics", ".dvc", ".dvcignore", "dvc.yaml", "dvc.lock", "params.yaml", ".gitignore"]
+    names = subprocess.run([*listed, "--", *wanted], cwd=root, capture_output=True, text=True, check=True).stdout
+    for name in filter(lambda n: (root / n).is_file(), names.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, folder / name)
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+
+
+def _make(path: Path) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(path.name)
+
+
+def changed(folder: Path) -> set[str]:
+    """The stages that would run again now, not counting those that only follow from them."""
+    with opened(folder) as repo:
+        return {stage.name for stage in repo.reproduce(dry=True)}
+
+
+def followers(folder: Path, names: set[str]) -> set[str]:
+    """The stages downstream of `names`."""
+    with opened(folder) as repo:
+        graph = repo.index.graph
+        found, waiting = set(), [stage for stage in graph if stage.name in names]
+        while waiting:
+            ahead = list(graph.predecessors(waiting.pop()))
+            found |= {stage.name for stage in ahead}
+            waiting += ahead
+    return found - names
+
+
+@pytest.fixture
+def edited(project: Path) -> Iterator[dict[Path, str]]:
+    """Files to write into; each is put back as it was."""
+    kept: dict[Path, str] = {}
+    yield kept
+    for file, text in kept.items():
+        file.write_text(text)
+
+
+def edit(file: Path, old: str, new: str, kept: dict[Path, str]) -> None:
+    kept[file] = file.read_text()
+    assert old in kept[file]
+    file.write_text(kept[file].replace(old, new, 1))
+
+
+def test_nothing_runs_when_nothing_changed(project: Path):
+    assert changed(project) == set()
+
+
+def test_a_fine_tuning_parameter_runs_fine_tuning_and_its_judges_only(project: Path, edited: dict[Path, str]):
+    steps = yaml.safe_load((project / "params.yaml").read_text())["finetune"]["steps"]
+    edit(project / "params.yaml", f"\n  steps: {steps}\n", f"\n  steps: {steps + 1}\n", edited)
+    assert changed(project) == {"finetune"}
+    assert followers(project, {"finetune"}) == {"evaluate", "audit"}
+
+
+@pytest.mark.parametrize(
+    ("file", "runs"),
+    [
+        ("photoflux/steps/validate.py", {"validate"}),
+        ("photoflux/steps/augment.py", {"augment"}),
+        ("photoflux/steps/finetune.py", {"finetune"}),
+        ("photoflux/steps/audit.py", {"audit"}),
+        ("photoflux/judges/scores.py", {"evaluate"}),
+        ("photoflux/photos/suite.py", {"validate"}),
+        ("photoflux/photos/captions.py", {"augment"}),
+        ("photoflux/steps/gate.py", set()),
+        ("photoflux/tracking.py", set()),
+        ("photoflux/params.py", set()),
+    ],
+)
+def test_edited_code_runs_the_steps_that_use_it_only(
+    project: Path, edited: dict[Path, str], file: str, runs: set[str]
+):
+    edit(project / file, "\n", "\n# edited\n", edited)
+    assert changed(project) == runs
+
+
+def test_an_edit_to_the_world_does_not_pretrain_again(project: Path, edited: dict[Path, str]):
+    edit(project / "photoflux/pocket/world.py", "\n", "\n# edited\n", edited)
+    assert changed(project) == {"sample_data"}
+
+
+def test_a_fresh_clone_has_nothing_to_do(root: Path, tmp_path: Path):
+    _copy(root, tmp_path)
+    assert (tmp_path / "dvc.lock").is_file(), "run `make repro` and commit dvc.lock"
+    with opened(tmp_path) as repo:
+        assert [stage.name for stage in repo.reproduce(dry=True, allow_missing=True)] == []
+
+
+def test_metrics_and_plots_can_be_shown(root: Path):
+    with opened(root) as repo:
+        shown = repo.metrics.show()[""]["data"]
+        plots = repo.plots.show()
+    assert {Path(name).stem for name in shown} == set(PURE)
+    assert all(entry["data"] for entry in shown.values())
+    assert plots["workspace"]["definitions"]["data"]["dvc.yaml"]["data"]
