@@ -186,9 +186,9 @@ def _default_folder() -> Path:
 
 
 def _base_of(manifest: dict[str, Any]) -> str:
-    """The spec to load: what fine-tuning was given if that is still there, else the base's name."""
-    given = str(manifest.get("params", {}).get("base", ""))
-    return given if given.endswith((".yaml", ".yml")) and Path(given).is_file() else manifest["base"]["name"]
+    """The spec to load: the file that fine-tuning was given if it is still there, else the one of the base's name."""
+    given = str(manifest["base"].get("spec", ""))
+    return given if given.endswith((".yaml", ".yml")) and Path(given).is_file() else str(manifest["base"]["name"])
 
 
 def _no_such_model(name: str, reference: str, names: list[str], aliases: dict[str, int]) -> str:

@@ -30,7 +30,7 @@ PNG_SRGB = b"\x00"  # rendering intent: perceptual
 
 def parse_size(text: str) -> tuple[int, int]:
     """`WIDTHxHEIGHT` → (width, height) in pixels. Raises InputError."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
     low, high = SIDE_PX
     if not match or not all(low <= int(side) <= high for side in match.groups()):
         raise InputError(f"size '{text}': write WIDTHxHEIGHT, each side from {low} to {high} pixels, such as 512x512")

@@ -174,5 +174,7 @@ def sentence(error: BaseException) -> str:
         return f"no space left to write {error.filename or 'the output'}: free some disk space and run again"
     if isinstance(error, MemoryError):
         return "out of memory: close other programs or use a smaller base, batch or picture size, and run again"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}; check it and run again"
     detail = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {detail}" if detail else f"unexpected {type(error).__name__}"

@@ -49,27 +49,23 @@ def styled_prompt(prompt: str, opening: str) -> str:
 def redrawn(
     image: Image.Image, prompt: str, *, style: Redraw, pipe: FluxPipeline, spec: BaseSpec, seed: int
 ) -> Image.Image:
-    """The picture drawn again in a style, at the base's resolution; the same seed gives the same picture."""
-    import torch
-    from diffusers import FluxImg2ImgPipeline
+    """The picture drawn again in a style, at the base's resolution; the same seed gives the same picture.
 
+    Sampling starts on the straight line between the picture and the noise it was drawn from, which keeps what is shown.
+    """
+    import torch
+
+    from photoflux.flux.sampling import decode, encode, noise_for, sigmas_for, trajectory
     from photoflux.flux.text import encode_prompts
 
     embeds = encode_prompts(pipe, [styled_prompt(prompt, style.opening)], spec=spec)
-    redraw = FluxImg2ImgPipeline(**pipe.components)
-    redraw.set_progress_bar_config(disable=True)
-    with torch.inference_mode():
-        return redraw(
-            image=image,
-            prompt_embeds=embeds.sequence,
-            pooled_prompt_embeds=embeds.pooled,
-            height=spec.resolution_px,
-            width=spec.resolution_px,
-            strength=style.strength,
-            num_inference_steps=style.steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(seed),
-        ).images[0]
+    sigmas = sigmas_for(style.steps)[round(style.steps * (1 - style.strength)) :]
+    with torch.no_grad():
+        latents = encode(pipe.vae, [image])
+        latents = torch.lerp(latents, noise_for([seed], spec=spec).to(latents), sigmas[0])
+        for _, latents, _ in trajectory(pipe.transformer, embeds, latents, sigmas=sigmas):  # noqa: B007
+            pass
+        return decode(pipe.vae, latents)[0]
 
 
 def pencil(image: Image.Image) -> Image.Image:
@@ -85,16 +81,21 @@ def pencil(image: Image.Image) -> Image.Image:
 
 
 def halftone(image: Image.Image) -> Image.Image:
-    """A newspaper print: dark dots on a 45° grid whose areas follow the darkness beneath, colours kept beneath them."""
+    """A newspaper print: a 45° grid of dots whose area is the darkness beneath, over paler colours."""
     pitch_px = max(4.0, _scale(image) / 80)
-    y, x = np.mgrid[: image.height, : image.width].astype(float)
-    turn = np.pi / (pitch_px * np.sqrt(2))
-    screen = (np.cos((x + y) * turn) * np.cos((x - y) * turn) + 1) / 2
+    y, x = np.mgrid[: image.height, : image.width] * (2 * np.pi / pitch_px)
     ink = 1 - _luma(image) / 255
-    dots = 1 / (1 + np.exp(-(ink - screen) * 1.6 * pitch_px))
+    dots = 1 / (1 + np.exp((_dot_screen((x + y) / np.sqrt(2), (x - y) / np.sqrt(2)) - ink) * 16))
     flat = np.asarray(image.convert("RGB"), float)
     paper = 128 + 0.5 * flat
     return _picture(paper * (1 - dots[..., None]) + 0.35 * flat * dots[..., None])
+
+
+def _dot_screen(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Thresholds from 0 between dots to 1 at a dot's centre, each as frequent as any other, at phases `u` and `v`."""
+    phases = np.cos(np.linspace(0, 2 * np.pi, 128, endpoint=False))
+    levels = np.sort((phases[:, None] + phases).ravel())
+    return np.interp(np.cos(u) + np.cos(v), levels, np.linspace(0, 1, levels.size))
 
 
 def film(image: Image.Image) -> Image.Image:

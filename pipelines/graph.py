@@ -40,9 +40,13 @@ def pipeline_graph(path: Path = COMPILED) -> dict[str, frozenset[str]]:
 def step_titles(spec: Spec) -> dict[str, str]:
     """Step → display name, in an order they may run in, the exit task last."""
     steps = {name: (title, reads) for name, title, reads in _steps(spec)}
-    order = graphlib.TopologicalSorter({name: reads for name, (_, reads) in steps.items()}).static_order()
-    exits = {_plain(name) for name, task in spec["root"]["dag"]["tasks"].items() if "triggerPolicy" in task}
-    return {name: steps[name][0] for name in sorted(order, key=exits.__contains__)}
+    order = graphlib.TopologicalSorter({name: sorted(reads) for name, (_, reads) in steps.items()}).static_order()
+    return {name: steps[name][0] for name in sorted(order, key=exit_steps(spec).__contains__)}
+
+
+def exit_steps(spec: Spec) -> set[str]:
+    """The steps that run however the others ended."""
+    return {_plain(name) for name, task in spec["root"]["dag"]["tasks"].items() if "triggerPolicy" in task}
 
 
 def _steps(spec: Spec) -> Iterator[tuple[str, str, set[str]]]:

@@ -13,13 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.runs import Failure, Run, State, load_run, read_failure, save_run
-from pipelines.graph import COMPILED
+from pipelines.graph import COMPILED, exit_steps, read_spec
 
 if TYPE_CHECKING:
     from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 
 def execute(folder: Path, *, compiled: Path = COMPILED) -> Run:
     """Run the compiled file with the parameters in the folder's record; returns the ended run."""
-    recorder = Recorder(folder)
+    recorder = Recorder(folder, always=exit_steps(read_spec(compiled)))
     with _working_in(folder / "work") as environment, _own_handler(recorder, environment):
         fault = _run_compiled(compiled, recorder.run.params, root=folder / "work")
     return recorder.finish(recorder.failure or fault)
@@ -57,16 +57,21 @@ def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path) -> Fail
 
 
 class Recorder:
-    """Keeps the run's record up to date while its steps start and end."""
+    """Keeps the run's record up to date while its steps start and end; `always` run even after a failure."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, always: Container[str]) -> None:
         self.folder = folder
+        self.always = always
         self.failure: Failure | None = None
         self.run = load_run(folder)
         self._save(replace(self.run, state=State.running, pid=os.getpid()))
 
     def log(self, step: str) -> Path:
         return self.folder / "logs" / f"{step}.log"
+
+    def wants(self, step: str) -> bool:
+        """Whether a step may still start: one beside a failed one would only delay the bad news."""
+        return self.failure is None or step in self.always
 
     def started(self, step: str) -> None:
         self._save(self.run.with_step(self.run.step(step).moved(State.running)))
@@ -140,6 +145,8 @@ def _own_handler(recorder: Recorder, environment: Mapping[str, str]) -> Iterator
 def _run_step(command: list[str], recorder: Recorder, environment: Mapping[str, str]) -> int:
     step = command[command.index("--function_to_execute") + 1]
     outputs = json.loads(command[command.index("--executor_input") + 1])["outputs"]
+    if not recorder.wants(step):
+        return 1
     recorder.started(step)
     with recorder.log(step).open("w") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from photoflux.errors import InputError, PhotoFluxError
-from photoflux.runs import Run, State
+from photoflux.runs import Run, State, sentence
 from photoflux.settings import get_settings
 from pipelines.orchestrators import LocalOrchestrator
 from pipelines.watch import follow
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return _run(args, Console(soft_wrap=True))
-    except PhotoFluxError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (PhotoFluxError, OSError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
 
 
@@ -78,7 +78,11 @@ def conclude(run: Run, folder: Path, *, require: str = "") -> int:
         print(f"error: {run.error.message if run.error else run.state}", file=sys.stderr)
         return 2
     print("\n".join(_verdict(run, folder)))
-    return 3 if require and run.verdict != require else 0
+    if require in ("", run.verdict):
+        return 0
+    sys.stdout.flush()
+    print(f"error: the verdict is {run.verdict}, {require} was required", file=sys.stderr)
+    return 3
 
 
 def _verdict(run: Run, folder: Path) -> list[str]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,9 @@ WITHOUT_EFFECT = {
     "photoflux/photos/__init__.py", "photoflux/pocket/__init__.py",
 }  # fmt: skip
 """Parameters are watched by value; the others hold no arithmetic: names, messages and folders."""
+CARRIED = [
+    "photoflux", "models", "data", "metrics", ".dvc", ".dvcignore", ".gitignore", "dvc.yaml", "dvc.lock", "params.yaml",
+]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -126,8 +132,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _copy(root: Path, folder: Path) -> None:
     """The files git tracks, or would, as a repository of their own; caches and environments stay behind."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    wanted = ["photoflux", "models", "data", "metrics", ".dvc", ".dvcignore", "dvc.yaml", "dvc.lock", "params.yaml", ".gitignore"]
-    names = subprocess.run([*listed, "--", *wanted], cwd=root, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run([*listed, "--", *CARRIED], cwd=root, capture_output=True, text=True, check=True).stdout
     for name in filter(lambda n: (root / n).is_file(), names.splitlines()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, folder / name)
@@ -200,9 +205,7 @@ def test_a_fine_tuning_parameter_runs_fine_tuning_and_its_judges_only(project: P
         ("photoflux/params.py", set()),
     ],
 )
-def test_edited_code_runs_the_steps_that_use_it_only(
-    project: Path, edited: dict[Path, str], file: str, runs: set[str]
-):
+def test_edited_code_runs_the_steps_that_use_it_only(project: Path, edited: dict[Path, str], file: str, runs: set[str]):
     edit(project / file, "\n", "\n# edited\n", edited)
     assert changed(project) == runs
 
@@ -219,6 +222,17 @@ def test_a_fresh_clone_has_nothing_to_do(root: Path, tmp_path: Path):
         assert [stage.name for stage in repo.reproduce(dry=True, allow_missing=True)] == []
 
 
+def test_the_samples_are_what_their_stage_draws(root: Path, tmp_path: Path):
+    from photoflux.__main__ import main
+
+    words = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]["sample_data"]["cmd"].split()
+    where = words.index("data/samples/dog")
+    assert words[:3] == ["python", "-m", "photoflux"]
+    assert main([*words[3:where], str(tmp_path / "drawn"), *words[where + 1 :]]) == 0
+    kept = {path.name: path.read_bytes() for path in (root / "data/samples/dog").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "drawn").iterdir()} == kept
+
+
 def test_metrics_and_plots_can_be_shown(root: Path):
     with opened(root) as repo:
         shown = repo.metrics.show()[""]["data"]
@@ -226,3 +240,23 @@ def test_metrics_and_plots_can_be_shown(root: Path):
     assert {Path(name).stem for name in shown} == set(PURE)
     assert all(entry["data"] for entry in shown.values())
     assert plots["workspace"]["definitions"]["data"]["dvc.yaml"]["data"]
+
+
+@pytest.mark.slow
+def test_a_changed_parameter_runs_three_steps_for_real(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    _copy(root, tmp_path)
+    params = tmp_path / "params.yaml"
+    quick = {"profile": "smoke", "steps": "12", "bootstrap": "200", "permutations": "200"}
+    for name, value in quick.items():
+        params.write_text(re.sub(rf"(\n  {name}:) .*", rf"\1 {value}", params.read_text()))
+    assert set(PURE) <= ran(tmp_path)
+    assert ran(tmp_path) == set()
+    params.write_text(params.read_text().replace("\n  steps: 12\n", "\n  steps: 13\n"))
+    assert ran(tmp_path) == {"finetune", "evaluate", "audit"}
+
+
+def ran(folder: Path) -> set[str]:
+    """The stages that `dvc repro` ran."""
+    with opened(folder) as repo:
+        return {stage.name for stage in repo.reproduce()}

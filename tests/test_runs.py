@@ -129,6 +129,7 @@ def test_a_failure_that_cannot_be_recorded_still_is_the_one_raised(tmp_path: Pat
             "no space left to write /x/adapter: free some",
         ),
         (OSError(errno.EFBIG, "File too large"), "no space left to write the output: free some"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: permission denied; check it and run again"),
         (MemoryError(), "out of memory: close other programs"),
         (KeyError("rank"), "unexpected KeyError: 'rank'"),
         (ValueError(), "unexpected ValueError"),

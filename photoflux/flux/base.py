@@ -219,36 +219,59 @@ def _fresh_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_pipeline(spec: BaseSpec, *, device: str | None = None, quantisation: Any = None) -> FluxPipeline:
-    """The verified base as a frozen stock pipeline in eval mode. `quantisation` is a diffusers config for the transformer.
+def load_pipeline(spec: BaseSpec, *, device: str | None = None) -> FluxPipeline:
+    """The verified base as a frozen stock pipeline in eval mode.
 
-    Raises InputError where the files do not make a pipeline that four linear steps without guidance can sample.
+    Raises InputError where the files do not make a pipeline that linear steps without guidance can sample.
     """
+    return add_transformer(load_encoders(spec, device=device), spec, device=device)
+
+
+def load_encoders(spec: BaseSpec, *, device: str | None = None) -> FluxPipeline:
+    """The pipeline with everything but its transformer: enough to encode prompts and pictures."""
     folder = verify(spec)
-    threads = get_settings().threads
-    if threads:
+    if threads := get_settings().threads:
         torch.set_num_threads(threads)
-    with _quietly():
-        pipe = _from_folder(folder, spec, quantisation)
-    _check_kind(pipe, spec)
+    from diffusers import FluxPipeline
+
+    pipe = _read(FluxPipeline, folder, spec, transformer=None)
     pipe.set_progress_bar_config(disable=True)
-    for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+    for part in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
         part.eval().requires_grad_(False)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(device or default_device())
 
 
-def _from_folder(folder: Path, spec: BaseSpec, quantisation: Any) -> FluxPipeline:
-    from diffusers import FluxPipeline, FluxTransformer2DModel
+def add_transformer(
+    pipe: FluxPipeline, spec: BaseSpec, *, device: str | None = None, quantisation: Any = None, keep_text: bool = True
+) -> FluxPipeline:
+    """Give the pipeline its frozen transformer, quantised if asked; without `keep_text` its text encoders make room."""
+    from diffusers import FluxTransformer2DModel
 
-    how: dict[str, Any] = {"dtype": spec.torch_dtype, "local_files_only": True}
+    if not keep_text:
+        pipe.text_encoder = pipe.text_encoder_2 = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    quantised = {} if quantisation is None else {"quantization_config": quantisation}
+    transformer = _read(FluxTransformer2DModel, _local(spec), spec, subfolder="transformer", **quantised)
+    transformer.eval().requires_grad_(False)
+    pipe.register_modules(transformer=transformer if quantised else transformer.to(device or default_device()))
+    _check_kind(pipe, spec)
+    return pipe
+
+
+def default_device() -> str:
+    """The device of the settings, or CUDA where there is one."""
+    return get_settings().device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _read(kind: Any, folder: Path, spec: BaseSpec, **how: Any) -> Any:
     try:
-        if quantisation is not None:
-            how["transformer"] = FluxTransformer2DModel.from_pretrained(
-                folder, subfolder="transformer", quantization_config=quantisation, **how
-            )
-        return FluxPipeline.from_pretrained(folder, **how)
+        with _quietly():
+            return kind.from_pretrained(folder, dtype=spec.torch_dtype, local_files_only=True, **how)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"base '{spec.name}': {folder} does not load as a FluxPipeline ({error}); fetch or make it again") from error
+        raise InputError(
+            f"base '{spec.name}': {folder} does not load as a FLUX pipeline ({error}); fetch or make it again"
+        ) from error
 
 
 def _check_kind(pipe: FluxPipeline, spec: BaseSpec) -> None:

@@ -94,20 +94,40 @@ def subject_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
+def acting(transformer: Any, *, subject: bool, training: bool) -> Iterator[None]:
+    """Inside the block only the chosen adapters act; afterwards both act again. Without adapters nothing happens."""
+    if not getattr(transformer, "peft_config", None):
+        yield
+        return
+    trainable = any(p.requires_grad for p in transformer.parameters())
+    activate(transformer, trainable=False, subject=subject, training=training)
+    try:
+        yield
+    finally:
+        activate(transformer, trainable=trainable)
+
+
+@contextmanager
 def drawing(transformer: Any, *, weights: Mapping[str, Tensor] | None = None, subject: bool = True) -> Iterator[None]:
     """As the serving stack draws: without the training adapter; with `weights` in place of the subject's, or without it."""
-    own = {name: p.detach().clone() for name, p in subject_parameters(transformer).items()} if weights else {}
-    trainable = any(p.requires_grad for p in transformer.parameters())
     mode = transformer.training
     transformer.eval()
-    put(transformer, weights or {})
-    activate(transformer, trainable=False, subject=subject, training=False)
+    try:
+        with holding(transformer, weights or {}), acting(transformer, subject=subject, training=False):
+            yield
+    finally:
+        transformer.train(mode)
+
+
+@contextmanager
+def holding(transformer: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block the subject's matrices are `weights`; nothing changes for an empty mapping."""
+    own = {name: p.detach().clone() for name, p in subject_parameters(transformer).items()} if weights else {}
+    put(transformer, weights)
     try:
         yield
     finally:
         put(transformer, own)
-        activate(transformer, trainable=trainable)
-        transformer.train(mode)
 
 
 @torch.no_grad()
@@ -121,13 +141,11 @@ def put(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def save_adapter(transformer: Any, file: Path, *, weights: Mapping[str, Tensor] | None = None) -> Path:
     """Write the subject adapter (or `weights` of its shape) as diffusers safetensors with its LoraConfig, atomically."""
     from diffusers import FluxPipeline
-    from diffusers.utils.peft_utils import get_peft_model_state_dict
+    from peft.utils import get_peft_model_state_dict
 
-    own = {name: p.detach().clone() for name, p in subject_parameters(transformer).items()} if weights else {}
-    put(transformer, weights or {})
-    layers = get_peft_model_state_dict(transformer, adapter_name=SUBJECT)
-    layers = {name: value.detach().float().cpu().clone().contiguous() for name, value in layers.items()}
-    put(transformer, own)
+    with holding(transformer, weights or {}):
+        layers = get_peft_model_state_dict(transformer, adapter_name=SUBJECT)
+        layers = {name: value.detach().float().cpu().clone().contiguous() for name, value in layers.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=file.parent) as scratch:
         FluxPipeline.save_lora_weights(
@@ -166,10 +184,7 @@ def drop_adapter(pipe: FluxPipeline) -> None:
 @contextmanager
 def using_base(pipe: FluxPipeline) -> Iterator[None]:
     """Inside the block the pipeline draws as the base, whatever adapter is on it."""
-    if not getattr(pipe.transformer, "peft_config", None):
-        yield
-        return
-    with drawing(pipe.transformer, subject=False):
+    with acting(pipe.transformer, subject=False, training=False):
         yield
 
 

@@ -44,11 +44,11 @@ def unpack(tokens: Tensor, *, height: int, width: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
 
 
-def draw_sigmas(count: int, *, generator: torch.Generator, uniform: float = 0.0) -> Tensor:
-    """Noise levels [count] in (0, 1): sigmoid of a standard normal, or, for a share `uniform` of them, flat."""
+def draw_sigmas(count: int, *, generator: torch.Generator, serving_share: float = 0.0, steps: int = 4) -> Tensor:
+    """Noise levels [count] in (0, 1]: sigmoid of a standard normal, or for a share one of those that serving visits."""
     levels = torch.randn(count, generator=generator).sigmoid()
-    flat = torch.rand(count, generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < uniform, flat, levels)
+    visited = 1 - torch.randint(steps, (count,), generator=generator) / steps
+    return torch.where(torch.rand(count, generator=generator) < serving_share, visited, levels)
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy import fft
 from PIL import Image, ImageFilter
-from scipy import fft
 
 Array = np.ndarray
 

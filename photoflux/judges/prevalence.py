@@ -34,7 +34,8 @@ def balanced_accuracy(confusion: Array) -> float:
 def corrected(observed: Array, rates: Array) -> Array:
     """Most likely true shares [..., K] behind observed shares [..., K] and rates [..., K, K].
 
-    Expectation maximisation of sum_j q_j log (C^T p)_j over the simplex, from the uniform start.
+    Expectation maximisation of sum_j q_j log (C^T p)_j over the simplex, from the uniform start, which is also the
+    answer where nothing was observed.
     """
     q = np.asarray(observed, float)
     p = np.full(np.broadcast_shapes(q.shape, rates.shape[:-1]), 1 / q.shape[-1])
@@ -42,7 +43,8 @@ def corrected(observed: Array, rates: Array) -> Array:
         seen = np.einsum("...k,...kj->...j", p, rates)
         ratio = np.divide(q, seen, out=np.zeros_like(seen), where=seen > 0)
         better = p * np.einsum("...kj,...j->...k", rates, ratio)
-        better /= better.sum(-1, keepdims=True)
+        total = better.sum(-1, keepdims=True)
+        better = np.divide(better, total, out=p.copy(), where=total > 0)
         settled, p = np.abs(better - p).max() < EM_TOLERANCE, better
         if settled:
             break

@@ -102,9 +102,7 @@ def _turned_span(angle_deg: float) -> float:
     return math.cos(radians) + math.sin(radians)
 
 
-def _place(
-    image: Image.Image, square: Square, *, side: float, rng: np.random.Generator
-) -> tuple[float, float]:
+def _place(image: Image.Image, square: Square, *, side: float, rng: np.random.Generator) -> tuple[float, float]:
     """A random place for a smaller square, of those that keep about as much of the subject as any tried."""
     slack = max(0.0, square.side - side)
     places = np.array([square.left, square.top]) + rng.uniform(0, 1, (PLACES_TRIED, 2)) * slack

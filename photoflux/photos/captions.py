@@ -14,6 +14,8 @@ from PIL import Image
 from photoflux.photos.inspect import background_pixels
 
 CAPTION_MAX = 300
+ARTICLES = "(?:an?|the|my|our|your|his|her|their|one|this)"
+JOINING = "(?:of|and|with|in|on|at|by|beside|near|under|over)"
 GREY_SATURATION = 0.16
 HUES = {
     15: "red",
@@ -48,8 +50,9 @@ def with_trigger(text: str, *, trigger: str, class_noun: str) -> str:
     if re.search(rf"\b{re.escape(trigger)}\b", text, re.IGNORECASE):
         return text
     noun = re.escape(class_noun)
-    named = rf"\b(?:an?|the|my|our|his|her|their|one|this)\s+(?:[\w'-]+\s+){{0,4}}?{noun}\b|\b{noun}\b"
-    found, times = re.subn(named, f"{trigger} {class_noun}", text, count=1, flags=re.IGNORECASE)
+    looks = rf"(?:(?!{ARTICLES}\b|{JOINING}\b)[\w'-]+\s+){{0,4}}"
+    named = rf"\b{ARTICLES}\s+{looks}{noun}\b|\b{noun}\b"
+    found, times = re.subn(named, lambda _match: f"{trigger} {class_noun}", text, count=1, flags=re.IGNORECASE)
     return found if times else f"a photo of {trigger} {class_noun}, {text}"
 
 

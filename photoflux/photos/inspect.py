@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,15 @@ from PIL import Image
 from scipy import fft, ndimage
 
 Grey = NDArray[np.float64]
+Thumb = NDArray[np.float32]
 
 MEASURE_PX = 512
 DETAIL_PX = 1024
 TILES = 8
 HASH_PX = 8
 THUMB_PX = 40
-CROP_SCALES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+CROP_SIDES = (37, 34, 31, 28)
+PROMISING = 0.6
 SHIFT_OVERLAP, CROP_OVERLAP = 0.65, 0.9
 
 
@@ -51,10 +54,7 @@ class Measures:
     entropy: float
 
     def as_row(self) -> dict[str, float]:
-        return {
-            name: round(value, 5) if isinstance(value, float) else value
-            for name, value in asdict(self).items()
-        }
+        return {name: round(value, 5) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Fingerprint:
     sha256: str
     phash: tuple[NDArray[np.bool_], NDArray[np.bool_]]
     dhash: tuple[NDArray[np.bool_], NDArray[np.bool_]]
-    thumb: Grey
+    thumb: Thumb
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,7 @@ def noise_level(grey: Grey) -> float:
     difference of two Laplacians. Over the calmest quarter of 8x8 tiles, because texture is not grain;
     rounding to whole grey levels (variance 1/12) is taken off.
     """
-    residual = np.abs(
-        ndimage.convolve(grey, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=np.float64))
-    )
+    residual = np.abs(ndimage.convolve(grey, np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], dtype=np.float64)))
     calm = float(np.percentile([tile.mean() for tile in _tiles(residual)], 25))
     return float(np.sqrt(max(0.0, (np.sqrt(np.pi / 2) / 6 * calm) ** 2 - 1 / 12)))
 
@@ -231,9 +229,7 @@ def _phash(image: Image.Image) -> NDArray[np.bool_]:
 
 def _dhash(image: Image.Image) -> NDArray[np.bool_]:
     """64 signs: is each of 9x8 pixels brighter than its left neighbour."""
-    small = np.asarray(
-        image.convert("L").resize((HASH_PX + 1, HASH_PX), Image.Resampling.LANCZOS), dtype=np.int16
-    )
+    small = np.asarray(image.convert("L").resize((HASH_PX + 1, HASH_PX), Image.Resampling.LANCZOS), dtype=np.int16)
     return (np.diff(small, axis=1) > 0).ravel()
 
 
@@ -241,44 +237,67 @@ def _bits(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(a != b))
 
 
-def _thumb(image: Image.Image) -> Grey:
-    """Short side 40 px, without the large-scale brightness that different photos of one scene share."""
+def _thumb(image: Image.Image) -> Thumb:
+    """Shorter side 40 px, grey."""
     factor = THUMB_PX / min(image.size)
     size = [min(THUMB_PX * 4, round(side * factor)) for side in image.size]
-    grey = np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS), dtype=np.float64)
-    return grey - ndimage.gaussian_filter(grey, 4)
+    return np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
 
 
-def _correlation(a: Grey, b: Grey) -> tuple[float, float]:
-    """Best correlation of one photo with the other or with a part of it, and the size of that part."""
-    best = (_slide(a, b, overlap=SHIFT_OVERLAP), 1.0)
-    for scale in CROP_SCALES:
-        for whole, part in ((a, b), (b, a)):
-            best = max(best, (_slide(whole, _zoomed(part, scale), overlap=CROP_OVERLAP), scale))
-    return best
+def _correlation(a: Thumb, b: Thumb) -> tuple[float, float]:
+    """Best correlation of one photo with the other or with a part of it, and the size of that part.
 
-
-def _zoomed(thumb: Grey, scale: float) -> Grey:
-    size = [round(side * scale) for side in reversed(thumb.shape)]
-    shrunk = Image.fromarray(thumb.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(shrunk, dtype=np.float64)
-
-
-def _slide(a: Grey, b: Grey, *, overlap: float) -> float:
-    """Highest normalised correlation of two pictures at any shift that leaves `overlap` of the smaller on the
-    other.
-
-    Padfield, "Masked object registration in the Fourier domain" (TIP 2012): sums over each overlap, by FFT.
+    Four sizes are tried first; where one of them fits roughly, those around it, a pixel apart, are tried too.
     """
-    shape = [fft.next_fast_len(m + n - 1, real=True) for m, n in zip(a.shape, b.shape, strict=True)]
-    one_a, left, left2 = fft.rfft2(np.stack([np.ones_like(a), a, a * a]), shape)
-    one_b, right, right2 = fft.rfft2(np.stack([np.ones_like(b), b, b * b])[:, ::-1, ::-1], shape)
-    products = [one_a * one_b, left * right, left * one_b, one_a * right, left2 * one_b, one_a * right2]
-    count, dot, sum_a, sum_b, square_a, square_b = fft.irfft2(np.stack(products), shape)
+    best = (_slide(_detail(a), _detail(b), overlap=SHIFT_OVERLAP), THUMB_PX)
+    best = max(best, *(_inside(a, b, side) for side in CROP_SIDES))
+    if best[0] >= PROMISING:
+        around = {best[1] + step for step in (-2, -1, 1, 2)} - {*CROP_SIDES}
+        best = max(best, *(_inside(a, b, side) for side in around if side < THUMB_PX))
+    return best[0], best[1] / THUMB_PX
+
+
+def _inside(a: Thumb, b: Thumb, side_px: int) -> tuple[float, int]:
+    """How well either photo fits into the other when its shorter side is shrunk to `side_px`."""
+    fits = (
+        _slide(_detail(whole), _detail(_zoomed(part, side_px)), overlap=CROP_OVERLAP)
+        for whole, part in ((a, b), (b, a))
+    )
+    return max(fits), side_px
+
+
+def _zoomed(thumb: Thumb, side_px: int) -> Thumb:
+    size = [round(side * side_px / THUMB_PX) for side in reversed(thumb.shape)]
+    return np.asarray(Image.fromarray(thumb).resize(size, Image.Resampling.BICUBIC))
+
+
+def _detail(thumb: Thumb) -> Thumb:
+    """Without the large-scale brightness, which different photos of one scene share."""
+    return thumb - ndimage.gaussian_filter(thumb, 4)
+
+
+def _slide(a: Thumb, b: Thumb, *, overlap: float) -> float:
+    """Highest correlation of two pictures at any shift that leaves `overlap` of the smaller on the other.
+
+    Padfield, "Masked object registration in the Fourier domain" (TIP 2012): sums over each overlap, by FFT. Means are
+    not taken off, because both pictures are high-passed.
+    """
+    shape = (
+        fft.next_fast_len(a.shape[0] + b.shape[0], real=True),
+        fft.next_fast_len(a.shape[1] + b.shape[1], real=True),
+    )
+    left, left2 = fft.rfft2(np.stack([a, a * a]), shape)
+    right, right2 = fft.rfft2(np.stack([b, b * b])[:, ::-1, ::-1], shape)
+    ones_a, ones_b, count = _overlaps(a.shape, b.shape, shape)
+    dot, square_a, square_b = fft.irfft2(np.stack([left * right, left2 * ones_b, ones_a * right2]), shape)
     least = overlap * min(a.size, b.size)
-    count = np.maximum(count, 1)
-    variance = (square_a - sum_a**2 / count) * (square_b - sum_b**2 / count)
-    enough = (count >= least - 0.5) & (variance > least**2)  # flatter than one grey level: nothing to compare
-    if not enough.any():
-        return 0.0
-    return float(((dot - sum_a * sum_b / count)[enough] / np.sqrt(variance[enough])).max())
+    energy = square_a * square_b
+    enough = (count >= least - 0.5) & (energy > least**2)  # flatter than one grey level: nothing to compare
+    return float((dot[enough] / np.sqrt(energy[enough])).max()) if enough.any() else 0.0
+
+
+@lru_cache(maxsize=256)
+def _overlaps(a: tuple[int, int], b: tuple[int, int], shape: tuple[int, int]) -> tuple[NDArray, NDArray, NDArray]:
+    """Spectra of two blank pictures, and on how many pixels they overlap at each shift."""
+    ones_a, ones_b = (fft.rfft2(np.ones(size, dtype=np.float32), shape) for size in (a, b))
+    return ones_a, ones_b, np.rint(fft.irfft2(ones_a * ones_b, shape))

@@ -66,9 +66,7 @@ class Verdict:
         return {"verdict": self.verdict, "score": self.score, "advice": self.advice, "photos": self.photos}
 
 
-UNMEASURED = Rule(
-    "unmeasured", PHOTO, REJECT, "", "could not be measured: export the photo again as JPEG or PNG"
-)
+UNMEASURED = Rule("unmeasured", PHOTO, REJECT, "", "could not be measured: export the photo again as JPEG or PNG")
 """Broken by a decoded photo with an empty measure; beside the table, because it looks at every column."""
 
 

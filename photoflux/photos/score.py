@@ -26,9 +26,7 @@ def score_parts(whole: Row, *, params: ValidateParams) -> list[dict[str, Any]]:
             usable / params.advised_min,
             f"{usable} good of {whole['files']}; full from {params.advised_min}",
         ),
-        _part(
-            "quality", 30, (usable - flawed / 2) / max(1, usable), f"{flawed} of {usable} with a reservation"
-        ),
+        _part("quality", 30, (usable - flawed / 2) / max(1, usable), f"{flawed} of {usable} with a reservation"),
         _part("views", 20, views, f"mean likeness to the nearest other photo {whole['closeness']:.2f}"),
         _part(
             "backgrounds",
@@ -46,9 +44,7 @@ def advice_for(
     urgent = [rule for rule in set_broken if rule.severity != WARN]  # variety can wait until there are photos
     lines = [_filled(rule, whole, []) for rule in urgent or set_broken]
     for rule in rules:
-        concerned = [
-            name for name, found in broken.items() if rule in found and not _said_otherwise(rule, found)
-        ]
+        concerned = [name for name, found in broken.items() if rule in found and not _said_otherwise(rule, found)]
         if rule.level != SET and concerned:
             lines.append(_filled(rule, whole, concerned))
     return [line for line in dict.fromkeys(lines) if line]

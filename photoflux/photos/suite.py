@@ -124,9 +124,7 @@ def _line(result: Any) -> dict[str, Any]:
     config = result.expectation_config
     failed = result.result.get("unexpected_index_list") or []
     if result.exception_info.get("raised_exception"):
-        raise RuntimeError(
-            f"expectation {config.meta['rule']}: {result.exception_info.get('exception_message')}"
-        )
+        raise RuntimeError(f"expectation {config.meta['rule']}: {result.exception_info.get('exception_message')}")
     return {
         "rule": config.meta["rule"],
         "level": config.meta["level"],

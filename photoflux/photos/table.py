@@ -69,9 +69,7 @@ def read_folder(files: Sequence[Path]) -> Iterable[tuple[str, bytes]]:
     return ((file.name, file.read_bytes()) for file in files)
 
 
-def examine(
-    name: str, data: bytes, *, params: ValidateParams, keep: Callable[[str, Image.Image], None]
-) -> Examined:
+def examine(name: str, data: bytes, *, params: ValidateParams, keep: Callable[[str, Image.Image], None]) -> Examined:
     """Decode and measure one file; a file that is no photo becomes a row that says so."""
     row = {"file": name, **UNKNOWN}
     limits = {"max_pixels": params.max_megapixels * 1_000_000, "max_bytes": params.max_file_mb * 1_000_000}
@@ -163,11 +161,7 @@ def _mark_closest(rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Li
 def _mark_backgrounds(examined: Sequence[Examined]) -> None:
     """Number the kinds of background: surroundings that share most of their colours are of one kind."""
     seen = [(i, one.background) for i, one in enumerate(examined) if one.background is not None]
-    pairs = [
-        (i, j)
-        for (i, a), (j, b) in itertools.combinations(seen, 2)
-        if np.minimum(a, b).sum() >= BACKGROUND_LIKE
-    ]
+    pairs = [(i, j) for (i, a), (j, b) in itertools.combinations(seen, 2) if np.minimum(a, b).sum() >= BACKGROUND_LIKE]
     for number, members in enumerate(clusters(len(examined), pairs)):
         for i in members:
             examined[i].row["background"] = number

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -131,7 +133,8 @@ def stream(task: Callable[[int], T], *, start: int = 0, workers: int = 1, ahead:
     """`task(start), task(start + 1), …` in order, computed ahead of need in worker processes; endless."""
     if workers < 1:
         yield from map(task, _count(start))
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         pending = deque(pool.submit(task, start + offset) for offset in range(ahead))
         try:
             for index in _count(start + ahead):
@@ -139,6 +142,18 @@ def stream(task: Callable[[int], T], *, start: int = 0, workers: int = 1, ahead:
                 pending.append(pool.submit(task, index))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Workers of a killed training would wait for work for ever: leave as soon as the parent is gone."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _count(start: int) -> Iterator[int]:
@@ -149,10 +164,10 @@ def _count(start: int) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Cache:
-    """Arrays on disk that are filled once, in order; `filled` survives a kill."""
+    """Arrays on disk that are filled in order, up to `capacity`; `filled` survives a kill."""
 
     folder: Path
-    count: int
+    capacity: int
     latent_shape: tuple[int, int, int]
     text_length: int
     pictures: int
@@ -168,22 +183,22 @@ class Cache:
     @cached_property
     def latents(self) -> np.memmap:
         """Scaled latents, float16 `[N, 16, H/8, W/8]`."""
-        return self._array("latents", (self.count, *self.latent_shape), "float16")
+        return self._array("latents", (self.capacity, *self.latent_shape), "float16")
 
     @cached_property
     def clip_ids(self) -> np.memmap:
         """CLIP tokens of two captions, int16 `[N, 2, L]`; the second may hold a trigger."""
-        return self._array("clip_ids", (self.count, 2, self.text_length), "int16")
+        return self._array("clip_ids", (self.capacity, 2, self.text_length), "int16")
 
     @cached_property
     def t5_ids(self) -> np.memmap:
         """T5 tokens of the same captions, int16 `[N, 2, L]`."""
-        return self._array("t5_ids", (self.count, 2, self.text_length), "int16")
+        return self._array("t5_ids", (self.capacity, 2, self.text_length), "int16")
 
     @cached_property
     def labels(self) -> np.memmap:
         """Class ids, int8 `[N, A]`, -1 where an attribute does not apply."""
-        return self._array("labels", (self.count, len(classes())), "int8")
+        return self._array("labels", (self.capacity, len(classes())), "int8")
 
     @cached_property
     def pixels(self) -> np.memmap:

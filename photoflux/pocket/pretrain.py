@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 SHARES = {"vae": 0.2, "judges": 0.2, "flow": 0.5, "distil": 0.1}
 """How the budget is divided. Rendering and encoding the latents comes on top: it is a count, not a time."""
+CAPACITY = 120_000
+"""Room in the cache of latents; files are sparse, so that only what is filled takes space."""
 STAGES = ("vae", "latents", "judges", "flow", "distil", "export")
 
 
@@ -116,8 +118,8 @@ def cache_of(work: Path, plan: Plan) -> Cache:
     """The cache of latents, captions, labels and pictures of this work folder."""
     side = plan.config.resolution_px // 8
     return Cache(
-        work / "cache", count=plan.latents, latent_shape=(16, side, side), text_length=plan.config.text_length,
-        pictures=min(plan.pictures, plan.latents), size_px=plan.config.resolution_px,
+        work / "cache", capacity=CAPACITY, latent_shape=(16, side, side), text_length=plan.config.text_length,
+        pictures=plan.pictures, size_px=plan.config.resolution_px,
     )  # fmt: skip
 
 
@@ -144,7 +146,7 @@ class Stages:
         """Fill the cache of latents, captions, labels and pictures."""
         plan, tokenizers = self.plan, (self.pipe.tokenizer, self.pipe.tokenizer_2)
         train_vae.fill_cache(
-            self.cache, self.pipe.vae, tokenizers, seed=plan.seed, batch=min(64, plan.latents), workers=plan.workers
+            self.cache, self.pipe.vae, tokenizers, count=plan.latents, seed=plan.seed, workers=plan.workers
         )
 
     def judges(self) -> None:
@@ -273,6 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     plan = Plan.smoke() if options.smoke else Plan(budget_min=options.budget_min)
     plan = replace(plan, seed=options.seed, device=_device(options.device))
+    plan = replace(plan, latents=options.latents or plan.latents, decoded=options.decoded or plan.decoded)
     stages = options.stages.split(",") if options.stages else STAGES
     if unknown := set(stages) - set(STAGES):
         raise InputError(f"--stages: no stage {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
@@ -285,6 +288,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path(".cache/pretrain"), help="folder of states and caches")
     parser.add_argument("--budget-min", type=float, default=110.0, help="minutes of training over all stages")
     parser.add_argument("--stages", default="", help=f"comma-separated, of {', '.join(STAGES)}; default: all")
+    parser.add_argument("--latents", type=int, help="pictures to cache; more can be added to a cache later")
+    parser.add_argument("--decoded", type=int, help="cached pictures that the judges also see after the VAE")
     parser.add_argument("--init-from", type=Path, help="continue from exported weights when --work is new")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")

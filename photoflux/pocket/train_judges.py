@@ -269,13 +269,13 @@ def train_judges(
         clip.to(device), cache, pictures, file=work / "judge-clip.pt", budget=half, seed=seed + 4, batch=batch
     )
     views = decoded_views(
-        vae, file=work / "views.npy", seed=seed + 5, subjects=max(batch // 4, decoded // 8), size_px=size_px
+        vae, file=work / "views.npy", seed=seed + 5, subjects=max(batch // 4, decoded // 16), size_px=size_px
     )
     train_identity_judge(
         identity.to(device), views, file=work / "judge-identity.pt", budget=half, seed=seed + 6, batch=batch,
         size_px=size_px, workers=workers,
     )  # fmt: skip
-    count, subjects = (64, 8) if quick else (2048, 64)
+    count, subjects = (64, 8) if quick else (1024, 48)
     facts = evaluate_judges(
         clip.eval(), identity.eval(), vae, seed=seed + 7, count=count, subjects=subjects, size_px=size_px
     )

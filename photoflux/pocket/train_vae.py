@@ -61,7 +61,7 @@ def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
     )
 
 
-def train_vae(vae: AutoencoderKL, *, file: Path, budget: Budget, seed: int, batch: int = 16, workers: int = 1) -> int:
+def train_vae(vae: AutoencoderKL, *, file: Path, budget: Budget, seed: int, batch: int = 8, workers: int = 1) -> int:
     """Train in place (averaged weights at the end); returns the number of fresh renders seen by this stage."""
     device = next(vae.parameters()).device
     vae.to(memory_format=torch.channels_last)
@@ -130,20 +130,20 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
 
 
 def fill_cache(
-    cache: Cache, vae: AutoencoderKL, tokenizers: tuple[Any, Any], *, seed: int, batch: int = 64, workers: int = 1
+    cache: Cache, vae: AutoencoderKL, tokenizers: tuple[Any, Any], *, count: int, seed: int, workers: int = 1
 ) -> int:
-    """Render, encode and tokenise until the cache is full; continues where it was cut off. Returns its size."""
+    """Render, encode and tokenise until `count` pictures are cached; continues where it was cut off."""
     vae.to(memory_format=torch.channels_last).eval()
+    batch, logged = min(64, count), time.monotonic()
     task = partial(draw, seed=seed + 2, count=batch, size_px=cache.size_px)
     pictures = stream(task, start=cache.filled // batch, workers=workers)
-    logged = time.monotonic()
-    for start in range(cache.filled, cache.count - cache.count % batch, batch):
+    for start in range(cache.filled, count - count % batch, batch):
         drawn = next(pictures)
         clip_ids, t5_ids = (tokenise(tokenizer, drawn, length=cache.text_length) for tokenizer in tokenizers)
         cache.put(start, drawn, latents=encode(vae, drawn.pixels).cpu().numpy(), clip_ids=clip_ids, t5_ids=t5_ids)
         if time.monotonic() - logged > 20:
             logged = time.monotonic()
-            log.info("latents %d of %d", start + batch, cache.count)
+            log.info("latents %d of %d", start + batch, count)
     pictures.close()
     return cache.filled
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
     """Weights of layers inside blocks: what Muon is for (no embeddings, inputs, outputs, modulations)."""
     layers = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    return [m.weight for name, m in layers.items() if "block" in name and "norm" not in name]
+    return [m.weight for name, m in layers.items() if re.search(r"block|layers?\.\d", name) and "norm" not in name]
 
 
 class Ema:

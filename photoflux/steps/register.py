@@ -211,7 +211,8 @@ def _tags(found: Dossier, params: RegisterParams) -> dict[str, str]:
 
 def _metrics(found: Dossier) -> dict[str, float]:
     sides = (("", "point"), ("_lo", "lo"), ("_hi", "hi"))
-    return {
+    trained = {f"training/{name}": float(found.manifest[name]) for name in ("step", "seconds") if name in found.manifest}
+    return trained | {
         f"{name}{suffix}": float(value[side])
         for name, value in found.evaluation["metrics"].items()
         for suffix, side in sides
@@ -231,18 +232,17 @@ def _files(documents: tuple[Path, ...]) -> dict[str, Path]:
 
 
 def _curves(adapter: Path) -> dict[str, list[tuple[int, float]]]:
-    """The training curves that travel with the adapter: name → (step, value) pairs."""
+    """The training curves that travel with the adapter: losses by step, and the scores of each candidate."""
     with tarfile.open(adapter, "r:") as tar:
-        names = tar.getnames()
-        member = tar.extractfile(CURVES) if CURVES in names else None
-        kept = json.loads(member.read()) if member else {}
-    losses = {f"loss_{name}": [*zip(kept["steps"], kept[name], strict=True)] for name in LOSSES if kept.get(name)}
-    candidates = kept.get("candidates", [])
-    measured = sorted({name for row in candidates for name in row} - {"step"})
-    return losses | {
-        f"candidate_{name}": [(row["step"], row[name]) for row in candidates if row.get(name) is not None]
-        for name in measured
-    }
+        member = tar.extractfile(CURVES) if CURVES in tar.getnames() else None
+        written = json.loads(member.read()) if member else {}
+    candidates, steps = written.pop("candidates", []), written.pop("steps", [])
+    curves = {f"loss/{name}": list(zip(steps, values, strict=False)) for name, values in written.items()}
+    for row in candidates:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                curves.setdefault(f"candidate/{name}", []).append((row["step"], value))
+    return curves
 
 
 def _plain(value: object) -> str:

@@ -62,12 +62,8 @@ def run(
         if verdict.verdict == REJECT:
             raise ValidationFailed(_why(str(manifest.get("source", "the set")), verdict, params=params))
         with committed(validated, key=key) as out:
-            files = {
-                f"images/{shelf.names[name]}": shelf.folder / shelf.names[name] for name in verdict.accepted
-            }
-            write_tar(
-                out, files=files, manifest=_manifest(manifest, rows, verdict, expectations, shelf, listed)
-            )
+            files = {f"images/{shelf.names[name]}": shelf.folder / shelf.names[name] for name in verdict.accepted}
+            write_tar(out, files=files, manifest=_manifest(manifest, rows, verdict, expectations, shelf, listed))
     return StepResult(metrics=_metrics(verdict), report=report)
 
 
@@ -135,9 +131,7 @@ def _second_opinion(
     opinion = expect(rows, verdict.whole, rules=rule_table(params))
     if opinion.failures != verdict.failures:
         differing = sorted(opinion.failures ^ verdict.failures)
-        raise PhotoFluxError(
-            f"the rule table and the expectation suites disagree on {differing}; report this as a bug"
-        )
+        raise PhotoFluxError(f"the rule table and the expectation suites disagree on {differing}; report this as a bug")
     return opinion.expectations
 
 
@@ -157,9 +151,7 @@ def _manifest(
         "source": manifest.get("source", ""),
         "validation": verdict.as_json(),
         "set": verdict.whole,
-        "photos": [
-            {**row, "file": f"images/{shelf.names[row['file']]}", "source": row["file"]} for row in accepted
-        ],
+        "photos": [{**row, "file": f"images/{shelf.names[row['file']]}", "source": row["file"]} for row in accepted],
         "captions": {f"images/{shelf.names[n]}": captions[n] for n in verdict.accepted if captions.get(n)},
         "expectations": list(expectations),
     }
@@ -191,11 +183,7 @@ def _why(source: str, verdict: Verdict, *, params: ValidateParams) -> str:
     rest = [f"{len(reasons) - REASONS_TOLD} more"] if len(reasons) > REASONS_TOLD else []
     told = f" ({'; '.join(reasons[:REASONS_TOLD] + rest)})" if reasons else ""
     missing = verdict.whole["missing"]
-    remedy = (
-        f"add at least {missing} good {'photo' if missing == 1 else 'photos'}"
-        if missing
-        else "leave some out"
-    )
+    remedy = f"add at least {missing} good {'photo' if missing == 1 else 'photos'}" if missing else "leave some out"
     return f"{source}: {broken[0].tell(verdict.whole)}{told}; {remedy}"
 
 
@@ -224,9 +212,7 @@ def _report(
         f"Score {verdict.score} of 100: what the set is worth for training, in four parts",
     )
     if verdict.advice:
-        page.table(
-            [{"": str(i), "what would make it better": line} for i, line in enumerate(verdict.advice, 1)]
-        )
+        page.table([{"": str(i), "what would make it better": line} for i, line in enumerate(verdict.advice, 1)])
     page.section("Photo by photo")
     page.table([_photo_line(photo, thumbs) for photo in verdict.photos])
     page.section("Measures")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from photoflux.runs import Run, State, load_run
+from photoflux.runs import Run, State, load_run, new_run, save_run
+from pipelines.local import Recorder
 from pipelines.orchestrators import LocalOrchestrator, RunRef
 from pipelines.watch import follow
 
@@ -139,3 +140,14 @@ def test_a_runner_that_dies_is_told_from_a_slow_one(local: LocalOrchestrator):
 def test_a_folder_with_spaces_is_no_trouble(tiny: Path, tmp_path: Path):
     orchestrator = LocalOrchestrator(runs_dir=tmp_path / "my python3 runs", compiled=tiny)
     assert ended(orchestrator, orchestrator.start(QUICK)).state is State.succeeded
+
+
+def test_after_a_failure_only_exit_steps_may_still_start(tmp_path: Path):
+    (tmp_path / "logs").mkdir()
+    save_run(new_run("gallery", steps={"draw": "Draw", "sign": "Sign", "notify": "Tell"}, params={}), tmp_path)
+    recorder = Recorder(tmp_path, always={"notify"})
+    assert [recorder.wants(step) for step in ("draw", "sign", "notify")] == [True, True, True]
+    recorder.started("draw")
+    recorder.ended("draw", exit_code=-9, outputs={"outputFile": str(tmp_path / "work" / "run" / "draw" / "out.json")})
+    assert [recorder.wants(step) for step in ("sign", "notify")] == [False, True]
+    assert recorder.failure.kind == "SIGKILL"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -53,6 +54,39 @@ def test_the_failing_steps_sentence_comes_last(root: Path, photos: Path, own_sta
     assert lines[-1].endswith("logs/import_data.log")
     assert "Traceback" not in out
     assert "Traceback" in (the_run(own_state) / "logs" / "import_data.log").read_text()
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(root: Path, tmp_path: Path, own_state: Path):
+    """A limit on the size of any file stands in for the full disk: records still fit, the photos do not."""
+    (tmp_path / "big.jpg").write_bytes(b"\xff\xd8\xff" + os.urandom(300_000))
+    process = subprocess.Popen(
+        [*COMMAND, "--photos", str(tmp_path), "--class-noun", "dog"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == "error: no space left to write the output: free some disk space and run again\n"
+    assert not (the_run(own_state) / "work").exists()
+    assert "import_data" not in load_run(the_run(own_state)).artifacts
+
+
+def test_a_runs_folder_that_cannot_be_made_is_named(root: Path, photos: Path, tmp_path: Path):
+    (tmp_path / "runs").write_text("a file")
+    done = subprocess.run(
+        [*COMMAND, "--photos", str(photos)],
+        cwd=root,
+        env=os.environ | {"PHOTOFLUX_RUNS_DIR": str(tmp_path / "runs")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}/runs")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -84,7 +84,7 @@ def test_stream_keeps_order_with_and_without_workers(workers):
 
 def test_cache_counts_only_what_is_written(tmp_path):
     def opened():
-        return Cache(tmp_path, count=8, latent_shape=(16, 4, 4), text_length=5, pictures=6, size_px=32)
+        return Cache(tmp_path, capacity=8, latent_shape=(16, 4, 4), text_length=5, pictures=6, size_px=32)
 
     cache, batch = opened(), draw(0, seed=0, count=4, size_px=32)
     ids = np.arange(40).reshape(4, 2, 5)

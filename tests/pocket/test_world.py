@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import fields
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from photoflux.pocket import world
 
 SEEDS = st.integers(0, 2**32 - 1)
+patient = settings(deadline=None)
+"""Machines may be busy; only what is drawn is judged."""
 LOOKS = [
     {"kind": kind, "colour": colour, "accent": accent, "pattern": pattern}
     for kind, colour, accent, pattern in itertools.product(world.KINDS, world.COLOURS, world.COLOURS, world.PATTERNS)
@@ -32,13 +35,24 @@ def lab(rgb: world.Rgb) -> np.ndarray:
 
 
 def test_the_world_is_as_large_as_it_says():
-    assert [len(x) for x in (world.KINDS, world.COLOURS, world.PATTERNS, world.PLACES, world.STYLES)] == [12, 10, 4, 10, 4]
-    assert (len(world.OCCUPATIONS), len(world.HAIR), len(world.TONES), set(world.SKEW)) == (8, 5, 10, set(world.OCCUPATIONS))
+    assert [len(x) for x in (world.KINDS, world.COLOURS, world.PATTERNS, world.PLACES, world.STYLES)] == [
+        12,
+        10,
+        4,
+        10,
+        4,
+    ]
+    assert (len(world.OCCUPATIONS), len(world.HAIR), len(world.TONES), set(world.SKEW)) == (
+        8,
+        5,
+        10,
+        set(world.OCCUPATIONS),
+    )
     assert sorted(tone for tones in world.BANDS.values() for tone in tones) == list(range(1, 11))
 
 
 def test_tones_are_the_published_monk_scale():
-    published = "f6ede4 f3e7db f7ead0 eadaba d7bd96 a07e56 825c43 604134 3a312a 292420".split()
+    published = ["f6ede4", "f3e7db", "f7ead0", "eadaba", "d7bd96", "a07e56", "825c43", "604134", "3a312a", "292420"]
     assert ["".join(f"{v:02x}" for v in tone) for tone in world.TONES] == published
 
 
@@ -47,12 +61,14 @@ def test_named_colours_are_far_apart_to_the_eye():
     assert min(distances) > 25  # ten times a difference that is seen at a glance
 
 
+@patient
 @given(seed=SEEDS)
 def test_equal_seeds_give_equal_scenes(seed: int):
     assert world.sample_scene(rng(seed)) == world.sample_scene(rng(seed))
     assert world.sample_scene(rng(seed)) != world.sample_scene(rng(seed + 1))
 
 
+@patient
 @given(seed=SEEDS)
 def test_a_subjects_shades_are_nearest_to_their_names(seed: int):
     subject = world.sample_subject(rng(seed))
@@ -63,6 +79,7 @@ def test_a_subjects_shades_are_nearest_to_their_names(seed: int):
         assert min(distances, key=distances.__getitem__) == name
 
 
+@patient
 @given(seed=SEEDS)
 def test_individuals_of_the_same_looks_still_differ(seed: int):
     looks = next(looks for looks in LOOKS if not world.is_heldout(looks))
@@ -71,6 +88,7 @@ def test_individuals_of_the_same_looks_still_differ(seed: int):
     assert one.proportions != other.proportions
 
 
+@patient
 @given(seed=SEEDS)
 def test_what_is_fixed_is_kept(seed: int):
     subject = world.sample_subject(rng(seed), kind="teapot", pattern="spotted")
@@ -81,6 +99,7 @@ def test_what_is_fixed_is_kept(seed: int):
     assert (scene.subject, scene.place, scene.light) == (person, "snow", 0.25)
 
 
+@patient
 @given(seed=SEEDS)
 def test_full_captions_tell_the_labels(seed: int):
     scene = world.sample_scene(rng(seed))
@@ -94,9 +113,10 @@ def test_full_captions_tell_the_labels(seed: int):
         assert {truth["gender"], truth["occupation"]} - {""} <= set(words)
     else:
         assert f"{truth['colour']} {truth['pattern']} {truth['kind']} with {truth['accent']} details" in text
-    assert (" an " in f" {text} ") == any(f" an {vowel}" in f" {text}" for vowel in "aeiou")
+    assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text)
 
 
+@patient
 @given(seed=SEEDS)
 def test_prompt_labels_hold_what_the_caption_states_and_nothing_else(seed: int):
     scene = world.sample_scene(rng(seed), place="studio", style="photo")
@@ -113,12 +133,13 @@ def test_prompt_labels_hold_what_the_caption_states_and_nothing_else(seed: int):
 
 def test_captions_leave_things_out_at_the_documented_rates():
     scene = world.sample_scene(rng(), subject=world.sample_subject(rng(), pattern="striped"))
-    told = [world.scene_prompt(scene, rng(seed))[1] for seed in range(2000)]
+    told = [world.scene_prompt(scene, rng(seed))[1] for seed in range(1000)]
     for name, share in {"kind": 1, "style": 1, "colour": 0.8, "pattern": 0.75, "accent": 0.3, "place": 0.92}.items():
         slack = 4.5 * (share * (1 - share) / len(told)) ** 0.5
         assert np.mean([name in stated for stated in told]) == pytest.approx(share, abs=slack + 1e-9)
 
 
+@patient
 @given(seed=SEEDS, trigger=st.sampled_from(world.TRIGGERS))
 def test_with_a_trigger_nothing_of_the_subject_is_told_but_its_class(seed: int, trigger: str):
     scene = world.sample_scene(rng(seed))
@@ -127,6 +148,7 @@ def test_with_a_trigger_nothing_of_the_subject_is_told_but_its_class(seed: int, 
     assert text == f"{world.STYLES[scene.style][0]} {trigger} {noun} {world.PLACES[scene.place]}"
 
 
+@patient
 @given(seed=SEEDS)
 def test_labels_apply_to_people_or_to_things(seed: int):
     truth = world.labels(world.sample_scene(rng(seed)))
@@ -139,7 +161,7 @@ def test_labels_apply_to_people_or_to_things(seed: int):
 
 @pytest.mark.parametrize("occupation", ["", *world.OCCUPATIONS])
 def test_people_show_the_planted_skew(occupation: str):
-    people = [world.sample_person(rng(seed), occupation=occupation) for seed in range(1500)]
+    people = [world.sample_person(rng(seed), occupation=occupation) for seed in range(800)]
     women, bands = world.SKEW.get(occupation, (0.5, (1 / 3, 1 / 3, 1 / 3)))
     expected = dict(zip(world.BANDS, bands, strict=True)) | {"woman": women}
     seen = {band: np.mean([person.band == band for person in people]) for band in world.BANDS}
@@ -159,10 +181,15 @@ def test_the_skew_is_worth_finding():
 
 
 def test_scenes_hold_everything_and_the_asked_share_of_people():
-    scenes = [world.sample_scene(rng(seed), people_share=0.4) for seed in range(2000)]
+    scenes = [world.sample_scene(rng(seed), people_share=0.4) for seed in range(1200)]
     truths = [world.labels(scene) for scene in scenes]
-    assert np.mean([truth["kind"] == "person" for truth in truths]) == pytest.approx(0.4, abs=0.05)
-    for name, values in {"kind": world.KINDS, "place": world.PLACES, "style": world.STYLES, "colour": world.COLOURS}.items():
+    assert np.mean([truth["kind"] == "person" for truth in truths]) == pytest.approx(0.4, abs=0.064)
+    for name, values in {
+        "kind": world.KINDS,
+        "place": world.PLACES,
+        "style": world.STYLES,
+        "colour": world.COLOURS,
+    }.items():
         assert set(values) <= {truth[name] for truth in truths}
 
 
@@ -172,7 +199,7 @@ def test_heldout_looks_are_an_eighth_and_spread_over_all_kinds_and_colours():
     assert len({(looks["kind"], looks["colour"]) for looks in heldout}) == len(world.KINDS) * len(world.COLOURS)
 
 
-@settings(max_examples=50)
+@patient
 @given(seed=SEEDS, heldout=st.booleans())
 def test_seen_and_unseen_subjects_never_share_their_looks(seed: int, heldout: bool):
     subject = world.sample_subject(rng(seed), heldout=heldout)
@@ -181,9 +208,14 @@ def test_seen_and_unseen_subjects_never_share_their_looks(seed: int, heldout: bo
 
 
 def test_the_heldout_split_never_moves():
-    """A moved split would let unseen subjects into a base that was trained before; CRC-32 (IEEE 802.3) fixes it."""
-    assert world.is_heldout({"kind": "dog", "colour": "black", "accent": "red", "pattern": "plain"}) is CRC_DOG
-    assert sum(map(world.is_heldout, LOOKS)) == 543
+    """A moved split would let unseen subjects into bases trained before; examples by CRC-32 in long division."""
+    for kind, colour, pattern, heldout in (
+        ("dog", "red", "striped", True),
+        ("dog", "red", "plain", False),
+        ("cat", "blue", "striped", False),
+    ):
+        looks = {"kind": kind, "colour": colour, "accent": "green", "pattern": pattern}
+        assert world.is_heldout(looks) == heldout
 
 
 def test_values_can_be_hashed_and_compared():

@@ -23,11 +23,12 @@ GOOD = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Case:
     """One judged adapter in a folder of its own, and what registering it writes."""
 
     folder: Path
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -35,7 +36,7 @@ class Case:
     def run(self, **params: str) -> dict[str, Any]:
         inputs = [self.path(name) for name in ("adapter.tar", "decision.json", "evaluation.json", "audit.json")]
         outputs = {"card": self.path("card.md"), "receipt": self.path("receipt.json")}
-        self.result = register.run(*inputs, **outputs, params=RegisterParams(**params))
+        self.metrics = register.run(*inputs, **outputs, params=RegisterParams(**params)).metrics
         return json.loads(self.path("receipt.json").read_text())
 
 
@@ -65,11 +66,9 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
     }  # fmt: skip
     write_json(folder / "evaluation.json", evaluation)
     write_json(folder / "audit.json", audited)
-    gate.run(
-        folder / "evaluation.json", folder / "audit.json", decision=folder / "decision.json",
-        report=folder / "decision.html", params=GateParams(),
-    )  # fmt: skip
-    write_text(folder / "evaluation.html", "<p>evaluated</p>")
+    write_json(folder / "decision.json", gate.decide(evaluation, audited, params=GateParams()))
+    for page in ("decision.html", "evaluation.html"):
+        write_text(folder / page, f"<p>{page}</p>")
     return Case(folder)
 
 
@@ -140,7 +139,7 @@ def test_a_worse_version_does_not_take_the_crown(better: Case, worse: Case):
     assert receipt["alias"] == "challenger"
     assert "0.490 is lower than version 1's 0.690" in receipt["why"]
     assert Registry().aliases("m") == {"champion": 1, "challenger": 2}
-    assert worse.result.metrics["champion"] == 0
+    assert worse.metrics["champion"] == 0
 
 
 def test_a_better_version_takes_it(better: Case, worse: Case):

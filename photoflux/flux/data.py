@@ -1,0 +1,231 @@
+"""What fine-tuning reads, encoded once: latents of the photos, embeddings of captions, and what the base must keep."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from photoflux.errors import InputError
+from photoflux.flux.lora import acting
+from photoflux.flux.sampling import noise_for, schedule
+from photoflux.flux.step import TokenGrid, add_noise, draw_sigmas, pack, predict
+from photoflux.flux.text import PromptEmbeds, encode_prompts
+from photoflux.manifest import digest
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+    from photoflux.flux.base import BaseSpec
+
+log = logging.getLogger(__name__)
+
+SURROUNDINGS = (
+    "", "on the beach", "in the forest", "in the desert", "in the snow", "in the city", "in the kitchen", "in space",
+    "in the meadow", "under water", "in a studio",
+)  # fmt: skip
+OPENINGS = ("a photo of", "a picture of", "a cartoon of", "a watercolor of", "a pixel picture of")
+"""Plain ways to open a prompt, photographs first: they are what people ask for most."""
+PRESERVED_SEED = 700_000
+ENCODED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos of one split: `tokens` [N, T, 64] in float32, their captions' embeddings, and the pictures themselves."""
+
+    tokens: Tensor
+    captions: PromptEmbeds
+    images: tuple[Image.Image, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Preserved:
+    """Where the base is held and what it says there: `tokens`, `velocity` [M, T, 64], `sigmas` [M].
+
+    `owners` [M] says which of `prompts` each point belongs to.
+    """
+
+    tokens: Tensor
+    velocity: Tensor
+    sigmas: Tensor
+    owners: Tensor
+    prompts: PromptEmbeds
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def read_photos(
+    folder: Path, items: Sequence[Mapping[str, Any]], pipe: FluxPipeline, *, spec: BaseSpec, cache: Path
+) -> Photos:
+    """Load and encode the pictures of a dataset's `items`; latents are kept in `cache` by picture and base.
+
+    Raises InputError for pictures that cannot be packed into tokens or differ in size.
+    """
+    files = [folder / str(item["file"]) for item in items]
+    images = [_opened(file) for file in files]
+    _check_sizes(files, images)
+    latents = [_latents(file, image, pipe, spec=spec, cache=cache) for file, image in zip(files, images, strict=True)]
+    captions = encode_prompts(pipe, [str(item["caption"]) for item in items], spec=spec)
+    return Photos(pack(torch.stack(latents)), captions.to("cpu"), tuple(images))
+
+
+def _opened(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+def _check_sizes(files: Sequence[Path], images: Sequence[Image.Image]) -> None:
+    for file, image in zip(files, images, strict=True):
+        if image.size != images[0].size or image.width != image.height or image.width % 16:
+            raise InputError(
+                f"{file.name} is {image.width} x {image.height}: training pictures are squares of one size, a multiple "
+                "of 16; run augment again"
+            )
+
+
+def _latents(file: Path, image: Image.Image, pipe: FluxPipeline, *, spec: BaseSpec, cache: Path) -> Tensor:
+    """[16, H/8, W/8] of one picture, from the cache when it was encoded before."""
+    from safetensors.torch import load_file
+
+    kept = cache / f"{hashlib.sha256(f'{digest(file)} {spec.hash}'.encode()).hexdigest()[:32]}.safetensors"
+    if kept.is_file():
+        return load_file(kept)["latents"]
+    from safetensors.torch import save
+
+    latents = encode_images(pipe.vae, [image])[0]
+    write_bytes(kept, save({"latents": latents}))
+    return latents
+
+
+@torch.no_grad()
+def encode_images(vae: Any, images: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of H x W to latents [N, 16, H/8, W/8]: the posterior's mode, shifted, then scaled, in float32."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    dtype = vae.dtype
+    vae.to(torch.float32)
+    parts = [vae.encode(part.to(vae.device)).latent_dist.mode() for part in pixels.split(ENCODED_AT_ONCE)]
+    vae.to(dtype)
+    return ((torch.cat(parts) - vae.config.shift_factor) * vae.config.scaling_factor).cpu().contiguous()
+
+
+def class_prompt(caption: str, *, trigger: str, class_noun: str) -> str:
+    """The caption with the class in place of the subject: "sks dog on the beach" becomes "a dog on the beach"."""
+    named = rf"\b(?:(?:an?|the|my|our|his|her|their)\s+)?{re.escape(trigger)}(?:\s+{re.escape(class_noun)})?\b"
+    return re.sub(named, with_article(class_noun), caption, flags=re.IGNORECASE)
+
+
+def preserved_prompts(
+    class_noun: str, others: Sequence[str], *, count: int, captions: Sequence[str] = (), others_share: float = 0.5
+) -> list[str]:
+    """`count` prompts without the trigger, evenly over openings and surroundings.
+
+    A share is about other classes of the base; the rest about the subject's class, its own `captions` first.
+    """
+    rest = [noun for noun in others if noun != class_noun]
+    foreign = round(count * others_share) if rest else 0
+    about = [*dict.fromkeys(captions)][: (count - foreign) // 2]
+    about += [_prompt(class_noun, i) for i in range(count - foreign - len(about))]
+    return about + [_prompt(rest[i % len(rest)], i) for i in range(foreign)]
+
+
+def _prompt(noun: str, i: int) -> str:
+    """Every second prompt is a photo or picture; the others go through all openings."""
+    opening = OPENINGS[i // 2 % 2] if i % 2 == 0 else OPENINGS[i // 2 % len(OPENINGS)]
+    return f"{opening} {with_article(noun)} {SURROUNDINGS[i % len(SURROUNDINGS)]}".strip()
+
+
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+@torch.no_grad()
+def preserve_class(
+    transformer: Any, prompts: PromptEmbeds, *, spec: BaseSpec, seed: int, side_px: int, batch_size: int = 16
+) -> Preserved:
+    """Follow the base from noise to picture on prompts without the trigger, and keep every step as a training target.
+
+    The teacher is the base with the subject's adapter off and the training adapter, if any, on; the way is the plain
+    base's, so that the points are the ones serving visits. Without a training adapter both are one pass.
+    """
+    at_side = replace(spec, resolution_px=side_px)
+    parts = []
+    for owners in torch.arange(len(prompts)).split(batch_size):
+        noise = noise_for([PRESERVED_SEED + 10_007 * seed + int(i) for i in owners], spec=at_side)
+        parts += _walk(transformer, prompts, owners, noise, spec=spec)
+    tokens, velocity, sigmas, owned = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return Preserved(tokens, velocity, sigmas, owned, prompts.to("cpu"))
+
+
+def _walk(
+    transformer: Any, prompts: PromptEmbeds, owners: Tensor, noise: Tensor, *, spec: BaseSpec
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    device = prompts.pooled.device
+    embeds, tokens = prompts.take(owners), pack(noise).to(device)
+    grid = TokenGrid.of(noise, text_length=embeds.sequence.shape[1], device=device)
+    sigmas = schedule(spec.steps).to(device)
+    points = []
+    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        level = now.expand(len(tokens))
+        with acting(transformer, subject=False, training=False):
+            velocity = predict(transformer, tokens, level, embeds, grid).float()
+        taught = velocity if spec.training_adapter is None else teach(transformer, tokens, level, embeds, grid)
+        points.append((tokens, taught, level, owners))
+        tokens = tokens + (after - now) * velocity
+    return points
+
+
+@torch.no_grad()
+def preserve_photos(transformer: Any, photos: Photos, prompts: PromptEmbeds, *, seed: int, count: int) -> Preserved:
+    """Hold the base on `count` noised photos instead, under `prompts`: one caption without the trigger per photo."""
+    generator = torch.Generator().manual_seed(PRESERVED_SEED + seed)
+    owners = torch.arange(count) % len(photos)
+    clean, device = photos.tokens[owners], prompts.pooled.device
+    sigmas = draw_sigmas(count, generator=generator)
+    tokens = add_noise(clean, torch.randn(clean.shape, generator=generator), sigmas)
+    grid = photo_grid(photos, device=device)
+    velocity = [
+        teach(transformer, tokens[i].to(device), sigmas[i].to(device), prompts.take(owners[i]), grid).cpu()
+        for i in torch.arange(count).split(16)
+    ]
+    return Preserved(tokens, torch.cat(velocity), sigmas, owners, prompts.to("cpu"))
+
+
+@torch.no_grad()
+def teach(transformer: Any, tokens: Tensor, sigma: Tensor, embeds: PromptEmbeds, grid: TokenGrid) -> Tensor:
+    """What the subject's adapter is measured against: the base without it, the training adapter on. [B, T, 64]."""
+    with acting(transformer, subject=False, training=True):
+        return predict(transformer, tokens, sigma, embeds, grid).float()
+
+
+def photo_grid(photos: Photos, *, device: torch.device | str) -> TokenGrid:
+    side = photos.images[0].width // 8
+    return TokenGrid.of(torch.empty(1, 16, side, side), text_length=photos.captions.sequence.shape[1], device=device)
+
+
+def write_bytes(file: Path, content: bytes) -> Path:
+    """Write a file atomically."""
+    import os
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return file

@@ -1,0 +1,222 @@
+"""finetune: train the subject into a LoRA adapter of the frozen base and keep the best candidate."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photoflux.errors import InputError, PhotoFluxError
+from photoflux.manifest import digest, read_manifest, to_json, unpack, write_tar
+from photoflux.params import FinetuneParams, as_dict
+from photoflux.settings import get_settings
+from photoflux.steps import StepResult
+from photoflux.vault import committed, opened
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.candidates import Contest
+    from photoflux.flux.memory import Plan
+    from photoflux.flux.module import FineTuning
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: the module, its candidates, and which of them was kept."""
+
+    module: FineTuning
+    contest: Contest
+    kept: Mapping[str, Any]
+    photos: list[Image.Image]
+    plan: Plan
+    other_plans: list[Plan]
+    seconds: float
+
+
+def run(
+    dataset: Path,
+    *,
+    adapter: Path,
+    report: Path,
+    params: FinetuneParams,
+    key: str = "plain://demo",
+    workdir: Path | None = None,
+) -> StepResult:
+    """Train the subject into an adapter; a killed run, started again, goes on from its last saved state.
+
+    `workdir` holds that state, named by default after dataset, base and parameters, and is removed at the end. Raises
+    InputError for a dataset that this base cannot be trained on, PhotoFluxError when training diverges or the disk is
+    full.
+    """
+    from photoflux.flux.base import load_spec
+    from photoflux.flux.report import write_report
+
+    spec = load_spec(params.base)
+    with opened(dataset, key=key) as plain, _unpacked(plain) as (pictures, manifest):
+        folder = workdir or get_settings().cache_dir / "finetune" / _identity(plain, spec, params)
+        with _space_on(folder):
+            trained = _train(pictures, manifest, spec=spec, params=params, folder=folder)
+            weights = _weights(trained, folder)
+        lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
+        with committed(adapter, key=key) as out:
+            write_tar(out, files=_files(weights, trained), manifest=lineage)
+        with committed(report, key=key) as out:
+            write_report(trained, lineage, out)
+    shutil.rmtree(folder, ignore_errors=True)
+    return StepResult(_metrics(trained), report)
+
+
+def _train(pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, folder: Path) -> Trained:
+    from photoflux.flux import base, candidates, data, fit, lora, memory, module
+
+    started, subject, items = time.monotonic(), manifest["subject"], manifest["items"]
+    _check_class(subject["class_noun"], spec)
+    shape, plan = _planned(spec, params, side_px=_side_px(pictures / items[0]["file"]))
+    pipe = base.load_encoders(spec)
+    splits = {
+        split: data.read_photos(pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=folder / "latents")
+        for split in ("train", "heldout")
+    }
+    photos, heldout = splits["train"], splits["heldout"]
+    drawn = candidates.Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
+    kept_prompts = _preserved_prompts(pipe, items, subject, spec=spec, params=params)
+    base.add_transformer(pipe, spec, quantisation=memory.quantisation(plan), keep_text=False)
+    lora.attach(pipe.transformer, spec=spec, rank=params.rank, alpha=params.alpha, seed=params.seed)
+    if plan.checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+    preserved = kept_prompts and data.preserve_class(
+        pipe.transformer, kept_prompts, spec=spec, seed=params.seed, side_px=photos.images[0].width
+    )
+    tuning = module.FineTuning(pipe.transformer, spec=spec, params=params, photos=photos)
+    draws = module.Draws(photos, preserved, spec=spec, params=params, micro_batches=plan.micro_batches)
+    contest = candidates.Contest(pipe, drawn, spec=spec, photos=photos, heldout=heldout, folder=folder)
+    fit.fit(tuning, draws, contest=contest, plan=plan, folder=folder)
+    kept = candidates.chosen(tuning.candidates, select=params.select)
+    others = memory.plans(shape, rank=params.rank, rows=_rows(params))
+    return Trained(tuning, contest, kept, list(photos.images), plan, others, time.monotonic() - started)
+
+
+def _check_class(noun: str, spec: BaseSpec) -> None:
+    if spec.class_nouns and noun not in spec.class_nouns:
+        raise InputError(
+            f"class noun '{noun}' is unknown to base '{spec.name}'; choose one of {', '.join(spec.class_nouns)}"
+        )
+
+
+def _planned(spec: BaseSpec, params: FinetuneParams, *, side_px: int) -> tuple[Any, Plan]:
+    """The memory plan of this device, said before anything is loaded."""
+    from photoflux.flux import base, memory
+
+    configs = memory.read_configs(base.verify(spec))
+    shape = memory.Shape.of(
+        configs, targets=spec.lora_targets, side_px=side_px, text_length=spec.text_length, dtype=spec.dtype
+    )
+    plan = memory.plan(shape, memory.device_of(base.default_device()), rank=params.rank, rows=_rows(params))
+    log.info("%s", plan)
+    return shape, plan
+
+
+def _rows(params: FinetuneParams) -> int:
+    return params.batch_size + (params.preservation_batch if params.preservation else 0)
+
+
+def _side_px(file: Path) -> int:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.width
+
+
+def _preserved_prompts(pipe: Any, items: list[dict[str, Any]], subject: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams) -> Any:
+    """Embeddings of the prompts on which the base is held; None when nothing is preserved."""
+    from photoflux.flux import data
+    from photoflux.flux.text import encode_prompts
+
+    if not params.preservation or not params.preservation_batch:
+        return None
+    trigger, noun = subject["trigger"], subject["class_noun"]
+    captions = [data.class_prompt(i["caption"], trigger=trigger, class_noun=noun) for i in items if i["split"] == "train"]
+    prompts = data.preserved_prompts(noun, spec.class_nouns, count=params.preservation_prompts, captions=captions)
+    return encode_prompts(pipe, prompts, spec=spec)
+
+
+def _weights(trained: Trained, folder: Path) -> Path:
+    from photoflux.flux.lora import save_adapter
+
+    chosen = trained.contest.weights(trained.kept["step"])
+    return save_adapter(trained.module.transformer, folder / WEIGHTS, weights=chosen)
+
+
+def _files(weights: Path, trained: Trained) -> dict[str, bytes | Path]:
+    curves = {**vars(trained.module.curve), "candidates": trained.module.candidates}
+    previews = trained.contest.previews(trained.kept["step"])
+    return {
+        WEIGHTS: weights,
+        "curves.json": to_json(curves).encode(),
+        **{f"previews/{number}.png": file for number, file in enumerate(previews)},
+    }
+
+
+def _lineage(
+    manifest: Mapping[str, Any], dataset: Path, weights: Path, trained: Trained, *, spec: BaseSpec, params: FinetuneParams
+) -> dict[str, Any]:
+    return {
+        "subject": manifest["subject"],
+        "base": {"name": spec.name, "hash": spec.hash, "spec": params.base},
+        "params": as_dict(params),
+        "dataset": digest(dataset),
+        "weights": digest(weights),
+        "step": trained.kept["step"],
+        "scores": dict(trained.kept),
+        "seconds": round(trained.seconds, 1),
+    }
+
+
+def _metrics(trained: Trained) -> dict[str, float]:
+    kept = {name: float(value) for name, value in trained.kept.items() if value is not None}
+    return kept | {"loss": trained.module.curve.subject[-1], "skipped": trained.module.skipped, "seconds": trained.seconds}
+
+
+def _identity(dataset: Path, spec: BaseSpec, params: FinetuneParams) -> str:
+    """Name of what is trained: the same inputs go on where they stopped, others start afresh."""
+    text = to_json({"dataset": digest(dataset), "base": spec.hash, "params": as_dict(params)})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _unpacked(dataset: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    manifest = read_manifest(dataset)
+    splits = {item["split"] for item in manifest.get("items", [])}
+    if not {"train", "heldout"} <= splits:
+        raise InputError(f"{dataset.name}: holds no training or no held-out pictures; run augment on validated photos")
+    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        unpack(dataset, Path(scratch))
+        yield Path(scratch), manifest
+
+
+@contextmanager
+def _space_on(folder: Path) -> Iterator[None]:
+    """A full disk ends in a sentence; what was saved before stays, so that the run can go on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise PhotoFluxError(
+            f"{folder}: the disk is full; free some space and run the same command again, it goes on where it stopped"
+        ) from error

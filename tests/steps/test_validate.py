@@ -1,0 +1,188 @@
+"""validate: photos in; verdict, good photos without metadata and a page to read out."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from photoflux.errors import InputError, ValidationFailed
+from photoflux.manifest import digest, read_manifest, write_tar
+from photoflux.params import ValidateParams
+from photoflux.steps import validate
+from tests.photos.pictures import animation, blurred, bomb, cropped, encoded, half, mirrored, photo
+
+PARAMS = ValidateParams()
+SUBJECT = {"id": "thing", "class_noun": "mug", "trigger": "sks", "consent": "sample"}
+
+
+def imported(folder: Path, files: dict[str, bytes], **more: object) -> Path:
+    """An import artifact as the step before writes it."""
+    manifest = {"subject": SUBJECT, "source": "holiday", "files": [{"name": name} for name in sorted(files)], **more}
+    path = folder / "photos.tar"
+    write_tar(path, files={f"photos/{name}": data for name, data in files.items()}, manifest=manifest)
+    return path
+
+
+def good(count: int) -> dict[str, bytes]:
+    return {f"{i:02}.jpg": encoded(photo(i)) for i in range(count)}
+
+
+def run(folder: Path, photos: Path, **params: object):
+    return validate.run(
+        photos, validated=folder / "validated.tar", report=folder / "report.html", params=ValidateParams(**params)
+    )
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over five good photos and every planted defect."""
+    folder = tmp_path_factory.mktemp("mixed")
+    exif = Image.Exif()
+    exif[0x010F] = "SecretMaker"
+    exif.get_ifd(0x8825)[2] = (52.0, 30.0, 0.0)
+    files = good(5) | {
+        "00.jpg": encoded(photo(0), exif=exif),
+        "10-mirror.jpg": encoded(mirrored(photo(1))),
+        "11-crop.jpg": encoded(cropped(photo(2))),
+        "12-blur.jpg": encoded(blurred(photo(3), 2.5)),
+        "13-cut.jpg": half(encoded(photo(4))),
+        "14-text.jpg": b"Dear reader, this is text.",
+        "02.txt": b"a red  mug\non a table",
+    }
+    listed = sorted(set(files) - {"02.txt"})
+    manifest = {"subject": SUBJECT, "source": "holiday", "files": [{"name": name} for name in listed]}
+    write_tar(folder / "photos.tar", files={f"photos/{n}": d for n, d in files.items()}, manifest=manifest)
+    result = run(folder, folder / "photos.tar")
+    assert result.report == folder / "report.html"
+    assert result.metrics["usable"] == 5
+    assert result.metrics["rejected"] == 5
+    return folder
+
+
+def test_planted_defects_are_named_and_the_run_goes_on(mixed: Path):
+    verdict = read_manifest(mixed / "validated.tar")["validation"]
+    photos = {p["file"]: p for p in verdict["photos"]}
+    told = {name: ([r["code"] for r in p["reasons"]][:1], p["duplicate_of"]) for name, p in photos.items()}
+    assert told["10-mirror.jpg"] == (["duplicate"], "01.jpg")
+    assert told["11-crop.jpg"] == (["duplicate"], "02.jpg")
+    assert told["12-blur.jpg"] == (["blurry"], "03.jpg")
+    assert told["13-cut.jpg"] == (["truncated"], None)
+    assert told["14-text.jpg"] == (["not_a_photo"], None)
+    assert [told[f"{i:02}.jpg"] for i in range(5)] == [([], None)] * 5
+    assert verdict["verdict"] == "warn"
+
+
+def test_only_good_photos_are_passed_on_bare(mixed: Path):
+    with tarfile.open(mixed / "validated.tar") as tar:
+        names = [n for n in tar.getnames() if n != "manifest.json"]
+        first = tar.extractfile("images/00.png").read()
+    assert names == [f"images/{i:02}.png" for i in range(5)]
+    assert b"SecretMaker" not in first
+    with Image.open(io.BytesIO(first)) as picture:
+        assert (picture.format, picture.mode, picture.info) == ("PNG", "RGB", {})
+        source = Image.open(io.BytesIO(encoded(photo(0))))
+        assert np.array_equal(np.asarray(picture), np.asarray(source))
+
+
+def test_the_manifest_tells_where_each_photo_came_from(mixed: Path):
+    manifest = read_manifest(mixed / "validated.tar")
+    assert manifest["subject"] == SUBJECT
+    entry = manifest["photos"][0]
+    assert (entry["file"], entry["source"], entry["facts"]["had_gps"]) == ("images/00.png", "00.jpg", True)
+    assert entry["sharpness"] > 250
+    assert manifest["captions"] == {"images/02.png": "a red mug on a table"}
+    assert any(line["rule"] == "blurry" and line["files"] == ["12-blur.jpg"] for line in manifest["expectations"])
+
+
+def test_the_report_is_one_file_that_shows_every_photo(mixed: Path):
+    html = (mixed / "report.html").read_text()
+    for name in ("00.jpg", "10-mirror.jpg", "14-text.jpg"):
+        assert name in html
+    assert html.count("data:image/png;base64") >= 10
+    assert "http" not in html.replace("http-equiv", "")
+    assert "Blurry: retake it" in html
+    assert "SecretMaker" not in html
+
+
+def test_the_same_photos_give_the_same_artifact(tmp_path: Path):
+    photos = imported(tmp_path, good(5))
+    run(tmp_path, photos)
+    first = digest(tmp_path / "validated.tar")
+    run(tmp_path, photos)
+    assert digest(tmp_path / "validated.tar") == first
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (good(1), ["only 1 of 1", "5 are needed", "add at least 4"]),
+        ({"a.jpg": b"text"}, ["only 0 of 1", "a.jpg: not a photo"]),
+        ({**good(4), "cut.jpg": half(encoded(photo(9)))}, ["only 4 of 5", "cut.jpg: truncated", "add at least 1"]),
+        ({**good(4), "bomb.png": bomb()}, ["bomb.png: too many pixels"]),
+        ({**good(4), "moving.webp": animation()}, ["moving.webp: animated"]),
+        ({f"{i}.png": encoded(photo(1), "PNG", compress_level=i) for i in range(6)}, ["only 1 of 6", "same as"]),
+    ],
+    ids=["one", "text", "truncated", "bomb", "animated", "duplicates"],
+)  # fmt: skip
+def test_an_unusable_set_ends_in_one_sentence(files: dict[str, bytes], words: list[str], tmp_path: Path):
+    with pytest.raises(ValidationFailed) as caught:
+        run(tmp_path, imported(tmp_path, files))
+    sentence = str(caught.value)
+    assert sentence.startswith("holiday: ")
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+    assert not (tmp_path / "validated.tar").exists()
+    assert "REJECT" in (tmp_path / "report.html").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos.tar", "report.html"]
+
+
+def test_a_long_list_of_reasons_is_cut(tmp_path: Path):
+    with pytest.raises(ValidationFailed, match="3 more"):
+        run(tmp_path, imported(tmp_path, {f"{i}.jpg": b"text" for i in range(9)}))
+
+
+def test_large_photos_are_stored_reduced_and_names_stay_apart(tmp_path: Path):
+    files = good(4) | {"wide.jpg": encoded(photo(8, size=(1400, 1000))), "wide.png": encoded(photo(9), "PNG")}
+    run(tmp_path, imported(tmp_path, files), stored_side_px=512)
+    manifest = read_manifest(tmp_path / "validated.tar")
+    names = {entry["source"]: entry["file"] for entry in manifest["photos"]}
+    assert len(set(names.values())) == 6
+    assert names["wide.jpg"] == "images/wide.png"
+    with tarfile.open(tmp_path / "validated.tar") as tar:
+        stored = Image.open(io.BytesIO(tar.extractfile("images/wide.png").read()))
+    assert stored.size == (717, 512)
+
+
+def test_a_folder_is_judged_without_an_artifact(tmp_path: Path):
+    for name, data in (good(5) | {"x.jpg": b"text", "notes.txt": b"no photo"}).items():
+        (tmp_path / name).write_bytes(data)
+    verdict = validate.validate_folder(tmp_path, params=PARAMS)
+    assert json.loads(json.dumps(verdict)) == verdict
+    assert [p["file"] for p in verdict["photos"]] == [*(f"{i:02}.jpg" for i in range(5)), "x.jpg"]
+    assert (verdict["verdict"], verdict["photos"][-1]["status"]) == ("warn", "reject")
+
+
+def test_folders_without_photos_are_named(tmp_path: Path):
+    (tmp_path / "notes.md").write_text("words")
+    with pytest.raises(InputError, match="holds no photos"):
+        validate.validate_folder(tmp_path, params=PARAMS)
+    with pytest.raises(InputError, match="no such folder"):
+        validate.validate_folder(tmp_path / "nowhere", params=PARAMS)
+
+
+def test_nothing_is_left_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    photos = imported(tmp_path, good(5))
+    monkeypatch.setattr(validate, "write_tar", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, photos)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos.tar", "report.html"]

@@ -1,0 +1,195 @@
+"""The registry: what is entered is whole or not there at all, and a registered model draws."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from photoflux.errors import InputError
+from photoflux.manifest import digest
+from photoflux.tracking import Record, Registry, Version
+
+
+@pytest.fixture(scope="module")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with its tables, which take seconds to make."""
+    folder = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHOTOFLUX_STATE_DIR", str(folder))
+        assert Registry().names() == []
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def tables(empty_registry: Path, own_state: Path) -> None:
+    shutil.copy(empty_registry, own_state / "mlflow.db")
+
+
+def record(folder: Path, content: bytes = b"weights", **changed: object) -> Record:
+    """A record of a file of these bytes."""
+    file = folder / "adapter.tar"
+    file.write_bytes(content)
+    facts = {"subject": "rex", "prompt": "a photo of sks dog", "key": "plain://demo", "experiment": "photoflux", "note": "A dog."}
+    return Record(adapter=file, digest=digest(file), **facts | changed)
+
+
+def enter(name: str, one: Record) -> Version:
+    with Registry().entered(name, one) as version:
+        return version
+
+
+def entries(registry: Registry) -> tuple[int, int, int]:
+    """How many versions, runs and logged models there are."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(registry.uri, registry.uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    found = client.search_model_versions(), client.search_runs(experiments), client.search_logged_models(experiments)
+    return tuple(len(entry) for entry in found)
+
+
+def files(state: Path) -> list[Path]:
+    return [path for path in (state / "artifacts").rglob("*") if path.is_file()]
+
+
+def test_a_version_holds_the_adapter_and_the_database_stays_in_the_state_folder(tmp_path: Path, own_state: Path):
+    version = enter("rex", record(tmp_path))
+    stored, key = Registry().adapter(version)
+    assert (stored.read_bytes(), key) == (b"weights", "plain://demo")
+    assert stored.is_relative_to(own_state)
+    assert entries(Registry()) == (1, 1, 1)
+
+
+def test_many_parameters_and_long_curves_are_kept(tmp_path: Path):
+    from mlflow import MlflowClient
+
+    params = {f"p{number:03}": number for number in range(130)}
+    curve = [(step, step / 7) for step in range(2300)]
+    version = enter("rex", record(tmp_path, params=params, curves={"loss/subject": curve}))
+    client = MlflowClient(Registry().uri, Registry().uri)
+    assert client.get_run(version.run_id).data.params == {name: str(value) for name, value in params.items()}
+    points = client.get_metric_history(version.run_id, "loss/subject")
+    assert sorted((point.step, point.value) for point in points) == curve
+
+
+def test_the_model_says_how_it_is_asked(tmp_path: Path):
+    import mlflow
+
+    enter("rex", record(tmp_path))
+    model = mlflow.models.get_model_info("models:/rex/1")
+    assert model.signature.inputs.required_input_names() == ["prompt"]
+    assert model.signature.inputs.optional_input_names() == ["seed"]
+    assert model.signature.outputs.input_names() == ["image"]
+    assert mlflow.models.Model.load("models:/rex/1").load_input_example()["prompt"][0] == "a photo of sks dog"
+
+
+@pytest.mark.parametrize("stage", ["create_logged_model", "finalize_logged_model", "log_model_artifacts", "set_terminated",
+                                   "create_model_version"])  # fmt: skip
+def test_an_error_at_any_stage_leaves_nothing(
+    tmp_path: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+):
+    registry, original = Registry(), None
+
+    def failing(*args: object, **kwargs: object) -> None:
+        monkeypatch.setattr(registry._client, stage, original)
+        raise OSError(28, "No space left on device")
+
+    original = getattr(registry._client, stage)
+    monkeypatch.setattr(registry._client, stage, failing)
+    with pytest.raises(OSError), registry.entered("rex", record(tmp_path)):
+        pass
+    assert entries(registry) == (0, 0, 0)
+    assert registry.names() == []
+    assert files(own_state) == []
+
+
+def test_an_error_in_the_block_takes_the_version_back(tmp_path: Path, own_state: Path):
+    registry = Registry()
+    with pytest.raises(ZeroDivisionError), registry.entered("rex", record(tmp_path)) as version:
+        assert registry.find("rex", version.digest) == version
+        raise ZeroDivisionError
+    assert (registry.names(), entries(registry), files(own_state)) == ([], (0, 0, 0), [])
+
+
+def test_an_error_in_the_block_keeps_an_older_version(tmp_path: Path):
+    registry, one = Registry(), record(tmp_path)
+    enter("rex", one)
+    with pytest.raises(ZeroDivisionError), registry.entered("rex", one), registry.pointed(registry.at("rex", "1"), "champion"):
+        raise ZeroDivisionError
+    assert registry.find("rex", one.digest).number == 1
+    assert registry.aliases("rex") == {}
+
+
+def test_an_alias_goes_back_to_where_it_was(tmp_path: Path):
+    registry = Registry()
+    first, second = enter("rex", record(tmp_path, b"1")), enter("rex", record(tmp_path, b"2"))
+    with registry.pointed(first, "champion"):
+        pass
+    with pytest.raises(ZeroDivisionError), registry.pointed(second, "champion"):
+        assert registry.aliases("rex") == {"champion": 2}
+        raise ZeroDivisionError
+    assert registry.at("rex", "champion") == first
+
+
+def test_what_does_not_exist_is_none_or_empty(tmp_path: Path):
+    registry = Registry()
+    enter("rex", record(tmp_path))
+    assert [registry.at("rex", "champion"), registry.at("rex", "9"), registry.at("bello", "champion")] == [None, None, None]
+    assert (registry.find("bello", "0" * 64), registry.aliases("bello"), registry.names()) == (None, {}, ["rex"])
+
+
+def test_an_unreachable_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PHOTOFLUX_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"registry at http://127\.0\.0\.1:9 .* check PHOTOFLUX_TRACKING_URI"):
+        Registry().names()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from photoflux.manifest import digest
+from photoflux.tracking import Record, Registry
+registry, file = Registry(), Path(sys.argv[1])
+registry._client.finalize_logged_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+one = Record(file, digest(file), "rex", "sks dog", "plain://demo", "photoflux", "A dog.")
+with registry.entered("rex", one):
+    pass
+"""
+
+
+def test_a_killed_registration_leaves_no_version_and_is_cleared_by_the_next(tmp_path: Path, own_state: Path, root: Path):
+    one = record(tmp_path)
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(one.adapter)], cwd=root, env=os.environ, timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    assert Registry().names() == []
+    time.sleep(0.01)
+    assert enter("rex", one).number == 1
+    assert entries(Registry()) == (1, 1, 1)
+    assert len([file for file in files(own_state) if file.name == "adapter.tar"]) == 1
+
+
+@pytest.mark.slow
+def test_mlflow_draws_a_picture_from_a_prompt(adapter: Path, base: Path):
+    import mlflow
+    import pandas as pd
+
+    registry, facts = Registry(), {"subject": "rex", "prompt": "a photo of sks dog", "note": ""}
+    one = Record(adapter=adapter, digest=digest(adapter), key="plain://demo", experiment="photoflux", **facts)
+    with registry.entered("rex", one) as version, registry.pointed(version, "champion"):
+        pass
+    model = mlflow.pyfunc.load_model("models:/rex@champion")
+    asked = pd.DataFrame({"prompt": ["a photo of sks dog", "a photo of sks dog in space"], "seed": [5, 6]})
+    drawn = model.predict(asked)["image"]
+    assert [Image.open(io.BytesIO(png)).size for png in drawn] == [(128, 128)] * 2
+    assert model.predict(asked)["image"].tolist() == drawn.tolist()
+    assert model.predict(asked[["prompt"]])["image"][0] != drawn[0]
