@@ -118,7 +118,7 @@ def open_model(model: str, *, base: str = "") -> Painter:
 
 
 def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", name: str = "") -> Painter:
-    """Load the base that the adapter was trained on (or the spec `base`, if it is the same one) and the adapter on it."""
+    """The adapter on the base it was trained on; `base` names the spec of that base when it is kept elsewhere."""
     from photoflux.flux.base import load_pipeline, load_spec
     from photoflux.flux.lora import load_adapter
     from photoflux.manifest import digest, unpack
@@ -193,7 +193,7 @@ def _base_of(manifest: dict[str, Any]) -> str:
 
 def _no_such_model(name: str, reference: str, names: list[str], aliases: dict[str, int]) -> str:
     if name not in names:
-        known = f"registered are {', '.join(sorted(names))}" if names else "none is registered yet: run the pipeline first"
+        known = f"registered are {', '.join(sorted(names))}" if names else "run the pipeline first, which registers one"
         return f"no model is called '{name}'; {known}"
     known = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(aliases.items()))
     return f"model '{name}' has no '@{reference}'; it has {known or 'versions but no alias: name a version, as in @1'}"

@@ -38,7 +38,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at `size` (Lanczos); where the shapes differ it fills the frame and loses equal parts of two sides."""
+    """The picture at `size` (Lanczos); where the shapes differ it fills the frame and is cut equally on two sides."""
     from PIL import Image, ImageOps
 
     if image.size == size:
@@ -104,8 +104,8 @@ def provenance_of(path: Path) -> dict[str, str]:
         return {}
     mark = f"{{{OWN}}}"
     said = {node.tag.removeprefix(mark): node.text or "" for node in nodes if node.tag.startswith(mark)}
-    kinds = [node.get(f"{{{IPTC}}}DigitalSourceType") for node in nodes]
-    return said | {"digitalSourceType": kind for kind in kinds if kind}
+    kind = next((kind for node in nodes if (kind := node.get(f"{{{IPTC}}}DigitalSourceType"))), None)
+    return said | ({"digitalSourceType": kind} if kind else {})
 
 
 def _png_text(packet: bytes, provenance: Mapping[str, str]) -> Any:

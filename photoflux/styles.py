@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from photoflux.flux.base import BaseSpec
 
-MEDIA = "photo photograph picture image portrait drawing painting cartoon watercolor".split()
+MEDIA = ("photo", "photograph", "picture", "image", "portrait", "drawing", "painting", "cartoon", "watercolor")
 OPENING = re.compile(rf"^\s*(?:(?:an?|the)\s+)?(?:pixel art|(?:\w+\s+)?(?:{'|'.join(MEDIA)}))\s+of\s+", re.IGNORECASE)
 LUMA = np.array([0.299, 0.587, 0.114])
 """ITU-R BT.601 weights of red, green and blue in perceived lightness."""
@@ -49,23 +49,27 @@ def styled_prompt(prompt: str, opening: str) -> str:
 def redrawn(
     image: Image.Image, prompt: str, *, style: Redraw, pipe: FluxPipeline, spec: BaseSpec, seed: int
 ) -> Image.Image:
-    """The picture drawn again in a style, at the base's resolution; the same seed gives the same picture.
-
-    Sampling starts on the straight line between the picture and the noise it was drawn from, which keeps what is shown.
-    """
+    """The picture drawn again in a style, at the base's resolution; the same seed gives the same picture."""
     import torch
+    from diffusers import FluxImg2ImgPipeline
 
-    from photoflux.flux.sampling import decode, encode, noise_for, sigmas_for, trajectory
     from photoflux.flux.text import encode_prompts
 
     embeds = encode_prompts(pipe, [styled_prompt(prompt, style.opening)], spec=spec)
-    sigmas = sigmas_for(style.steps)[round(style.steps * (1 - style.strength)) :]
-    with torch.no_grad():
-        latents = encode(pipe.vae, [image])
-        latents = torch.lerp(latents, noise_for([seed], spec=spec).to(latents), sigmas[0])
-        for _, latents, _ in trajectory(pipe.transformer, embeds, latents, sigmas=sigmas):  # noqa: B007
-            pass
-        return decode(pipe.vae, latents)[0]
+    redraw = FluxImg2ImgPipeline(**pipe.components)
+    redraw.set_progress_bar_config(disable=True)
+    with torch.inference_mode():
+        return redraw(
+            image=image,
+            prompt_embeds=embeds.sequence,
+            pooled_prompt_embeds=embeds.pooled,
+            height=spec.resolution_px,
+            width=spec.resolution_px,
+            strength=style.strength,
+            num_inference_steps=style.steps,
+            guidance_scale=spec.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]
 
 
 def pencil(image: Image.Image) -> Image.Image:

@@ -1,7 +1,7 @@
 """The registry of adapters: runs, model versions and aliases. The only module that imports mlflow.
 
 Each registered version is one adapter file with its lineage; the base is named in the adapter's manifest and is not
-copied. `mlflow.pyfunc.load_model("models:/<name>@champion").predict(DataFrame({"prompt": [...]}))` draws pictures.
+copied. `mlflow.pyfunc.load_model("models:/<name>@champion").predict(DataFrame({"prompt": [...]}))` draws.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
+
+    from photoflux.generate import Painter
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +88,10 @@ class Registry:
 
     @contextmanager
     def entered(self, name: str, record: Record) -> Iterator[Version]:
-        """The version of `record` under `name`, new unless this adapter has one; a new one is undone if the block raises.
+        """The version of `record` under `name`, new unless this adapter has one already.
 
-        The version is created last, so that the registry never shows half of one. Raises InputError when the name
-        belongs to another subject or the registry cannot be reached.
+        A new one is undone if the block raises. It is created last, so that the registry never shows half of one.
+        Raises InputError when the name belongs to another subject or the registry cannot be reached.
         """
         with self._lock(), self._spoken(), ExitStack() as undo:
             self._refuse_other_subject(name, record.subject)
@@ -299,20 +302,21 @@ class Model:
     """What `mlflow.pyfunc.load_model` returns inside its wrapper; the base is loaded at the first picture."""
 
     def __init__(self, adapter: Path, *, key: str, base: str) -> None:
-        self._where = {"adapter": adapter, "key": key, "base": base}
-        self._painter: Any = None
+        self._adapter, self._key, self._base = adapter, key, base
+        self._painter: Painter | None = None
 
     def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
-        """One row per prompt: `image` holds a PNG at the base's resolution. `seed` defaults to the row's number."""
+        """One row per prompt: `image` is a PNG at the base's resolution as base64 text; `seed` defaults to 0."""
         import pandas as pd
 
         from photoflux.generate import open_painter
 
         self._painter = self._painter or open_painter(**self._where)
-        seeds = model_input.get("seed", pd.Series(pd.NA, index=model_input.index))
-        rows = enumerate(zip(model_input["prompt"], seeds, strict=True))
-        drawn = [self._painter.png(prompt, seed=number if pd.isna(seed) else int(seed)) for number, (prompt, seed) in rows]
-        return pd.DataFrame({"image": drawn}, index=model_input.index)
+        seeds = model_input.get("seed", pd.Series(0, index=model_input.index)).fillna(0).astype(int)
+        drawn = [
+            self._painter.png(prompt, seed=seed) for prompt, seed in zip(model_input["prompt"], seeds, strict=True)
+        ]
+        return pd.DataFrame({"image": [b64encode(png).decode() for png in drawn]}, index=model_input.index)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, str] | None = None) -> Model:
@@ -326,7 +330,7 @@ def _signature() -> ModelSignature:
     from mlflow.types import ColSpec, Schema
 
     asks = Schema([ColSpec("string", "prompt"), ColSpec("long", "seed", required=False)])
-    return ModelSignature(inputs=asks, outputs=Schema([ColSpec("binary", "image")]))
+    return ModelSignature(inputs=asks, outputs=Schema([ColSpec("string", "image")]))
 
 
 def _example(prompt: str) -> pd.DataFrame:

@@ -98,7 +98,7 @@ class Recorder:
             return told
         if killed := _signal(exit_code):
             hint = "; most often memory ran out" if killed == "SIGKILL" else ""
-            return Failure(step, f"{step} was killed ({killed}){hint}: run again, nothing of it was kept", killed)
+            return Failure(step, f"{step} was killed ({killed}){hint}: run again; nothing half-made was kept", killed)
         return Failure(step, f"{step} ended with code {exit_code}: see {self.log(step)}", "internal")
 
     def _save(self, run: Run) -> None:

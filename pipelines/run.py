@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     ref = orchestrator.submit(given(args))
     try:
         console.print(f"run {ref.id}", highlight=False)
-        run = follow(lambda: orchestrator.status(ref), console)
+        run = follow(lambda: orchestrator.status(ref), console, logs=Path(ref.where) / "logs")
     except KeyboardInterrupt:
         orchestrator.cancel(ref)
         print("cancelled: every process of the run was ended and nothing half-made was kept", file=sys.stderr)

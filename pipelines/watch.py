@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from photoflux.runs import Run, State, StepRun
@@ -19,33 +22,50 @@ COLOURS = {
     State.skipped: "dim",
     State.cancelled: "yellow",
 }
-REFRESH_S = 0.1
+REFRESH_S = 0.25
+TAIL_BYTES = 4096
+PROGRESS = re.compile(r"\]: (.*\b\d+ of \d+\b.*)$", re.MULTILINE)
 
 
-def follow(status: Callable[[], Run], console: Console) -> Run:
-    """Ask for the run's status until it has ended, showing its steps; returns the ended run."""
-    return _follow_live(status, console) if console.is_terminal else _follow_lines(status, console)
+def follow(status: Callable[[], Run], console: Console, *, logs: Path | None = None) -> Run:
+    """Ask for the run's status until it has ended, showing its steps; returns the ended run.
+
+    On a terminal, what a running step last said of its progress in `logs` stands beside it.
+    """
+    return _follow_live(status, console, logs) if console.is_terminal else _follow_lines(status, console)
 
 
-def table(run: Run) -> Table:
-    """The steps of a run: title, state, seconds."""
+def table(run: Run, *, logs: Path | None = None) -> Table:
+    """The steps of a run: title, state, seconds, progress."""
     grid = Table(box=None, pad_edge=False, header_style="dim")
     grid.add_column("step", min_width=32)
     grid.add_column("state", min_width=10)
     grid.add_column("seconds", justify="right", min_width=8)
+    grid.add_column("", style="dim", no_wrap=True, overflow="ellipsis")
     for step in run.steps:
         seconds = f"{step.seconds:.1f}" if step.started else ""
-        grid.add_row(step.title, f"[{COLOURS[step.state]}]{step.state}[/]", seconds)
+        said = progress(logs / f"{step.name}.log") if logs and step.state is State.running else ""
+        grid.add_row(step.title, f"[{COLOURS[step.state]}]{step.state}[/]", seconds, escape(said))
     return grid
 
 
-def _follow_live(status: Callable[[], Run], console: Console) -> Run:
+def progress(log: Path) -> str:
+    """The last thing of the form `3 of 8` that a step logged, or nothing."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        said = PROGRESS.findall(stream.read().decode(errors="replace"))
+    return said[-1] if said else ""
+
+
+def _follow_live(status: Callable[[], Run], console: Console, logs: Path | None) -> Run:
     run = status()
-    with Live(table(run), console=console, refresh_per_second=1 / REFRESH_S) as live:
+    with Live(table(run, logs=logs), console=console, refresh_per_second=1 / REFRESH_S) as live:
         while not run.state.ended:
             time.sleep(REFRESH_S)
             run = status()
-            live.update(table(run))
+            live.update(table(run, logs=logs))
     return run
 
 

@@ -72,15 +72,18 @@ def photo_set(
 def write_photo_set(
     folder: Path, subject: Subject | Person, *, n: int = 6, seed: int, size_px: int = 1024, spoilt: bool = False
 ) -> list[Path]:
-    """Write `01.jpg`, `02.jpg`, … of `photo_set`, and with `spoilt` also the `defects` of the first.
+    """Write `01.jpg`, `02.jpg`, … of `photo_set` with a caption beside each, and with `spoilt` the first's `defects`.
 
     Equal arguments give equal bytes. Raises InputError when the folder holds other files: they would become part of
     the set.
     """
-    photos = [image for image, _ in photo_set(subject, n=n, seed=seed, size_px=size_px)]
-    files = {f"{number:02}.jpg": jpeg(image) for number, image in enumerate(photos, 1)}
-    files |= defects(photos[0]) if spoilt else {}
-    _refuse_strangers(folder, files)
+    photos = photo_set(subject, n=n, seed=seed, size_px=size_px)
+    files = {f"{number:02}.jpg": jpeg(image) for number, (image, _) in enumerate(photos, 1)}
+    files |= defects(photos[0][0]) if spoilt else {}
+    captions = {f"{number:02}.txt": f"{caption(scene, trigger='a')}\n" for number, (_, scene) in enumerate(photos, 1)}
+    _refuse_strangers(folder, {*files, *captions})
+    for name, text in captions.items():
+        write(folder / name, text.encode())
     return [write(folder / name, content) for name, content in files.items()]
 
 

@@ -158,11 +158,13 @@ class Stages:
         )  # fmt: skip
 
     def flow(self) -> None:
-        """Train transformer and text encoders."""
+        """Train transformer and text encoders; guidance folded into earlier weights is then out of date."""
         plan, file = self.plan, self.work / "flow.pt"
-        train_flow.train_flow(
+        run = train_flow.train_flow(
             self.pipe, self.cache, file=file, budget=plan.budget("flow"), seed=plan.seed, batch=plan.batch
         )
+        if run.step > run.began_at:
+            (self.work / "distil.pt").unlink(missing_ok=True)
 
     def distil(self) -> None:
         """Fold guidance into one pass."""

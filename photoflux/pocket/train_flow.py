@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 EMPTY_CAPTIONS = 0.1
 UNIFORM_SIGMAS = 0.2
 """Share of noise levels drawn uniformly: a logit-normal alone seldom sees the pure noise that four steps start from."""
-FLOW = Recipe(lr=2e-3, muon_lr=2e-3, warmup_steps=200)
-DISTIL = Recipe(lr=5e-4, muon_lr=5e-4, warmup_steps=50)
+FLOW = Recipe(lr=2e-3, muon_lr=4e-3, warmup_steps=200)
+DISTIL = Recipe(lr=5e-4, muon_lr=1e-3, warmup_steps=50)
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECIPE = Recipe(lr=1e-3, muon_lr=1e-3, warmup_steps=200, weight_decay=0.02, ema=0.998)
+RECIPE = Recipe(lr=1e-3, muon_lr=2e-3, warmup_steps=50, weight_decay=0.02, ema=0.998)
 TEMPERATURE = 0.1
 VIEWS = 4
 

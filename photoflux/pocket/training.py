@@ -133,6 +133,7 @@ class Run:
         self.device = next(self.module.parameters()).device
         if self.file.exists():
             self._load()
+        self.began_at = self.step
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         recipe, matrices = self.recipe, hidden_matrices(self.module) if self.recipe.muon_lr else []

@@ -12,11 +12,12 @@ from photoflux.vault import committed
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".tif", ".tiff", ".webp", ".heic", ".avif", ".gif"}
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"RIFF")
+MAX_CAPTION_BYTES = 4096
 MAX_NAME_BYTES = 90  # what a ustar header holds beside the folder's name
 
 
 def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://demo", origin: str = "") -> StepResult:
-    """Copy the photos in the folder `source` to the artifact `photos`, unchanged and in name order.
+    """Copy the photos in the folder `source`, and captions beside them, to the artifact `photos`, unchanged.
 
     `origin` is what the person wrote, when `source` is only where it was fetched to. Nothing is decoded here:
     whether a file is a usable photo is the next step's question. Raises InputError naming what is at fault.
@@ -34,7 +35,7 @@ def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://
         "files": described,
     }
     with committed(photos, key=key) as out:
-        write_tar(out, files={f"photos/{f.name}": f for f in files}, manifest=manifest)
+        write_tar(out, files={f"photos/{f.name}": f for f in [*files, *_captions(files)]}, manifest=manifest)
     total = sum(f.stat().st_size for f in files)
     return StepResult(metrics={"files": len(files), "megabytes": round(total / 1e6, 3)})
 
@@ -52,6 +53,12 @@ def list_photos(folder: Path, *, params: ImportParams) -> list[Path]:
     for file in files:
         _check(file, max_mb=params.max_file_mb)
     return files
+
+
+def _captions(photos: list[Path]) -> list[Path]:
+    """What a person wrote about a photo: a `.txt` of the same name beside it."""
+    beside = (photo.with_suffix(".txt") for photo in photos)
+    return sorted({text for text in beside if text.is_file() and text.stat().st_size <= MAX_CAPTION_BYTES})
 
 
 def _folder(source: str) -> Path:

@@ -107,7 +107,7 @@ def check_promotable(decision: Mapping[str, Any], params: RegisterParams) -> Non
 
 
 def outranks(version: Version, champion: Version | None) -> tuple[bool, str]:
-    """Whether a version takes the champion's alias, and why: its overall lower bound is no lower than the champion's."""
+    """Whether a version takes the champion's alias, and why: it does if its overall lower bound is no lower."""
     if champion is None:
         return True, "there was no champion"
     if champion.number == version.number:
@@ -126,8 +126,13 @@ def render_card(found: Dossier, params: RegisterParams, *, name: str, version: i
     folder = get_settings().models_dir
     if not (folder / TEMPLATE).is_file():
         raise InputError(f"{folder / TEMPLATE}: no such file; run from the checkout or set PHOTOFLUX_MODELS_DIR")
-    loader = FileSystemLoader(folder)
-    pages = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    pages = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
     pages.filters |= {"plain": _plain, "number": "{:.3f}".format}
     return pages.get_template(TEMPLATE).render(
         name=name, version=version, alias=alias, adapter=found.digest, code=code_version(), sign_off=params,
@@ -157,7 +162,7 @@ def _dossier(adapter: Path, decision: Path, evaluation: Path, audit: Path, *, ke
         about = document["hashes"]["adapter"]
         if about != sha:
             raise InputError(
-                f"{paths[kind].name} is about adapter {about[:12]}, {adapter.name} is {sha[:12]}; run {kind} on this adapter"
+                f"{paths[kind].name} is about adapter {about[:12]}, not {sha[:12]}; run {kind} on this one"
             )
     return Dossier(manifest, curves, **documents, digest=sha)
 
@@ -180,7 +185,7 @@ def _record(
             prompt=f"a photo of {subject['trigger']} {subject['class_noun']}",
             key=key,
             experiment=params.experiment,
-            note=f"{subject['class_noun']} on {found.manifest['base']['name']}: {found.decision['verdict']}. {found.decision['summary']}",
+            note=f"{found.decision['verdict']}: {found.decision['summary']}",
             params=found.manifest.get("params", {}),
             metrics=_metrics(found),
             curves=found.curves,
@@ -211,7 +216,8 @@ def _tags(found: Dossier, params: RegisterParams) -> dict[str, str]:
 
 def _metrics(found: Dossier) -> dict[str, float]:
     sides = (("", "point"), ("_lo", "lo"), ("_hi", "hi"))
-    trained = {f"training/{name}": float(found.manifest[name]) for name in ("step", "seconds") if name in found.manifest}
+    about = found.manifest
+    trained = {f"training/{name}": float(about[name]) for name in ("step", "seconds") if name in about}
     return trained | {
         f"{name}{suffix}": float(value[side])
         for name, value in found.evaluation["metrics"].items()

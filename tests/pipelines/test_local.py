@@ -76,7 +76,7 @@ def test_a_false_condition_skips_its_steps_and_the_run_succeeds(local: LocalOrch
     [
         ("input", "the picture is upside down: turn it and run again"),
         ("full disk", "no space left to write the output: free some disk space and run again"),
-        ("killed", "draw was killed (SIGKILL); most often memory ran out: run again, nothing of it was kept"),
+        ("killed", "draw was killed (SIGKILL); most often memory ran out: run again; nothing half-made was kept"),
         ("silent", "draw ended with code 7: see "),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -42,6 +43,20 @@ def test_on_a_terminal_the_table_ends_as_the_run_did():
     assert "succeeded" in last
     assert "skipped" in last
     assert "queued" not in last
+
+
+def test_a_running_steps_progress_stands_beside_it(tmp_path: Path):
+    (tmp_path / "validate.log").write_text(
+        "[KFP Executor 2026-01-01 INFO]: step 1 of 8, loss 1.2\nnoise\n"
+        "[KFP Executor 2026-01-01 INFO]: step 2 of 8, loss [1.1]\nGot executor_input\n"
+    )
+    out = io.StringIO()
+    Console(file=out, width=100).print(table(history()[2], logs=tmp_path))
+    assert "step 2 of 8, loss [1.1]" in out.getvalue()
+    assert "step 1 of 8" not in out.getvalue()
+    out = io.StringIO()
+    Console(file=out, width=100).print(table(history()[4], logs=tmp_path))
+    assert "of 8" not in out.getvalue()
 
 
 def test_the_table_has_a_row_per_step():

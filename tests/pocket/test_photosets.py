@@ -92,7 +92,8 @@ def test_equal_arguments_give_equal_files(subject: world.Subject, tmp_path):
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert first == again != other
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["01.jpg", "02.jpg", "03.jpg"]
+    assert sorted(path.name for path in (tmp_path / "a").glob("*.jpg")) == ["01.jpg", "02.jpg", "03.jpg"]
+    assert (tmp_path / "a" / "01.txt").read_text().startswith(f"a photo of a {subject.kind} ")
 
 
 def test_a_set_can_be_drawn_again_but_not_into_another(subject: world.Subject, tmp_path):

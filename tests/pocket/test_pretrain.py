@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +84,29 @@ def test_stream_keeps_order_with_and_without_workers(workers):
     for index in (3, 4, 5):
         assert np.array_equal(next(drawn).pixels, task(index).pixels)
     drawn.close()
+
+
+def test_workers_of_a_killed_training_leave_too():
+    script = (
+        "import multiprocessing, os, signal, time\n"
+        "from photoflux.pocket.data import draw, stream\n"
+        "from functools import partial\n"
+        "next(stream(partial(draw, seed=0, count=1, size_px=32), workers=1))\n"
+        "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    workers = [int(pid) for pid in killed.stdout.split()]
+    assert workers
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_cache_counts_only_what_is_written(tmp_path):

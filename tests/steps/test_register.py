@@ -18,8 +18,9 @@ from photoflux.tracking import Registry
 
 SUBJECT = {"id": "rex", "class_noun": "dog", "trigger": "sks", "consent": "sample"}
 GOOD = {
-    "identity_gain": 0.7, "prompt_change": 0.0, "leakage": 0.05, "drift_change": 0.0, "drift_kid_sd": 0.0, "diversity": 1.0,
-    "class_diversity": 1.0, "copy_rate": 0.0, "memorisation_gap": 0.0, "broken_rate": 0.0, "sharpness": 1.0, "overall": 0.6,
+    "identity_gain": 0.7, "prompt_change": 0.0, "leakage": 0.05, "drift_change": 0.0, "drift_kid_sd": 0.0,
+    "diversity": 1.0, "class_diversity": 1.0, "copy_rate": 0.0, "memorisation_gap": 0.0, "broken_rate": 0.0,
+    "sharpness": 1.0, "overall": 0.6,
 }  # fmt: skip
 
 
@@ -47,9 +48,12 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
     about = subject or SUBJECT
     curves = {
         "steps": [0, 10, 20], "subject": [1.0, 0.5, 0.25], "preserved": [],
-        "candidates": [{"step": 10, "identity": 0.4, "validation": None}, {"step": 20, "identity": 0.6, "validation": 0.3}],
+        "candidates": [
+            {"step": 10, "identity": 0.4, "validation": None}, {"step": 20, "identity": 0.6, "validation": 0.3},
+        ],
     }  # fmt: skip
-    manifest = {"subject": about, "base": {"name": "pocket", "hash": "b" * 64}, "params": {"rank": 8, "lr": 0.001}}
+    manifest = {"subject": about, "base": {"name": "pocket", "hash": "b" * 64}, "params": {"rank": 8, "lr": 0.001},
+                "step": 20, "seconds": 61.5}  # fmt: skip
     files = {"pytorch_lora_weights.safetensors": weights, "curves.json": json.dumps(curves).encode()}
     sha = write_tar(folder / "adapter.tar", files=files, manifest=manifest)
     points = GOOD | {"overall": overall} | changed
@@ -59,10 +63,10 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
         "photos": {"trained": 5, "held_out": 1}, "made_share": 1.0, "exact_attributes": True, "invalid": [],
         "metrics": {name: {"point": v, "lo": v - 0.01, "hi": v + 0.01} for name, v in points.items()},
     }  # fmt: skip
-    found = [{"name": "skin tone", "severity": severity, "reason": "judges err too often"}] if severity != "none" else []
+    finding = {"name": "skin tone", "severity": severity, "reason": "judges err too often"}
     audited = {
-        "kind": "audit", "schema_version": 1, "subject": about, "verdict": audit, "severity": severity, "findings": found,
-        "hashes": {"adapter": sha},
+        "kind": "audit", "schema_version": 1, "subject": about, "verdict": audit, "severity": severity,
+        "findings": [] if severity == "none" else [finding], "hashes": {"adapter": sha},
     }  # fmt: skip
     write_json(folder / "evaluation.json", evaluation)
     write_json(folder / "audit.json", audited)
@@ -118,14 +122,15 @@ def test_the_run_shows_parameters_metrics_curves_and_reports(better: Case):
     assert run.info.status == "FINISHED"
     assert run.data.params == {"rank": "8", "lr": "0.001"}
     assert run.data.metrics["overall_lo"] == pytest.approx(0.69)
+    assert run.data.metrics["training/seconds"] == 61.5
     curves = {
         name: sorted((p.step, p.value) for p in client.get_metric_history(receipt["run_id"], name))
-        for name in ("loss_subject", "candidate_identity", "candidate_validation")
+        for name in ("loss/subject", "candidate/identity", "candidate/validation")
     }
     assert curves == {
-        "loss_subject": [(0, 1.0), (10, 0.5), (20, 0.25)],
-        "candidate_identity": [(10, 0.4), (20, 0.6)],
-        "candidate_validation": [(20, 0.3)],
+        "loss/subject": [(0, 1.0), (10, 0.5), (20, 0.25)],
+        "candidate/identity": [(10, 0.4), (20, 0.6)],
+        "candidate/validation": [(20, 0.3)],
     }
     paths = {file.path for file in client.list_artifacts(receipt["run_id"])}
     assert paths == {"card.md", "decision.json", "evaluation.json", "audit.json", "reports"}
@@ -199,7 +204,7 @@ def test_a_straddled_limit_cannot_be_signed_away(tmp_path: Path):
 
 def test_documents_of_another_adapter_are_refused(better: Case, worse: Case):
     better.path("decision.json").write_bytes(worse.path("decision.json").read_bytes())
-    with pytest.raises(InputError, match=r"decision\.json is about adapter .* run decision on this adapter"):
+    with pytest.raises(InputError, match=r"decision\.json is about adapter .* run decision on this one"):
         better.run()
 
 
@@ -223,8 +228,15 @@ def test_the_card_tells_what_matters(better: Case):
     better.run(name="m")
     card = better.path("card.md").read_text()
     assert card.startswith("# m, version 1 (champion)\n")
-    for text in ("**PASS**", "`sks dog`", "| overall | 0.700 | 0.690 to 0.710 |", "| rank | 8 |", "d" * 64, "Consent | sample"):
-        assert text in card
+    told = (
+        "**PASS**",
+        "`sks dog`",
+        "| overall | 0.700 | 0.690 to 0.710 |",
+        "| rank | 8 |",
+        "d" * 64,
+        "Consent | sample",
+    )
+    assert [text for text in told if text not in card] == []
     assert "{{" not in card
 
 
@@ -237,5 +249,5 @@ def test_text_in_the_card_is_no_markup(tmp_path: Path):
 
 def test_a_broken_document_is_named(better: Case):
     better.path("audit.json").write_text("{")
-    with pytest.raises(InputError, match="audit.json: not JSON .* run the audit step again"):
+    with pytest.raises(InputError, match=r"audit\.json: not JSON .* run the audit step again"):
         better.run()
