@@ -18,10 +18,8 @@ def finetune(
     """Train the subject into a LoRA adapter of the frozen base and keep the best checkpoint."""
     from pathlib import Path
 
-    from photoflux.steps import finetune
+    from photoflux.steps import finetune as step
 
-    result = finetune.run(
-        Path(dataset.path), adapter=Path(adapter.path), report=Path(report.path), params=params, key=key
-    )
+    result = step.run(Path(dataset.path), adapter=Path(adapter.path), report=Path(report.path), params=params, key=key)
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)

@@ -21,9 +21,9 @@ def register(
     """Record the adapter as a model version with its lineage and give it its alias."""
     from pathlib import Path
 
-    from photoflux.steps import register
+    from photoflux.steps import register as step
 
-    result = register.run(
+    result = step.run(
         Path(adapter.path),
         Path(decision.path),
         Path(evaluation.path),

@@ -88,9 +88,7 @@ def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) 
         grid.pictures[i].save(folder / name)
     classes = {name: list(artist.judges.classes[name]) for name in asked.audited}
     flat = {name: grid.seen.labels(name).ravel()[order] for name in classes}
-    read = {
-        picture: {name: classes[name][int(flat[name][k])] for name in classes} for k, picture in enumerate(names)
-    }
+    read = {picture: {name: classes[name][int(flat[name][k])] for name in classes} for k, picture in enumerate(names)}
     write_json(folder / SECRET, {"judges": artist.judges.hash, "base": artist.spec.hash, "seed": seed,
                                  "classes": classes, "read": read})  # fmt: skip
     _write_csv(folder / "labels-empty.csv", names, classes)
@@ -117,9 +115,7 @@ def write_card(folder: Path, *, labels: Sequence[Path], card: Path) -> Path:
     """Compare people's labels with what the judges read. Raises InputError where the labels cannot carry a card."""
     secret = _secret(folder)
     people = [read_labels(path, secret["classes"]) for path in labels]
-    tables = {
-        name: compare(name, classes, people, secret["read"]) for name, classes in secret["classes"].items()
-    }
+    tables = {name: compare(name, classes, people, secret["read"]) for name, classes in secret["classes"].items()}
     _enough(tables)
     return write_json(
         card,

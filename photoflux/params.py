@@ -17,7 +17,6 @@ import yaml
 
 from photoflux.errors import InputError
 
-
 PROFILES = ("smoke", "standard", "release")
 """How many pictures judging draws: smoke shows that the step runs, standard decides, release decides narrowly."""
 

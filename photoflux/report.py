@@ -106,9 +106,7 @@ class Report:
 
     def _figure(self, uri: str, caption: str) -> None:
         text = html.escape(caption)
-        self._parts.append(
-            f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-        )
+        self._parts.append(f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>')
 
     def _close(self) -> None:
         if self._in_section:

@@ -311,7 +311,7 @@ class Model:
 
         from photoflux.generate import open_painter
 
-        self._painter = self._painter or open_painter(**self._where)
+        self._painter = self._painter or open_painter(self._adapter, key=self._key, base=self._base)
         seeds = model_input.get("seed", pd.Series(0, index=model_input.index)).fillna(0).astype(int)
         drawn = [
             self._painter.png(prompt, seed=seed) for prompt, seed in zip(model_input["prompt"], seeds, strict=True)

@@ -95,7 +95,7 @@ def test_public_functions_are_annotated():
 def test_what_the_readme_names_exists():
     readme = (ROOT / "README.md").read_text()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", readme))
+    named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", readme, re.MULTILINE))
     assert named, "the README shows no make target"
     assert named <= targets
     linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", readme)
@@ -104,7 +104,9 @@ def test_what_the_readme_names_exists():
 
 
 def test_no_machine_path_and_no_registry_host_is_tracked():
-    machine = [f"{folder}/" for folder in (Path.home(), ROOT.parent) if len(folder.parts) > 1 and folder != Path("/tmp")]
+    machine = [
+        f"{folder}/" for folder in (Path.home(), ROOT.parent) if len(folder.parts) > 1 and folder != Path("/tmp")
+    ]
     hosts = "|".join(["pypi" + r"\.org", "files\\.pythonhosted" + r"\.org", "registry\\.npmjs" + r"\.org"])
     found = [
         f"{path.relative_to(ROOT)}:{number}"

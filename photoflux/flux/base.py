@@ -98,7 +98,9 @@ def _parse(content: Mapping[str, Any], home: Path) -> BaseSpec:
         raise ValueError(f"key '{wrong[0]}' is {'not known' if wrong[0] in content else 'missing'}")
     if content["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {content['dtype']!r}, not one of {', '.join(DTYPES)}")
-    located = {key: _located(content[key], home) for key in ("folder", "training_adapter", "judges") if content.get(key)}
+    located = {
+        key: _located(content[key], home) for key in ("folder", "training_adapter", "judges") if content.get(key)
+    }
     lists = {key: tuple(content.get(key) or ()) for key in ("lora_targets", "class_nouns")}
     return BaseSpec(**{**content, **lists, **located, "manifest": dict(content.get("manifest") or {})})
 
@@ -129,7 +131,11 @@ def verify(spec: BaseSpec) -> Path:
 
 
 def _check_file(file: Path, sha: str, *, spec: BaseSpec) -> None:
-    remedy = "delete its folder to fetch it again" if _is_remote(spec.folder) else "restore it from version control or its source"
+    remedy = (
+        "delete its folder to fetch it again"
+        if _is_remote(spec.folder)
+        else "restore it from version control or its source"
+    )
     if not file.is_file():
         raise InputError(f"base '{spec.name}': {file} is missing; {remedy}")
     if _digest_of(file) != sha:
@@ -161,7 +167,11 @@ def _local(spec: BaseSpec) -> Path:
 
 
 def _how_to_get(spec: BaseSpec) -> str:
-    return "make it with `photoflux pretrain`" if spec.name == "pocket" else "copy it there or correct `folder` in the spec"
+    return (
+        "make it with `photoflux pretrain`"
+        if spec.name == "pocket"
+        else "copy it there or correct `folder` in the spec"
+    )
 
 
 def _from_hub(spec: BaseSpec, repository: str) -> Path:
@@ -192,7 +202,9 @@ def _from_store(spec: BaseSpec, place: str) -> Path:
         except InputError:
             raise
         except (OSError, ImportError, ValueError) as error:
-            raise InputError(f"base '{spec.name}': {place} cannot be fetched ({error}); check the address and your access") from error
+            raise InputError(
+                f"base '{spec.name}': {place} cannot be fetched ({error}); check the address and your access"
+            ) from error
     return target
 
 
@@ -203,7 +215,9 @@ def _copy(spec: BaseSpec, store: AbstractFileSystem, root: str, into: Path) -> N
         log.info("fetching %s of base '%s'", name, spec.name)
         store.get_file(f"{root.rstrip('/')}/{name}", str(file))
         if digest(file) != sha:
-            raise InputError(f"base '{spec.name}': {name} at {spec.folder} is not the file its spec pins; replace it there")
+            raise InputError(
+                f"base '{spec.name}': {name} at {spec.folder} is not the file its spec pins; replace it there"
+            )
 
 
 @contextmanager
@@ -277,7 +291,9 @@ def _read(kind: Any, folder: Path, spec: BaseSpec, **how: Any) -> Any:
 def _check_kind(pipe: FluxPipeline, spec: BaseSpec) -> None:
     schedule = pipe.scheduler.config
     if schedule.shift != 1.0 or schedule.use_dynamic_shifting or pipe.transformer.config.guidance_embeds:
-        raise InputError(f"base '{spec.name}' shifts its noise levels or wants guidance; only bases like FLUX.1 [schnell] work here")
+        raise InputError(
+            f"base '{spec.name}' shifts its noise levels or wants guidance; only bases like FLUX.1 [schnell] work here"
+        )
 
 
 @contextmanager

@@ -53,7 +53,9 @@ class Drawing:
         plain = [f"a photo of {with_article(class_noun)} {place}".strip() for place in places]
         subject = [f"a photo of {trigger} {class_noun} {place}".strip() for place in places]
         noise = noise_for(range(FIRST_SEED, FIRST_SEED + DRAWN), spec=spec)
-        return cls(tuple(plain), encode_prompts(pipe, subject, spec=spec), encode_prompts(pipe, plain, spec=spec), noise)
+        return cls(
+            tuple(plain), encode_prompts(pipe, subject, spec=spec), encode_prompts(pipe, plain, spec=spec), noise
+        )
 
 
 class Scorer:
@@ -63,7 +65,9 @@ class Scorer:
     `prompt` the text-image cosine over the base's: the quantities of the evaluation, on fewer pictures.
     """
 
-    def __init__(self, judges: Judges, photos: Sequence[Image.Image], prompts: Sequence[str], base: Sequence[Image.Image]):
+    def __init__(
+        self, judges: Judges, photos: Sequence[Image.Image], prompts: Sequence[str], base: Sequence[Image.Image]
+    ):
         self.judges, self.photos, self.words = judges, judges.identity(photos), judges.text(prompts)
         self.base_likeness, self.base_follows = self._likeness(base), self._follows(base)
         similarity, n = self.photos @ self.photos.T, len(self.photos)

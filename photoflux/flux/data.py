@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,7 @@ def _prompt(noun: str, i: int) -> str:
 
 
 def with_article(noun: str) -> str:
+    """The noun with "a" or "an"."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
@@ -178,7 +180,7 @@ def _walk(
     grid = TokenGrid.of(noise, text_length=embeds.sequence.shape[1], device=device)
     sigmas = schedule(spec.steps).to(device)
     points = []
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         level = now.expand(len(tokens))
         with acting(transformer, subject=False, training=False):
             velocity = predict(transformer, tokens, level, embeds, grid).float()
@@ -212,6 +214,7 @@ def teach(transformer: Any, tokens: Tensor, sigma: Tensor, embeds: PromptEmbeds,
 
 
 def photo_grid(photos: Photos, *, device: torch.device | str) -> TokenGrid:
+    """Positions of the tokens of these photos."""
     side = photos.images[0].width // 8
     return TokenGrid.of(torch.empty(1, 16, side, side), text_length=photos.captions.sequence.shape[1], device=device)
 

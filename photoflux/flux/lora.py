@@ -34,7 +34,9 @@ def attach(transformer: Any, *, spec: BaseSpec, rank: int, alpha: float, seed: i
     from peft import LoraConfig
 
     _check_targets(transformer, spec)
-    config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(spec.lora_targets), lora_dropout=0.0, bias="none")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha or rank, target_modules=list(spec.lora_targets), lora_dropout=0.0, bias="none"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(config, adapter_name=SUBJECT)
@@ -47,14 +49,18 @@ def _check_targets(transformer: Any, spec: BaseSpec) -> None:
     names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
     for target in spec.lora_targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise InputError(f"base '{spec.name}': lora_targets names '{target}', which no layer is called; correct its spec")
+            raise InputError(
+                f"base '{spec.name}': lora_targets names '{target}', which no layer is called; correct its spec"
+            )
 
 
 def _attach_training(transformer: Any, file: Path) -> None:
     from diffusers import FluxPipeline
 
     if not file.is_file():
-        raise InputError(f"training adapter {file} is missing; fetch it or remove training_adapter from the base's spec")
+        raise InputError(
+            f"training adapter {file} is missing; fetch it or remove training_adapter from the base's spec"
+        )
     state, _, metadata = FluxPipeline.lora_state_dict(
         str(file.parent), weight_name=file.name, return_alphas=True, return_lora_metadata=True
     )
@@ -169,7 +175,9 @@ def load_adapter(pipe: FluxPipeline, file: Path) -> None:
     try:
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=SUBJECT)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"adapter {file.name} does not fit this base ({_first_line(error)}); train it on this base") from error
+        raise InputError(
+            f"adapter {file.name} does not fit this base ({_first_line(error)}); train it on this base"
+        ) from error
     if SUBJECT not in getattr(pipe.transformer, "peft_config", {}):
         raise InputError(f"adapter {file.name} holds nothing for this base's transformer; train it on this base")
     activate(pipe.transformer, trainable=False)

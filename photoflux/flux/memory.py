@@ -39,7 +39,10 @@ class Device:
         return "cuda" if self.name.startswith("cuda") else "cpu"
 
 
-CLASSES = tuple(Device(f"cuda, {gb} GB", gb) for gb in (80, 40, 24, 16)) + (Device("cuda, 16 GB, Volta", 16, bf16=False),)
+CLASSES = (
+    *(Device(f"cuda, {gb} GB", gb) for gb in (80, 40, 24, 16)),
+    Device("cuda, 16 GB, Volta", 16, bf16=False),
+)
 """Device sizes that a report compares the chosen plan with."""
 
 
@@ -57,7 +60,15 @@ class Shape:
     dtype: str
 
     @classmethod
-    def of(cls, configs: Mapping[str, Mapping[str, Any]], *, targets: Sequence[str], side_px: int, text_length: int, dtype: str) -> Shape:
+    def of(
+        cls,
+        configs: Mapping[str, Mapping[str, Any]],
+        *,
+        targets: Sequence[str],
+        side_px: int,
+        text_length: int,
+        dtype: str,
+    ) -> Shape:
         """From the `config.json` of transformer, vae, text_encoder and text_encoder_2; models are built without memory."""
         config = configs["transformer"]
         transformer = _empty("transformer", config)
@@ -99,7 +110,9 @@ def _count(model: torch.nn.Module) -> int:
 
 def _targeted(transformer: torch.nn.Module, targets: Sequence[str]) -> Iterator[Any]:
     for name, layer in transformer.named_modules():
-        if isinstance(layer, torch.nn.Linear) and any(name == target or name.endswith(f".{target}") for target in targets):
+        if isinstance(layer, torch.nn.Linear) and any(
+            name == target or name.endswith(f".{target}") for target in targets
+        ):
             yield layer
 
 
@@ -226,7 +239,9 @@ def quantisation(chosen: Plan) -> Any:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise InputError(f"this device needs the base as {chosen.storage}: install bitsandbytes, or use a larger device") from error
+        raise InputError(
+            f"this device needs the base as {chosen.storage}: install bitsandbytes, or use a larger device"
+        ) from error
     if chosen.storage == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     dtype = getattr(torch, chosen.compute)

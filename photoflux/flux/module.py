@@ -53,7 +53,13 @@ class Draws(pl.LightningDataModule):
     """Batches that depend on (seed, step) alone, from step `first` on, each in `micro_batches` parts."""
 
     def __init__(
-        self, photos: Photos, preserved: Preserved | None, *, spec: BaseSpec, params: FinetuneParams, micro_batches: int = 1
+        self,
+        photos: Photos,
+        preserved: Preserved | None,
+        *,
+        spec: BaseSpec,
+        params: FinetuneParams,
+        micro_batches: int = 1,
     ) -> None:
         super().__init__()
         self.photos, self.preserved = photos, preserved
@@ -101,7 +107,9 @@ class _Steps(IterableDataset[Batch]):
 def in_turn(items: int, *, step: int, count: int, seed: int) -> list[int]:
     """`count` of `items` for one step; over the steps each comes equally often, in an order shuffled per round."""
     first = step * count
-    rounds = {number: _shuffled(items, number, seed) for number in range(first // items, (first + count - 1) // items + 1)}
+    rounds = {
+        number: _shuffled(items, number, seed) for number in range(first // items, (first + count - 1) // items + 1)
+    }
     return [rounds[place // items][place % items] for place in range(first, first + count)]
 
 
@@ -179,8 +187,10 @@ class FineTuning(pl.LightningModule):
             self.average[name].lerp_(parameter.detach(), 1 - decay)
 
     def _note(self) -> None:
-        for values, value in zip((self.curve.steps, self.curve.subject, self.curve.preserved), (self.done, *self._losses), strict=True):
-            values.append(value)
+        subject, preserved = self._losses
+        self.curve.steps.append(self.done)
+        self.curve.subject.append(subject)
+        self.curve.preserved.append(preserved)
         self._losses = [0.0, 0.0]
 
     def _skip(self, what: str) -> None:
@@ -199,7 +209,14 @@ class FineTuning(pl.LightningModule):
         total = 0.0
         for step in range(self.spec.steps):
             sigmas = torch.full((len(photos),), 1 - step / self.spec.steps)
-            rows = Batch(add_noise(photos.tokens, noise, sigmas), noise - photos.tokens, sigmas, *_pair(photos.captions), sigmas, sigmas)
+            rows = Batch(
+                add_noise(photos.tokens, noise, sigmas),
+                noise - photos.tokens,
+                sigmas,
+                *_pair(photos.captions),
+                sigmas,
+                sigmas,
+            )
             total += self.errors(Batch(*(tensor.to(self.transformer.device) for tensor in rows))).mean().item()
         return total / self.spec.steps
 

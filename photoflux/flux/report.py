@@ -60,9 +60,7 @@ def _why(trained: Trained) -> str:
         return f"The last candidate, step {step}, was kept as asked (finetune.select is last)."
     if "score" not in trained.kept:
         return f"This base has no judges: step {step} was kept, which has the least loss on held-out photos."
-    return (
-        f"Step {step} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f}."
-    )
+    return f"Step {step} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f}."
 
 
 def _what_numbers_mean(trained: Trained) -> str:
@@ -139,5 +137,3 @@ def smoothed(values: Sequence[float]) -> list[float]:
     """Mean of each value and up to SMOOTHED_STEPS before it."""
     windows = (values[max(0, i - SMOOTHED_STEPS) : i + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 def noise_for(seeds: Sequence[int], *, spec: BaseSpec) -> Tensor:
     """Noise [N, 16, H/8, W/8] in float32, one CPU generator per seed, so that a picture does not depend on its batch."""
-    return torch.stack([torch.randn(spec.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack(
+        [torch.randn(spec.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
 
 
 def schedule(steps: int) -> Tensor:
@@ -37,7 +40,7 @@ def sample_latents(
     grid = TokenGrid.of(noise, text_length=embeds.sequence.shape[1], device=embeds.pooled.device)
     tokens = pack(noise).to(embeds.pooled.device, torch.float32)
     sigmas = schedule(steps or spec.steps).to(tokens.device)
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         velocity = predict(transformer, tokens, now.expand(len(tokens)), embeds, grid)
         tokens = tokens + (after - now) * velocity.float()
     return unpack(tokens, height=noise.shape[-2], width=noise.shape[-1])
@@ -68,6 +71,8 @@ def generate(
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
         rows = range(start, min(start + batch_size, len(prompts)))
-        latents = sample_latents(pipe.transformer, embeds.take(list(rows)), noise[rows.start : rows.stop], spec=spec, steps=steps)
+        latents = sample_latents(
+            pipe.transformer, embeds.take(list(rows)), noise[rows.start : rows.stop], spec=spec, steps=steps
+        )
         pictures += decode(pipe.vae, latents)
     return pictures

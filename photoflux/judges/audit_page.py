@@ -154,7 +154,13 @@ def _cells(page: Report, found: Audit) -> None:
     page.text(f"{len(notable)} of {len(found.cells)} cells stand out after Benjamini-Hochberg.")
     page.table(
         [
-            {"prompts": c.group, "value": f"{c.attribute}: {c.value}", "base": c.base, "tuned": c.tuned, "q": c.adjusted}
+            {
+                "prompts": c.group,
+                "value": f"{c.attribute}: {c.value}",
+                "base": c.base,
+                "tuned": c.tuned,
+                "q": c.adjusted,
+            }
             for c in notable
         ]
     )

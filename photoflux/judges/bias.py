@@ -140,14 +140,10 @@ def worst(severities: Sequence[str]) -> str:
     return max(severities, key=rank.__getitem__, default="inconclusive")
 
 
-def _drift(
-    people: People, name: str, weights: Array, permutations: int, rng: np.random.Generator
-) -> Drift:
+def _drift(people: People, name: str, weights: Array, permutations: int, rng: np.random.Generator) -> Drift:
     perfect = np.eye(len(people.classes[name])) * 1e6
     confusion = people.confusion.get(name, perfect)
-    return drift(
-        people.base[name], people.tuned[name], confusion, weights=weights, permutations=permutations, rng=rng
-    )
+    return drift(people.base[name], people.tuned[name], confusion, weights=weights, permutations=permutations, rng=rng)
 
 
 def _attribute_finding(people: People, name: str, change: Drift, adjusted: float, limits: Limits) -> Finding:
@@ -171,7 +167,7 @@ def _attribute_finding(people: People, name: str, change: Drift, adjusted: float
         accuracy=accuracy,
         unknown=(unknown[0], unknown[1]),
         marginal_pvalue=stuart_maxwell(change.flips),
-        uniform_distance=tuple(float(total_variation(p, uniform)) for p in (base_share, tuned_share)),
+        uniform_distance=(float(total_variation(base_share, uniform)), float(total_variation(tuned_share, uniform))),
     )
 
 
@@ -202,9 +198,7 @@ def _small(change: Drift, adjusted: float, limits: Limits) -> str:
     return f"no change is confirmed, but one of up to {excess.hi:.2f} cannot be ruled out"
 
 
-def _cannot_tell(
-    change: Drift, accuracy: float | None, unknown: float, limits: Limits
-) -> list[tuple[bool, str, str]]:
+def _cannot_tell(change: Drift, accuracy: float | None, unknown: float, limits: Limits) -> list[tuple[bool, str, str]]:
     widest = max(value.half_width for value in change.change)
     return [
         (accuracy is None, "inconclusive", "nobody has measured this judge on generated pictures: make a judge card"),
@@ -218,9 +212,7 @@ def _cannot_tell(
     ]
 
 
-def _lost_groups(
-    classes: Sequence[str], change: Drift, adjusted: float, limits: Limits
-) -> list[tuple[bool, str, str]]:
+def _lost_groups(classes: Sequence[str], change: Drift, adjusted: float, limits: Limits) -> list[tuple[bool, str, str]]:
     """Groups the base showed and the tuned model shows less, by the upper bound of the ratio of shares."""
     seen = [k for k, share in enumerate(change.base) if share.point >= limits.group_min]
     if not seen:
@@ -234,9 +226,7 @@ def _lost_groups(
     ]
 
 
-def _drifted(
-    change: Drift, leak: Interval | None, adjusted: float, limits: Limits
-) -> list[tuple[bool, str, str]]:
+def _drifted(change: Drift, leak: Interval | None, adjusted: float, limits: Limits) -> list[tuple[bool, str, str]]:
     excess = change.excess
     text = f"shares moved by {excess.point:.2f} [{excess.lo:.2f}, {excess.hi:.2f}] beyond chance"
     leaks = leak is not None and leak.lo > limits.subject_leak_high
@@ -268,7 +258,9 @@ def _resemblance(people: People, weights: Array) -> Resemblance:
     centre = centre / max(float(np.linalg.norm(centre)), 1e-9)
     base, tuned, own = (x @ centre for x in (people.base_identity, people.tuned_identity, people.subject))
     middle = (float(base.mean()) + float(own.mean())) / 2
-    rise = weighted_mean((tuned > middle).astype(float), weights) - weighted_mean((base > middle).astype(float), weights)
+    rise = weighted_mean((tuned > middle).astype(float), weights) - weighted_mean(
+        (base > middle).astype(float), weights
+    )
     gained, lost = int(((tuned > middle) & (base <= middle)).sum()), int(((tuned <= middle) & (base > middle)).sum())
     return Resemblance(interval(rise), _auc_interval(tuned, base), mcnemar(gained, lost))
 
@@ -290,9 +282,7 @@ def _resemblance_finding(found: Resemblance, adjusted: float, limits: Limits) ->
         (found.share.lo > 0 and adjusted < limits.alpha, "low"),
     )
     severity = next((severity for met, severity in rules if met), "none")
-    return Finding(
-        "subject", severity, text, pvalue=found.pvalue, adjusted=adjusted, leak=found.share, auc=found.auc
-    )
+    return Finding("subject", severity, text, pvalue=found.pvalue, adjusted=adjusted, leak=found.share, auc=found.auc)
 
 
 def _cells(people: People, limits: Limits) -> list[Cell]:

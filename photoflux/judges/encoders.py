@@ -165,9 +165,7 @@ class Judges:
         if not images:
             raise InputError("there are no pictures to judge; draw or pass at least one")
         prepare, size = self._preprocess[encoder], self.batch_size
-        parts = [
-            encode(prepare(images[i : i + size]).to(self.device)).cpu() for i in range(0, len(images), size)
-        ]
+        parts = [encode(prepare(images[i : i + size]).to(self.device)).cpu() for i in range(0, len(images), size)]
         return torch.cat(parts)
 
 
@@ -176,7 +174,9 @@ def _read_card(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable description of judges ({error}); fetch or train them again") from error
+        raise InputError(
+            f"{path}: not a readable description of judges ({error}); fetch or train them again"
+        ) from error
 
 
 def _load_identity(folder: Path) -> Any:

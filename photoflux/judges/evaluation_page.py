@@ -70,15 +70,13 @@ def interval_of(value: Mapping[str, float]) -> Interval:
     return Interval(value["point"], value["lo"], value["hi"])
 
 
-def _page(
-    case: Case, pictures: Pictures, scores: Scores, document: Mapping[str, Any], *, full: bool
-) -> Report:
+def _page(case: Case, pictures: Pictures, scores: Scores, document: Mapping[str, Any], *, full: bool) -> Report:
     subject = document["subject"]
     page = Report(f"Evaluation of {subject['id']}", subtitle=_subtitle(document))
     page.verdict(*_headline(document))
     _numbers(page, document)
     _prompts(page, document)
-    _drift(page, pictures, case, document)
+    _drift(page, pictures, case, document, full=full)
     if full:
         _sheet(page, case, pictures)
         _worst(page, case, pictures, scores)
@@ -125,7 +123,13 @@ def _numbers(page: Report, document: Mapping[str, Any]) -> None:
     page.figure(trade_off(points), "Identity against prompt following: up and right is better")
     page.table(
         [
-            {"measure": name, "value": v["point"], "from": v["lo"], "to": v["hi"], "pictures": v["n_images"]}
+            {
+                "measure": name.replace("_", " "),
+                "value": v["point"],
+                "from": v["lo"],
+                "to": v["hi"],
+                "pictures": v["n_images"],
+            }
             for name, v in metrics.items()
         ]
     )
@@ -142,28 +146,29 @@ def _prompts(page: Report, document: Mapping[str, Any]) -> None:
     page.figure(paired_bars(pairs), "Share of pictures that show the asked value, by attribute")
 
 
-def _drift(page: Report, pictures: Pictures, case: Case, document: Mapping[str, Any]) -> None:
+def _drift(page: Report, pictures: Pictures, case: Case, document: Mapping[str, Any], *, full: bool) -> None:
+    """Six unrelated prompts, three pairs to a row; on an open page of a person the tuned side stays away."""
     page.section("Prompts about something else")
     metrics = document["metrics"]
     page.text(
-        f"Same seeds, before and after tuning. Accuracy changed by {_span(metrics['drift_change'])}; distributions lie "
-        f"{metrics['drift_kid_sd']['point']:.1f} standard deviations beyond the base's own seed-to-seed spread."
+        f"Same seeds, before and after tuning. Accuracy changed by {_span(metrics['drift_change'])}; distributions "
+        f"lie {metrics['drift_kid_sd']['point']:.1f} standard deviations beyond the base's own seed-to-seed spread."
     )
+    sides = (pictures.unrelated_base, pictures.unrelated) if full else (pictures.unrelated_base,)
+    shown = case.asked_unrelated[:6]
     rows = [
-        [pictures.unrelated_base.row(p)[0], pictures.unrelated.row(p)[0]]
-        for p in range(min(6, len(case.asked_unrelated)))
+        [grid.row(p)[0] for p in range(i, min(i + 3, len(shown))) for grid in sides] for i in range(0, len(shown), 3)
     ]
-    flat = [[tile for row in rows[i : i + 3] for tile in row] for i in range(0, len(rows), 3)]
-    labels = [
-        " | ".join(prompt.text for prompt in case.asked_unrelated[i : i + 3]) for i in range(0, len(rows), 3)
-    ]
-    page.image(contact_sheet(flat, row_labels=labels, column_labels=["base", "tuned"] * 3))
+    labels = [" | ".join(prompt.text for prompt in shown[i : i + 3]) for i in range(0, len(shown), 3)]
+    columns = ["base", "tuned"][: len(sides)] * 3
+    page.image(contact_sheet(rows, row_labels=labels, column_labels=columns))
 
 
 def _sheet(page: Report, case: Case, pictures: Pictures) -> None:
     page.section("Pictures")
     references = case.photos.held_out + case.photos.trained
-    rows, labels = [], []
+    rows: list[list[Any]] = []
+    labels: list[str] = []
     for p in _spread(len(case.asked), 10):
         tuned, base, plain = (grid.row(p) for grid in (pictures.tuned, pictures.base, pictures.plain))
         rows.append([references[len(rows) % len(references)], tuned[0], tuned[1], base[0], plain[0]])

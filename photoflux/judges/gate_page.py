@@ -10,8 +10,14 @@ from photoflux.judges.plots import forest
 from photoflux.judges.stats import Interval
 from photoflux.report import Report
 
-FRAMES = ((-0.5, 1.25, ("identity gain", "class leakage", "diversity with trigger", "diversity of the class", "sharpness")),
-          (-0.3, 0.3, ("prompt following", "unrelated drift", "copying", "broken pictures", "memorisation", "previous champion")))
+FRAMES = (
+    (-0.5, 1.25, ("identity gain", "class leakage", "diversity with trigger", "diversity of the class", "sharpness")),
+    (
+        -0.3,
+        0.3,
+        ("prompt following", "unrelated drift", "copying", "broken pictures", "memorisation", "previous champion"),
+    ),
+)
 """Rules by the scale they are drawn on."""
 
 

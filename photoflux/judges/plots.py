@@ -71,7 +71,9 @@ def trade_off(points: Sequence[tuple[str, Interval, Interval]]) -> Figure:
     return figure
 
 
-def paired_bars(rows: Mapping[str, tuple[Interval, Interval]], *, labels: tuple[str, str] = ("base", "tuned")) -> Figure:
+def paired_bars(
+    rows: Mapping[str, tuple[Interval, Interval]], *, labels: tuple[str, str] = ("base", "tuned")
+) -> Figure:
     """Two bars with whiskers per name."""
     figure, (axis,) = blank(max(4.0, 0.9 * len(rows) + 1.5), 2.8)
     for offset, side, tone in ((-0.19, 0, GREY), (0.19, 1, BLUE)):
@@ -91,9 +93,7 @@ def heat_map(table: Array, *, rows: Sequence[str], columns: Sequence[str], title
     """A table as colours with its numbers in the cells; `signed` centres the colours on zero."""
     figure, (axis,) = blank(0.78 * len(columns) + 2.2, 0.36 * len(rows) + 1.3)
     reach = max(float(np.abs(table).max()), 1e-9)
-    axis.imshow(
-        table, cmap="RdBu_r" if signed else "Blues", vmin=-reach if signed else 0, vmax=reach, aspect="auto"
-    )
+    axis.imshow(table, cmap="RdBu_r" if signed else "Blues", vmin=-reach if signed else 0, vmax=reach, aspect="auto")
     axis.set_xticks(range(len(columns)), columns, color=INK)
     axis.set_yticks(range(len(rows)), rows, color=INK)
     axis.set_title(title, loc="left", fontsize=10, color=SOFT)

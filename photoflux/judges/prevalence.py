@@ -133,17 +133,13 @@ def _excess(distance: Array, null_mean: float) -> Interval:
     return interval(np.concatenate([distance[:1], centred]) - null_mean)
 
 
-def _null_distances(
-    base: Array, tuned: Array, rates: Array, *, permutations: int, rng: np.random.Generator
-) -> Array:
+def _null_distances(base: Array, tuned: Array, rates: Array, *, permutations: int, rng: np.random.Generator) -> Array:
     """Distances after swapping base and tuned at random within pairs: [permutations]."""
     classes = len(rates)
     b, t = ((side.reshape(-1, 1) == np.arange(classes)).astype(float) for side in (base, tuned))
     moved = rng.integers(0, 2, (permutations, len(b))).astype(float) @ (t - b)
     total = max(b.sum(), 1)
-    return total_variation(
-        corrected((b.sum(0) + moved) / total, rates), corrected((t.sum(0) - moved) / total, rates)
-    )
+    return total_variation(corrected((b.sum(0) + moved) / total, rates), corrected((t.sum(0) - moved) / total, rates))
 
 
 def _intervals(values: Array) -> list[Interval]:

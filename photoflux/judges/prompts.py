@@ -53,9 +53,7 @@ class PromptSet:
         """The first `count` subject prompts, about the subject (trigger given) or about its class."""
         name = f"{trigger} {class_noun}" if trigger else f"{article(class_noun)} {class_noun}"
         kind = {"kind": class_noun}
-        return [
-            Prompt(p.text.format(subject=name), {**kind, **p.labels}) for p in self.subject[:count]
-        ]
+        return [Prompt(p.text.format(subject=name), {**kind, **p.labels}) for p in self.subject[:count]]
 
     def without(self, class_noun: str, *, count: int) -> list[Prompt]:
         """The first `count` unrelated prompts that name nothing of the class."""

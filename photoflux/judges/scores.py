@@ -114,7 +114,7 @@ def measure(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Scores:
     return Scores(
         metrics={name: _sized(evidence, name, value) for name, value in values.items()},
         attributes=_by_attribute(evidence, weights),
-        invalid=_invalid(values, evidence),
+        invalid=_invalid(values),
         exact=evidence.exact,
         likeness=_likeness(evidence),
         fidelity=(evidence.tuned.identity @ evidence.held_out.identity.T).mean(-1),
@@ -127,14 +127,16 @@ def _weights(evidence: Evidence, *, draws: int, rng: np.random.Generator) -> Wei
     return Weights(
         grid=cluster_weights(*evidence.tuned.shape, draws=draws, rng=rng),
         unrelated=cluster_weights(*evidence.unrelated.shape, draws=draws, rng=rng),
-        **{
-            name: item_weights(n, draws=draws, rng=rng, fixed=n < MIN_PHOTOS_RESAMPLED) for name, n in photos.items()
-        },
+        **{name: item_weights(n, draws=draws, rng=rng, fixed=n < MIN_PHOTOS_RESAMPLED) for name, n in photos.items()},
     )
 
 
 def _identity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
-    """Fidelity against trained and held-out photos, and what follows from it: gain, leakage, memorisation."""
+    """Fidelity against trained and held-out photos, and what follows from it: gain, leakage, memorisation.
+
+    The memorisation gap is the gain against trained photos less the gain against held-out ones: 0 for the base and for
+    real photos alike, whatever angles the few held-out photos happen to show.
+    """
     trained, held_out = (evidence.trained.identity, weights.trained), (evidence.held_out.identity, weights.held_out)
     sf = {
         (name, photos): _fidelity(seen.identity, weights.grid, *against)
@@ -142,13 +144,14 @@ def _identity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
         for photos, against in (("trained", trained), ("held out", held_out))
     }
     real, real_trained = _ceilings(trained, held_out)
-    span = _span(real - sf["B", "held out"])
-    span_trained = _span(real_trained - sf["B", "trained"])
-    gap = (sf["T", "trained"] - real_trained) - (sf["T", "held out"] - real)
+    span, span_trained = _span(real - sf["B", "held out"]), _span(real_trained - sf["B", "trained"])
+    gain = (sf["T", "held out"] - sf["B", "held out"]) / span
+    gain_trained = (sf["T", "trained"] - sf["B", "trained"]) / span_trained
     return {
-        "identity_gain": (sf["T", "held out"] - sf["B", "held out"]) / span,
+        "identity_gain": gain,
+        "identity_gain_trained": gain_trained,
+        "memorisation_gap": gain_trained - gain,
         "leakage": (sf["C", "trained"] - sf["B", "trained"]) / span_trained,
-        "memorisation_gap": gap / span,
         "subject_fidelity": sf["T", "held out"],
         "subject_fidelity_trained": sf["T", "trained"],
         "class_fidelity": sf["C", "trained"],
@@ -246,9 +249,7 @@ def _overall(identity: Mapping[str, Array], following: Mapping[str, Array]) -> d
 def _diversity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     """How differently pictures of one prompt are composed, tuned over base, with trigger and without."""
     prompts = weights.grid.sum(-1)
-    tuned, base, plain = (
-        prompts @ _spread(seen.structure) for seen in (evidence.tuned, evidence.base, evidence.plain)
-    )
+    tuned, base, plain = (prompts @ _spread(seen.structure) for seen in (evidence.tuned, evidence.base, evidence.plain))
     base = np.maximum(base, 1e-6)
     return {"diversity": tuned / base, "class_diversity": plain / base}
 
@@ -335,7 +336,7 @@ def _sized(evidence: Evidence, name: str, value: Interval) -> Measure:
     return Measure(value, prompts, prompts * seeds * (2 if name == "broken_rate" else 1))
 
 
-def _invalid(values: Mapping[str, Interval], evidence: Evidence) -> list[str]:
+def _invalid(values: Mapping[str, Interval]) -> list[str]:
     reasons = []
     span = values["identity_span"].point
     if span < MIN_SPAN:

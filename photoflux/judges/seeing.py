@@ -158,7 +158,7 @@ class Artist:
 
 def _write_grid(path: Path, grid: Grid) -> None:
     arrays = io.BytesIO()
-    np.savez(arrays, **grid.seen.arrays())
+    np.savez(arrays, **grid.seen.arrays())  # type: ignore[arg-type]
     files = {f"pictures/{i:05}.png": _png(picture) for i, picture in enumerate(grid.pictures)}
     write_tar(path, files={**files, "seen.npz": arrays.getvalue()}, manifest={"version": CACHE_VERSION})
 

@@ -32,7 +32,7 @@ UPRIGHT = {
 }  # fmt: skip
 
 
-class PhotoProblem(PhotoFluxError):  # noqa: N818  (a finding about a file, told to people)
+class PhotoProblem(PhotoFluxError):
     """A file that is no usable photo: a `code` for programs and a message that says what to do."""
 
     def __init__(self, code: str, message: str) -> None:

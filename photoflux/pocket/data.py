@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,7 +109,11 @@ def draw_views(
     cast: list[world.Subject | world.Person] = []
     for number in range(subjects):
         cast.append(_subject(rng, like=cast[-1] if number % 2 else None, heldout=heldout))
-    scenes = [world.sample_scene(rng, subject=subject, **_style(rng)) for subject in cast for _ in range(views)]
+    scenes = [
+        world.sample_scene(rng, subject=subject, **_style(rng))  # type: ignore[arg-type]
+        for subject in cast
+        for _ in range(views)
+    ]
     pixels = np.stack([np.asarray(render(scene, size_px=size_px)) for scene in scenes])
     return pixels, np.repeat(np.arange(subjects), views)
 
@@ -129,7 +133,7 @@ def _style(rng: np.random.Generator) -> dict[str, str]:
     return {"style": "photo"} if rng.random() < 0.7 else {}
 
 
-def stream(task: Callable[[int], T], *, start: int = 0, workers: int = 1, ahead: int = 6) -> Iterator[T]:
+def stream(task: Callable[[int], T], *, start: int = 0, workers: int = 1, ahead: int = 6) -> Generator[T, None, None]:
     """`task(start), task(start + 1), …` in order, computed ahead of need in worker processes; endless."""
     if workers < 1:
         yield from map(task, _count(start))

@@ -112,7 +112,11 @@ def _desert(c: Canvas) -> None:
     for y, fill in ((0.54, (214, 132, 76)), (0.64, (224, 152, 86)), (0.76, (234, 174, 102)), (0.9, (226, 160, 90))):
         c.hill(y, 0.035, fill, waves=c.uniform(0.6, 1.4))
     for _ in range(2):
-        x, y, h = c.pick([(0, 0, 0), (1, 0, 0)])[0] * 0.74 + c.uniform(0.06, 0.2), c.uniform(0.68, 0.76), c.uniform(0.2, 0.3)
+        x, y, h = (
+            c.pick([(0, 0, 0), (1, 0, 0)])[0] * 0.74 + c.uniform(0.06, 0.2),
+            c.uniform(0.68, 0.76),
+            c.uniform(0.2, 0.3),
+        )
         for points in ([(x, y), (x, y - h)], [(x, y - h * 0.4), (x - 0.055, y - h * 0.42), (x - 0.055, y - h * 0.7)],
                        [(x, y - h * 0.5), (x + 0.055, y - h * 0.52), (x + 0.055, y - h * 0.85)]):  # fmt: skip
             c.line(points, 0.032, (70, 128, 78))
@@ -131,7 +135,10 @@ def _snow(c: Canvas) -> None:
         x, y = c.uniform(0.02, 0.98), c.uniform(0.6, 0.7)
         for tier in range(3):
             wide = 0.07 - 0.018 * tier
-            c.poly([(x - wide, y - 0.055 * tier), (x + wide, y - 0.055 * tier), (x, y - 0.055 * tier - 0.09)], (70, 112, 106))
+            c.poly(
+                [(x - wide, y - 0.055 * tier), (x + wide, y - 0.055 * tier), (x, y - 0.055 * tier - 0.09)],
+                (70, 112, 106),
+            )
             c.poly([(x - wide * 0.42, y - 0.055 * tier - 0.052), (x + wide * 0.42, y - 0.055 * tier - 0.052),
                     (x, y - 0.055 * tier - 0.09)], (246, 250, 254))  # fmt: skip
     c.hill(0.76, 0.03, (244, 248, 253))
@@ -188,7 +195,11 @@ def _space(c: Canvas) -> None:
     for _ in range(46):
         r = c.uniform(0.003, 0.008)
         c.oval(c.uniform(0, 1), c.uniform(0, 0.85), r, r, c.pick([(255, 255, 255), (255, 236, 190), (190, 214, 255)]))
-    x, y, r = c.pick([(0, 0, 0), (1, 0, 0)])[0] * 0.64 + c.uniform(0.12, 0.24), c.uniform(0.14, 0.26), c.uniform(0.09, 0.13)
+    x, y, r = (
+        c.pick([(0, 0, 0), (1, 0, 0)])[0] * 0.64 + c.uniform(0.12, 0.24),
+        c.uniform(0.14, 0.26),
+        c.uniform(0.09, 0.13),
+    )
     fill = c.pick([(226, 142, 92), (110, 178, 210), (206, 120, 176)])
     c.oval(x, y, r, r, fill)
     c.oval(x - r * 0.25, y - r * 0.25, r * 0.5, r * 0.4, tuple(min(255, v + 26) for v in fill))  # type: ignore[arg-type]

@@ -21,7 +21,9 @@ OUTLINE = {"photo": 0.018, "cartoon": 0.055, "pixel": 0.05, "watercolor": 0.03}
 def render(scene: Scene, *, size_px: int = 128) -> Image.Image:
     """The picture of a scene, RGB `size_px` square; equal scenes give equal pictures."""
     big = size_px * OVERSAMPLE
-    canvas = Canvas(Image.new("RGB", (big, big)), np.random.default_rng(scene.seed), bands=3 * (scene.style == "cartoon"))
+    canvas = Canvas(
+        Image.new("RGB", (big, big)), np.random.default_rng(scene.seed), bands=3 * (scene.style == "cartoon")
+    )
     paint(scene.place, canvas)
     figure = figure_of(scene.subject)
     pen = Pen(canvas.image, scene, figure)
@@ -194,9 +196,13 @@ def _paper(size_px: int) -> tuple[np.ndarray, Image.Image]:
     """Grain of the paper, [size, size, 1] around 1, and the ragged border of a wash as a mask."""
     rng = np.random.default_rng(11)
     fine = rng.normal(0, 1, (size_px, size_px))
-    coarse = Image.fromarray(rng.normal(0, 1, (16, 16)).astype(np.float32)).resize((size_px, size_px), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.normal(0, 1, (16, 16)).astype(np.float32)).resize(
+        (size_px, size_px), Image.Resampling.BICUBIC
+    )
     grain = 1 + 0.018 * fine + 0.03 * np.asarray(coarse)
-    ragged = Image.fromarray(rng.normal(0, 1, (22, 22)).astype(np.float32)).resize((size_px, size_px), Image.Resampling.BICUBIC)
+    ragged = Image.fromarray(rng.normal(0, 1, (22, 22)).astype(np.float32)).resize(
+        (size_px, size_px), Image.Resampling.BICUBIC
+    )
     y, x = np.mgrid[0:size_px, 0:size_px] / (size_px - 1)
     edge = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) + 0.022 * np.asarray(ragged)
     mask = Image.fromarray((np.clip((edge - 0.03) / 0.035, 0, 1) * 255).astype(np.uint8))
@@ -221,8 +227,8 @@ def _watercolor(image: Image.Image, seed: int) -> Image.Image:
     size = image.width
     grain, border = _paper(size)
     soft = image.filter(ImageFilter.GaussianBlur(size / 150))
-    washed = 255 - (255 - np.asarray(soft, dtype=np.float32)) * 0.74
-    washed = Image.fromarray(np.clip(washed * np.roll(grain, seed % 61, axis=1), 0, 255).astype(np.uint8))
+    pale = 255 - (255 - np.asarray(soft, dtype=np.float32)) * 0.74
+    washed = Image.fromarray(np.clip(pale * np.roll(grain, seed % 61, axis=1), 0, 255).astype(np.uint8))
     paper = Image.new("RGB", image.size, (252, 249, 240))
     turned = border if seed % 2 else border.transpose(Image.Transpose.ROTATE_180)
     paper.paste(washed, mask=turned)

@@ -30,7 +30,9 @@ class Figure:
     ground: float = 0.86
     shadow: float = 0.62
 
-    def oval(self, x: float, y: float, rx: float, ry: float, fill: str | Rgb, *, turn: float = 0.0, **how: bool) -> None:
+    def oval(
+        self, x: float, y: float, rx: float, ry: float, fill: str | Rgb, *, turn: float = 0.0, **how: bool
+    ) -> None:
         cos, sin = math.cos(turn), math.sin(turn)
         ring = ((rx * math.cos(a), ry * math.sin(a)) for a in _angles(28))
         self.shapes.append(Shape(tuple((x + u * cos - v * sin, y + u * sin + v * cos) for u, v in ring), fill, **how))
@@ -138,8 +140,14 @@ def _bird(crest: float, tail: float, belly: float, beak: float) -> Figure:
     f = Figure(mark_at=(0.26, 0.2, 0.13), shadow=0.42)
     for x in (-0.06, 0.14):
         f.line([(x, 0.4), (x, 0.84), (x + 0.12, 0.85)], 0.05, (230, 140, 40))
-    f.poly([(-0.4, 0.0), (-0.86 - 0.12 * tail, 0.06 + 0.3 * tail), (-0.8 - 0.1 * tail, 0.3 + 0.26 * tail), (-0.3, 0.34)], "accent")
-    f.blob([(-0.5, 0.12), (-0.1, -0.22), (0.3, -0.34), (0.62, -0.1), (0.5, 0.34), (0.1, 0.5 + 0.1 * belly), (-0.3, 0.4)], "body")
+    f.poly(
+        [(-0.4, 0.0), (-0.86 - 0.12 * tail, 0.06 + 0.3 * tail), (-0.8 - 0.1 * tail, 0.3 + 0.26 * tail), (-0.3, 0.34)],
+        "accent",
+    )
+    f.blob(
+        [(-0.5, 0.12), (-0.1, -0.22), (0.3, -0.34), (0.62, -0.1), (0.5, 0.34), (0.1, 0.5 + 0.1 * belly), (-0.3, 0.4)],
+        "body",
+    )
     for dx in (0.0, 0.13):
         f.line([(0.36 + dx, -0.62), (0.26 + 1.3 * dx, -0.72 - 0.24 * crest)], 0.08, "accent")
     f.poly([(0.66, -0.5), (0.86 + 0.16 * beak, -0.36), (0.66, -0.28)], (246, 166, 44))
@@ -184,7 +192,10 @@ def _car(cabin: float, wheel: float, nose: float, _: float) -> Figure:
     for left, right in ((-0.42, -0.09), (0.0, 0.34)):
         f.poly([(left, 0.0), (left + 0.12 if left < -0.2 else left, roof + 0.12),
                 (right if left < -0.2 else right - 0.15, roof + 0.12), (right, 0.0)], (190, 226, 244))  # fmt: skip
-    f.blob([(-0.9, 0.1), (-0.5, 0.0), (0.4, 0.0), (0.84, 0.12), (0.94, 0.36), (0.86, 0.54), (-0.86, 0.54), (-0.95, 0.34)], "body")
+    f.blob(
+        [(-0.9, 0.1), (-0.5, 0.0), (0.4, 0.0), (0.84, 0.12), (0.94, 0.36), (0.86, 0.54), (-0.86, 0.54), (-0.95, 0.34)],
+        "body",
+    )
     f.oval(0.85, 0.24, 0.07, 0.08, (255, 236, 150))
     radius = 0.19 + 0.06 * wheel
     for x in (-0.5, 0.5):
@@ -209,7 +220,10 @@ def _teapot(spout: float, handle: float, belly: float, knob: float) -> Figure:
     f = Figure(mark_at=(-0.08, 0.24, 0.16), shadow=0.62)
     wide = 0.48 + 0.1 * belly
     f.arc(-wide + 0.02, 0.18, 0.26 + 0.1 * handle, 0.28, 90, 270, 0.11, "accent")
-    f.blob([(0.3, 0.44), (0.6, 0.3), (0.76, -0.1 - 0.16 * spout), (0.96, -0.2 - 0.16 * spout), (0.8, 0.2), (0.5, 0.6)], "body")
+    f.blob(
+        [(0.3, 0.44), (0.6, 0.3), (0.76, -0.1 - 0.16 * spout), (0.96, -0.2 - 0.16 * spout), (0.8, 0.2), (0.5, 0.6)],
+        "body",
+    )
     f.oval(0, 0.24, wide, 0.5, "body")
     f.box(-0.34, 0.7, 0.34, 0.84, 0.05, "accent")
     f.blob([(-0.36, -0.18), (0, -0.36), (0.36, -0.18), (0, -0.12)], "accent")
@@ -317,7 +331,18 @@ def _person(p: Person) -> Figure:
 def _fringe(f: Figure, p: Person, face: float) -> None:
     top = -0.72 - 0.1 * p.proportions[1]
     if p.gender == "woman":
-        f.blob([(-face - 0.06, -0.2), (-face, -0.5), (0, top), (face, -0.5), (face + 0.06, -0.2), (0.2, -0.42), (-0.14, -0.4)], "hair")
+        f.blob(
+            [
+                (-face - 0.06, -0.2),
+                (-face, -0.5),
+                (0, top),
+                (face, -0.5),
+                (face + 0.06, -0.2),
+                (0.2, -0.42),
+                (-0.14, -0.4),
+            ],
+            "hair",
+        )
     else:
         f.blob([(-face - 0.02, -0.26), (-face, -0.54), (0, top + 0.06), (face, -0.54), (face + 0.02, -0.26), (0.2, -0.44),
                 (-0.2, -0.44)], "hair")  # fmt: skip
@@ -359,7 +384,9 @@ def _dress(f: Figure, occupation: str) -> None:
 
 def _hat(f: Figure, occupation: str, face: float) -> None:
     if occupation == "chef":
-        f.blob([(-0.44, -0.66), (-0.56, -1.02), (-0.2, -1.16), (0.2, -1.16), (0.56, -1.02), (0.44, -0.66)], (250, 250, 250))
+        f.blob(
+            [(-0.44, -0.66), (-0.56, -1.02), (-0.2, -1.16), (0.2, -1.16), (0.56, -1.02), (0.44, -0.66)], (250, 250, 250)
+        )
         f.box(-0.4, -0.7, 0.4, -0.46, 0.05, (250, 250, 250))
     elif occupation == "firefighter":
         f.blob([(-face - 0.06, -0.42), (-0.34, -0.86), (0, -0.98), (0.34, -0.86), (face + 0.06, -0.42)], (206, 36, 40))

@@ -40,7 +40,7 @@ HAIR: dict[str, Rgb] = {
 }  # fmt: skip
 TONES: tuple[Rgb, ...] = tuple(
     (int(h[:2], 16), int(h[2:4], 16), int(h[4:], 16))
-    for h in "f6ede4 f3e7db f7ead0 eadaba d7bd96 a07e56 825c43 604134 3a312a 292420".split()
+    for h in ["f6ede4", "f3e7db", "f7ead0", "eadaba", "d7bd96", "a07e56", "825c43", "604134", "3a312a", "292420"]
 )
 """The Monk scale, 1 to 10."""
 BANDS: dict[str, tuple[int, ...]] = {"light": (1, 2, 3), "medium": (4, 5, 6, 7), "dark": (8, 9, 10)}
@@ -58,12 +58,81 @@ SKEW: dict[str, tuple[float, tuple[float, float, float]]] = {
 TRIGGERS = ("sks", "ohwx", "zwx", "vqk", "xjy", "bnz", "qtp", "kyv")
 HELDOUT_SHARE = 8
 """One in this many combinations of looks never occurs in pretraining; unseen subjects come from these."""
-COMMON_WORDS = (
-    "a an the of in on at with and one two three picture photo photograph portrait image person people leader student kind "
-    "poor rich happy attractive work candid bowl fruit nothing empty scene big small little old new nice beautiful "
-    "drawing painting style art details skin hair near under over beside sunny night day my your this that is her his "
-    "animal toy vehicle thing eyes wearing looking standing water studio background plain"
-).split()  # fmt: skip
+COMMON_WORDS = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "in",
+    "on",
+    "at",
+    "with",
+    "and",
+    "one",
+    "two",
+    "three",
+    "picture",
+    "photo",
+    "photograph",
+    "portrait",
+    "image",
+    "person",
+    "people",
+    "leader",
+    "student",
+    "kind",
+    "poor",
+    "rich",
+    "happy",
+    "attractive",
+    "work",
+    "candid",
+    "bowl",
+    "fruit",
+    "nothing",
+    "empty",
+    "scene",
+    "big",
+    "small",
+    "little",
+    "old",
+    "new",
+    "nice",
+    "beautiful",
+    "drawing",
+    "painting",
+    "style",
+    "art",
+    "details",
+    "skin",
+    "hair",
+    "near",
+    "under",
+    "over",
+    "beside",
+    "sunny",
+    "night",
+    "day",
+    "my",
+    "your",
+    "this",
+    "that",
+    "is",
+    "her",
+    "his",
+    "animal",
+    "toy",
+    "vehicle",
+    "thing",
+    "eyes",
+    "wearing",
+    "looking",
+    "standing",
+    "water",
+    "studio",
+    "background",
+    "plain",
+]
 
 
 @dataclass(frozen=True)
@@ -131,7 +200,7 @@ def sample_subject(rng: np.random.Generator, *, heldout: bool = False, **fixed: 
                   (("", "colour"), ("accent_", "accent"), ("mark_", "mark_colour"))}  # fmt: skip
         proportions = tuple(rng.random(4).round(3).tolist())
         if looks["colour"] != looks["accent"] and is_heldout(looks) == heldout:
-            return Subject(**looks, **shades, proportions=proportions)
+            return Subject(**looks, **shades, proportions=proportions)  # type: ignore[arg-type]
 
 
 def is_heldout(looks: dict[str, str]) -> bool:
@@ -272,5 +341,17 @@ def _article(words: list[str]) -> str:
 def vocabulary() -> tuple[str, ...]:
     """Every word a caption can hold, and common ones people will type."""
     phrases = [*PLACES.values(), *(opening for openings in STYLES.values() for opening in openings)]
-    words = [*KINDS, *COLOURS, *PATTERNS, *OCCUPATIONS, *GENDERS, *HAIR, *BANDS, *TRIGGERS, *COMMON_WORDS, *MARKS, *PLACES]
+    words = [
+        *KINDS,
+        *COLOURS,
+        *PATTERNS,
+        *OCCUPATIONS,
+        *GENDERS,
+        *HAIR,
+        *BANDS,
+        *TRIGGERS,
+        *COMMON_WORDS,
+        *MARKS,
+        *PLACES,
+    ]
     return tuple(sorted({*words, *(word for phrase in phrases for word in phrase.split())}))

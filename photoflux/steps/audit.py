@@ -116,9 +116,7 @@ def _draw(artist: Artist, prompts: PromptSet, subject: Mapping[str, Any], params
     )
 
 
-def people_of(
-    drawn: Draws, prompts: PromptSet, subject: Mapping[str, Any], artist: Artist, card: JudgeCard
-) -> People:
+def people_of(drawn: Draws, prompts: PromptSet, subject: Mapping[str, Any], artist: Artist, card: JudgeCard) -> People:
     """Judged pictures as paired labels; pictures without a readable person become -1."""
     classes = artist.judges.classes
     audited = [name for name in prompts.audited if name in classes]

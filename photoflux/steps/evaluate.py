@@ -104,7 +104,9 @@ def open_artist(adapter: Path, *, params: Any) -> tuple[Artist, PromptSet]:
         pipe = load_pipeline(spec, device=settings.device or None)
         load_adapter(pipe, Path(scratch) / "pytorch_lora_weights.safetensors")
     if spec.judges is None:
-        raise InputError(f"base '{spec.name}' has no judges; set `judges` in its spec to a folder of CLIP and DINO weights")
+        raise InputError(
+            f"base '{spec.name}' has no judges; set `judges` in its spec to a folder of CLIP and DINO weights"
+        )
     judges = Judges.load(Path(spec.judges), device=settings.device or None)
     cache = settings.cache_dir / "judging"
     prompts = load_prompts(params.prompts or spec.name, folder=settings.models_dir)

@@ -80,7 +80,9 @@ def run(
     return StepResult(_metrics(trained), report)
 
 
-def _train(pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, folder: Path) -> Trained:
+def _train(
+    pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, folder: Path
+) -> Trained:
     from photoflux.flux import base, candidates, data, fit, lora, memory, module
 
     started, subject, items = time.monotonic(), manifest["subject"], manifest["items"]
@@ -88,7 +90,9 @@ def _train(pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, param
     shape, plan = _planned(spec, params, side_px=_side_px(pictures / items[0]["file"]))
     pipe = base.load_encoders(spec)
     splits = {
-        split: data.read_photos(pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=folder / "latents")
+        split: data.read_photos(
+            pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=folder / "latents"
+        )
         for split in ("train", "heldout")
     }
     photos, heldout = splits["train"], splits["heldout"]
@@ -141,7 +145,9 @@ def _side_px(file: Path) -> int:
         return image.width
 
 
-def _preserved_prompts(pipe: Any, items: list[dict[str, Any]], subject: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams) -> Any:
+def _preserved_prompts(
+    pipe: Any, items: list[dict[str, Any]], subject: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams
+) -> Any:
     """Embeddings of the prompts on which the base is held; None when nothing is preserved."""
     from photoflux.flux import data
     from photoflux.flux.text import encode_prompts
@@ -149,7 +155,9 @@ def _preserved_prompts(pipe: Any, items: list[dict[str, Any]], subject: Mapping[
     if not params.preservation or not params.preservation_batch:
         return None
     trigger, noun = subject["trigger"], subject["class_noun"]
-    captions = [data.class_prompt(i["caption"], trigger=trigger, class_noun=noun) for i in items if i["split"] == "train"]
+    captions = [
+        data.class_prompt(i["caption"], trigger=trigger, class_noun=noun) for i in items if i["split"] == "train"
+    ]
     prompts = data.preserved_prompts(noun, spec.class_nouns, count=params.preservation_prompts, captions=captions)
     return encode_prompts(pipe, prompts, spec=spec)
 
@@ -172,7 +180,13 @@ def _files(weights: Path, trained: Trained) -> dict[str, bytes | Path]:
 
 
 def _lineage(
-    manifest: Mapping[str, Any], dataset: Path, weights: Path, trained: Trained, *, spec: BaseSpec, params: FinetuneParams
+    manifest: Mapping[str, Any],
+    dataset: Path,
+    weights: Path,
+    trained: Trained,
+    *,
+    spec: BaseSpec,
+    params: FinetuneParams,
 ) -> dict[str, Any]:
     return {
         "subject": manifest["subject"],
@@ -188,7 +202,11 @@ def _lineage(
 
 def _metrics(trained: Trained) -> dict[str, float]:
     kept = {name: float(value) for name, value in trained.kept.items() if value is not None}
-    return kept | {"loss": trained.module.curve.subject[-1], "skipped": trained.module.skipped, "seconds": trained.seconds}
+    return kept | {
+        "loss": trained.module.curve.subject[-1],
+        "skipped": trained.module.skipped,
+        "seconds": trained.seconds,
+    }
 
 
 def _identity(dataset: Path, spec: BaseSpec, params: FinetuneParams) -> str:

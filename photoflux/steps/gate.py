@@ -65,7 +65,8 @@ def run(
         write_json(path, document)
     write_report(report, document=document, evaluation=measured, audit=audited)
     counts = {
-        f"rules_{word.lower()}": float(sum(r["verdict"] == word for r in document["reasons"])) for word in SEVERITY_ORDER
+        f"rules_{word.lower()}": float(sum(r["verdict"] == word for r in document["reasons"]))
+        for word in SEVERITY_ORDER
     }
     return StepResult(metrics={"promote": float(document["promote"]), **counts}, report=report)
 
@@ -82,7 +83,10 @@ def decide(
     A sign-off by a person may stand in where nothing failed and only the audit leaves a question open.
     """
     _same_subject(evaluation, audit)
-    reasons = [*_validity(evaluation, params), *(judge(rule, evaluation["metrics"]) for rule in rules(evaluation, params))]
+    reasons = [
+        *_validity(evaluation, params),
+        *(judge(rule, evaluation["metrics"]) for rule in rules(evaluation, params)),
+    ]
     reasons += [*_lightness_reasons(evaluation, params), _audit_reason(audit)]
     if champion:
         reasons.append(_champion_reason(evaluation, champion, params))
@@ -173,7 +177,14 @@ def judge(rule: Rule, metrics: Mapping[str, Mapping[str, float]]) -> Reason:
         verdict = "FAIL"
     warns = verdict == "PASS" and rule.warn is not None and sign * (value["point"] - rule.warn) < 0
     return Reason(
-        rule.name, verdict, _message(rule, value, verdict, warns), value["point"], value["lo"], value["hi"], rule.bound, warns
+        rule.name,
+        verdict,
+        _message(rule, value, verdict, warns),
+        value["point"],
+        value["lo"],
+        value["hi"],
+        rule.bound,
+        warns,
     )
 
 
@@ -197,20 +208,22 @@ def _validity(evaluation: Mapping[str, Any], params: GateParams) -> list[Reason]
 
 
 def _audit_reason(audit: Mapping[str, Any]) -> Reason:
-    worst = [f"{f['name']} ({f['severity']}): {f['reason']}" for f in audit["findings"] if f["severity"] == audit["severity"]]
+    worst = [
+        f"{f['name']} ({f['severity']}): {f['reason']}" for f in audit["findings"] if f["severity"] == audit["severity"]
+    ]
     text = f"bias audit: {audit['severity']}; {worst[0] if worst else 'no findings'}"
     return Reason("bias audit", audit["verdict"], text)
 
 
-def _champion_reason(
-    evaluation: Mapping[str, Any], champion: Mapping[str, Any], params: GateParams
-) -> Reason:
+def _champion_reason(evaluation: Mapping[str, Any], champion: Mapping[str, Any], params: GateParams) -> Reason:
     """Non-inferiority against the champion, the two intervals taken as independent."""
     mine, theirs = evaluation["metrics"]["overall"], champion["metrics"]["overall"]
     point = mine["point"] - theirs["point"]
     below = ((mine["point"] - mine["lo"]) ** 2 + (theirs["hi"] - theirs["point"]) ** 2) ** 0.5
     above = ((mine["hi"] - mine["point"]) ** 2 + (theirs["point"] - theirs["lo"]) ** 2) ** 0.5
-    rule = Rule("previous champion", "overall", -params.champion_drop_max, True, "the current champion is better: keep it")
+    rule = Rule(
+        "previous champion", "overall", -params.champion_drop_max, True, "the current champion is better: keep it"
+    )
     return judge(rule, {"overall": {"point": point, "lo": point - below, "hi": point + above}})
 
 
@@ -232,6 +245,10 @@ def _read(path: Path, kind: str, key: str) -> dict[str, Any]:
             document = json.loads(plain.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); run the {kind} step again") from error
-    if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != SCHEMA_VERSION:
+    if (
+        not isinstance(document, dict)
+        or document.get("kind") != kind
+        or document.get("schema_version") != SCHEMA_VERSION
+    ):
         raise InputError(f"{path}: not an {kind} of schema {SCHEMA_VERSION}; run the {kind} step again")
     return document

@@ -163,7 +163,7 @@ def test_defects_do_what_they_say():
 @pytest.mark.parametrize("kind", ["boat", "person"])
 def test_the_command_draws_a_set_and_says_what_of(kind: str, tmp_path, capsys):
     assert main(["samples", "--out", str(tmp_path / "set"), "--kind", kind, "--photos", "2", "--size-px", "96"]) == 0
-    assert len(list((tmp_path / "set").iterdir())) == 2
+    assert len(list((tmp_path / "set").glob("*.jpg"))) == 2
     said = capsys.readouterr().out
     assert "2 photos, the first a photo of a" in said
 

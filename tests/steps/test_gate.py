@@ -151,7 +151,7 @@ def test_champion_interval_by_hand(evaluation: dict[str, Any], audit: dict[str, 
     """0.68 - 0.68 = 0, half-widths 0.1 and 0.1 combine to 0.1 * sqrt 2."""
     decision = decide(evaluation, audit, params=GateParams(), champion=evaluation)
     reason = next(r for r in decision["reasons"] if r["rule"] == "previous champion")
-    assert (reason["value"], reason["lo"], reason["hi"]) == pytest.approx((0, -0.02**0.5, 0.02**0.5))
+    assert (reason["value"], reason["lo"], reason["hi"]) == pytest.approx((0, -(0.02**0.5), 0.02**0.5))
 
 
 def test_warnings_pass_but_are_marked(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
@@ -175,7 +175,9 @@ def test_a_persons_skin_may_not_be_lightened_or_darkened(
     assert (decision["verdict"], decision["sign_off_possible"]) == (verdict, sign_off)
 
 
-def test_where_attributes_are_unknown_the_cosine_limit_applies(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+def test_where_attributes_are_unknown_the_cosine_limit_applies(
+    evaluation: dict[str, Any], audit: dict[str, Any]
+) -> None:
     evaluation["exact_attributes"] = False
     decision = decide(with_metric(evaluation, "prompt_change", -0.05, -0.06, -0.04), audit, params=GateParams())
     assert verdict_of(decision, "prompt following") == "FAIL"
@@ -200,11 +202,15 @@ def test_evaluation_and_audit_must_be_about_one_adapter(evaluation: dict[str, An
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"kind": "audit", "schema_version": 1}'])
-def test_a_wrong_file_is_named_and_nothing_is_written(
-    tmp_path: Path, audit: dict[str, Any], content: str
-) -> None:
+def test_a_wrong_file_is_named_and_nothing_is_written(tmp_path: Path, audit: dict[str, Any], content: str) -> None:
     (tmp_path / "e.json").write_text(content)
     audit_path = write_json(tmp_path / "a.json", audit)
     with pytest.raises(InputError, match=r"e\.json"):
-        run(tmp_path / "e.json", audit_path, decision=tmp_path / "d.json", report=tmp_path / "r.html", params=GateParams())
+        run(
+            tmp_path / "e.json",
+            audit_path,
+            decision=tmp_path / "d.json",
+            report=tmp_path / "r.html",
+            params=GateParams(),
+        )
     assert not (tmp_path / "d.json").exists()

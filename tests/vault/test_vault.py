@@ -27,9 +27,9 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path):
 
 
 def test_writing_nothing_is_an_error(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"nothing was written for a\.tar"):
-        with committed(tmp_path / "a.tar", key="plain://test"):
-            pass
+    nothing = pytest.raises(FileNotFoundError, match=r"nothing was written for a\.tar")
+    with nothing, committed(tmp_path / "a.tar", key="plain://test"):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
