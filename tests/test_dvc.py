@@ -197,7 +197,7 @@ def test_a_fine_tuning_parameter_runs_fine_tuning_and_its_judges_only(project: P
         ("photoflux/steps/augment.py", {"augment"}),
         ("photoflux/steps/finetune.py", {"finetune"}),
         ("photoflux/steps/audit.py", {"audit"}),
-        ("photoflux/judges/scores.py", {"evaluate"}),
+        ("photoflux/judges/scores.py", {"evaluate", "audit"}),
         ("photoflux/photos/suite.py", {"validate"}),
         ("photoflux/photos/captions.py", {"augment"}),
         ("photoflux/steps/gate.py", set()),
