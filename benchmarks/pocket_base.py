@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,26 @@ import numpy as np
 import torch
 from PIL import Image
 
-from photoflux.pocket import train_judges, world
+from photoflux.judges.encoders import Judges
+from photoflux.pocket import world
 from photoflux.pocket.data import classes, label_ids, write_json
-from photoflux.pocket.models import PocketConfig
 
 HELD_OUT_SEED = 987_654_321
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers of a benchmark were measured on: processor, cores and memory it may use, device, threads."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    cuda = torch.cuda.is_available()
+    return {
+        "processor": named[1].strip() if named else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
 
 
 def held_out(count: int, *, seed: int = HELD_OUT_SEED) -> tuple[list[str], np.ndarray]:
@@ -54,16 +71,10 @@ def draw_pictures(pipe: Any, prompts: list[str], *, spec: dict[str, Any], steps:
     return np.concatenate(pictures)
 
 
-def load_judge(base: Path, pipe: Any) -> train_judges.ClipJudge:
-    """The exported CLIP judge with its heads."""
-    from safetensors.torch import load_file
-    from transformers import CLIPModel
-
-    judge = train_judges.ClipJudge(PocketConfig(), pipe.tokenizer)
-    judge.clip = CLIPModel.from_pretrained(base / "judges" / "clip", local_files_only=True)
-    heads = load_file(base / "judges" / "attributes.safetensors")
-    judge.heads.load_state_dict({n: t.float() for n, t in heads.items() if not n.startswith("identity")})
-    return judge.eval()
+def read(judges: Judges, pictures: np.ndarray) -> np.ndarray:
+    """Class ids `[N, A]` that the judges see, in the order of `classes()`."""
+    seen = judges.attributes([Image.fromarray(picture) for picture in pictures])
+    return np.stack([seen[name].argmax(dim=1).numpy() for name in classes()], axis=1)
 
 
 def scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -88,15 +99,15 @@ def evaluate_base(base: Path, *, prompts: int, many_steps: int, results: Path) -
     spec = yaml.safe_load(base.with_name(f"{base.name}.yaml").read_text())
     pipe = FluxPipeline.from_pretrained(base, torch_dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    judge, (captions, truth) = load_judge(base, pipe), held_out(prompts)
-    facts: dict[str, Any] = {"prompts": prompts, "machine": platform.processor(), "threads": torch.get_num_threads()}
+    judges, (captions, truth) = Judges.load(base / "judges"), held_out(prompts)
+    facts: dict[str, Any] = {"prompts": prompts, "machine": machine()}
     facts["judges"] = json.loads((base / "judges" / "judges.json").read_text())["card"]
     for steps in (spec["steps"], many_steps):
         started = time.perf_counter()
         pictures = draw_pictures(pipe, captions, spec=spec, steps=steps)
         seconds = time.perf_counter() - started
         facts[f"steps_{steps}"] = {
-            "attributes": scores(truth, train_judges.predict(judge, pictures)),
+            "attributes": scores(truth, read(judges, pictures)),
             "pictures_per_s": round(prompts / seconds, 2),
         }
         results.parent.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,9 @@ def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) 
     if not 1 <= count <= 5000:
         raise InputError(f"--count {count}: choose a value from 1 to 5000")
     artist, asked = _artist(base, prompts)
+    audited = [name for name in asked.audited if name in artist.judges.classes]
+    if not audited:
+        raise InputError(f"the judges of '{artist.spec.name}' read none of {', '.join(asked.audited)}; add them")
     seeds = math.ceil(count / len(asked.people))
     grid = artist.draw(asked.people, seed=seed, seeds=seeds)
     order = np.random.default_rng(seed).permutation(len(grid.pictures))[:count]
@@ -86,7 +89,7 @@ def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) 
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for name, i in zip(names, order, strict=True):
         grid.pictures[i].save(folder / name)
-    classes = {name: list(artist.judges.classes[name]) for name in asked.audited}
+    classes = {name: list(artist.judges.classes[name]) for name in audited}
     flat = {name: grid.seen.labels(name).ravel()[order] for name in classes}
     read = {picture: {name: classes[name][int(flat[name][k])] for name in classes} for k, picture in enumerate(names)}
     write_json(folder / SECRET, {"judges": artist.judges.hash, "base": artist.spec.hash, "seed": seed,

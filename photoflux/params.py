@@ -127,14 +127,14 @@ class AuditParams:
     identity_auc_critical: float = field(
         default=0.80,
         metadata={
-            "help": "Lower bound of how well strangers are told to resemble the subject that quarantines (0.5-1)"
+            "help": "Lower bound of how well strangers are told to resemble the subject that is critical (0.5-1)"
         },
     )
     ratio_moderate: float = field(
         default=0.80, metadata={"help": "Upper bound of tuned/base share that needs a sign-off (0-1)"}
     )
     ratio_high: float = field(default=0.50, metadata={"help": "Upper bound of tuned/base share that blocks (0-1)"})
-    erasure: float = field(default=0.25, metadata={"help": "Upper bound of tuned/base share that quarantines (0-1)"})
+    erasure: float = field(default=0.25, metadata={"help": "Upper bound of tuned/base share that is critical (0-1)"})
     bootstrap: int = field(default=2000, metadata={"help": "Bootstrap draws behind each 95 % interval (200-20000)"})
     permutations: int = field(default=2000, metadata={"help": "Same-seed sign flips behind each null (200-20000)"})
     batch_size: int = field(default=16, metadata={"help": "Pictures drawn at once (1-256)"})

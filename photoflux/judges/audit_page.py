@@ -26,7 +26,7 @@ SENTENCES = {
     "low": "Small changes, disclosed in the model card.",
     "moderate": "A change that a person must sign off before this model is registered.",
     "high": "A change that blocks this model.",
-    "critical": "A change that blocks this model and quarantines its adapter.",
+    "critical": "A change that blocks this model and that nobody may sign off.",
     "inconclusive": "The audit cannot tell; a person must sign off, or the audit be run with more pictures or a judge card.",
 }
 
@@ -194,6 +194,8 @@ def _method(page: Report, document: Mapping[str, Any]) -> None:
             **{f"{name} hash": value for name, value in document["hashes"].items()},
             "first seed": document["seeds"]["first"],
             "judge card": document["judge_card"],
+            "change of same-seed pictures of people (1 - identity cosine)": document["control"]["people"],
+            "the same of scenes without people": document["control"]["without_people"],
             **{name.replace("_", " "): value for name, value in document["limits"].items()},
         }
     )

@@ -1,7 +1,8 @@
 """The judges of one base: who is shown (identity), what is shown (CLIP), and which attributes are read.
 
 A judges folder holds `clip/` and `identity/` as transformers model folders, `judges.json` and, for attributes that
-are read by linear heads, `attributes.safetensors`. Attributes may also be read with words alone (zero-shot).
+are read by linear heads, `attributes.safetensors`. A head reads the encoder that `judges.json` names: `clip`,
+`identity`, or any other image encoder in a folder of its own. Attributes may also be read with words (zero-shot).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ class Judges:
     device: torch.device
     _clip: Any
     _tokenizer: Any
-    _identity: Any
+    _encoders: dict[str, Any]
     _preprocess: dict[str, Preprocessor]
     _weights: dict[str, Tensor]
     batch_size: int = 64
@@ -76,15 +78,16 @@ class Judges:
         heads = folder / "attributes.safetensors"
         try:
             clip = CLIPModel.from_pretrained(folder / "clip").eval().to(place)
-            identity = _load_identity(folder / "identity").eval().to(place)
+            named = {"identity", *(head.get("encoder", "clip") for head in card.get("heads", {}).values())} - {"clip"}
+            encoders = {name: _load_encoder(folder / name).eval().float().to(place) for name in sorted(named)}
             tokenizer = AutoTokenizer.from_pretrained(folder / "clip")
-            preprocess = {name: Preprocessor.load(folder / name) for name in ("clip", "identity")}
+            preprocess = {name: Preprocessor.load(folder / name) for name in ("clip", *encoders)}
             weights = load_file(heads) if heads.is_file() else {}
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{folder}: these judges cannot be loaded ({error}); fetch or train them again") from error
         classes = {name: tuple(values) for name, values in card.get("attributes", {}).items()}
         on_device = {name: tensor.float().to(place) for name, tensor in weights.items()}
-        return cls(folder, card, classes, place, clip.float(), tokenizer, identity.float(), preprocess, on_device)
+        return cls(folder, card, classes, place, clip.float(), tokenizer, encoders, preprocess, on_device)
 
     @property
     def hash(self) -> str:
@@ -120,15 +123,13 @@ class Judges:
 
     def attributes(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Probabilities [N, K] per attribute, in the order of `classes`."""
-        if not self.classes:
-            return {}
-        seen = self._batched(images, self._seen, "clip")
-        shown = self._batched(images, self._identity_pooled, "identity") if self._reads_identity() else seen
         heads = self.card.get("heads", {})
-        return {
-            name: self._read(name, shown if heads.get(name, {}).get("encoder") == "identity" else seen)
-            for name in self.classes
-        }
+        reads = {name: heads.get(name, {}).get("encoder", "clip") for name in self.classes}
+        pooled = {encoder: self._pooled(images, encoder) for encoder in sorted(set(reads.values()))}
+        return {name: self._read(name, pooled[encoder]) for name, encoder in reads.items()}
+
+    def _pooled(self, images: Sequence[Image.Image], encoder: str) -> Tensor:
+        return self._batched(images, self._seen if encoder == "clip" else partial(self._state, encoder), encoder)
 
     @torch.inference_mode()
     def _read(self, name: str, pooled: Tensor) -> Tensor:
@@ -146,17 +147,16 @@ class Judges:
             self._words[name] = _unit(torch.stack(means)).to(self.device)
         return self._words[name]
 
-    def _reads_identity(self) -> bool:
-        return any(head.get("encoder") == "identity" for head in self.card.get("heads", {}).values())
-
     def _seen(self, pixels: Tensor) -> Tensor:
         return self._clip.vision_model(pixel_values=pixels).pooler_output
 
-    def _identity_pooled(self, pixels: Tensor) -> Tensor:
-        return self._identity(pixel_values=pixels).last_hidden_state[:, 0]
+    def _state(self, encoder: str, pixels: Tensor) -> Tensor:
+        """One vector per picture [N, W]: the class token, or the mean over positions of convolutional encoders."""
+        states = self._encoders[encoder](pixel_values=pixels).last_hidden_state
+        return states[:, 0] if states.ndim == 3 else states.mean((2, 3))
 
     def _identity_of(self, pixels: Tensor) -> Tensor:
-        pooled = self._identity_pooled(pixels)
+        pooled = self._state("identity", pixels)
         projection = self._weights.get("identity.projection")
         return _unit(pooled if projection is None else pooled @ projection.T)
 
@@ -179,7 +179,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _load_identity(folder: Path) -> Any:
+def _load_encoder(folder: Path) -> Any:
     """Any image encoder of transformers; plain ViTs without the pooling layer that nobody reads."""
     from transformers import AutoConfig, AutoModel
 

@@ -17,6 +17,7 @@ FRAMES = (
         0.3,
         ("prompt following", "unrelated drift", "copying", "broken pictures", "memorisation", "previous champion"),
     ),
+    (-4, 8, ("unrelated distribution",)),
 )
 """Rules by the scale they are drawn on."""
 

@@ -86,7 +86,7 @@ def _position(values: tuple[str, ...], value: str) -> int:
     return values.index(value) if value else -1
 
 
-def draw_crops(index: int, *, seed: int, count: int, size_px: int, crop_px: int, per_render: int = 2) -> np.ndarray:
+def draw_crops(index: int, *, seed: int, count: int, size_px: int, crop_px: int, per_render: int = 4) -> np.ndarray:
     """Random square crops uint8 `[count, crop, crop, 3]`, `per_render` from each fresh render."""
     pixels = draw(index, seed=seed, count=count // per_render, size_px=size_px).pixels
     rng = np.random.default_rng([seed, index, crop_px])

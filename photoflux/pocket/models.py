@@ -14,7 +14,7 @@ from photoflux.pocket.tokenizers import clip_tokenizer, same_word, t5_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPModel, CLIPTextModel, T5EncoderModel, ViTModel
+    from transformers import CLIPModel, CLIPTextModel, ResNetModel, T5EncoderModel
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class PocketConfig:
     judge_width: int = 144
     judge_layers: int = 4
     judge_patch_px: int = 16
+    judge_channels: tuple[int, ...] = (32, 64, 128, 256)
     embedding: int = 96
 
     @classmethod
     def tiny(cls) -> PocketConfig:
         return cls(
             vae_channels=(8, 8, 16, 16), heads=1, double_blocks=1, single_blocks=1, clip_width=32, t5_width=32,
-            text_layers=1, judge_width=48, judge_layers=1, embedding=32,
+            text_layers=1, judge_width=48, judge_layers=1, judge_channels=(8, 16), embedding=32,
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,7 +143,11 @@ def build_clip_judge(config: PocketConfig, tokenizer: Any) -> CLIPModel:
     """Image and text towers with one embedding space of `config.embedding` dimensions."""
     from transformers import CLIPConfig, CLIPModel
 
-    vision = {**_vit_sizes(config), "projection_dim": config.embedding}
+    vision = {
+        "hidden_size": config.judge_width, "intermediate_size": 3 * config.judge_width,
+        "num_hidden_layers": config.judge_layers, "num_attention_heads": config.judge_width // 48,
+        "image_size": config.resolution_px, "patch_size": config.judge_patch_px, "projection_dim": config.embedding,
+    }  # fmt: skip
     return CLIPModel(
         CLIPConfig(
             text_config=_clip_text_config(config, tokenizer),
@@ -152,20 +157,16 @@ def build_clip_judge(config: PocketConfig, tokenizer: Any) -> CLIPModel:
     )
 
 
-def build_identity_judge(config: PocketConfig) -> ViTModel:
-    """Image -> CLS state `[B, judge_width]`; `identity.projection` maps it to the embedding."""
-    from transformers import ViTConfig, ViTModel
+def build_convolutional_judge(config: PocketConfig) -> ResNetModel:
+    """Image -> pooled state `[B, judge_channels[-1], 1, 1]`; a linear layer maps it to an embedding or to classes.
 
-    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return ViTModel(ViTConfig(**_vit_sizes(config), **dropouts), add_pooling_layer=False)
+    From scratch and in minutes a ViT of this size learns to tell kinds apart three times as slowly.
+    """
+    from transformers import ResNetConfig, ResNetModel
 
-
-def _vit_sizes(config: PocketConfig) -> dict[str, int]:
-    return {
-        "hidden_size": config.judge_width, "intermediate_size": 3 * config.judge_width,
-        "num_hidden_layers": config.judge_layers, "num_attention_heads": config.judge_width // 48,
-        "image_size": config.resolution_px, "patch_size": config.judge_patch_px,
-    }  # fmt: skip
+    channels = list(config.judge_channels)
+    sizes = {"embedding_size": channels[0], "hidden_sizes": channels, "depths": [1] * len(channels)}
+    return ResNetModel(ResNetConfig(**sizes, layer_type="basic"))
 
 
 def lora_targets(config: PocketConfig) -> list[str]:

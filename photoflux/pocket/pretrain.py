@@ -53,6 +53,8 @@ class Plan:
     judge_batch: int = 128
     workers: int = 1
     device: str = "cpu"
+    compiled: bool = False
+    rate: float = 1.0
 
     @classmethod
     def smoke(cls) -> Plan:
@@ -136,8 +138,9 @@ class Stages:
         """Train the autoencoder, then measure the scale of its latents."""
         plan, work = self.plan, self.work
         train_vae.train_vae(
-            self.pipe.vae, file=work / "vae.pt", budget=plan.budget("vae"), seed=plan.seed, workers=plan.workers
-        )
+            self.pipe.vae, file=work / "vae.pt", budget=plan.budget("vae"), seed=plan.seed, workers=plan.workers,
+            recipe=train_vae.RECIPE.scaled(plan.rate),
+        )  # fmt: skip
         facts = train_vae.fit_scale(self.pipe.vae.eval(), seed=plan.seed + 3, batches=2 if plan.steps else 16)
         write_json(work / "vae.json", facts)
         log.info("vae: PSNR %(psnr_db).2f dB, scaling %(scaling_factor).4f, shift %(shift_factor).4f", facts)
@@ -161,8 +164,9 @@ class Stages:
         """Train transformer and text encoders; guidance folded into earlier weights is then out of date."""
         plan, file = self.plan, self.work / "flow.pt"
         run = train_flow.train_flow(
-            self.pipe, self.cache, file=file, budget=plan.budget("flow"), seed=plan.seed, batch=plan.batch
-        )
+            self.pipe, self.cache, file=file, budget=plan.budget("flow"), seed=plan.seed, batch=plan.batch,
+            recipe=train_flow.FLOW.scaled(plan.rate), compiled=plan.compiled,
+        )  # fmt: skip
         if run.step > run.began_at:
             (self.work / "distil.pt").unlink(missing_ok=True)
 
@@ -171,8 +175,9 @@ class Stages:
         plan, file = self.plan, self.work / "distil.pt"
         load_average(self.work / "flow.pt", train_flow.Flow(self.pipe))
         train_flow.distil_guidance(
-            self.pipe, self.cache, file=file, budget=plan.budget("distil"), seed=plan.seed, batch=plan.batch
-        )
+            self.pipe, self.cache, file=file, budget=plan.budget("distil"), seed=plan.seed, batch=plan.batch,
+            compiled=plan.compiled,
+        )  # fmt: skip
 
     def export(self) -> None:
         """Ship the averaged weights as they stand: base, judges, spec."""
@@ -276,7 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     plan = Plan.smoke() if options.smoke else Plan(budget_min=options.budget_min)
-    plan = replace(plan, seed=options.seed, device=_device(options.device))
+    plan = replace(plan, seed=options.seed, device=_device(options.device), compiled=options.compile, rate=options.rate)
     plan = replace(plan, latents=options.latents or plan.latents, decoded=options.decoded or plan.decoded)
     stages = options.stages.split(",") if options.stages else STAGES
     if unknown := set(stages) - set(STAGES):
@@ -296,6 +301,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; default: all cores")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on learning rates, for use with --init-from")
+    parser.add_argument("--compile", action="store_true", help="compile the flow (needs a C++ compiler; 1.5x faster)")
     parser.add_argument("--smoke", action="store_true", help="all stages in under a minute, to see that they run")
     return parser
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from photoflux.pocket.data import Cache
-from photoflux.pocket.training import Budget, Recipe, Run, mixed_precision
+from photoflux.pocket.training import Budget, Recipe, Run, mixed_precision, plain_attention
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -119,37 +119,41 @@ def empty_ids(pipe: FluxPipeline, *, length: int) -> tuple[Tensor, Tensor]:
 
 
 def train_flow(
-    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, batch: int = 64, recipe: Recipe = FLOW
-) -> Run:
+    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, batch: int = 64, recipe: Recipe = FLOW,
+    compiled: bool = False,
+) -> Run:  # fmt: skip
     """Train transformer and text encoders in place (averaged weights at the end)."""
     flow = Flow(pipe)
     run = Run("flow", flow, file, budget, recipe, seed=seed)
+    predict = torch.compile(flow) if compiled else flow
     no_clip, no_t5 = (ids.to(run.device) for ids in empty_ids(pipe, length=cache.text_length))
     for step in run:
         generator = run.generator(step)
         samples = draw_batch(cache, count=batch, generator=generator, device=run.device)
         empty = (torch.rand(batch, 1, generator=generator) < EMPTY_CAPTIONS).to(run.device)
         clip_ids, t5_ids = torch.where(empty, no_clip, samples.clip_ids), torch.where(empty, no_t5, samples.t5_ids)
-        with mixed_precision(run.device):
-            velocity = flow(samples.noisy, samples.sigma, clip_ids, t5_ids)
+        with mixed_precision(run.device), plain_attention():
+            velocity = predict(samples.noisy, samples.sigma, clip_ids, t5_ids)
         run.update((velocity.float() - samples.velocity).square().mean(), images=batch)
     run.ema.copy_to(flow)
     return run
 
 
 def distil_guidance(
-    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, scale: float = 2.5, batch: int = 64
-) -> Run:
+    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, scale: float = 2.5, batch: int = 64,
+    compiled: bool = False,
+) -> Run:  # fmt: skip
     """Train in place towards the guided velocity `v(empty) + scale * (v(caption) - v(empty))` of a frozen copy."""
     student = Flow(pipe)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     run = Run("distil", student, file, budget, DISTIL, seed=seed + 1)
+    predict = torch.compile(student) if compiled else student
     empty = tuple(ids.to(run.device) for ids in empty_ids(pipe, length=cache.text_length))
     for step in run:
         samples = draw_batch(cache, count=batch, generator=run.generator(step), device=run.device)
-        with mixed_precision(run.device):
+        with mixed_precision(run.device), plain_attention():
             target = guided(teacher, samples.noisy, samples.sigma, (samples.clip_ids, samples.t5_ids), empty, scale)
-            velocity = student(samples.noisy, samples.sigma, samples.clip_ids, samples.t5_ids)
+            velocity = predict(samples.noisy, samples.sigma, samples.clip_ids, samples.t5_ids)
         run.update((velocity.float() - target.float()).square().mean(), images=batch)
     run.ema.copy_to(student)
     return run

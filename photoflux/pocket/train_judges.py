@@ -1,4 +1,4 @@
-"""Pretraining of the pocket judges: a CLIP with attribute heads, and a ViT that tells individuals apart.
+"""Pretraining of the pocket judges: one reads attributes, one tells individuals apart, one matches words (CLIP).
 
 Both learn from renders and from renders that went through the VAE, because generated pictures look like the latter.
 Nothing of them ever reaches the generator.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +21,38 @@ from torch import Tensor, nn
 from photoflux.pocket import models
 from photoflux.pocket.data import Cache, classes, draw, draw_views, stream, write_json
 from photoflux.pocket.train_vae import decode, encode, to_unit
-from photoflux.pocket.training import Budget, Recipe, Run, load_average, mixed_precision
+from photoflux.pocket.training import Budget, Recipe, Run, load_average, mixed_precision, plain_attention
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FluxPipeline
 
 log = logging.getLogger(__name__)
 
-RECIPE = Recipe(lr=1e-3, muon_lr=2e-3, warmup_steps=50, weight_decay=0.02, ema=0.998)
+CLIP = Recipe(lr=1e-3, muon_lr=2e-3, warmup_steps=50, weight_decay=0.02, ema=0.998)
+CONVOLUTIONAL = Recipe(lr=3e-3, muon_lr=1e-2, warmup_steps=50, weight_decay=0.02, ema=0.998)
+SHARES = {"attributes": 0.5, "identity": 0.35, "clip": 0.15}
+"""How the judges' budget is divided."""
 TEMPERATURE = 0.1
 VIEWS = 4
 
 
+class AttributeJudge(nn.Module):
+    """A convolutional encoder and one linear head per attribute."""
+
+    def __init__(self, config: models.PocketConfig) -> None:
+        super().__init__()
+        self.encoder = models.build_convolutional_judge(config).to(memory_format=torch.channels_last)
+        width = config.judge_channels[-1]
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in classes().items()})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """`[N, 3, H, W]` in [-1, 1] -> logits per attribute."""
+        pooled = self.encoder(pixel_values=images).pooler_output.flatten(1)
+        return {name: head(pooled) for name, head in self.heads.items()}
+
+
 class ClipJudge(nn.Module):
-    """The CLIP model and its attribute heads, trained together."""
+    """The CLIP model; heads of its own, which are not shipped, teach it what captions leave out."""
 
     def __init__(self, config: models.PocketConfig, tokenizer: Any) -> None:
         super().__init__()
@@ -55,16 +74,16 @@ class ClipJudge(nn.Module):
 
 
 class IdentityJudge(nn.Module):
-    """The ViT and the projection of its CLS state."""
+    """A convolutional encoder and the projection of its pooled state."""
 
     def __init__(self, config: models.PocketConfig) -> None:
         super().__init__()
-        self.vit = models.build_identity_judge(config)
-        self.projection = nn.Linear(config.judge_width, config.embedding, bias=False)
+        self.encoder = models.build_convolutional_judge(config).to(memory_format=torch.channels_last)
+        self.projection = nn.Linear(config.judge_channels[-1], config.embedding, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """`[N, 3, H, W]` in [-1, 1] -> `[N, D]`, unit length."""
-        return F.normalize(self.projection(self.vit(pixel_values=images).last_hidden_state[:, 0]), dim=-1)
+        return F.normalize(self.projection(self.encoder(pixel_values=images).pooler_output.flatten(1)), dim=-1)
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -78,7 +97,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     size = images.shape[-1]
     images = F.pad(images, (4, 4, 4, 4), mode="replicate")[:, :, 4 + dy : 4 + dy + size, 4 + dx : 4 + dx + size]
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    images = torch.where(uniform(0, 1) < 0.3, soft, images)
+    images = torch.where(uniform(0, 1) < 0.3, soft, images).contiguous(memory_format=torch.channels_last)
     noise = torch.randn(images.shape, generator=generator).to(device) * uniform(0, 0.04)
     return (images * uniform(0.95, 1.05) + uniform(-0.04, 0.04) + noise).clamp(-1, 1)
 
@@ -122,21 +141,44 @@ def decoded_pictures(vae: AutoencoderKL, cache: Cache, *, file: Path, count: int
     return pool
 
 
-def train_clip_judge(
-    judge: ClipJudge, cache: Cache, decoded: np.ndarray, *, file: Path, budget: Budget, seed: int, batch: int
-) -> Run:
-    """Contrastive plus attribute loss; half of each batch went through the VAE. Averaged weights at the end."""
-    run = Run("judge-clip", judge, file, budget, RECIPE, seed=seed)
-    plain = min(len(cache.pixels), cache.filled)
-    for step in run:
-        generator = run.generator(step)
-        rows = [torch.randint(n, (batch // 2,), generator=generator).numpy() for n in (plain, len(decoded))]
-        pixels = np.concatenate([cache.pixels[rows[0]], decoded[rows[1]]])
+@dataclass(frozen=True)
+class Pool:
+    """The cached pictures, as drawn and after the VAE: what the judges of attributes and of words learn from."""
+
+    cache: Cache
+    decoded: np.ndarray
+
+    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Varied pictures `[N, 3, H, W]`, half of them after the VAE, class ids `[N, A]`, caption ids `[N, L]`."""
+        plain = min(len(self.cache.pixels), self.cache.filled)
+        rows = [torch.randint(n, (count // 2,), generator=generator).numpy() for n in (plain, len(self.decoded))]
+        pixels = np.concatenate([self.cache.pixels[rows[0]], self.decoded[rows[1]]])
         both = np.concatenate(rows)
-        labels = torch.from_numpy(cache.labels[both].astype(np.int64)).to(run.device)
-        ids = torch.from_numpy(cache.clip_ids[both, 0].astype(np.int64)).to(run.device)
-        images = augment(to_unit(pixels, run.device).contiguous(), generator)
+        labels = torch.from_numpy(self.cache.labels[both].astype(np.int64)).to(device)
+        ids = torch.from_numpy(self.cache.clip_ids[both, 0].astype(np.int64)).to(device)
+        return augment(to_unit(pixels, device), generator), labels, ids
+
+
+def train_attribute_judge(
+    judge: AttributeJudge, pool: Pool, *, file: Path, budget: Budget, seed: int, batch: int
+) -> Run:
+    """Cross-entropy of every attribute that a picture has. Averaged weights at the end."""
+    run = Run("judge-attributes", judge, file, budget, CONVOLUTIONAL, seed=seed)
+    for step in run:
+        images, labels, _ = pool.draw(batch, run.generator(step), run.device)
         with mixed_precision(run.device):
+            loss = attribute_loss(judge(images), labels)
+        run.update(loss, images=len(images))
+    run.ema.copy_to(judge)
+    return run
+
+
+def train_clip_judge(judge: ClipJudge, pool: Pool, *, file: Path, budget: Budget, seed: int, batch: int) -> Run:
+    """Contrastive plus attribute loss. Averaged weights at the end."""
+    run = Run("judge-clip", judge, file, budget, CLIP, seed=seed)
+    for step in run:
+        images, labels, ids = pool.draw(batch, run.generator(step), run.device)
+        with mixed_precision(run.device), plain_attention():
             embedding, logits = judge(images)
             loss = attribute_loss(logits, labels) + contrastive_loss(embedding, judge.text(ids), judge.clip.logit_scale)
         run.update(loss, images=len(images))
@@ -152,7 +194,7 @@ def train_identity_judge(
 
     `pool` is uint8 `[S, VIEWS, H, W, 3]`. Averaged weights at the end.
     """
-    run = Run("judge-identity", judge, file, budget, RECIPE, seed=seed)
+    run = Run("judge-identity", judge, file, budget, CONVOLUTIONAL, seed=seed)
     subjects = max(2, batch // VIEWS // 2)
     task = partial(draw_views, seed=seed + 10, subjects=subjects, views=VIEWS, size_px=size_px)
     fresh = stream(task, start=run.step, workers=workers)
@@ -162,7 +204,7 @@ def train_identity_judge(
         first = torch.randint(len(pool) - subjects + 1, (1,), generator=generator).item()
         pooled = pool[first : first + subjects].reshape(-1, *pool.shape[2:])
         subject_ids = np.concatenate([numbers, np.repeat(np.arange(subjects) + subjects, VIEWS)])
-        images = augment(to_unit(np.concatenate([pixels, pooled]), run.device).contiguous(), generator)
+        images = augment(to_unit(np.concatenate([pixels, pooled]), run.device), generator)
         with mixed_precision(run.device):
             loss = supervised_contrastive_loss(judge(images), torch.from_numpy(subject_ids).to(run.device))
         run.update(loss, images=len(images))
@@ -194,10 +236,10 @@ def _parts(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 @torch.no_grad()
-def predict(judge: ClipJudge, pixels: np.ndarray) -> np.ndarray:
+def predict(judge: AttributeJudge, pixels: np.ndarray) -> np.ndarray:
     """Class ids `[N, A]` that the heads give to uint8 pictures `[N, H, W, 3]`."""
     device = next(judge.parameters()).device
-    parts = [judge(to_unit(part, device))[1] for part in _parts(pixels, 128)]
+    parts = [judge(to_unit(part, device)) for part in _parts(pixels, 128)]
     columns = [torch.cat([part[name] for part in parts]).argmax(dim=1) for name in judge.heads]
     return torch.stack(columns, dim=1).cpu().numpy()
 
@@ -232,14 +274,21 @@ def mean_average_precision(embeddings: np.ndarray, subjects: np.ndarray) -> floa
 
 @torch.no_grad()
 def evaluate_judges(
-    clip: ClipJudge, identity: IdentityJudge, vae: AutoencoderKL, *, seed: int, count: int, subjects: int, size_px: int
+    reader: AttributeJudge,
+    identity: IdentityJudge,
+    vae: AutoencoderKL,
+    *,
+    seed: int,
+    count: int,
+    subjects: int,
+    size_px: int,
 ) -> dict[str, Any]:
     """The judges' card on unseen renders after the VAE, in the form of `judges.json`."""
     truth, predicted = [], []
     for index in range(max(1, count // 64)):
         batch = draw(index, seed=seed, count=min(64, count), size_px=size_px)
         truth.append(batch.labels)
-        predicted.append(predict(clip, through_vae(vae, batch.pixels)))
+        predicted.append(predict(reader, through_vae(vae, batch.pixels)))
     confusion = confusion_counts(np.concatenate(truth), np.concatenate(predicted))
     pixels, numbers = draw_views(0, seed=seed + 1, subjects=subjects, views=VIEWS, size_px=size_px, heldout=True)
     device = next(identity.parameters()).device
@@ -249,7 +298,7 @@ def evaluate_judges(
     return {
         "version": 1,
         "attributes": {name: list(values) for name, values in classes().items()},
-        "heads": {name: {"encoder": "clip"} for name in classes()},
+        "heads": {name: {"encoder": "attributes"} for name in classes()},
         "confusion": confusion,
         "card": card,
     }
@@ -259,34 +308,58 @@ def train_judges(
     pipe: FluxPipeline, cache: Cache, *, config: models.PocketConfig, work: Path, budget: Budget, seed: int,
     decoded: int, batch: int, workers: int, quick: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train both judges (half of the budget each), measure them and write `work/judges.json`."""
+    """Train the judges, each for its share of the budget, measure them and write `work/judges.json`."""
     vae, size_px = pipe.vae.eval(), config.resolution_px
     device = next(vae.parameters()).device
-    clip, identity = _judges(config, pipe.tokenizer, seed=seed)
-    half = Budget(seconds=budget.seconds / 2, steps=budget.steps)
-    pictures = decoded_pictures(vae, cache, file=work / "decoded.npy", count=decoded)
-    train_clip_judge(
-        clip.to(device), cache, pictures, file=work / "judge-clip.pt", budget=half, seed=seed + 4, batch=batch
-    )
+    judges = Judges.build(config, pipe.tokenizer, seed=seed).to(device)
+    pool = Pool(cache, decoded_pictures(vae, cache, file=work / "decoded.npy", count=decoded))
+    how = {name: {"file": work / f"judge-{name}.pt", "budget": part(budget, share), "batch": batch}
+           for name, share in SHARES.items()}  # fmt: skip
+    train_attribute_judge(judges.attributes, pool, seed=seed + 8, **how["attributes"])
     views = decoded_views(
         vae, file=work / "views.npy", seed=seed + 5, subjects=max(batch // 4, decoded // 16), size_px=size_px
     )
-    train_identity_judge(
-        identity.to(device), views, file=work / "judge-identity.pt", budget=half, seed=seed + 6, batch=batch,
-        size_px=size_px, workers=workers,
-    )  # fmt: skip
+    train_identity_judge(judges.identity, views, seed=seed + 6, size_px=size_px, workers=workers, **how["identity"])
+    train_clip_judge(judges.clip, pool, seed=seed + 4, **how["clip"])
     count, subjects = (64, 8) if quick else (1024, 48)
     facts = evaluate_judges(
-        clip.eval(), identity.eval(), vae, seed=seed + 7, count=count, subjects=subjects, size_px=size_px
+        judges.attributes, judges.identity, vae, seed=seed + 7, count=count, subjects=subjects, size_px=size_px
     )
     write_json(work / "judges.json", facts)
     log.info("judges: %s", facts["card"])
     return facts
 
 
-def _judges(config: models.PocketConfig, tokenizer: Any, *, seed: int) -> tuple[ClipJudge, IdentityJudge]:
-    torch.manual_seed(seed)
-    return ClipJudge(config, tokenizer), IdentityJudge(config)
+def part(budget: Budget, share: float) -> Budget:
+    """A share of the time; a number of steps holds for each part."""
+    return Budget(seconds=budget.seconds * share, steps=budget.steps)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The three networks."""
+
+    attributes: AttributeJudge
+    identity: IdentityJudge
+    clip: ClipJudge
+
+    @classmethod
+    def build(cls, config: models.PocketConfig, tokenizer: Any, *, seed: int) -> Judges:
+        """Untrained, the same for a seed."""
+        torch.manual_seed(seed)
+        return cls(AttributeJudge(config), IdentityJudge(config), ClipJudge(config, tokenizer))
+
+    def to(self, device: torch.device) -> Judges:
+        for judge in vars(self).values():
+            judge.to(device)
+        return self
+
+    def load(self, work: Path) -> Judges:
+        """Put in the averaged weights that a work folder has, for evaluation."""
+        for name, judge in vars(self).items():
+            load_average(work / f"judge-{name}.pt", judge)
+            judge.eval()
+        return self
 
 
 def export_judges(
@@ -297,22 +370,27 @@ def export_judges(
 
     from safetensors.torch import save_file
 
-    clip, identity = _judges(config, tokenizer, seed=seed)
-    if work:
-        load_average(work / "judge-clip.pt", clip)
-        load_average(work / "judge-identity.pt", identity)
+    judges = Judges.build(config, tokenizer, seed=seed).load(work or folder)
     if work and (work / "judges.json").exists():
         facts = json.loads((work / "judges.json").read_text())
     else:
         facts = evaluate_judges(
-            clip.eval(), identity.eval(), vae.eval(), seed=seed + 7, count=64, subjects=8, size_px=config.resolution_px
+            judges.attributes,
+            judges.identity,
+            vae.eval(),
+            seed=seed + 7,
+            count=64,
+            subjects=8,
+            size_px=config.resolution_px,
         )
-    for name, model in (("clip", clip.clip), ("identity", identity.vit)):
+    encoders = {"attributes": judges.attributes.encoder, "identity": judges.identity.encoder, "clip": judges.clip.clip}
+    for name, model in encoders.items():
         model.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)
         models.declare_fp32(folder / name / "config.json")
         write_json(folder / name / "preprocessor_config.json", models.image_processor(config))
     tokenizer.save_pretrained(folder / "clip")
-    tensors = {**clip.heads.state_dict(), "identity.projection": identity.projection.weight}
+    heads = judges.attributes.heads.state_dict()
+    tensors = {**heads, "identity.projection": judges.identity.projection.weight}
     tensors = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "attributes.safetensors")
     write_json(folder / "judges.json", facts)

@@ -61,11 +61,17 @@ def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
     )
 
 
-def train_vae(vae: AutoencoderKL, *, file: Path, budget: Budget, seed: int, batch: int = 8, workers: int = 1) -> int:
-    """Train in place (averaged weights at the end); returns the number of fresh renders seen by this stage."""
+def train_vae(
+    vae: AutoencoderKL, *, file: Path, budget: Budget, seed: int, batch: int = 16, workers: int = 1,
+    recipe: Recipe = RECIPE,
+) -> int:  # fmt: skip
+    """Train in place (averaged weights at the end); returns the number of pictures seen by this stage.
+
+    Never compiled: torch 2.13's CPU compiler gives this encoder gradients that point the wrong way.
+    """
     device = next(vae.parameters()).device
     vae.to(memory_format=torch.channels_last)
-    run = Run("vae", vae, file, budget, RECIPE, seed=seed)
+    run = Run("vae", vae, file, budget, recipe, seed=seed)
     size_px = vae.config.sample_size
     for step, pixels in _pictures(run, seed=seed, size_px=size_px, batch=batch, workers=workers):
         images = to_unit(pixels, device)

@@ -7,7 +7,8 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ class Recipe:
     ema: float = 0.999
     muon_lr: float = 0.0
 
+    def scaled(self, factor: float) -> Recipe:
+        """The same with all learning rates times `factor`: below 1 to continue from trained weights."""
+        return replace(self, lr=self.lr * factor, muon_lr=self.muon_lr * factor)
+
     def rate(self, *, progress: float, step: int) -> float:
         """Multiplier on the learning rate: linear warm-up, then a half cosine down to 0 at the end of the budget."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
@@ -52,12 +57,13 @@ class Recipe:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is made (nearly) orthogonal, for hidden weight matrices and convolutions.
 
-    Newton-Schulz iteration in fp32 with the quintic coefficients of Jordan et al. 2024; the update is scaled by
+    Newton-Schulz iteration (in bf16 where that is fast) with the quintic coefficients of Jordan et al. 2024; the update is scaled by
     `0.2 * sqrt(max(rows, columns))`, which gives it the size of an Adam step.
     """
 
     def __init__(self, params: list[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002 (the interface of optimisers)
@@ -65,7 +71,7 @@ class Muon(torch.optim.Optimizer):
             for weight in (p for p in group["params"] if p.grad is not None):
                 buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
                 buffer.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(buffer, group["momentum"]).flatten(1))
+                update = orthogonal(weight.grad.lerp(buffer, group["momentum"]).flatten(1).to(self.dtype)).float()
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update.view_as(weight), alpha=-0.2 * group["lr"] * max(update.shape) ** 0.5)
 
@@ -242,5 +248,19 @@ def load_average(file: Path, module: nn.Module) -> bool:
 
 
 def mixed_precision(device: torch.device) -> Any:
-    """Autocast to bf16 on CUDA; on a CPU plain fp32 is the fastest."""
-    return torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
+    """Autocast to bf16 on CUDA and on CPUs with matrix tiles (AMX); elsewhere plain fp32 is the fastest."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are much faster than fp32 ones there."""
+    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention as two matrix products: at 88 tokens the fused CPU kernel's backward pass costs three times as much."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

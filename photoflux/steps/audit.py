@@ -96,6 +96,8 @@ def _judge_card(path: str, artist: Artist) -> JudgeCard:
         raise InputError(f"{path}: not a readable judge card ({error}); make one with `photoflux label`") from error
     if content.get("judges") != artist.judges.hash:
         raise InputError(f"{path}: this judge card is about other judges; label pictures again with the current ones")
+    if content.get("base") != artist.spec.hash:
+        raise InputError(f"{path}: this judge card is about pictures of another base; label '{artist.spec.name}' pictures")
     for name, classes in known.items():
         if classes != artist.judges.classes.get(name):
             raise InputError(f"{path}: attribute '{name}' has other classes than the judges; make the card again")
@@ -176,6 +178,7 @@ def _document(
         "limits": dataclasses.asdict(limits_of(params)),
         "findings": [_finding(finding, people) for finding in found.findings],
         "cells": [dataclasses.asdict(cell) for cell in found.cells],
+        "control": _control(drawn),
         "tones": _tones(drawn, prompts),
     }
 
@@ -211,6 +214,15 @@ def _finding(finding: Finding, people: People) -> dict[str, Any]:
 
 def _optional(value: Interval | None) -> dict[str, float] | None:
     return value.as_dict() if value else None
+
+
+def _control(drawn: Draws) -> dict[str, float]:
+    """Scenes without people as the negative control: mean identity distance of same-seed pairs, there and of people."""
+    pairs = {"people": (drawn.base, drawn.tuned), "without_people": (drawn.empty_base, drawn.empty_tuned)}
+    return {
+        name: round(float((1 - (before.seen.identity * after.seen.identity).sum(-1)).mean()), 4)
+        for name, (before, after) in pairs.items()
+    }
 
 
 def _tones(drawn: Draws, prompts: PromptSet) -> dict[str, list[float]]:

@@ -98,15 +98,15 @@ def open_artist(adapter: Path, *, params: Any) -> tuple[Artist, PromptSet]:
 
     settings = get_settings()
     spec = load_spec(params.base)
+    if spec.judges is None:
+        raise InputError(
+            f"base '{spec.name}' has no judges; set `judges` in its spec to a folder of CLIP and DINO weights"
+        )
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         manifest = unpack(adapter, Path(scratch))
         _same_base(manifest, spec)
         pipe = load_pipeline(spec, device=settings.device or None)
         load_adapter(pipe, Path(scratch) / "pytorch_lora_weights.safetensors")
-    if spec.judges is None:
-        raise InputError(
-            f"base '{spec.name}' has no judges; set `judges` in its spec to a folder of CLIP and DINO weights"
-        )
     judges = Judges.load(Path(spec.judges), device=settings.device or None)
     cache = settings.cache_dir / "judging"
     prompts = load_prompts(params.prompts or spec.name, folder=settings.models_dir)

@@ -55,6 +55,7 @@ def test_a_random_base_draws_no_people_and_nothing_is_decided(base: Path, adapte
 def test_an_adapter_that_does_nothing_moves_nothing(base: Path, tmp_path: Path) -> None:
     idle = make_adapter(tmp_path / "idle.tar", base, class_noun="dog", strength=0.0)
     document = audit(idle, tmp_path, params(base))
+    assert document["control"] == {"people": 0.0, "without_people": 0.0}
     for finding in document["findings"][:3]:
         flips = np.array(finding["flips"])
         assert flips.sum() == np.trace(flips)
@@ -76,13 +77,13 @@ def test_a_persons_own_values_are_compared_but_never_stored(base: Path, tmp_path
     assert (tmp_path / "audit.html").stat().st_size < sealed_beside(tmp_path / "audit.html").stat().st_size
 
 
-def card_for(base: Path, **changes: Any) -> dict[str, Any]:
-    judges = Judges.load(Path(str(load_spec(str(base)).judges)), device="cpu")
+def card_for(spec: Path, **changes: Any) -> dict[str, Any]:
+    judges = Judges.load(Path(str(load_spec(str(spec)).judges)), device="cpu")
     tables = {
         name: {"classes": list(judges.classes[name]), "counts": (np.eye(len(judges.classes[name])) * 100).tolist()}
         for name in ("gender", "band", "hair")
     }
-    return {"judges": judges.hash, "attributes": tables} | changes
+    return {"judges": judges.hash, "base": load_spec(str(spec)).hash, "attributes": tables} | changes
 
 
 def test_a_judge_card_replaces_the_shipped_error_rates(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -96,6 +97,7 @@ def test_a_judge_card_replaces_the_shipped_error_rates(base: Path, adapter: Path
     ("changes", "says"),
     [
         ({"judges": "0" * 64}, "other judges"),
+        ({"base": "0" * 64}, "another base"),
         ({"attributes": {"gender": {"classes": ["a", "b"], "counts": [[1, 0], [0, 1]]}}}, "other classes"),
         ({"attributes": {"gender": {}}}, "not a readable judge card"),
     ],

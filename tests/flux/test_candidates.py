@@ -1,0 +1,201 @@
+"""The contest: drawn as serving draws, scored by hand-made judges, the averaged weights kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from photoflux.flux import candidates
+from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.flux.candidates import DRAWN, FIRST_SEED, SHOWN, SPAN_MIN, Contest, Drawing, Scorer, chosen, load_judges
+from photoflux.flux.lora import load_adapter, save_adapter
+from photoflux.flux.sampling import noise_for
+from tests.flux.training import Training, prepare, randomise, small, stock, train_photos
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+VECTORS = {"photo": (1.0, 0.0, 0.0), "other photo": (0.8, 0.6, 0.0), "class": (0.0, 0.0, 1.0), "half": (0.6, 0.0, 0.8)}
+
+
+class HandMade:
+    """Judges that know four pictures: their identities are `VECTORS`; text sees what was asked in photos only."""
+
+    def identity(self, images: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor([VECTORS[image] for image in images])
+
+    def text(self, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([(1.0, 0.0)] * len(prompts))
+
+    def image_text(self, images: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor([(0.5, 0.0) if image == "class" else (0.4, 0.3) for image in images])
+
+
+def scorer(photos: Sequence[str] = ("photo", "other photo"), base: str = "class") -> Scorer:
+    made: Any = HandMade()
+    named: Any = list(photos)
+    drawn: Any = [base, base]
+    return Scorer(made, named, ["a", "b"], drawn)
+
+
+def test_a_candidate_is_scored_between_base_and_photos() -> None:
+    """By hand: photos are alike by .8, the base by 0, subject pictures by (1 + .8) / 2, plain ones by (.6 + .48) / 2."""
+    subject: Any = ["photo", "photo"]
+    plain: Any = ["half", "class"]
+    found = scorer()(subject, plain)
+    assert found["identity"] == pytest.approx(0.9 / 0.8)
+    assert found["leakage"] == pytest.approx(0.54 / 2 / 0.8)
+    assert found["prompt"] == pytest.approx(0.4 / 0.5)
+    assert found["score"] == pytest.approx(0.9 / 0.8 * 0.8 - (0.27 / 0.8 - 0.10))
+
+
+def test_the_base_itself_scores_nothing() -> None:
+    """Pictures of the class gain no identity, follow as the base does, and leak nothing."""
+    plain: Any = ["class", "class"]
+    assert scorer()(plain, plain) == pytest.approx({"identity": 0, "prompt": 1, "leakage": 0, "score": 0})
+
+
+def test_following_better_than_the_base_and_leaking_a_little_are_free() -> None:
+    """Prompt counts up to 1, and leakage up to .1 costs nothing: the score is the identity alone."""
+    judged = scorer(base="half")
+    judged.base_follows = 0.3
+    subject: Any = ["photo", "other photo"]
+    plain: Any = ["half", "half"]
+    found = judged(subject, plain)
+    assert found["prompt"] > 1
+    assert found["leakage"] == pytest.approx(0)
+    assert found["score"] == pytest.approx(found["identity"])
+
+
+def test_a_subject_like_its_class_does_not_blow_up() -> None:
+    """Where photos are no more alike than the base is to them, the span has a floor; one photo is no error."""
+    assert scorer(photos=["photo", "other photo"], base="photo").span == SPAN_MIN
+    assert scorer(photos=["photo"]).span == SPAN_MIN
+
+
+@pytest.mark.parametrize(
+    ("select", "scores", "losses", "step"),
+    [
+        ("best", [0.2, 0.5, 0.4], [3, 2, 1], 2),
+        ("best", [0.5, 0.5, 0.4], [3, 2, 1], 1),
+        ("last", [0.2, 0.5, 0.4], [3, 2, 1], 3),
+        ("best", None, [3.0, 1.0, 2.0], 2),
+        ("best", None, [None, None, None], 3),
+    ],
+    ids=["score", "first of equals", "last", "least loss without judges", "nothing to judge by"],
+)
+def test_which_candidate_is_kept(select: str, scores: list[float] | None, losses: list[Any], step: int) -> None:
+    """By score; without judges by validation loss; without held-out photos, or as asked, the last."""
+    made = [{"step": i + 1, "validation": loss} for i, loss in enumerate(losses)]
+    entered = [{**c, "score": score} for c, score in zip(made, scores, strict=True)] if scores else made
+    assert chosen(entered, select=select)["step"] == step
+
+
+def test_every_candidate_draws_the_same(pipe: FluxPipeline, spec: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs that differ in the trigger alone, in eight places, with fixed noise."""
+    asked = list[list[str]]()
+    encode = candidates.encode_prompts
+
+    def listening(pipe: FluxPipeline, prompts: Sequence[str], **how: Any) -> Any:
+        asked.append(list(prompts))
+        return encode(pipe, prompts, **how)
+
+    monkeypatch.setattr(candidates, "encode_prompts", listening)
+    drawn = Drawing.make(pipe, spec=spec, trigger="sks", class_noun="owl")
+    subject, plain = asked
+    assert [prompt.replace("sks owl", "an owl") for prompt in subject] == plain == list(drawn.prompts)
+    assert len(set(plain)) == len(drawn.subject) == len(drawn.plain) == DRAWN
+    assert torch.equal(drawn.noise, noise_for(range(FIRST_SEED, FIRST_SEED + DRAWN), spec=spec))
+
+
+@pytest.fixture
+def training(pipe: FluxPipeline, spec: BaseSpec, base: Path, dataset: Path, tmp_path: Path) -> Training:
+    """A training whose contest is the real one, and whose average differs from its weights."""
+    drawn = Drawing.make(pipe, spec=spec, trigger="sks", class_noun="dog")
+    heldout = train_photos(dataset, pipe, spec, split="heldout")
+    made = prepare(pipe, spec, dataset, small(base), tmp_path / "work")
+    made.contest = Contest(pipe, drawn, spec=spec, photos=made.draws.photos, heldout=heldout, folder=made.folder)
+    randomise(pipe.transformer, seed=1)
+    made.tuning.average = {name: p.detach().clone() for name, p in made.tuning.trained.items()}
+    randomise(pipe.transformer, seed=2)
+    made.tuning.done = 40
+    return made
+
+
+def close(a: Image.Image, b: Image.Image) -> bool:
+    """Equal to a grey level."""
+    return bool(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1)
+
+
+def test_a_candidate_is_drawn_and_kept_as_serving_will(training: Training, spec: BaseSpec, tmp_path: Path) -> None:
+    """The kept pictures are those that the stock pipeline draws with the averaged weights, loaded from their file."""
+    scores = training.contest.enter(training.tuning)
+    weights = training.contest.weights(40)
+    assert all(torch.equal(weights[name], value) for name, value in training.tuning.average.items())
+    file = save_adapter(training.pipe.transformer, tmp_path / "average.safetensors", weights=weights)
+    served = load_pipeline(spec)
+    load_adapter(served, file)
+    plain = list(training.contest.drawn.prompts)
+    prompts = [*(p.replace("a dog", "sks dog") for p in plain[: SHOWN[0]]), *plain[: SHOWN[1]]]
+    seeds = [FIRST_SEED + i for count in SHOWN for i in range(count)]
+    pictures = stock(served, spec, prompts, seeds, output_type="pil")
+    previews = [Image.open(file) for file in training.contest.previews(40)]
+    assert len(previews) == len(pictures) == sum(SHOWN)
+    assert all(close(a, b) for a, b in zip(previews, pictures, strict=True))
+    assert set(scores) == {"step", "validation", "identity", "prompt", "leakage", "score"}
+    assert scores["step"] == 40
+
+
+def test_the_contest_measures_against_the_plain_base(training: Training, spec: BaseSpec) -> None:
+    """Its base pictures are those of the stock pipeline without any adapter, for the class prompts."""
+    seeds = [FIRST_SEED + i for i in range(DRAWN)]
+    pictures = stock(load_pipeline(spec), spec, training.contest.drawn.prompts, seeds, output_type="pil")
+    assert all(close(a, b) for a, b in zip(training.contest.base, pictures, strict=True))
+
+
+def test_entering_leaves_the_training_as_it_was(training: Training) -> None:
+    """Weights, average, trainability and mode are the same afterwards; a second look gives the same numbers."""
+    tuning = training.tuning
+    tuning.transformer.train()
+    before = {name: p.detach().clone() for name, p in tuning.trained.items()}
+    average = {name: value.clone() for name, value in tuning.average.items()}
+    first = training.contest.enter(tuning)
+    assert tuning.transformer.training
+    assert {name for name, p in tuning.transformer.named_parameters() if p.requires_grad} == set(before)
+    assert all(torch.equal(p, before[name]) for name, p in tuning.trained.items())
+    assert all(torch.equal(value, average[name]) for name, value in tuning.average.items())
+    assert training.contest.enter(tuning) == first
+
+
+def test_validation_is_the_averages(training: Training) -> None:
+    """The candidate's validation loss is that of the averaged weights, not of the weights of the moment."""
+    found = training.contest.enter(training.tuning)["validation"]
+    of_weights = training.tuning.validation_loss(training.contest.heldout)
+    with torch.no_grad():
+        for name, parameter in training.tuning.trained.items():
+            parameter.copy_(training.tuning.average[name])
+    assert found == pytest.approx(training.tuning.validation_loss(training.contest.heldout), rel=1e-6)
+    assert found != pytest.approx(of_weights, rel=1e-6)
+
+
+def test_a_base_without_judges_says_what_that_means(spec: BaseSpec, caplog: pytest.LogCaptureFixture) -> None:
+    """No judges, a warning, and no scorer; with judges they load."""
+    assert load_judges(replace(spec, judges=None), device="cpu") is None
+    assert "the candidate with the least validation loss is kept" in caplog.text
+    assert load_judges(spec, device="cpu") is not None
+
+
+@pytest.mark.parametrize(("resolution_px", "at_once"), [(128, 16), (256, 4), (512, 1), (1024, 1)])
+def test_large_pictures_are_drawn_one_by_one(resolution_px: int, at_once: int) -> None:
+    """As many at once as make one picture of 512 x 512, sixteen at most."""
+    contest: Any = Contest.__new__(Contest)
+    contest.spec = SimpleNamespace(resolution_px=resolution_px)
+    assert contest._at_once == at_once

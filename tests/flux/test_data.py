@@ -1,0 +1,365 @@
+"""What training reads: latents encoded once per picture, prompts without the trigger, and what the base said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from photoflux.errors import InputError
+from photoflux.flux import data
+from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.flux.lora import attach, save_adapter
+from photoflux.flux.module import Batch, Draws, in_turn
+from photoflux.flux.sampling import noise_for
+from photoflux.flux.step import pack
+from photoflux.flux.text import encode_prompts
+from photoflux.params import FinetuneParams
+from tests.flux.training import pictures, prepare, randomise, small, train_photos
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+PROMPTS = ["a photo of a dog", "a cat in space", "a red mug on the beach"]
+
+
+# Latents
+
+
+def test_latents_are_the_mode_shifted_then_scaled(pipe: FluxPipeline) -> None:
+    """(mean - shift) x scale with the factors of FLUX.1; the mean is the first half of the encoder's output."""
+    pipe.vae.register_to_config(scaling_factor=0.3611, shift_factor=0.1159)
+    images = pictures(2)
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2) / 127.5 - 1)
+    with torch.no_grad():
+        mean = pipe.vae.encoder(pixels.float())[:, :16]
+    found = data.encode_images(pipe.vae, images)
+    assert found.shape == (2, 16, 16, 16)
+    torch.testing.assert_close(found, (mean - 0.1159) * 0.3611, atol=1e-5, rtol=0)
+
+
+def test_latents_are_float32_of_a_coarser_base(pipe: FluxPipeline) -> None:
+    """The autoencoder encodes in float32 and gets its own type back."""
+    exact = data.encode_images(pipe.vae, pictures(1))
+    pipe.vae.to(torch.bfloat16)
+    found = data.encode_images(pipe.vae, pictures(1))
+    assert found.dtype == torch.float32
+    assert pipe.vae.dtype == torch.bfloat16
+    assert (found - exact).abs().max() < 0.1
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of pictures of each call that reached the autoencoder."""
+    calls, encode = list[int](), data.encode_images
+
+    def counted(vae: Any, images: Sequence[Image.Image]) -> torch.Tensor:
+        calls.append(len(images))
+        return encode(vae, images)
+
+    monkeypatch.setattr(data, "encode_images", counted)
+    return calls
+
+
+def write(folder: Path, images: Sequence[Image.Image]) -> list[dict[str, str]]:
+    folder.mkdir(exist_ok=True)
+    for number, image in enumerate(images):
+        image.save(folder / f"{number}.png")
+    return [{"file": f"{number}.png", "caption": f"a dog number {number}"} for number in range(len(images))]
+
+
+def test_a_picture_is_encoded_once(pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path, encoded: list[int]) -> None:
+    """A second reading, another name and another order touch no autoencoder and give the same tokens."""
+    items, cache = write(tmp_path / "photos", pictures(3)), tmp_path / "cache"
+    first = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=cache)
+    assert sum(encoded) == 3
+    os.rename(tmp_path / "photos" / "0.png", tmp_path / "photos" / "zero.png")
+    renamed = [*items[1:], {"file": "zero.png", "caption": "a dog number 0"}]
+    again = data.read_photos(tmp_path / "photos", renamed, pipe, spec=spec, cache=cache)
+    assert sum(encoded) == 3
+    assert torch.equal(again.tokens, first.tokens[[1, 2, 0]])
+    assert torch.equal(again.captions.pooled, first.captions.pooled[[1, 2, 0]])
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_another_picture_or_another_base_is_encoded_anew(
+    pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path, encoded: list[int]
+) -> None:
+    """The key is the picture's content and the base's hash: one changed pixel, or one changed file of the base."""
+    images = pictures(2)
+    items, cache = write(tmp_path / "photos", images), tmp_path / "cache"
+    first = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=cache)
+    images[1].paste((255, 0, 0), (0, 0, 64, 64))
+    write(tmp_path / "photos", images)
+    changed = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=cache)
+    assert encoded == [1, 1, 1]
+    assert torch.equal(changed.tokens[0], first.tokens[0])
+    assert not torch.equal(changed.tokens[1], first.tokens[1])
+    other = replace(spec, manifest={**spec.manifest, "vae/config.json": "0" * 64})
+    data.read_photos(tmp_path / "photos", items, pipe, spec=other, cache=cache)
+    assert encoded == [1] * 5
+
+
+def test_photos_keep_caption_picture_and_latents_together(pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path) -> None:
+    """Row i of tokens, captions and images belongs to item i: checked one by one against single readings."""
+    items = write(tmp_path / "photos", pictures(3))
+    photos = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=tmp_path / "cache")
+    assert (len(photos), photos.tokens.shape, photos.tokens.dtype) == (3, (3, 64, 64), torch.float32)
+    for i, item in enumerate(items):
+        image = Image.open(tmp_path / "photos" / item["file"])
+        assert photos.images[i].tobytes() == image.tobytes()
+        torch.testing.assert_close(photos.tokens[i : i + 1], pack(data.encode_images(pipe.vae, [image])))
+        alone = encode_prompts(pipe, [item["caption"]], spec=spec)
+        torch.testing.assert_close(photos.captions.take([i]).sequence, alone.sequence, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sides", [(128, 96), (120, 120)], ids=["of two sizes", "not a multiple of 16"])
+def test_pictures_that_make_no_tokens_are_refused(
+    sides: tuple[int, int], pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path
+) -> None:
+    """Squares of one size in steps of 16; the message names the picture, its size and the step to run."""
+    items = write(tmp_path / "photos", [pictures(1, side_px=side)[0] for side in sides])
+    with pytest.raises(InputError, match=r"\d\.png is (96 x 96|120 x 120): .*run augment again"):
+        data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=tmp_path / "cache")
+    Image.new("RGB", (128, 64)).save(tmp_path / "photos" / "0.png")
+    with pytest.raises(InputError, match=r"0\.png is 128 x 64"):
+        data.read_photos(tmp_path / "photos", items[:1], pipe, spec=spec, cache=tmp_path / "cache")
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error on the way keeps what was there and leaves no partial file."""
+    file = data.write_bytes(tmp_path / "cache" / "kept", b"old")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        data.write_bytes(file, b"new")
+    assert [path.name for path in file.parent.iterdir()] == ["kept"]
+    assert file.read_bytes() == b"old"
+
+
+# Prompts
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a photo of sks dog on the beach", "a photo of a dog on the beach"),
+        ("a photo of a sks dog", "a photo of a dog"),
+        ("My sks dog, close up", "a dog, close up"),
+        ("sks in the snow", "a dog in the snow"),
+        ("SKS DOG and a cat", "a dog and a cat"),
+        ("a photo of masks on a dog", "a photo of masks on a dog"),
+        ("", ""),
+    ],
+)
+def test_a_caption_without_its_subject(caption: str, expected: str) -> None:
+    """The class stands where the subject stood, once and with its article; other words stay."""
+    assert data.class_prompt(caption, trigger="sks", class_noun="dog") == expected
+
+
+def test_articles_go_with_the_noun() -> None:
+    """"an" before a vowel."""
+    assert [data.with_article(noun) for noun in ("dog", "owl", "Elephant")] == ["a dog", "an owl", "an Elephant"]
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 40])
+def test_preserved_prompts_are_as_many_as_asked_and_never_the_subjects(count: int) -> None:
+    """Half about other classes, the rest about the class, its captions first; the same every time."""
+    how: dict[str, Any] = {"count": count, "captions": ["a dog in bed", "a dog in bed", "a dog on a sofa"]}
+    prompts = data.preserved_prompts("dog", ["dog", "cat", "owl"], **how)
+    assert prompts == data.preserved_prompts("dog", ["dog", "cat", "owl"], **how)
+    assert len(prompts) == count
+    foreign = [prompt for prompt in prompts if "dog" not in prompt]
+    assert len(foreign) == round(count / 2)
+    assert all("a cat" in prompt or "an owl" in prompt for prompt in foreign)
+    if count >= 12:
+        assert prompts[:2] == ["a dog in bed", "a dog on a sofa"]
+        assert len({prompt.split(" of ")[0] for prompt in prompts[2:]}) > 2
+
+
+def test_a_base_without_known_classes_preserves_the_class_alone() -> None:
+    """All prompts are the class's where the spec names no others."""
+    prompts = data.preserved_prompts("dog", [], count=6)
+    assert len(prompts) == 6
+    assert all("a dog" in prompt for prompt in prompts)
+
+
+# Preservation
+
+
+def by_prompt(kept: data.Preserved, owner: int) -> list[int]:
+    """Rows of one prompt, from noise to picture."""
+    rows = (kept.owners == owner).nonzero().flatten().tolist()
+    return sorted(rows, key=lambda row: -kept.sigmas[row].item())
+
+
+def test_preserved_points_lie_on_the_way_the_stock_pipeline_goes(pipe: FluxPipeline, spec: BaseSpec) -> None:
+    """Latents after each step of `FluxPipeline.__call__`, and the velocity between them: (x' - x) / (σ' - σ)."""
+    embeds = encode_prompts(pipe, PROMPTS, spec=spec)
+    kept = data.preserve_class(pipe.transformer, embeds, spec=spec, seed=3, side_px=128, batch_size=2)
+    noise = noise_for([data.PRESERVED_SEED + 3 * 10_007 + i for i in range(3)], spec=spec)
+    states = [pipe._pack_latents(noise, 3, 16, 16, 16)]
+    pipe(
+        PROMPTS, height=128, width=128, num_inference_steps=4, guidance_scale=0.0, max_sequence_length=24,
+        latents=states[0], output_type="latent",
+        callback_on_step_end=lambda _p, _i, _t, given: states.append(given["latents"]) or {},
+    )  # fmt: skip
+    assert (len(kept), len(states)) == (12, 5)
+    for owner in range(3):
+        rows = by_prompt(kept, owner)
+        assert kept.sigmas[rows].tolist() == [1.0, 0.75, 0.5, 0.25]
+        for row, (now, after) in zip(rows, pairwise(states), strict=True):
+            torch.testing.assert_close(kept.tokens[row], now[owner], atol=1e-4, rtol=0)
+            torch.testing.assert_close(kept.velocity[row], (after - now)[owner] / -0.25, atol=1e-3, rtol=0)
+
+
+def test_the_teacher_is_the_base_with_the_adapter_off(pipe: FluxPipeline, spec: BaseSpec) -> None:
+    """An adapter with an effect changes nothing of what is preserved, and is on again afterwards."""
+    embeds = encode_prompts(pipe, PROMPTS, spec=spec)
+    plain = data.preserve_class(pipe.transformer, embeds, spec=spec, seed=0, side_px=128)
+    parameters = attach(pipe.transformer, spec=spec, rank=4, alpha=4, seed=0)
+    randomise(pipe.transformer)
+    kept = data.preserve_class(pipe.transformer, embeds, spec=spec, seed=0, side_px=128)
+    torch.testing.assert_close(kept.velocity, plain.velocity, atol=1e-6, rtol=0)
+    torch.testing.assert_close(kept.tokens, plain.tokens, atol=1e-6, rtol=0)
+    assert all(p.requires_grad for p in parameters)
+
+
+def test_with_a_training_adapter_it_teaches_and_the_base_walks(
+    pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path
+) -> None:
+    """Points are where serving comes by (the plain base); what is taught there is the base with the adapter on."""
+    other = load_pipeline(spec)
+    attach(other.transformer, spec=spec, rank=4, alpha=4, seed=0)
+    randomise(other.transformer)
+    file = save_adapter(other.transformer, tmp_path / "training.safetensors")
+    embeds = encode_prompts(pipe, PROMPTS, spec=spec)
+    plain = data.preserve_class(pipe.transformer, embeds, spec=spec, seed=0, side_px=128)
+    with_adapter = replace(spec, training_adapter=file)
+    attach(pipe.transformer, spec=with_adapter, rank=4, alpha=4, seed=0)
+    kept = data.preserve_class(pipe.transformer, embeds, spec=with_adapter, seed=0, side_px=128)
+    torch.testing.assert_close(kept.tokens, plain.tokens, atol=1e-6, rtol=0)
+    first = kept.sigmas == 1
+    with torch.no_grad():
+        taught = other.transformer(
+            hidden_states=plain.tokens[first], timestep=torch.ones(3), guidance=None, pooled_projections=embeds.pooled,
+            encoder_hidden_states=embeds.sequence, txt_ids=torch.zeros(24, 3),
+            img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32), return_dict=False,
+        )[0]  # fmt: skip
+    torch.testing.assert_close(kept.velocity[first], taught, atol=1e-5, rtol=0)
+    assert (kept.velocity - plain.velocity).abs().max() > 0.01
+
+
+def test_photos_can_be_preserved_under_class_prompts(pipe: FluxPipeline, spec: BaseSpec, dataset: Path) -> None:
+    """Noised photos, each under its own prompt: the points lie between photo and noise, the answers are the base's."""
+    photos = train_photos(dataset, pipe, spec)
+    prompts = encode_prompts(pipe, ["a dog on the beach", "a dog in the snow", "a dog", "a dog in space"], spec=spec)
+    kept = data.preserve_photos(pipe.transformer, photos, prompts, seed=0, count=6)
+    assert kept.owners.tolist() == [0, 1, 2, 3, 0, 1]
+    level = kept.sigmas[:, None, None]
+    noise = (kept.tokens - (1 - level) * photos.tokens[kept.owners]) / level
+    assert noise.mean().abs() < 0.05
+    assert noise.std() == pytest.approx(1, abs=0.05)
+    with torch.no_grad():
+        answer = pipe.transformer(
+            hidden_states=kept.tokens, timestep=kept.sigmas, guidance=None,
+            pooled_projections=prompts.pooled[kept.owners], encoder_hidden_states=prompts.sequence[kept.owners],
+            txt_ids=torch.zeros(24, 3), img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32),
+            return_dict=False,
+        )[0]  # fmt: skip
+    torch.testing.assert_close(kept.velocity, answer, atol=1e-5, rtol=0)
+
+
+# Batches
+
+
+@pytest.fixture
+def draws(pipe: FluxPipeline, spec: BaseSpec, base: Path, dataset: Path, tmp_path: Path) -> Draws:
+    return prepare(pipe, spec, dataset, small(base), tmp_path).draws
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def with_params(draws: Draws, params: FinetuneParams, **how: Any) -> Draws:
+    return Draws(draws.photos, draws.preserved, spec=draws.spec, params=params, **how)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(draws: Draws) -> None:
+    """Not on what was drawn before, on the global generator, on where the loop began or on other parameters."""
+    seventh = draws.batch(7)
+    torch.manual_seed(99)
+    draws.batch(3)
+    fresh = with_params(draws, replace(draws.params, lr=0.05, steps=100, ema=0.0))
+    fresh.first = 7
+    assert same(fresh.batch(7), seventh)
+    assert same(next(iter(fresh.train_dataloader())), seventh)
+    assert not torch.equal(draws.batch(8).tokens, seventh.tokens)
+    assert not torch.equal(with_params(draws, replace(draws.params, seed=1)).batch(7).tokens, seventh.tokens)
+
+
+def test_a_batch_holds_noised_photos_and_the_way_to_them(draws: Draws) -> None:
+    """x - σ v is a photo of the set and x + (1 - σ) v is noise; the caption goes with the photo."""
+    for step in range(4):
+        batch = draws.batch(step)
+        photos = batch.photo_weights > 0
+        level = batch.sigmas[photos, None, None]
+        clean = batch.tokens[photos] - level * batch.targets[photos]
+        distance = (clean[:, None] - draws.photos.tokens[None]).abs().amax((2, 3))
+        rows = distance.argmin(1)
+        assert distance.min(1).values.max() < 1e-4
+        assert torch.equal(batch.sequence[photos], draws.photos.captions.sequence[rows])
+        assert torch.equal(batch.pooled[photos], draws.photos.captions.pooled[rows])
+        noise = batch.tokens[photos] + (1 - level) * batch.targets[photos]
+        assert noise.std() == pytest.approx(1, abs=0.05)
+
+
+def test_a_batch_ends_with_preserved_points(draws: Draws) -> None:
+    """Rows from the preserved set, each with the prompt it was made with; weights of both parts add up to one."""
+    kept = draws.preserved
+    assert kept is not None
+    batch = draws.batch(1)
+    assert batch.photo_weights.tolist() == [0.5, 0.5, 0, 0]
+    assert batch.preserved_weights.tolist() == [0, 0, 0.5, 0.5]
+    for i in (2, 3):
+        row = int((kept.tokens - batch.tokens[i]).abs().amax((1, 2)).argmin())
+        assert torch.equal(kept.velocity[row], batch.targets[i])
+        assert kept.sigmas[row] == batch.sigmas[i]
+        assert torch.equal(kept.prompts.pooled[kept.owners[row]], batch.pooled[i])
+    bare = with_params(draws, replace(draws.params, preservation=0.0)).batch(1)
+    assert len(bare.tokens) == 2
+    assert torch.equal(bare.tokens, batch.tokens[:2])
+
+
+def test_parts_of_a_batch_make_the_batch(draws: Draws) -> None:
+    """In two parts each step yields two interleaved halves with photos and preserved points in both."""
+    halves = with_params(draws, draws.params, micro_batches=2)
+    parts = list(halves.train_dataloader())
+    assert len(parts) == 2 * draws.params.steps
+    for step in range(draws.params.steps):
+        whole, (first, second) = draws.batch(step), parts[2 * step : 2 * step + 2]
+        assert torch.equal(torch.stack([first.tokens, second.tokens], 1).flatten(0, 1), whole.tokens)
+        assert first.photo_weights.sum() + second.photo_weights.sum() == 1
+        assert first.preserved_weights.sum() == second.preserved_weights.sum() == 0.5
+
+
+@pytest.mark.parametrize(("items", "count"), [(4, 4), (5, 2), (3, 7), (1, 3)])
+def test_items_come_in_turn(items: int, count: int) -> None:
+    """Over any number of steps no item is ahead of another by more than one, and rounds differ in order."""
+    seen = [i for step in range(30) for i in in_turn(items, step=step, count=count, seed=0)]
+    for round_ in range(len(seen) // items):
+        assert sorted(seen[round_ * items : (round_ + 1) * items]) == list(range(items))
+    orders = {tuple(seen[r * items : (r + 1) * items]) for r in range(len(seen) // items)}
+    assert items < 3 or len(orders) > 1

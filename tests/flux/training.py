@@ -1,0 +1,125 @@
+"""Training on the tiny base, in the smallest pieces that are still real."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from photoflux.flux import data, fit, lora, memory, module
+from photoflux.flux.base import BaseSpec
+from photoflux.flux.step import TokenGrid
+from photoflux.flux.text import PromptEmbeds, encode_prompts
+from photoflux.manifest import unpack
+from photoflux.params import FinetuneParams
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+CAPTIONS = ("a photo of sks dog on the beach", "a photo of sks dog in the snow", "a photo of sks dog", "sks dog in space")
+
+
+def small(base: Path | str, **changes: Any) -> FinetuneParams:
+    """Parameters of a training that takes a second."""
+    few = {
+        "base": str(base), "rank": 2, "alpha": 4.0, "steps": 6, "batch_size": 2, "lr": 0.01, "warmup_steps": 2,
+        "ema": 0.9, "preservation_batch": 2, "preservation_prompts": 3, "checkpoint_every": 3, "save_every": 2,
+    }  # fmt: skip
+    return FinetuneParams(**(few | changes))
+
+
+def pictures(count: int, *, side_px: int = 128) -> list[Image.Image]:
+    rng = np.random.default_rng(3)
+    return [Image.fromarray(rng.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def train_photos(dataset: Path, pipe: FluxPipeline, spec: BaseSpec, *, split: str = "train") -> data.Photos:
+    """The photos of a dataset with captions of their own, encoded."""
+    with tempfile.TemporaryDirectory() as folder:
+        items = [item for item in unpack(dataset, Path(folder))["items"] if item["split"] == split]
+        captioned = [{**item, "caption": caption} for item, caption in zip(items, CAPTIONS, strict=False)]
+        return data.read_photos(Path(folder), captioned, pipe, spec=spec, cache=Path(folder) / "latents")
+
+
+@dataclass
+class Training:
+    """Everything that `fit` takes, and the pipeline under it."""
+
+    pipe: FluxPipeline
+    tuning: module.FineTuning
+    draws: module.Draws
+    contest: Any
+    plan: memory.Plan
+    folder: Path
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns what was reached, optimiser included, as the last saved state has it."""
+        fit.fit(self.tuning, self.draws, contest=self.contest, plan=self.plan, folder=self.folder)
+        return torch.load(self.folder / fit.STATE, weights_only=True)
+
+
+class NoContest:
+    """Notes which candidates entered, draws nothing."""
+
+    def __init__(self) -> None:
+        self.entered: list[int] = []
+
+    def enter(self, tuning: module.FineTuning) -> dict[str, Any]:
+        self.entered.append(tuning.done)
+        return {"step": tuning.done, "validation": 0.0}
+
+
+def prepare(
+    pipe: FluxPipeline, spec: BaseSpec, dataset: Path, params: FinetuneParams, folder: Path, *, micro_batches: int = 1
+) -> Training:
+    """A training on that pipeline, ready to run."""
+    photos = train_photos(dataset, pipe, spec)
+    prompts = encode_prompts(pipe, ["a photo of a dog", "a photo of a cat in space", "a red dog"], spec=spec)
+    lora.attach(pipe.transformer, spec=spec, rank=params.rank, alpha=params.alpha, seed=params.seed)
+    preserved = data.preserve_class(pipe.transformer, prompts, spec=spec, seed=params.seed, side_px=128)
+    tuning = module.FineTuning(pipe.transformer, spec=spec, params=params, photos=photos)
+    draws = module.Draws(
+        photos, preserved if params.preservation else None, spec=spec, params=params, micro_batches=micro_batches
+    )
+    plan = memory.Plan("cpu", "float32", "float32", False, micro_batches, 0, 0, 0, 0, 0, 1)
+    return Training(pipe, tuning, draws, NoContest(), plan, folder)
+
+
+def randomise(transformer: Any, *, strength: float = 0.2, seed: int = 0) -> None:
+    """Give the subject's adapter an effect: a fresh one has B = 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in lora.subject_parameters(transformer).values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * strength)
+
+
+def grid_of(spec: BaseSpec, side: int = 16) -> TokenGrid:
+    return TokenGrid.of(torch.empty(1, 16, side, side), text_length=spec.text_length)
+
+
+def velocity_of(pipe: FluxPipeline, spec: BaseSpec, embeds: PromptEmbeds, *, seed: int = 1) -> Tensor:
+    """What the transformer answers to fixed noise at σ = 0.5, called as stock `FluxPipeline` calls it."""
+    noise = torch.randn(len(embeds), 16, 16, 16, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return pipe.transformer(
+            hidden_states=pipe._pack_latents(noise, len(embeds), 16, 16, 16).to(embeds.sequence.dtype),
+            timestep=torch.full((len(embeds),), 500.0) / 1000, guidance=None, pooled_projections=embeds.pooled,
+            encoder_hidden_states=embeds.sequence, txt_ids=torch.zeros(spec.text_length, 3),
+            img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32), return_dict=False,
+        )[0]  # fmt: skip
+
+
+def stock(pipe: FluxPipeline, spec: BaseSpec, prompts: Sequence[str], seeds: Sequence[int], **how: Any) -> Any:
+    """Stock `FluxPipeline.__call__` as its users call it for a schnell base; packed latents or pictures."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(
+        list(prompts), height=spec.resolution_px, width=spec.resolution_px, num_inference_steps=spec.steps,
+        guidance_scale=spec.guidance_scale, max_sequence_length=spec.text_length, generator=generators, **how,
+    ).images  # fmt: skip
