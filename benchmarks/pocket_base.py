@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def grid(pictures: np.ndarray, *, columns: int = 10) -> Image.Image:
     return Image.fromarray(np.concatenate(rows, axis=0))
 
 
-def evaluate_base(base: Path, *, prompts: int, many_steps: int, results: Path) -> dict[str, Any]:
+def evaluate_base(base: Path, *, prompts: int, many_steps: int, results: Path, picture: Path | None) -> dict[str, Any]:
     import yaml
     from diffusers import FluxPipeline
 
@@ -113,7 +114,42 @@ def evaluate_base(base: Path, *, prompts: int, many_steps: int, results: Path) -
         results.parent.mkdir(parents=True, exist_ok=True)
         grid(pictures[: min(50, prompts // 10 * 10)]).save(results.with_name(f"{results.stem}_{steps}.png"))
     write_json(results, facts)
+    if picture:
+        showcase(pipe, spec, picture)
     return facts
+
+
+SHOWCASE = (
+    ("a photo of a red spotted dog on the beach", "a photo of a blue car in the city", "a photo of a yellow bird in the forest",
+     "a photo of a green turtle under water", "a photo of a purple teapot in the kitchen", "a photo of a white cat in the snow"),
+    ("a watercolor of an orange fish under water", "a cartoon of a pink robot in the meadow",
+     "pixel art of a green boat on the beach", "a watercolor of a brown dog in the forest",
+     "a cartoon of a red striped mug in the kitchen", "pixel art of a yellow lamp in space"),
+    ("a photo of a woman doctor with dark skin in the city", "a photo of a man chef in the kitchen",
+     "a cartoon of a firefighter in the meadow", "a photo of a pilot with grey hair in the desert",
+     "a watercolor of a nurse in the snow", "a photo of a farmer with medium skin in the meadow"),
+)  # fmt: skip
+"""What the README shows; seeds are the first ones, nothing is picked."""
+
+
+def showcase(pipe: Any, spec: dict[str, Any], file: Path, *, tile_px: int = 192) -> Path:
+    """Draw `SHOWCASE` as a picture with its prompts."""
+    from PIL import ImageDraw, ImageFont
+
+    prompts = [prompt for row in SHOWCASE for prompt in row]
+    drawn = draw_pictures(pipe, prompts, spec=spec, steps=spec["steps"])
+    columns, text_px, gap_px = len(SHOWCASE[0]), 36, 8
+    sheet = Image.new("RGB", (columns * (tile_px + gap_px) + gap_px,
+                              len(SHOWCASE) * (tile_px + text_px + gap_px) + gap_px), "white")  # fmt: skip
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, (prompt, picture) in enumerate(zip(prompts, drawn, strict=True)):
+        x = gap_px + number % columns * (tile_px + gap_px)
+        y = gap_px + number // columns * (tile_px + text_px + gap_px)
+        sheet.paste(Image.fromarray(picture).resize((tile_px, tile_px), Image.Resampling.LANCZOS), (x, y))
+        pen.multiline_text((x, y + tile_px + 3), "\n".join(textwrap.wrap(prompt, 30)[:2]), fill="#3a3f47", font=font, spacing=2)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(file, optimize=True)
+    return file
 
 
 def table(facts: dict[str, Any]) -> str:
@@ -131,8 +167,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--many-steps", type=int, default=24)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/pocket_base.json"))
+    parser.add_argument("--picture", type=Path, help="also draw the README's picture into this file")
     options = parser.parse_args()
-    facts = evaluate_base(options.base, prompts=options.prompts, many_steps=options.many_steps, results=options.results)
+    facts = evaluate_base(
+        options.base, prompts=options.prompts, many_steps=options.many_steps, results=options.results,
+        picture=options.picture,
+    )  # fmt: skip
     print(table(facts))
 
 

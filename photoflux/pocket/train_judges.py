@@ -309,7 +309,7 @@ def train_judges(
     decoded: int, batch: int, workers: int, quick: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the judges, each for its share of the budget, measure them and write `work/judges.json`."""
-    vae, size_px = pipe.vae.eval(), config.resolution_px
+    vae, size_px = pipe.vae.eval().to(memory_format=torch.channels_last), config.resolution_px
     device = next(vae.parameters()).device
     judges = Judges.build(config, pipe.tokenizer, seed=seed).to(device)
     pool = Pool(cache, decoded_pictures(vae, cache, file=work / "decoded.npy", count=decoded))

@@ -97,7 +97,9 @@ def _judge_card(path: str, artist: Artist) -> JudgeCard:
     if content.get("judges") != artist.judges.hash:
         raise InputError(f"{path}: this judge card is about other judges; label pictures again with the current ones")
     if content.get("base") != artist.spec.hash:
-        raise InputError(f"{path}: this judge card is about pictures of another base; label '{artist.spec.name}' pictures")
+        raise InputError(
+            f"{path}: this judge card is about pictures of another base; label '{artist.spec.name}' pictures"
+        )
     for name, classes in known.items():
         if classes != artist.judges.classes.get(name):
             raise InputError(f"{path}: attribute '{name}' has other classes than the judges; make the card again")

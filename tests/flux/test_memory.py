@@ -33,7 +33,12 @@ T5 = {
     "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
     "feed_forward_proj": "gated-gelu", "is_encoder_decoder": False, "tie_word_embeddings": False, "use_cache": False,
 }  # fmt: skip
-CONFIGS: dict[str, dict[str, Any]] = {"transformer": TRANSFORMER, "vae": VAE, "text_encoder": CLIP, "text_encoder_2": T5}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "transformer": TRANSFORMER,
+    "vae": VAE,
+    "text_encoder": CLIP,
+    "text_encoder_2": T5,
+}
 
 WIDTH, TOKENS = 3072, 64 * 64 + 256
 RANK, ROWS = 16, 2
@@ -205,7 +210,9 @@ def made(storage: str, compute: str) -> Plan:
 def with_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     version = importlib.metadata.version
     monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.48.0" if name == "bitsandbytes" else version(name))
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.48.0" if name == "bitsandbytes" else version(name)
+    )
 
 
 def test_plain_weights_need_no_quantisation() -> None:

@@ -224,9 +224,7 @@ def test_a_saved_state_never_holds_the_base(training: Training) -> None:
     assert len(buffer.getvalue()) < 6 * size + 100_000
 
 
-def test_a_restored_module_is_where_the_saved_one_was(
-    training: Training, tuned: Callable[[int], FineTuning]
-) -> None:
+def test_a_restored_module_is_where_the_saved_one_was(training: Training, tuned: Callable[[int], FineTuning]) -> None:
     """Weights, average, curve, candidates and counters, and later changes of one do not reach the other."""
     saved = training.tuning
     randomise(saved.transformer, seed=4)

@@ -36,7 +36,9 @@ def test_latents_equal_those_of_the_stock_pipeline(bases: tuple[FluxPipeline, Ba
     pipe, spec = bases
     noise = noise_for(SEEDS, spec=spec)
     ours = sample_latents(pipe.transformer, encode_prompts(pipe, PROMPTS, spec=spec), noise, spec=spec)
-    theirs = stock(pipe, spec, PROMPTS, SEEDS, latents=pipe._pack_latents(noise, 3, *noise.shape[1:]), output_type="latent")
+    theirs = stock(
+        pipe, spec, PROMPTS, SEEDS, latents=pipe._pack_latents(noise, 3, *noise.shape[1:]), output_type="latent"
+    )
     assert (pack(ours) - theirs).abs().max() <= 1e-4
     assert theirs.abs().max() > 0.1
 

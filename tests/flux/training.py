@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,7 +24,15 @@ from photoflux.params import FinetuneParams
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-CAPTIONS = ("a photo of sks dog on the beach", "a photo of sks dog in the snow", "a photo of sks dog", "sks dog in space")
+defect = pytest.mark.xfail(strict=True, reason="a known defect; goes with its repair")
+defect_at_times = pytest.mark.xfail(strict=False, reason="a known defect that shows in about half of all runs")
+
+CAPTIONS = (
+    "a photo of sks dog on the beach",
+    "a photo of sks dog in the snow",
+    "a photo of sks dog",
+    "sks dog in space",
+)
 
 
 def small(base: Path | str, **changes: Any) -> FinetuneParams:

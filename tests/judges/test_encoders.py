@@ -66,8 +66,8 @@ def test_image_features_equal_those_of_transformers(judges: Judges, folder: Path
 
 
 def test_a_head_is_linear_on_the_pooled_picture(judges: Judges) -> None:
-    pixels = judges._preprocess["clip"](pictures(2))
-    pooled = judges._clip.vision_model(pixel_values=pixels).pooler_output
+    pixels = judges._preprocess["attributes"](pictures(2))
+    pooled = judges._encoders["attributes"](pixel_values=pixels).pooler_output.flatten(1)
     logits = pooled @ judges._weights["gender.weight"].T + judges._weights["gender.bias"]
     assert torch.allclose(judges.attributes(pictures(2))["gender"], logits.softmax(-1).detach(), atol=1e-5)
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
 from photoflux.pocket import models
 from photoflux.pocket.train_flow import Flow, image_ids, pack, sample, unpack
+from photoflux.pocket.training import mixed_precision, plain_attention
 
 WORDS = ["a", "photo", "of", "red", "dog", "beach", "on", "the"]
 CONFIG = models.PocketConfig.tiny()
@@ -90,3 +93,24 @@ def test_capitals_share_their_words_embedding():
     table = pipe.text_encoder_2.get_input_embeddings().weight
     ids = pipe.tokenizer_2.get_vocab()
     assert torch.equal(table[ids["\u2581Dog"]], table[ids["\u2581dog"]])
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_fast_training_has_the_gradients_of_plain_fp32(pipe, compiled):
+    """Whatever makes pretraining fast (bf16 tiles, unfused attention, the compiler) must point the same way."""
+    if compiled and not shutil.which("g++"):
+        pytest.skip("no C++ compiler (g++) for torch.compile")
+    flow, generator = Flow(pipe).train(), torch.Generator().manual_seed(2)
+    tokens, target = torch.randn(2, 4, 64, 64, generator=generator)
+    sigma, ids = torch.rand(4, generator=generator), prompt_ids(pipe, ["a photo of a red dog"] * 4)
+    plain = gradients(flow, flow(tokens, sigma, *ids), target)
+    with mixed_precision(torch.device("cpu")), plain_attention():
+        velocity = (torch.compile(flow) if compiled else flow)(tokens, sigma, *ids)
+    fast = gradients(flow, velocity.float(), target)
+    assert torch.cosine_similarity(fast, plain, dim=0) > 0.99
+
+
+def gradients(flow, velocity, target):
+    flow.zero_grad()
+    (velocity - target).square().mean().backward()
+    return torch.cat([p.grad.flatten().clone() for p in flow.parameters() if p.grad is not None])

@@ -64,7 +64,7 @@ def test_labels_are_class_positions_and_minus_one_where_none():
 
 def test_crops_are_parts_of_the_renders():
     whole = draw(5, seed=1, count=2, size_px=64).pixels
-    crops = draw_crops(5, seed=1, count=4, size_px=64, crop_px=32)
+    crops = draw_crops(5, seed=1, count=4, size_px=64, crop_px=32, per_render=2)
     assert crops.shape == (4, 32, 32, 3)
     for number, crop in enumerate(crops):
         windows = np.lib.stride_tricks.sliding_window_view(whole[number // 2], (32, 32, 3))[:, :, 0]
@@ -260,16 +260,16 @@ def test_all_stages_make_a_base_that_stock_diffusers_draws_with(tmp_path):
 @pytest.mark.slow
 def test_untrained_base_has_judges_with_an_honest_card(tmp_path):
     from safetensors.torch import load_file
-    from transformers import CLIPModel, ViTModel
+    from transformers import CLIPModel, ResNetModel
 
     folder = init_base(tmp_path / "pocket", config=PocketConfig.tiny())
     facts = json.loads((folder / "judges" / "judges.json").read_text())
     heads = load_file(folder / "judges" / "attributes.safetensors")
     clip = CLIPModel.from_pretrained(folder / "judges" / "clip")
-    identity = ViTModel.from_pretrained(folder / "judges" / "identity", add_pooling_layer=False)
-    assert clip.dtype == identity.dtype == torch.float32
+    reader, identity = (ResNetModel.from_pretrained(folder / "judges" / name) for name in ("attributes", "identity"))
+    assert clip.dtype == reader.dtype == identity.dtype == torch.float32
     for name, values in facts["attributes"].items():
-        assert heads[f"{name}.weight"].shape == (len(values), clip.config.vision_config.hidden_size)
+        assert heads[f"{name}.weight"].shape == (len(values), reader.config.hidden_sizes[-1])
         assert np.shape(facts["confusion"][name]) == (len(values), len(values))
-    assert heads["identity.projection"].shape[1] == identity.config.hidden_size
+    assert heads["identity.projection"].shape[1] == identity.config.hidden_sizes[-1]
     assert set(facts["card"]) == {*facts["attributes"], "identity_map"}

@@ -1,0 +1,127 @@
+"""The fine-tuning page: why a candidate was kept, what all of them drew, the curves and the lineage, in one file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from photoflux.flux.candidates import SHOWN
+from photoflux.flux.memory import Device, Plan
+from photoflux.flux.module import Curve
+from photoflux.flux.report import SMOOTHED_STEPS, smoothed, write_report
+from photoflux.params import as_dict
+from photoflux.steps.finetune import Trained
+from tests.flux.training import pictures, small
+
+PLAN = Plan("cpu", "float32", "float32", False, 1, 0.1, 0.2, 0.3, 0.4, 0.5, 8)
+SCORED = [
+    {"step": 3, "validation": 1.25, "identity": 0.4, "prompt": 0.9, "leakage": 0.05, "score": 0.36},
+    {"step": 6, "validation": 1.125, "identity": 0.6, "prompt": 0.8, "leakage": 0.5, "score": 0.08},
+]
+UNSCORED = [{"step": 3, "validation": 1.25}, {"step": 6, "validation": 1.125}]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Trained:
+    """A finished training of six steps with two candidates, without a model behind it."""
+    previews = {3: [], 6: []}  # type: dict[int, list[Path]]
+    for step, files in previews.items():
+        for number, image in enumerate(pictures(sum(SHOWN), side_px=32)):
+            files.append(tmp_path / f"{step}-{number}.png")
+            image.save(files[-1])
+    contest: Any = SimpleNamespace(previews=previews.__getitem__, base=pictures(8, side_px=32))
+    curve = Curve(list(range(1, 7)), [1.0, 0.9, 0.8, 0.7, 0.6, 0.5], [0.0, 0.1, 0.1, 0.2, 0.1, 0.1])
+    module: Any = SimpleNamespace(params=small("tiny"), candidates=SCORED, curve=curve, skipped=2)
+    return Trained(module, contest, SCORED[0], pictures(3), PLAN, [replace(PLAN, device="cuda, 24 GB")], 12.4)
+
+
+def page(trained: Trained, path: Path) -> str:
+    lineage = {
+        "subject": {"trigger": "sks", "class_noun": "dog"}, "base": {"name": "tiny", "hash": "ba5e"},
+        "params": as_dict(trained.module.params), "dataset": "da7a", "weights": "3e1947",
+    }  # fmt: skip
+    assert write_report(trained, lineage, path) == path
+    return path.read_text()
+
+
+def test_the_page_says_what_was_done_and_why(trained: Trained, tmp_path: Path) -> None:
+    """Title, sizes and seconds, the kept step with its reason, every candidate's numbers, plan, parameters, hashes."""
+    text = page(trained, tmp_path / "report.html")
+    assert "Fine-tuning: sks dog" in text
+    assert "3 training pictures, 6 steps in 12 s on base tiny" in text
+    assert "Step 3 was kept: the best of identity gain times prompt following, less leakage beyond 0.10." in text
+    for shown in ("1.250", "1.125", "0.600", "memory plan for cpu", "cuda, 24 GB", "ba5e", "da7a", "3e1947", "0.01"):
+        assert shown in text
+    assert text.count(">kept<") == 1
+    assert "<dt>steps skipped (not finite)</dt><dd>2</dd>" in text
+
+
+def test_the_page_stands_alone(trained: Trained, tmp_path: Path) -> None:
+    """One file, every picture inside: no address is fetched and no script runs."""
+    text = page(trained, tmp_path / "report.html")
+    assert "http" not in text
+    assert "<script" not in text
+    images = [part.split('"')[0] for part in text.split("base64,")[1:]]
+    opened = [Image.open(io.BytesIO(base64.b64decode(image))) for image in images]
+    assert len(opened) == 5
+    assert all(image.width > 300 for image in opened)
+
+
+def test_the_sheet_has_a_row_per_candidate_and_one_of_the_base(trained: Trained, tmp_path: Path) -> None:
+    """Three rows of six tiles; one candidate less is one row less."""
+    heights = []
+    for candidates in (SCORED, SCORED[:1]):
+        trained.module.candidates = candidates
+        text = page(trained, tmp_path / "report.html")
+        sheet = Image.open(io.BytesIO(base64.b64decode(text.split("base64,")[1].split('"')[0])))
+        heights.append(sheet.height)
+    assert heights[0] * 2 == heights[1] * 3
+
+
+@pytest.mark.parametrize(
+    ("candidates", "select", "kept", "why"),
+    [
+        (UNSCORED, "best", 6, "This base has no judges: step 6 was kept, which has the least loss on held-out photos."),
+        (SCORED, "last", 6, "The last candidate, step 6, was kept as asked (finetune.select is last)."),
+        ([{"step": 3, "validation": None}], "best", 3, "This base has no judges: step 3 was kept"),
+    ],
+    ids=["no judges", "last", "nothing held out"],
+)
+def test_the_reason_fits_the_choice(
+    candidates: list[dict[str, Any]], select: str, kept: int, why: str, trained: Trained, tmp_path: Path
+) -> None:
+    """Without judges no likeness is plotted; a missing validation loss is written as none."""
+    trained.module.candidates, trained.module.params = candidates, small("tiny", select=select)
+    chosen = next(c for c in candidates if c["step"] == kept)
+    text = page(replace(trained, kept=chosen), tmp_path / "report.html")
+    assert why in text
+    assert ("Likeness against what it costs" in text) is ("score" in chosen)
+    assert (">none<" in text) is (chosen["validation"] is None)
+
+
+def test_a_training_without_preservation_plots_photos_alone(trained: Trained, tmp_path: Path) -> None:
+    """An empty preserved curve is left out and breaks nothing; nor does a training of one step."""
+    trained.module.curve = Curve([1], [0.5], [0.0])
+    assert "Velocity error" in page(trained, tmp_path / "report.html")
+
+
+def test_curves_are_smoothed_over_the_steps_before() -> None:
+    """Mean of each value and up to ten before it, by hand; the length stays, nothing is looked up ahead."""
+    assert smoothed([4.0, 2.0, 0.0]) == [4.0, 3.0, 2.0]
+    assert smoothed([]) == []
+    step = smoothed([0.0] * 20 + [11.0] * 20)
+    assert step[:20] == [0.0] * 20
+    assert step[20] == 11 / (SMOOTHED_STEPS + 1)
+    assert step[30:] == [11.0] * 10
+
+
+def test_the_device_classes_are_named() -> None:
+    """A device's kind decides its overhead: cuda by its name, everything else is the CPU."""
+    assert [Device(name, 1).kind for name in ("cuda:1", "cuda, 16 GB, Volta", "cpu")] == ["cuda", "cuda", "cpu"]
