@@ -88,7 +88,7 @@ def test_a_picture_is_encoded_once(pipe: FluxPipeline, spec: BaseSpec, tmp_path:
     items, cache = write(tmp_path / "photos", pictures(3)), tmp_path / "cache"
     first = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=cache)
     assert sum(encoded) == 3
-    os.rename(tmp_path / "photos" / "0.png", tmp_path / "photos" / "zero.png")
+    (tmp_path / "photos" / "0.png").rename(tmp_path / "photos" / "zero.png")
     renamed = [*items[1:], {"file": "zero.png", "caption": "a dog number 0"}]
     again = data.read_photos(tmp_path / "photos", renamed, pipe, spec=spec, cache=cache)
     assert sum(encoded) == 3

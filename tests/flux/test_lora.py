@@ -116,7 +116,7 @@ def test_initial_weights_belong_to_the_seed_alone(pipe: FluxPipeline, spec: Base
 def test_a_target_that_is_no_layer_is_named(pipe: FluxPipeline, spec: BaseSpec) -> None:
     """A misspelt layer would silently train less; it is an error instead."""
     wrong = replace(spec, lora_targets=("attn.to_q", "attn.to_w"))
-    with pytest.raises(InputError, match="names 'attn.to_w'"):
+    with pytest.raises(InputError, match=r"names 'attn\.to_w'"):
         attach(pipe.transformer, spec=wrong, rank=4, alpha=4, seed=0)
 
 
