@@ -270,9 +270,11 @@ def test_with_a_training_adapter_it_teaches_and_the_base_walks(
 
 
 def test_photos_can_be_preserved_under_class_prompts(pipe: FluxPipeline, spec: BaseSpec, dataset: Path) -> None:
-    """Noised photos, each under its own prompt: the points lie between photo and noise, the answers are the base's."""
+    """Noised photos, each under its own prompt: the points lie between photo and noise, the answers are the plain base's."""
     photos = train_photos(dataset, pipe, spec)
     prompts = encode_prompts(pipe, ["a dog on the beach", "a dog in the snow", "a dog", "a dog in space"], spec=spec)
+    attach(pipe.transformer, spec=spec, rank=4, alpha=4, seed=0)
+    randomise(pipe.transformer)
     kept = data.preserve_photos(pipe.transformer, photos, prompts, seed=0, count=6)
     assert kept.owners.tolist() == [0, 1, 2, 3, 0, 1]
     level = kept.sigmas[:, None, None]
@@ -280,7 +282,7 @@ def test_photos_can_be_preserved_under_class_prompts(pipe: FluxPipeline, spec: B
     assert noise.mean().abs() < 0.05
     assert noise.std() == pytest.approx(1, abs=0.05)
     with torch.no_grad():
-        answer = pipe.transformer(
+        answer = load_pipeline(spec).transformer(
             hidden_states=kept.tokens, timestep=kept.sigmas, guidance=None,
             pooled_projections=prompts.pooled[kept.owners], encoder_hidden_states=prompts.sequence[kept.owners],
             txt_ids=torch.zeros(24, 3), img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32),
