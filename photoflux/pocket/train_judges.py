@@ -313,7 +313,7 @@ def train_judges(
     device = next(vae.parameters()).device
     judges = Judges.build(config, pipe.tokenizer, seed=seed).to(device)
     pool = Pool(cache, decoded_pictures(vae, cache, file=work / "decoded.npy", count=decoded))
-    how = {name: {"file": work / f"judge-{name}.pt", "budget": part(budget, share), "batch": batch}
+    how: dict[str, dict[str, Any]] = {name: {"file": work / f"judge-{name}.pt", "budget": part(budget, share), "batch": batch}
            for name, share in SHARES.items()}  # fmt: skip
     train_attribute_judge(judges.attributes, pool, seed=seed + 8, **how["attributes"])
     views = decoded_views(
