@@ -37,7 +37,7 @@ CAPTIONS = (
 
 def small(base: Path | str, **changes: Any) -> FinetuneParams:
     """Parameters of a training that takes a second."""
-    few = {
+    few: dict[str, Any] = {
         "base": str(base), "rank": 2, "alpha": 4.0, "steps": 6, "batch_size": 2, "lr": 0.01, "warmup_steps": 2,
         "ema": 0.9, "preservation_batch": 2, "preservation_prompts": 3, "checkpoint_every": 3, "save_every": 2,
     }  # fmt: skip

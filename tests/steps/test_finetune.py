@@ -57,7 +57,7 @@ def rewritten(dataset: Path, to: Path, **changes: Any) -> Path:
 
 
 def params(base: Path, **changes: Any) -> FinetuneParams:
-    few = {
+    few: dict[str, Any] = {
         "base": str(base), "rank": 2, "alpha": 2.0, "steps": 6, "batch_size": 2, "lr": 0.01, "warmup_steps": 2,
         "preservation_batch": 2, "preservation_prompts": 3, "checkpoint_every": 3, "save_every": 2,
     }  # fmt: skip
