@@ -217,10 +217,15 @@ def test_preserved_points_lie_on_the_way_the_stock_pipeline_goes(pipe: FluxPipel
     kept = data.preserve_class(pipe.transformer, embeds, spec=spec, seed=3, side_px=128, batch_size=2)
     noise = noise_for([data.PRESERVED_SEED + 3 * 10_007 + i for i in range(3)], spec=spec)
     states = [pipe._pack_latents(noise, 3, 16, 16, 16)]
+
+    def note(_pipe: FluxPipeline, _step: int, _t: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        states.append(given["latents"])
+        return {}
+
     pipe(
         PROMPTS, height=128, width=128, num_inference_steps=4, guidance_scale=0.0, max_sequence_length=24,
         latents=states[0], output_type="latent",
-        callback_on_step_end=lambda _p, _i, _t, given: states.append(given["latents"]) or {},
+        callback_on_step_end=note,
     )  # fmt: skip
     assert (len(kept), len(states)) == (12, 5)
     for owner in range(3):

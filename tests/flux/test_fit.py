@@ -42,12 +42,12 @@ def stop_before(training: Training, step: int) -> Training:
     """Let the training die when it asks for the batch of `step`."""
     batch = training.draws.batch
 
-    def deadly(number: int) -> Batch:
-        if number == step:
+    def deadly(step_: int) -> Batch:
+        if step_ == step:
             raise Killed
-        return batch(number)
+        return batch(step_)
 
-    training.draws.batch = deadly  # type: ignore[method-assign]
+    training.draws.batch = deadly  # type: ignore[assignment, method-assign]
     return training
 
 
