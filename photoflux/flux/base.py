@@ -279,10 +279,12 @@ def default_device() -> str:
 
 
 def _read(kind: Any, folder: Path, spec: BaseSpec, **how: Any) -> Any:
+    from safetensors import SafetensorError
+
     try:
         with _quietly():
             return kind.from_pretrained(folder, dtype=spec.torch_dtype, local_files_only=True, **how)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
             f"base '{spec.name}': {folder} does not load as a FLUX pipeline ({error}); fetch or make it again"
         ) from error

@@ -36,6 +36,12 @@ SURROUNDINGS = (
 )  # fmt: skip
 OPENINGS = ("a photo of", "a picture of", "a cartoon of", "a watercolor of", "a pixel picture of")
 """Plain ways to open a prompt, photographs first: they are what people ask for most."""
+PEOPLE = (
+    "person", "doctor", "woman", "nurse", "man", "teacher", "chef", "firefighter", "farmer", "pilot", "builder",
+)  # fmt: skip
+"""Who the base's people are: an adapter must not change how they look, whatever its subject is."""
+OTHERS_SHARE, PEOPLE_SHARE = 0.3, 0.2
+"""Shares of the preserved prompts that are about other classes of the base, and about people."""
 PRESERVED_SEED = 700_000
 ENCODED_AT_ONCE = 8
 
@@ -117,9 +123,11 @@ def encode_images(vae: Any, images: Sequence[Image.Image]) -> Tensor:
     """RGB pictures of H x W to latents [N, 16, H/8, W/8]: the posterior's mode, shifted, then scaled, in float32."""
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
     dtype = vae.dtype
-    vae.to(torch.float32)
+    if dtype != torch.float32:
+        vae.to(torch.float32)
     parts = [vae.encode(part.to(vae.device)).latent_dist.mode() for part in pixels.split(ENCODED_AT_ONCE)]
-    vae.to(dtype)
+    if dtype != torch.float32:
+        vae.to(dtype)
     return ((torch.cat(parts) - vae.config.shift_factor) * vae.config.scaling_factor).cpu().contiguous()
 
 
@@ -129,18 +137,19 @@ def class_prompt(caption: str, *, trigger: str, class_noun: str) -> str:
     return re.sub(named, with_article(class_noun), caption, flags=re.IGNORECASE)
 
 
-def preserved_prompts(
-    class_noun: str, others: Sequence[str], *, count: int, captions: Sequence[str] = (), others_share: float = 0.5
-) -> list[str]:
+def preserved_prompts(class_noun: str, others: Sequence[str], *, count: int, captions: Sequence[str] = ()) -> list[str]:
     """`count` prompts without the trigger, evenly over openings and surroundings.
 
-    A share is about other classes of the base; the rest about the subject's class, its own `captions` first.
+    Some are about other classes of the base and about people; the rest about the subject's class, its own `captions`
+    first.
     """
-    rest = [noun for noun in others if noun != class_noun]
-    foreign = round(count * others_share) if rest else 0
-    about = [*dict.fromkeys(captions)][: (count - foreign) // 2]
-    about += [_prompt(class_noun, i) for i in range(count - foreign - len(about))]
-    return about + [_prompt(rest[i % len(rest)], i) for i in range(foreign)]
+    rest, people = ([noun for noun in nouns if noun != class_noun] for nouns in (others, PEOPLE))
+    foreign, persons = round(count * OTHERS_SHARE) if rest else 0, round(count * PEOPLE_SHARE)
+    own = count - foreign - persons
+    about = [*dict.fromkeys(captions)][: own // 2]
+    about += [_prompt(class_noun, i) for i in range(own - len(about))]
+    about += [_prompt(rest[i % len(rest)], i) for i in range(foreign)]
+    return about + [_prompt(people[i % len(people)], i) for i in range(persons)]
 
 
 def _prompt(noun: str, i: int) -> str:

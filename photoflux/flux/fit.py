@@ -60,6 +60,9 @@ class AfterStep(pl.Callback):
 
     seen = 0
 
+    def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        self.seen = module.done
+
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         if module.done != self.seen:
             self.seen = module.done

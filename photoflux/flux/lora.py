@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUBJECT, TRAINING = "subject", "training"
-"""Adapter names. `training` undoes the step distillation of a base while a subject is learnt and never draws."""
+SUBJECT, TRAINING = "subject", "assistant"
+"""Adapter names. The assistant undoes the step distillation of a base while a subject is learnt and never draws.
+
+No module may have an attribute of an adapter's name: `training` itself is taken."""
 
 
 def attach(transformer: Any, *, spec: BaseSpec, rank: int, alpha: float, seed: int) -> list[nn.Parameter]:
@@ -61,10 +64,18 @@ def _attach_training(transformer: Any, file: Path) -> None:
         raise InputError(
             f"training adapter {file} is missing; fetch it or remove training_adapter from the base's spec"
         )
-    state, _, metadata = FluxPipeline.lora_state_dict(
-        str(file.parent), weight_name=file.name, return_alphas=True, return_lora_metadata=True
-    )
-    transformer.load_lora_adapter(state, adapter_name=TRAINING, metadata=metadata)
+    try:
+        state, alphas, metadata = FluxPipeline.lora_state_dict(
+            str(file.parent), weight_name=file.name, return_alphas=True, return_lora_metadata=True
+        )
+        transformer.load_lora_adapter(state, network_alphas=alphas, adapter_name=TRAINING, metadata=metadata)
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+        raise InputError(
+            f"training adapter {file} does not fit this base ({_first_line(error)}); fetch it again or correct "
+            "training_adapter in the base's spec"
+        ) from error
+    if TRAINING not in transformer.peft_config:
+        raise InputError(f"training adapter {file} holds nothing for this base's transformer; correct the base's spec")
 
 
 def activate(transformer: Any, *, trainable: bool, subject: bool = True, training: bool = True) -> list[nn.Parameter]:
@@ -158,12 +169,22 @@ def save_adapter(transformer: Any, file: Path, *, weights: Mapping[str, Tensor] 
             scratch, transformer_lora_layers=layers, weight_name=file.name,
             transformer_lora_adapter_metadata=_metadata(transformer.peft_config[SUBJECT]),
         )  # fmt: skip
-        os.replace(Path(scratch) / file.name, file)
+        os.replace(_in_order(Path(scratch) / file.name), file)
+    return file
+
+
+def _in_order(file: Path) -> Path:
+    """Sort the header, whose metadata safetensors writes in any order, so that equal adapters are equal files."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
     return file
 
 
 def _metadata(config: Any) -> dict[str, Any]:
-    """The LoraConfig as plain values, sets in order, so that equal adapters are equal files."""
+    """The LoraConfig as plain values, sets in order."""
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
 
 
@@ -174,7 +195,7 @@ def load_adapter(pipe: FluxPipeline, file: Path) -> None:
         raise InputError(f"adapter {file} is missing; run finetune first")
     try:
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=SUBJECT)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise InputError(
             f"adapter {file.name} does not fit this base ({_first_line(error)}); train it on this base"
         ) from error

@@ -24,6 +24,9 @@ from photoflux.pocket.tokenizers import TRIGGERS
 
 T = TypeVar("T")
 
+TOKEN_PX = 16
+"""Side of the square that one token of the transformer stands for: 8 px per latent, packed 2x2."""
+
 TRIGGER_RATE = 0.2
 """How often a caption names its subject by a meaningless trigger, so that the base learns to see none in it."""
 
@@ -47,11 +50,16 @@ def classes() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """`pixels` uint8 `[N, H, W, 3]`, two captions each (plain; maybe with a trigger), class ids `[N, A]`."""
+    """Pictures with what is known of them.
+
+    `pixels` uint8 `[N, H, W, 3]`, two captions each (plain; maybe with a trigger), class ids `[N, A]`, and `coverage`,
+    how much of each token (16 px square) the subject covers, 0-255 as uint8 `[N, H/16 * W/16]`.
+    """
 
     pixels: np.ndarray
     captions: list[tuple[str, str]]
     labels: np.ndarray
+    coverage: np.ndarray
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -59,16 +67,17 @@ class Batch:
 
 def draw(index: int, *, seed: int, count: int, size_px: int) -> Batch:
     """Scenes `index * count` to `(index + 1) * count - 1` of the endless set `seed`."""
-    from photoflux.pocket.render import render
+    from photoflux.pocket.render import coverage, render
 
-    pixels, captions, labels = [], [], []
+    pixels, captions, labels, covered = [], [], [], []
     for number in range(index * count, (index + 1) * count):
         rng = np.random.default_rng([seed, number])
         scene = world.sample_scene(rng)
         pixels.append(np.asarray(render(scene, size_px=size_px)))
         captions.append((world.caption(scene, rng), _caption_with_trigger(scene, rng)))
         labels.append(label_ids(world.labels(scene)))
-    return Batch(np.stack(pixels), captions, np.stack(labels))
+        covered.append((coverage(scene, squares=size_px // TOKEN_PX) * 255).round().astype(np.uint8).ravel())
+    return Batch(np.stack(pixels), captions, np.stack(labels), np.stack(covered))
 
 
 def _caption_with_trigger(scene: world.Scene, rng: np.random.Generator) -> str:
@@ -205,6 +214,12 @@ class Cache:
         return self._array("labels", (self.capacity, len(classes())), "int8")
 
     @cached_property
+    def coverage(self) -> np.memmap:
+        """How much of each token the subject covers, uint8 `[N, h/2 * w/2]`."""
+        _, height, width = self.latent_shape
+        return self._array("coverage", (self.capacity, height * width // 4), "uint8")
+
+    @cached_property
     def pixels(self) -> np.memmap:
         """The first pictures themselves, uint8 `[M, H, W, 3]` (the judges' share)."""
         return self._array("pixels", (self.pictures, self.size_px, self.size_px, 3), "uint8")
@@ -219,6 +234,7 @@ class Cache:
         stop, kept = start + len(batch), max(0, min(len(batch), self.pictures - start))
         self.latents[start:stop], self.labels[start:stop] = latents, batch.labels
         self.clip_ids[start:stop], self.t5_ids[start:stop] = clip_ids, t5_ids
+        self.coverage[start:stop] = batch.coverage
         self.pixels[start : start + kept] = batch.pixels[:kept]
         write_json(self.folder / "filled.json", stop)
 

@@ -46,9 +46,9 @@ class Plan:
     seed: int = 0
     budget_min: float = 110.0
     steps: int | None = None
-    latents: int = 48_000
-    pictures: int = 16_000
-    decoded: int = 6_000
+    latents: int = 64_000
+    pictures: int = 32_000
+    decoded: int = 24_000
     batch: int = 64
     judge_batch: int = 128
     workers: int = 1

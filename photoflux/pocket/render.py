@@ -33,6 +33,13 @@ def render(scene: Scene, *, size_px: int = 128) -> Image.Image:
     return FINISH[scene.style](lit.reduce(OVERSAMPLE), scene.seed)
 
 
+def coverage(scene: Scene, *, squares: int) -> np.ndarray:
+    """Share of each of `squares` x `squares` parts of the picture that the subject covers, `[squares, squares]` in 0-1."""
+    mask = Image.new("L", (8 * squares, 8 * squares))
+    Pen(mask, scene, figure_of(scene.subject)).silhouette()
+    return np.asarray(mask.reduce(8), dtype=np.float32) / 255
+
+
 class Pen:
     """Draws one figure on one picture: outline first, then fills with pattern, mark and shading."""
 
@@ -79,6 +86,12 @@ class Pen:
         self._mark(draw)
         if self.scene.style == "photo":
             self._shade(silhouette)
+
+    def silhouette(self) -> None:
+        """All shapes in white, on a picture of one channel."""
+        draw = ImageDraw.Draw(self.image)
+        for shape in self.figure.shapes:
+            self._draw(draw, shape, self._placed(shape.points), 255)
 
     def _fill(self, shape: Shape) -> Rgb:
         return self.fills[shape.fill] if isinstance(shape.fill, str) else shape.fill

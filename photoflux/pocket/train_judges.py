@@ -129,16 +129,25 @@ def supervised_contrastive_loss(embeddings: Tensor, subjects: Tensor) -> Tensor:
 
 
 def decoded_pictures(vae: AutoencoderKL, cache: Cache, *, file: Path, count: int, batch: int = 64) -> np.memmap:
-    """The first `count` cached latents, decoded once: uint8 `[count, H, W, 3]` on disk, continued after a kill."""
+    """`count` cached latents from row `first_decoded` on, decoded once: uint8 `[count, H, W, 3]` on disk.
+
+    Continued after a kill.
+    """
     done, count = file.with_suffix(".filled.json"), min(count, cache.filled)
+    first = first_decoded(cache, count)
     shape = (count, cache.size_px, cache.size_px, 3)
     mode = "r+" if file.exists() else "w+"
     pool = np.lib.format.open_memmap(file, mode=mode, dtype="uint8", shape=None if mode == "r+" else shape)
     for start in range(int(done.read_text()) if done.exists() else 0, len(pool), batch):
-        latents = torch.from_numpy(cache.latents[start : start + batch].astype(np.float32))
+        latents = torch.from_numpy(cache.latents[first + start : first + start + batch].astype(np.float32))
         pool[start : start + batch] = decode(vae, latents.to(next(vae.parameters()).device))[: len(pool) - start]
         write_json(done, start + batch)
     return pool
+
+
+def first_decoded(cache: Cache, count: int) -> int:
+    """Row of the first decoded picture: after those that are kept as drawn, so that the judges see more scenes."""
+    return max(0, min(len(cache.pixels), cache.filled - count))
 
 
 @dataclass(frozen=True)
@@ -149,11 +158,16 @@ class Pool:
     decoded: np.ndarray
 
     def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Varied pictures `[N, 3, H, W]`, half of them after the VAE, class ids `[N, A]`, caption ids `[N, L]`."""
+        """Varied pictures `[N, 3, H, W]`, half of them after the VAE, class ids `[N, A]`, caption ids `[N, L]`.
+
+        Half of all are mirrored: no attribute depends on the side.
+        """
         plain = min(len(self.cache.pixels), self.cache.filled)
         rows = [torch.randint(n, (count // 2,), generator=generator).numpy() for n in (plain, len(self.decoded))]
         pixels = np.concatenate([self.cache.pixels[rows[0]], self.decoded[rows[1]]])
-        both = np.concatenate(rows)
+        both = np.concatenate([rows[0], rows[1] + first_decoded(self.cache, len(self.decoded))])
+        mirrored = torch.rand(len(both), generator=generator).numpy() < 0.5
+        pixels[mirrored] = pixels[mirrored, :, ::-1]
         labels = torch.from_numpy(self.cache.labels[both].astype(np.int64)).to(device)
         ids = torch.from_numpy(self.cache.clip_ids[both, 0].astype(np.int64)).to(device)
         return augment(to_unit(pixels, device), generator), labels, ids

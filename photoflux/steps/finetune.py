@@ -71,11 +71,11 @@ def run(
         with _space_on(folder):
             trained = _train(pictures, manifest, spec=spec, params=params, folder=folder)
             weights = _weights(trained, folder)
-        lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
-        with committed(adapter, key=key) as out:
-            write_tar(out, files=_files(weights, trained), manifest=lineage)
-        with committed(report, key=key) as out:
-            write_report(trained, lineage, out)
+            lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
+            with committed(adapter, key=key) as out:
+                write_tar(out, files=_files(weights, trained), manifest=lineage)
+            with committed(report, key=key) as out:
+                write_report(trained, lineage, out)
     shutil.rmtree(folder, ignore_errors=True)
     return StepResult(_metrics(trained), report)
 
@@ -86,6 +86,7 @@ def _train(
     from photoflux.flux import base, candidates, data, fit, lora, memory, module
 
     started, subject, items = time.monotonic(), manifest["subject"], manifest["items"]
+    _check_base(manifest, spec)
     _check_class(subject["class_noun"], spec)
     shape, plan = _planned(spec, params, side_px=_side_px(pictures / items[0]["file"]))
     pipe = base.load_encoders(spec)
@@ -112,6 +113,15 @@ def _train(
     kept = candidates.chosen(tuning.candidates, select=params.select)
     others = memory.plans(shape, rank=params.rank, rows=_rows(params))
     return Trained(tuning, contest, kept, list(photos.images), plan, others, time.monotonic() - started)
+
+
+def _check_base(manifest: Mapping[str, Any], spec: BaseSpec) -> None:
+    made_for = manifest.get("base", spec.name)
+    if made_for != spec.name:
+        raise InputError(
+            f"the data set was made for base '{made_for}', not for '{spec.name}'; run augment with finetune's base, or "
+            "finetune with augment's"
+        )
 
 
 def _check_class(noun: str, spec: BaseSpec) -> None:

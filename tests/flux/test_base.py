@@ -19,7 +19,6 @@ from photoflux.errors import InputError
 from photoflux.flux import base as bases
 from photoflux.flux.base import BaseSpec, add_transformer, load_encoders, load_pipeline, load_spec, pin, verify
 from photoflux.manifest import digest
-from tests.flux.training import defect
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -397,7 +396,6 @@ def test_pinned_files_that_are_no_pipeline_are_an_input_error(file: str, own: Pa
     check_cut_short(file, own)
 
 
-@defect
 @pytest.mark.parametrize("file", ["text_encoder/model.safetensors", "text_encoder_2/model.safetensors"])
 def test_pinned_text_encoders_that_are_none_are_an_input_error(file: str, own: Path) -> None:
     """The same for the files that transformers reads."""

@@ -15,7 +15,7 @@ from photoflux.errors import PhotoFluxError
 from photoflux.flux import fit
 from photoflux.flux.base import BaseSpec, load_pipeline
 from photoflux.flux.module import Batch, rate
-from tests.flux.training import Training, defect, prepare, small
+from tests.flux.training import Training, prepare, small
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -68,7 +68,6 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(step: int, make: M
     check_interrupted(step, make, checkpoint_every=2)
 
 
-@defect
 @pytest.mark.parametrize("step", [3, 5])
 def test_a_training_in_parts_goes_on_too(step: int, make: Make) -> None:
     """The first part of a resumed step finishes none: no candidate enters twice, and progress does not stumble."""

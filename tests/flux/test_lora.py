@@ -30,7 +30,7 @@ from photoflux.flux.lora import (
     using_base,
 )
 from photoflux.flux.text import PromptEmbeds, encode_prompts
-from tests.flux.training import defect, defect_at_times, randomise, stock, velocity_of
+from tests.flux.training import randomise, stock, velocity_of
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -158,7 +158,6 @@ def test_a_file_says_how_it_is_to_be_read(pipe: FluxPipeline, spec: BaseSpec, tm
     assert len(tensors) == len(subject_parameters(transformer))
 
 
-@defect_at_times
 def test_equal_adapters_are_equal_files(spec: BaseSpec, tmp_path: Path) -> None:
     """Byte for byte, from two pipelines; another weight is another file; nothing but the file is left behind."""
     files = [
@@ -278,7 +277,6 @@ def test_a_file_that_does_not_fit_is_named_and_the_base_stays(
     assert torch.equal(velocity_of(pipe, spec, embeds), before)
 
 
-@defect
 def test_a_header_of_another_tool_is_named(pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path) -> None:
     """Metadata that are no LoraConfig end in the same sentence."""
     file = save_adapter(put_on(load_pipeline(spec), spec), tmp_path / "subject-7.safetensors")
@@ -287,7 +285,6 @@ def test_a_header_of_another_tool_is_named(pipe: FluxPipeline, spec: BaseSpec, t
         load_adapter(pipe, file)
 
 
-@defect
 def test_the_training_adapter_acts_in_training_and_is_frozen(
     pipe: FluxPipeline, spec: BaseSpec, embeds: PromptEmbeds, training_adapter: Path
 ) -> None:
@@ -301,7 +298,6 @@ def test_the_training_adapter_acts_in_training_and_is_frozen(
     assert all(f".{SUBJECT}." in name for name in loose)
 
 
-@defect
 def test_the_training_adapter_is_frozen_again_after_set_adapters(
     pipe: FluxPipeline, spec: BaseSpec, training_adapter: Path
 ) -> None:
@@ -318,7 +314,6 @@ def test_the_training_adapter_is_frozen_again_after_set_adapters(
     assert all(p.requires_grad for p in subject_parameters(pipe.transformer).values())
 
 
-@defect
 def test_the_training_adapter_is_dropped_to_draw_and_never_saved(
     pipe: FluxPipeline, spec: BaseSpec, embeds: PromptEmbeds, training_adapter: Path, tmp_path: Path
 ) -> None:
@@ -343,7 +338,6 @@ def load_with(pipe: FluxPipeline, spec: BaseSpec) -> FluxPipeline:
     return pipe
 
 
-@defect
 def test_a_training_adapters_alpha_counts(
     pipe: FluxPipeline, spec: BaseSpec, embeds: PromptEmbeds, training_adapter: Path
 ) -> None:
@@ -369,7 +363,6 @@ def test_a_missing_training_adapter_is_named(pipe: FluxPipeline, spec: BaseSpec,
         )
 
 
-@defect
 @pytest.mark.parametrize("damage", [cut, no_safetensors, wider_base, no_adapter])
 def test_a_damaged_training_adapter_is_named(
     damage: Callable[[bytes, Path], None], pipe: FluxPipeline, spec: BaseSpec, training_adapter: Path

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,8 +23,6 @@ from photoflux.params import FinetuneParams
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-defect = pytest.mark.xfail(strict=True, reason="a known defect; goes with its repair")
-defect_at_times = pytest.mark.xfail(strict=False, reason="a known defect that shows in about half of all runs")
 
 CAPTIONS = (
     "a photo of sks dog on the beach",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from photoflux.pocket import world
-from photoflux.pocket.render import render
+from photoflux.pocket.render import coverage, render
 
 SEEDS = st.integers(0, 2**32 - 1)
 PLAIN = {"style": "cartoon", "scale": 1.0, "x": 0.0, "y": 0.0, "facing_left": False, "light": 0.0, "seed": 5}
@@ -51,6 +51,19 @@ def pixels(of: world.Scene, *, size_px: int = 128) -> np.ndarray:
 def near(image: np.ndarray, rgb: world.Rgb, *, within: int = 6) -> np.ndarray:
     """Where a picture has a colour: bool [H, W]."""
     return np.abs(image - rgb).max(axis=2) <= within
+
+
+def test_coverage_is_where_the_subject_is():
+    """Against two pictures that differ in the subject's colours alone: outlines and shadow stay outside."""
+    red, blue = thing(), replace(thing(), rgb=(40, 90, 210), accent_rgb=(200, 30, 40), mark_rgb=(52, 160, 68))
+    for moved in ({}, {"x": 0.09, "y": -0.05, "scale": 0.84, "facing_left": True}):
+        differs = np.abs(pixels(scene(red, **moved)) - pixels(scene(blue, **moved))).max(axis=2) > 24
+        share = differs.reshape(8, 16, 8, 16).mean(axis=(1, 3))
+        covered = coverage(scene(red, **moved), squares=8)
+        assert covered.shape == (8, 8) and 0 <= covered.min() and covered.max() <= 1
+        assert (covered > share - 0.15).all()
+        assert (share[covered == 0] == 0).all()
+        assert 0.6 < share.sum() / covered.sum() < 1.05
 
 
 def share_changed(a: np.ndarray, b: np.ndarray) -> float:

@@ -30,7 +30,6 @@ from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
 from photoflux.steps import StepResult
 from photoflux.steps.finetune import WEIGHTS, run
-from tests.flux.training import defect, defect_at_times
 from tests.judges.tiny import make_base, make_dataset, subject_of
 
 
@@ -174,7 +173,6 @@ def test_the_same_inputs_give_the_same_weights(
     assert not equal(weights(tmp_path), weights(folder))
 
 
-@defect_at_times
 def test_equal_weights_are_one_file(
     finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -322,7 +320,6 @@ def test_a_full_disk_while_writing_leaves_no_half_output(
     assert equal(weights(out), weights(finished[0]))
 
 
-@defect
 def test_a_full_disk_while_writing_is_said(
     dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,7 +355,6 @@ def test_a_class_the_base_does_not_know_is_refused(base: Path, tmp_path: Path, o
     assert not (tmp_path / "out").exists()
 
 
-@defect
 def test_a_dataset_of_another_base_is_refused(dataset: Path, base: Path, tmp_path: Path) -> None:
     """Its pictures have that base's size and its nouns: the sentence names both bases and the step to run again."""
     other = rewritten(dataset, tmp_path / "in" / "other.tar", base="flux1-schnell")
