@@ -116,7 +116,7 @@ def _train(
 
 
 def _check_base(manifest: Mapping[str, Any], spec: BaseSpec) -> None:
-    made_for = manifest.get("base", spec.name)
+    made_for = manifest["base"]["name"]
     if made_for != spec.name:
         raise InputError(
             f"the data set was made for base '{made_for}', not for '{spec.name}'; run augment with finetune's base, or "

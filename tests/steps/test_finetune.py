@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dog's photos as augment leaves them for this base, captions included."""
     made = make_dataset(tmp_path_factory.mktemp("dataset") / "made.tar", class_noun="dog")
-    return rewritten(made, made.with_name("dataset.tar"), base=load_spec(base).name)
+    return rewritten(made, made.with_name("dataset.tar"), base={"name": load_spec(base).name, "resolution_px": 128})
 
 
 def rewritten(dataset: Path, to: Path, **changes: Any) -> Path:
@@ -357,7 +357,7 @@ def test_a_class_the_base_does_not_know_is_refused(base: Path, tmp_path: Path, o
 
 def test_a_dataset_of_another_base_is_refused(dataset: Path, base: Path, tmp_path: Path) -> None:
     """Its pictures have that base's size and its nouns: the sentence names both bases and the step to run again."""
-    other = rewritten(dataset, tmp_path / "in" / "other.tar", base="flux1-schnell")
+    other = rewritten(dataset, tmp_path / "in" / "other.tar", base={"name": "flux1-schnell", "resolution_px": 128})
     with pytest.raises(InputError, match=r"'flux1-schnell'.*run augment"):
         train(other, tmp_path / "out", params(base))
     assert not (tmp_path / "out").exists()
