@@ -171,12 +171,12 @@ class Stages:
             (self.work / "distil.pt").unlink(missing_ok=True)
 
     def distil(self) -> None:
-        """Fold guidance into one pass."""
+        """Fold guidance and several steps into one pass."""
         plan, file = self.plan, self.work / "distil.pt"
         load_average(self.work / "flow.pt", train_flow.Flow(self.pipe))
-        train_flow.distil_guidance(
-            self.pipe, self.cache, file=file, budget=plan.budget("distil"), seed=plan.seed, batch=plan.batch,
-            compiled=plan.compiled,
+        train_flow.distil(
+            self.pipe, self.cache, file=file, budget=plan.budget("distil"), seed=plan.seed, steps=plan.config.steps,
+            batch=plan.batch, compiled=plan.compiled,
         )  # fmt: skip
 
     def export(self) -> None:

@@ -20,7 +20,7 @@ from photoflux.pocket import train_judges, train_vae
 from photoflux.pocket.data import Cache, classes, draw, draw_crops, draw_views, label_ids, stream
 from photoflux.pocket.models import PocketConfig, build_vae
 from photoflux.pocket.pretrain import Plan, cache_of, init_base, pretrain
-from photoflux.pocket.train_flow import Samples, draw_sigmas
+from photoflux.pocket.train_flow import Samples, draw_sigmas, guided, mean_velocity, visited_sigmas
 from photoflux.pocket.training import Budget, Muon, Recipe, Run, load_average, orthogonal
 
 SMOKE = replace(Plan.smoke(), workers=0)
@@ -200,6 +200,36 @@ def test_sigmas_cover_both_ends():
     below = 0.8 * 0.3821 + 0.2 * 0.5  # Phi(-0.3) of the normal part
     assert (sigmas < 0.5).float().mean() == pytest.approx(below, abs=0.012)
     assert (sigmas > 0.95).float().mean() == pytest.approx(0.2 * 0.05 + 0.8 * 0.0041, abs=0.004)
+
+
+def test_distillation_teaches_the_mean_of_its_small_steps():
+    """For v = sigma, guided or not: from .7 in two steps of .125, .7 and .575; from .1 to nothing, .1 and .05."""
+
+    def flow(tokens, sigma, *_):
+        return sigma[:, None, None].expand_as(tokens)
+
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    tokens, sigma = torch.randn(2, 4, 64), torch.tensor([0.7, 0.1])
+    mean = mean_velocity(flow, tokens, sigma, (ids, ids), (ids[:1], ids[:1]), scale=2.5, span=0.25, substeps=2)
+    torch.testing.assert_close(mean, torch.tensor([0.6375, 0.075])[:, None, None].expand(2, 4, 64))
+
+
+def test_guidance_moves_away_from_no_caption():
+    ids, none = torch.ones(2, 3), torch.full((1, 3), 5.0)
+
+    def flow(tokens, sigma, clip_ids, t5_ids):
+        return tokens + clip_ids[:, :1, None] + 0 * t5_ids[:, :1, None]
+
+    tokens = torch.randn(2, 4, 64)
+    seen = guided(flow, tokens, torch.ones(2), (ids, ids), (none, none), 3.0)
+    torch.testing.assert_close(seen, tokens + 5 + 3 * (1 - 5))
+
+
+def test_distillation_mostly_sees_the_levels_of_serving():
+    sigma = visited_sigmas(torch.full((8_000,), 0.33), torch.Generator().manual_seed(0), steps=4)
+    levels, counts = sigma.unique(return_counts=True)
+    assert levels.tolist() == pytest.approx([0.25, 0.33, 0.5, 0.75, 1.0])
+    assert (counts / 8_000).tolist() == pytest.approx([0.1875, 0.25, 0.1875, 0.1875, 0.1875], abs=0.02)
 
 
 def test_subject_counts_three_times():
