@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from photoflux.manifest import write_text
+from photoflux.vault import committed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +42,29 @@ figure { margin: 0 12px 12px 0; display: inline-block; max-width: 100%; } img { 
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; font-size: 13.5px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
+
+
+def is_personal(subject: Mapping[str, Any]) -> bool:
+    """Whether pictures of this subject stay sealed: people, unless the photos are published sample data."""
+    return subject["class_noun"] == "person" and subject.get("consent") != "sample"
+
+
+def sealed_beside(report: Path) -> Path:
+    """Where the copy with the subject's pictures lies."""
+    return report.with_name(f"{report.stem}-sealed{report.suffix}")
+
+
+def publish(report: Path, page: Callable[..., Report], *, subject: Mapping[str, Any], key: str) -> Path:
+    """Write `page(full=True)`; of a person `page(full=False)`, with the full one sealed under `key` beside it.
+
+    Returns `report`.
+    """
+    personal = is_personal(subject)
+    if personal:
+        with committed(sealed_beside(report), key=key) as path:
+            page(full=True).save(path)
+    page(full=not personal).save(report)
+    return report
 
 
 class Report:

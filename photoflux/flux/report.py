@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from photoflux.flux.candidates import LEAKAGE_FREE, SHOWN
-from photoflux.report import Report, contact_sheet
+from photoflux.report import Report, contact_sheet, publish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,8 +21,12 @@ SMOOTHED_STEPS = 10
 BLUE, ORANGE, RED = "#3b6fd4", "#d4793b", "#b3261e"
 
 
-def write_report(trained: Trained, lineage: dict[str, Any], path: Path) -> Path:
-    """Write the self-contained page; returns its path."""
+def write_report(trained: Trained, lineage: dict[str, Any], path: Path, *, key: str) -> Path:
+    """Write the open page to `path` and, where the subject is a person, the full one sealed beside it."""
+    return publish(path, partial(_page, trained, lineage), subject=lineage["subject"], key=key)
+
+
+def _page(trained: Trained, lineage: dict[str, Any], *, full: bool) -> Report:
     subject, kept = lineage["subject"], trained.kept
     page = Report(
         f"Fine-tuning: {subject['trigger']} {subject['class_noun']}",
@@ -31,16 +36,20 @@ def write_report(trained: Trained, lineage: dict[str, Any], path: Path) -> Path:
     page.verdict("OK", _why(trained))
     page.section("Candidates")
     page.table([_row(candidate, kept["step"]) for candidate in trained.module.candidates], _what_numbers_mean(trained))
-    page.image(_sheet(trained), "Every candidate draws the same prompts with the same noise, at the steps of serving.")
+    if full:
+        page.image(
+            _sheet(trained), "Every candidate draws the same prompts with the same noise, at the steps of serving."
+        )
     page.section("Curves")
     page.figure(_losses(trained), "Velocity error of photos and of what is preserved, smoothed")
     page.figure(_validation(trained), "Velocity error on held-out photos at the noise levels of serving, fixed noise")
     if "score" in kept:
         page.figure(_choice(trained), "Likeness against what it costs; the ringed candidate was kept")
-    page.section("Training pictures")
-    page.image(contact_sheet([trained.photos[:8]], row_labels=["as the base is shown them"]))
+    if full:
+        page.section("Training pictures")
+        page.image(contact_sheet([trained.photos[:8]], row_labels=["as the base is shown them"]))
     _add_facts(page, trained, lineage)
-    return page.save(path)
+    return page
 
 
 def _add_facts(page: Report, trained: Trained, lineage: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,8 @@ import numpy as np
 
 from photoflux.judges.bias import VERDICTS
 from photoflux.judges.colour import MONK_HEX
-from photoflux.judges.evaluation_page import is_personal, sealed_beside
 from photoflux.judges.plots import forest, heat_map, stacked_shares
-from photoflux.report import Report, contact_sheet
-from photoflux.vault import committed
+from photoflux.report import Report, contact_sheet, publish
 
 if TYPE_CHECKING:
     from photoflux.judges.bias import Audit, Finding, People
@@ -45,12 +44,8 @@ def write_report(
 
     Pictures of people asked for without the trigger may resemble the subject, so they stay off the open page too.
     """
-    personal = is_personal(document["subject"])
-    _page(found, people, drawn, prompts, document, full=not personal).save(report)
-    if personal:
-        with committed(sealed_beside(report), key=key) as path:
-            _page(found, people, drawn, prompts, document, full=True).save(path)
-    return report
+    page = partial(_page, found, people, drawn, prompts, document)
+    return publish(report, page, subject=document["subject"], key=key)
 
 
 def _page(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,7 @@ import numpy as np
 
 from photoflux.judges.plots import forest, paired_bars, trade_off
 from photoflux.judges.stats import Interval
-from photoflux.report import Report, contact_sheet
-from photoflux.vault import committed
+from photoflux.report import Report, contact_sheet, publish
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,22 +47,8 @@ def write_report(
     key: str,
 ) -> Path:
     """Write the open page to `report` and, where the subject is a person, the full one sealed beside it."""
-    personal = is_personal(document["subject"])
-    _page(case, pictures, scores, document, full=not personal).save(report)
-    if personal:
-        with committed(sealed_beside(report), key=key) as path:
-            _page(case, pictures, scores, document, full=True).save(path)
-    return report
-
-
-def is_personal(subject: Mapping[str, Any]) -> bool:
-    """Whether pictures of this subject stay sealed: people, unless the photos are published sample data."""
-    return subject["class_noun"] == "person" and subject.get("consent") != "sample"
-
-
-def sealed_beside(report: Path) -> Path:
-    """Where the copy with the subject's pictures lies."""
-    return report.with_name(f"{report.stem}-sealed{report.suffix}")
+    page = partial(_page, case, pictures, scores, document)
+    return publish(report, page, subject=document["subject"], key=key)
 
 
 def interval_of(value: Mapping[str, float]) -> Interval:

@@ -74,8 +74,7 @@ def run(
             lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
             with committed(adapter, key=key) as out:
                 write_tar(out, files=_files(weights, trained), manifest=lineage)
-            with committed(report, key=key) as out:
-                write_report(trained, lineage, out)
+            write_report(trained, lineage, report, key=key)
     shutil.rmtree(folder, ignore_errors=True)
     return StepResult(_metrics(trained), report)
 

@@ -17,6 +17,7 @@ from photoflux.flux.memory import Device, Plan
 from photoflux.flux.module import Curve
 from photoflux.flux.report import SMOOTHED_STEPS, smoothed, write_report
 from photoflux.params import as_dict
+from photoflux.report import sealed_beside
 from photoflux.steps.finetune import Trained
 from tests.flux.training import pictures, small
 
@@ -47,8 +48,24 @@ def page(trained: Trained, path: Path) -> str:
         "subject": {"trigger": "sks", "class_noun": "dog"}, "base": {"name": "tiny", "hash": "ba5e"},
         "params": as_dict(trained.module.params), "dataset": "da7a", "weights": "3e1947",
     }  # fmt: skip
-    assert write_report(trained, lineage, path) == path
+    assert write_report(trained, lineage, path, key="plain://demo") == path
     return path.read_text()
+
+
+def test_a_persons_pictures_are_on_the_sealed_copy_only(trained: Trained, tmp_path: Path) -> None:
+    """The open page keeps plots and numbers; sample people are shown openly."""
+    lineage = {
+        "subject": {"trigger": "sks", "class_noun": "person", "consent": "own"}, "base": {"name": "tiny", "hash": "b"},
+        "params": as_dict(trained.module.params), "dataset": "d", "weights": "w",
+    }  # fmt: skip
+    path = write_report(trained, lineage, tmp_path / "report.html", key="plain://demo")
+    full = sealed_beside(path)
+    assert (path.read_text().count("base64,"), full.read_text().count("base64,")) == (3, 5)
+    assert "Training pictures" not in path.read_text()
+    sample = lineage | {"subject": lineage["subject"] | {"consent": "sample"}}
+    shown = write_report(trained, sample, tmp_path / "sample.html", key="plain://demo")
+    assert shown.read_text().count("base64,") == 5
+    assert not sealed_beside(shown).exists()
 
 
 def test_the_page_says_what_was_done_and_why(trained: Trained, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def make_dataset(path: Path, *, class_noun: str, consent: str = "own", held_out:
         items.append({"file": file, "split": split, "source": f"{i:02}.png", "caption": "", "transforms": []})
     manifest = {
         "subject": subject_of(class_noun, consent=consent),
-        "base": {"name": "tiny", "resolution_px": 128},
+        "base": {"name": "pocket", "resolution_px": 128},
         "items": items,
     }
     write_tar(path, files=files, manifest=manifest)

@@ -12,9 +12,9 @@ import pytest
 from photoflux.errors import InputError
 from photoflux.flux.base import load_spec
 from photoflux.judges.encoders import Judges
-from photoflux.judges.evaluation_page import sealed_beside
 from photoflux.manifest import digest, write_json
 from photoflux.params import AuditParams
+from photoflux.report import sealed_beside
 from photoflux.steps.audit import limits_of, run
 from tests.judges.tiny import make_adapter, make_base
 

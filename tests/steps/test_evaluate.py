@@ -17,9 +17,9 @@ from PIL import Image
 from photoflux.errors import InputError
 from photoflux.flux.base import pin
 from photoflux.judges import seeing
-from photoflux.judges.evaluation_page import sealed_beside
 from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.params import EvaluateParams
+from photoflux.report import sealed_beside
 from photoflux.steps import StepResult
 from photoflux.steps.evaluate import run
 from tests.judges.tiny import make_adapter, make_base, make_dataset

@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dog's photos as augment leaves them for this base, captions included."""
     made = make_dataset(tmp_path_factory.mktemp("dataset") / "made.tar", class_noun="dog")
-    return rewritten(made, made.with_name("dataset.tar"), base={"name": load_spec(base).name, "resolution_px": 128})
+    return rewritten(made, made.with_name("dataset.tar"))
 
 
 def rewritten(dataset: Path, to: Path, **changes: Any) -> Path:
@@ -347,9 +347,7 @@ def test_a_full_disk_while_reporting_leaves_a_whole_adapter(
 def test_a_class_the_base_does_not_know_is_refused(base: Path, tmp_path: Path, own_state: Path) -> None:
     """The noun, the base and the nouns it knows; nothing is trained or written."""
     made = make_dataset(tmp_path / "in" / "made.tar", class_noun="dog")
-    strange = rewritten(
-        made, tmp_path / "in" / "strange.tar", subject=subject_of("zeppelin"), base=load_spec(base).name
-    )
+    strange = rewritten(made, tmp_path / "in" / "strange.tar", subject=subject_of("zeppelin"))
     with pytest.raises(InputError, match=r"class noun 'zeppelin' is unknown to base .*choose one of dog, cat"):
         train(strange, tmp_path / "out", params(base))
     assert not (tmp_path / "out").exists()
