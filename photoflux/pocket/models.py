@@ -160,7 +160,7 @@ def build_clip_judge(config: PocketConfig, tokenizer: Any) -> CLIPModel:
 def build_convolutional_judge(config: PocketConfig) -> ResNetModel:
     """Image -> pooled state `[B, judge_channels[-1], 1, 1]`; a linear layer maps it to an embedding or to classes.
 
-    From scratch and in minutes a ViT of this size learns to tell kinds apart three times as slowly.
+    From scratch and in minutes a ViT of this size hardly learns: .14 of kinds read right after 150 s, against .49.
     """
     from transformers import ResNetConfig, ResNetModel
 

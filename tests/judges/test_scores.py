@@ -10,17 +10,7 @@ import pytest
 
 from photoflux.judges.prompts import Prompt
 from photoflux.judges.scores import Evidence, Scores, expected, made_share, measure
-from photoflux.params import GateParams
-from photoflux.steps.gate import judge, rules
-
-
-def verdicts(evidence: Evidence) -> dict[str, str]:
-    scores = measure(evidence, draws=500)
-    document = {
-        "metrics": {name: value.as_dict() for name, value in scores.metrics.items()},
-        "exact_attributes": scores.exact,
-    }
-    return {rule.name: judge(rule, document["metrics"]).verdict for rule in rules(document, GateParams())}
+from tests.judges.ruling import verdicts
 
 
 def healthy(studio: Any, **changes: Any) -> Evidence:

@@ -22,10 +22,9 @@ from photoflux.judges.prompts import Prompt, load_prompts
 from photoflux.judges.scores import Evidence, expected, measure
 from photoflux.judges.seeing import Seen, look
 from photoflux.judges.stats import cluster_weights, interval
-from photoflux.params import GateParams
 from photoflux.pocket import world
 from photoflux.pocket.render import render
-from photoflux.steps.gate import judge, rules
+from tests.judges.ruling import verdicts
 
 pytestmark = pytest.mark.slow
 
@@ -96,15 +95,6 @@ def stage() -> Stage:
 @pytest.fixture(scope="module")
 def evidence(stage: Stage) -> Evidence:
     return stage.evidence()
-
-
-def verdicts(evidence: Evidence) -> dict[str, str]:
-    scores = measure(evidence, draws=500)
-    document = {
-        "metrics": {name: value.as_dict() for name, value in scores.metrics.items()},
-        "exact_attributes": scores.exact,
-    }
-    return {rule.name: judge(rule, document["metrics"]).verdict for rule in rules(document, GateParams())}
 
 
 def test_a_faultless_personalisation_fails_no_rule(evidence: Evidence) -> None:
