@@ -519,7 +519,10 @@ class FinetuneParams:
     batch_size: int = field(default=4, metadata={"help": "Photos per step (1-64)"})
     lr: float = field(default=0.002, metadata={"help": "Peak learning rate of AdamW (1e-7 to 0.1)"})
     warmup_steps: int = field(
-        default=10, metadata={"help": "Steps of linear warm-up before a constant rate and a linear end (0-1000)"}
+        default=10,
+        metadata={
+            "help": "Steps of linear warm-up before a constant rate, which falls along a cosine in the last third (0-1000)"
+        },
     )
     weight_decay: float = field(default=0.0001, metadata={"help": "Weight decay of AdamW (0-1)"})
     clip_norm: float = field(default=1.0, metadata={"help": "Largest norm of the adapter's gradient (0.01-100)"})

@@ -142,7 +142,7 @@ class FineTuning(pl.LightningModule):
         self.average = {name: p.detach().clone() for name, p in self.trained.items()}
         self.curve, self.candidates = Curve(), list[dict[str, Any]]()
         self.done = self.skipped = 0
-        self._losses = [0.0, 0.0]
+        self._losses, self._spoilt = [0.0, 0.0], False
 
     def errors(self, batch: Batch) -> Tensor:
         """Mean squared velocity error of each row, in float32: [B]."""
@@ -155,6 +155,7 @@ class FineTuning(pl.LightningModule):
         subject, preserved = errors @ batch.photo_weights, errors @ batch.preserved_weights
         loss = subject + self.params.preservation * preserved
         if not torch.isfinite(loss):
+            self._spoilt = True
             self._skip("loss")
             return None
         self._losses = [sum(pair) for pair in zip(self._losses, (subject.item(), preserved.item()), strict=True)]
@@ -165,11 +166,14 @@ class FineTuning(pl.LightningModule):
         return torch.optim.AdamW(self.trained.values(), lr=p.lr, betas=(0.9, 0.99), weight_decay=p.weight_decay)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip what is trained, and nothing else; a gradient that is not finite changes nothing."""
+        """Clip what is trained, and nothing else; a step of which any part is not finite changes nothing."""
         norm = nn.utils.clip_grad_norm_(self.trained.values(), self.params.clip_norm)
-        if not torch.isfinite(norm):
+        finite = bool(torch.isfinite(norm))
+        if self._spoilt or not finite:
             optimizer.zero_grad(set_to_none=True)
+        if not finite:
             self._skip("gradient")
+        self._spoilt = False
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         for group in optimizer.param_groups:

@@ -190,7 +190,7 @@ def _record(
             metrics=_metrics(found),
             curves=found.curves,
             tags=_tags(found, params),
-            files={"card.md": card, **_files(documents)},
+            files={"card.md": card, **_files(adapter, documents)},
         )
 
 
@@ -226,13 +226,12 @@ def _metrics(found: Dossier) -> dict[str, float]:
     }
 
 
-def _files(documents: tuple[Path, ...]) -> dict[str, Path]:
-    """The documents, and the report that lies beside each."""
-    named = zip(("decision", "evaluation", "audit"), documents, strict=True)
-    files = {}
-    for kind, path in named:
-        files[f"{kind}.json"] = path
-        pages = [path.parent / name for name in REPORT_NAMES] + [path.with_suffix(".html")]
+def _files(adapter: Path, documents: tuple[Path, ...]) -> dict[str, Path]:
+    """The documents, and the open report that lies beside each and beside the adapter."""
+    named = dict(zip(("decision", "evaluation", "audit"), documents, strict=True))
+    files = {f"{kind}.json": path for kind, path in named.items()}
+    for kind, path in {"finetune": adapter, **named}.items():
+        pages = [path.parent / name for name in REPORT_NAMES] + [path.with_name(f"{kind}.html")]
         files |= {f"reports/{kind}.html": page for page in pages if page.is_file()}
     return files
 

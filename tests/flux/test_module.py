@@ -137,6 +137,20 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tuning: FineTuning, caplo
     assert all(torch.equal(p, before[name]) for name, p in tuning.trained.items())
 
 
+def test_a_part_that_is_not_finite_spoils_its_step(training: Training) -> None:
+    """The gradient of the parts that were finite does not step either; the next step does."""
+    tuning, batch = training.tuning, training.draws.batch(0)
+    optimizer = tuning.configure_optimizers()
+    before = {name: p.detach().clone() for name, p in tuning.trained.items()}
+    assert tuning.training_step(batch._replace(targets=batch.targets * float("inf")), 0) is None
+    for changed in (False, True):
+        graded(tuning, 0.1)
+        tuning.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        assert any(not torch.equal(p, before[name]) for name, p in tuning.trained.items()) == changed
+    assert tuning.skipped == 1
+
+
 def test_a_loss_that_is_not_finite_is_skipped_until_it_is_too_often(training: Training) -> None:
     """`skipped_max` steps are forgiven; the next ends in a sentence that names the rate and what to change."""
     tuning, batch = training.tuning, training.draws.batch(0)

@@ -71,7 +71,7 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
     write_json(folder / "evaluation.json", evaluation)
     write_json(folder / "audit.json", audited)
     write_json(folder / "decision.json", gate.decide(evaluation, audited, params=GateParams()))
-    for page in ("decision.html", "evaluation.html"):
+    for page in ("decision.html", "evaluation.html", "finetune.html"):
         write_text(folder / page, f"<p>{page}</p>")
     return Case(folder)
 
@@ -135,7 +135,7 @@ def test_the_run_shows_parameters_metrics_curves_and_reports(better: Case):
     paths = {file.path for file in client.list_artifacts(receipt["run_id"])}
     assert paths == {"card.md", "decision.json", "evaluation.json", "audit.json", "reports"}
     reports = {file.path for file in client.list_artifacts(receipt["run_id"], "reports")}
-    assert reports == {"reports/decision.html", "reports/evaluation.html"}
+    assert reports == {"reports/decision.html", "reports/evaluation.html", "reports/finetune.html"}
 
 
 def test_a_worse_version_does_not_take_the_crown(better: Case, worse: Case):
