@@ -32,10 +32,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.pocket_base import machine
-from photoflux.images import write
 from photoflux.judges.evaluation_page import interval_of
 from photoflux.judges.plots import BLUE, DOUBTFUL, INK, SOFT, blank
-from photoflux.manifest import digest, read_manifest, to_json, write_json, write_text
+from photoflux.manifest import digest, read_manifest, to_json, write_bytes, write_json, write_text
 from photoflux.params import PROFILES, as_dict, load_params
 from photoflux.pocket.photosets import photo_set, unseen_subjects, write_photo_set
 from photoflux.pocket.world import KINDS, Subject
@@ -302,7 +301,7 @@ def evaluated(dataset: Path, adapter: Path, folder: Path, params: Any) -> tuple[
 
 def keep_pictures(folder: Path, pictures: Pictures, count: int) -> None:
     for place, prompt in enumerate(SHOWN[:count]):
-        write(folder / f"{place}.png", _png(pictures.tuned.row(prompt)[0]))
+        write_bytes(folder / f"{place}.png", _png(pictures.tuned.row(prompt)[0]))
 
 
 def captions(case: Case) -> list[str]:
@@ -495,8 +494,8 @@ def mean_curve(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[dict[s
 
 def write_results(out: Path, result: Mapping[str, Any], bench: Bench) -> None:
     """The four files, each written whole or not at all."""
-    write(out / "subjects.png", _png(sheet(result, bench.folder)))
-    write(out / "subjects_curves.png", _figure_png(curves(result)))
+    write_bytes(out / "subjects.png", _png(sheet(result, bench.folder)))
+    write_bytes(out / "subjects_curves.png", _figure_png(curves(result)))
     write_text(out / "subjects.md", page(result))
     write_json(out / "subjects.json", result)
 

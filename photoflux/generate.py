@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.errors import InputError
-from photoflux.images import SUFFIXES, encoded, fitted, parse_size, write
+from photoflux.images import SUFFIXES, encoded, fitted, parse_size
+from photoflux.manifest import write_bytes
 from photoflux.params import GenerateParams, load_params
 from photoflux.styles import FILTERS, REDRAWS, redrawn
 
@@ -95,7 +96,7 @@ def generate(
         image = fitted(painter.draw(prompt, seed=number, style=style), parse_size(size))
         image = FILTERS.get(style, lambda same: same)(image)
         content = encoded(image, fmt, provenance=painter.provenance(seed=number, style=style))
-        files.append(write(out_dir / f"{stem}-{number}{SUFFIXES[fmt]}", content))
+        files.append(write_bytes(out_dir / f"{stem}-{number}{SUFFIXES[fmt]}", content))
         tiles.append(image)
     if n > 1:
         _write_sheet(out_dir / f"{stem}-sheet.png", tiles, painter, seed=seed, style=style)
@@ -206,7 +207,7 @@ def _write_sheet(path: Path, tiles: list[Image.Image], painter: Painter, *, seed
     firsts = range(seed, seed + len(tiles), SHEET_COLUMNS)
     labels = [f"seeds {first} to {first + len(row) - 1}" for first, row in zip(firsts, rows, strict=True)]
     sheet = contact_sheet(rows, row_labels=labels, tile_px=256)
-    return write(path, encoded(sheet, "png", provenance=painter.provenance(seed=seed, style=style)))
+    return write_bytes(path, encoded(sheet, "png", provenance=painter.provenance(seed=seed, style=style)))
 
 
 def _slug(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,19 +62,6 @@ def encoded(image: Image.Image, fmt: str, *, provenance: Mapping[str, str]) -> b
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format=fmt, **options)
     return buffer.getvalue()
-
-
-def write(path: Path, content: bytes) -> Path:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return path
 
 
 def xmp(provenance: Mapping[str, str]) -> bytes:

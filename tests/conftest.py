@@ -28,3 +28,15 @@ def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(state))
     monkeypatch.setenv("PHOTOFLUX_RUNS_DIR", str(state / "runs"))
     return state
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with its tables, which take seconds to make."""
+    from photoflux.tracking import Registry
+
+    folder = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHOTOFLUX_STATE_DIR", str(folder))
+        assert Registry().names() == []
+    return folder / "mlflow.db"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from photoflux.errors import InputError
-from photoflux.images import SOURCE_TYPE, SUFFIXES, encoded, fitted, parse_size, provenance_of, write
+from photoflux.images import SOURCE_TYPE, SUFFIXES, encoded, fitted, parse_size, provenance_of
+from photoflux.manifest import write_bytes
 from photoflux.params import FORMATS
 
 MADE = {"model": "rex version 3", "adapter": "ab" * 32, "seed": "7", "style": "none"}
@@ -43,7 +44,7 @@ def test_equal_pictures_give_equal_bytes(picture: Image.Image, fmt: str):
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_every_format_says_that_a_model_made_it(picture: Image.Image, fmt: str, tmp_path: Path):
-    file = write(tmp_path / f"x{SUFFIXES[fmt]}", encoded(picture, fmt, provenance=MADE))
+    file = write_bytes(tmp_path / f"x{SUFFIXES[fmt]}", encoded(picture, fmt, provenance=MADE))
     assert provenance_of(file) == MADE | {"digitalSourceType": SOURCE_TYPE}
 
 
@@ -111,5 +112,5 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path):
     taken = tmp_path / "x.png"
     taken.mkdir()
     with pytest.raises(OSError):
-        write(taken, b"x")
+        write_bytes(taken, b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

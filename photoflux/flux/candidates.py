@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from photoflux.flux.data import SURROUNDINGS, Photos, with_article, write_bytes
+from photoflux.flux.data import SURROUNDINGS, Photos, with_article
 from photoflux.flux.lora import drawing, using_base
 from photoflux.flux.sampling import decode, noise_for, sample_latents
 from photoflux.flux.text import PromptEmbeds, encode_prompts
+from photoflux.manifest import write_bytes
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline

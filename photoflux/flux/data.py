@@ -21,7 +21,7 @@ from photoflux.flux.lora import acting
 from photoflux.flux.sampling import noise_for, schedule
 from photoflux.flux.step import TokenGrid, add_noise, draw_sigmas, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
-from photoflux.manifest import digest
+from photoflux.manifest import digest, write_bytes
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -226,18 +226,3 @@ def photo_grid(photos: Photos, *, device: torch.device | str) -> TokenGrid:
     """Positions of the tokens of these photos."""
     side = photos.images[0].width // 8
     return TokenGrid.of(torch.empty(1, 16, side, side), text_length=photos.captions.sequence.shape[1], device=device)
-
-
-def write_bytes(file: Path, content: bytes) -> Path:
-    """Write a file atomically."""
-    import os
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return file

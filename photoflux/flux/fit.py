@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 
-from photoflux.flux.data import write_bytes
+from photoflux.manifest import write_bytes
 
 if TYPE_CHECKING:
     from photoflux.flux.candidates import Contest

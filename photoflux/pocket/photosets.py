@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from photoflux.errors import InputError
-from photoflux.images import write
+from photoflux.manifest import write_bytes
 from photoflux.pocket.render import render
 from photoflux.pocket.world import (
     COLOURS,
@@ -83,8 +83,8 @@ def write_photo_set(
     captions = {f"{number:02}.txt": f"{caption(scene, trigger='a')}\n" for number, (_, scene) in enumerate(photos, 1)}
     _refuse_strangers(folder, {*files, *captions})
     for name, text in captions.items():
-        write(folder / name, text.encode())
-    return [write(folder / name, content) for name, content in files.items()]
+        write_bytes(folder / name, text.encode())
+    return [write_bytes(folder / name, content) for name, content in files.items()]
 
 
 def jpeg(image: Image.Image) -> bytes:

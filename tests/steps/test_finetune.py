@@ -277,7 +277,7 @@ def test_a_full_disk_while_training_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """No output, one sentence with the folder, and what was saved stays: with space again the run goes on and ends."""
-    write, written = data.write_bytes, list[str]()
+    write, written = fit.write_bytes, list[str]()
 
     def filling(file: Path, content: bytes) -> Path:
         written.append(file.name)

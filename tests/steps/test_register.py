@@ -76,16 +76,6 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
     return Case(folder)
 
 
-@pytest.fixture(scope="module")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with its tables, which take seconds to make."""
-    folder = tmp_path_factory.mktemp("registry")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PHOTOFLUX_STATE_DIR", str(folder))
-        assert Registry().names() == []
-    return folder / "mlflow.db"
-
-
 @pytest.fixture(autouse=True)
 def tables(empty_registry: Path, own_state: Path) -> None:
     shutil.copy(empty_registry, own_state / "mlflow.db")
