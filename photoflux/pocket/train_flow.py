@@ -31,6 +31,8 @@ SUBJECT_WEIGHT = 3.0
 """How much more than the background, which is most of a picture and says least about its caption, a subject counts."""
 LOGIT_MEAN = 0.3
 """Colours and places are decided at high noise, so noise levels lean to that side."""
+TWO_COLOURED, OFTEN = "details", 0.4
+"""Captions with this word name two colours, and which goes where is hard to learn: a share of each batch has it."""
 UNIFORM_SIGMAS = 0.2
 """Share of noise levels drawn uniformly: a logit-normal alone seldom sees the pure noise that four steps start from."""
 GUIDANCE, SUBSTEPS = 2.5, 3
@@ -118,10 +120,24 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(count, generator=generator) < UNIFORM_SIGMAS, uniform, logit_normal)
 
 
-def draw_batch(cache: Cache, *, count: int, generator: torch.Generator, device: torch.device) -> Samples:
-    """`count` cached pictures, each with one of its two captions, fresh noise and a noise level."""
+def two_coloured(cache: Cache, tokenizer: Any) -> np.ndarray:
+    """(row, caption) of the captions that name two colours, "… with blue details": `[N, 2]`."""
+    word = tokenizer(TWO_COLOURED, add_special_tokens=False).input_ids
+    return np.argwhere((cache.t5_ids[: cache.filled] == word[0]).any(axis=-1))
+
+
+def draw_batch(
+    cache: Cache, *, count: int, generator: torch.Generator, device: torch.device, often: np.ndarray | None = None
+) -> Samples:
+    """`count` cached pictures, each with one of its two captions, fresh noise and a noise level.
+
+    `often [N, 2]` holds (row, caption) of which `OFTEN` of the batch are made.
+    """
     rows = torch.randint(cache.filled, (count,), generator=generator).numpy()
     which = torch.randint(2, (count,), generator=generator).numpy()
+    if often is not None and len(often):
+        some = round(OFTEN * count)
+        rows[:some], which[:some] = often[torch.randint(len(often), (some,), generator=generator).numpy()].T
     clean = pack(torch.from_numpy(cache.latents[rows].astype(np.float32)))
     clip_ids, t5_ids = (torch.from_numpy(ids[rows, which].astype(np.int64)) for ids in (cache.clip_ids, cache.t5_ids))
     coverage = torch.from_numpy(cache.coverage[rows].astype(np.float32)) / 255
@@ -144,9 +160,10 @@ def train_flow(
     run = Run("flow", flow, file, budget, recipe, seed=seed)
     predict = torch.compile(flow) if compiled else flow
     no_clip, no_t5 = (ids.to(run.device) for ids in empty_ids(pipe, length=cache.text_length))
+    often = two_coloured(cache, pipe.tokenizer_2)
     for step in run:
         generator = run.generator(step)
-        samples = draw_batch(cache, count=batch, generator=generator, device=run.device)
+        samples = draw_batch(cache, count=batch, generator=generator, device=run.device, often=often)
         empty = (torch.rand(batch, 1, generator=generator) < EMPTY_CAPTIONS).to(run.device)
         clip_ids, t5_ids = torch.where(empty, no_clip, samples.clip_ids), torch.where(empty, no_t5, samples.t5_ids)
         with mixed_precision(run.device), plain_attention():
