@@ -74,6 +74,16 @@ class Preserved:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def beside(self, other: Preserved) -> Preserved:
+        """Both, in this order."""
+        return Preserved(
+            torch.cat([self.tokens, other.tokens]),
+            torch.cat([self.velocity, other.velocity]),
+            torch.cat([self.sigmas, other.sigmas]),
+            torch.cat([self.owners, other.owners + len(self.prompts)]),
+            PromptEmbeds.joined([self.prompts, other.prompts]),
+        )
+
 
 def read_photos(
     folder: Path, items: Sequence[Mapping[str, Any]], pipe: FluxPipeline, *, spec: BaseSpec, cache: Path
@@ -148,8 +158,8 @@ def preserved_prompts(class_noun: str, others: Sequence[str], *, count: int, cap
     own = count - foreign - persons
     about = [*dict.fromkeys(captions)][: own // 2]
     about += [_prompt(class_noun, i) for i in range(own - len(about))]
-    about += [_prompt(rest[i % len(rest)], i) for i in range(foreign)]
-    return about + [_prompt(people[i % len(people)], i) for i in range(persons)]
+    about += [_prompt(rest[i % len(rest)], own + i) for i in range(foreign)]
+    return about + [_prompt(people[i % len(people)], own + foreign + i) for i in range(persons)]
 
 
 def _prompt(noun: str, i: int) -> str:
@@ -200,12 +210,25 @@ def _walk(
 
 
 @torch.no_grad()
-def preserve_photos(transformer: Any, photos: Photos, prompts: PromptEmbeds, *, seed: int, count: int) -> Preserved:
-    """Hold the base on `count` noised photos instead, under `prompts`: one caption without the trigger per photo."""
+def preserve_photos(
+    transformer: Any,
+    photos: Photos,
+    prompts: PromptEmbeds,
+    *,
+    spec: BaseSpec,
+    seed: int,
+    count: int,
+    serving_share: float,
+) -> Preserved:
+    """Hold the base on `count` noised photos under `prompts`: one caption without the trigger per photo.
+
+    Photos are where only the words tell a subject from its class. Without these points an adapter learns to tell them
+    by the noisy picture, and draws something in between wherever that is pure noise.
+    """
     generator = torch.Generator().manual_seed(PRESERVED_SEED + seed)
     owners = torch.arange(count) % len(photos)
     clean, device = photos.tokens[owners], prompts.pooled.device
-    sigmas = draw_sigmas(count, generator=generator)
+    sigmas = draw_sigmas(count, generator=generator, serving_share=serving_share, steps=spec.steps)
     tokens = add_noise(clean, torch.randn(clean.shape, generator=generator), sigmas)
     grid = photo_grid(photos, device=device)
     velocity = [

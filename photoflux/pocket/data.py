@@ -27,8 +27,11 @@ T = TypeVar("T")
 TOKEN_PX = 16
 """Side of the square that one token of the transformer stands for: 8 px per latent, packed 2x2."""
 
-TRIGGER_RATE = 0.2
-"""How often a caption names its subject by a meaningless trigger, so that the base learns to see none in it."""
+NAMED_SHARE = 0.2
+"""How many scenes show an individual that a name stands for, so that the base looks to names for looks.
+
+A base that was taught to ignore them would have to be taught to read them again for every subject.
+"""
 
 
 def classes() -> dict[str, tuple[str, ...]]:
@@ -52,7 +55,7 @@ def classes() -> dict[str, tuple[str, ...]]:
 class Batch:
     """Pictures with what is known of them.
 
-    `pixels` uint8 `[N, H, W, 3]`, two captions each (plain; maybe with a trigger), class ids `[N, A]`, and `coverage`,
+    `pixels` uint8 `[N, H, W, 3]`, two captions each (the second by name, where there is one), class ids `[N, A]`, and `coverage`,
     how much of each token (16 px square) the subject covers, 0-255 as uint8 `[N, H/16 * W/16]`.
     """
 
@@ -70,19 +73,16 @@ def draw(index: int, *, seed: int, count: int, size_px: int) -> Batch:
     from photoflux.pocket.render import coverage, render
 
     pixels, captions, labels, covered = [], [], [], []
+    nouns = classes()["kind"]
     for number in range(index * count, (index + 1) * count):
         rng = np.random.default_rng([seed, number])
-        scene = world.sample_scene(rng)
+        name = str(rng.choice(TRIGGERS)) if rng.random() < NAMED_SHARE else None
+        scene = world.sample_scene(rng, subject=world.named(name, str(rng.choice(nouns))) if name else None)
         pixels.append(np.asarray(render(scene, size_px=size_px)))
-        captions.append((world.caption(scene, rng), _caption_with_trigger(scene, rng)))
+        captions.append((world.caption(scene, rng), world.caption(scene, rng, trigger=name)))
         labels.append(label_ids(world.labels(scene)))
         covered.append((coverage(scene, squares=size_px // TOKEN_PX) * 255).round().astype(np.uint8).ravel())
     return Batch(np.stack(pixels), captions, np.stack(labels), np.stack(covered))
-
-
-def _caption_with_trigger(scene: world.Scene, rng: np.random.Generator) -> str:
-    trigger = str(rng.choice(TRIGGERS)) if rng.random() < TRIGGER_RATE else None
-    return world.caption(scene, rng, trigger=trigger)
 
 
 def label_ids(labels: dict[str, str]) -> np.ndarray:
@@ -200,7 +200,7 @@ class Cache:
 
     @cached_property
     def clip_ids(self) -> np.memmap:
-        """CLIP tokens of two captions, int16 `[N, 2, L]`; the second may hold a trigger."""
+        """CLIP tokens of two captions, int16 `[N, 2, L]`; the second by name, where there is one."""
         return self._array("clip_ids", (self.capacity, 2, self.text_length), "int16")
 
     @cached_property

@@ -21,7 +21,7 @@ TRIGGERS = (
     "bnm", "qpl", "zmr", "vxk", "wjz", "qkd", "hjx", "fzq", "pvn", "gxw", "mzk", "rqj",
     "tvx", "dzh", "lqb", "nwz", "cjx", "yqr", "ukz", "ixo", "vqk", "bnz", "qtp", "kyv",
 )  # fmt: skip
-"""Rare words that name one subject. Each is one token, and the base has learnt that by itself it means nothing."""
+"""Rare words that name one subject, each one token. The base knows an individual of every kind by each (`world.named`)."""
 
 END_OF_WORD = "</w>"
 SPACE = "\u2581"

@@ -203,6 +203,12 @@ def sample_subject(rng: np.random.Generator, *, heldout: bool = False, **fixed: 
             return Subject(**looks, **shades, proportions=proportions)  # type: ignore[arg-type]
 
 
+def named(name: str, noun: str) -> Subject | Person:
+    """The individual of kind `noun` (or "person") that a name means in pretraining, always the same."""
+    rng = np.random.default_rng(zlib.crc32(f"{name} {noun}".encode()))
+    return sample_person(rng) if noun == "person" else sample_subject(rng, kind=noun)
+
+
 def is_heldout(looks: dict[str, str]) -> bool:
     """Whether a combination of kind, colour, accent and pattern is kept from pretraining; by a fixed hash."""
     key = " ".join(looks[name] for name in ("kind", "colour", "accent", "pattern"))

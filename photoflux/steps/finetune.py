@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from photoflux.flux.base import BaseSpec
     from photoflux.flux.candidates import Contest
+    from photoflux.flux.data import Photos, Preserved
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import FineTuning
+    from photoflux.flux.text import PromptEmbeds
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +104,7 @@ def _train(
     lora.attach(pipe.transformer, spec=spec, rank=params.rank, alpha=params.alpha, seed=params.seed)
     if plan.checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
-    preserved = kept_prompts and data.preserve_class(
-        pipe.transformer, kept_prompts, spec=spec, seed=params.seed, side_px=photos.images[0].width
-    )
+    preserved = kept_prompts and _preserved(pipe.transformer, photos, *kept_prompts, spec=spec, params=params)
     tuning = module.FineTuning(pipe.transformer, spec=spec, params=params, photos=photos)
     draws = module.Draws(photos, preserved, spec=spec, params=params, micro_batches=plan.micro_batches)
     contest = candidates.Contest(pipe, drawn, spec=spec, photos=photos, heldout=heldout, folder=folder)
@@ -157,7 +157,7 @@ def _side_px(file: Path) -> int:
 def _preserved_prompts(
     pipe: Any, items: list[dict[str, Any]], subject: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams
 ) -> Any:
-    """Embeddings of the prompts on which the base is held; None when nothing is preserved."""
+    """What the base is held on, embedded: prompts, and per photo its caption without the trigger; None for nothing."""
     from photoflux.flux import data
     from photoflux.flux.text import encode_prompts
 
@@ -168,7 +168,28 @@ def _preserved_prompts(
         data.class_prompt(i["caption"], trigger=trigger, class_noun=noun) for i in items if i["split"] == "train"
     ]
     prompts = data.preserved_prompts(noun, spec.class_nouns, count=params.preservation_prompts, captions=captions)
-    return encode_prompts(pipe, prompts, spec=spec)
+    return tuple(encode_prompts(pipe, texts, spec=spec) for texts in (prompts, captions))
+
+
+def _preserved(
+    transformer: Any, photos: Photos, prompts: PromptEmbeds, captions: PromptEmbeds, *, spec: BaseSpec,
+    params: FinetuneParams,
+) -> Preserved:  # fmt: skip
+    """Points of the base to hold: on its own way from noise to picture, and as many on noised photos."""
+    from photoflux.flux import data
+
+    along = data.preserve_class(transformer, prompts, spec=spec, seed=params.seed, side_px=photos.images[0].width)
+    return along.beside(
+        data.preserve_photos(
+            transformer,
+            photos,
+            captions,
+            spec=spec,
+            seed=params.seed,
+            count=len(along),
+            serving_share=params.serving_sigmas,
+        )
+    )
 
 
 def _weights(trained: Trained, folder: Path) -> Path:

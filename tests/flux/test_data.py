@@ -278,7 +278,7 @@ def test_photos_can_be_preserved_under_class_prompts(pipe: FluxPipeline, spec: B
     prompts = encode_prompts(pipe, ["a dog on the beach", "a dog in the snow", "a dog", "a dog in space"], spec=spec)
     attach(pipe.transformer, spec=spec, rank=4, alpha=4, seed=0)
     randomise(pipe.transformer)
-    kept = data.preserve_photos(pipe.transformer, photos, prompts, seed=0, count=6)
+    kept = data.preserve_photos(pipe.transformer, photos, prompts, spec=spec, seed=0, count=6, serving_share=0.0)
     assert kept.owners.tolist() == [0, 1, 2, 3, 0, 1]
     level = kept.sigmas[:, None, None]
     noise = (kept.tokens - (1 - level) * photos.tokens[kept.owners]) / level
@@ -292,6 +292,26 @@ def test_photos_can_be_preserved_under_class_prompts(pipe: FluxPipeline, spec: B
             return_dict=False,
         )[0]  # fmt: skip
     torch.testing.assert_close(kept.velocity, answer, atol=1e-5, rtol=0)
+
+
+def test_preserved_points_keep_their_prompts_beside_others(pipe: FluxPipeline, spec: BaseSpec, dataset: Path) -> None:
+    """Owners of the second part point past the prompts of the first; serving levels are among the noise levels."""
+    photos = train_photos(dataset, pipe, spec)
+    own = encode_prompts(pipe, [f"a dog {place}" for place in ("here", "there", "on the beach", "in space")], spec=spec)
+    attach(pipe.transformer, spec=spec, rank=4, alpha=4, seed=0)
+    along = data.preserve_class(
+        pipe.transformer, encode_prompts(pipe, PROMPTS, spec=spec), spec=spec, seed=0, side_px=128
+    )
+    kept = data.preserve_photos(pipe.transformer, photos, own, spec=spec, seed=0, count=6, serving_share=1.0)
+    both = along.beside(kept)
+    assert len(both) == len(along) + 6
+    assert set(kept.sigmas.tolist()) <= {1.0, 0.75, 0.5, 0.25}
+    for row in range(6):
+        there = len(along) + row
+        assert torch.equal(both.prompts.sequence[both.owners[there]], own.sequence[kept.owners[row]])
+        assert torch.equal(both.prompts.pooled[both.owners[there]], own.pooled[kept.owners[row]])
+        assert torch.equal(both.tokens[there], kept.tokens[row])
+    assert torch.equal(both.velocity[: len(along)], along.velocity)
 
 
 # Batches

@@ -20,7 +20,7 @@ from photoflux.pocket import train_judges, train_vae, world
 from photoflux.pocket.data import Cache, classes, draw, draw_crops, draw_views, label_ids, stream
 from photoflux.pocket.models import PocketConfig, build_vae
 from photoflux.pocket.pretrain import Plan, cache_of, init_base, pretrain
-from photoflux.pocket.tokenizers import t5_tokenizer
+from photoflux.pocket.tokenizers import TRIGGERS, t5_tokenizer
 from photoflux.pocket.train_flow import (
     Samples,
     draw_batch,
@@ -116,6 +116,24 @@ def test_workers_of_a_killed_training_leave_too():
 def alive(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_share_of_scenes_is_called_by_name():
+    """Then the second caption has a name, and the scene shows who it means; other captions have none."""
+    batch = draw(0, seed=0, count=150, size_px=16)
+    named = 0
+    for (plain, second), labels in zip(batch.captions, batch.labels, strict=True):
+        assert not set(plain.split()) & set(TRIGGERS)
+        if names := set(second.split()) & set(TRIGGERS):
+            named += 1
+            (name,) = names
+            noun = second.split()[second.split().index(name) + 1]
+            who = world.named(name, noun)
+            told = label_ids(world.labels(world.sample_scene(np.random.default_rng(0), subject=who)))
+            for attribute in ("kind", "colour", "accent", "pattern", "gender", "tone", "hair"):
+                place = list(classes()).index(attribute)
+                assert labels[place] == told[place]
+    assert named / 150 == pytest.approx(0.2, abs=0.1)
 
 
 def test_cache_counts_only_what_is_written(tmp_path):

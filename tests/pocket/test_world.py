@@ -139,6 +139,16 @@ def test_captions_leave_things_out_at_the_documented_rates():
         assert np.mean([name in stated for stated in told]) == pytest.approx(share, abs=slack + 1e-9)
 
 
+def test_a_name_means_one_individual_of_each_kind():
+    """The same every time, of its kind, known to pretraining, and unlike those of other names."""
+    for noun in (*world.KINDS, "person"):
+        rex, again, tom = (world.named(name, noun) for name in ("sks", "sks", "ohwx"))
+        assert rex == again != tom
+        if isinstance(rex, world.Subject):
+            assert rex.kind == noun
+            assert not world.is_heldout({key: getattr(rex, key) for key in ("kind", "colour", "accent", "pattern")})
+
+
 @patient
 @given(seed=SEEDS, trigger=st.sampled_from(world.TRIGGERS))
 def test_with_a_trigger_nothing_of_the_subject_is_told_but_its_class(seed: int, trigger: str):
