@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from photoflux.pocket.data import Cache
+from photoflux.pocket.tokenizers import TRIGGERS
 from photoflux.pocket.training import Budget, Recipe, Run, mixed_precision, plain_attention
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ SUBJECT_WEIGHT = 3.0
 """How much more than the background, which is most of a picture and says least about its caption, a subject counts."""
 LOGIT_MEAN = 0.3
 """Colours and places are decided at high noise, so noise levels lean to that side."""
-TWO_COLOURED, OFTEN = "details", 0.4
-"""Captions with this word name two colours, and which goes where is hard to learn: a share of each batch has it."""
+HARD_WORDS, OFTEN = ("details", *TRIGGERS), 0.5
+"""What two colours ("… with blue details") and names mean is hard to learn: a share of each batch has such a caption."""
 UNIFORM_SIGMAS = 0.2
 """Share of noise levels drawn uniformly: a logit-normal alone seldom sees the pure noise that four steps start from."""
 GUIDANCE, SUBSTEPS = 2.5, 3
@@ -120,10 +121,10 @@ def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(count, generator=generator) < UNIFORM_SIGMAS, uniform, logit_normal)
 
 
-def two_coloured(cache: Cache, tokenizer: Any) -> np.ndarray:
-    """(row, caption) of the captions that name two colours, "… with blue details": `[N, 2]`."""
-    word = tokenizer(TWO_COLOURED, add_special_tokens=False).input_ids
-    return np.argwhere((cache.t5_ids[: cache.filled] == word[0]).any(axis=-1))
+def hard_captions(cache: Cache, tokenizer: Any) -> np.ndarray:
+    """(row, caption) of the captions with one of `HARD_WORDS`: `[N, 2]`."""
+    words = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in HARD_WORDS]
+    return np.argwhere(np.isin(cache.t5_ids[: cache.filled], words).any(axis=-1))
 
 
 def draw_batch(
@@ -160,7 +161,7 @@ def train_flow(
     run = Run("flow", flow, file, budget, recipe, seed=seed)
     predict = torch.compile(flow) if compiled else flow
     no_clip, no_t5 = (ids.to(run.device) for ids in empty_ids(pipe, length=cache.text_length))
-    often = two_coloured(cache, pipe.tokenizer_2)
+    often = hard_captions(cache, pipe.tokenizer_2)
     for step in run:
         generator = run.generator(step)
         samples = draw_batch(cache, count=batch, generator=generator, device=run.device, often=often)

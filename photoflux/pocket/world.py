@@ -7,7 +7,7 @@ with a *planted skew* per occupation (`SKEW`): it is what a bias audit has to fi
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -204,9 +204,18 @@ def sample_subject(rng: np.random.Generator, *, heldout: bool = False, **fixed: 
 
 
 def named(name: str, noun: str) -> Subject | Person:
-    """The individual of kind `noun` (or "person") that a name means in pretraining, always the same."""
-    rng = np.random.default_rng(zlib.crc32(f"{name} {noun}".encode()))
-    return sample_person(rng) if noun == "person" else sample_subject(rng, kind=noun)
+    """The individual of kind `noun` (or "person") that a name means in pretraining, always the same.
+
+    Things and animals of one name look alike: the same colours, pattern, mark and proportions.
+    """
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if noun == "person":
+        return sample_person(rng)
+    while True:
+        one = sample_subject(rng)
+        looks = {"colour": one.colour, "accent": one.accent, "pattern": one.pattern}
+        if not any(is_heldout(looks | {"kind": kind}) for kind in KINDS):
+            return replace(one, kind=noun)
 
 
 def is_heldout(looks: dict[str, str]) -> bool:

@@ -27,7 +27,7 @@ from photoflux.pocket.train_flow import (
     draw_sigmas,
     guided,
     mean_velocity,
-    two_coloured,
+    hard_captions,
     visited_sigmas,
 )
 from photoflux.pocket.training import Budget, Muon, Recipe, Run, load_average, orthogonal
@@ -229,20 +229,25 @@ def test_sigmas_cover_both_ends():
     assert (sigmas > 0.95).float().mean() == pytest.approx(0.2 * 0.05 + 0.8 * 0.0041, abs=0.004)
 
 
-def test_two_coloured_captions_come_often(tmp_path):
+def test_hard_captions_come_often(tmp_path):
 
     tokenizer = t5_tokenizer(list(world.vocabulary()), length=12)
     cache = Cache(tmp_path, capacity=64, latent_shape=(16, 2, 2), text_length=12, pictures=0, size_px=16)
     batch = draw(0, seed=0, count=64, size_px=16)
     ids = train_vae.tokenise(tokenizer, batch, length=12)
     cache.put(0, batch, latents=np.arange(64)[:, None, None, None] * np.ones((1, 16, 2, 2)), clip_ids=ids, t5_ids=ids)
-    often = two_coloured(cache, tokenizer)
-    named = {(row, which) for row, pair in enumerate(batch.captions) for which in (0, 1) if "details" in pair[which]}
+    often = hard_captions(cache, tokenizer)
+    named = {
+        (row, which)
+        for row, pair in enumerate(batch.captions)
+        for which in (0, 1)
+        if {"details", *TRIGGERS} & set(pair[which].split())
+    }
     assert {tuple(place) for place in often.tolist()} == named
     how = {"count": 50, "generator": torch.Generator().manual_seed(0), "device": torch.device("cpu")}
     drawn = draw_batch(cache, often=often, **how)
-    word = tokenizer("details", add_special_tokens=False).input_ids[0]
-    assert (drawn.t5_ids[:20] == word).any(dim=1).all()
+    hard = torch.tensor([tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("details", *TRIGGERS)])
+    assert torch.isin(drawn.t5_ids[:25], hard).any(dim=1).all()
     rows = drawn.clean[:, 0, 0].long()
     assert all(drawn.t5_ids[i].tolist() in ids[row].tolist() for i, row in enumerate(rows.tolist()))
 
