@@ -26,8 +26,8 @@ from photoflux.pocket.train_flow import (
     draw_batch,
     draw_sigmas,
     guided,
-    mean_velocity,
     hard_captions,
+    mean_velocity,
     visited_sigmas,
 )
 from photoflux.pocket.training import Budget, Muon, Recipe, Run, load_average, orthogonal
