@@ -515,9 +515,9 @@ class FinetuneParams:
     alpha: float = field(
         default=16.0, metadata={"help": "Strength of the adapter; its updates are scaled by alpha/rank (0.1-1024)"}
     )
-    steps: int = field(default=240, metadata={"help": "Optimiser steps (1-10000)"})
+    steps: int = field(default=160, metadata={"help": "Optimiser steps (1-10000)"})
     batch_size: int = field(default=4, metadata={"help": "Photos per step (1-64)"})
-    lr: float = field(default=0.002, metadata={"help": "Peak learning rate of AdamW (1e-7 to 0.1)"})
+    lr: float = field(default=0.005, metadata={"help": "Peak learning rate of AdamW (1e-7 to 0.1)"})
     warmup_steps: int = field(
         default=10,
         metadata={
