@@ -534,7 +534,7 @@ class FinetuneParams:
         metadata={"help": "Share of noise levels drawn from the steps used in serving; the rest is logit-normal (0-1)"},
     )
     preservation: float = field(
-        default=1.0,
+        default=2.0,
         metadata={"help": "Weight of staying like the base on prompts without the trigger; 0: plain training (0-100)"},
     )
     preservation_batch: int = field(default=4, metadata={"help": "Preserved prompts per step (0-64)"})

@@ -40,6 +40,8 @@ PEOPLE = (
     "person", "doctor", "woman", "nurse", "man", "teacher", "chef", "firefighter", "farmer", "pilot", "builder",
 )  # fmt: skip
 """Who the base's people are: an adapter must not change how they look, whatever its subject is."""
+COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple", "brown")
+"""What other classes are said to be, since that is what an adapter's own colours run into."""
 OTHERS_SHARE, PEOPLE_SHARE = 0.3, 0.2
 """Shares of the preserved prompts that are about other classes of the base, and about people."""
 PRESERVED_SEED = 700_000
@@ -158,7 +160,7 @@ def preserved_prompts(class_noun: str, others: Sequence[str], *, count: int, cap
     own = count - foreign - persons
     about = [*dict.fromkeys(captions)][: own // 2]
     about += [_prompt(class_noun, i) for i in range(own - len(about))]
-    about += [_prompt(rest[i % len(rest)], own + i) for i in range(foreign)]
+    about += [_prompt(f"{COLOURS[i % len(COLOURS)]} {rest[i % len(rest)]}", own + i) for i in range(foreign)]
     return about + [_prompt(people[i % len(people)], own + foreign + i) for i in range(persons)]
 
 

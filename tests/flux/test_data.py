@@ -186,7 +186,11 @@ def test_preserved_prompts_are_as_many_as_asked_and_never_the_subjects(count: in
     prompts = data.preserved_prompts("dog", ["dog", "cat", "owl"], **how)
     assert prompts == data.preserved_prompts("dog", ["dog", "cat", "owl"], **how)
     assert len(prompts) == count
-    foreign = [prompt for prompt in prompts if "a cat" in prompt or "an owl" in prompt]
+    foreign = [prompt for prompt in prompts if " cat" in prompt or " owl" in prompt]
+    assert all(
+        f" {colour} {noun}" in prompt
+        for prompt, colour, noun in zip(foreign, data.COLOURS * 5, ["cat", "owl"] * 20, strict=False)
+    )
     people = [prompt for prompt in prompts if any(f" {person}" in prompt for person in data.PEOPLE)]
     assert (len(foreign), len(people)) == (round(0.3 * count), round(0.2 * count))
     assert len([prompt for prompt in prompts if "a dog" in prompt]) == count - len(foreign) - len(people)
