@@ -224,8 +224,7 @@ def preserve_photos(
 ) -> Preserved:
     """Hold the base on `count` noised photos under `prompts`: one caption without the trigger per photo.
 
-    Photos are where only the words tell a subject from its class. Without these points an adapter learns to tell them
-    by the noisy picture, and draws something in between wherever that is pure noise.
+    Here only the words tell a subject from its class; on the base's own way the noisy picture does too.
     """
     generator = torch.Generator().manual_seed(PRESERVED_SEED + seed)
     owners = torch.arange(count) % len(photos)
