@@ -4,9 +4,10 @@
     python -m benchmarks.subjects --subjects 1 --steps 20 --profile smoke --out build/subjects
 
 One subject of each kind goes through import, validate, augment, finetune, evaluate and the gate's rules with the shipped
-`params.yaml`; beside it, on the same photos and for as many steps, goes the *plain loop*: no prior preservation, and the
-last checkpoint instead of the best. Writes `subjects.json`, `.md`, `.png` and `subjects_curves.png`. What is finished is
-kept in `.cache/bench`, so an interrupted benchmark goes on where it was.
+`params.yaml`; beside it, on the same photos and for as many steps at the same rate, goes the *plain loop* that DreamBooth
+scripts run: no prior preservation, no training adapter, logit-normal noise levels, and the last weights. Writes
+`subjects.json`, `.md`, `.png` and `subjects_curves.png`. What is finished is kept in `.cache/bench`, so an interrupted
+benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -77,10 +78,15 @@ class Recipe:
     changes: Mapping[str, Any]
     shown: int
     colour: str
+    training_adapter: bool = True
 
 
 OURS = Recipe("ours", "PhotoFlux", {}, 4, BLUE)
-PLAIN = Recipe("plain", "plain loop", {"preservation": 0.0, "select": "last"}, 2, DOUBTFUL)
+PLAIN = Recipe(
+    "plain", "plain loop",
+    {"preservation": 0.0, "serving_sigmas": 0.0, "high_sigmas": 1.0, "ema": 0.0, "select": "last"},
+    2, DOUBTFUL, training_adapter=False,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -255,7 +261,10 @@ def run_recipe(bench: Bench, home: Path, dataset: Path, recipe: Recipe, subject:
         return json.loads(done.read_text(encoding="utf-8"))
     shutil.rmtree(folder, ignore_errors=True)
     watch, adapter = Stopwatch(), folder / "adapter.tar"
-    trained = finetuned(dataset, adapter, folder, replace(bench.params["finetune"], **recipe.changes), watch)
+    params = replace(bench.params["finetune"], **recipe.changes)
+    if not recipe.training_adapter:
+        params = replace(params, base=str(base_without_adapter(bench)))
+    trained = finetuned(dataset, adapter, folder, params, watch)
     measured, case, pictures = evaluated(dataset, adapter, folder, bench.params["evaluate"])
     keep_pictures(folder / "pictures", pictures, recipe.shown)
     reasons = evaluation_reasons(measured, bench.params["gate"])
@@ -277,6 +286,20 @@ def run_recipe(bench: Bench, home: Path, dataset: Path, recipe: Recipe, subject:
              measured["metrics"]["identity_gain"]["point"], trained["seconds"])  # fmt: skip
     write_json(done, row)
     return row
+
+
+def base_without_adapter(bench: Bench) -> Path:
+    """A spec of the same base that names no training adapter."""
+    adapter = bench.spec.training_adapter
+    kept = ("name", "resolution_px", "steps", "guidance_scale", "text_length", "dtype")
+    content = {
+        **{name: getattr(bench.spec, name) for name in kept},
+        "folder": str(bench.spec.folder), "judges": str(bench.spec.judges),
+        "lora_targets": list(bench.spec.lora_targets), "class_nouns": list(bench.spec.class_nouns),
+        "manifest": {file: sha for file, sha in bench.spec.manifest.items()
+                     if not adapter or not file.startswith(f"{adapter.parent.name}/")},
+    }  # fmt: skip
+    return write_json(bench.folder / "without-adapter.yaml", content)  # JSON is YAML
 
 
 def finetuned(dataset: Path, adapter: Path, folder: Path, params: Any, watch: Stopwatch) -> dict[str, float]:
@@ -447,6 +470,7 @@ def times(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "first": _compared(rows, leakage_max=None),
         "clean": _compared(rows, leakage_max=LEAKAGE_AIM),
         "prepared_s": {recipe.name: fmean(row[recipe.name]["prepared_s"] for row in rows) for recipe in (OURS, PLAIN)},
+        "trained_s": {recipe.name: fmean(row[recipe.name]["trained_s"] for row in rows) for recipe in (OURS, PLAIN)},
     }
 
 
@@ -570,7 +594,7 @@ def page(result: Mapping[str, Any]) -> str:
     """`subjects.md`."""
     count, plain = len(result["subjects"]), ", ".join(f"`finetune.{k}: {v}`" for k, v in PLAIN.changes.items())
     first = f"""{count} subjects of the pocket world, one per kind, with looks kept from pretraining, {PHOTOS} photos each.
-    Verdicts are those of {result["verdicts"]}. The *plain loop* is the same fine-tuning for as many steps with {plain}.
+    Verdicts are those of {result["verdicts"]}. The *plain loop* is the same fine-tuning for as many steps, at the same rate, without the base's training adapter and with {plain}.
     Written by `python -m benchmarks.subjects`; pictures in `subjects.png`, everything else in `subjects.json`."""
     return f"""# Subjects that no training saw
 {fill(" ".join(first.split()), 120, break_on_hyphens=False)}
@@ -671,12 +695,15 @@ def _times_text(result: Mapping[str, Any]) -> str:
 def _times_said(result: Mapping[str, Any]) -> str:
     found, count = result["time_to_gain"], len(result["subjects"])
     first, clean, prepared = found["first"]["reached_by"], found["clean"]["reached_by"], found["prepared_s"]
+    whole, ours_s = found["trained_s"][PLAIN.name], found["first"]["mean_curve"][OURS.name]
+    share = f"; {ours_s / whole:.2f} of that is what {OURS.title} needs to the first" if ours_s else ""
     return (
         f"*First*: when identity gain {found['gain']:g} is first reached, whatever becomes of the class. *Clean*: the first\n"
         f"candidate that has it with leakage of at most {found['leakage']:g}. Of {count} subjects {OURS.title} reaches the\n"
         f"first with {first['ours']} and the second with {clean['ours']}, the {PLAIN.title} with {first['plain']} and "
         f"{clean['plain']}.\nBefore training starts, {OURS.title} prepares for {prepared['ours']:.1f} s and the "
-        f"{PLAIN.title} for {prepared['plain']:.1f} s.\n\n"
+        f"{PLAIN.title} for {prepared['plain']:.1f} s.\nThe {PLAIN.title} judges no candidates: it is done after all of its "
+        f"{whole:.1f} s of training{share}.\n\n"
         "![Identity gain and leakage against seconds of training](subjects_curves.png)"
     )
 

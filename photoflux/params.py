@@ -455,10 +455,10 @@ class AugmentParams:
         default="subject", metadata={"help": "Square crop around the subject or the centre: subject, centre"}
     )
     variants: int = field(
-        default=1, metadata={"help": "Varied copies per photo (0-2); originals stay at least half of all samples"}
+        default=2, metadata={"help": "Varied copies per photo (0-2); originals stay at least half of all samples"}
     )
     scale_min: float = field(
-        default=0.85, metadata={"help": "Smallest part of the crop a variant shows; 1: whole (0.5-1)"}
+        default=0.7, metadata={"help": "Smallest part of the crop a variant shows; 1: whole (0.5-1)"}
     )
     rotation_deg: float = field(
         default=3.0, metadata={"help": "Largest rotation of a variant, cropped in; 0: none (0-15)"}
@@ -533,6 +533,12 @@ class FinetuneParams:
         default=0.5,
         metadata={"help": "Share of noise levels drawn from the steps used in serving; the rest is logit-normal (0-1)"},
     )
+    high_sigmas: float = field(
+        default=0.4,
+        metadata={
+            "help": "Share of the noise levels above .9 that photos are trained at; less keeps compositions varied (0-1)"
+        },
+    )
     preservation: float = field(
         default=2.0,
         metadata={"help": "Weight of staying like the base on prompts without the trigger; 0: plain training (0-100)"},
@@ -566,6 +572,7 @@ class FinetuneParams:
                 "clip_norm": (0.01, 100),
                 "ema": (0, 0.9999),
                 "serving_sigmas": (0, 1),
+                "high_sigmas": (0, 1),
                 "preservation": (0, 100),
                 "preservation_batch": (0, 64),
                 "preservation_prompts": (1, 2000),

@@ -54,9 +54,10 @@ class BaseSpec:
 
     @property
     def hash(self) -> str:
-        """Digest over the files that draw pictures; judges may be exchanged without touching adapters."""
+        """Digest over the files that draw pictures; judges and training adapter may be exchanged under adapters."""
         judges = f"{self.judges.name}/" if self.judges else "\0"
-        drawing = {name: sha for name, sha in self.manifest.items() if not name.startswith(judges)}
+        others = (judges, f"{self.training_adapter.parent.name}/" if self.training_adapter else judges)
+        drawing = {name: sha for name, sha in self.manifest.items() if not name.startswith(others)}
         return hashlib.sha256(json.dumps(drawing, sort_keys=True).encode()).hexdigest()
 
     @property

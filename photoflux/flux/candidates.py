@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DRAWN = 8
+PLACES_DRAWN, SEEDS_DRAWN = 4, 4
+DRAWN = PLACES_DRAWN * SEEDS_DRAWN
 DRAWN_AT_ONCE = 16
 SHOWN = (4, 2)
 """How many pictures of the subject, and of its class, a report shows of each candidate."""
 FIRST_SEED = 310_000
 LEAKAGE_FREE = 0.10
 """Leakage up to this costs a candidate nothing."""
+DIVERSITY_FREE, DIVERSITY_PRICE = 0.9, 2.0
+"""Diversity kept down to this costs a candidate nothing; what is missing costs this many times its identity."""
 SPAN_MIN = 0.05
 """Where real photos are hardly more alike than base pictures are to them, the judge cannot tell the subject."""
 
@@ -50,7 +53,7 @@ class Drawing:
 
     @classmethod
     def make(cls, pipe: FluxPipeline, *, spec: BaseSpec, trigger: str, class_noun: str) -> Drawing:
-        places = [SURROUNDINGS[(i + 1) % len(SURROUNDINGS)] for i in range(DRAWN)]
+        places = [SURROUNDINGS[1 + i % PLACES_DRAWN] for i in range(DRAWN)]
         plain = [f"a photo of {with_article(class_noun)} {place}".strip() for place in places]
         subject = [f"a photo of {trigger} {class_noun} {place}".strip() for place in places]
         noise = noise_for(range(FIRST_SEED, FIRST_SEED + DRAWN), spec=spec)
@@ -63,7 +66,8 @@ class Scorer:
     """Identity gain, prompt following and leakage of a few pictures against the base with the same noise.
 
     `identity` is 0 like the base and 1 as alike as two photos, `leakage` the same of pictures without the trigger,
-    `prompt` the text-image cosine over the base's: the quantities of the evaluation, on fewer pictures.
+    `prompt` the text-image cosine over the base's, `diversity` how differently pictures of one prompt are composed over
+    the base's: the quantities of the evaluation, on fewer pictures.
     """
 
     def __init__(
@@ -74,18 +78,34 @@ class Scorer:
         similarity, n = self.photos @ self.photos.T, len(self.photos)
         real = (similarity.sum().item() - n) / max(1, n * (n - 1))
         self.span = max(SPAN_MIN, real - self.base_likeness)
+        self.base_spread = spread(base)
 
     def __call__(self, subject: Sequence[Image.Image], plain: Sequence[Image.Image]) -> dict[str, float]:
+        """Scores of subject pictures and class pictures, both [PLACES_DRAWN * n] with the places in turn."""
         identity, leakage = ((self._likeness(drawn) - self.base_likeness) / self.span for drawn in (subject, plain))
         prompt = self._follows(subject) / max(0.05, self.base_follows)
-        score = identity * min(1.0, max(0.0, prompt)) - max(0.0, leakage - LEAKAGE_FREE)
-        return {"identity": identity, "prompt": prompt, "leakage": leakage, "score": score}
+        diversity = spread(subject) / max(1e-6, self.base_spread)
+        score = (
+            identity * min(1.0, max(0.0, prompt))
+            - max(0.0, leakage - LEAKAGE_FREE)
+            - DIVERSITY_PRICE * max(0.0, DIVERSITY_FREE - diversity)
+        )
+        return {"identity": identity, "prompt": prompt, "leakage": leakage, "diversity": diversity, "score": score}
 
     def _likeness(self, images: Sequence[Image.Image]) -> float:
         return (self.judges.identity(images) @ self.photos.T).mean().item()
 
     def _follows(self, images: Sequence[Image.Image]) -> float:
         return (self.judges.image_text(images) * self.words).sum(-1).mean().item()
+
+
+def spread(pictures: Sequence[Image.Image]) -> float:
+    """Mean structure distance of pictures of one place, of pictures with `PLACES_DRAWN` places in turn."""
+    from photoflux.judges.copying import structure, structure_spread
+
+    structures = structure(pictures)
+    by_place = structures.reshape(-1, PLACES_DRAWN, *structures.shape[1:]).swapaxes(0, 1)
+    return float(structure_spread(by_place).mean())
 
 
 class Contest:

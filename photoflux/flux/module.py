@@ -78,7 +78,9 @@ class Draws(pl.LightningDataModule):
         rows = in_turn(len(self.photos), step=step, count=count, seed=p.seed)
         clean, captions = self.photos.tokens[rows], self.photos.captions.take(rows)
         noise = torch.randn(clean.shape, generator=generator)
-        sigmas = draw_sigmas(count, generator=generator, serving_share=p.serving_sigmas, steps=self.spec.steps)
+        sigmas = draw_sigmas(
+            count, generator=generator, serving_share=p.serving_sigmas, steps=self.spec.steps, high_kept=p.high_sigmas
+        )
         each, none = torch.full((count,), 1 / count), torch.zeros(count)
         return Batch(add_noise(clean, noise, sigmas), noise - clean, sigmas, *_pair(captions), each, none)
 

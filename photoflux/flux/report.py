@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from photoflux.flux.candidates import LEAKAGE_FREE, SHOWN
+from photoflux.flux.candidates import DIVERSITY_FREE, LEAKAGE_FREE, SHOWN
 from photoflux.report import Report, contact_sheet, publish
 
 if TYPE_CHECKING:
@@ -69,7 +69,10 @@ def _why(trained: Trained) -> str:
         return f"The last candidate, step {step}, was kept as asked (finetune.select is last)."
     if "score" not in trained.kept:
         return f"This base has no judges: step {step} was kept, which has the least loss on held-out photos."
-    return f"Step {step} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f}."
+    return (
+        f"Step {step} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f} "
+        f"and what is missing to a diversity of {DIVERSITY_FREE:.2f}."
+    )
 
 
 def _what_numbers_mean(trained: Trained) -> str:
@@ -77,7 +80,8 @@ def _what_numbers_mean(trained: Trained) -> str:
         return "validation: loss on held-out photos"
     return (
         "identity: 0 like the base, 1 as alike as two photos; prompt: text-image cosine over the base's; leakage: "
-        "identity of pictures without the trigger; validation: loss on held-out photos"
+        "identity of pictures without the trigger; diversity: how differently pictures of one prompt are composed, over "
+        "the base's; validation: loss on held-out photos"
     )
 
 

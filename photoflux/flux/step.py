@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 SCHNELL_SIGMAS = (1.0, 0.75, 0.5, 0.25)
 """The noise levels four-step sampling visits."""
+HIGH_SIGMA = 0.9
+"""Above this noise level a picture's composition is decided."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,21 @@ def unpack(tokens: Tensor, *, height: int, width: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
 
 
-def draw_sigmas(count: int, *, generator: torch.Generator, serving_share: float = 0.0, steps: int = 4) -> Tensor:
-    """Noise levels [count] in (0, 1]: sigmoid of a standard normal, or for a share one of those that serving visits."""
+def draw_sigmas(
+    count: int, *, generator: torch.Generator, serving_share: float = 0.0, steps: int = 4, high_kept: float = 1.0
+) -> Tensor:
+    """Noise levels [count] in (0, 1]: sigmoid of a standard normal, or for a share one of those that serving visits.
+
+    Of the levels above `HIGH_SIGMA` a share `high_kept` is kept; the others become lower ones that serving visits.
+    """
     levels = torch.randn(count, generator=generator).sigmoid()
     visited = 1 - torch.randint(steps, (count,), generator=generator) / steps
-    return torch.where(torch.rand(count, generator=generator) < serving_share, visited, levels)
+    drawn = torch.where(torch.rand(count, generator=generator) < serving_share, visited, levels)
+    if high_kept == 1 or steps == 1:
+        return drawn
+    lower = 1 - torch.randint(1, steps, (count,), generator=generator) / steps
+    replaced = (drawn > HIGH_SIGMA) & (torch.rand(count, generator=generator) >= high_kept)
+    return torch.where(replaced, lower, drawn)
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

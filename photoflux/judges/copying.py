@@ -50,6 +50,13 @@ def structure_distance(first: Array, second: Array) -> Array:
     return 1 - np.divide((a * b).sum(-1), norms, out=np.zeros_like(norms), where=norms > 1e-9)
 
 
+def structure_spread(structures: Array) -> Array:
+    """Mean structure distance [P] of the pairs among the S pictures of each prompt, [P, S, 40, 40] given."""
+    seeds = structures.shape[1]
+    distances = structure_distance(structures[:, :, None], structures[:, None])
+    return distances.sum((1, 2)) / max(seeds * (seeds - 1), 1)
+
+
 def _near(correlation: Array) -> Array:
     """The +-14 px neighbourhood of zero shift: [..., 29, 29]."""
     return np.roll(correlation, (SHIFT_PX, SHIFT_PX), (-2, -1))[..., : 2 * SHIFT_PX + 1, : 2 * SHIFT_PX + 1]

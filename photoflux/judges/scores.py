@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from photoflux.judges.colour import appearance_distance
-from photoflux.judges.copying import likeness, structure_distance
+from photoflux.judges.copying import likeness, structure_spread
 from photoflux.judges.prompts import Prompt
 from photoflux.judges.quality import Quality
 from photoflux.judges.seeing import Seen
@@ -249,16 +249,9 @@ def _overall(identity: Mapping[str, Array], following: Mapping[str, Array]) -> d
 def _diversity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     """How differently pictures of one prompt are composed, tuned over base, with trigger and without."""
     prompts = weights.grid.sum(-1)
-    tuned, base, plain = (prompts @ _spread(seen.structure) for seen in (evidence.tuned, evidence.base, evidence.plain))
+    tuned, base, plain = (prompts @ structure_spread(seen.structure) for seen in (evidence.tuned, evidence.base, evidence.plain))
     base = np.maximum(base, 1e-6)
     return {"diversity": tuned / base, "class_diversity": plain / base}
-
-
-def _spread(structures: Array) -> Array:
-    """Mean distance of different seeds' structures [P, S, 40, 40] per prompt: [P]."""
-    seeds = structures.shape[1]
-    distances = structure_distance(structures[:, :, None], structures[:, None])
-    return distances.sum((1, 2)) / max(seeds * (seeds - 1), 1)
 
 
 def _sharpness(evidence: Evidence, weights: Weights) -> dict[str, Array]:

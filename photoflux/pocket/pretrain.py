@@ -1,6 +1,6 @@
 """Make the pocket base and its judges from nothing but the pocket world: `python -m photoflux.pocket.pretrain`.
 
-Stages: `vae` → `latents` → `judges` → `flow` → `distil` → `export`. Each keeps its state in the work folder, so a
+Stages: `vae` → `latents` → `judges` → `flow` → `distil` → `adapter` → `export`. Each keeps its state in the work folder, so a
 killed run is simply started again, stages can run as separate processes, and `--stages export` ships the averaged
 weights of the moment while a training goes on.
 """
@@ -22,7 +22,7 @@ import torch
 
 from photoflux.errors import InputError
 from photoflux.manifest import digest
-from photoflux.pocket import models, train_flow, train_judges, train_vae
+from photoflux.pocket import models, train_adapter, train_flow, train_judges, train_vae
 from photoflux.pocket.data import Cache, classes, write_json
 from photoflux.pocket.training import Budget, load_average
 
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARES = {"vae": 0.2, "judges": 0.2, "flow": 0.5, "distil": 0.1}
+SHARES = {"vae": 0.2, "judges": 0.2, "flow": 0.45, "distil": 0.08, "adapter": 0.07}
 """How the budget is divided. Rendering and encoding the latents comes on top: it is a count, not a time."""
 CAPACITY = 120_000
 """Room in the cache of latents; files are sparse, so that only what is filled takes space."""
-STAGES = ("vae", "latents", "judges", "flow", "distil", "export")
+STAGES = ("vae", "latents", "judges", "flow", "distil", "adapter", "export")
+ADAPTER = "training_adapter"
+"""Folder of the training adapter in that of the base."""
 
 
 @dataclass(frozen=True)
@@ -161,28 +163,41 @@ class Stages:
         )  # fmt: skip
 
     def flow(self) -> None:
-        """Train transformer and text encoders; guidance folded into earlier weights is then out of date."""
+        """Train transformer and text encoders; what was made from earlier weights is then out of date."""
         plan, file = self.plan, self.work / "flow.pt"
         run = train_flow.train_flow(
             self.pipe, self.cache, file=file, budget=plan.budget("flow"), seed=plan.seed, batch=plan.batch,
             recipe=train_flow.FLOW.scaled(plan.rate), compiled=plan.compiled,
         )  # fmt: skip
         if run.step > run.began_at:
-            (self.work / "distil.pt").unlink(missing_ok=True)
+            for later in ("distil.pt", "adapter.pt"):
+                (self.work / later).unlink(missing_ok=True)
 
     def distil(self) -> None:
         """Fold guidance and several steps into one pass."""
         plan, file = self.plan, self.work / "distil.pt"
         load_average(self.work / "flow.pt", train_flow.Flow(self.pipe))
-        train_flow.distil(
+        run = train_flow.distil(
             self.pipe, self.cache, file=file, budget=plan.budget("distil"), seed=plan.seed, steps=plan.config.steps,
+            batch=plan.batch, compiled=plan.compiled,
+        )  # fmt: skip
+        if run.step > run.began_at:
+            (self.work / "adapter.pt").unlink(missing_ok=True)
+
+    def adapter(self) -> None:
+        """Train the adapter that undoes the distillation while a subject is learnt."""
+        plan, file = self.plan, self.work / "adapter.pt"
+        train_adapter.train_adapter(
+            self.pipe, self.cache, file=file, config=plan.config, budget=plan.budget("adapter"), seed=plan.seed,
             batch=plan.batch, compiled=plan.compiled,
         )  # fmt: skip
 
     def export(self) -> None:
-        """Ship the averaged weights as they stand: base, judges, spec."""
+        """Ship the averaged weights as they stand: base, training adapter, judges, spec."""
         plan = self.plan
         export_base(self.pipe, self.out)
+        state = self.work / "adapter.pt"
+        train_adapter.export_adapter(self.pipe, self.out / ADAPTER, state=state, config=plan.config)
         train_judges.export_judges(
             self.out / "judges", work=self.work, config=plan.config, tokenizer=self.pipe.tokenizer,
             vae=self.pipe.vae, seed=plan.seed,
@@ -259,7 +274,7 @@ def write_spec(folder: Path, *, config: models.PocketConfig) -> Path:
         "text_length": config.text_length,
         "dtype": "float32",
         "lora_targets": models.lora_targets(config),
-        "training_adapter": None,
+        "training_adapter": f"{folder.name}/{ADAPTER}/{train_adapter.FILE}" if (folder / ADAPTER).exists() else None,
         "judges": f"{folder.name}/judges",
         "class_nouns": list(classes()["kind"]),
         "manifest": {file.relative_to(folder).as_posix(): digest(file) for file in files},

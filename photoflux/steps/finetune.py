@@ -221,6 +221,7 @@ def _lineage(
     return {
         "subject": manifest["subject"],
         "base": {"name": spec.name, "hash": spec.hash, "spec": params.base},
+        "training_adapter": _digest_of(spec.training_adapter),
         "params": as_dict(params),
         "dataset": digest(dataset),
         "weights": digest(weights),
@@ -241,8 +242,13 @@ def _metrics(trained: Trained) -> dict[str, float]:
 
 def _identity(dataset: Path, spec: BaseSpec, params: FinetuneParams) -> str:
     """Name of what is trained: the same inputs go on where they stopped, others start afresh."""
-    text = to_json({"dataset": digest(dataset), "base": spec.hash, "params": as_dict(params)})
+    base = {"base": spec.hash, "training_adapter": _digest_of(spec.training_adapter)}
+    text = to_json({"dataset": digest(dataset), **base, "params": as_dict(params)})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest_of(file: Path | None) -> str | None:
+    return digest(file) if file and file.is_file() else None
 
 
 @contextmanager

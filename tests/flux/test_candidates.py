@@ -15,7 +15,7 @@ from PIL import Image
 
 from photoflux.flux import candidates
 from photoflux.flux.base import BaseSpec, load_pipeline
-from photoflux.flux.candidates import DRAWN, FIRST_SEED, SHOWN, SPAN_MIN, Contest, Drawing, Scorer, chosen, load_judges
+from photoflux.flux.candidates import DRAWN, FIRST_SEED, PLACES_DRAWN, SHOWN, SPAN_MIN, Contest, Drawing, Scorer, chosen, load_judges
 from photoflux.flux.lora import load_adapter, save_adapter
 from photoflux.flux.sampling import noise_for
 from tests.flux.training import Training, prepare, randomise, small, stock, train_photos
@@ -29,28 +29,35 @@ VECTORS = {"photo": (1.0, 0.0, 0.0), "other photo": (0.8, 0.6, 0.0), "class": (0
 class HandMade:
     """Judges that know four pictures: their identities are `VECTORS`; text sees what was asked in photos only."""
 
-    def identity(self, images: Sequence[Any]) -> torch.Tensor:
-        return torch.tensor([VECTORS[image] for image in images])
+    def identity(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        return torch.tensor([VECTORS[image.info["name"]] for image in images])
 
     def text(self, prompts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([(1.0, 0.0)] * len(prompts))
 
-    def image_text(self, images: Sequence[Any]) -> torch.Tensor:
-        return torch.tensor([(0.5, 0.0) if image == "class" else (0.4, 0.3) for image in images])
+    def image_text(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        return torch.tensor([(0.5, 0.0) if image.info["name"] == "class" else (0.4, 0.3) for image in images])
+
+
+def drawn(*names: str, seeds: Sequence[int] = range(2 * PLACES_DRAWN)) -> list[Image.Image]:
+    """Pictures that judges take for `names` in turn; those of different seeds have nothing in common."""
+    made = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (80, 80, 3), dtype=np.uint8)) for seed in seeds
+    ]
+    for number, image in enumerate(made):
+        image.info["name"] = names[number % len(names)]
+    return made
 
 
 def scorer(photos: Sequence[str] = ("photo", "other photo"), base: str = "class") -> Scorer:
     made: Any = HandMade()
-    named: Any = list(photos)
-    drawn: Any = [base, base]
-    return Scorer(made, named, ["a", "b"], drawn)
+    named = drawn(*photos, seeds=range(len(photos)))
+    return Scorer(made, named, ["a"] * 2 * PLACES_DRAWN, drawn(base))
 
 
 def test_a_candidate_is_scored_between_base_and_photos() -> None:
     """By hand: photos are alike by .8, the base by 0, subject pictures by (1 + .8) / 2, plain ones by (.6 + .48) / 2."""
-    subject: Any = ["photo", "photo"]
-    plain: Any = ["half", "class"]
-    found = scorer()(subject, plain)
+    found = scorer()(drawn("photo"), drawn("half", "class"))
     assert found["identity"] == pytest.approx(0.9 / 0.8)
     assert found["leakage"] == pytest.approx(0.54 / 2 / 0.8)
     assert found["prompt"] == pytest.approx(0.4 / 0.5)
@@ -59,20 +66,29 @@ def test_a_candidate_is_scored_between_base_and_photos() -> None:
 
 def test_the_base_itself_scores_nothing() -> None:
     """Pictures of the class gain no identity, follow as the base does, and leak nothing."""
-    plain: Any = ["class", "class"]
-    assert scorer()(plain, plain) == pytest.approx({"identity": 0, "prompt": 1, "leakage": 0, "score": 0})
+    plain, nothing = drawn("class"), {"identity": 0, "prompt": 1, "leakage": 0, "diversity": 1, "score": 0}
+    assert scorer()(plain, plain) == pytest.approx(nothing, abs=1e-6)
 
 
 def test_following_better_than_the_base_and_leaking_a_little_are_free() -> None:
     """Prompt counts up to 1, and leakage up to .1 costs nothing: the score is the identity alone."""
     judged = scorer(base="half")
     judged.base_follows = 0.3
-    subject: Any = ["photo", "other photo"]
-    plain: Any = ["half", "half"]
-    found = judged(subject, plain)
+    found = judged(drawn("photo", "other photo"), drawn("half"))
     assert found["prompt"] > 1
     assert found["leakage"] == pytest.approx(0)
     assert found["score"] == pytest.approx(found["identity"])
+
+
+def test_pictures_composed_alike_cost_what_is_missing() -> None:
+    """By hand: of four pictures per place three are one, so half of six pairs differ; 2 x (.9 - .5) is taken off."""
+    judged, alone = scorer(), 0.9 / 0.8 * 0.8
+    assert judged.base_spread == pytest.approx(1, abs=0.1)
+    repeated = [place + PLACES_DRAWN * (10 if turn else 20) for turn in (0, 1, 1, 1) for place in range(PLACES_DRAWN)]
+    judged.words = judged.words.repeat(2, 1)
+    found = judged(drawn("photo", seeds=repeated), drawn("class", seeds=repeated))
+    assert found["diversity"] == pytest.approx(0.5, abs=0.05)
+    assert found["score"] == pytest.approx(alone - 2 * (0.9 - found["diversity"]), rel=1e-5)
 
 
 def test_a_subject_like_its_class_does_not_blow_up() -> None:
@@ -100,7 +116,7 @@ def test_which_candidate_is_kept(select: str, scores: list[float] | None, losses
 
 
 def test_every_candidate_draws_the_same(pipe: FluxPipeline, spec: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs that differ in the trigger alone, in eight places, with fixed noise."""
+    """Pairs that differ in the trigger alone, each place in turn, with fixed noise."""
     asked = list[list[str]]()
     encode = candidates.encode_prompts
 
@@ -112,7 +128,9 @@ def test_every_candidate_draws_the_same(pipe: FluxPipeline, spec: BaseSpec, monk
     drawn = Drawing.make(pipe, spec=spec, trigger="sks", class_noun="owl")
     subject, plain = asked
     assert [prompt.replace("sks owl", "an owl") for prompt in subject] == plain == list(drawn.prompts)
-    assert len(set(plain)) == len(drawn.subject) == len(drawn.plain) == DRAWN
+    assert len(plain) == len(drawn.subject) == len(drawn.plain) == DRAWN
+    assert plain == plain[:PLACES_DRAWN] * (DRAWN // PLACES_DRAWN)
+    assert len(set(plain)) == PLACES_DRAWN
     assert torch.equal(drawn.noise, noise_for(range(FIRST_SEED, FIRST_SEED + DRAWN), spec=spec))
 
 
@@ -150,7 +168,7 @@ def test_a_candidate_is_drawn_and_kept_as_serving_will(training: Training, spec:
     previews = [Image.open(file) for file in training.contest.previews(40)]
     assert len(previews) == len(pictures) == sum(SHOWN)
     assert all(close(a, b) for a, b in zip(previews, pictures, strict=True))
-    assert set(scores) == {"step", "validation", "identity", "prompt", "leakage", "score"}
+    assert set(scores) == {"step", "validation", "identity", "prompt", "leakage", "diversity", "score"}
     assert scores["step"] == 40
 
 

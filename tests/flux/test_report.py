@@ -23,8 +23,8 @@ from tests.flux.training import pictures, small
 
 PLAN = Plan("cpu", "float32", "float32", False, 1, 0.1, 0.2, 0.3, 0.4, 0.5, 8)
 SCORED = [
-    {"step": 3, "validation": 1.25, "identity": 0.4, "prompt": 0.9, "leakage": 0.05, "score": 0.36},
-    {"step": 6, "validation": 1.125, "identity": 0.6, "prompt": 0.8, "leakage": 0.5, "score": 0.08},
+    {"step": 3, "validation": 1.25, "identity": 0.4, "prompt": 0.9, "leakage": 0.05, "diversity": 0.95, "score": 0.36},
+    {"step": 6, "validation": 1.125, "identity": 0.6, "prompt": 0.8, "leakage": 0.5, "diversity": 0.85, "score": 0.08},
 ]
 UNSCORED = [{"step": 3, "validation": 1.25}, {"step": 6, "validation": 1.125}]
 
@@ -73,7 +73,8 @@ def test_the_page_says_what_was_done_and_why(trained: Trained, tmp_path: Path) -
     text = page(trained, tmp_path / "report.html")
     assert "Fine-tuning: sks dog" in text
     assert "3 training pictures, 6 steps in 12 s on base tiny" in text
-    assert "Step 3 was kept: the best of identity gain times prompt following, less leakage beyond 0.10." in text
+    assert "Step 3 was kept: the best of identity gain times prompt following, less leakage beyond 0.10" in text
+    assert "and what is missing to a diversity of 0.90." in text
     for shown in ("1.250", "1.125", "0.600", "memory plan for cpu", "cuda, 24 GB", "ba5e", "da7a", "3e1947", "0.01"):
         assert shown in text
     assert text.count(">kept<") == 1

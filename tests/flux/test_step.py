@@ -50,6 +50,23 @@ def test_a_share_of_the_levels_is_what_serving_visits(steps: int) -> None:
     assert np.isin(some, visited).mean() == pytest.approx(0.3, abs=0.02)
 
 
+def test_high_levels_can_be_thinned_out() -> None:
+    """Of the levels above .9 about a quarter stays; the rest becomes .75, .5 or .25, and no other level changes."""
+    how = {"serving_share": 0.5, "steps": 4}
+    every = draw_sigmas(20_000, generator=seeded(), **how).numpy()
+    fewer = draw_sigmas(20_000, generator=seeded(), high_kept=0.25, **how).numpy()
+    high = every > 0.9
+    assert (fewer[high] > 0.9).mean() == pytest.approx(0.25, abs=0.03)
+    np.testing.assert_array_equal(fewer[~high], every[~high])
+    values, counts = np.unique(fewer[high & (fewer <= 0.9)], return_counts=True)
+    np.testing.assert_array_equal(values, [0.25, 0.5, 0.75])
+    assert counts.min() > 0.25 * counts.sum()
+
+
+def test_a_base_of_one_step_keeps_its_only_level() -> None:
+    assert draw_sigmas(50, generator=seeded(), serving_share=1.0, steps=1, high_kept=0.0).eq(1).all()
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 4, 6), (3, 10, 64)])
 def test_noise_is_mixed_in_linearly_and_in_float32(shape: tuple[int, ...]) -> None:
     """x = (1 - σ) z + σ ε by numpy, whatever the shape and the type of the latents."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from photoflux.judges.copying import SIDE_PX, likeness, shifted_correlation, structure, structure_distance
+from photoflux.judges.copying import SIDE_PX, likeness, shifted_correlation, structure, structure_distance, structure_spread
 
 
 def scene(seed: int, size_px: int = 160) -> Image.Image:
@@ -57,6 +57,15 @@ def test_distance_is_zero_for_equals_and_one_for_strangers() -> None:
     a, b = rng.normal(size=(2, 5, SIDE_PX, SIDE_PX))
     assert structure_distance(a, a) == pytest.approx(np.zeros(5), abs=1e-12)
     assert structure_distance(a, b) == pytest.approx(np.ones(5), abs=0.1)
+
+
+def test_spread_is_the_mean_distance_of_pairs() -> None:
+    """By hand: one prompt with three equal pictures; one of whose three pairs two differ."""
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(2, SIDE_PX, SIDE_PX))
+    spread = structure_spread(np.array([[a, a, a], [a, a, b]]))
+    assert spread == pytest.approx([0, 2 / 3 * structure_distance(a, b)])
+    assert structure_spread(np.array([[a], [b]])) == pytest.approx([0, 0])
 
 
 def test_a_blank_picture_is_like_nothing() -> None:
