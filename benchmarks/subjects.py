@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("benchmarks.subjects")
 
 SCHEMA_VERSION = 1
+RESULTS = Path("benchmarks/results")
 SEED, PHOTOS = 41_000, 6
 """Subject and photos of kind number `i` come from seed `SEED + i`."""
 FRESH, FRESH_PX, FRESH_SEED = 12, 256, 90_000
@@ -155,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="optimiser steps of both recipes instead of finetune.steps")
     parser.add_argument("--profile", choices=PROFILES[:2], help="pictures per judgement instead of evaluate.profile")
     parser.add_argument("--audit", action="store_true", help="also audit our adapters and hold them to the whole gate")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where the four files go")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the four files go")
     return parser
 
 
@@ -182,7 +183,7 @@ def open_bench(params: Mapping[str, Any], *, audit: bool) -> Bench:
         raise SystemExit(f"base '{spec.name}' has no judges: nothing can be measured on it")
     judges = Judges.load(Path(spec.judges), device=get_settings().device or None)
     about = {"base": spec.hash, "judges": judges.hash, "prompts": digest(_prompts(params)), "machine": machine(),
-             "params": {step: as_dict(params[step]) for step in STEPS}, "seed": SEED}  # fmt: skip
+             "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"}, "seed": SEED}  # fmt: skip
     return Bench(params, spec, judges, Path(".cache/bench") / short_hash(about), audit)
 
 
@@ -253,12 +254,24 @@ def read_manifest_counts(dataset: Path) -> dict[str, int]:
 
 
 def run_recipe(bench: Bench, home: Path, dataset: Path, recipe: Recipe, subject: Subject, seed: int) -> dict[str, Any]:
-    """finetune, evaluate, judge; one row of the results. Pictures for the contact sheet are kept beside it."""
+    """finetune, evaluate, judge; one row of the results. Measurements are read where they were finished before."""
     folder = home / recipe.name
     done = folder / "row.json"
-    if done.is_file():
-        log.info("%s, %s: finished before", subject.kind, recipe.title)
-        return json.loads(done.read_text(encoding="utf-8"))
+    if not done.is_file():
+        write_json(done, measured_row(bench, folder, dataset, recipe, subject, seed))
+    row = json.loads(done.read_text(encoding="utf-8"))
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    reasons = evaluation_reasons(evaluation, bench.params["gate"])
+    row |= {"verdict": worst(reasons), "rules": {reason.rule: _stored(reason) for reason in reasons}}
+    log.info("%s, %s: %s, identity gain %.2f, %.0f s", subject.kind, recipe.title, row["verdict"],
+             point(row, "identity_gain"), row["seconds"])  # fmt: skip
+    return row
+
+
+def measured_row(
+    bench: Bench, folder: Path, dataset: Path, recipe: Recipe, subject: Subject, seed: int
+) -> dict[str, Any]:
+    """finetune, evaluate. Pictures for the contact sheet are kept in `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     watch, adapter = Stopwatch(), folder / "adapter.tar"
     params = replace(bench.params["finetune"], **recipe.changes)
@@ -267,10 +280,7 @@ def run_recipe(bench: Bench, home: Path, dataset: Path, recipe: Recipe, subject:
     trained = finetuned(dataset, adapter, folder, params, watch)
     measured, case, pictures = evaluated(dataset, adapter, folder, bench.params["evaluate"])
     keep_pictures(folder / "pictures", pictures, recipe.shown)
-    reasons = evaluation_reasons(measured, bench.params["gate"])
-    row = {
-        "verdict": worst(reasons),
-        "rules": {reason.rule: _stored(reason) for reason in reasons},
+    return {
         "metrics": {name: measured["metrics"][name] for name in REPORTED},
         "identity_gain_fresh": fresh_gain(bench.judges, pictures, fresh_renders(subject, seed)),
         "captions": captions(case),
@@ -282,10 +292,6 @@ def run_recipe(bench: Bench, home: Path, dataset: Path, recipe: Recipe, subject:
         "pictures_per_set": measured["seeds"]["prompts"] * measured["seeds"]["per_prompt"],
         "hashes": {"adapter": measured["hashes"]["adapter"], "dataset": measured["hashes"]["dataset"]},
     }
-    log.info("%s, %s: %s, identity gain %.2f, %.0f s", subject.kind, recipe.title, row["verdict"],
-             measured["metrics"]["identity_gain"]["point"], trained["seconds"])  # fmt: skip
-    write_json(done, row)
-    return row
 
 
 def base_without_adapter(bench: Bench) -> Path:
@@ -402,6 +408,7 @@ def document(bench: Bench, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "base": {"name": bench.spec.name, "hash": bench.spec.hash},
         "hashes": {
             "judges": bench.judges.hash, "prompts": digest(_prompts(bench.params)), "params": short_hash(params),
+            "calibration": calibration(rows),
         },
         "seeds": {"subjects": SEED, "evaluate": bench.params["evaluate"].seed, "finetune": bench.params["finetune"].seed},
         "params": params,
@@ -409,8 +416,34 @@ def document(bench: Bench, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "targets": targets(rows),
         "summary": {recipe.name: summary(rows, recipe) for recipe in (OURS, PLAIN)},
         "time_to_gain": times(rows),
+        "margins": margins(rows, bench.params["gate"]),
         "subjects": list(rows),
     }  # fmt: skip
+
+
+def calibration(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `gate.calibration` is after limits were chosen by these measurements, whatever limits they were held to."""
+    names = ("value", "lo", "hi")
+    found = {
+        f"{row['subject']} {recipe.name}": {
+            rule: [round(one[name], 4) for name in names] for rule, one in row[recipe.name]["rules"].items()
+        }
+        for row in rows for recipe in (OURS, PLAIN)
+    }  # fmt: skip
+    return short_hash(found)
+
+
+def margins(rows: Sequence[Mapping[str, Any]], params: Any) -> list[dict[str, Any]]:
+    """Per rule: its limit, our bound nearest to it, the plain loop's middle subject, and how many of either do not pass."""
+    found = []
+    for rule in rules({"exact_attributes": True}, params):
+        ours, plain = ([row[recipe.name]["rules"][rule.name] for row in rows] for recipe in (OURS, PLAIN))
+        bound = "value" if rule.point_only else "lo" if rule.floor else "hi"
+        nearest = (min if rule.floor else max)(one[bound] for one in ours)
+        failing = {r.name: sum(one["verdict"] != "PASS" for one in judged) for r, judged in ((OURS, ours), (PLAIN, plain))}
+        found.append({"rule": rule.name, "at_least": rule.floor, "limit": rule.bound, "our_worst_bound": nearest,
+                      "plain_median": median(one["value"] for one in plain), "not_passed": failing})  # fmt: skip
+    return found
 
 
 def badness(row: Mapping[str, Any]) -> tuple[int, float]:
@@ -594,7 +627,8 @@ def page(result: Mapping[str, Any]) -> str:
     """`subjects.md`."""
     count, plain = len(result["subjects"]), ", ".join(f"`finetune.{k}: {v}`" for k, v in PLAIN.changes.items())
     first = f"""{count} subjects of the pocket world, one per kind, with looks kept from pretraining, {PHOTOS} photos each.
-    Verdicts are those of {result["verdicts"]}. The *plain loop* is the same fine-tuning for as many steps, at the same rate, without the base's training adapter and with {plain}.
+    Verdicts are those of {result["verdicts"]}. The *plain loop* is the same fine-tuning for as many steps at the
+    same rate, without the base's training adapter and with {plain}.
     Written by `python -m benchmarks.subjects`; pictures in `subjects.png`, everything else in `subjects.json`."""
     return f"""# Subjects that no training saw
 {fill(" ".join(first.split()), 120, break_on_hyphens=False)}
@@ -616,7 +650,18 @@ def page(result: Mapping[str, Any]) -> str:
 def tables(result: Mapping[str, Any]) -> str:
     """Subjects, means beside their targets, and the time to the aim."""
     parts = [_subjects_table(result["subjects"]), _targets_table(result), _times_text(result)]
-    return "\n\n".join([*parts, *_gate_table(result["subjects"])])
+    return "\n\n".join([*parts, _margins_table(result), *_gate_table(result["subjects"])])
+
+
+def _margins_table(result: Mapping[str, Any]) -> str:
+    """What the gate's limits rest on."""
+    body = [
+        [one["rule"], f"{'≥' if one['at_least'] else '≤'} {one['limit']:g}", _short(one["our_worst_bound"]),
+         str(one["not_passed"][OURS.name]), _short(one["plain_median"]), str(one["not_passed"][PLAIN.name])]
+        for one in result["margins"]
+    ]  # fmt: skip
+    heads = ("rule", "limit", f"{OURS.title}: worst bound", "not passed", f"{PLAIN.title}: median", "not passed")
+    return f"## The gate's limits (calibration `{result['hashes']['calibration']}`)\n{_table(heads, body)}"
 
 
 def _gate_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -175,17 +175,17 @@ class GateParams:
     """The limits a candidate is held to; every one is compared with a bound of a 95 % interval."""
 
     calibration: str = field(
-        default="",
+        default="3b54174371b089bc",
         metadata={
-            "help": "First 16 hex digits of the SHA-256 of the calibration these limits come from; empty: the defaults of the method"
+            "help": "Calibration these limits come from, as in benchmarks/results/subjects.json; empty: the method's defaults"
         },
     )
     images_min: float = field(default=0.80, metadata={"help": "Share of planned pictures that must exist (0-1)"})
     identity_gain_min: float = field(
-        default=0.25, metadata={"help": "Least identity gain: 0 like the base, 1 as alike as two photos (0-1)"}
+        default=0.3, metadata={"help": "Least identity gain: 0 like the base, 1 as alike as two photos (0-1)"}
     )
     identity_gain_warn: float = field(
-        default=0.40, metadata={"help": "Identity gain below which the report warns (0-1)"}
+        default=0.5, metadata={"help": "Identity gain below which the report warns (0-1)"}
     )
     accuracy_drop_max: float = field(
         default=0.10,
@@ -196,9 +196,9 @@ class GateParams:
         metadata={"help": "Most text-image cosine lost against the base, where attributes are not checked (0-1)"},
     )
     leakage_max: float = field(
-        default=0.35, metadata={"help": "Most the class may turn into the subject: 0 not at all, 1 wholly (0-1)"}
+        default=0.3, metadata={"help": "Most the class may turn into the subject: 0 not at all, 1 wholly (0-1)"}
     )
-    leakage_warn: float = field(default=0.20, metadata={"help": "Leakage above which the report warns (0-1)"})
+    leakage_warn: float = field(default=0.15, metadata={"help": "Leakage above which the report warns (0-1)"})
     drift_drop_max: float = field(default=0.05, metadata={"help": "Most accuracy lost on unrelated prompts (0-1)"})
     drift_kid_sd_max: float = field(
         default=3.0, metadata={"help": "Most drift of unrelated pictures, in standard deviations of its null (0-100)"}

@@ -249,7 +249,9 @@ def _overall(identity: Mapping[str, Array], following: Mapping[str, Array]) -> d
 def _diversity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     """How differently pictures of one prompt are composed, tuned over base, with trigger and without."""
     prompts = weights.grid.sum(-1)
-    tuned, base, plain = (prompts @ structure_spread(seen.structure) for seen in (evidence.tuned, evidence.base, evidence.plain))
+    tuned, base, plain = (
+        prompts @ structure_spread(seen.structure) for seen in (evidence.tuned, evidence.base, evidence.plain)
+    )
     base = np.maximum(base, 1e-6)
     return {"diversity": tuned / base, "class_diversity": plain / base}
 

@@ -110,7 +110,10 @@ def test_the_hash_is_of_what_draws(own: Path) -> None:
     spec = load_spec(own)
     other = replace(spec, manifest={**spec.manifest, "training_adapter/weights.safetensors": "0" * 64})
     assert other.hash != spec.hash
-    assert replace(other, training_adapter=own.parent / "tiny" / "training_adapter" / "weights.safetensors").hash == spec.hash
+    assert (
+        replace(other, training_adapter=own.parent / "tiny" / "training_adapter" / "weights.safetensors").hash
+        == spec.hash
+    )
     judged = replace(spec, manifest={**spec.manifest, "judges/clip/config.json": "0" * 64})
     assert judged.hash == spec.hash
     assert replace(spec, manifest={**spec.manifest, WEIGHTS: "0" * 64}).hash != spec.hash

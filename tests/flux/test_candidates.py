@@ -15,7 +15,18 @@ from PIL import Image
 
 from photoflux.flux import candidates
 from photoflux.flux.base import BaseSpec, load_pipeline
-from photoflux.flux.candidates import DRAWN, FIRST_SEED, PLACES_DRAWN, SHOWN, SPAN_MIN, Contest, Drawing, Scorer, chosen, load_judges
+from photoflux.flux.candidates import (
+    DRAWN,
+    FIRST_SEED,
+    PLACES_DRAWN,
+    SHOWN,
+    SPAN_MIN,
+    Contest,
+    Drawing,
+    Scorer,
+    chosen,
+    load_judges,
+)
 from photoflux.flux.lora import load_adapter, save_adapter
 from photoflux.flux.sampling import noise_for
 from tests.flux.training import Training, prepare, randomise, small, stock, train_photos

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from photoflux.judges.copying import SIDE_PX, likeness, shifted_correlation, structure, structure_distance, structure_spread
+from photoflux.judges.copying import (
+    SIDE_PX,
+    likeness,
+    shifted_correlation,
+    structure,
+    structure_distance,
+    structure_spread,
+)
 
 
 def scene(seed: int, size_px: int = 160) -> Image.Image:

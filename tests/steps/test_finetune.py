@@ -144,7 +144,18 @@ def test_the_adapter_draws_what_its_previews_show(finished: tuple[Path, StepResu
 def test_metrics_and_report_tell_how_it_went(finished: tuple[Path, StepResult]) -> None:
     """Numbers for the tracker, all finite, and a page with the kept step on it."""
     folder, result = finished
-    expected = {"step", "validation", "identity", "prompt", "leakage", "diversity", "score", "loss", "skipped", "seconds"}
+    expected = {
+        "step",
+        "validation",
+        "identity",
+        "prompt",
+        "leakage",
+        "diversity",
+        "score",
+        "loss",
+        "skipped",
+        "seconds",
+    }
     assert set(result.metrics) == expected
     assert np.isfinite(list(result.metrics.values())).all()
     assert result.metrics["skipped"] == 0

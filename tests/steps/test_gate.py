@@ -9,8 +9,8 @@ import pytest
 
 from photoflux.errors import InputError
 from photoflux.manifest import write_json
-from photoflux.params import GateParams
-from photoflux.steps.gate import decide, run
+from photoflux.params import GateParams, load_params
+from photoflux.steps.gate import decide, rules, run
 
 GOOD = {
     "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
@@ -214,3 +214,18 @@ def test_a_wrong_file_is_named_and_nothing_is_written(tmp_path: Path, audit: dic
             params=GateParams(),
         )
     assert not (tmp_path / "d.json").exists()
+
+
+def test_the_shipped_limits_are_those_of_their_calibration() -> None:
+    """`gate.calibration` names the measurements in benchmarks/results, which were held to the limits that ship."""
+    from benchmarks.subjects import RESULTS, calibration
+
+    measured = json.loads((RESULTS / "subjects.json").read_text(encoding="utf-8"))
+    shipped = load_params("gate")
+    assert shipped == GateParams()
+    assert shipped.calibration == measured["hashes"]["calibration"] == calibration(measured["subjects"])
+    assert {one["rule"]: one["limit"] for one in measured["margins"]} == {
+        rule.name: rule.bound for rule in rules({"exact_attributes": True}, shipped)
+    }
+    assert sum(row["ours"]["verdict"] == "PASS" for row in measured["subjects"]) >= 9
+    assert all(row["plain"]["verdict"] == "FAIL" for row in measured["subjects"])
