@@ -247,7 +247,8 @@ def load_encoders(spec: BaseSpec, *, device: str | None = None) -> FluxPipeline:
     folder = verify(spec)
     if threads := get_settings().threads:
         torch.set_num_threads(threads)
-    from diffusers import FluxPipeline
+    with quietly():
+        from diffusers import FluxPipeline
 
     pipe = _read(FluxPipeline, folder, spec, transformer=None)
     pipe.set_progress_bar_config(disable=True)
@@ -283,7 +284,7 @@ def _read(kind: Any, folder: Path, spec: BaseSpec, **how: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        with _quietly():
+        with quietly():
             return kind.from_pretrained(folder, dtype=spec.torch_dtype, local_files_only=True, **how)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
@@ -300,8 +301,8 @@ def _check_kind(pipe: FluxPipeline, spec: BaseSpec) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the libraries' progress bars and notices about optional packages."""
+def quietly() -> Iterator[None]:
+    """Without the libraries' progress bars, and their notices about optional packages and parts that an adapter lacks."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

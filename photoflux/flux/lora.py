@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from photoflux.errors import InputError
+from photoflux.flux.base import quietly
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -68,7 +70,9 @@ def _attach_training(transformer: Any, file: Path) -> None:
         state, alphas, metadata = FluxPipeline.lora_state_dict(
             str(file.parent), weight_name=file.name, return_alphas=True, return_lora_metadata=True
         )
-        transformer.load_lora_adapter(state, network_alphas=alphas, adapter_name=TRAINING, metadata=metadata)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            transformer.load_lora_adapter(state, network_alphas=alphas, adapter_name=TRAINING, metadata=metadata)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise InputError(
             f"training adapter {file} does not fit this base ({_first_line(error)}); fetch it again or correct "
@@ -194,7 +198,8 @@ def load_adapter(pipe: FluxPipeline, file: Path) -> None:
     if not file.is_file():
         raise InputError(f"adapter {file} is missing; run finetune first")
     try:
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=SUBJECT)
+        with quietly():
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=SUBJECT)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise InputError(
             f"adapter {file.name} does not fit this base ({_first_line(error)}); train it on this base"
