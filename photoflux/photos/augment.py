@@ -15,7 +15,7 @@ PEOPLE = "person people man woman boy girl child baby face portrait selfie adult
 LETTERED = "text logo sign label book poster badge card letter font license"
 SYMMETRIC = "vase bowl ball bottle plate candle flower tree landscape mountain cloud style"
 FLIP_BELOW = 8
-PLACES_TRIED = 12
+PLACES_TRIED = 96
 KEPT_MIN = 0.97
 
 

@@ -83,7 +83,7 @@ def test_variants_show_most_of_the_square(seed: int):
     recipe = planned(picture, params=replace(PARAMS, seed=seed))
     angle = np.radians(abs(recipe.rotation_deg))
     shown = recipe.side / 300 / (np.cos(angle) + np.sin(angle))
-    assert 0.85 - 1e-6 <= shown <= 1
+    assert PARAMS.scale_min - 1e-6 <= shown <= 1
     assert 0.95 <= recipe.brightness <= 1.05
     assert 0.95 <= recipe.gamma <= 1.05
 
@@ -96,13 +96,15 @@ def test_nothing_is_relit_or_mirrored_unless_allowed():
 
 
 def test_variants_keep_the_subject():
+    """In a corner, and as large as the narrowest crop may be; turning takes up to a twentieth off that."""
+    side = round(800 * PARAMS.scale_min / 1.05)
     wall = Image.new("RGB", (800, 800), (200, 200, 205))
-    wall.paste(photo(3, size=(560, 560)), (10, 230))  # in a corner
+    wall.paste(photo(3, size=(side, side)), (10, 790 - side))
     for number in range(1, 12):
         recipe = planned(wall, number=number)
-        covered_x = min(570, recipe.left + recipe.side) - max(10, recipe.left)
-        covered_y = min(790, recipe.top + recipe.side) - max(230, recipe.top)
-        assert covered_x * covered_y > 0.9 * 560 * 560
+        covered_x = min(10 + side, recipe.left + recipe.side) - max(10, recipe.left)
+        covered_y = min(790, recipe.top + recipe.side) - max(790 - side, recipe.top)
+        assert covered_x * covered_y > 0.9 * side**2
 
 
 def test_each_change_is_what_it_says():

@@ -187,7 +187,7 @@ def test_an_open_question_needs_a_signature_which_is_recorded(tmp_path: Path):
 
 
 def test_a_straddled_limit_cannot_be_signed_away(tmp_path: Path):
-    case = judged(tmp_path / "case", identity_gain=0.25)
+    case = judged(tmp_path / "case", identity_gain=GateParams().identity_gain_min)
     with pytest.raises(GateRejected, match="said INCONCLUSIVE and nothing is registered: identity gain"):
         case.run(sign_off_by="Ada", sign_off_reason="looked at 200 pictures")
 
