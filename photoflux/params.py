@@ -534,7 +534,7 @@ class FinetuneParams:
         metadata={"help": "Share of noise levels drawn from the steps used in serving; the rest is logit-normal (0-1)"},
     )
     high_sigmas: float = field(
-        default=0.4,
+        default=0.2,
         metadata={
             "help": "Share of the noise levels above .9 that photos are trained at; less keeps compositions varied (0-1)"
         },
