@@ -44,9 +44,13 @@ def defaults(path: Path = ROOT / "params.yaml") -> dict[str, Any]:
 def resolve(given: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
     """The compiled defaults with `given` over them, typed and checked as the steps will check them.
 
-    Raises InputError for an unknown name, a value of the wrong type or one out of range.
+    Raises InputError for an unknown name, a value of the wrong type or one out of range, or a spec of older parameters.
     """
     values = parameters(spec)
+    if missing := sorted(flat_parameters().keys() - values.keys()):
+        raise InputError(
+            f"the compiled pipeline does not know {missing[0]}: it is older than the code; run `make compile`"
+        )
     for name in given.keys() - values.keys():
         near = difflib.get_close_matches(name, values, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else "params.yaml lists them; write <step>_<name>"

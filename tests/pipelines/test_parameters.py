@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from photoflux.errors import InputError
@@ -46,3 +48,10 @@ def test_a_mistake_is_named(given: dict, message: str):
     with pytest.raises(InputError) as error:
         resolve(given, SPEC)
     assert message in str(error.value)
+
+
+def test_a_pipeline_older_than_the_code_is_named():
+    old = copy.deepcopy(SPEC)
+    del old["root"]["inputDefinitions"]["parameters"]["finetune_high_sigmas"]
+    with pytest.raises(InputError, match=r"does not know finetune_high_sigmas.*run `make compile`"):
+        resolve({}, old)
