@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or name one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,train,track,orchestrate,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,train,track,vault,orchestrate,dev]'
 	@touch $@
 
 demo: $(STAMP) ## photos in, an audited, registered model and pictures out (about four minutes on two cores)

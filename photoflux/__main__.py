@@ -19,6 +19,7 @@ from photoflux.params import load_params
 STEPS = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit", "gate", "register")
 COMMANDS = {
     "generate": ("photoflux.generate", "draw pictures with a registered model"),
+    "keys": ("photoflux.vault.commands", "make the key of this machine, or move all keysets to a new one"),
     "label": ("photoflux.label", "label generated pictures by hand and make a judge card"),
     "pretrain": ("photoflux.pocket.pretrain", "train the pocket base and its judges from a seed"),
     "samples": ("photoflux.pocket.photosets", "draw a sample photo set of the pocket world"),

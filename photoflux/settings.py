@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,6 +19,11 @@ class Settings(BaseSettings):
     runs_dir: Path = Field(default=Path("runs"), description="one folder per pipeline run")
     tracking_uri: str = Field(default="", description="MLflow server; empty: SQLite in state_dir")
     device: str = Field(default="", description="torch device; empty: cuda when there is one, else cpu")
+    environment: Literal["development", "production"] = Field(
+        default="development", description="production refuses what is only meant for one machine"
+    )
+    keyring: str = Field(default="", description="folder or gs://bucket of wrapped keysets; empty: a folder in state_dir")
+    kek_uri: str = Field(default="", description="key that wraps keysets: local-kms:// or gcp-kms://; empty: a key file")
     threads: int = Field(default=0, ge=0, description="CPU threads for torch; 0: all cores")
 
     @property

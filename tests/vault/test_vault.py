@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from photoflux.errors import InputError
-from photoflux.vault import committed, opened
+from photoflux.errors import InputError, PhotoFluxError
+from photoflux.vault import committed, open_keyring, opened
+from photoflux.vault.keyring import KeyMissing
+from photoflux.vault.sealed import SealBroken
 
 
 def test_a_committed_file_can_be_opened(tmp_path: Path):
@@ -43,3 +45,44 @@ def test_an_unknown_key_is_refused_before_anything_is_written(tmp_path: Path, ke
 def test_a_missing_input_is_named(tmp_path: Path):
     with pytest.raises(InputError, match="no such file"), opened(tmp_path / "a.tar", key="plain://test"):
         pass
+
+
+def test_a_sealed_artifact_opens_for_its_owner_only(tmp_path: Path):
+    with committed(tmp_path / "dataset.tar", key="vault://ada") as plain:
+        plain.write_bytes(b"photos" * 1000)
+    assert b"photos" not in (tmp_path / "dataset.tar").read_bytes()
+    with opened(tmp_path / "dataset.tar", key="vault://ada") as plain:
+        assert plain.read_bytes() == b"photos" * 1000
+    for key in ("vault://bob", "vault://ada-2"):
+        with pytest.raises(PhotoFluxError), opened(tmp_path / "dataset.tar", key=key):
+            pass
+
+
+def test_a_sealed_artifact_does_not_open_as_another(tmp_path: Path):
+    with committed(tmp_path / "dataset.tar", key="vault://ada") as plain:
+        plain.write_bytes(b"photos")
+    (tmp_path / "dataset.tar").rename(tmp_path / "adapter.tar")
+    with pytest.raises(SealBroken, match="something else"), opened(tmp_path / "adapter.tar", key="vault://ada"):
+        pass
+
+
+def test_an_erased_owners_artifacts_stay_shut(tmp_path: Path):
+    with committed(tmp_path / "adapter", key="vault://ada") as plain:
+        plain.write_bytes(b"weights")
+    open_keyring().erase("ada")
+    with pytest.raises(KeyMissing), opened(tmp_path / "adapter", key="vault://ada"):
+        pass
+
+
+def test_production_wants_cloud_kms(monkeypatch: pytest.MonkeyPatch, own_state: Path):
+    monkeypatch.setenv("PHOTOFLUX_ENVIRONMENT", "production")
+    with pytest.raises(InputError, match="PHOTOFLUX_KEK_URI"):
+        open_keyring()
+    assert not list(own_state.iterdir()), "no key was made because none was named"
+
+
+def test_a_named_key_file_is_not_made_by_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PHOTOFLUX_KEK_URI", f"local-kms://{tmp_path / 'kek'}")
+    with pytest.raises(InputError, match="missing"), committed(tmp_path / "a", key="vault://ada") as plain:
+        plain.write_bytes(b"x")
+    assert not (tmp_path / "kek").exists() and not (tmp_path / "a").exists()

@@ -1,0 +1,183 @@
+"""Every owner's keysets, wrapped by the key-encrypting key, in a store of their own. Without them nothing opens.
+
+Erasing an owner deletes the wrapped keysets: every copy of what they sealed, wherever it is, is then unreadable. The store
+must keep no versions. Backups of it die with their *epoch*: `rewrap` moves the living to a new key, whose predecessor is
+then destroyed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from photoflux.errors import InputError, PhotoFluxError
+from photoflux.vault.blobs import BlobExists, BlobMissing, BlobStore
+from photoflux.vault.kek import open_kek
+
+if TYPE_CHECKING:
+    from tink import KeysetHandle
+    from tink.streaming_aead import StreamingAead
+
+OWNER = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+FOLDER = "keysets"
+KEPT_S, KEPT = 300.0, 256
+"""Opened keysets stay in memory for this many seconds, and this many of them: the longest that an erased owner's
+sealed bytes can still be opened by a process that had opened them before."""
+
+
+class KeyMissing(PhotoFluxError):
+    """The owner has no such keyset: never made, or erased."""
+
+
+@dataclass
+class Keyring:
+    """Keysets in `store`, new ones wrapped by the key at `kek_uri`."""
+
+    store: BlobStore
+    kek_uri: str
+    _opened: OrderedDict[tuple[str, int], tuple[float, Any]] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def create(self, owner: str) -> int:
+        """Make the owner's next keyset and return its version. Older versions keep opening what they sealed."""
+        import tink
+        from tink import streaming_aead
+
+        streaming_aead.register()
+        template = streaming_aead.streaming_aead_key_templates.AES256_GCM_HKDF_1MB
+        while True:
+            version = max(self.versions(owner), default=0) + 1
+            try:
+                self._put(owner, version, tink.new_keyset_handle(template), uri=self.kek_uri)
+                return version
+            except BlobExists:
+                continue  # another process was first
+
+    def versions(self, owner: str) -> list[int]:
+        """Versions of the owner's keysets, oldest first."""
+        return sorted({_version(name) for name in self.store.list(f"{FOLDER}/{check_owner(owner)}/")})
+
+    def ensure(self, owner: str) -> int:
+        """The newest version, made when there is none."""
+        return max(self.versions(owner), default=0) or self.create(owner)
+
+    def newest(self, owner: str) -> int:
+        """Raises KeyMissing."""
+        versions = self.versions(owner)
+        if not versions:
+            raise KeyMissing(f"owner {owner} has no key: never made, or erased; nothing of theirs can be opened")
+        return versions[-1]
+
+    def primitive(self, owner: str, version: int) -> StreamingAead:
+        """What seals and opens under one version. Raises KeyMissing."""
+        from tink import streaming_aead
+
+        key = (check_owner(owner), version)
+        with self._lock:
+            kept = self._opened.get(key)
+            if kept and kept[0] > time.monotonic():
+                self._opened.move_to_end(key)
+                return kept[1]
+        opened = self._handle(owner, version).primitive(streaming_aead.StreamingAead)
+        with self._lock:
+            self._opened[key] = (time.monotonic() + KEPT_S, opened)
+            while len(self._opened) > KEPT:
+                self._opened.popitem(last=False)
+        return opened
+
+    def erase(self, owner: str) -> int:
+        """Delete all keysets of the owner, forget the opened ones, and return how many blobs went."""
+        names = list(self.store.list(f"{FOLDER}/{check_owner(owner)}/"))
+        for name in names:
+            self.store.delete(name)
+        with self._lock:
+            for key in [key for key in self._opened if key[0] == owner]:
+                del self._opened[key]
+        return len(names)
+
+    def rewrap(self) -> int:
+        """Bring every keyset under `kek_uri`; returns how many were under another key, which can then be destroyed.
+
+        A keyset is only removed under its old key once it is stored under the new one, so that this can be repeated.
+        """
+        moved = 0
+        for name in list(self.store.list(f"{FOLDER}/")):
+            entry = _entry(self.store.get(name))
+            if entry["kek"] == self.kek_uri:
+                continue
+            _, owner, _ = name.split("/")
+            version, handle = _version(name), self._unwrap(name, entry)
+            with suppress(BlobExists):
+                self._put(owner, version, handle, uri=self.kek_uri)
+            self.store.delete(name)
+            moved += 1
+        return moved
+
+    def _put(self, owner: str, version: int, handle: KeysetHandle, *, uri: str) -> None:
+        """Store a keyset wrapped, after unwrapping it once: Tink's KMS client checks no checksums."""
+        from tink import proto_keyset_format
+
+        bound = _bound(check_owner(owner), version)
+        wrapped = proto_keyset_format.serialize_encrypted(handle, open_kek(uri), bound)
+        proto_keyset_format.parse_encrypted(wrapped, open_kek(uri), bound)
+        content = {"kek": uri, "wrapped": base64.b64encode(wrapped).decode()}
+        self.store.put_new(_name(owner, version, uri), json.dumps(content).encode())
+
+    def _handle(self, owner: str, version: int) -> KeysetHandle:
+        names = [n for n in self.store.list(f"{FOLDER}/{owner}/") if _version(n) == version]
+        for name in names:
+            try:
+                return self._unwrap(name, _entry(self.store.get(name)))
+            except BlobMissing:
+                continue  # rewrapped or erased meanwhile
+        if names and self.versions(owner):
+            return self._handle(owner, version)
+        raise KeyMissing(f"owner {owner} has no key of version {version}: it was erased, and what it sealed with it")
+
+    def _unwrap(self, name: str, entry: dict[str, str]) -> KeysetHandle:
+        import tink
+        from tink import proto_keyset_format, streaming_aead
+
+        streaming_aead.register()
+        _, owner, _ = name.split("/")
+        try:
+            wrapped = base64.b64decode(entry["wrapped"], validate=True)
+            return proto_keyset_format.parse_encrypted(wrapped, open_kek(entry["kek"]), _bound(owner, _version(name)))
+        except (tink.TinkError, binascii.Error) as error:
+            raise PhotoFluxError(
+                f"keyset {name} cannot be unwrapped by {entry['kek']}: the key was destroyed or changed, or the keyset is "
+                "damaged; restore them from one epoch"
+            ) from error
+
+
+def check_owner(owner: str) -> str:
+    """The owner's id itself. Raises InputError for one that is not made of a-z, 0-9 and '-'."""
+    if not OWNER.fullmatch(owner):
+        raise InputError(f"owner {owner!r}: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or digit")
+    return owner
+
+
+def _name(owner: str, version: int, uri: str) -> str:
+    """One name per version and key, so that a keyset under a new key never takes the old one's place too early."""
+    return f"{FOLDER}/{owner}/{version}.{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
+
+
+def _version(name: str) -> int:
+    return int(name.rsplit("/", 1)[1].split(".")[0])
+
+
+def _bound(owner: str, version: int) -> bytes:
+    return f"photoflux-keyset|{owner}|{version}".encode()
+
+
+def _entry(content: bytes) -> dict[str, str]:
+    return json.loads(content)

@@ -1,0 +1,142 @@
+"""One contract for every store: a folder, and a bucket behind the real client and an emulator."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from photoflux.errors import InputError
+from photoflux.vault.blobs import BlobExists, BlobMissing, BlobStore, CloudStore, FolderStore, open_store
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    from gcp_storage_emulator.server import create_server
+
+    server = create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    yield f"http://127.0.0.1:{server._api._httpd.server_port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(emulator: str, monkeypatch: pytest.MonkeyPatch) -> CloudStore:
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud.storage import Client
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
+    client = Client(project="test", credentials=AnonymousCredentials(), client_options={"api_endpoint": emulator})
+    name = f"photoflux-{uuid.uuid4()}"
+    client.create_bucket(name)
+    return CloudStore(client, name, prefix="deep/in")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    return FolderStore(tmp_path / "blobs") if request.param == "folder" else request.getfixturevalue("bucket")
+
+
+def test_what_is_put_can_be_got_until_it_is_deleted(store: BlobStore):
+    store.put_new("a/b/one.bin", b"\x00\xff" * 70_000)
+    assert store.get("a/b/one.bin") == b"\x00\xff" * 70_000
+    assert store.exists("a/b/one.bin") and not store.exists("a/b/two.bin") and not store.exists("a/b")
+    store.delete("a/b/one.bin")
+    assert not store.exists("a/b/one.bin")
+    store.delete("a/b/one.bin")
+    with pytest.raises(BlobMissing, match=r"a/b/one\.bin"):
+        store.get("a/b/one.bin")
+
+
+def test_an_empty_blob_is_a_blob(store: BlobStore):
+    store.put_new("empty", b"")
+    assert store.exists("empty") and store.get("empty") == b""
+
+
+def test_names_are_listed_by_prefix_in_order(store: BlobStore):
+    for name in ("b/2", "a/1", "b/10", "c"):
+        store.put_new(name, b"x")
+    assert list(store.list()) == ["a/1", "b/10", "b/2", "c"]
+    assert list(store.list("b/")) == ["b/10", "b/2"]
+    assert list(store.list("b/1")) == ["b/10"]
+    assert list(store.list("d")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/a", "a/", "../a", "a/../b", "a//b", ".hidden", "a/.b", "a\n", "ä", "a b", "x" * 513]
+)
+def test_a_name_that_could_leave_the_store_is_refused(store: BlobStore, name: str):
+    for verb in (store.get, store.delete, store.exists, lambda one: store.put_new(one, b"")):
+        with pytest.raises(InputError, match="blob name"):
+            verb(name)
+
+
+def test_a_taken_name_keeps_what_it_holds(tmp_path: Path):
+    store = FolderStore(tmp_path)
+    store.put_new("a", b"first")
+    with pytest.raises(BlobExists, match="blob a exists"):
+        store.put_new("a", b"second")
+    assert store.get("a") == b"first"
+    assert os.listdir(tmp_path) == ["a"], "no partial file is left"
+
+
+def test_of_many_writers_one_wins(tmp_path: Path):
+    store, won = FolderStore(tmp_path), list[int]()
+
+    def write(number: int) -> None:
+        try:
+            store.put_new("a", str(number).encode() * 1000)
+            won.append(number)
+        except BlobExists:
+            pass
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and store.get("a") == str(won[0]).encode() * 1000
+
+
+def test_the_bucket_is_asked_for_a_new_object_only(bucket: CloudStore, monkeypatch: pytest.MonkeyPatch):
+    """The emulator ignores preconditions, so that what is asked is checked, and what an answer of 412 becomes."""
+    from google.api_core.exceptions import PreconditionFailed
+    from google.cloud.storage import Blob
+
+    asked = {}
+
+    def refuse(blob: Blob, data: bytes, **more: object) -> None:
+        asked.update(more)
+        raise PreconditionFailed("412")
+
+    monkeypatch.setattr(Blob, "upload_from_string", refuse)
+    with pytest.raises(BlobExists):
+        bucket.put_new("a", b"")
+    assert asked["if_generation_match"] == 0
+
+
+def test_files_are_their_owners_alone(tmp_path: Path):
+    FolderStore(tmp_path / "s").put_new("a/b", b"x")
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "s").rglob("*")}
+    assert modes == {"a": 0o700, "b": 0o600}
+
+
+def test_emptied_folders_go_too(tmp_path: Path):
+    store = FolderStore(tmp_path / "s")
+    store.put_new("a/b/one", b"x")
+    store.put_new("a/two", b"x")
+    store.delete("a/b/one")
+    assert sorted(p.name for p in (tmp_path / "s").rglob("*")) == ["a", "two"]
+    store.delete("a/two")
+    assert (tmp_path / "s").is_dir() and not list((tmp_path / "s").iterdir())
+
+
+def test_a_store_is_chosen_by_its_address(tmp_path: Path, bucket: CloudStore):
+    assert isinstance(open_store(str(tmp_path)), FolderStore)
+    opened = open_store("gs://pf-test/keys/", client=bucket.bucket.client)
+    assert isinstance(opened, CloudStore) and (opened.bucket.name, opened.prefix) == ("pf-test", "keys/")
