@@ -1,0 +1,1 @@
+"""The generation engine: one process owns one device and draws for many people, each with their own adapter."""

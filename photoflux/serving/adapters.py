@@ -1,0 +1,148 @@
+"""Adapters as the engine holds them, and pools that keep the latest used within a number of bytes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from photoflux.errors import InputError
+
+if TYPE_CHECKING:
+    from photoflux.flux.base import BaseSpec
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+PREFIX, DOWN, UP = "transformer.", ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class AdapterKey:
+    """Which adapter, for whom. The digest is that of the plaintext artifact, so that a key can never change its meaning."""
+
+    owner: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Low-rank changes by layer: `down` [R, I] and `up` [O, R] with the scale in it; W becomes W + up @ down."""
+
+    layers: Mapping[str, tuple[Tensor, Tensor]]
+    subject: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for pair in self.layers.values() for t in pair)
+
+    def to(self, device: torch.device | str) -> Adapter:
+        """On a device, from pinned memory in the background where there is a GPU."""
+        moved = {name: tuple(t.to(device, non_blocking=True) for t in pair) for name, pair in self.layers.items()}
+        return Adapter(moved, self.subject)  # type: ignore[arg-type]
+
+    def pinned(self) -> Adapter:
+        """In page-locked memory, from which a GPU copies without waiting; the same where there is no GPU."""
+        if not torch.cuda.is_available():
+            return self
+        return Adapter({n: tuple(t.pin_memory() for t in pair) for n, pair in self.layers.items()}, self.subject)  # type: ignore[misc]
+
+
+def read_adapter(artifact: Path, *, spec: BaseSpec, sha256: str = "") -> Adapter:
+    """The adapter of an artifact that fine-tuning wrote.
+
+    Raises InputError where it is another one than `sha256` says, was trained on another base, or is not readable.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from photoflux.manifest import digest, unpack
+
+    if sha256 and digest(artifact) != sha256:
+        raise InputError("the adapter is not the one that was asked for; register it again")
+    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(artifact, Path(scratch))
+        if manifest["base"]["hash"] != spec.hash:
+            raise InputError(f"the adapter was trained on another base than '{spec.name}'; train it on this one")
+        try:
+            with safe_open(Path(scratch) / WEIGHTS, framework="pt") as file:
+                scale = _scale(file.metadata() or {})
+                layers = _layers({name: file.get_tensor(name) for name in file.keys()}, scale)  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise InputError(f"the adapter's weights cannot be read ({error}); run finetune again") from error
+    return Adapter(layers, manifest["subject"])
+
+
+def _scale(metadata: Mapping[str, str]) -> float:
+    config = json.loads(metadata["lora_adapter_metadata"])
+    return float(config["transformer.lora_alpha"]) / float(config["transformer.r"])
+
+
+def _layers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, tuple[Tensor, Tensor]]:
+    names = sorted(name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN))
+    if len(tensors) != 2 * len(names) or not all(name.startswith(PREFIX) for name in names):
+        raise ValueError("holds more than LoRA matrices of the transformer")
+    return {
+        name.removeprefix(PREFIX): (tensors[name + DOWN].float(), tensors[name + UP].float() * scale)
+        for name in names
+    }  # fmt: skip
+
+
+@dataclass
+class Pool:
+    """Adapters by key, the least recently used dropped beyond `limit_bytes`; safe for several threads.
+
+    `load` makes what is missing, once even when several ask at a time.
+    """
+
+    limit_bytes: int
+    load: Callable[[AdapterKey], Adapter]
+    _held: OrderedDict[AdapterKey, Adapter] = field(default_factory=OrderedDict)
+    _loading: dict[AdapterKey, threading.Lock] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, key: AdapterKey) -> Adapter:
+        """The adapter; whatever `load` raises where there is none. Never another one, and never none at all."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+            gate = self._loading.setdefault(key, threading.Lock())
+        with gate:
+            with self._lock:
+                if key in self._held:
+                    return self._held[key]
+            adapter = self.load(key)
+            self._put(key, adapter)
+            return adapter
+
+    def _put(self, key: AdapterKey, adapter: Adapter) -> None:
+        with self._lock:
+            self._loading.pop(key, None)
+            self._held[key] = adapter
+            while self.nbytes > self.limit_bytes and len(self._held) > 1:
+                self._held.popitem(last=False)
+
+    def forget(self, owner: str) -> int:
+        """Drop an owner's adapters, as after erasure; returns how many there were."""
+        with self._lock:
+            gone = [key for key in self._held if key.owner == owner]
+            for key in gone:
+                del self._held[key]
+            return len(gone)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(adapter.nbytes for adapter in self._held.values())
+
+    def __contains__(self, key: AdapterKey) -> bool:
+        return key in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)

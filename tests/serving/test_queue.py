@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from photoflux.serving.queue import Closed, FairQueue, Full
+
+
+@dataclass(frozen=True)
+class Item:
+    owner: str
+    number: int
+
+
+def drained(line: FairQueue[Item]) -> list[str]:
+    return [f"{item.owner}{item.number}" for item in (line.get() for _ in range(len(line)))]
+
+
+def filled(text: str, limit: int = 99) -> FairQueue[Item]:
+    line = FairQueue[Item](limit)
+    for number, owner in enumerate(text):
+        line.put(Item(owner, number))
+    return line
+
+
+def test_owners_take_turns():
+    assert drained(filled("aaabbc")) == ["a0", "b3", "c5", "a1", "b4", "a2"]
+
+
+def test_the_line_is_bounded():
+    line = filled("ab", limit=2)
+    with pytest.raises(Full):
+        line.put(Item("c", 9))
+    line.get()
+    line.put(Item("c", 9))
+    assert drained(line) == ["b1", "c9"]
+
+
+def test_what_is_taken_out_is_not_served():
+    line = filled("aab")
+    assert line.remove(Item("a", 0)) and not line.remove(Item("a", 0)) and not line.remove(Item("x", 0))
+    assert drained(line) == ["a1", "b2"]
+    assert line.peek() is None
+
+
+def test_a_closed_line_gives_what_it_has_and_then_ends():
+    line = filled("a")
+    line.close()
+    with pytest.raises(Closed):
+        line.put(Item("b", 1))
+    assert line.get().owner == "a"
+    with pytest.raises(Closed):
+        line.get()
+
+
+def test_waiting_ends_with_an_item_or_in_time():
+    line = FairQueue[Item](4)
+    with pytest.raises(TimeoutError):
+        line.get(timeout_s=0.01)
+    threading.Timer(0.05, line.put, [Item("a", 1)]).start()
+    assert line.get(timeout_s=5) == Item("a", 1)
+
+
+@given(st.text(alphabet="abcd", max_size=30), st.sampled_from("abcde"))
+def test_what_is_ahead_is_what_comes_before(text: str, newcomer: str):
+    line = filled(text)
+    ahead = {f"{item.owner}{item.number}" for item in line.ahead_of(newcomer)}
+    line.put(Item(newcomer, 99))
+    order = drained(line)
+    before = order[: order.index(f"{newcomer}99")]
+    assert set(before) <= ahead and len(ahead) - len(before) <= 3, "at most one more of each other owner"
+
+
+@given(st.text(alphabet="abcd", max_size=30))
+def test_nothing_is_lost_and_each_keeps_their_order(text: str):
+    order = drained(filled(text))
+    assert sorted(order) == sorted(f"{owner}{number}" for number, owner in enumerate(text))
+    for owner in set(text):
+        numbers = [int(name[1:]) for name in order if name[0] == owner]
+        assert numbers == sorted(numbers)
