@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or name one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,train,track,vault,orchestrate,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,train,track,vault,serve,orchestrate,dev]'
 	@touch $@
 
 demo: $(STAMP) ## photos in, an audited, registered model and pictures out (about four minutes on two cores)
@@ -73,7 +73,7 @@ test-slow: $(STAMP) ## the tests that take longer
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check photoflux components pipelines tests
+	$(BIN)/ruff format --check photoflux components pipelines api tests
 	$(BIN)/mypy
 
 clean: ## remove what runs left behind (not the environment, not the registry)

@@ -1,0 +1,1 @@
+"""The service over the library and its pipeline: sign in, upload, personalise, generate, fetch, erase."""

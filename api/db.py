@@ -1,0 +1,428 @@
+"""The records: what is kept of whom, in SQLite on one machine or in PostgreSQL, by the same models.
+
+No column holds a person's words, names or pictures in the clear: what is personal is a `Sealed` column (bytes that the
+vault sealed under the owner's keyset) or lies in the blob store. Times are milliseconds since 1970 in UTC, ids are random.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Engine,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+BUSY_MS = 5000
+STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+"""Of runs and generations; the last three are final."""
+FINAL = STATES[2:]
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def new_id() -> str:
+    """A random id of 32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {
+        int: BigInteger,
+        str: String(64),
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+        bytes: LargeBinary,
+    }
+
+
+def _key() -> Mapped[str]:
+    return mapped_column(String(32), primary_key=True, default=new_id)
+
+
+def _owner() -> Mapped[str]:
+    return mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"), index=True)
+
+
+def _state() -> Mapped[str]:
+    return mapped_column(String(16), default="queued")
+
+
+def _known_states(name: str = "state") -> CheckConstraint:
+    return CheckConstraint(f"state in {STATES}", name=name)
+
+
+class User(Base):
+    """A person who signed in. `login` is a keyed digest of the provider's name for them; `profile` holds name and e-mail."""
+
+    __tablename__ = "users"
+    id: Mapped[str] = _key()
+    login: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str] = mapped_column(String(16), default="user")
+    state: Mapped[str] = mapped_column(String(16), default="active")
+    profile: Mapped[bytes | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (
+        CheckConstraint("role in ('user', 'operator', 'auditor')", name="role"),
+        CheckConstraint("state in ('active', 'blocked', 'erasing')", name="state"),
+    )
+
+
+class LoginFlow(Base):
+    """A sign-in under way, from the redirect to the provider until its callback, which uses it up."""
+
+    __tablename__ = "login_flows"
+    state: Mapped[str] = mapped_column(primary_key=True)
+    """Digest of the state parameter."""
+    verifier: Mapped[str] = mapped_column(String(128))
+    nonce: Mapped[str] = mapped_column(String(64))
+    expires_ms: Mapped[int]
+
+
+class SignIn(Base):
+    """One sign-in on one device: a family of refresh tokens, each used once, all revoked when one comes back."""
+
+    __tablename__ = "sign_ins"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    expires_ms: Mapped[int]
+    revoked_ms: Mapped[int | None]
+
+
+class RefreshToken(Base):
+    """Known by its digest only. `used_ms` is when it was exchanged for its successor."""
+
+    __tablename__ = "refresh_tokens"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    sign_in_id: Mapped[str] = mapped_column(String(32), ForeignKey("sign_ins.id", ondelete="CASCADE"), index=True)
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    used_ms: Mapped[int | None]
+
+
+class SigningKey(Base):
+    """An ES256 key of the access tokens; the private half is sealed by the service's own keyset."""
+
+    __tablename__ = "signing_keys"
+    kid: Mapped[str] = mapped_column(primary_key=True)
+    private: Mapped[bytes]
+    public: Mapped[dict[str, Any]]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    retired_ms: Mapped[int | None]
+
+
+class Consent(Base):
+    """What a person agreed to, in which wording, and until when."""
+
+    __tablename__ = "consents"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    purpose: Mapped[str] = mapped_column(String(32))
+    version: Mapped[str] = mapped_column(String(32))
+    sha256: Mapped[str]
+    granted_ms: Mapped[int] = mapped_column(default=now_ms)
+    withdrawn_ms: Mapped[int | None]
+
+
+class Subject(Base):
+    """Who or what a person wants pictures of. `name` is sealed; `champion_id` is the model that draws."""
+
+    __tablename__ = "subjects"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    class_noun: Mapped[str] = mapped_column(String(32))
+    trigger: Mapped[str] = mapped_column(String(16))
+    depicts: Mapped[str] = mapped_column(String(16))
+    name: Mapped[bytes | None]
+    champion_id: Mapped[str | None] = mapped_column(String(32))
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (
+        CheckConstraint("depicts in ('me', 'consenting_adult', 'no_person')", name="depicts"),
+        Index(None, "user_id", "created_ms", "id"),
+    )
+
+
+class Photo(Base):
+    """An uploaded photo as it was normalised. `fingerprint` is a digest keyed for its owner, so that doubles are seen."""
+
+    __tablename__ = "photos"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    subject_id: Mapped[str] = mapped_column(String(32), ForeignKey("subjects.id", ondelete="CASCADE"))
+    fingerprint: Mapped[str]
+    name: Mapped[bytes | None]
+    width: Mapped[int]
+    height: Mapped[int]
+    stored_bytes: Mapped[int]
+    status: Mapped[str] = mapped_column(String(8))
+    reasons: Mapped[list[Any]]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (UniqueConstraint("subject_id", "fingerprint"), Index(None, "subject_id", "created_ms", "id"))
+
+
+class Run(Base):
+    """A fine-tuning from photos to a registered model. At most one of a subject is queued or running."""
+
+    __tablename__ = "runs"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    subject_id: Mapped[str] = mapped_column(String(32), ForeignKey("subjects.id", ondelete="CASCADE"))
+    state: Mapped[str] = _state()
+    params: Mapped[dict[str, Any]]
+    steps: Mapped[list[Any]] = mapped_column(default=list)
+    error: Mapped[str | None] = mapped_column(String(500))
+    orchestrator: Mapped[str] = mapped_column(String(16))
+    remote_id: Mapped[str | None] = mapped_column(String(256))
+    estimate: Mapped[dict[str, Any]]
+    actual: Mapped[dict[str, Any] | None]
+    cancel_ms: Mapped[int | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    started_ms: Mapped[int | None]
+    finished_ms: Mapped[int | None]
+    __table_args__ = (
+        _known_states(),
+        Index(None, "user_id", "created_ms", "id"),
+        Index(
+            "uq_runs_active", "subject_id", unique=True,
+            sqlite_where=state.in_(STATES[:2]), postgresql_where=state.in_(STATES[:2]),
+        ),
+    )  # fmt: skip
+
+
+class Model(Base):
+    """A registered adapter of a subject."""
+
+    __tablename__ = "models"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    subject_id: Mapped[str] = mapped_column(String(32), ForeignKey("subjects.id", ondelete="CASCADE"))
+    run_id: Mapped[str] = mapped_column(String(32), ForeignKey("runs.id", ondelete="CASCADE"), unique=True)
+    number: Mapped[int]
+    registry_name: Mapped[str] = mapped_column(String(64))
+    registry_version: Mapped[str] = mapped_column(String(16))
+    adapter_sha256: Mapped[str]
+    verdict: Mapped[str] = mapped_column(String(16))
+    metrics: Mapped[dict[str, Any]]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (UniqueConstraint("subject_id", "number"),)
+
+
+class Generation(Base):
+    """Pictures asked for. `prompt` is sealed. It waits for `run_id` when the subject had no model yet."""
+
+    __tablename__ = "generations"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    subject_id: Mapped[str] = mapped_column(String(32), ForeignKey("subjects.id", ondelete="CASCADE"))
+    model_id: Mapped[str | None] = mapped_column(String(32))
+    run_id: Mapped[str | None] = mapped_column(String(32))
+    state: Mapped[str] = _state()
+    prompt: Mapped[bytes]
+    n: Mapped[int]
+    seed: Mapped[int]
+    size: Mapped[str] = mapped_column(String(16))
+    format: Mapped[str] = mapped_column(String(8))
+    style: Mapped[str] = mapped_column(String(16))
+    error: Mapped[str | None] = mapped_column(String(500))
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    finished_ms: Mapped[int | None]
+    __table_args__ = (_known_states(), Index(None, "user_id", "created_ms", "id"))
+
+
+class Picture(Base):
+    """One generated picture; its sealed bytes are a blob of the same id."""
+
+    __tablename__ = "pictures"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    generation_id: Mapped[str] = mapped_column(String(32), ForeignKey("generations.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    seed: Mapped[int]
+    sha256: Mapped[str]
+    stored_bytes: Mapped[int]
+    __table_args__ = (UniqueConstraint("generation_id", "position"),)
+
+
+class Feedback(Base):
+    """What a person thinks of their pictures; `text` is sealed."""
+
+    __tablename__ = "feedback"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    generation_id: Mapped[str] = mapped_column(
+        String(32), ForeignKey("generations.id", ondelete="CASCADE"), unique=True
+    )
+    rating: Mapped[int]
+    reason: Mapped[str | None] = mapped_column(String(32))
+    text: Mapped[bytes | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (CheckConstraint("rating between 1 and 5", name="rating"),)
+
+
+class Idempotency(Base):
+    """A request that may be repeated: the same key gives the stored answer. `answer` is sealed, None while it is made."""
+
+    __tablename__ = "idempotency"
+    user_id: Mapped[str] = mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    """Digest of the key that was sent."""
+    request: Mapped[str]
+    status: Mapped[int | None]
+    answer: Mapped[bytes | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms, index=True)
+
+
+class Webhook(Base):
+    """Where a person wants to be told of finished work; address and secret are sealed."""
+
+    __tablename__ = "webhooks"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    address: Mapped[bytes]
+    secret: Mapped[bytes]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+
+
+class Export(Base):
+    """A ZIP of everything kept of a person, sealed in a blob of the same id."""
+
+    __tablename__ = "exports"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    state: Mapped[str] = _state()
+    sha256: Mapped[str | None]
+    stored_bytes: Mapped[int | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    expires_ms: Mapped[int | None]
+    __table_args__ = (_known_states(),)
+
+
+class AuditEntry(Base):
+    """What was done, by whom (a pseudonym), to what; each entry holds the digest of the one before. Nothing personal."""
+
+    __tablename__ = "audit_log"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at_ms: Mapped[int]
+    actor: Mapped[str]
+    action: Mapped[str]
+    object: Mapped[str | None]
+    outcome: Mapped[str] = mapped_column(String(16))
+    before: Mapped[str]
+    digest: Mapped[str] = mapped_column(unique=True)
+
+
+class Tombstone(Base):
+    """That somebody was erased: `login` again, so that a restored backup is erased anew, and the receipt's digest."""
+
+    __tablename__ = "tombstones"
+    login: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(32))
+    erased_ms: Mapped[int]
+    receipt: Mapped[str]
+
+
+def open_engine(url: str) -> Engine:
+    """Connections to the records. On SQLite: WAL, foreign keys, deleted rows overwritten, writers waited for.
+
+    A transaction of SQLite takes the write lock at its start unless it is `reading`: one that read first and wrote later
+    would fail at once where another wrote in between, instead of waiting.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000})
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # the driver would begin transactions itself, too late
+    cursor = connection.cursor()
+    for setting in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON"):
+        cursor.execute(f"PRAGMA {setting}")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    reading = connection.get_execution_options().get("reading")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+class Records:
+    """Sessions over one database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._write = sessionmaker(engine, expire_on_commit=False)
+        self._read = sessionmaker(engine.execution_options(reading=True), expire_on_commit=False)
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A transaction, committed when the block ends well."""
+        with self._write.begin() as session:
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A consistent view; nothing written in it is kept."""
+        with self._read() as session:
+            yield session
+
+    def truncate_log(self) -> None:
+        """On SQLite, move the write-ahead log into the database and empty it: what was deleted is then nowhere.
+
+        Raises TimeoutError when readers kept it busy.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return
+        connection = self.engine.raw_connection()  # a checkpoint cannot be part of a transaction
+        try:
+            busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            connection.close()
+        if busy:
+            raise TimeoutError("the database's log is in use and was not emptied; try again")
+
+
+def migrate(url: str) -> None:
+    """Bring the database to the newest schema; an empty one is made whole."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["url"] = url
+    command.upgrade(config, "head")

@@ -1,0 +1,98 @@
+"""The same tests on SQLite and on a real PostgreSQL that is started for them."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from api.db import Records, migrate, open_engine
+
+PLACES = ("/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql*/bin", "/usr/local/pgsql/bin")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a PostgreSQL server on loopback, gone after the session."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are missing; install the package postgresql")
+    folder, port = tmp_path_factory.mktemp("postgres"), _free_port()
+    owner = _unprivileged(folder)
+    run = {"user": owner, "check": True, "capture_output": True, "cwd": folder}
+    subprocess.run([programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "photoflux", "--no-sync"], **run)
+    options = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off -c max_connections=200"
+    control = [programs / "pg_ctl", "-D", folder / "data", "-l", folder / "log", "-w"]
+    subprocess.run([*control, "-o", options, "start"], **run)
+    yield f"postgresql://photoflux@127.0.0.1:{port}"
+    subprocess.run([*control, "-m", "immediate", "stop"], **run)
+
+
+def _programs() -> Path | None:
+    on_path = shutil.which("initdb")
+    found = [Path(on_path).parent] if on_path else []
+    found += [p for place in PLACES for p in sorted(Path("/").glob(place.lstrip("/"))) if (p / "initdb").exists()]
+    return found[-1] if found else None
+
+
+def _unprivileged(folder: Path) -> str | None:
+    """PostgreSQL refuses to run as root: the name of who runs it then, and the folder is theirs."""
+    if os.geteuid() != 0:
+        return None
+    owner = next((name for name in ("postgres", "nobody") if _exists(name)), None)
+    if owner is None:
+        pytest.skip("PostgreSQL does not run as root, and there is neither a user 'postgres' nor 'nobody'")
+    shutil.chown(folder, owner)
+    for parent in folder.parents:
+        if parent.stat().st_uid == 0 and parent != Path("/") and str(parent).startswith("/tmp/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return owner
+
+
+def _exists(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'records' / 'photoflux.db'}"
+        return
+    server, name = request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}"
+    admin = create_engine(
+        f"{server.replace('postgresql', 'postgresql+psycopg')}/postgres", isolation_level="AUTOCOMMIT"
+    )
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield f"{server}/{name}"
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def records(database_url: str) -> Iterator[Records]:
+    """Migrated records on each kind of database."""
+    migrate(database_url)
+    engine = open_engine(database_url)
+    yield Records(engine)
+    engine.dispose()
