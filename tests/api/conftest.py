@@ -9,6 +9,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -76,23 +77,50 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     """An empty database of each kind."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'records' / 'photoflux.db'}"
-        return
-    server, name = request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}"
-    admin = create_engine(
-        f"{server.replace('postgresql', 'postgresql+psycopg')}/postgres", isolation_level="AUTOCOMMIT"
-    )
+    else:
+        with new_database(request.getfixturevalue("postgres")) as url:
+            yield url
+
+
+@contextmanager
+def new_database(server: str, *, like: str = "template0") -> Iterator[str]:
+    """A database of a PostgreSQL server, a copy of `like`, dropped afterwards."""
+    name, driver = f"t{uuid.uuid4().hex}", server.replace("postgresql", "postgresql+psycopg")
+    admin = create_engine(f"{driver}/postgres", isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {like}"))
     yield f"{server}/{name}"
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
 
 
-@pytest.fixture
-def records(database_url: str) -> Iterator[Records]:
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated file, to be copied."""
+    file = tmp_path_factory.mktemp("migrated") / "photoflux.db"
+    migrate(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: str) -> Iterator[str]:
+    """Name of a migrated database, to be copied."""
+    with new_database(postgres) as url:
+        migrate(url)
+        yield url.rsplit("/", 1)[1]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def records(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]:
     """Migrated records on each kind of database."""
-    migrate(database_url)
-    engine = open_engine(database_url)
-    yield Records(engine)
-    engine.dispose()
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            shutil.copy(request.getfixturevalue("migrated_sqlite"), tmp_path / "photoflux.db")
+            url = f"sqlite:///{tmp_path / 'photoflux.db'}"
+        else:
+            server, like = (request.getfixturevalue(name) for name in ("postgres", "migrated_postgres"))
+            url = stack.enter_context(new_database(server, like=like))
+        engine = open_engine(url)
+        yield Records(engine)
+        engine.dispose()

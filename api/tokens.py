@@ -1,0 +1,156 @@
+"""Tokens this service signs itself: ES256 with `kid`, so that who checks them needs no secret, and keys can rotate.
+
+Access tokens (RFC 9068) are for the API; capabilities are for the engine, one adapter of one owner, a minute at most.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
+from sqlalchemy import select
+
+from api.db import Records, SigningKey, now_ms
+from api.secrets import service_label
+from photoflux.errors import PhotoFluxError
+from photoflux.vault.keyring import Keyring
+from photoflux.vault.sealed import seal_bytes, unseal_bytes
+
+ALGORITHM = "ES256"
+API, ENGINE = "photoflux-api", "photoflux-engine"
+TYPES = {API: "at+jwt", ENGINE: "cap+jwt"}
+CAPABILITY_S = 60
+LEEWAY_S = 30
+READ_AGAIN_S = 5.0
+"""An unknown `kid` makes the keys be read again, but not more often than this."""
+
+
+class BadToken(PhotoFluxError):
+    """A token that is not ours, not for this, expired or altered. Which of them is nobody's business."""
+
+
+@dataclass(frozen=True)
+class Bearer:
+    """Whom an access token speaks for."""
+
+    user_id: str
+    role: str
+    sign_in_id: str
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What the engine may do for whom."""
+
+    owner: str
+    adapter_sha256: str
+
+
+class Tokens:
+    """Signs and checks tokens with the keys in the records."""
+
+    def __init__(self, records: Records, keyring: Keyring, *, issuer: str, access_s: int = 600) -> None:
+        self.records, self.keyring, self.issuer, self.access_s = records, keyring, issuer, access_s
+        self._signer: ECKey | None = None
+        self._verifiers: dict[str, ECKey] = {}
+        self._read_at, self._lock = -READ_AGAIN_S, threading.Lock()
+
+    def access(self, bearer: Bearer) -> str:
+        """An access token for the API."""
+        claims = {"sub": bearer.user_id, "role": bearer.role, "sid": bearer.sign_in_id}
+        return self._signed(API, claims, seconds=self.access_s)
+
+    def bearer(self, token: str) -> Bearer:
+        """Whom a token speaks for. Raises BadToken."""
+        claims = self._checked(token, API)
+        return Bearer(str(claims["sub"]), str(claims.get("role")), str(claims.get("sid")))
+
+    def capability(self, capability: Capability) -> str:
+        """A token for the engine."""
+        claims = {"sub": capability.owner, "adapter": capability.adapter_sha256}
+        return self._signed(ENGINE, claims, seconds=CAPABILITY_S)
+
+    def granted(self, token: str) -> Capability:
+        """What a token lets the engine do. Raises BadToken."""
+        claims = self._checked(token, ENGINE)
+        return Capability(str(claims["sub"]), str(claims.get("adapter")))
+
+    def rotate(self) -> str:
+        """Sign with a new key from now on and return its id. The ones before verify until their last token has expired."""
+        key = ECKey.generate_key("P-256")
+        kid = key.thumbprint()
+        private = seal_bytes(key.as_pem(private=True), label=_label(kid), keyring=self.keyring)
+        with self.records.writing() as session:
+            for older in session.scalars(select(SigningKey).where(SigningKey.retired_ms.is_(None))):
+                older.retired_ms = now_ms() + 1000 * (self.access_s + LEEWAY_S)
+            session.add(SigningKey(kid=kid, private=private, public=key.as_dict(private=False)))
+        self._read(force=True)
+        return kid
+
+    def jwks(self) -> dict[str, Any]:
+        """The public keys, for whoever checks these tokens elsewhere (RFC 7517)."""
+        self._read()
+        keys = [key.as_dict(private=False) | {"kid": kid} for kid, key in self._verifiers.items()]
+        return {"keys": [key | {"use": "sig", "alg": ALGORITHM} for key in keys]}
+
+    def _signed(self, audience: str, claims: dict[str, Any], *, seconds: int) -> str:
+        key, now = self._current(), int(time.time())
+        header = {"alg": ALGORITHM, "kid": key.thumbprint(), "typ": TYPES[audience]}
+        more = {"iss": self.issuer, "aud": audience, "iat": now, "exp": now + seconds, "jti": uuid.uuid4().hex}
+        return jwt.encode(header, more | claims, key, algorithms=[ALGORITHM])
+
+    def _checked(self, token: str, audience: str) -> dict[str, Any]:
+        try:
+            decoded = jwt.decode(token, self._verifier(token), algorithms=[ALGORITHM])
+            jwt.JWTClaimsRegistry(
+                leeway=LEEWAY_S, iss={"essential": True, "value": self.issuer}, exp={"essential": True},
+                aud={"essential": True, "value": audience}, sub={"essential": True}, iat={"essential": True},
+            ).validate(decoded.claims)  # fmt: skip
+        except (JoseError, ValueError, TypeError, KeyError) as error:
+            raise BadToken("the token is not valid; sign in again") from error
+        if decoded.header.get("typ") != TYPES[audience]:
+            raise BadToken("the token is not valid; sign in again")
+        return dict(decoded.claims)
+
+    def _verifier(self, token: str) -> ECKey:
+        """The key that the token names, whatever else its header claims."""
+        from joserfc.jws import extract_compact
+
+        kid = extract_compact(token.encode()).headers().get("kid")
+        if not isinstance(kid, str):
+            raise BadToken("the token is not valid; sign in again")
+        if kid not in self._verifiers:
+            self._read(force=time.monotonic() - self._read_at > READ_AGAIN_S)
+        return self._verifiers[kid]
+
+    def _current(self) -> ECKey:
+        self._read()
+        if self._signer is None:
+            self.rotate()
+        assert self._signer is not None
+        return self._signer
+
+    def _read(self, *, force: bool = False) -> None:
+        """Read the keys that still verify, and the newest to sign with; again every minute, since others rotate too."""
+        with self._lock:
+            if not force and time.monotonic() - self._read_at < 60:
+                return
+            with self.records.reading() as session:
+                rows = list(session.scalars(select(SigningKey).order_by(SigningKey.created_ms)))
+            valid = [row for row in rows if row.retired_ms is None or row.retired_ms > now_ms()]
+            self._verifiers = {row.kid: ECKey.import_key(row.public) for row in valid}
+            signing = [row for row in valid if row.retired_ms is None]
+            if signing and (self._signer is None or self._signer.thumbprint() != signing[-1].kid):
+                pem = unseal_bytes(signing[-1].private, label=_label(signing[-1].kid), keyring=self.keyring)
+                self._signer = ECKey.import_key(pem)
+            self._read_at = time.monotonic()
+
+
+def _label(kid: str) -> Any:
+    return service_label("signing-key", kid)
