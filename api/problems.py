@@ -1,0 +1,149 @@
+"""Every error as application/problem+json (RFC 9457), with a type that clients can rely on and nothing of what was sent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.identity import SignInFailed
+from api.sessions import SignedOut
+from api.tokens import BadToken
+from photoflux.errors import InputError, PhotoFluxError
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+TYPES = "https://photoflux.dev/problems/"
+TITLES = {
+    400: "bad-request", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed",
+    409: "conflict", 412: "precondition-failed", 413: "too-large", 415: "unsupported-media-type", 422: "invalid",
+    428: "precondition-required", 429: "too-many-requests", 500: "internal", 503: "unavailable",
+}  # fmt: skip
+SENTENCES = {
+    400: "The request cannot be understood.",
+    401: "Sign in first.",
+    403: "You may not do this.",
+    404: "There is no such thing here.",
+    405: "This address does not take this method.",
+    413: "The request is larger than is taken here.",
+    415: "This kind of content is not taken here.",
+    429: "Too many requests; try again later.",
+    500: "Something went wrong here; it has been noted. Try again later.",
+    503: "The service is busy or stopping; try again later.",
+}
+
+
+class FieldError(BaseModel):
+    """One field that is not as it should be."""
+
+    where: str = Field(description="path of the field, such as body.n")
+    message: str
+
+
+class ProblemDetails(BaseModel):
+    """What every error looks like."""
+
+    type: str = Field(description="stable identifier of the kind of problem", examples=[f"{TYPES}not-found"])
+    title: str = Field(examples=["not found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=[SENTENCES[404]])
+    errors: list[FieldError] | None = None
+
+
+class Problem(PhotoFluxError):
+    """An error that a route answers with: `kind` is the last part of its type."""
+
+    def __init__(self, status: int, kind: str, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail, self.headers = status, kind, detail, dict(headers or {})
+
+
+def problem(
+    status: int, kind: str = "", detail: str = "", *, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """A problem as a response."""
+    kind = kind or TITLES.get(status, "error")
+    body = {"type": TYPES + kind, "title": kind.replace("-", " "), "status": status,
+            "detail": detail or SENTENCES.get(status, "The request was refused.")}  # fmt: skip
+    return JSONResponse(body | more, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception with a problem."""
+    known: dict[type[Exception], tuple[int, str]] = {
+        BadToken: (401, "unauthorized"),
+        SignedOut: (401, "signed-out"),
+        SignInFailed: (400, "sign-in-failed"),
+        InputError: (422, "invalid"),
+    }
+
+    async def of_ours(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, Problem):
+            return problem(error.status, error.kind, error.detail, headers=error.headers)
+        status, kind = next((told for cls, told in known.items() if isinstance(error, cls)), (422, "refused"))
+        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+        return problem(status, kind, str(error), headers=headers)
+
+    async def of_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return problem(error.status_code, headers=error.headers)
+
+    async def of_fields(_: Request, error: Exception) -> JSONResponse:
+        """Where and what, but not what was sent: it may be a prompt."""
+        assert isinstance(error, RequestValidationError)
+        found = [{"where": ".".join(map(str, one["loc"])), "message": str(one["msg"])} for one in error.errors()]
+        return problem(422, "invalid", "Some fields are not as they should be.", errors=found)
+
+    app.add_exception_handler(PhotoFluxError, of_ours)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(RequestValidationError, of_fields)
+
+
+class Outermost:
+    """Turns what escapes the application, or answers outside of its handlers, into problems: 413 and 500 among them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        replaced, started = False, False
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal replaced, started
+            if message["type"] == "http.response.start":
+                started = True
+                replaced = message["status"] >= 400 and _is_plain_text(message)
+                if replaced:
+                    return await problem(message["status"], headers=_kept(message))(scope, receive, send)
+            elif replaced:
+                return None
+            return await send(message)
+
+        try:
+            return await self.app(scope, receive, sending)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope.get("path", "")[:200])
+            if started:
+                raise
+            return await problem(500)(scope, receive, send)
+
+
+def _is_plain_text(message: Message) -> bool:
+    kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
+    return not kinds or kinds[0].startswith(b"text/plain")
+
+
+def _kept(message: Message) -> dict[str, str]:
+    """Headers that mean something beside the body."""
+    wanted = (b"retry-after", b"www-authenticate", b"allow", b"connection")
+    return {name.decode(): value.decode() for name, value in message["headers"] if name.lower() in wanted}

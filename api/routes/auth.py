@@ -1,0 +1,132 @@
+"""Signing in and out: the redirect to the provider and back, and access tokens for whoever holds the cookie."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Cookie, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from pydantic import BaseModel, Field
+
+from api.deps import Caller, Service, ServiceDep
+from api.identity import SignInFailed
+from api.problems import Problem
+from api.sessions import Refreshed, SignedOut
+
+router = APIRouter(prefix="/api/auth", tags=["sign-in"])
+REFRESH, STATE = "photoflux_refresh", "photoflux_sign_in"
+PATH = "/api/auth"
+FLOW_S = 600
+
+
+class AccessToken(BaseModel):
+    """What to send as `Authorization: Bearer …`."""
+
+    access_token: str
+    token_type: str = "Bearer"
+    expires_in: int = Field(description="seconds", examples=[600])
+
+
+class Me(BaseModel):
+    """Who is signed in."""
+
+    id: str
+    role: str
+    name: str
+    email: str
+
+
+@router.get("/login", operation_id="login", status_code=302, response_class=RedirectResponse)
+def login(service: ServiceDep) -> Response:
+    """Send the browser to the provider."""
+    url, state = service.identities.begin()
+    answer = RedirectResponse(url, 302)
+    _set_cookie(answer, service, STATE, state, seconds=FLOW_S, same_site="lax")
+    return answer
+
+
+@router.get("/callback", operation_id="callback", status_code=302, response_class=RedirectResponse)
+def callback(
+    service: ServiceDep,
+    state: Annotated[str, Query(max_length=200)],
+    code: Annotated[str, Query(max_length=2000)] = "",
+    photoflux_sign_in: Annotated[str | None, Cookie()] = None,
+) -> Response:
+    """Where the provider sends the browser back to: it must be the browser that was sent there."""
+    if not photoflux_sign_in or not secrets.compare_digest(photoflux_sign_in.encode(), state.encode()):
+        raise SignInFailed("this sign-in was begun in another browser; sign in again")
+    if not code:
+        raise SignInFailed("the sign-in provider gave no consent; sign in again")
+    user = service.identities.account(service.identities.finish(state=state, code=code))
+    begun = service.sign_ins.begin(user.id)
+    answer = RedirectResponse("/", 302)
+    answer.delete_cookie(STATE, path=PATH)
+    _keep(answer, service, begun)
+    return answer
+
+
+@router.post("/refresh", operation_id="refresh")
+def refresh(
+    request: Request, response: Response, service: ServiceDep, photoflux_refresh: Annotated[str | None, Cookie()] = None
+) -> AccessToken:
+    """A fresh access token for the browser that holds the sign-in; its cookie is exchanged, too."""
+    _refuse_other_sites(request, service)
+    if not photoflux_refresh:
+        raise SignedOut("you are not signed in; sign in first")
+    going_on = service.sign_ins.refresh(photoflux_refresh)
+    _keep(response, service, going_on)
+    response.headers["Cache-Control"] = "no-store"
+    return AccessToken(access_token=_access(service, going_on), expires_in=service.settings.access_token_s)
+
+
+@router.post("/logout", operation_id="logout", status_code=204)
+def logout(
+    request: Request, response: Response, service: ServiceDep, photoflux_refresh: Annotated[str | None, Cookie()] = None
+) -> None:
+    """End this sign-in."""
+    _refuse_other_sites(request, service)
+    if photoflux_refresh:
+        service.sign_ins.end(photoflux_refresh)
+    response.delete_cookie(REFRESH, path=PATH)
+
+
+@router.get("/me", operation_id="me")
+def me(service: ServiceDep, caller: Caller) -> Me:
+    """Who is signed in."""
+    from api.db import User
+
+    with service.records.reading() as session:
+        user = session.get_one(User, caller.user_id)
+    return Me(id=user.id, role=user.role, **service.identities.profile(user))
+
+
+@router.get("/jwks", operation_id="jwks")
+def jwks(service: ServiceDep) -> dict[str, Any]:
+    """The public keys that access tokens are signed with (RFC 7517)."""
+    return service.tokens.jwks()
+
+
+def _access(service: Service, one: Refreshed) -> str:
+    from api.tokens import Bearer
+
+    return service.tokens.access(Bearer(one.user_id, one.role, one.sign_in_id))
+
+
+def _keep(answer: Response, service: Service, one: Refreshed) -> None:
+    _set_cookie(
+        answer, service, REFRESH, one.token, seconds=service.settings.session_days * 24 * 3600, same_site="strict"
+    )
+
+
+def _set_cookie(answer: Response, service: Service, name: str, value: str, *, seconds: int, same_site: Any) -> None:
+    answer.set_cookie(
+        name, value, max_age=seconds, path=PATH, httponly=True, secure=service.settings.secure, samesite=same_site
+    )
+
+
+def _refuse_other_sites(request: Request, service: Service) -> None:
+    """A cookie travels by itself, so that the page that sent it must be ours."""
+    origin = request.headers.get("origin")
+    if origin is not None and origin != service.settings.public_url.rstrip("/"):
+        raise Problem(403, "other-site", "This can only be asked for from the service's own pages.")
