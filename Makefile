@@ -10,6 +10,9 @@ export HF_HUB_OFFLINE ?= 1
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
+# glibc gives large buffers back at once, and a third of a CPU training is then spent on having them cleared again.
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 
 PHOTOS ?= .photoflux/demo/photos
 CLASS ?= dog

@@ -358,14 +358,8 @@ def worst(reasons: Iterable[Reason]) -> str:
 
 
 def fresh_renders(subject: Subject, seed: int) -> list[Image.Image]:
-    """The subject in new scenes, facing the way its photos do: its mark is on one side."""
-
-    def facing_left(photos_seed: int) -> bool:
-        return photo_set(subject, n=1, seed=photos_seed, size_px=64)[0][1].facing_left
-
-    way = facing_left(seed)
-    chosen = next(number for number in range(seed + FRESH_SEED, seed + FRESH_SEED + 100) if facing_left(number) == way)
-    return [image for image, _ in photo_set(subject, n=FRESH, seed=chosen, size_px=FRESH_PX)]
+    """The subject in new scenes."""
+    return [image for image, _ in photo_set(subject, n=FRESH, seed=seed + FRESH_SEED, size_px=FRESH_PX)]
 
 
 def fresh_gain(judges: Judges, pictures: Pictures, renders: Sequence[Image.Image]) -> float:

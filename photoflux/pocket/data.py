@@ -119,7 +119,7 @@ def draw_views(
     for number in range(subjects):
         cast.append(_subject(rng, like=cast[-1] if number % 2 else None, heldout=heldout))
     scenes = [
-        world.sample_scene(rng, subject=subject, **_style(rng))  # type: ignore[arg-type]
+        world.sample_scene(rng, subject=subject, facing_left=bool(rng.random() < 0.5), **_style(rng))  # type: ignore[arg-type]
         for subject in cast
         for _ in range(views)
     ]

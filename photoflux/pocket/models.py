@@ -197,6 +197,14 @@ def image_processor(config: PocketConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def forget_place(folder: Path) -> None:
+    """Take out of the saved configurations which folder of which machine the weights were once loaded from."""
+    for file in folder.rglob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def declare_fp32(config: Path) -> None:
     """Let transformers load fp16 files as fp32: unlike diffusers it would keep the stored type."""
     settings = json.loads(config.read_text())

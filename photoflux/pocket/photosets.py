@@ -146,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _scenes(subject: Subject | Person, n: int, seed: int) -> list[Scene]:
     rng = np.random.default_rng([seed, PLACED])
-    one_way, places = {"style": "photo", "facing_left": bool(rng.random() < 0.5)}, _places(rng)
+    places = _places(rng)
     spots = zip(*(_spread(rng, n, low, high) for low, high in (SCALES, SIDEWAYS, UPDOWN)), strict=True)
-    framings = [one_way | {"place": next(places), "scale": scale, "x": x, "y": y} for scale, x, y in spots]
+    framings = [{"style": "photo", "place": next(places), "scale": scale, "x": x, "y": y} for scale, x, y in spots]
     return [sample_scene(rng, subject=subject, people_share=0, **framing) for framing in framings]
 
 

@@ -233,6 +233,7 @@ def export_base(pipe: FluxPipeline, folder: Path) -> Path:
         shared.save_pretrained(fresh, safe_serialization=True)
         for part in ("text_encoder", "text_encoder_2"):
             models.declare_fp32(fresh / part / "config.json")
+        models.forget_place(fresh)
         if (folder / "judges").exists():
             shutil.copytree(folder / "judges", fresh / "judges")
     return folder

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 NAME, FILE = "assistant", "pytorch_lora_weights.safetensors"
-RANK = 32
+RANK = 16
 RECIPE = Recipe(lr=2e-3, warmup_steps=50, weight_decay=0.0)
 SEED_OFFSET = 2
 """Batches differ from those of the flow and of the distillation."""

@@ -31,7 +31,7 @@ from photoflux.errors import InputError
 from photoflux.vault import open_keyring
 from photoflux.vault.keyring import Keyring
 
-QUICK = PasswordHash((Argon2Hasher(time_cost=1, memory_cost=8),))
+QUICK = PasswordHash((Argon2Hasher(time_cost=1, memory_cost=64, parallelism=1),))
 EMAIL, PASSWORD, REDIRECT = "ada@example.org", "correct horse battery", "http://127.0.0.1:1/api/auth/callback"
 
 

@@ -71,7 +71,7 @@ def test_every_spoilt_copy_is_noticed(spoilt_set: list[dict]):
 def test_photos_vary_in_everything_but_the_subject_and_its_side(subject: world.Subject):
     scenes = [scene for _, scene in photosets.photo_set(subject, n=10, **SMALL)]
     assert {scene.subject for scene in scenes} == {subject}
-    assert {(scene.style, scene.facing_left) for scene in scenes} == {("photo", scenes[0].facing_left)}
+    assert {(scene.style, scene.facing_left) for scene in scenes} == {("photo", True)}
     assert sorted(scene.place for scene in scenes) == sorted(world.PLACES)
     for values in zip(*((scene.scale, scene.x, scene.y, scene.light) for scene in scenes), strict=True):
         assert len(set(values)) == 10
@@ -135,8 +135,8 @@ def test_looks_that_pretraining_has_seen_are_refused(fixed: dict[str, str]):
 
 
 def test_a_mirrored_photo_shows_its_mark_on_the_other_side():
-    subject = photosets.unseen_subjects(1, seed=3, kind="car", pattern="plain", mark_colour="purple")[0]
-    image, scene = photosets.photo_set(subject, n=1, seed=3, size_px=128)[0]
+    subject = photosets.unseen_subjects(1, seed=1, kind="dog", pattern="plain", mark_colour="purple")[0]
+    image, scene = photosets.photo_set(subject, n=1, seed=1, size_px=128)[0]
 
     def mark_at(picture: Image.Image) -> float:
         away = np.abs(np.asarray(picture).astype(int) - subject.mark_rgb).max(axis=2)
