@@ -22,8 +22,12 @@ class Settings(BaseSettings):
     environment: Literal["development", "production"] = Field(
         default="development", description="production refuses what is only meant for one machine"
     )
-    keyring: str = Field(default="", description="folder or gs://bucket of wrapped keysets; empty: a folder in state_dir")
-    kek_uri: str = Field(default="", description="key that wraps keysets: local-kms:// or gcp-kms://; empty: a key file")
+    keyring: str = Field(
+        default="", description="folder or gs://bucket of wrapped keysets; empty: a folder in state_dir"
+    )
+    kek_uri: str = Field(
+        default="", description="key that wraps keysets: local-kms:// or gcp-kms://; empty: a key file"
+    )
     threads: int = Field(default=0, ge=0, description="CPU threads for torch; 0: all cores")
 
     @property
