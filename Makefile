@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
-# glibc gives large buffers back at once, and a third of a CPU training is then spent on having them cleared again.
+# glibc gives large buffers back at once and has them cleared anew; kept, they let a CPU encode pictures 1.5 times as fast.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 

@@ -1,7 +1,7 @@
 """The records: what is kept of whom, in SQLite on one machine or in PostgreSQL, by the same models.
 
-No column holds a person's words, names or pictures in the clear: what is personal is a `Sealed` column (bytes that the
-vault sealed under the owner's keyset) or lies in the blob store. Times are milliseconds since 1970 in UTC, ids are random.
+No column holds a person's words, names or pictures in the clear: what is personal is bytes that the vault sealed under
+the owner's keyset, or lies in the blob store. Times are milliseconds since 1970 in UTC, ids are random.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 BUSY_MS = 5000
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
-"""Of runs and generations; the last three are final."""
-FINAL = STATES[2:]
+"""Of runs, generations and exports; the last three are final."""
 
 
 def now_ms() -> int:

@@ -22,7 +22,7 @@ from joserfc.jwk import KeySet
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 
-from api.db import LoginFlow, Records, Tombstone, User, new_id, now_ms
+from api.db import LoginFlow, Records, User, new_id, now_ms
 from api.secrets import keyed_digest, pepper
 from photoflux.errors import PhotoFluxError
 from photoflux.vault.keyring import Keyring
@@ -183,11 +183,6 @@ class Identities:
         """How the records know an identity without holding it."""
         self._pepper = self._pepper or pepper(self.keyring)
         return keyed_digest(self._pepper, identity.issuer, identity.subject)
-
-    def was_erased(self, login: str) -> bool:
-        """Whether this identity had an account that was erased."""
-        with self.records.reading() as session:
-            return session.get(Tombstone, login) is not None
 
     def profile(self, user: User) -> dict[str, str]:
         """Name and e-mail."""

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Response
 from sqlalchemy import text
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
 from api.db import Records, migrate, open_engine
 from api.deps import Service, ServiceDep
+from api.embedded_provider import CLIENT_ID, Accounts, make_provider
 from api.identity import Identities, Provider
 from api.problems import Problem, ProblemDetails
-from api.provider import CLIENT_ID, Accounts, make_provider
 from api.routes import auth
 from api.sessions import SignIns
 from api.settings import ApiSettings, get_api_settings
@@ -111,14 +111,12 @@ class SafeHeaders:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-        async def sending(message) -> None:  # type: ignore[no-untyped-def]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
-                added = [
-                    (n.lower().encode(), v.encode()) for n, v in HEADERS.items() if n.lower().encode() not in present
-                ]
-                message = {**message, "headers": [*message["headers"], *added]}
+                ours = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message["headers"], *(one for one in ours if one[0] not in present)]
             await send(message)
 
         await self.app(scope, receive, sending)

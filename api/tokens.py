@@ -27,8 +27,8 @@ API, ENGINE = "photoflux-api", "photoflux-engine"
 TYPES = {API: "at+jwt", ENGINE: "cap+jwt"}
 CAPABILITY_S = 60
 LEEWAY_S = 30
-READ_AGAIN_S = 5.0
-"""An unknown `kid` makes the keys be read again, but not more often than this."""
+KEPT_S, READ_AGAIN_S = 60.0, 5.0
+"""Keys are read again after a minute, since others rotate too; for an unknown `kid` sooner, but not at anybody's pace."""
 
 
 class BadToken(PhotoFluxError):
@@ -59,7 +59,7 @@ class Tokens:
         self.records, self.keyring, self.issuer, self.access_s = records, keyring, issuer, access_s
         self._signer: ECKey | None = None
         self._verifiers: dict[str, ECKey] = {}
-        self._read_at, self._lock = -READ_AGAIN_S, threading.Lock()
+        self._read_at, self._lock = float("-inf"), threading.Lock()
 
     def access(self, bearer: Bearer) -> str:
         """An access token for the API."""
@@ -82,13 +82,16 @@ class Tokens:
         return Capability(str(claims["sub"]), str(claims.get("adapter")))
 
     def rotate(self) -> str:
-        """Sign with a new key from now on and return its id. The ones before verify until their last token has expired."""
+        """Sign with a new key from now on and return its id.
+
+        The ones before verify until the last token has expired that a process signed before it heard of the new one.
+        """
         key = ECKey.generate_key("P-256")
         kid = key.thumbprint()
         private = seal_bytes(key.as_pem(private=True), label=_label(kid), keyring=self.keyring)
         with self.records.writing() as session:
             for older in session.scalars(select(SigningKey).where(SigningKey.retired_ms.is_(None))):
-                older.retired_ms = now_ms() + 1000 * (self.access_s + LEEWAY_S)
+                older.retired_ms = now_ms() + round(1000 * (self.access_s + LEEWAY_S + KEPT_S))
             session.add(SigningKey(kid=kid, private=private, public=key.as_dict(private=False)))
         self._read(force=True)
         return kid
@@ -137,9 +140,9 @@ class Tokens:
         return self._signer
 
     def _read(self, *, force: bool = False) -> None:
-        """Read the keys that still verify, and the newest to sign with; again every minute, since others rotate too."""
+        """Read the keys that still verify, and the newest to sign with."""
         with self._lock:
-            if not force and time.monotonic() - self._read_at < 60:
+            if not force and time.monotonic() - self._read_at < KEPT_S:
                 return
             with self.records.reading() as session:
                 rows = list(session.scalars(select(SigningKey).order_by(SigningKey.created_ms)))

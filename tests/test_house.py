@@ -117,5 +117,12 @@ def test_no_machine_path_and_no_registry_host_is_tracked():
     assert found == []
 
 
+def test_no_shipped_configuration_says_where_it_was_loaded_from():
+    found = [
+        path.relative_to(ROOT) for path in tracked() if path.suffix == ".json" and "_name_or_path" in path.read_text()
+    ]
+    assert found == []
+
+
 def test_every_module_says_what_it_is_for():
     assert [str(p) for p in CODE if not ast.get_docstring(ast.parse(p.read_text())) and p.stat().st_size] == []

@@ -9,10 +9,12 @@ from fastapi import APIRouter, Cookie, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
+from api.db import User
 from api.deps import Caller, Service, ServiceDep
 from api.identity import SignInFailed
 from api.problems import Problem
 from api.sessions import Refreshed, SignedOut
+from api.tokens import Bearer
 
 router = APIRouter(prefix="/api/auth", tags=["sign-in"])
 REFRESH, STATE = "photoflux_refresh", "photoflux_sign_in"
@@ -94,8 +96,6 @@ def logout(
 @router.get("/me", operation_id="me")
 def me(service: ServiceDep, caller: Caller) -> Me:
     """Who is signed in."""
-    from api.db import User
-
     with service.records.reading() as session:
         user = session.get_one(User, caller.user_id)
     return Me(id=user.id, role=user.role, **service.identities.profile(user))
@@ -108,8 +108,6 @@ def jwks(service: ServiceDep) -> dict[str, Any]:
 
 
 def _access(service: Service, one: Refreshed) -> str:
-    from api.tokens import Bearer
-
     return service.tokens.access(Bearer(one.user_id, one.role, one.sign_in_id))
 
 

@@ -118,13 +118,16 @@ class Pool:
             with self._lock:
                 if key in self._held:
                     return self._held[key]
-            adapter = self.load(key)
-            self._put(key, adapter)
-            return adapter
+            try:
+                adapter = self.load(key)
+                self._put(key, adapter)
+                return adapter
+            finally:
+                with self._lock:
+                    self._loading.pop(key, None)
 
     def _put(self, key: AdapterKey, adapter: Adapter) -> None:
         with self._lock:
-            self._loading.pop(key, None)
             self._held[key] = adapter
             while self.nbytes > self.limit_bytes and len(self._held) > 1:
                 self._held.popitem(last=False)

@@ -113,6 +113,7 @@ class Engine:
         self.drawing: Request | None = None
         self._fetching: threading.Thread | None = None
         self._merged: AdapterKey | None = None
+        self._turn = threading.Lock()
         self._prompts: OrderedDict[str, PromptEmbeds] = OrderedDict()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
@@ -140,10 +141,14 @@ class Engine:
             _fail(request, CancelledError())
 
     def forget(self, owner: str) -> None:
-        """Drop all that is kept of an owner."""
-        self.host.forget(owner)
-        self.device.forget(owner)
-        self._prompts.clear()
+        """Drop all that is kept of an owner, once the request that is being drawn is done."""
+        with self._turn:
+            self.host.forget(owner)
+            self.device.forget(owner)
+            self._prompts.clear()
+            if self._merged and self._merged.owner == owner:
+                self._merged = None
+                self.merger.restore()
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take nothing new and finish what waits; False when that took longer than `timeout_s`."""
@@ -163,9 +168,9 @@ class Engine:
                 return
             self.drawing = request
             try:
-                self._serve(request)
+                with self._turn:
+                    self._serve(request)
             except BaseException as error:
-                self._merged = None
                 _fail(request, error)
                 if not isinstance(error, PhotoFluxError | CancelledError):
                     log.exception("a request failed")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,9 @@ from photoflux.vault.sealed import Label, seal, unseal
 
 
 class Sealer(Protocol):
-    """Turns a plaintext file into the stored one, and back."""
+    """Turns a plaintext file into the stored one, and back. Plaintext that is `private` is never written beside it."""
+
+    private: bool
 
     def seal(self, plain: Path, stored: Path) -> None: ...
 
@@ -31,6 +33,8 @@ class Sealer(Protocol):
 
 class Plain:
     """The identity: stored bytes are the plaintext bytes."""
+
+    private = False
 
     def seal(self, plain: Path, stored: Path) -> None:
         os.replace(plain, stored)
@@ -41,6 +45,8 @@ class Plain:
 
 class Sealed:
     """Ciphertext of one owner, bound to what the file is: `dataset.tar` does not open as `adapter.tar`."""
+
+    private = True
 
     def __init__(self, owner: str) -> None:
         self.owner, self.keyring = check_owner(owner), open_keyring()
@@ -99,8 +105,10 @@ def committed(path: Path, *, key: str) -> Iterator[Path]:
     """A temporary path to write; it becomes `path`, sealed, when the block ends well, and is removed when not."""
     chosen = sealer(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".photoflux-", dir=path.parent) as scratch:
-        plain, stored = Path(scratch) / path.name, Path(scratch) / "sealed"
+    with ExitStack() as stack:
+        beside = stack.enter_context(tempfile.TemporaryDirectory(prefix=".photoflux-", dir=path.parent))
+        own = tempfile.TemporaryDirectory(prefix="photoflux-") if chosen.private else nullcontext(beside)
+        plain, stored = Path(stack.enter_context(own)) / path.name, Path(beside) / "sealed"
         yield plain
         if not plain.is_file():
             raise FileNotFoundError(f"nothing was written for {path.name}")

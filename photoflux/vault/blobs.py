@@ -102,7 +102,8 @@ class FolderStore:
         return (self.folder / check_name(name)).is_file()
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        names = (file.relative_to(self.folder).as_posix() for file in self.folder.rglob("*") if file.is_file())
+        start = self.folder / prefix.rpartition("/")[0]
+        names = (file.relative_to(self.folder).as_posix() for file in start.rglob("*") if file.is_file())
         yield from sorted(name for name in names if name.startswith(prefix) and NAME.fullmatch(name))
 
 

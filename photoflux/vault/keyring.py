@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OWNER = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 FOLDER = "keysets"
+TRIES = 3
 KEPT_S, KEPT = 300.0, 256
 """Opened keysets stay in memory for this many seconds, and this many of them: the longest that an erased owner's
 sealed bytes can still be opened by a process that had opened them before."""
@@ -69,13 +70,6 @@ class Keyring:
     def ensure(self, owner: str) -> int:
         """The newest version, made when there is none."""
         return max(self.versions(owner), default=0) or self.create(owner)
-
-    def newest(self, owner: str) -> int:
-        """Raises KeyMissing."""
-        versions = self.versions(owner)
-        if not versions:
-            raise KeyMissing(f"owner {owner} has no key: never made, or erased; nothing of theirs can be opened")
-        return versions[-1]
 
     def primitive(self, owner: str, version: int) -> StreamingAead:
         """What seals and opens under one version. Raises KeyMissing."""
@@ -133,14 +127,13 @@ class Keyring:
         self.store.put_new(_name(owner, version, uri), json.dumps(content).encode())
 
     def _handle(self, owner: str, version: int) -> KeysetHandle:
-        names = [n for n in self.store.list(f"{FOLDER}/{owner}/") if _version(n) == version]
-        for name in names:
-            try:
-                return self._unwrap(name, _entry(self.store.get(name)))
-            except BlobMissing:
-                continue  # rewrapped or erased meanwhile
-        if names and self.versions(owner):
-            return self._handle(owner, version)
+        for _ in range(TRIES):
+            names = [name for name in self.store.list(f"{FOLDER}/{owner}/") if _version(name) == version]
+            for name in names:
+                with suppress(BlobMissing):  # rewrapped or erased since it was listed
+                    return self._unwrap(name, _entry(self.store.get(name)))
+            if not names:
+                break
         raise KeyMissing(f"owner {owner} has no key of version {version}: it was erased, and what it sealed with it")
 
     def _unwrap(self, name: str, entry: dict[str, str]) -> KeysetHandle:

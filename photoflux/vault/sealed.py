@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from photoflux.errors import PhotoFluxError
@@ -115,12 +114,6 @@ def _through(way: Callable[..., None], data: bytes, *, label: Label, keyring: Ke
     sink = io.BytesIO()
     way(io.BytesIO(data), sink, label=label, keyring=keyring)
     return sink.getvalue()
-
-
-def is_sealed(file: Path) -> bool:
-    """Whether a file begins as sealed ones do."""
-    with file.open("rb") as opened:
-        return opened.read(len(FORMAT) + 15).startswith(b'{"format": "' + FORMAT.encode())
 
 
 def _line(label: Label, version: int) -> bytes:

@@ -25,8 +25,8 @@ from sqlalchemy import func, select
 
 from api import identity as module
 from api.db import Records, User
+from api.embedded_provider import CLIENT_ID, Accounts, make_provider
 from api.identity import Identities, Identity, Provider, SignInFailed
-from api.provider import CLIENT_ID, Accounts, make_provider
 from photoflux.errors import InputError
 from photoflux.vault import open_keyring
 from photoflux.vault.keyring import Keyring

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from api import main
-from api.provider import Accounts
+from api.embedded_provider import Accounts
 from api.settings import ApiSettings
 
 EMAIL, PASSWORD = "ada@example.org", "correct horse battery"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 
 import pytest
+import torch
 from PIL import Image
 
 from photoflux.errors import InputError
@@ -160,7 +161,13 @@ def test_a_failure_is_one_requests_own(engine: Engine, key_of: KeyOf, monkeypatc
     assert drawn(engine, key_of(1))
 
 
-def test_an_erased_owner_is_forgotten(engine: Engine, key_of: KeyOf):
+def test_an_erased_owner_is_forgotten_even_in_the_weights(engine: Engine, key_of: KeyOf):
+    base = {name: weight.clone() for name, weight in engine.merger.weights.items()}
     drawn(engine, key_of(1))
+    assert any(not torch.equal(base[name], weight) for name, weight in engine.merger.weights.items())
+    engine.forget("user-2")
+    assert key_of(1) in engine.device
     engine.forget("user-1")
     assert key_of(1) not in engine.device and key_of(1) not in engine.host
+    assert all(torch.equal(base[name], weight) for name, weight in engine.merger.weights.items())
+    assert drawn(engine, key_of(1)), "while the registry has it, it can be fetched again"

@@ -86,3 +86,12 @@ def test_a_named_key_file_is_not_made_by_the_way(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match="missing"), committed(tmp_path / "a", key="vault://ada") as plain:
         plain.write_bytes(b"x")
     assert not (tmp_path / "kek").exists() and not (tmp_path / "a").exists()
+
+
+def test_plaintext_that_is_sealed_never_lies_beside_it(tmp_path: Path):
+    """A killed step leaves its temporary files, and pipelines keep their artifacts where many can read."""
+    with committed(tmp_path / "runs" / "dataset.tar", key="vault://ada") as plain:
+        plain.write_bytes(b"photos")
+        assert tmp_path not in plain.parents and plain.parent.stat().st_mode & 0o077 == 0
+        assert not [f for f in tmp_path.rglob("*") if f.is_file() and b"photos" in f.read_bytes()]
+    assert not plain.exists() and (tmp_path / "runs" / "dataset.tar").is_file()

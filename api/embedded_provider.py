@@ -198,7 +198,7 @@ class S256(CodeChallenge):
         super().validate_code_challenge(grant, redirect_uri)
 
 
-class Provider(AuthorizationServer):
+class Server(AuthorizationServer):
     """The server behind the pages."""
 
     def __init__(self, *, issuer: str, redirect_uri: str, accounts: Accounts) -> None:
@@ -230,7 +230,7 @@ def _access_token(**about: Any) -> dict[str, Any]:
     return {"token_type": "Bearer", "access_token": secrets.token_urlsafe(), "expires_in": 60, "scope": about["scope"]}
 
 
-def _grant(provider: Provider) -> type[AuthorizationCodeGrant]:
+def _grant(provider: Server) -> type[AuthorizationCodeGrant]:
     class Grant(AuthorizationCodeGrant):
         TOKEN_ENDPOINT_AUTH_METHODS = ("none",)
 
@@ -255,7 +255,7 @@ def _grant(provider: Provider) -> type[AuthorizationCodeGrant]:
     return Grant
 
 
-def _openid(provider: Provider) -> OpenIDCode:
+def _openid(provider: Server) -> OpenIDCode:
     class OpenID(OpenIDCode):
         def exists_nonce(self, nonce: str, request: OAuth2Request) -> bool:  # noqa: ARG002
             return False
@@ -280,7 +280,7 @@ def _openid(provider: Provider) -> OpenIDCode:
 
 def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts) -> FastAPI:
     """The provider's pages, to be mounted at the path of `issuer`."""
-    provider = Provider(issuer=issuer, redirect_uri=redirect_uri, accounts=accounts)
+    provider = Server(issuer=issuer, redirect_uri=redirect_uri, accounts=accounts)
     app = FastAPI(title="PhotoFlux sign-in", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.provider = provider
 
@@ -327,7 +327,7 @@ async def _in_thread(work: Any, *args: Any) -> Response:
     return await run_in_threadpool(work, *args)
 
 
-def _page(request: Request, provider: Provider, error: str = "", status: int = 200) -> Response:
+def _page(request: Request, provider: Server, error: str = "", status: int = 200) -> Response:
     """The sign-in form, or why this request for a code is refused."""
     asked = _Asked("GET", request.url.query, {}, {})
     try:
@@ -341,7 +341,7 @@ def _page(request: Request, provider: Provider, error: str = "", status: int = 2
     return HTMLResponse(PAGE.format(error=html.escape(error), action=action), status, headers)
 
 
-def _authorized(request: Request, provider: Provider, form: Mapping[str, str]) -> Response:
+def _authorized(request: Request, provider: Server, form: Mapping[str, str]) -> Response:
     account = provider.accounts.check(form.get("email", ""), form.get("password", ""))
     if account is None:
         return _page(request, provider, "E-mail and password do not belong together.", 401)
