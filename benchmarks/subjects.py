@@ -5,7 +5,7 @@
 
 One subject of each kind goes through import, validate, augment, finetune, evaluate and the gate's rules with the shipped
 `params.yaml`; beside it, on the same photos and for as many steps at the same rate, goes the *plain loop* that DreamBooth
-scripts run: no prior preservation, no training adapter, logit-normal noise levels, and the last weights. Writes
+scripts run: no prior preservation, no training or starting adapter, logit-normal noise levels, and the last weights. Writes
 `subjects.json`, `.md`, `.png` and `subjects_curves.png`. What is finished is kept in `.cache/bench`, so an interrupted
 benchmark goes on where it was.
 """
@@ -295,15 +295,15 @@ def measured_row(
 
 
 def base_without_adapter(bench: Bench) -> Path:
-    """A spec of the same base that names no training adapter."""
-    adapter = bench.spec.training_adapter
+    """A spec of the same base that names no adapters for training."""
+    folders = tuple(f"{file.parent.name}/" for file in bench.spec.training_files)
     kept = ("name", "resolution_px", "steps", "guidance_scale", "text_length", "dtype")
     content = {
         **{name: getattr(bench.spec, name) for name in kept},
         "folder": str(bench.spec.folder), "judges": str(bench.spec.judges),
         "lora_targets": list(bench.spec.lora_targets), "class_nouns": list(bench.spec.class_nouns),
         "manifest": {file: sha for file, sha in bench.spec.manifest.items()
-                     if not adapter or not file.startswith(f"{adapter.parent.name}/")},
+                     if not file.startswith(folders)},
     }  # fmt: skip
     return write_json(bench.folder / "without-adapter.yaml", content)  # JSON is YAML
 
@@ -622,7 +622,7 @@ def page(result: Mapping[str, Any]) -> str:
     count, plain = len(result["subjects"]), ", ".join(f"`finetune.{k}: {v}`" for k, v in PLAIN.changes.items())
     first = f"""{count} subjects of the pocket world, one per kind, with looks kept from pretraining, {PHOTOS} photos each.
     Verdicts are those of {result["verdicts"]}. The *plain loop* is the same fine-tuning for as many steps at the
-    same rate, without the base's training adapter and with {plain}.
+    same rate, without the base's training and starting adapters and with {plain}.
     Written by `python -m benchmarks.subjects`; pictures in `subjects.png`, everything else in `subjects.json`."""
     return f"""# Subjects that no training saw
 {fill(" ".join(first.split()), 120, break_on_hyphens=False)}

@@ -175,7 +175,7 @@ class GateParams:
     """The limits a candidate is held to; every one is compared with a bound of a 95 % interval."""
 
     calibration: str = field(
-        default="0d8a8e5ac387470c",
+        default="e227b8d9d7070ac6",
         metadata={
             "help": "Calibration these limits come from, as in benchmarks/results/subjects.json; empty: the method's defaults"
         },
@@ -515,7 +515,7 @@ class FinetuneParams:
     alpha: float = field(
         default=16.0, metadata={"help": "Strength of the adapter; its updates are scaled by alpha/rank (0.1-1024)"}
     )
-    steps: int = field(default=120, metadata={"help": "Optimiser steps (1-10000)"})
+    steps: int = field(default=100, metadata={"help": "Optimiser steps (1-10000)"})
     batch_size: int = field(default=4, metadata={"help": "Photos per step (1-64)"})
     lr: float = field(default=0.005, metadata={"help": "Peak learning rate of AdamW (1e-7 to 0.1)"})
     warmup_steps: int = field(
@@ -546,9 +546,9 @@ class FinetuneParams:
     preservation_batch: int = field(default=4, metadata={"help": "Preserved prompts per step (0-64)"})
     preservation_prompts: int = field(default=48, metadata={"help": "Pictures of the base that are preserved (1-2000)"})
     checkpoint_every: int = field(
-        default=30, metadata={"help": "Steps between candidates that are drawn and judged (1-10000)"}
+        default=25, metadata={"help": "Steps between candidates that are drawn and judged (1-10000)"}
     )
-    save_every: int = field(default=30, metadata={"help": "Steps between saved states to resume from (1-10000)"})
+    save_every: int = field(default=25, metadata={"help": "Steps between saved states to resume from (1-10000)"})
     select: str = field(
         default="best", metadata={"help": "Which candidate is kept: best (identity against prompt and leakage) or last"}
     )

@@ -45,8 +45,8 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def is_personal(subject: Mapping[str, Any]) -> bool:
-    """Whether pictures of this subject stay sealed: people, unless the photos are published sample data."""
-    return subject["class_noun"] == "person" and subject.get("consent") != "sample"
+    """Whether pictures of this subject stay sealed: all but those of published sample data."""
+    return subject.get("consent") != "sample"
 
 
 def sealed_beside(report: Path) -> Path:

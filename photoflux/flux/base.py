@@ -47,6 +47,7 @@ class BaseSpec:
     dtype: str
     lora_targets: tuple[str, ...]
     training_adapter: Path | None = None
+    start_adapter: Path | None = None
     judges: Path | None = None
     class_nouns: tuple[str, ...] = ()
     manifest: Mapping[str, str] = field(default_factory=dict)
@@ -54,11 +55,17 @@ class BaseSpec:
 
     @property
     def hash(self) -> str:
-        """Digest over the files that draw pictures; judges and training adapter may be exchanged under adapters."""
-        judges = f"{self.judges.name}/" if self.judges else "\0"
-        others = (judges, f"{self.training_adapter.parent.name}/" if self.training_adapter else judges)
+        """Digest over the files that draw pictures; judges and the adapters for training may be exchanged under adapters."""
+        others = tuple(
+            f"{place.name}/" for place in (self.judges, *(file.parent for file in self.training_files)) if place
+        )
         drawing = {name: sha for name, sha in self.manifest.items() if not name.startswith(others)}
         return hashlib.sha256(json.dumps(drawing, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def training_files(self) -> tuple[Path, ...]:
+        """Files that only fine-tuning reads: the training adapter and the starting adapter."""
+        return tuple(file for file in (self.training_adapter, self.start_adapter) if file)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -94,13 +101,15 @@ def _choices() -> str:
 
 def _parse(content: Mapping[str, Any], home: Path) -> BaseSpec:
     known = {f.name for f in fields(BaseSpec)}
-    needed = known - {"training_adapter", "judges", "class_nouns", "manifest", "recipe"}
+    needed = known - {"training_adapter", "start_adapter", "judges", "class_nouns", "manifest", "recipe"}
     if wrong := sorted(set(content) - known) or sorted(needed - set(content)):
         raise ValueError(f"key '{wrong[0]}' is {'not known' if wrong[0] in content else 'missing'}")
     if content["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {content['dtype']!r}, not one of {', '.join(DTYPES)}")
     located = {
-        key: _located(content[key], home) for key in ("folder", "training_adapter", "judges") if content.get(key)
+        key: _located(content[key], home)
+        for key in ("folder", "training_adapter", "start_adapter", "judges")
+        if content.get(key)
     }
     lists = {key: tuple(content.get(key) or ()) for key in ("lora_targets", "class_nouns")}
     return BaseSpec(**{**content, **lists, **located, "manifest": dict(content.get("manifest") or {})})

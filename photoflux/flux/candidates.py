@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from photoflux.errors import InputError
 from photoflux.flux.data import SURROUNDINGS, Photos, with_article
 from photoflux.flux.lora import drawing, using_base
 from photoflux.flux.sampling import decode, noise_for, sample_latents
 from photoflux.flux.text import PromptEmbeds, encode_prompts
-from photoflux.manifest import write_bytes
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from photoflux.flux.base import BaseSpec
     from photoflux.flux.module import FineTuning
     from photoflux.judges.encoders import Judges
+    from photoflux.vault.drawer import Drawer
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +110,12 @@ def spread(pictures: Sequence[Image.Image]) -> float:
 
 
 class Contest:
-    """Draws, judges and keeps candidates in `folder`. Judges see the plain serving stack: no training adapter."""
+    """Draws, judges and keeps candidates in `kept`. Judges see the plain serving stack: no training adapter."""
 
     def __init__(
-        self, pipe: FluxPipeline, drawn: Drawing, *, spec: BaseSpec, photos: Photos, heldout: Photos, folder: Path
+        self, pipe: FluxPipeline, drawn: Drawing, *, spec: BaseSpec, photos: Photos, heldout: Photos, kept: Drawer
     ) -> None:
-        self.pipe, self.drawn, self.spec, self.heldout, self.folder = pipe, drawn, spec, heldout, folder
+        self.pipe, self.drawn, self.spec, self.heldout, self.kept = pipe, drawn, spec, heldout, kept
         with using_base(pipe):
             self.base = self._pictures(drawn.plain)
         judges = load_judges(spec, device=str(pipe.device))
@@ -148,22 +149,29 @@ class Contest:
     def _keep(self, step: int, weights: Mapping[str, Tensor], pictures: Sequence[Image.Image]) -> None:
         from safetensors.torch import save
 
-        write_bytes(self.weights_file(step), save({name: value.cpu().contiguous() for name, value in weights.items()}))
+        self.kept.put(_weights(step), save({name: value.cpu().contiguous() for name, value in weights.items()}))
         for number, picture in enumerate(pictures):
             buffer = io.BytesIO()
             picture.save(buffer, format="png")
-            write_bytes(self.folder / f"candidate-{step:05d}-{number}.png", buffer.getvalue())
-
-    def weights_file(self, step: int) -> Path:
-        return self.folder / f"candidate-{step:05d}.safetensors"
+            self.kept.put(f"candidate-{step:05d}-{number}.png", buffer.getvalue())
 
     def weights(self, step: int) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
+        """The averaged weights of a candidate."""
+        from safetensors.torch import load
 
-        return load_file(self.weights_file(step))
+        kept = self.kept.get(_weights(step))
+        if kept is None:
+            raise InputError(f"candidate {step} is gone from {self.kept.folder}; remove that folder and train again")
+        return load(kept)
 
-    def previews(self, step: int) -> list[Path]:
-        return sorted(self.folder.glob(f"candidate-{step:05d}-*.png"))
+    def previews(self, step: int) -> list[bytes]:
+        """A candidate's pictures as PNG files: of the subject, then of its class."""
+        names = self.kept.names(f"candidate-{step:05d}-*.png")
+        return [data for name in names if (data := self.kept.get(name))]
+
+
+def _weights(step: int) -> str:
+    return f"candidate-{step:05d}.safetensors"
 
 
 def chosen(candidates: Sequence[Mapping[str, Any]], *, select: str) -> Mapping[str, Any]:

@@ -21,12 +21,13 @@ from photoflux.flux.lora import acting
 from photoflux.flux.sampling import noise_for, schedule
 from photoflux.flux.step import TokenGrid, add_noise, draw_sigmas, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
-from photoflux.manifest import digest, write_bytes
+from photoflux.manifest import digest
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
     from photoflux.flux.base import BaseSpec
+    from photoflux.vault.drawer import Drawer
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Preserved:
 
 
 def read_photos(
-    folder: Path, items: Sequence[Mapping[str, Any]], pipe: FluxPipeline, *, spec: BaseSpec, cache: Path
+    folder: Path, items: Sequence[Mapping[str, Any]], pipe: FluxPipeline, *, spec: BaseSpec, cache: Drawer
 ) -> Photos:
     """Load and encode the pictures of a dataset's `items`; latents are kept in `cache` by picture and base.
 
@@ -116,17 +117,15 @@ def _check_sizes(files: Sequence[Path], images: Sequence[Image.Image]) -> None:
             )
 
 
-def _latents(file: Path, image: Image.Image, pipe: FluxPipeline, *, spec: BaseSpec, cache: Path) -> Tensor:
+def _latents(file: Path, image: Image.Image, pipe: FluxPipeline, *, spec: BaseSpec, cache: Drawer) -> Tensor:
     """[16, H/8, W/8] of one picture, from the cache when it was encoded before."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load, save
 
-    kept = cache / f"{hashlib.sha256(f'{digest(file)} {spec.hash}'.encode()).hexdigest()[:32]}.safetensors"
-    if kept.is_file():
-        return load_file(kept)["latents"]
-    from safetensors.torch import save
-
+    name = f"{hashlib.sha256(f'{digest(file)} {spec.hash}'.encode()).hexdigest()[:32]}.safetensors"
+    if kept := cache.get(name):
+        return load(kept)["latents"]
     latents = encode_images(pipe.vae, [image])[0]
-    write_bytes(kept, save({"latents": latents}))
+    cache.put(name, save({"latents": latents}))
     return latents
 
 

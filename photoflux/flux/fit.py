@@ -6,18 +6,16 @@ import io
 import logging
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 
-from photoflux.manifest import write_bytes
-
 if TYPE_CHECKING:
     from photoflux.flux.candidates import Contest
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import Draws, FineTuning
+    from photoflux.vault.drawer import Drawer
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +24,9 @@ PROGRESS_EVERY_S = 5.0
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-def fit(module: FineTuning, draws: Draws, *, contest: Contest, plan: Plan, folder: Path) -> None:
-    """Train to the last step, from the state in `folder` when there is one."""
-    saved = SavedState(folder)
+def fit(module: FineTuning, draws: Draws, *, contest: Contest, plan: Plan, kept: Drawer) -> None:
+    """Train to the last step, from the state in `kept` when there is one."""
+    saved = SavedState(kept)
     saved.restore(module)
     draws.first = module.done
     trainer = _trainer(plan, draws, [Candidates(contest), Progress(), saved])
@@ -106,12 +104,12 @@ class Progress(AfterStep):
 class SavedState(AfterStep):
     """The state on disk is always a whole one: the last, or the one before."""
 
-    def __init__(self, folder: Path) -> None:
-        self.file, self.state = folder / STATE, dict[str, Any]()
+    def __init__(self, kept: Drawer) -> None:
+        self.kept, self.state = kept, dict[str, Any]()
 
     def restore(self, module: FineTuning) -> None:
-        if self.file.is_file():
-            self.state = torch.load(self.file, map_location="cpu", weights_only=True)
+        if saved := self.kept.get(STATE):
+            self.state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
             module.restore(self.state)
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -125,4 +123,4 @@ class SavedState(AfterStep):
             buffer = io.BytesIO()
             state = module.state(trainer.optimizers[0]) | {"precision": trainer.precision_plugin.state_dict()}
             torch.save(state, buffer)
-            write_bytes(self.file, buffer.getvalue())
+            self.kept.put(STATE, buffer.getvalue())

@@ -32,9 +32,10 @@ No module may have an attribute of an adapter's name: `training` itself is taken
 
 
 def attach(transformer: Any, *, spec: BaseSpec, rank: int, alpha: float, seed: int) -> list[nn.Parameter]:
-    """Add a fresh subject adapter (B = 0, so nothing changes yet) and, if the spec has one, the training adapter.
+    """Add a subject adapter and, if the spec has one, the training adapter.
 
-    Returns the trainable parameters, all float32. Raises InputError where a target names no layer of the base.
+    The subject adapter begins at the spec's starting adapter, or fresh: B = 0, so that nothing changes yet. Returns the
+    trainable parameters, all float32. Raises InputError where a target names no layer of the base.
     """
     from peft import LoraConfig
 
@@ -45,6 +46,8 @@ def attach(transformer: Any, *, spec: BaseSpec, rank: int, alpha: float, seed: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(config, adapter_name=SUBJECT)
+    if spec.start_adapter is not None:
+        _begin_at(transformer, spec.start_adapter, rank=rank, scale=(alpha or rank) / rank)
     if spec.training_adapter is not None:
         _attach_training(transformer, spec.training_adapter)
     return activate(transformer, trainable=True)
@@ -57,6 +60,38 @@ def _check_targets(transformer: Any, spec: BaseSpec) -> None:
             raise InputError(
                 f"base '{spec.name}': lora_targets names '{target}', which no layer is called; correct its spec"
             )
+
+
+def _begin_at(transformer: Any, file: Path, *, rank: int, scale: float) -> None:
+    """Put the starting adapter's matrices in place of the fresh ones. Raises InputError where they do not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        layers = load_file(file)
+        own, values = subject_parameters(transformer), {}
+        for name in [name for name in own if ".lora_A." in name]:
+            up = name.replace(".lora_A.", ".lora_B.")
+            pair = [layers[f"transformer.{one.replace(f'.{SUBJECT}.', '.')}"].float() for one in (name, up)]
+            values[name], values[up] = _at_rank(*pair, rank=rank, fresh=own[name])
+            values[up] /= scale
+        put(transformer, values)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"starting adapter {file} does not fit this base ({_first_line(error)}); fetch it again or correct "
+            "start_adapter in the base's spec"
+        ) from error
+
+
+def _at_rank(down: Tensor, up: Tensor, *, rank: int, fresh: Tensor) -> tuple[Tensor, Tensor]:
+    """A [r, I] and B [O, r] at another rank: the best approximation at a lower one, fresh directions at a higher one."""
+    if down.shape[0] > rank:
+        u, s, v = torch.linalg.svd(up @ down, full_matrices=False)
+        root = s[:rank].sqrt()
+        return root[:, None] * v[:rank], u[:, :rank] * root
+    missing = rank - down.shape[0]
+    more = fresh.detach()[down.shape[0] :].cpu()
+    return torch.cat([down, more]), torch.cat([up, up.new_zeros(up.shape[0], missing)], dim=1)
 
 
 def _attach_training(transformer: Any, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -101,8 +102,8 @@ def _sheet(trained: Trained) -> Image.Image:
     return contact_sheet(rows, row_labels=labels)
 
 
-def _opened(file: Path) -> Image.Image:
-    with Image.open(file) as image:
+def _opened(file: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(file)) as image:
         return image.convert("RGB")
 
 

@@ -1,6 +1,6 @@
 """Make the pocket base and its judges from nothing but the pocket world: `python -m photoflux.pocket.pretrain`.
 
-Stages: `vae` → `latents` → `judges` → `flow` → `distil` → `adapter` → `export`. Each keeps its state in the work folder, so a
+Stages: `vae` → `latents` → `judges` → `flow` → `distil` → `adapter` → `export` → `start`. Each keeps its state in the work folder, so a
 killed run is simply started again, stages can run as separate processes, and `--stages export` ships the averaged
 weights of the moment while a training goes on.
 """
@@ -22,7 +22,7 @@ import torch
 
 from photoflux.errors import InputError
 from photoflux.manifest import digest
-from photoflux.pocket import models, train_adapter, train_flow, train_judges, train_vae
+from photoflux.pocket import models, train_adapter, train_flow, train_judges, train_start, train_vae
 from photoflux.pocket.data import Cache, classes, write_json
 from photoflux.pocket.training import Budget, load_average
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARES = {"vae": 0.2, "judges": 0.2, "flow": 0.45, "distil": 0.08, "adapter": 0.07}
+SHARES = {"vae": 0.2, "judges": 0.2, "flow": 0.38, "distil": 0.08, "adapter": 0.06, "start": 0.08}
 """How the budget is divided. Rendering and encoding the latents comes on top: it is a count, not a time."""
 CAPACITY = 120_000
 """Room in the cache of latents; files are sparse, so that only what is filled takes space."""
-STAGES = ("vae", "latents", "judges", "flow", "distil", "adapter", "export")
-ADAPTER = "training_adapter"
-"""Folder of the training adapter in that of the base."""
+STAGES = ("vae", "latents", "judges", "flow", "distil", "adapter", "export", "start")
+ADAPTER, START = "training_adapter", "start_adapter"
+"""Folders of the training adapter and the starting adapter in that of the base."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,18 @@ class Stages:
         )  # fmt: skip
         write_spec(self.out, config=plan.config)
 
+    def start(self) -> None:
+        """Train the adapter that every fine-tuning begins at, on the base as it was exported, and add it to that."""
+        from photoflux.flux.base import load_spec
+
+        plan = self.plan
+        spec = load_spec(write_spec(self.out, config=plan.config))
+        begun = train_start.train_start(
+            spec, state=self.work / f"start-{spec.hash[:12]}.pt", budget=plan.budget("start"), seed=plan.seed
+        )
+        train_start.export_start(begun, self.out / START)
+        write_spec(self.out, config=plan.config)
+
     @property
     def cache(self) -> Cache:
         """The cache of latents, captions, labels and pictures of this work folder."""
@@ -276,6 +288,7 @@ def write_spec(folder: Path, *, config: models.PocketConfig) -> Path:
         "dtype": "float32",
         "lora_targets": models.lora_targets(config),
         "training_adapter": f"{folder.name}/{ADAPTER}/{train_adapter.FILE}" if (folder / ADAPTER).exists() else None,
+        "start_adapter": f"{folder.name}/{START}/{train_start.FILE}" if (folder / START).exists() else None,
         "judges": f"{folder.name}/judges",
         "class_nouns": list(classes()["kind"]),
         "manifest": {file.relative_to(folder).as_posix(): digest(file) for file in files},

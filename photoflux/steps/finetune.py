@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from photoflux.params import FinetuneParams, as_dict
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
 from photoflux.vault import committed, opened
+from photoflux.vault.drawer import Drawer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,7 +62,8 @@ def run(
 ) -> StepResult:
     """Train the subject into an adapter; a killed run, started again, goes on from its last saved state.
 
-    `workdir` holds that state, named by default after dataset, base and parameters, and is removed at the end. Raises
+    `workdir` holds that state, sealed under `key` and named by default after dataset, base and parameters; it is removed at
+    the end. Raises
     InputError for a dataset that this base cannot be trained on, PhotoFluxError when training diverges or the disk is
     full.
     """
@@ -69,20 +72,23 @@ def run(
 
     spec = load_spec(params.base)
     with opened(dataset, key=key) as plain, _unpacked(plain) as (pictures, manifest):
-        folder = workdir or get_settings().cache_dir / "finetune" / _identity(plain, spec, params)
-        with _space_on(folder):
-            trained = _train(pictures, manifest, spec=spec, params=params, folder=folder)
-            weights = _weights(trained, folder)
+        folder = workdir or get_settings().cache_dir / "finetune" / _owner(key) / _identity(plain, spec, params)
+        with _space_on(folder), ExitStack() as stack:
+            trained = _train(pictures, manifest, spec=spec, params=params, kept=Drawer(folder, key))
+            weights = stack.enter_context(_weights(trained))
             lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
             with committed(adapter, key=key) as out:
                 write_tar(out, files=_files(weights, trained), manifest=lineage)
             write_report(trained, lineage, report, key=key)
     shutil.rmtree(folder, ignore_errors=True)
+    if workdir is None:
+        with suppress(OSError):  # others of the same owner may be under way
+            folder.parent.rmdir()
     return StepResult(_metrics(trained), report)
 
 
 def _train(
-    pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, folder: Path
+    pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, kept: Drawer
 ) -> Trained:
     from photoflux.flux import base, candidates, data, fit, lora, memory, module
 
@@ -93,7 +99,7 @@ def _train(
     pipe = base.load_encoders(spec)
     splits = {
         split: data.read_photos(
-            pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=folder / "latents"
+            pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=kept.within("latents")
         )
         for split in ("train", "heldout")
     }
@@ -107,11 +113,11 @@ def _train(
     preserved = kept_prompts and _preserved(pipe.transformer, photos, *kept_prompts, spec=spec, params=params)
     tuning = module.FineTuning(pipe.transformer, spec=spec, params=params, photos=photos)
     draws = module.Draws(photos, preserved, spec=spec, params=params, micro_batches=plan.micro_batches)
-    contest = candidates.Contest(pipe, drawn, spec=spec, photos=photos, heldout=heldout, folder=folder)
-    fit.fit(tuning, draws, contest=contest, plan=plan, folder=folder)
-    kept = candidates.chosen(tuning.candidates, select=params.select)
+    contest = candidates.Contest(pipe, drawn, spec=spec, photos=photos, heldout=heldout, kept=kept)
+    fit.fit(tuning, draws, contest=contest, plan=plan, kept=kept)
+    best = candidates.chosen(tuning.candidates, select=params.select)
     others = memory.plans(shape, rank=params.rank, rows=_rows(params))
-    return Trained(tuning, contest, kept, list(photos.images), plan, others, time.monotonic() - started)
+    return Trained(tuning, contest, best, list(photos.images), plan, others, time.monotonic() - started)
 
 
 def _check_base(manifest: Mapping[str, Any], spec: BaseSpec) -> None:
@@ -192,11 +198,14 @@ def _preserved(
     )
 
 
-def _weights(trained: Trained, folder: Path) -> Path:
+@contextmanager
+def _weights(trained: Trained) -> Iterator[Path]:
+    """The chosen weights as a file, gone when the block ends."""
     from photoflux.flux.lora import save_adapter
 
     chosen = trained.contest.weights(trained.kept["step"])
-    return save_adapter(trained.module.transformer, folder / WEIGHTS, weights=chosen)
+    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        yield save_adapter(trained.module.transformer, Path(scratch) / WEIGHTS, weights=chosen)
 
 
 def _files(weights: Path, trained: Trained) -> dict[str, bytes | Path]:
@@ -222,6 +231,7 @@ def _lineage(
         "subject": manifest["subject"],
         "base": {"name": spec.name, "hash": spec.hash, "spec": params.base},
         "training_adapter": _digest_of(spec.training_adapter),
+        "start_adapter": _digest_of(spec.start_adapter),
         "params": as_dict(params),
         "dataset": digest(dataset),
         "weights": digest(weights),
@@ -242,9 +252,14 @@ def _metrics(trained: Trained) -> dict[str, float]:
 
 def _identity(dataset: Path, spec: BaseSpec, params: FinetuneParams) -> str:
     """Name of what is trained: the same inputs go on where they stopped, others start afresh."""
-    base = {"base": spec.hash, "training_adapter": _digest_of(spec.training_adapter)}
+    base = {"base": spec.hash, "adapters": [_digest_of(file) for file in (spec.training_adapter, spec.start_adapter)]}
     text = to_json({"dataset": digest(dataset), **base, "params": as_dict(params)})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _owner(key: str) -> str:
+    """The folder of whoever a key belongs to, so that all of theirs can be found."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", key.partition("://")[2]) or "anybody"
 
 
 def _digest_of(file: Path | None) -> str | None:

@@ -63,10 +63,10 @@ def _captions(photos: list[Path]) -> list[Path]:
 
 def _folder(source: str) -> Path:
     scheme, separator, _ = source.partition(":")
-    if separator and scheme == "blob":
-        raise InputError(f"{source}: this installation has no store of uploaded sets; give a folder of photos")
-    if separator and scheme == "dvc":
-        raise InputError(f"{source}: DVC-tracked sets are fetched by the pipeline only; run it, or give a folder")
+    if separator and scheme in ("blob", "dvc"):
+        raise InputError(
+            f"{source}: uploaded and DVC-tracked sets are fetched by the pipeline; run it, or give a folder"
+        )
     folder = Path(source).expanduser()
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"

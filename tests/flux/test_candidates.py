@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -151,7 +152,7 @@ def training(pipe: FluxPipeline, spec: BaseSpec, base: Path, dataset: Path, tmp_
     drawn = Drawing.make(pipe, spec=spec, trigger="sks", class_noun="dog")
     heldout = train_photos(dataset, pipe, spec, split="heldout")
     made = prepare(pipe, spec, dataset, small(base), tmp_path / "work")
-    made.contest = Contest(pipe, drawn, spec=spec, photos=made.draws.photos, heldout=heldout, folder=made.folder)
+    made.contest = Contest(pipe, drawn, spec=spec, photos=made.draws.photos, heldout=heldout, kept=made.kept)
     randomise(pipe.transformer, seed=1)
     made.tuning.average = {name: p.detach().clone() for name, p in made.tuning.trained.items()}
     randomise(pipe.transformer, seed=2)
@@ -176,7 +177,7 @@ def test_a_candidate_is_drawn_and_kept_as_serving_will(training: Training, spec:
     prompts = [*(p.replace("a dog", "sks dog") for p in plain[: SHOWN[0]]), *plain[: SHOWN[1]]]
     seeds = [FIRST_SEED + i for count in SHOWN for i in range(count)]
     pictures = stock(served, spec, prompts, seeds, output_type="pil")
-    previews = [Image.open(file) for file in training.contest.previews(40)]
+    previews = [Image.open(io.BytesIO(file)) for file in training.contest.previews(40)]
     assert len(previews) == len(pictures) == sum(SHOWN)
     assert all(close(a, b) for a, b in zip(previews, pictures, strict=True))
     assert set(scores) == {"step", "validation", "identity", "prompt", "leakage", "diversity", "score"}

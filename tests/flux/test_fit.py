@@ -110,7 +110,7 @@ def test_a_state_is_whole_when_saving_is_cut_off(make: Make, monkeypatch: pytest
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(os, "replace", torn)
         training.run()
-    assert torch.load(training.folder / fit.STATE, weights_only=True)["done"] == 2
+    assert training.state()["done"] == 2
     assert same(make().run(), whole)
 
 
@@ -118,7 +118,7 @@ def test_a_finished_training_is_not_trained_again(make: Make) -> None:
     """Killed after its last state, before its adapter was written, it takes everything from the state."""
     state = make().run()
     again = make()
-    fit.fit(again.tuning, again.draws, contest=again.contest, plan=again.plan, folder=again.folder)
+    fit.fit(again.tuning, again.draws, contest=again.contest, plan=again.plan, kept=again.kept)
     assert again.contest.entered == []
     assert same(again.tuning.candidates, state["candidates"])
     assert all(torch.equal(again.tuning.average[name], value) for name, value in state["average"].items())
@@ -206,7 +206,7 @@ def test_too_many_broken_steps_end_the_training(make: Make) -> None:
     )
     with pytest.raises(PhotoFluxError, match=r"diverged: 2 steps were not finite, the last of them step 5"):
         training.run()
-    assert torch.load(training.folder / fit.STATE, weights_only=True)["done"] == 4
+    assert training.state()["done"] == 4
 
 
 def test_progress_is_told(make: Make, caplog: pytest.LogCaptureFixture) -> None:

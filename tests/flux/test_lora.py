@@ -351,6 +351,61 @@ def test_a_training_adapters_alpha_counts(
     torch.testing.assert_close(velocity_of(pipe, spec, embeds), velocity_of(theirs, spec, embeds), atol=1e-6, rtol=0)
 
 
+@pytest.fixture
+def start_adapter(spec: BaseSpec, tmp_path: Path) -> Path:
+    """A starting adapter of rank 4 as pretraining exports it: B @ A is what it adds."""
+    from photoflux.pocket.train_start import export_start
+
+    theirs = load_pipeline(spec)
+    attach(theirs.transformer, spec=spec, rank=4, alpha=4, seed=5)
+    randomise(theirs.transformer, strength=0.2, seed=5)
+    return export_start({n: p.detach() for n, p in subject_parameters(theirs.transformer).items()}, tmp_path / "start")
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 4.0), (4, 16.0), (7, 7.0)])
+def test_a_subject_adapter_begins_at_the_bases_start(
+    pipe: FluxPipeline, spec: BaseSpec, embeds: PromptEmbeds, start_adapter: Path, rank: int, alpha: float
+) -> None:
+    """At its own rank or a higher one, and whatever alpha is, the answer is that of stock code with the start loaded."""
+    theirs = load_pipeline(spec)
+    theirs.load_lora_weights(str(start_adapter.parent), weight_name=start_adapter.name)
+    parameters = attach(
+        pipe.transformer, spec=replace(spec, start_adapter=start_adapter), rank=rank, alpha=alpha, seed=0
+    )
+    torch.testing.assert_close(velocity_of(pipe, spec, embeds), velocity_of(theirs, spec, embeds), atol=1e-5, rtol=0)
+    assert all(parameter.requires_grad for parameter in parameters)
+
+
+def test_at_a_lower_rank_it_begins_as_near_as_that_rank_allows(
+    pipe: FluxPipeline, spec: BaseSpec, start_adapter: Path
+) -> None:
+    """Eckart and Young: what is missing has the singular values that were cut off."""
+    layers = load_file(start_adapter)
+    attach(pipe.transformer, spec=replace(spec, start_adapter=start_adapter), rank=2, alpha=2, seed=0)
+    own = subject_parameters(pipe.transformer)
+    name = next(name for name in own if ".lora_A." in name)
+    down, up = own[name].detach(), own[name.replace(".lora_A.", ".lora_B.")].detach()
+    plain = "transformer." + name.replace(f".{SUBJECT}.", ".")
+    whole = layers[plain.replace(".lora_A.", ".lora_B.")].float() @ layers[plain].float()
+    cut = torch.linalg.svdvals(whole)[2:]
+    assert torch.linalg.matrix_norm(whole - up @ down).item() == pytest.approx(cut.norm().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "other"])
+def test_a_starting_adapter_that_does_not_fit_is_named(
+    pipe: FluxPipeline, spec: BaseSpec, start_adapter: Path, damage: str
+) -> None:
+    content = start_adapter.read_bytes()
+    if damage == "gone":
+        start_adapter.unlink()
+    elif damage == "cut":
+        start_adapter.write_bytes(content[:100])
+    else:
+        save_file({"transformer.other.lora_A.weight": torch.zeros(2, 2)}, start_adapter)
+    with pytest.raises(InputError, match=r"starting adapter .* does not fit this base"):
+        attach(pipe.transformer, spec=replace(spec, start_adapter=start_adapter), rank=4, alpha=4, seed=0)
+
+
 def test_a_missing_training_adapter_is_named(pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path) -> None:
     """Training without it would spoil the base's few steps, so nothing starts."""
     with pytest.raises(InputError, match=r"gone\.safetensors is missing; fetch it"):

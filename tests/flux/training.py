@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from photoflux.flux.step import TokenGrid
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import unpack
 from photoflux.params import FinetuneParams
+from photoflux.vault.drawer import Drawer
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 
+KEY = "plain://test"
 CAPTIONS = (
     "a photo of sks dog on the beach",
     "a photo of sks dog in the snow",
@@ -51,7 +54,7 @@ def train_photos(dataset: Path, pipe: FluxPipeline, spec: BaseSpec, *, split: st
     with tempfile.TemporaryDirectory() as folder:
         items = [item for item in unpack(dataset, Path(folder))["items"] if item["split"] == split]
         captioned = [{**item, "caption": caption} for item, caption in zip(items, CAPTIONS, strict=False)]
-        return data.read_photos(Path(folder), captioned, pipe, spec=spec, cache=Path(folder) / "latents")
+        return data.read_photos(Path(folder), captioned, pipe, spec=spec, cache=Drawer(Path(folder) / "latents", KEY))
 
 
 @dataclass
@@ -63,12 +66,16 @@ class Training:
     draws: module.Draws
     contest: Any
     plan: memory.Plan
-    folder: Path
+    kept: Drawer
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns what was reached, optimiser included, as the last saved state has it."""
-        fit.fit(self.tuning, self.draws, contest=self.contest, plan=self.plan, folder=self.folder)
-        return torch.load(self.folder / fit.STATE, weights_only=True)
+        fit.fit(self.tuning, self.draws, contest=self.contest, plan=self.plan, kept=self.kept)
+        return self.state()
+
+    def state(self) -> dict[str, Any]:
+        """The last saved state."""
+        return torch.load(io.BytesIO(self.kept.get(fit.STATE) or b""), weights_only=True)
 
 
 class NoContest:
@@ -95,7 +102,7 @@ def prepare(
         photos, preserved if params.preservation else None, spec=spec, params=params, micro_batches=micro_batches
     )
     plan = memory.Plan("cpu", "float32", "float32", False, micro_batches, 0, 0, 0, 0, 0, 1)
-    return Training(pipe, tuning, draws, NoContest(), plan, folder)
+    return Training(pipe, tuning, draws, NoContest(), plan, Drawer(folder, KEY))
 
 
 def randomise(transformer: Any, *, strength: float = 0.2, seed: int = 0) -> None:

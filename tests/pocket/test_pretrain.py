@@ -356,8 +356,9 @@ def test_all_stages_make_a_base_that_stock_diffusers_draws_with(tmp_path):
     assert cache_of(tmp_path / "work", SMOKE).filled == SMOKE.latents
     assert all(digest(out / name) == value for name, value in spec["manifest"].items())
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-    assert (tmp_path / spec["training_adapter"]).is_file()
-    assert Path(spec["training_adapter"]).relative_to("pocket").as_posix() in spec["manifest"]
+    for kind in ("training_adapter", "start_adapter"):
+        assert (tmp_path / spec[kind]).is_file()
+        assert Path(spec[kind]).relative_to("pocket").as_posix() in spec["manifest"]
 
 
 @pytest.mark.slow

@@ -74,8 +74,8 @@ def test_a_text_file_named_jpg_is_left_for_validation_to_judge(tmp_path: Path):
         ("{tmp}/none", "{tmp}/none: does not exist; give a folder of photos"),
         ("{tmp}/file.txt", "{tmp}/file.txt: is a file; give a folder of photos"),
         ("{tmp}/empty", "{tmp}/empty: holds no photos; give a folder with JPEG"),
-        ("blob:set-7", "blob:set-7: this installation has no store of uploaded sets"),
-        ("dvc:.@main:photos", "dvc:.@main:photos: DVC-tracked sets are fetched by the pipeline only"),
+        ("blob:set-7", "blob:set-7: uploaded and DVC-tracked sets are fetched by the pipeline"),
+        ("dvc:.@main:photos", "dvc:.@main:photos: uploaded and DVC-tracked sets are fetched by the pipeline"),
     ],
 )
 def test_an_unusable_source_is_named_and_nothing_is_written(tmp_path: Path, source: str, message: str):
