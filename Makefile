@@ -13,6 +13,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # glibc gives large buffers back at once and has them cleared anew; kept, they let a CPU encode pictures 1.5 times as fast.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+# OpenMP threads that spin for long while they wait bring two programs on the same cores to a standstill.
+export GOMP_SPINCOUNT ?= 2000
 
 PHOTOS ?= .photoflux/demo/photos
 CLASS ?= dog
@@ -25,7 +27,7 @@ FORMAT ?= png
 STYLE ?= none
 ARGS ?=
 
-.PHONY: help install demo demo-bad test test-slow lint compile run repro pretrain generate mlflow bench clean
+.PHONY: help install demo demo-bad serve test test-slow lint compile run repro pretrain generate mlflow bench clean
 
 help: ## list what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +46,9 @@ demo: $(STAMP) ## photos in, an audited, registered model and pictures out (abou
 
 demo-bad: $(STAMP) ## the same with an over-trained recipe: the gate must say FAIL and name the rule
 	$(BIN)/python -m pipelines.demo --bad
+
+serve: $(STAMP) ## the whole service on this machine: API, engine, worker, sign-in, MLflow (ARGS=--tls for https)
+	$(BIN)/python -m api.serve $(ARGS)
 
 run: $(STAMP) ## personalise your own photos: make run PHOTOS=folder CLASS=dog
 	$(BIN)/python -m pipelines.run --photos '$(PHOTOS)' --class-noun '$(CLASS)' $(ARGS)

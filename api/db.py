@@ -153,7 +153,7 @@ class Consent(Base):
 
 
 class Subject(Base):
-    """Who or what a person wants pictures of. `name` is sealed; `champion_id` is the model that draws."""
+    """Who or what a person wants pictures of. `name` and `verdict`, on the photos as a set, are sealed; `champion_id` draws."""
 
     __tablename__ = "subjects"
     id: Mapped[str] = _key()
@@ -163,6 +163,7 @@ class Subject(Base):
     depicts: Mapped[str] = mapped_column(String(16))
     name: Mapped[bytes | None]
     champion_id: Mapped[str | None] = mapped_column(String(32))
+    verdict: Mapped[bytes | None]
     created_ms: Mapped[int] = mapped_column(default=now_ms)
     __table_args__ = (
         CheckConstraint("depicts in ('me', 'consenting_adult', 'no_person')", name="depicts"),
@@ -171,7 +172,10 @@ class Subject(Base):
 
 
 class Photo(Base):
-    """An uploaded photo as it was normalised. `fingerprint` is a digest keyed for its owner, so that doubles are seen."""
+    """An uploaded photo as it was normalised; `name` and `measured` are sealed.
+
+    `fingerprint` is a digest keyed for its owner, so that doubles are seen.
+    """
 
     __tablename__ = "photos"
     id: Mapped[str] = _key()
@@ -179,6 +183,7 @@ class Photo(Base):
     subject_id: Mapped[str] = mapped_column(String(32), ForeignKey("subjects.id", ondelete="CASCADE"))
     fingerprint: Mapped[str]
     name: Mapped[bytes | None]
+    measured: Mapped[bytes | None]
     width: Mapped[int]
     height: Mapped[int]
     stored_bytes: Mapped[int]
@@ -340,13 +345,14 @@ class AuditEntry(Base):
 
 
 class Tombstone(Base):
-    """That somebody was erased: `login` again, so that a restored backup is erased anew, and the receipt's digest."""
+    """That somebody was erased, or is being: `login` again, so that a restored backup can be erased anew."""
 
     __tablename__ = "tombstones"
-    login: Mapped[str] = mapped_column(primary_key=True)
+    receipt: Mapped[str] = mapped_column(String(32), primary_key=True)
+    login: Mapped[str] = mapped_column(index=True)
     user_id: Mapped[str] = mapped_column(String(32))
     erased_ms: Mapped[int]
-    receipt: Mapped[str]
+    done_ms: Mapped[int | None]
 
 
 def open_engine(url: str) -> Engine:

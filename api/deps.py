@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Cookie, Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
+from sqlalchemy.orm import Session
 
-from api.db import Records
+from api.db import Base, Records
 from api.identity import Identities
+from api.intake import Intake
+from api.journal import Journal
 from api.problems import Problem
 from api.sessions import SignIns
 from api.settings import ApiSettings
+from api.subjects import Album
 from api.tokens import Bearer, Tokens
+from api.work import Line
 from photoflux.vault.keyring import Keyring
+from photoflux.vault.objects import Objects
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,19 @@ class Service:
     tokens: Tokens
     sign_ins: SignIns
     identities: Identities
+    objects: Objects
+    album: Album
+    intake: Intake
+    journal: Journal
+    line: Line
+    class_nouns: tuple[str, ...]
+    trigger: str
+
+    def close(self) -> None:
+        """Let go of everything that was opened."""
+        self.intake.close()
+        self.line.close()
+        self.records.engine.dispose()
 
 
 def get_service(request: Request) -> Service:
@@ -54,3 +73,29 @@ def get_caller(
 
 
 Caller = Annotated[Bearer, Depends(get_caller)]
+
+
+def get_viewer(
+    service: ServiceDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    photoflux_media: Annotated[str | None, Cookie()] = None,
+) -> Bearer:
+    """Who looks at a picture: the caller, or the page that holds the cookie for pictures."""
+    if credentials is not None or photoflux_media is None:
+        return get_caller(service, credentials)
+    viewer = service.tokens.viewer(photoflux_media)
+    if not service.sign_ins.is_open(viewer.sign_in_id):
+        raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
+    return viewer
+
+
+Viewer = Annotated[Bearer, Depends(get_viewer)]
+Row = TypeVar("Row", bound=Base)
+
+
+def owned(session: Session, kind: type[Row], row_id: str, caller: Bearer, *, lock: bool = False) -> Row:
+    """A row of the caller's. A problem of 404 for one that is not there, or is somebody else's: they must look the same."""
+    row = session.get(kind, row_id, with_for_update=lock)
+    if row is None or row.user_id != caller.user_id:  # type: ignore[attr-defined]
+        raise Problem(404, "not-found", f"There is no such {kind.__name__.lower()} here.")
+    return row

@@ -173,6 +173,8 @@ class Identities:
                     if user is None:
                         user = User(id=new_id(), login=login)
                         session.add(user)
+                    elif user.state != "active":
+                        raise SignInFailed("this account cannot sign in")
                     user.profile = self._sealed(user.id, identity)
                     return user
             except IntegrityError:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
+import yaml
 from fastapi import FastAPI, Response
 from sqlalchemy import text
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,16 +17,25 @@ from api.db import Records, migrate, open_engine
 from api.deps import Service, ServiceDep
 from api.embedded_provider import CLIENT_ID, Accounts, make_provider
 from api.identity import Identities, Provider
+from api.intake import Intake
+from api.journal import Journal
 from api.problems import Problem, ProblemDetails
-from api.routes import auth
+from api.routes import auth, generations, me, media, models, runs, subjects, terms
+from api.secrets import pepper
 from api.sessions import SignIns
 from api.settings import ApiSettings, get_api_settings
+from api.subjects import Album
 from api.tokens import Tokens
+from api.work import Line, prepare
 from photoflux import __version__
+from photoflux.params import load_params
+from photoflux.settings import get_settings
 from photoflux.vault import open_keyring
+from photoflux.vault.objects import open_objects
 
 BODY_BYTES = 64 * 1024
 """What a request may hold, but for uploads."""
+STOP_S, CONNECTIONS_MAX = 15, 500
 PROVIDER_PATH, CALLBACK_PATH = "/provider", "/api/auth/callback"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -36,9 +48,12 @@ HEADERS = {
 
 def make_service(settings: ApiSettings) -> Service:
     """Open and migrate the records, open the keyring, and know the provider."""
-    url, public = settings.records_url, settings.public_url.rstrip("/")
+    url, public = settings.records_url, settings.issuer
     migrate(url)
+    prepare(url)
     records, keyring = Records(open_engine(url)), open_keyring()
+    objects, key = open_objects(keyring), pepper(keyring)
+    checks = load_params("validate")
     embedded = settings.provider == "embedded"
     provider = Provider(
         f"{public}{PROVIDER_PATH}" if embedded else settings.oidc_issuer,
@@ -52,7 +67,20 @@ def make_service(settings: ApiSettings) -> Service:
         Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
         SignIns(records, lifetime_days=settings.session_days),
         Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
+        objects,
+        Album(objects, key, checks, settings.photos_max),
+        Intake(checks),
+        Journal(key),
+        Line(url),
+        class_nouns(settings.base),
+        load_params("import_photos").trigger,
     )
+
+
+def class_nouns(base: str) -> tuple[str, ...]:
+    """What the base knows how to draw, read from its spec: loading it takes what this process does without."""
+    file = Path(base) if base.endswith((".yaml", ".yml")) else get_settings().models_dir / f"{base}.yaml"
+    return tuple(yaml.safe_load(file.read_text(encoding="utf-8")).get("class_nouns") or ())
 
 
 def make_app(settings: ApiSettings | None = None) -> ASGIApp:
@@ -63,7 +91,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = make_service(settings)
         yield
-        app.state.service.records.engine.dispose()
+        app.state.service.close()
 
     app = FastAPI(
         title="PhotoFlux",
@@ -71,13 +99,15 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         summary="Private FLUX.1 [schnell] adapters from a handful of photos",
         lifespan=lifespan,
         max_body_size=BODY_BYTES,
-        responses={status: _problem_response() for status in (400, 401, 404, 413, 422, 429)},
+        responses={status: _problem_response() for status in (400, 401, 403, 404, 409, 413, 422, 429)},
     )
     problems.install(app)
     _add_probes(app)
-    app.include_router(auth.router)
+    for part in (auth, terms, subjects, runs, generations, models, me, media):
+        app.include_router(part.router)
+    app.include_router(subjects.uploads)
     if settings.provider == "embedded":
-        public = settings.public_url.rstrip("/")
+        public = settings.issuer
         accounts = Accounts(settings.state_dir / "accounts")
         issuer, back = f"{public}{PROVIDER_PATH}", f"{public}{CALLBACK_PATH}"
         app.mount(PROVIDER_PATH, make_provider(issuer=issuer, redirect_uri=back, accounts=accounts))
@@ -120,3 +150,27 @@ class SafeHeaders:
             await send(message)
 
         await self.app(scope, receive, sending)
+
+
+def main() -> int:
+    """Serve until SIGTERM; requests that are being answered are finished."""
+    import logging
+    from urllib.parse import urlsplit
+
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = get_api_settings()
+    tls: dict[str, Any] = (
+        {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key} if settings.tls_cert else {}
+    )
+    address = urlsplit(settings.public_url)
+    uvicorn.run(
+        make_app(settings), host=settings.listen, port=address.port or (443 if settings.secure else 80),
+        log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_S, limit_concurrency=CONNECTIONS_MAX, **tls,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, MutableMapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,10 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.consents import ConsentRequired
 from api.identity import SignInFailed
 from api.sessions import SignedOut
 from api.tokens import BadToken
 from photoflux.errors import InputError, PhotoFluxError
+from photoflux.vault.blobs import BlobMissing
+from photoflux.vault.keyring import KeyMissing
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,7 @@ TITLES = {
     400: "bad-request", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed",
     409: "conflict", 412: "precondition-failed", 413: "too-large", 415: "unsupported-media-type", 422: "invalid",
     428: "precondition-required", 429: "too-many-requests", 500: "internal", 503: "unavailable",
+    504: "too-late",
 }  # fmt: skip
 SENTENCES = {
     400: "The request cannot be understood.",
@@ -76,13 +81,17 @@ def problem(
     return JSONResponse(body | more, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every exception with a problem."""
+def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = MappingProxyType({})) -> None:
+    """Answer every exception with a problem; `more` gives status and kind of further ones."""
     known: dict[type[Exception], tuple[int, str]] = {
         BadToken: (401, "unauthorized"),
         SignedOut: (401, "signed-out"),
         SignInFailed: (400, "sign-in-failed"),
+        ConsentRequired: (403, "consent-required"),
+        BlobMissing: (404, "not-found"),
+        KeyMissing: (404, "not-found"),
         InputError: (422, "invalid"),
+        **more,
     }
 
     async def of_ours(_: Request, error: Exception) -> JSONResponse:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from photoflux.settings import Settings
 
@@ -15,10 +17,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class ApiSettings(Settings):
     """Built by `get_api_settings()`, never at import."""
 
+    model_config = SettingsConfigDict(populate_by_name=True)
+
     database_url: str = Field(default="", description="SQLAlchemy URL of the records; empty: SQLite in state_dir")
-    blobs: str = Field(
-        default="", description="folder or gs://bucket of sealed photos and pictures; empty: in state_dir"
-    )
     public_url: str = Field(default="http://127.0.0.1:8000", description="where browsers reach the service")
     provider: Literal["embedded", "external"] = Field(
         default="embedded", description="who signs people in: this machine's own provider, or the one at oidc_issuer"
@@ -28,11 +29,56 @@ class ApiSettings(Settings):
     oidc_client_secret: SecretStr = Field(default=SecretStr(""), description="the provider's secret for it")
     access_token_s: int = Field(default=600, ge=60, le=900, description="how long an access token is good for")
     session_days: int = Field(default=30, ge=1, le=90, description="how long a sign-in lasts at most")
+    tls_cert: str = Field(
+        default="", description="certificate chain to serve over TLS with; empty: plain, or a proxy's"
+    )
+    tls_key: str = Field(default="", description="the certificate's private key")
+    ca_file: str = Field(default="", description="certificate authority that the service's own address is signed by")
+    listen: str = Field(default="127.0.0.1", description="address that the service listens on")
+    engine_url: str = Field(default="http://127.0.0.1:8001", description="where the engine answers")
+    engine_host: str = Field(default="127.0.0.1", description="address that the engine listens on")
+    engine_port: int = Field(default=8001, alias="AIP_HTTP_PORT", description="its port; Vertex AI sets AIP_HTTP_PORT")
+    health_route: str = Field(default="/health", alias="AIP_HEALTH_ROUTE", description="as Vertex AI sets it")
+    predict_route: str = Field(default="/predict", alias="AIP_PREDICT_ROUTE", description="as Vertex AI sets it")
+    engine_waiting: int = Field(default=64, ge=1, le=10_000, description="pictures that may wait to be drawn")
+    engine_host_bytes: int = Field(default=8 << 30, ge=0, description="adapters kept in memory")
+    engine_device_bytes: int = Field(default=2 << 30, ge=0, description="adapters kept on the device")
+    orchestrator: Literal["local", "vertex", "kubeflow"] = Field(default="local", description="what runs the pipeline")
+    runs_at_once: int = Field(default=1, ge=1, le=64, description="fine-tunings that run at a time")
+    run_defaults: dict[str, int | float | str] = Field(
+        default={}, description="pipeline parameters of every run, over those of params.yaml, as JSON"
+    )
+    price_per_hour: float = Field(default=0.0, ge=0, description="what an hour of fine-tuning costs, for estimates")
+    gcp_project: str = Field(default="", description="project of Vertex AI Pipelines")
+    gcp_location: str = Field(default="europe-west4", description="region of Vertex AI Pipelines")
+    pipeline_root: str = Field(default="", description="gs:// folder of Vertex AI Pipelines")
+    pipeline_image: str = Field(default="", description="image of the pipeline's steps, by digest")
+    pipeline_account: str = Field(default="", description="service account of the pipeline's steps")
+    kubeflow_host: str = Field(default="", description="address of a Kubeflow Pipelines server")
+    subjects_max: int = Field(default=50, ge=1, description="subjects a person may have")
+    photos_max: int = Field(default=40, ge=1, description="photos a subject may have")
+    runs_a_day: int = Field(default=10, ge=1, description="fine-tunings a person may start a day")
+    generations_waiting: int = Field(default=8, ge=1, description="generations of a person that may wait at a time")
 
     @property
     def records_url(self) -> str:
         """The database of the records."""
         return self.database_url or f"sqlite:///{self.state_dir / 'photoflux.db'}"
+
+    @property
+    def issuer(self) -> str:
+        """Who signs tokens: the service, by the address that browsers know."""
+        return self.public_url.rstrip("/")
+
+    @property
+    def jwks_url(self) -> str:
+        """Where the keys of those tokens are published."""
+        return f"{self.issuer}/api/auth/jwks"
+
+    @property
+    def trusted(self) -> ssl.SSLContext | bool:
+        """Whom to trust when asking the service itself."""
+        return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else True
 
     @property
     def secure(self) -> bool:

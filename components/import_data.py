@@ -19,7 +19,7 @@ def import_data(
     from components.sources import fetched
     from photoflux.steps import import_photos
 
-    with fetched(params.source) as (folder, origin):
+    with fetched(params.source, key=key) as (folder, origin):
         result = import_photos.run(folder, photos=Path(photos.path), params=params, key=key, origin=origin)
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)

@@ -9,14 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from photoflux.errors import InputError
+from photoflux.photos.sets import SCHEME, fetch_set
 
 
 @contextmanager
-def fetched(source: str) -> Iterator[tuple[str, str]]:
+def fetched(source: str, *, key: str) -> Iterator[tuple[str, str]]:
     """A folder holding the set that `source` names, and the source with its revision resolved.
 
-    `dvc:REPO@REV:PATH` is fetched to a scratch folder, gone when the block ends; anything else is passed on.
+    `dvc:REPO@REV:PATH` and `blob:SET_ID` (uploaded photos of the owner of `key`) are fetched to a scratch folder, gone when
+    the block ends; anything else is passed on.
     """
+    if source.startswith(SCHEME):
+        with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+            fetch_set(source, key=key, into=Path(scratch))
+            yield scratch, source
+        return
     if not source.startswith("dvc:"):
         yield source, ""
         return

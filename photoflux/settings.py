@@ -28,11 +28,20 @@ class Settings(BaseSettings):
     kek_uri: str = Field(
         default="", description="key that wraps keysets: local-kms:// or gcp-kms://; empty: a key file"
     )
+    blobs: str = Field(default="", description="folder or gs://bucket of sealed objects; empty: a folder in state_dir")
+    base: str = Field(
+        default="pocket", description="base that the service draws with: a name in models/ or a spec .yaml"
+    )
     threads: int = Field(default=0, ge=0, description="CPU threads for torch; 0: all cores")
 
     @property
     def cache_dir(self) -> Path:
         return self.state_dir / "cache"
+
+    @property
+    def blobs_uri(self) -> str:
+        """Where sealed objects are."""
+        return self.blobs or str(self.state_dir / "blobs")
 
 
 def get_settings() -> Settings:

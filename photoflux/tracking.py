@@ -151,6 +151,34 @@ class Registry:
             models = self._client.search_registered_models(f"name = '{name}'")
         return {alias: int(number) for model in models for alias, number in model.aliases.items()}
 
+    def erase(self, name: str) -> int:
+        """Delete a registered model with its versions, runs and files for good; returns how many versions there were.
+
+        A server keeps the rows of deleted runs until `mlflow gc`; they hold numbers and random ids.
+        """
+        with self._lock(), self._spoken():
+            versions = [_version(found) for found in self._client.search_model_versions(f"name = '{name}'")]
+            runs, models = {v.run_id for v in versions}, {v.source.removeprefix("models:/") for v in versions}
+            if versions:
+                self._client.delete_registered_model(name)
+            for model_id in models:
+                self._drop_model(model_id)
+            for run_id in runs:
+                self._drop_run(run_id)
+            if self.local:
+                self._purge(runs, models)
+        return len(versions)
+
+    def _purge(self, runs: set[str], models: set[str]) -> None:
+        """What `mlflow gc` does: MLflow only marks what it deletes."""
+        from mlflow.tracking._tracking_service.utils import _get_store
+
+        store = _get_store(self.uri)
+        for run_id in runs:
+            store._hard_delete_run(run_id)
+        for model_id in models:
+            store._hard_delete_logged_model(model_id)
+
     def adapter(self, version: Version) -> tuple[Path, str]:
         """The stored adapter file of a version (downloaded from a server) and the key URI it is sealed under."""
         import mlflow

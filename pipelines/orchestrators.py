@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,9 @@ from photoflux.runs import Failure, Run, State, StepRun, load_run, new_run, save
 from pipelines import process
 from pipelines.graph import COMPILED, Spec, parse_spec, read_spec, step_titles
 from pipelines.parameters import resolve
+
+LOST = "lost"
+"""Kind of failure of a run whose own process was killed: nothing is known to be wrong with what it ran."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,11 @@ class RunRef:
 class Orchestrator(Protocol):
     """Starts runs of the compiled pipeline and tells how they stand."""
 
-    def submit(self, params: Mapping[str, Any]) -> RunRef:
-        """Start a run with `params` over the compiled defaults. Raises InputError for a wrong one."""
+    def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
+        """Start a run with `params` over the compiled defaults. Raises InputError for a wrong one.
+
+        With a `name` it is started once: submitted again, it is the run of that name, however it stands.
+        """
 
     def status(self, ref: RunRef) -> Run:
         """How the run stands now."""
@@ -47,17 +55,20 @@ class LocalOrchestrator:
     compiled: Path = COMPILED
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, repr=False)
 
-    def submit(self, params: Mapping[str, Any]) -> RunRef:
-        return self.start(resolve(params, read_spec(self.compiled)))
+    def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
+        return self.start(resolve(params, read_spec(self.compiled)), name=name)
 
-    def start(self, params: Mapping[str, Any]) -> RunRef:
+    def start(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         """Start a run of whatever pipeline `compiled` holds, with exactly these parameters."""
-        run = _new(read_spec(self.compiled), params)
+        run = _new(read_spec(self.compiled), params, name)
         folder = (self.runs_dir / run.id).resolve()
-        (folder / "logs").mkdir(parents=True)
+        ref = RunRef(run.id, str(folder))
+        if name and process.was_started(folder):
+            return ref
+        (folder / "logs").mkdir(parents=True, exist_ok=bool(name))
         save_run(run, folder)
         self._children[run.id] = process.start(folder, self.compiled)
-        return RunRef(run.id, str(folder))
+        return ref
 
     def status(self, ref: RunRef) -> Run:
         folder = Path(ref.where)
@@ -67,7 +78,7 @@ class LocalOrchestrator:
             return run
         said = process.last_words(folder)
         why = f"the run's own process ended before the run did ({said}): run again"
-        return self._close(run, folder, State.failed, Failure("", why, "internal"))
+        return self._close(run, folder, State.failed, Failure("", why, LOST))
 
     def cancel(self, ref: RunRef) -> None:
         folder = Path(ref.where)
@@ -78,6 +89,13 @@ class LocalOrchestrator:
             self._close(run, folder, State.cancelled, None)
         if child:
             child.wait()
+
+    def let_go(self) -> None:
+        """End the processes of the runs that were started from here; each is then lost, and can be started again."""
+        for run_id, child in self._children.items():
+            if child.poll() is None:
+                process.end((self.runs_dir / run_id).resolve(), child.pid)
+                child.wait()
 
     def _close(self, run: Run, folder: Path, state: State, why: Failure | None) -> Run:
         """End a run whose process could not do it itself."""
@@ -103,13 +121,18 @@ class VertexOrchestrator:
     transport: Any = None
     compiled: Path = COMPILED
 
-    def submit(self, params: Mapping[str, Any]) -> RunRef:
+    def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
+        from google.api_core.exceptions import AlreadyExists
+
         spec = read_spec(self.compiled)
-        run = _new(spec, resolve(params, spec))
+        run = _new(spec, resolve(params, spec), name)
         parent = f"projects/{self.project}/locations/{self.location}"
-        job = self._client().create_pipeline_job(parent=parent, pipeline_job=self.job(run), pipeline_job_id=run.id)
+        job_name = f"{parent}/pipelineJobs/{run.id}"
+        with suppress(AlreadyExists):
+            job = self._client().create_pipeline_job(parent=parent, pipeline_job=self.job(run), pipeline_job_id=run.id)
+            job_name = job.name
         console = "https://console.cloud.google.com/vertex-ai/locations"
-        return RunRef(job.name, f"{console}/{self.location}/pipelines/runs/{run.id}?project={self.project}")
+        return RunRef(job_name, f"{console}/{self.location}/pipelines/runs/{run.id}?project={self.project}")
 
     def job(self, run: Run) -> Any:
         """The pipeline job of a run, as Vertex's API takes it."""
@@ -158,16 +181,27 @@ class KubeflowOrchestrator:
     token: str | None = None
     compiled: Path = COMPILED
 
-    def submit(self, params: Mapping[str, Any]) -> RunRef:
+    def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         spec = read_spec(self.compiled)
-        run = _new(spec, resolve(params, spec))
+        run = _new(spec, resolve(params, spec), name)
+        if name and (known := self._named(run.id)):
+            return self._ref(known)
         with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
             pinned = Path(scratch) / self.compiled.name
             pinned.write_text(pin_image(self.compiled.read_text(encoding="utf-8"), self.image), encoding="utf-8")
             made = self._client().create_run_from_pipeline_package(
                 str(pinned), arguments=run.params, run_name=run.id, namespace=self.namespace
             )
-        return RunRef(made.run_id, f"{self.host}/#/runs/details/{made.run_id}")
+        return self._ref(made.run_id)
+
+    def _named(self, name: str) -> str | None:
+        """Id of the server's run of that name: it makes ids of its own and takes a name twice."""
+        wanted = {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
+        found = self._client().list_runs(namespace=self.namespace, filter=json.dumps(wanted)).runs or []
+        return str(found[0].run_id) if found else None
+
+    def _ref(self, run_id: str) -> RunRef:
+        return RunRef(run_id, f"{self.host}/#/runs/details/{run_id}")
 
     def status(self, ref: RunRef) -> Run:
         """The server's run; it names tasks by ids of its own, so `steps` is empty."""
@@ -188,8 +222,8 @@ def pin_image(text: str, image: str) -> str:
     return re.sub(r"^(\s*image: ).*$", lambda found: found.group(1) + image, text, flags=re.MULTILINE)
 
 
-def _new(spec: Spec, params: Mapping[str, Any]) -> Run:
-    return new_run(spec["pipelineInfo"]["name"], steps=step_titles(spec), params=params)
+def _new(spec: Spec, params: Mapping[str, Any], name: str = "") -> Run:
+    return new_run(spec["pipelineInfo"]["name"], steps=step_titles(spec), params=params, name=name)
 
 
 def _group(folder: Path) -> int:

@@ -37,6 +37,11 @@ def start(folder: Path, compiled: Path) -> subprocess.Popen[bytes]:
         os.close(lock)
 
 
+def was_started(folder: Path) -> bool:
+    """Whether a process ever began on the run in a folder: its log is opened last."""
+    return (folder / LOG).is_file()
+
+
 def lives(folder: Path) -> bool:
     """Whether the run's process still lives."""
     with (folder / LOCK).open() as lock:
@@ -73,4 +78,5 @@ def _environment() -> dict[str, str]:
     quiet = {"GX_ANALYTICS_ENABLED": "false", "DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     threads = str(get_settings().threads or cores)
-    return {"OMP_NUM_THREADS": threads, **quiet, **os.environ, "PYTHONPATH": path}
+    # Threads of two programs that wait for each other by spinning on the same cores come to a standstill.
+    return {"OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": "2000", **quiet, **os.environ, "PYTHONPATH": path}

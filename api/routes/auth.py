@@ -17,8 +17,8 @@ from api.sessions import Refreshed, SignedOut
 from api.tokens import Bearer
 
 router = APIRouter(prefix="/api/auth", tags=["sign-in"])
-REFRESH, STATE = "photoflux_refresh", "photoflux_sign_in"
-PATH = "/api/auth"
+REFRESH, STATE, MEDIA = "photoflux_refresh", "photoflux_sign_in", "photoflux_media"
+PATH, MEDIA_PATH = "/api/auth", "/api/media"
 FLOW_S = 600
 
 
@@ -72,14 +72,20 @@ def callback(
 def refresh(
     request: Request, response: Response, service: ServiceDep, photoflux_refresh: Annotated[str | None, Cookie()] = None
 ) -> AccessToken:
-    """A fresh access token for the browser that holds the sign-in; its cookie is exchanged, too."""
+    """A fresh access token for the browser that holds the sign-in, and a cookie that pictures load with.
+
+    The sign-in's own cookie is exchanged, too.
+    """
     _refuse_other_sites(request, service)
     if not photoflux_refresh:
         raise SignedOut("you are not signed in; sign in first")
     going_on = service.sign_ins.refresh(photoflux_refresh)
     _keep(response, service, going_on)
+    bearer, seconds = Bearer(going_on.user_id, going_on.role, going_on.sign_in_id), service.settings.access_token_s
+    pictures = service.tokens.media(bearer)
+    _set_cookie(response, service, MEDIA, pictures, seconds=seconds, same_site="strict", path=MEDIA_PATH)
     response.headers["Cache-Control"] = "no-store"
-    return AccessToken(access_token=_access(service, going_on), expires_in=service.settings.access_token_s)
+    return AccessToken(access_token=service.tokens.access(bearer), expires_in=seconds)
 
 
 @router.post("/logout", operation_id="logout", status_code=204)
@@ -91,6 +97,7 @@ def logout(
     if photoflux_refresh:
         service.sign_ins.end(photoflux_refresh)
     response.delete_cookie(REFRESH, path=PATH)
+    response.delete_cookie(MEDIA, path=MEDIA_PATH)
 
 
 @router.get("/me", operation_id="me")
@@ -107,19 +114,17 @@ def jwks(service: ServiceDep) -> dict[str, Any]:
     return service.tokens.jwks()
 
 
-def _access(service: Service, one: Refreshed) -> str:
-    return service.tokens.access(Bearer(one.user_id, one.role, one.sign_in_id))
-
-
 def _keep(answer: Response, service: Service, one: Refreshed) -> None:
     _set_cookie(
         answer, service, REFRESH, one.token, seconds=service.settings.session_days * 24 * 3600, same_site="strict"
     )
 
 
-def _set_cookie(answer: Response, service: Service, name: str, value: str, *, seconds: int, same_site: Any) -> None:
+def _set_cookie(
+    answer: Response, service: Service, name: str, value: str, *, seconds: int, same_site: Any, path: str = PATH
+) -> None:
     answer.set_cookie(
-        name, value, max_age=seconds, path=PATH, httponly=True, secure=service.settings.secure, samesite=same_site
+        name, value, max_age=seconds, path=path, httponly=True, secure=service.settings.secure, samesite=same_site
     )
 
 

@@ -55,7 +55,11 @@ def survey(
     decoded), `sha256`, `facts`, `duplicate_of`, `duplicate_note` ("" when unique), `closest` (correlation
     with the most similar other photo) and `background` (number of its kind of background).
     """
-    examined = [examine(name, data, params=params, keep=keep) for name, data in files]
+    return tabulated([examine(name, data, params=params, keep=keep) for name, data in files], params=params)
+
+
+def tabulated(examined: Sequence[Examined], *, params: ValidateParams) -> list[dict[str, Any]]:
+    """The photo table of examined files: their rows, with what only comparing them shows."""
     rows = [one.row for one in examined]
     alike = compare([one.print for one in examined])
     _mark_duplicates(rows, alike, params=params)

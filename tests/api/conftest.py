@@ -14,8 +14,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
+from starlette.testclient import TestClient
 
+from api import work
 from api.db import Records, migrate, open_engine
+from api.main import make_app
+from api.settings import ApiSettings
+from tests.api.people import Person, Site
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql*/bin", "/usr/local/pgsql/bin")
 
@@ -100,6 +105,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated file, to be copied."""
     file = tmp_path_factory.mktemp("migrated") / "photoflux.db"
     migrate(f"sqlite:///{file}")
+    work.prepare(f"sqlite:///{file}")
     return file
 
 
@@ -108,19 +114,50 @@ def migrated_postgres(postgres: str) -> Iterator[str]:
     """Name of a migrated database, to be copied."""
     with new_database(postgres) as url:
         migrate(url)
+        work.prepare(url)
         yield url.rsplit("/", 1)[1]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def records(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]:
     """Migrated records on each kind of database."""
-    with ExitStack() as stack:
-        if request.param == "sqlite":
-            shutil.copy(request.getfixturevalue("migrated_sqlite"), tmp_path / "photoflux.db")
-            url = f"sqlite:///{tmp_path / 'photoflux.db'}"
-        else:
-            server, like = (request.getfixturevalue(name) for name in ("postgres", "migrated_postgres"))
-            url = stack.enter_context(new_database(server, like=like))
+    with migrated(request, tmp_path) as url:
         engine = open_engine(url)
         yield Records(engine)
         engine.dispose()
+
+
+@contextmanager
+def migrated(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    """URL of a migrated database of the kind that the fixture is asked for."""
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            shutil.copy(request.getfixturevalue("migrated_sqlite"), folder / "photoflux.db")
+            yield f"sqlite:///{folder / 'photoflux.db'}"
+        else:
+            server, like = (request.getfixturevalue(name) for name in ("postgres", "migrated_postgres"))
+            yield stack.enter_context(new_database(server, like=like))
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The service in this process, on each kind of database, for all tests of a module: each has people of its own."""
+    folder = tmp_path_factory.mktemp("site")
+    with migrated(request, folder) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHOTOFLUX_STATE_DIR", str(folder / "state"))
+        patch.setenv("PHOTOFLUX_DATABASE_URL", url)
+        app = make_app(ApiSettings())
+        with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
+            yield Site(client, app.app.app.state.service, folder)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def ada(site: Site) -> Person:
+    """Somebody who signed in and agreed to everything."""
+    return site.person()
+
+
+@pytest.fixture
+def bob(site: Site) -> Person:
+    """Somebody else."""
+    return site.person()

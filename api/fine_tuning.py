@@ -1,0 +1,257 @@
+"""Runs: from a subject's photos to a model that draws, whichever orchestrator does the work.
+
+Everything here may be repeated: a worker that is killed anywhere is started again from the last thing it recorded, and finds
+the pipeline where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.db import Generation, Model, Records, Run, Subject, now_ms
+from api.journal import SYSTEM, Journal
+from photoflux.errors import PhotoFluxError
+from photoflux.manifest import digest
+from photoflux.runs import Run as PipelineRun
+from photoflux.runs import State
+from photoflux.vault import opened
+from photoflux.vault.blobs import BlobExists
+from photoflux.vault.objects import Objects
+from pipelines.orchestrators import LOST, Orchestrator, RunRef
+from pipelines.watch import progress
+
+ACTIVE = ("queued", "running")
+WATCH_S = 0.3
+KILLED = (LOST, "SIGKILL", "SIGTERM")
+"""Kinds of failure that say nothing about the run itself: it is tried again."""
+REPORTS = ("validate", "augment", "finetune", "evaluate", "audit", "gate")
+GUESS_S = 240.0
+"""How long a run takes on one machine before any has been timed."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Does what a run row asks for. `after` is called in the transaction that ends a run, with its waiting generations."""
+
+    records: Records
+    objects: Objects
+    orchestrator: Orchestrator
+    journal: Journal
+    after: Callable[[Session, Generation], None]
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Once set, nothing is concluded from how pipelines stand: this process is about to end, and may end them too."""
+
+    def follow(self, run_id: str, attempt: int) -> str:
+        """Start the pipeline, or find it started, and watch it until it ends.
+
+        Returns how it ended: a final state, or `LOST` when its process was killed.
+        """
+        row = self._row(run_id)
+        if row is None or row.cancel_ms:
+            return State.cancelled
+        try:
+            ref = self.orchestrator.submit(pipeline_params(row), name=f"{run_id}-{attempt}")
+        except PhotoFluxError as error:
+            self.fail(run_id, str(error))
+            return State.failed
+        self._note(run_id, state="running", remote_id=ref.id, started_ms=row.started_ms or now_ms())
+        run = self._watched(run_id, ref)
+        return LOST if run.error and run.error.kind in KILLED else run.state
+
+    def _watched(self, run_id: str, ref: RunRef) -> PipelineRun:
+        told: list[Any] = []
+        while True:
+            run = self.orchestrator.status(ref)
+            while self.stopping.is_set():
+                time.sleep(WATCH_S)
+            if (steps := steps_of(run, Path(ref.where) / "logs")) != told:
+                self._note(run_id, steps=steps)
+                told = steps
+            if run.state.ended:
+                return run
+            row = self._row(run_id)
+            if row is None or row.cancel_ms:
+                self.orchestrator.cancel(ref)
+            time.sleep(WATCH_S)
+
+    def settle(self, run_id: str, attempt: int, ended: str) -> str:
+        """Record how a run ended, publish its model, and send what waited for it on its way; returns the run's state."""
+        row = self._row(run_id)
+        if row is None or row.state not in ACTIVE:
+            return row.state if row else State.cancelled
+        if ended != State.succeeded:
+            return self.fail(run_id, self._why(row, attempt, ended), cancelled=ended == State.cancelled)
+        ref = self.orchestrator.submit(pipeline_params(row), name=f"{run_id}-{attempt}")
+        run, folder = self.orchestrator.status(ref), Path(ref.where)
+        self._keep_reports(row, run, folder)
+        made = self._published(row, run, folder)
+        with self.records.writing() as session:
+            row = session.get_one(Run, run_id, with_for_update=True)
+            if row.cancel_ms or row.state not in ACTIVE:
+                return self._end(session, row, "cancelled", "the run was cancelled")
+            row.actual = {"seconds": round((now_ms() - (row.started_ms or now_ms())) / 1000, 1), "verdict": run.verdict}
+            if made is None:
+                return self._end(session, row, "failed", refusal(run, folder, key=key_of(row)))
+            self._enter(session, row, made)
+            return self._end(session, row, "succeeded", None)
+
+    def _why(self, row: Run, attempt: int, ended: str) -> str:
+        if ended == State.cancelled:
+            return "the run was cancelled"
+        if ended == LOST:
+            return "the run was killed again and again and was given up; start it anew"
+        if row.error:
+            return row.error
+        ref = self.orchestrator.submit(pipeline_params(row), name=f"{row.id}-{attempt}")
+        run = self.orchestrator.status(ref)
+        return run.error.message if run.error else "the run failed"
+
+    def _published(self, row: Run, run: PipelineRun, folder: Path) -> Model | None:
+        """The registered adapter, sealed for the engines; None when the gate let none through."""
+        receipt = _document(run, folder, "register", "receipt", key=key_of(row))
+        if receipt is None:
+            return None
+        model_id = uuid.uuid5(uuid.NAMESPACE_OID, row.id).hex
+        with opened(folder / run.artifacts["finetune"]["adapter"], key=key_of(row)) as adapter:
+            sha256 = digest(adapter)
+            with suppress(BlobExists):
+                self.objects.put(row.user_id, "adapter", model_id, adapter.read_bytes())
+        return Model(
+            id=model_id, user_id=row.user_id, subject_id=row.subject_id, run_id=row.id, registry_name=receipt["name"],
+            registry_version=str(receipt["version"]), adapter_sha256=sha256, verdict=run.verdict,
+            metrics=run.step("evaluate").metrics,
+        )  # fmt: skip
+
+    def _keep_reports(self, row: Run, run: PipelineRun, folder: Path) -> None:
+        """The full reports, sealed: those with the subject's pictures where there are two."""
+        for step in REPORTS:
+            if not (named := run.artifacts.get(step, {}).get("report")):
+                continue
+            page = folder / named
+            sealed = page.with_name(f"{page.stem}-sealed{page.suffix}")
+            with suppress(BlobExists):
+                if sealed.is_file():
+                    with opened(sealed, key=key_of(row)) as plain:
+                        self.objects.put(row.user_id, "report", f"{row.id}.{step}", plain.read_bytes())
+                else:
+                    self.objects.put(row.user_id, "report", f"{row.id}.{step}", page.read_bytes())
+
+    @staticmethod
+    def _enter(session: Session, row: Run, made: Model) -> None:
+        """Record the model; it draws from now on."""
+        subject = session.get_one(Subject, row.subject_id, with_for_update=True)
+        last = session.scalar(select(func.max(Model.number)).where(Model.subject_id == subject.id)) or 0
+        made.number = last + 1
+        session.add(made)
+        session.flush()
+        subject.champion_id = made.id
+
+    def fail(self, run_id: str, why: str, *, cancelled: bool = False) -> str:
+        """Record that there will be no model; returns the state the run is in then."""
+        with self.records.writing() as session:
+            row = session.get(Run, run_id, with_for_update=True)
+            if row is None or row.state not in ACTIVE:
+                return row.state if row else State.cancelled
+            return self._end(session, row, "cancelled" if cancelled else "failed", why)
+
+    def _end(self, session: Session, row: Run, state: str, why: str | None) -> str:
+        waiting = end_run(session, row, state, why, self.journal)
+        for generation in waiting if state == "succeeded" else ():
+            generation.model_id = session.get_one(Subject, row.subject_id).champion_id
+            self.after(session, generation)
+        return state
+
+    def _row(self, run_id: str) -> Run | None:
+        with self.records.reading() as session:
+            return session.get(Run, run_id)
+
+    def _note(self, run_id: str, **values: Any) -> None:
+        with self.records.writing() as session:
+            row = session.get(Run, run_id, with_for_update=True)
+            if row is not None and row.state in ACTIVE:
+                for name, value in values.items():
+                    setattr(row, name, value)
+
+
+def end_run(session: Session, row: Run, state: str, why: str | None, journal: Journal) -> list[Generation]:
+    """Record a run's end; returns the generations that waited for it, which share its fate unless it succeeded."""
+    row.state, row.error, row.finished_ms = state, why and why[:500], now_ms()
+    query = select(Generation).where(Generation.run_id == row.id, Generation.state == "queued")
+    waiting = list(session.scalars(query))
+    for generation in waiting if state != "succeeded" else ():
+        generation.state, generation.error = state, f"there is no model to draw with: {why}"[:500]
+        generation.finished_ms = now_ms()
+    journal.note(session, SYSTEM, "run.ended", row.id, state)
+    return waiting
+
+
+def cancel_run(session: Session, row: Run, journal: Journal) -> None:
+    """End a run that has not begun; have one that is under way ended by who watches it. One that has ended stays."""
+    if row.state not in ACTIVE or row.cancel_ms:
+        return
+    row.cancel_ms = now_ms()
+    if row.state == "queued":
+        end_run(session, row, "cancelled", "the run was cancelled", journal)
+
+
+def key_of(row: Run) -> str:
+    """Under which everything of the run is sealed."""
+    return f"vault://{row.user_id}"
+
+
+def pipeline_params(row: Run) -> dict[str, Any]:
+    """What the pipeline is given: the run's own parameters, its photos, and its owner's key."""
+    return {**row.params, "key": key_of(row)}
+
+
+def steps_of(run: PipelineRun, logs: Path) -> list[dict[str, Any]]:
+    """The steps as the records keep them; the running one with what it last said of its progress."""
+    return [
+        {
+            "name": step.name, "title": step.title, "state": str(step.state), "started": step.started,
+            "ended": step.ended,
+            "progress": progress(logs / f"{step.name}.log") if step.state is State.running else "",
+        }
+        for step in run.steps
+    ]  # fmt: skip
+
+
+def refusal(run: PipelineRun, folder: Path, *, key: str) -> str:
+    """Why the gate let no model through, in its own words."""
+    decision = _document(run, folder, "gate", "decision", key=key)
+    if decision is None:
+        return "the run ended without a verdict"
+    against = [reason["message"] for reason in decision["reasons"] if reason["verdict"] != "PASS"]
+    return f"the check said {run.verdict}: {'; '.join(against[:3])}"
+
+
+def _document(run: PipelineRun, folder: Path, step: str, name: str, *, key: str) -> dict[str, Any] | None:
+    named = run.artifacts.get(step, {}).get(name)
+    if not named:
+        return None
+    with opened(folder / named, key=key) as plain:
+        return dict(json.loads(plain.read_text(encoding="utf-8")))
+
+
+def estimate(session: Session, params: Mapping[str, Any], *, price_per_hour: float) -> dict[str, Any]:
+    """Seconds and cost to expect: the mean of the last ten runs of as many steps, and of those that wait before it."""
+    query = select(Run).where(Run.state == "succeeded").order_by(Run.finished_ms.desc()).limit(50)
+    alike = [r for r in session.scalars(query) if r.params.get("finetune_steps") == params.get("finetune_steps")]
+    known = [float(run.actual["seconds"]) for run in alike[:10] if run.actual]
+    seconds = sum(known) / len(known) if known else GUESS_S
+    ahead = session.scalar(select(func.count()).select_from(Run).where(Run.state.in_(ACTIVE))) or 0
+    return {
+        "seconds": round(seconds), "waiting_seconds": round(ahead * seconds),
+        "cost": round(seconds / 3600 * price_per_hour, 4), "measured_runs": len(known),
+    }  # fmt: skip

@@ -1,0 +1,92 @@
+"""Bytes for pages: thumbnails, pictures and reports, for whoever owns them; loaded by `<img>` with a cookie of their own."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Path, Query, Response
+from sqlalchemy import select
+
+from api.db import Generation, Model, Photo, Picture, Run
+from api.delivery import MEDIA_TYPES, converted
+from api.deps import ServiceDep, Viewer, owned
+from api.fine_tuning import REPORTS
+from api.generations import provenance
+from api.problems import Problem
+from api.schemas import Format, Id, Size
+from photoflux.images import SUFFIXES
+from photoflux.vault.blobs import BlobMissing
+
+router = APIRouter(prefix="/api/media", tags=["media"])
+PRIVATE = "private, no-cache"
+PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
+IMAGES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()}},
+    304: {"description": "not changed since the `ETag` that was sent"},
+}
+PAGES: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
+IfNoneMatch = Annotated[str, Header(max_length=200)]
+
+
+@router.get("/photos/{photo_id}", operation_id="getThumbnail", response_class=Response, responses=IMAGES)
+def get_thumbnail(photo_id: Id, service: ServiceDep, viewer: Viewer, if_none_match: IfNoneMatch = "") -> Response:
+    """The preview of an uploaded photo, as JPEG whatever it came as."""
+    with service.records.reading() as session:
+        photo = owned(session, Photo, photo_id, viewer)
+    etag = f'"{photo.id}"'
+    if if_none_match == etag:
+        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
+    return _file(service.objects.get(viewer.user_id, "thumbnail", photo_id), "image/jpeg", etag)
+
+
+@router.get("/pictures/{result_id}.{position}", operation_id="getPicture", response_class=Response, responses=IMAGES)
+def get_picture(
+    result_id: Id,
+    position: Annotated[int, Path(ge=0, le=63)],
+    service: ServiceDep,
+    viewer: Viewer,
+    size: Annotated[Size | None, Query()] = None,
+    format: Annotated[Format | None, Query()] = None,  # noqa: A002
+    download: bool = False,
+    if_none_match: IfNoneMatch = "",
+) -> Response:
+    """A picture, as it was asked for or in another size or format."""
+    with service.records.reading() as session:
+        row = owned(session, Generation, result_id, viewer)
+        where = (Picture.generation_id == result_id, Picture.position == position)
+        picture, model = session.scalar(select(Picture).where(*where)), session.get(Model, row.model_id or "")
+    if picture is None:
+        raise Problem(404, "not-found", "There is no such picture here.")
+    kind = format or row.format
+    etag = f'"{hashlib.sha256(f"{picture.sha256} {size} {kind}".encode()).hexdigest()[:32]}"'
+    if if_none_match == etag:
+        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
+    said = provenance(model, seed=picture.seed, style=row.style) if model else {}
+    file = service.objects.get(viewer.user_id, "picture", f"{result_id}.{position}")
+    name = f"photoflux-{result_id[:8]}-{position}{SUFFIXES[kind]}" if download else ""
+    return _file(
+        converted(file, size=size, fmt=kind, kept=row.format, provenance=said), MEDIA_TYPES[kind], etag, name=name
+    )
+
+
+@router.get("/reports/{run_id}/{step}", operation_id="getReport", response_class=Response, responses=PAGES)
+def get_report(run_id: Id, step: Literal[REPORTS], service: ServiceDep, viewer: Viewer) -> Response:  # type: ignore[valid-type]
+    """The page that a step of a run wrote, with the subject's pictures."""
+    with service.records.reading() as session:
+        owned(session, Run, run_id, viewer)
+    try:
+        page = service.objects.get(viewer.user_id, "report", f"{run_id}.{step}")
+    except BlobMissing as error:
+        raise Problem(404, "not-found", "This step wrote no report, or has not ended.") from error
+    return Response(
+        page, media_type="text/html; charset=utf-8",
+        headers={"Cache-Control": PRIVATE, "Content-Security-Policy": PAGE_POLICY},
+    )  # fmt: skip
+
+
+def _file(data: bytes, media_type: str, etag: str, *, name: str = "") -> Response:
+    headers = {"ETag": etag, "Cache-Control": PRIVATE}
+    if name:
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return Response(data, media_type=media_type, headers=headers)

@@ -1,0 +1,56 @@
+"""Models: what a run made, how good it is, and which of them draws."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from api.db import Model, Subject
+from api.deps import Caller, ServiceDep, owned
+from api.fine_tuning import REPORTS
+from api.paging import PageDep
+from api.schemas import Listed, ModelShown, iso
+
+router = APIRouter(prefix="/api/models", tags=["models"])
+
+
+@router.get("", operation_id="listModels")
+def list_models(
+    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[str, Query(max_length=32)] = ""
+) -> Listed[ModelShown]:
+    """Your models, of one subject or of all."""
+    query = select(Model).where(Model.user_id == caller.user_id)
+    with service.records.reading() as session:
+        rows, after = page.rows(session, query.where(Model.subject_id == subject) if subject else query, Model)
+        return Listed(items=[shown(session, row) for row in rows], next=after)
+
+
+@router.get("/{model_id}", operation_id="getModel")
+def get_model(model_id: str, service: ServiceDep, caller: Caller) -> ModelShown:
+    """One model with its measurements and reports."""
+    with service.records.reading() as session:
+        return shown(session, owned(session, Model, model_id, caller))
+
+
+@router.post("/{model_id}/promote", operation_id="promoteModel")
+def promote_model(model_id: str, service: ServiceDep, caller: Caller) -> ModelShown:
+    """Draw with this model from now on: a newer one, or an older one to roll back."""
+    with service.records.writing() as session:
+        model = owned(session, Model, model_id, caller)
+        session.get_one(Subject, model.subject_id, with_for_update=True).champion_id = model.id
+        service.journal.note(session, caller.user_id, "model.promoted", model.id)
+        session.flush()
+        return shown(session, model)
+
+
+def shown(session: Session, model: Model) -> ModelShown:
+    """A model for its owner."""
+    champion = session.get_one(Subject, model.subject_id).champion_id == model.id
+    return ModelShown(
+        id=model.id, subject=model.subject_id, run=model.run_id, number=model.number, verdict=model.verdict,
+        champion=champion, metrics=model.metrics, adapter_sha256=model.adapter_sha256,
+        reports={step: f"/api/media/reports/{model.run_id}/{step}" for step in REPORTS}, created=str(iso(model.created_ms)),
+    )  # fmt: skip

@@ -1,0 +1,153 @@
+"""Runs: fine-tuning a subject, watching it, ending it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api import consents
+from api.db import Model, Run, Subject, new_id, now_ms
+from api.deps import Caller, Service, ServiceDep, owned
+from api.fine_tuning import ACTIVE, estimate
+from api.fine_tuning import cancel_run as end_early
+from api.idempotency import OnceDep
+from api.paging import PageDep
+from api.problems import Problem
+from api.schemas import Listed, RunAsked, RunShown, StepShown, iso
+from photoflux.photos.sets import write_set
+from pipelines.graph import COMPILED, read_spec
+from pipelines.parameters import resolve
+
+router = APIRouter(prefix="/api/runs", tags=["runs"])
+TUNABLE = (
+    "finetune_steps", "finetune_rank", "finetune_alpha", "finetune_lr", "finetune_preservation", "augment_variants",
+    "evaluate_profile", "audit_profile",
+)  # fmt: skip
+"""Pipeline parameters that a person may change: none that reads a path or loosens the gate."""
+DAY_MS = 24 * 3600 * 1000
+EVENT_S, EVENTS_S = 0.5, 3600.0
+
+
+@router.post("", operation_id="createRun", status_code=202)
+def create_run(asked: RunAsked, service: ServiceDep, caller: Caller, once: OnceDep) -> RunShown:
+    """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
+    with service.records.writing() as session:
+        if answered := once.answered(session, RunShown):
+            return answered
+        subject = owned(session, Subject, asked.subject, caller, lock=True)
+        run = begin_run(session, service, subject, asked.params)
+        return once.keep(session, shown(session, run), status=202)
+
+
+def begin_run(session: Session, service: Service, subject: Subject, changes: dict[str, Any]) -> Run:
+    """Record a run and put it in line. A problem where the photos, the parameters, a quota or another run stand against it."""
+    consents.required(session, subject.user_id, person=subject.depicts != "no_person")
+    _check_quota(session, service, subject)
+    run = Run(id=new_id(), user_id=subject.user_id, subject_id=subject.id, orchestrator=service.settings.orchestrator)
+    photos = service.album.usable(session, subject)
+    run.params = _params(service, subject, run.id, changes)
+    run.estimate = estimate(session, run.params, price_per_hour=service.settings.price_per_hour)
+    write_set(service.objects, subject.user_id, run.id, photos)
+    session.add(run)
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise Problem(
+            409, "run-active", "This subject is being fine-tuned already; wait for it, or cancel it."
+        ) from error
+    service.line.put_run(session, run)
+    service.journal.note(session, subject.user_id, "run.created", run.id)
+    return run
+
+
+def _check_quota(session: Session, service: Service, subject: Subject) -> None:
+    active = select(Run.id).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE))
+    if session.scalar(active):
+        raise Problem(409, "run-active", "This subject is being fine-tuned already; wait for it, or cancel it.")
+    recent = select(func.count()).select_from(Run).where(
+        Run.user_id == subject.user_id, Run.created_ms > now_ms() - DAY_MS
+    )  # fmt: skip
+    if (session.scalar(recent) or 0) >= service.settings.runs_a_day:
+        raise Problem(
+            429, "quota", f"You may start {service.settings.runs_a_day} runs a day; come back tomorrow.",
+            headers={"Retry-After": "3600"},
+        )  # fmt: skip
+
+
+def _params(service: Service, subject: Subject, run_id: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Every parameter of the pipeline, checked as its steps will check them. Raises InputError."""
+    if unknown := sorted(changes.keys() - set(TUNABLE)):
+        raise Problem(422, "invalid", f"{unknown[0]}: cannot be changed here; what can are {', '.join(TUNABLE)}.")
+    bases = {f"{step}_base": service.settings.base for step in ("augment", "finetune", "evaluate", "audit")}
+    given = {
+        **bases, **service.settings.run_defaults, **changes,
+        "import_photos_source": f"blob:{run_id}", "import_photos_class_noun": subject.class_noun,
+        "import_photos_trigger": subject.trigger, "import_photos_subject_id": subject.id,
+        "import_photos_consent": "granted" if subject.depicts == "consenting_adult" else "own",
+        "register_name": subject.id,
+    }  # fmt: skip
+    resolved = resolve(given, read_spec(COMPILED))
+    del resolved["key"]  # is the owner's, whoever asks
+    return resolved
+
+
+@router.get("", operation_id="listRuns")
+def list_runs(
+    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[str, Query(max_length=32)] = ""
+) -> Listed[RunShown]:
+    """Your runs, of one subject or of all."""
+    query = select(Run).where(Run.user_id == caller.user_id)
+    with service.records.reading() as session:
+        rows, after = page.rows(session, query.where(Run.subject_id == subject) if subject else query, Run)
+        return Listed(items=[shown(session, row) for row in rows], next=after)
+
+
+@router.get("/{run_id}", operation_id="getRun")
+def get_run(run_id: str, service: ServiceDep, caller: Caller) -> RunShown:
+    """One run with its steps."""
+    with service.records.reading() as session:
+        return shown(session, owned(session, Run, run_id, caller))
+
+
+@router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202)
+def cancel_run(run_id: str, service: ServiceDep, caller: Caller) -> RunShown:
+    """End a run; one that has ended stays as it is."""
+    with service.records.writing() as session:
+        run = owned(session, Run, run_id, caller, lock=True)
+        service.journal.note(session, caller.user_id, "run.cancelled", run.id)
+        end_early(session, run, service.journal)
+        return shown(session, run)
+
+
+@router.get("/{run_id}/events", operation_id="watchRun", response_class=EventSourceResponse)
+async def watch_run(
+    run_id: str, service: ServiceDep, caller: Caller, first: Annotated[RunShown, Depends(get_run)]
+) -> AsyncIterator[ServerSentEvent]:
+    """The run whenever it has changed, as server-sent events; the last one is `ended`."""
+    now, told = first, None
+    for _ in range(round(EVENTS_S / EVENT_S)):
+        if now != told:
+            told = now
+            yield ServerSentEvent(data=now, event="ended" if now.finished else "run")
+        if now.finished:
+            return
+        await asyncio.sleep(EVENT_S)
+        now = await run_in_threadpool(get_run, run_id, service, caller)
+
+
+def shown(session: Session, run: Run) -> RunShown:
+    """A run for its owner."""
+    model = session.scalar(select(Model.id).where(Model.run_id == run.id))
+    return RunShown(
+        id=run.id, subject=run.subject_id, state=run.state, steps=[StepShown(**step) for step in run.steps or []],  # type: ignore[arg-type]
+        error=run.error, estimate=run.estimate, actual=run.actual, model=model, created=str(iso(run.created_ms)),
+        finished=iso(run.finished_ms),
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""Subjects, and their photos with what is said of them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+from fastapi import APIRouter, File, Form, UploadFile
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api import consents
+from api.db import Photo, Subject, new_id
+from api.deps import Caller, Service, ServiceDep, owned
+from api.erasing import erase_subject
+from api.idempotency import OnceDep
+from api.intake import Taken
+from api.paging import PageDep
+from api.problems import Problem
+from api.schemas import Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, iso
+
+router = APIRouter(prefix="/api", tags=["subjects and photos"])
+UPLOAD_BYTES, FILES_MAX = 128_000_000, 20
+uploads = APIRouter(
+    prefix="/api",
+    tags=["subjects and photos"],
+    form_limits={"max_files": FILES_MAX, "max_fields": 4, "max_part_size": 1000},
+)
+NOBODY = "no_person"
+
+
+@router.post("/subjects", operation_id="createSubject", status_code=201)
+def create_subject(asked: SubjectAsked, service: ServiceDep, caller: Caller, once: OnceDep) -> SubjectShown:
+    """Begin a subject: who or what pictures are wanted of."""
+    if asked.class_noun not in service.class_nouns:
+        known = ", ".join(service.class_nouns)
+        raise Problem(422, "invalid", f"The base does not know '{asked.class_noun}'; choose one of {known}.")
+    if (asked.class_noun == "person") != (asked.depicts != NOBODY):
+        raise Problem(
+            422, "invalid", "Say who a person is: 'me' or 'consenting_adult'; things and animals are 'no_person'."
+        )
+    with service.records.writing() as session:
+        if answered := once.answered(session, SubjectShown):
+            return answered
+        consents.required(session, caller.user_id, person=asked.depicts != NOBODY)
+        mine = select(func.count()).select_from(Subject).where(Subject.user_id == caller.user_id)
+        if (session.scalar(mine) or 0) >= service.settings.subjects_max:
+            raise Problem(
+                409, "too-many-subjects", f"You have {service.settings.subjects_max} subjects; delete one first."
+            )
+        subject = Subject(id=new_id(), user_id=caller.user_id, class_noun=asked.class_noun, depicts=asked.depicts,
+                          trigger=service.trigger)  # fmt: skip
+        if asked.name:
+            subject.name = service.album.sealed_name(caller.user_id, "subject-name", subject.id, asked.name)
+        session.add(subject)
+        session.flush()
+        service.journal.note(session, caller.user_id, "subject.created", subject.id)
+        return once.keep(session, shown(session, service, subject), status=201)
+
+
+@router.get("/subjects", operation_id="listSubjects")
+def list_subjects(service: ServiceDep, caller: Caller, page: PageDep) -> Listed[SubjectShown]:
+    """Your subjects."""
+    with service.records.reading() as session:
+        rows, after = page.rows(session, select(Subject).where(Subject.user_id == caller.user_id), Subject)
+        return Listed(items=[shown(session, service, row) for row in rows], next=after)
+
+
+@router.get("/subjects/{subject_id}", operation_id="getSubject")
+def get_subject(subject_id: str, service: ServiceDep, caller: Caller) -> SubjectShown:
+    """One subject."""
+    with service.records.reading() as session:
+        return shown(session, service, owned(session, Subject, subject_id, caller))
+
+
+@router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204)
+def delete_subject(subject_id: str, service: ServiceDep, caller: Caller) -> None:
+    """Delete a subject with its photos, models, runs and pictures; what runs for it is cancelled."""
+    with service.records.writing() as session:
+        subject = owned(session, Subject, subject_id, caller, lock=True)
+        service.journal.note(session, caller.user_id, "subject.deleted", subject.id)
+        gone = erase_subject(session, subject)
+    gone.clear(service.objects)
+
+
+@router.get("/subjects/{subject_id}/photos", operation_id="listPhotos")
+def list_photos(subject_id: str, service: ServiceDep, caller: Caller) -> Uploaded:
+    """The photos of a subject, oldest first, and what is said of them as a set."""
+    with service.records.writing() as session:  # the verdict on the set is kept
+        subject = owned(session, Subject, subject_id, caller)
+        photos = service.album.photos(session, subject)
+        return _judged(session, service, subject, [(photo, None) for photo in photos])
+
+
+@uploads.post("/upload", operation_id="upload", status_code=201, max_body_size=UPLOAD_BYTES)
+def upload(
+    service: ServiceDep,
+    caller: Caller,
+    once: OnceDep,
+    subject: Annotated[str, Form(pattern="^[0-9a-f]{32}$", description="the subject's id")],
+    photos: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF or WebP files, one or many")],
+) -> Uploaded:
+    """Add photos to a subject. Each is judged by the same rules as in the pipeline; what is no photo is not kept."""
+    files = [(file.filename or "", file.file.read()) for file in photos]
+    once = once.about(*(hashlib.sha256(data).digest() for _, data in files))
+    with service.records.reading() as session:
+        row = owned(session, Subject, subject, caller)
+        consents.required(session, caller.user_id, person=row.depicts != NOBODY)
+        if answered := once.answered(session, Uploaded):
+            return answered
+    taken = service.intake.take([data for _, data in files])
+    return _stored(
+        service, caller.user_id, subject, caller, once, [(n, t) for (n, _), t in zip(files, taken, strict=True)]
+    )
+
+
+def _stored(
+    service: Service, owner: str, subject_id: str, caller: Caller, once: OnceDep, taken: list[tuple[str, Taken]]
+) -> Uploaded:
+    """Seal the pixels, then record them all or none; what was sealed for nothing is deleted."""
+    stored = [service.album.store(owner, one) if one.photo else "" for _, one in taken]
+    kept: set[str] = set()
+    try:
+        with service.records.writing() as session:
+            if answered := once.answered(session, Uploaded):
+                return answered
+            subject = owned(session, Subject, subject_id, caller, lock=True)
+            rows: list[tuple[Photo | None, Taken]] = []
+            for (name, one), photo_id in zip(taken, stored, strict=True):
+                photo = None
+                if photo_id:
+                    photo = service.album.known(session, subject, one)
+                    photo = photo or service.album.add(session, subject, one, name=_plain(name), photo_id=photo_id)
+                rows.append((photo, one))
+            names = {id(one): _plain(name) for name, one in taken}
+            answer = _judged(session, service, subject, rows, names=names)
+            service.journal.note(session, owner, "photos.uploaded", subject.id)
+            once.keep(session, answer, status=201)
+            recorded = {photo.id for photo, _ in rows if photo}
+        kept = recorded & set(stored)
+        return answer
+    finally:
+        for photo_id in set(filter(None, stored)) - kept:
+            service.album.drop(owner, photo_id)
+
+
+@router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204)
+def delete_photo(photo_id: str, service: ServiceDep, caller: Caller) -> None:
+    """Delete a photo. Models that were trained with it are not changed."""
+    with service.records.writing() as session:
+        photo = owned(session, Photo, photo_id, caller, lock=True)
+        session.get_one(Subject, photo.subject_id).verdict = None
+        session.delete(photo)
+        service.journal.note(session, caller.user_id, "photo.deleted", photo.id)
+    service.album.drop(caller.user_id, photo_id)
+
+
+def shown(session: Session, service: Service, subject: Subject) -> SubjectShown:
+    """A subject for its owner."""
+    photos = session.scalar(select(func.count()).select_from(Photo).where(Photo.subject_id == subject.id)) or 0
+    return SubjectShown(
+        id=subject.id, class_noun=subject.class_noun, depicts=subject.depicts,  # type: ignore[arg-type]
+        name=service.album.name_of(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
+        photos=photos, champion=subject.champion_id, created=str(iso(subject.created_ms)),
+    )  # fmt: skip
+
+
+def _judged(
+    session: Session,
+    service: Service,
+    subject: Subject,
+    rows: list[tuple[Photo | None, Taken | None]] | list[tuple[Photo | None, Taken]] | list[tuple[Photo, None]],
+    names: dict[int, str] | None = None,
+) -> Uploaded:
+    """Photos with the verdict that the set gives each of them."""
+    said = service.album.verdict(session, subject)
+    by_id = {photo["file"]: photo for photo in said["photos"]}
+    photos = [
+        _photo(service, photo, by_id[photo.id]) if photo else _refused(service, taken, (names or {}).get(id(taken), ""))
+        for photo, taken in rows
+    ]
+    return Uploaded(photos=photos, set=SetShown(verdict=said["verdict"], score=said["score"], advice=said["advice"]))
+
+
+def _photo(service: Service, photo: Photo, said: dict[str, object]) -> PhotoShown:
+    reasons = [Reason.model_validate(reason) for reason in said["reasons"]]  # type: ignore[attr-defined]
+    return PhotoShown(
+        id=photo.id, name=service.album.name_of(photo.user_id, "photo-name", photo.id, photo.name),
+        status=said["status"], reasons=reasons, width=photo.width, height=photo.height,  # type: ignore[arg-type]
+        thumbnail=f"/api/media/photos/{photo.id}",
+    )  # fmt: skip
+
+
+def _refused(service: Service, taken: Taken | None, name: str) -> PhotoShown:
+    assert taken is not None
+    status, reasons = service.album.verdict_alone(taken)
+    return PhotoShown(
+        id=None, name=name, status=status, reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
+        width=0, height=0, thumbnail=None,
+    )  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    """A file's name without its path and what cannot be shown, at most 120 letters."""
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(letter for letter in last if letter.isprintable())[:120].encode(errors="replace").decode()

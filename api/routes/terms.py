@@ -1,0 +1,60 @@
+"""What people are asked to agree to, and what they agreed to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter
+
+from api import consents
+from api.db import Consent
+from api.deps import Caller, ServiceDep
+from api.problems import Problem
+from api.schemas import ConsentAsked, ConsentShown, WordingShown, iso
+from photoflux.errors import PhotoFluxError
+
+router = APIRouter(prefix="/api", tags=["terms and consents"])
+
+
+@router.get("/terms", operation_id="getTerms")
+def get_terms() -> list[WordingShown]:
+    """The wordings in force: the terms, the consent to learning a person's likeness, and the privacy notice."""
+    return [
+        WordingShown(
+            purpose=w.purpose, version=w.version, sha256=w.sha256, text=w.text, agree=w.purpose in consents.PURPOSES
+        )
+        for w in consents.wordings().values()
+    ]
+
+
+@router.get("/consents", operation_id="listConsents")
+def list_consents(service: ServiceDep, caller: Caller) -> list[ConsentShown]:
+    """What you agree to now."""
+    with service.records.reading() as session:
+        return [_shown(consent) for consent in consents.in_force(session, caller.user_id)]
+
+
+@router.post("/consents", operation_id="giveConsent", status_code=201)
+def give_consent(asked: ConsentAsked, service: ServiceDep, caller: Caller) -> ConsentShown:
+    """Agree to a wording, named by its digest."""
+    with service.records.writing() as session:
+        try:
+            consent = consents.grant(session, caller.user_id, asked.purpose, asked.sha256)
+        except PhotoFluxError as error:
+            raise Problem(409, "wording-changed", str(error)) from error
+        service.journal.note(session, caller.user_id, "consent.given", asked.purpose)
+        return _shown(consent)
+
+
+@router.delete("/consents/{purpose}", operation_id="withdrawConsent", status_code=204)
+def withdraw_consent(purpose: Literal["terms", "likeness"], service: ServiceDep, caller: Caller) -> None:
+    """Take an agreement back."""
+    with service.records.writing() as session:
+        consents.withdraw(session, caller.user_id, purpose)
+        service.journal.note(session, caller.user_id, "consent.withdrawn", purpose)
+
+
+def _shown(consent: Consent) -> ConsentShown:
+    return ConsentShown(
+        purpose=consent.purpose, version=consent.version, sha256=consent.sha256, granted=str(iso(consent.granted_ms))
+    )

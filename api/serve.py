@@ -1,0 +1,212 @@
+"""`make serve`: the whole service on one machine, its processes watched and started again when they end.
+
+Prints the address and a ready account. Ctrl-C ends everything, in the order in which nothing is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+
+from api.embedded_provider import Accounts
+from api.settings import ApiSettings
+
+EMAIL, NAME = "demo@photoflux.local", "Demo"
+READY_S, GRACE_S, CALM_S, WATCH_S = 120.0, 30.0, 1.0, 0.2
+
+
+@dataclass
+class Part:
+    """One process of the service. `ready` is an address that answers once it can be used."""
+
+    name: str
+    command: Sequence[str]
+    ready: str = ""
+    log: Path = Path("serve.log")
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+
+    def start(self, environment: dict[str, str]) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                list(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        self.started = time.monotonic()
+
+    def stop(self) -> None:
+        """Kindly, then for good; it and what it started."""
+        if self.process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    @property
+    def ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+
+@dataclass
+class Site:
+    """The service's processes and what they are told."""
+
+    settings: ApiSettings
+    parts: list[Part]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Start all, say where they are, and start again what ends, until interrupted."""
+        for part in self.parts:
+            part.start(self.environment)
+        try:
+            self._wait_until_ready()
+            self._say()
+            while True:
+                time.sleep(WATCH_S)
+                for part in self.parts:
+                    if part.ended and time.monotonic() - part.started > CALM_S:
+                        print(f"{part.name} ended and is started again; see {part.log}", flush=True)
+                        part.start(self.environment)
+        except KeyboardInterrupt:
+            print("stopping", flush=True)
+        finally:
+            for part in self.parts:
+                part.stop()
+
+    def _wait_until_ready(self) -> None:
+        until = time.monotonic() + READY_S
+        for part in filter(lambda one: one.ready, self.parts):
+            while not _answers(part.ready, self.settings):
+                if part.ended or time.monotonic() > until:
+                    raise SystemExit(f"error: {part.name} did not start; see {part.log}")
+                time.sleep(0.1)
+
+    def _say(self) -> None:
+        print(f"address  {self.settings.issuer}")
+        for name in ("engine", "mlflow"):
+            print("\n".join(f"{part.name:8} {part.ready}" for part in self.parts if part.name == name))
+        print("ready; Ctrl-C ends it", flush=True)
+
+
+def _answers(url: str, settings: ApiSettings) -> bool:
+    try:
+        return httpx2.get(url, timeout=2.0, verify=settings.trusted).status_code < 500
+    except httpx2.HTTPError:
+        return False
+
+
+def make_site(settings: ApiSettings, *, mlflow: bool = True) -> Site:
+    """The parts: engine, worker, the service itself, and MLflow's pages."""
+    logs = settings.state_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    python, root = sys.executable, Path(__file__).resolve().parent.parent
+    ports = {"mlflow": _free_port()}
+    parts = [
+        Part("engine", [python, "-m", "api.engine"], ready=f"{settings.engine_url}{settings.health_route}"),
+        Part("api", [python, "-m", "api.main"], ready=f"{settings.issuer}/readyz"),
+        Part("worker", [python, "-m", "api.worker"]),
+    ]
+    if mlflow:
+        registry = f"sqlite:///{(settings.state_dir / 'mlflow.db').absolute()}"
+        where = f"http://127.0.0.1:{ports['mlflow']}"
+        command = [python, "-m", "mlflow", "ui", "--backend-store-uri", registry, "--port", str(ports["mlflow"]),
+                   "--workers", "1"]  # fmt: skip
+        parts.append(Part("mlflow", command, ready=where))
+    for part in parts:
+        part.log = logs / f"{part.name}.log"
+    environment = {
+        "GOMP_SPINCOUNT": "2000", **os.environ, **_told(settings),
+        "PHOTOFLUX_STATE_DIR": str(settings.state_dir.absolute()),
+        "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")])),
+    }  # fmt: skip
+    return Site(settings, parts, environment)
+
+
+def demo_account(settings: ApiSettings) -> str:
+    """A ready account; returns its password, which is this machine's own and kept beside its key."""
+    accounts, file = Accounts(settings.state_dir / "accounts"), settings.state_dir / "demo-password"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    password = secrets.token_urlsafe(12)
+    accounts.add(EMAIL, name=NAME, password=password)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as kept:
+        kept.write(password)
+    return password
+
+
+def with_certificate(settings: ApiSettings) -> ApiSettings:
+    """The same service over TLS, with an authority and a certificate made on this machine."""
+    import trustme
+
+    folder, address = settings.state_dir / "tls", urlsplit(settings.public_url)
+    cert, key, authority = (folder / name for name in ("cert.pem", "key.pem", "ca.pem"))
+    if not key.is_file():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        ca = trustme.CA(organization_name="PhotoFlux on this machine")
+        issued = ca.issue_cert("localhost", "127.0.0.1", "::1")
+        ca.cert_pem.write_to_path(authority)
+        for blob in issued.cert_chain_pems:
+            blob.write_to_path(cert, append=True)
+        key.touch(mode=0o600)
+        issued.private_key_pem.write_to_path(key)
+    changes: dict[str, Any] = {
+        "public_url": urlunsplit(("https", address.netloc, "", "", "")), "tls_cert": str(cert.absolute()),
+        "tls_key": str(key.absolute()), "ca_file": str(authority.absolute()),
+    }  # fmt: skip
+    return ApiSettings(**changes)
+
+
+def _told(settings: ApiSettings) -> dict[str, str]:
+    """What the parts need to know of the address, as environment variables."""
+    names = ("public_url", "tls_cert", "tls_key", "ca_file", "engine_url")
+    told = {f"PHOTOFLUX_{name.upper()}": str(getattr(settings, name)) for name in names}
+    return told | {"AIP_HTTP_PORT": str(urlsplit(settings.engine_url).port or 80)}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m api.serve", description=__doc__.split("\n")[0])
+    parser.add_argument("--no-mlflow", action="store_true", help="leave MLflow's pages out")
+    parser.add_argument("--tls", action="store_true", help="serve over TLS with a certificate made here")
+    options = parser.parse_args(argv)
+    settings = with_certificate(ApiSettings()) if options.tls else ApiSettings()
+    signal.signal(signal.SIGTERM, _interrupt)
+    print(f"sign in  {EMAIL}, password {demo_account(settings)}")
+    make_site(settings, mlflow=not options.no_mlflow).run()
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,241 @@
+"""Durable work on the records' own database: what was accepted is done, whatever is killed meanwhile.
+
+The service puts work in line inside the transaction that records it; a worker takes it out. Both know it by a row's id,
+which is also the workflow's, so that nothing is done twice. Arguments and results are ids and states, stored as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from dbos import DBOS, DBOSClient, DBOSConfig, Serializer
+from sqlalchemy import func, make_url, select
+from sqlalchemy.orm import Session
+
+from api.db import Export, Generation, Records, Run
+from api.erasing import Erasure
+from api.exporting import Exports
+from api.fine_tuning import FineTuning
+from api.generations import FINAL_WORDS, Generations
+from pipelines.orchestrators import LOST
+
+log = logging.getLogger(__name__)
+
+RUNS, DRAWINGS, CHORES = "runs", "drawings", "chores"
+NAME, VERSION, WORKER = "photoflux", "1", "worker"
+"""The version is the workflows', not the program's: what an older program left is taken up by a newer one."""
+POLL_S = {RUNS: 0.5, DRAWINGS: 0.1, CHORES: 0.5}
+DRAWINGS_AT_ONCE = 4
+ATTEMPTS, PAUSE_S = 3, 2.0
+
+
+class Json(Serializer):
+    """Stores arguments and results as JSON instead of pickles: readable, and nothing is run when it is read."""
+
+    def serialize(self, data: Any) -> str:
+        return json.dumps(data, default=_error_text)
+
+    def deserialize(self, serialized_data: str) -> Any:
+        read = json.loads(serialized_data)
+        return RuntimeError(read["error"]) if isinstance(read, dict) and read.keys() == {"error"} else read
+
+    def name(self) -> str:
+        return "json"
+
+
+def _error_text(value: Any) -> dict[str, str]:
+    """An exception by its class: its message may quote what it was about."""
+    return {"error": type(value).__name__}
+
+
+def system_url(records_url: str) -> str:
+    """The records' database as the library of durable work wants it named."""
+    url = make_url(records_url)
+    if url.get_backend_name() == "sqlite":
+        return str(url)
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def prepare(records_url: str) -> None:
+    """Make or update the library's own tables."""
+    DBOS.migrate(system_url(records_url))
+
+
+class Line:
+    """Where the service puts work."""
+
+    def __init__(self, records_url: str) -> None:
+        self._client = DBOSClient(
+            system_database_url=system_url(records_url), serializer=Json(), application_name=NAME, lazy=True
+        )
+
+    def put_run(self, session: Session, run: Run) -> None:
+        """Fine-tune, after others of the same urgency; a person's first run comes before another's second."""
+        before = select(func.count()).select_from(Run).where(Run.user_id == run.user_id, Run.state == "queued")
+        self._put(session, RUNS, "fine_tune", run.id, priority=session.scalar(before) or 1)
+
+    def put_generation(self, session: Session, row: Generation) -> None:
+        """Draw."""
+        before = select(func.count()).select_from(Generation)
+        mine = before.where(Generation.user_id == row.user_id, Generation.state == "queued")
+        self._put(session, DRAWINGS, "draw", row.id, priority=session.scalar(mine) or 1)
+
+    def put_erasure(self, session: Session, receipt: str) -> None:
+        """Delete what is left of an account."""
+        self._put(session, CHORES, "erase", receipt, priority=1)
+
+    def put_export(self, session: Session, export: Export) -> None:
+        """Pack everything that is kept of a person."""
+        self._put(session, CHORES, "export", export.id, priority=2)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._client.destroy()
+
+    def _put(self, session: Session, queue: str, workflow: str, row_id: str, *, priority: int) -> None:
+        session.flush()
+        options: Any = {
+            "queue_name": queue, "workflow_name": workflow, "workflow_id": row_id, "priority": min(1000, priority)
+        }  # fmt: skip
+        self._client.enqueue_in_transaction(session, options, row_id)
+
+
+class Hands:
+    """What the workflows work with in this process."""
+
+    runs: FineTuning
+    generations: Generations
+    erasure: Erasure
+    exports: Exports
+
+
+hands = Hands()
+
+
+@DBOS.workflow(name="fine_tune", max_recovery_attempts=None)
+def fine_tune(run_id: str) -> str:
+    """A run: tried again when its processes were killed, ended once."""
+    try:
+        ended, attempt = LOST, 0
+        while ended == LOST and attempt < ATTEMPTS:
+            attempt += 1
+            if attempt > 1:
+                DBOS.sleep(PAUSE_S * 4 ** (attempt - 2))
+            ended = follow(run_id, attempt)
+        return settle(run_id, attempt, ended)
+    except Exception:
+        log.exception("run %s failed", run_id)
+        return abandon(run_id)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+def follow(run_id: str, attempt: int) -> str:
+    """Start or find the pipeline and watch it."""
+    return str(hands.runs.follow(run_id, attempt))
+
+
+@DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+def settle(run_id: str, attempt: int, ended: str) -> str:
+    """Record how it ended."""
+    return str(hands.runs.settle(run_id, attempt, ended))
+
+
+@DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+def abandon(run_id: str) -> str:
+    """Record that it failed for a reason of ours."""
+    return str(hands.runs.fail(run_id, "something went wrong here; start the run again"))
+
+
+@DBOS.workflow(name="draw", max_recovery_attempts=None)
+def draw(generation_id: str) -> str:
+    """A generation."""
+    try:
+        return perform(generation_id)
+    except Exception:
+        log.exception("generation %s failed", generation_id)
+        return give_up(generation_id)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=0.5)
+def perform(generation_id: str) -> str:
+    """Draw and record."""
+    return hands.generations.perform(generation_id)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+def give_up(generation_id: str) -> str:
+    """Record that it failed."""
+    return hands.generations.end(generation_id, "failed", FINAL_WORDS)
+
+
+@DBOS.workflow(name="erase", max_recovery_attempts=None)
+def erase(receipt: str) -> str:
+    """An account's erasure: tried for days, since nothing may be left."""
+    return clear(receipt)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=60, interval_seconds=1.0, backoff_rate=1.5)
+def clear(receipt: str) -> str:
+    """Delete what is left."""
+    return hands.erasure.perform(receipt)
+
+
+@DBOS.workflow(name="export", max_recovery_attempts=None)
+def export(export_id: str) -> str:
+    """An export."""
+    try:
+        return pack(export_id)
+    except Exception:
+        log.exception("export %s failed", export_id)
+        return unpacked(export_id)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
+def pack(export_id: str) -> str:
+    """Pack and record."""
+    return hands.exports.perform(export_id)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+def unpacked(export_id: str) -> str:
+    """Record that it failed."""
+    return hands.exports.fail(export_id)
+
+
+def launch(
+    records_url: str,
+    *,
+    runs: FineTuning,
+    generations: Generations,
+    erasure: Erasure,
+    exports: Exports,
+    runs_at_once: int,
+) -> None:
+    """Take up what was left unfinished, and work from now on, in threads of this process."""
+    hands.runs, hands.generations, hands.erasure, hands.exports = runs, generations, erasure, exports
+    config: DBOSConfig = {
+        "name": NAME, "system_database_url": system_url(records_url), "application_version": VERSION,
+        "executor_id": WORKER, "serializer": Json(), "log_level": "WARNING", "run_migrations": True,
+    }  # fmt: skip
+    DBOS(config=config)
+    DBOS.launch()
+    DBOS.register_queue(RUNS, worker_concurrency=runs_at_once, polling_interval_sec=POLL_S[RUNS])
+    DBOS.register_queue(DRAWINGS, worker_concurrency=DRAWINGS_AT_ONCE, polling_interval_sec=POLL_S[DRAWINGS])
+    DBOS.register_queue(CHORES, worker_concurrency=2, polling_interval_sec=POLL_S[CHORES])
+
+
+def stop(timeout_s: int) -> None:
+    """Finish what runs, as far as the time allows; the rest is taken up by the next worker."""
+    DBOS.destroy(workflow_completion_timeout_sec=timeout_s)
+
+
+def unfinished(records: Records) -> int:
+    """How many runs and generations are queued or running."""
+    with records.reading() as session:
+        kinds = (Run, Generation)
+        return sum(
+            session.scalar(select(func.count()).select_from(k).where(k.state.in_(("queued", "running")))) or 0
+            for k in kinds
+        )

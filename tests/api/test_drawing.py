@@ -1,0 +1,239 @@
+"""The engine over HTTP, and the workers' side of a generation, with a real engine on a tiny base."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+from PIL import Image
+
+from api import engine as engine_app
+from api.db import Generation, Picture
+from api.drawing import EngineClient
+from api.generations import Generations
+from api.settings import ApiSettings
+from api.tokens import Capability
+from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.images import provenance_of
+from photoflux.manifest import digest
+from photoflux.serving.engine import Engine
+from tests.api.people import Person, Site, is_problem
+from tests.api.test_generations import ask
+from tests.serving.conftest import fetch, key_of, make_artifact, spec  # noqa: F401
+
+PROMPT = "a photo of sks dog"
+
+
+@pytest.fixture(scope="module")
+def drawing(site: Site, spec: BaseSpec) -> Iterator[tuple[str, Engine]]:  # noqa: F811
+    """Address of an engine that trusts the site, and the engine itself."""
+    fetcher = engine_app.fetcher(site.objects, spec)
+    engine = Engine(load_pipeline(spec, device="cpu"), spec=spec, fetch=fetcher, waiting=4)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    app = engine_app.make_app(ApiSettings(), engine=engine, checker=site.service.tokens)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}", engine
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def http(drawing: tuple[str, Engine]) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=drawing[0], timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def subject(ada: Person, make_artifact: Callable[[int], Path]) -> str:  # noqa: F811
+    artifact = make_artifact(1)
+    return ada.subject_with_model(adapter=artifact.read_bytes(), sha256=digest(artifact))
+
+
+@pytest.fixture
+def generations(site: Site, drawing: tuple[str, Engine]) -> Generations:
+    service = site.service
+    client = EngineClient(drawing[0], service.tokens)
+    return Generations(service.records, service.objects, client, service.journal)
+
+
+def asked(site: Site, person: Person, subject: str, **more: object) -> dict[str, object]:
+    """A call for one picture of a subject's model."""
+    model = person.get("/api/models", params={"subject": subject}).json()["items"][0]
+    capability = site.service.tokens.capability(Capability(person.id, model["adapter_sha256"]))
+    one = {"model": model["id"], "adapter_sha256": model["adapter_sha256"], "prompt": PROMPT, "seed": 3}
+    return {"instances": [one | more], "parameters": {"capability": capability}}
+
+
+def test_health_and_a_picture(site: Site, ada: Person, subject: str, http: httpx2.Client):
+    assert http.get("/health").status_code == 200
+    answer = http.post("/predict", json=asked(site, ada, subject))
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["predictions"]) == 1
+
+
+@pytest.mark.parametrize("wrong", ["none", "access", "foreign", "other-adapter", "altered"])
+def test_nothing_without_a_capability_for_this_very_adapter(
+    site: Site, ada: Person, bob: Person, subject: str, http: httpx2.Client, wrong: str
+):
+    call = asked(site, ada, subject)
+    tokens, sha256 = site.service.tokens, call["instances"][0]["adapter_sha256"]  # type: ignore[index]
+    capability = {
+        "none": "", "access": ada.token, "foreign": tokens.capability(Capability(bob.id, sha256)),
+        "other-adapter": tokens.capability(Capability(ada.id, "1" * 64)),
+        "altered": tokens.capability(Capability(ada.id, sha256))[:-4] + "AAAA",
+    }[wrong]  # fmt: skip
+    answer = http.post("/predict", json=call | {"parameters": {"capability": capability}})
+    if wrong == "foreign":
+        is_problem(answer, 404, "model-missing")  # bob has no such model: ada's is never looked for
+    else:
+        is_problem(answer, 401, "unauthorized")
+
+
+@pytest.mark.parametrize("more", [{"seed": -1}, {"prompt": ""}, {"style": "oil"}, {"model": "../x"}, {"extra": 1}])
+def test_what_is_no_call_is_refused(
+    site: Site, ada: Person, subject: str, http: httpx2.Client, more: dict[str, object]
+):
+    is_problem(http.post("/predict", json=asked(site, ada, subject, **more)), 422, "invalid")
+
+
+def test_an_adapter_that_is_another_than_recorded_is_never_drawn_with(
+    site: Site,
+    ada: Person,
+    http: httpx2.Client,
+    make_artifact: Callable[[int], Path],  # noqa: F811
+):
+    swapped = ada.subject_with_model(adapter=make_artifact(2).read_bytes(), sha256=digest(make_artifact(1)))
+    is_problem(http.post("/predict", json=asked(site, ada, swapped)), 422, "invalid")
+
+
+def test_a_full_line_says_when_to_come_back(
+    site: Site,
+    ada: Person,
+    subject: str,
+    http: httpx2.Client,
+    drawing: tuple[str, Engine],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    engine, go = drawing[1], threading.Event()
+    draw = engine._draw
+    monkeypatch.setattr(engine, "_draw", lambda *a, **k: go.wait(30) and draw(*a, **k))
+    call = asked(site, ada, subject)
+    call["instances"] = call["instances"] * 8  # type: ignore[operator]
+    answer = http.post("/predict", json=call)
+    is_problem(answer, 429, "busy")
+    assert int(answer.headers["retry-after"]) >= 1
+    go.set()
+    monkeypatch.undo()
+    until = time.monotonic() + 30
+    while (engine.drawing or len(engine.line)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert http.post("/predict", json=asked(site, ada, subject)).status_code == 200
+
+
+def test_forgetting_empties_the_pools(
+    site: Site, ada: Person, subject: str, http: httpx2.Client, drawing: tuple[str, Engine]
+):
+    http.post("/predict", json=asked(site, ada, subject))
+    engine = drawing[1]
+    assert any(key.owner == ada.id for key in engine.host._held)
+    EngineClient(drawing[0], site.service.tokens).forget(ada.id)
+    assert not any(key.owner == ada.id for key in engine.host._held)
+
+
+def test_a_generation_is_drawn_sealed_and_shown(
+    site: Site, ada: Person, subject: str, generations: Generations, tmp_path: Path
+):
+    result = ask(ada, subject, n=2, seed=5, size="96x64", format="png", style="pencil", prompt=PROMPT)
+    assert generations.perform(result["id"]) == "succeeded"
+    shown = ada.get(f"/api/results/{result['id']}").json()
+    assert [(image["position"], image["seed"]) for image in shown["images"]] == [(0, 5), (1, 6)]
+    for image in shown["images"]:
+        content = ada.get(image["url"]).content
+        picture = Image.open(io.BytesIO(content))
+        assert (picture.size, picture.format) == ((96, 64), "PNG")
+        (tmp_path / "p.png").write_bytes(content)
+        said = provenance_of(tmp_path / "p.png")
+        assert said["digitalSourceType"].endswith("trainedAlgorithmicMedia")
+        assert said["seed"] == str(image["seed"])
+        assert ada.id not in str(said)
+        assert PROMPT.encode() not in content
+        name = f"{result['id']}.{image['position']}"
+        assert b"PNG" not in site.objects.store.get(f"pictures/{ada.id}/{name}")
+    assert generations.perform(result["id"]) == "succeeded"
+    with site.service.records.reading() as session:
+        assert session.query(Picture).where(Picture.generation_id == result["id"]).count() == 2
+
+
+def test_the_same_seed_draws_the_same_picture_again(ada: Person, subject: str, generations: Generations):
+    results = [ask(ada, subject, seed=9, prompt=PROMPT)["id"] for _ in range(2)]
+    for result in results:
+        generations.perform(result)
+    first, second = (ada.get(f"/api/results/{result}").json()["images"][0]["sha256"] for result in results)
+    assert first == second
+
+
+def test_a_kill_after_storing_leaves_no_double(
+    site: Site, ada: Person, subject: str, generations: Generations, monkeypatch: pytest.MonkeyPatch
+):
+    result = ask(ada, subject, prompt=PROMPT)["id"]
+    put = type(site.objects).put
+
+    def killed(*args: object) -> None:
+        put(*args)  # type: ignore[arg-type]
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(type(site.objects), "put", killed)
+        generations.perform(result)
+    assert ada.row(Generation, result).state == "running"
+    assert generations.perform(result) == "succeeded"
+    assert site.objects.ids(ada.id, "picture") == [f"{result}.0"]
+
+
+def test_what_was_deleted_meanwhile_is_not_kept(
+    site: Site, ada: Person, subject: str, generations: Generations, monkeypatch: pytest.MonkeyPatch
+):
+    result = ask(ada, subject, prompt=PROMPT)["id"]
+    drawn = Generations._drawn
+
+    def delete_then_draw(self: Generations, *args: object) -> list[bytes]:
+        pictures = drawn(self, *args)  # type: ignore[arg-type]
+        ada.ask("DELETE", f"/api/results/{result}")
+        return pictures
+
+    monkeypatch.setattr(Generations, "_drawn", delete_then_draw)
+    assert generations.perform(result) == "cancelled"
+    assert site.objects.ids(ada.id, "picture") == []
+
+
+def test_without_its_model_a_generation_fails_with_a_word(ada: Person, generations: Generations):
+    subject = ada.subject_with_model(adapter=b"not an adapter")
+    result = ask(ada, subject)["id"]
+    assert generations.perform(result) == "failed"
+    assert ada.get(f"/api/results/{result}").json()["error"]
+
+
+def test_an_engine_that_is_away_is_waited_for(site: Site, ada: Person, subject: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("api.drawing.PATIENCE_S", 1.0)
+    service = site.service
+    away = Generations(
+        service.records, service.objects, EngineClient("http://127.0.0.1:9", service.tokens), service.journal
+    )
+    result = ask(ada, subject)["id"]
+    started = time.monotonic()
+    assert away.perform(result) == "failed"
+    assert time.monotonic() - started > 0.9
+    assert "could not be drawn in time" in ada.get(f"/api/results/{result}").json()["error"]

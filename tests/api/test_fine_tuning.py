@@ -1,0 +1,263 @@
+"""What becomes of a run: followed, tried again, settled once, whatever the orchestrator does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from api.db import Generation, Model, Run, Subject
+from api.fine_tuning import FineTuning, estimate
+from photoflux.errors import InputError
+from photoflux.manifest import digest
+from photoflux.runs import Failure, State, StepRun
+from photoflux.runs import Run as PipelineRun
+from photoflux.vault import committed
+from pipelines.orchestrators import LOST, RunRef
+from tests.api.people import Person, Site
+
+
+@dataclass
+class Scripted:
+    """An orchestrator whose runs end as they are told to; the files of a run are real, and sealed."""
+
+    folder: Path
+    ends: list[Any] = field(default_factory=list)
+    params: dict[str, Any] = field(default_factory=dict)
+    submitted: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    looks: int = 0
+
+    def submit(self, params: Any, *, name: str = "") -> RunRef:
+        self.params = dict(params)
+        self.submitted.append(name)
+        where = self.folder / name
+        where.mkdir(parents=True, exist_ok=True)
+        return RunRef(name, str(where))
+
+    def status(self, ref: RunRef) -> PipelineRun:
+        self.looks += 1
+        if ref.id in self.cancelled:
+            return run_of(State.cancelled)
+        end = self.ends[0] if len(self.ends) == 1 else self.ends.pop(0)
+        return end(Path(ref.where), self.params) if callable(end) else end
+
+    def cancel(self, ref: RunRef) -> None:
+        self.cancelled.append(ref.id)
+
+
+def run_of(state: State, *, error: Failure | None = None, **more: Any) -> PipelineRun:
+    steps = tuple(
+        StepRun(name, name.title(), state if state.ended else State.running)
+        for name in ("finetune", "evaluate", "gate", "register")
+    )
+    return PipelineRun("p", "personalize", steps, {}, state=state, error=error, **more)
+
+
+def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
+    """A run that registered its adapter."""
+    key, name = params["key"], params["register_name"]
+    documents = {
+        "adapter.tar": "an adapter", "decision.json": json.dumps({"verdict": "PASS", "reasons": []}),
+        "receipt.json": json.dumps({"name": name, "version": 3, "alias": "champion"}),
+    }  # fmt: skip
+    for file, content in documents.items():
+        with committed(folder / file, key=key) as plain:
+            plain.write_text(content)
+    (folder / "report.html").write_text("numbers alone")
+    with committed(folder / "report-sealed.html", key=key) as plain:
+        plain.write_text("<img> of a dog")
+    run = run_of(State.succeeded, verdict="PASS", artifacts={
+        "finetune": {"adapter": "adapter.tar"}, "gate": {"decision": "decision.json", "report": "report.html"},
+        "register": {"receipt": "receipt.json"},
+    })  # fmt: skip
+    return run.with_step(replace(run.step("evaluate"), metrics={"identity_gain": 0.8}))
+
+
+def refused(folder: Path, params: dict[str, Any]) -> PipelineRun:
+    """A run that its gate let nothing through of."""
+    reasons = [{"verdict": "FAIL", "message": "class leakage is .9"}, {"verdict": "PASS", "message": "fine"}]
+    with committed(folder / "decision.json", key=params["key"]) as plain:
+        plain.write_text(json.dumps({"verdict": "FAIL", "reasons": reasons}))
+    return run_of(State.succeeded, verdict="FAIL", artifacts={"gate": {"decision": "decision.json"}})
+
+
+@pytest.fixture(autouse=True)
+def own_state(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps seal with the keyring of the site."""
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(site.folder / "state"))
+    monkeypatch.setattr("api.fine_tuning.WATCH_S", 0.01)
+
+
+@pytest.fixture
+def work(site: Site, tmp_path: Path) -> Callable[..., tuple[FineTuning, Scripted, list[str]]]:
+    def made(*ends: Any) -> tuple[FineTuning, Scripted, list[str]]:
+        orchestrator, drawn = Scripted(tmp_path, list(ends)), list[str]()
+        service = site.service
+        return (
+            FineTuning(
+                service.records, service.objects, orchestrator, service.journal,
+                after=lambda _, generation: drawn.append(generation.id),
+            ),
+            orchestrator,
+            drawn,
+        )  # fmt: skip
+
+    return made
+
+
+def begun(person: Person) -> tuple[str, str]:
+    """Ids of a run and of a generation that waits for it."""
+    answer = person.post("/api/generate", json={"subject": person.subject_with_photos(5), "prompt": "a dog"})
+    return answer.json()["run"], answer.json()["id"]
+
+
+def test_a_passed_run_makes_a_model_that_draws(site: Site, ada: Person, work):
+    run, generation = begun(ada)
+    tuning, orchestrator, drawn = work(run_of(State.running), passed)
+    assert tuning.follow(run, 1) == State.succeeded
+    assert orchestrator.params["key"] == f"vault://{ada.id}"
+    assert [step["name"] for step in ada.row(Run, run).steps] == ["finetune", "evaluate", "gate", "register"]
+    assert tuning.settle(run, 1, State.succeeded) == "succeeded"
+    shown = ada.get(f"/api/runs/{run}").json()
+    assert (shown["state"], shown["error"], shown["actual"]["verdict"]) == ("succeeded", None, "PASS")
+    model = ada.get(f"/api/models/{shown['model']}").json()
+    assert (model["champion"], model["number"], model["metrics"]) == (True, 1, {"identity_gain": 0.8})
+    assert site.objects.get(ada.id, "adapter", model["id"]) == b"an adapter"
+    assert drawn == [generation]
+    assert ada.row(Generation, generation).model_id == model["id"]
+    assert ada.get(f"/api/media/reports/{run}/gate").text == "<img> of a dog"
+
+
+def test_what_is_settled_stays_settled(site: Site, ada: Person, work):
+    run, _ = begun(ada)
+    tuning, _, drawn = work(passed)
+    for _ in range(3):
+        tuning.follow(run, 1)
+        assert tuning.settle(run, 1, State.succeeded) == "succeeded"
+    assert tuning.settle(run, 1, State.failed) == "succeeded"
+    with site.service.records.reading() as session:
+        assert len(list(session.scalars(select(Model).where(Model.run_id == run)))) == 1
+    assert len(drawn) == 1
+
+
+def test_a_kill_between_publishing_and_recording_is_made_good(site: Site, ada: Person, work, monkeypatch):
+    run, _ = begun(ada)
+    tuning, _, _ = work(passed)
+    tuning.follow(run, 1)
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(FineTuning, "_enter", killed)
+        tuning.settle(run, 1, State.succeeded)
+    assert len(site.objects.ids(ada.id, "adapter")) == 1
+    assert tuning.settle(run, 1, State.succeeded) == "succeeded"
+    assert len(site.objects.ids(ada.id, "adapter")) == 1
+
+
+def test_a_second_model_takes_over_and_is_numbered_on(site: Site, ada: Person, work):
+    run, _ = begun(ada)
+    tuning, _, _ = work(passed)
+    tuning.settle(run, 1, State.succeeded)
+    subject = ada.row(Run, run).subject_id
+    again = ada.post("/api/runs", json={"subject": subject}).json()["id"]
+    tuning.settle(again, 1, State.succeeded)
+    models = ada.get("/api/models", params={"subject": subject}).json()["items"]
+    assert [(model["number"], model["champion"]) for model in models] == [(2, True), (1, False)]
+    with site.service.records.reading() as session:
+        expected = estimate(session, ada.row(Run, run).params, price_per_hour=36.0)
+    assert expected["measured_runs"] >= 2
+
+
+def test_what_the_gate_refuses_is_said_and_nothing_is_drawn(ada: Person, work):
+    run, generation = begun(ada)
+    tuning, _, drawn = work(refused)
+    assert tuning.settle(run, 1, tuning.follow(run, 1)) == "failed"
+    assert "class leakage is .9" in ada.get(f"/api/runs/{run}").json()["error"]
+    shown = ada.get(f"/api/results/{generation}").json()
+    assert (shown["state"], drawn) == ("failed", [])
+    assert "class leakage" in shown["error"]
+
+
+def test_a_failed_step_is_told_in_its_own_words(ada: Person, work):
+    run, _ = begun(ada)
+    tuning, _, _ = work(run_of(State.failed, error=Failure("validate", "05.jpg: blurry", "InputError")))
+    assert tuning.follow(run, 1) == State.failed
+    assert tuning.settle(run, 1, State.failed) == "failed"
+    assert ada.get(f"/api/runs/{run}").json()["error"] == "05.jpg: blurry"
+
+
+@pytest.mark.parametrize("kind", [LOST, "SIGKILL"])
+def test_a_killed_pipeline_is_lost_and_not_failed(ada: Person, work, kind: str):
+    run, _ = begun(ada)
+    tuning, _, _ = work(run_of(State.failed, error=Failure("finetune", "was killed", kind)))
+    assert tuning.follow(run, 1) == LOST
+    assert ada.get(f"/api/runs/{run}").json()["state"] == "running"
+    assert tuning.settle(run, 3, LOST) == "failed"
+    assert "killed again and again" in ada.get(f"/api/runs/{run}").json()["error"]
+
+
+def test_cancelling_ends_the_pipeline_and_what_waits(ada: Person, work):
+    run, generation = begun(ada)
+    tuning, orchestrator, _ = work(run_of(State.running))
+    assert ada.post(f"/api/runs/{run}/cancel").json()["state"] == "cancelled"  # it had not begun
+    assert tuning.follow(run, 1) == State.cancelled
+    assert orchestrator.submitted == []
+    assert tuning.settle(run, 1, State.cancelled) == "cancelled"
+    assert ada.get(f"/api/results/{generation}").json()["state"] == "cancelled"
+
+
+def test_a_running_pipeline_is_cancelled(ada: Person, work):
+    run, _ = begun(ada)
+
+    def cancelled_now(*_: Any) -> PipelineRun:
+        ada.post(f"/api/runs/{run}/cancel")
+        return run_of(State.running)
+
+    tuning, orchestrator, _ = work(cancelled_now)
+    assert tuning.follow(run, 1) == State.cancelled
+    assert orchestrator.cancelled == [f"{run}-1"]
+
+
+def test_deleting_the_subject_ends_its_run(ada: Person, work):
+    run, _ = begun(ada)
+    subject = ada.row(Run, run).subject_id
+
+    def deleted_now(*_: Any) -> PipelineRun:
+        ada.ask("DELETE", f"/api/subjects/{subject}")
+        return run_of(State.running)
+
+    tuning, orchestrator, _ = work(deleted_now)
+    assert tuning.follow(run, 1) == State.cancelled
+    assert orchestrator.cancelled == [f"{run}-1"]
+    assert tuning.settle(run, 1, State.cancelled) == State.cancelled
+    assert ada.row(Subject, subject) is None
+
+
+def test_parameters_that_the_pipeline_refuses_fail_the_run(ada: Person, work, monkeypatch):
+    run, _ = begun(ada)
+    tuning, orchestrator, _ = work(passed)
+
+    def refuse(*_: Any, **__: Any) -> RunRef:
+        raise InputError("finetune.rank is 0")
+
+    monkeypatch.setattr(orchestrator, "submit", refuse)
+    assert tuning.follow(run, 1) == State.failed
+    assert ada.get(f"/api/runs/{run}").json()["error"] == "finetune.rank is 0"
+
+
+def test_the_published_adapter_is_the_plaintexts_digest(site: Site, ada: Person, work, tmp_path: Path):
+    run, _ = begun(ada)
+    tuning, _, _ = work(passed)
+    tuning.settle(run, 1, State.succeeded)
+    (tmp_path / "plain").write_bytes(b"an adapter")
+    with site.service.records.reading() as session:
+        model = session.scalars(select(Model).where(Model.run_id == run)).one()
+    assert model.adapter_sha256 == digest(tmp_path / "plain")

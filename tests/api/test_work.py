@@ -1,0 +1,181 @@
+"""The line of durable work: what is put in it with a row is done once, in a fair order, and failures end somewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbos import DBOS
+
+from api import work
+from api.db import Generation, Records, Run, Subject, User, new_id, open_engine
+from pipelines.orchestrators import LOST
+from tests.api.conftest import migrated
+
+
+class Notes:
+    """Stands in for what the workflows do: notes that it was asked to, and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.answers: dict[str, list[Any]] = {}
+        self.go = threading.Event()
+        self.go.set()
+
+    def _answer(self, *asked: str) -> str:
+        assert self.go.wait(20)
+        self.asked.append(asked)
+        told = self.answers.get(asked[0], [])
+        answer = told.pop(0) if told else "succeeded"
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    def follow(self, run_id: str, attempt: int) -> str:
+        return self._answer("follow", run_id, str(attempt))
+
+    def settle(self, run_id: str, attempt: int, ended: str) -> str:
+        return self._answer("settle", run_id, str(attempt), ended)
+
+    def fail(self, run_id: str, why: str) -> str:
+        return self._answer("fail", run_id, why)
+
+    def perform(self, row_id: str) -> str:
+        return self._answer("perform", row_id)
+
+    def end(self, row_id: str, state: str, why: str) -> str:
+        return self._answer("end", row_id, state, why)
+
+    def wait_for(self, *asked: str, timeout_s: float = 20) -> None:
+        until = time.monotonic() + timeout_s
+        while asked not in self.asked:
+            assert time.monotonic() < until, self.asked
+            time.sleep(0.01)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def working(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Any, ...]]:
+    """Records, the line and the notes of a worker in this process."""
+    monkeypatch.setattr(work, "PAUSE_S", 0.01)
+    monkeypatch.setattr(work, "POLL_S", dict.fromkeys(work.POLL_S, 0.05))
+    with migrated(request, tmp_path) as url:
+        records, line, notes = Records(open_engine(url)), work.Line(url), Notes()
+        work.launch(url, runs=notes, generations=notes, erasure=notes, exports=notes, runs_at_once=1)  # type: ignore[arg-type]
+        yield records, line, notes
+        notes.go.set()
+        work.stop(5)
+        line.close()
+        records.engine.dispose()
+
+
+def add_user(records: Records) -> tuple[str, str]:
+    with records.writing() as session:
+        user = User(id=new_id(), login=new_id())
+        session.add(user)
+        session.flush()
+        subject = Subject(id=new_id(), user_id=user.id, class_noun="dog", trigger="sks", depicts="no_person")
+        session.add(subject)
+    return user.id, subject.id
+
+
+def run_of(user: str, subject: str) -> Run:
+    facts: dict[str, Any] = {"params": {}, "orchestrator": "local", "estimate": {}, "steps": []}
+    return Run(id=new_id(), user_id=user, subject_id=subject, **facts)
+
+
+def generation_of(user: str, subject: str) -> Generation:
+    return Generation(
+        id=new_id(), user_id=user, subject_id=subject, prompt=b"", n=1, seed=0, size="64x64", format="png", style="none"
+    )
+
+
+def put(records: Records, line: work.Line, row: Any) -> str:
+    with records.writing() as session:
+        session.add(row)
+        (line.put_run if isinstance(row, Run) else line.put_generation)(session, row)
+    return str(row.id)
+
+
+def test_what_is_recorded_is_done(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, subject = add_user(records)
+    drawn = put(records, line, generation_of(user, subject))
+    run = put(records, line, run_of(user, subject))
+    notes.wait_for("perform", drawn)
+    notes.wait_for("settle", run, "1", "succeeded")
+
+
+def test_what_is_rolled_back_is_not(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, subject = add_user(records)
+    lost = generation_of(user, subject)
+    with pytest.raises(RuntimeError), records.writing() as session:
+        session.add(lost)
+        line.put_generation(session, lost)
+        raise RuntimeError("the route failed")
+    kept = put(records, line, generation_of(user, subject))
+    notes.wait_for("perform", kept)
+    assert ("perform", lost.id) not in notes.asked
+
+
+def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, subject = add_user(records)
+    notes.answers["follow"] = [LOST, "succeeded"]
+    first = put(records, line, run_of(user, subject))
+    notes.wait_for("settle", first, "2", "succeeded")
+    notes.answers["follow"] = [LOST] * work.ATTEMPTS
+    _, other = add_user(records)
+    second = put(records, line, run_of(user, other))
+    notes.wait_for("settle", second, str(work.ATTEMPTS), LOST)
+
+
+def test_what_fails_for_a_reason_of_ours_ends_with_a_word(
+    working: tuple[Records, work.Line, Notes], monkeypatch: pytest.MonkeyPatch
+):
+    records, line, notes = working
+    user, subject = add_user(records)
+    notes.answers["perform"] = [ValueError("canary")] * 3
+    drawn = put(records, line, generation_of(user, subject))
+    notes.wait_for("end", drawn, "failed", work.FINAL_WORDS)
+    assert notes.asked.count(("perform", drawn)) == 3
+    assert "canary" not in work.FINAL_WORDS
+
+
+def test_people_take_turns(working: tuple[Records, work.Line, Notes]):
+    """While one run is under way, two of Ada's and one of Bob's are put in line: Bob's is second, not last."""
+    records, line, notes = working
+    notes.go.clear()
+    (blocker, its), (ada, hers), (bob, his) = (add_user(records) for _ in range(3))
+    put(records, line, run_of(blocker, its))
+    time.sleep(0.5)
+    _, more = add_user(records)
+    first, second = put(records, line, run_of(ada, hers)), put(records, line, run_of(ada, more))
+    third = put(records, line, run_of(bob, his))
+    notes.go.set()
+    notes.wait_for("settle", second, "1", "succeeded")
+    order = [asked[1] for asked in notes.asked if asked[0] == "follow"][1:]
+    assert order == [first, third, second]
+
+
+def test_arguments_and_results_are_readable_json(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, subject = add_user(records)
+    drawn = put(records, line, generation_of(user, subject))
+    notes.wait_for("perform", drawn)
+    json = work.Json()
+    assert json.deserialize(json.serialize({"args": [drawn]})) == {"args": [drawn]}
+    kept = json.serialize(ValueError("a prompt"))
+    assert "prompt" not in kept
+    assert isinstance(json.deserialize(kept), RuntimeError)
+    until = time.monotonic() + 10
+    while DBOS.retrieve_workflow(drawn).get_status().status != "SUCCESS":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert DBOS.retrieve_workflow(drawn).get_result() == "succeeded"
