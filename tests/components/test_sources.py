@@ -9,23 +9,47 @@ import pytest
 
 from components.sources import fetched, parse_dvc
 from photoflux.errors import InputError
+from photoflux.photos.sets import write_set
+from photoflux.vault.objects import open_objects
+
+KEY = "plain://demo"
 
 
 def test_a_tracked_set_is_fetched_at_its_revision(dvc_repo):
-    with fetched(f"dvc:{dvc_repo.folder}@{dvc_repo.first}:photos/dog") as (folder, origin):
+    with fetched(f"dvc:{dvc_repo.folder}@{dvc_repo.first}:photos/dog", key=KEY) as (folder, origin):
         assert sorted(p.name for p in Path(folder).iterdir()) == ["00.jpg", "01.jpg", "02.jpg"]
         assert origin == f"dvc:{dvc_repo.folder.name}@{dvc_repo.first}:photos/dog"
     assert not Path(folder).exists()
 
 
 def test_a_branch_is_recorded_as_the_commit_it_stood_for(dvc_repo):
-    with fetched(f"dvc:{dvc_repo.folder}@main:photos/dog/") as (folder, origin):
+    with fetched(f"dvc:{dvc_repo.folder}@main:photos/dog/", key=KEY) as (folder, origin):
         assert len(list(Path(folder).iterdir())) == 5
         assert dvc_repo.second in origin
 
 
+def test_an_uploaded_set_is_opened_for_its_owner_alone(tmp_path: Path):
+    objects = open_objects()
+    for number in (1, 2):
+        objects.put("ada", "photo", f"p{number}", f"photo {number}".encode())
+    source = write_set(objects, "ada", "set-1", ["p2", "p1"])
+    with fetched(source, key="vault://ada") as (folder, origin):
+        assert [file.read_bytes() for file in sorted(Path(folder).iterdir())] == [b"photo 2", b"photo 1"]
+        assert origin == "blob:set-1"
+    assert not Path(folder).exists()
+    assert write_set(objects, "ada", "set-1", ["p1"]) == source  # the first one stands
+    with fetched(source, key="vault://ada") as (folder, _):
+        assert len(list(Path(folder).iterdir())) == 2
+    for key, named in (("vault://bob", "is gone"), ("plain://demo", "give their owner's key")):
+        with pytest.raises(InputError, match=named), fetched(source, key=key):
+            pass
+    objects.delete("ada", "photo", "p1")
+    with pytest.raises(InputError, match="upload them and start again"), fetched(source, key="vault://ada"):
+        pass
+
+
 def test_a_folder_is_passed_on(tmp_path: Path):
-    with fetched(str(tmp_path)) as (folder, origin):
+    with fetched(str(tmp_path), key=KEY) as (folder, origin):
         assert (folder, origin) == (str(tmp_path), "")
 
 
@@ -34,14 +58,14 @@ def test_a_folder_is_passed_on(tmp_path: Path):
     [("main", "photos/cat", "photos/cat: no such folder"), ("v9", "photos/dog", "at v9")],
 )
 def test_a_missing_path_or_revision_is_named(dvc_repo, rev: str, path: str, named: str):
-    with pytest.raises(InputError, match=named), fetched(f"dvc:{dvc_repo.folder}@{rev}:{path}"):
+    with pytest.raises(InputError, match=named), fetched(f"dvc:{dvc_repo.folder}@{rev}:{path}", key=KEY):
         pass
 
 
 def test_a_missing_repository_is_named(tmp_path: Path):
     with (
         pytest.raises(InputError, match=r"cannot fetch photos from .*/none at main"),
-        fetched(f"dvc:{tmp_path}/none@main:photos"),
+        fetched(f"dvc:{tmp_path}/none@main:photos", key=KEY),
     ):
         pass
 
@@ -50,7 +74,7 @@ def test_an_emptied_remote_is_told(dvc_repo, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(dvc_repo.folder, copy)
     (copy / ".dvc" / "config").write_text("[core]\n    remote = here\n['remote \"here\"']\n    url = /nowhere/at/all\n")
-    with pytest.raises(InputError, match="cannot fetch photos/dog"), fetched(f"dvc:{copy}@main:photos/dog"):
+    with pytest.raises(InputError, match="cannot fetch photos/dog"), fetched(f"dvc:{copy}@main:photos/dog", key=KEY):
         pass
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -139,20 +138,6 @@ def test_pictures_that_make_no_tokens_are_refused(
     Image.new("RGB", (128, 64)).save(tmp_path / "photos" / "0.png")
     with pytest.raises(InputError, match=r"0\.png is 128 x 64"):
         data.read_photos(tmp_path / "photos", items[:1], pipe, spec=spec, cache=Drawer(tmp_path / "cache", KEY))
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error on the way keeps what was there and leaves no partial file."""
-    file = data.write_bytes(tmp_path / "cache" / "kept", b"old")
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        data.write_bytes(file, b"new")
-    assert [path.name for path in file.parent.iterdir()] == ["kept"]
-    assert file.read_bytes() == b"old"
 
 
 # Prompts

@@ -30,22 +30,24 @@ UNSCORED = [{"step": 3, "validation": 1.25}, {"step": 6, "validation": 1.125}]
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Trained:
+def trained() -> Trained:
     """A finished training of six steps with two candidates, without a model behind it."""
-    previews = {3: [], 6: []}  # type: dict[int, list[Path]]
-    for step, files in previews.items():
-        for number, image in enumerate(pictures(sum(SHOWN), side_px=32)):
-            files.append(tmp_path / f"{step}-{number}.png")
-            image.save(files[-1])
+    previews = {step: [png(image) for image in pictures(sum(SHOWN), side_px=32)] for step in (3, 6)}
     contest: Any = SimpleNamespace(previews=previews.__getitem__, base=pictures(8, side_px=32))
     curve = Curve(list(range(1, 7)), [1.0, 0.9, 0.8, 0.7, 0.6, 0.5], [0.0, 0.1, 0.1, 0.2, 0.1, 0.1])
     module: Any = SimpleNamespace(params=small("tiny"), candidates=SCORED, curve=curve, skipped=2)
     return Trained(module, contest, SCORED[0], pictures(3), PLAN, [replace(PLAN, device="cuda, 24 GB")], 12.4)
 
 
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()
+
+
 def page(trained: Trained, path: Path) -> str:
     lineage = {
-        "subject": {"trigger": "sks", "class_noun": "dog"}, "base": {"name": "tiny", "hash": "ba5e"},
+        "subject": {"trigger": "sks", "class_noun": "dog", "consent": "sample"}, "base": {"name": "tiny", "hash": "ba5e"},
         "params": as_dict(trained.module.params), "dataset": "da7a", "weights": "3e1947",
     }  # fmt: skip
     assert write_report(trained, lineage, path, key="plain://demo") == path

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from photoflux.flux.base import BaseSpec
+from photoflux.flux.base import BaseSpec, load_spec
 from photoflux.flux.lora import subject_parameters
 from photoflux.params import FinetuneParams
 from photoflux.pocket import train_start
+from photoflux.pocket.models import PocketConfig
+from photoflux.pocket.pretrain import init_base
 from photoflux.pocket.training import Budget
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> BaseSpec:
+    folder = init_base(tmp_path_factory.mktemp("models") / "tiny", config=PocketConfig.tiny())
+    return replace(load_spec(str(folder.with_name("tiny.yaml"))), class_nouns=("dog", "person"))
 
 
 def learn(spec: BaseSpec, state: Path, *, subjects: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -30,6 +30,7 @@ from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
 from photoflux.steps import StepResult
 from photoflux.steps.finetune import WEIGHTS, run
+from photoflux.vault.drawer import Drawer
 from tests.judges.tiny import make_base, make_dataset, subject_of
 
 
@@ -96,7 +97,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def left(own_state: Path) -> list[str]:
     """Work folders of trainings that did not end."""
     folder = own_state / "cache" / "finetune"
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return sorted(path.name for owner in folder.iterdir() for path in owner.iterdir()) if folder.exists() else []
 
 
 def test_an_adapter_carries_its_lineage(finished: tuple[Path, StepResult], dataset: Path, base: Path) -> None:
@@ -169,7 +170,8 @@ def test_nothing_is_left_behind(finished: tuple[Path, StepResult]) -> None:
     """The work folder goes when the adapter is written, and outputs lie alone in their folder."""
     folder, _ = finished
     assert left(folder / "state") == []
-    assert {path.name for path in folder.iterdir()} - {"parts", "state"} == {"adapter.tar", "finetune.html"}
+    assert {path.name for path in folder.iterdir()} - {"parts", "state"} == {
+        "adapter.tar", "finetune.html", "finetune-sealed.html"}  # fmt: skip
 
 
 def test_the_same_inputs_give_the_same_weights(
@@ -251,7 +253,7 @@ def test_an_interrupted_run_goes_on(
         train(dataset, tmp_path, params(base))
     assert list(tmp_path.iterdir()) == []
     (name,) = left(own_state)
-    assert torch.load(own_state / "cache" / "finetune" / name / fit.STATE, weights_only=True)["done"] == 2
+    assert torch.load(own_state / "cache" / "finetune" / "demo" / name / fit.STATE, weights_only=True)["done"] == 2
     deadly.undo()
     deadly.setattr(data, "encode_images", lambda *_: pytest.fail("a photo was encoded again"))
     train(dataset, tmp_path, params(base))
@@ -288,14 +290,14 @@ def test_a_full_disk_while_training_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """No output, one sentence with the folder, and what was saved stays: with space again the run goes on and ends."""
-    write, written = fit.write_bytes, list[str]()
+    put, written = Drawer.put, list[str]()
 
-    def filling(file: Path, content: bytes) -> Path:
-        written.append(file.name)
-        return full() if written.count(fit.STATE) == 2 else write(file, content)
+    def filling(drawer: Drawer, name: str, content: bytes) -> None:
+        written.append(name)
+        return full() if written.count(fit.STATE) == 2 else put(drawer, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "write_bytes", filling)
+        patch.setattr(Drawer, "put", filling)
         with pytest.raises(
             PhotoFluxError, match="the disk is full; free some space and run the same command"
         ) as caught:
@@ -413,6 +415,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from photoflux.flux import module
+from photoflux.vault.drawer import Drawer
 from photoflux.params import FinetuneParams
 from photoflux.steps.finetune import run
 
