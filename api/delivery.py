@@ -1,4 +1,4 @@
-"""From a drawn picture to the file that somebody gets: style filter, size, format, and the marks of its making."""
+"""From a drawn picture to the file that somebody gets: style filter, size, mark, format and, last of all, credentials."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from photoflux.images import encoded, fitted, parse_size
+from photoflux.marks import marked
 from photoflux.styles import FILTERS
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from api.credentials import Credentials
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff"}
 
@@ -25,19 +28,30 @@ class Order:
     provenance: dict[str, str]
 
 
-def finished(drawn: bytes, order: Order) -> bytes:
-    """The file of a picture as the engine drew it."""
-    image = FILTERS.get(order.style, lambda same: same)(fitted(_opened(drawn), parse_size(order.size)))
-    return encoded(image, order.format, provenance=order.provenance)
+@dataclass(frozen=True)
+class Delivery:
+    """Finishes pictures. Each file is marked at its own size and signed as it is, since either ends with any change."""
 
+    credentials: Credentials
 
-def converted(file: bytes, *, size: str | None, fmt: str | None, kept: str, provenance: dict[str, str]) -> bytes:
-    """A finished picture in another size or format; the same bytes when neither differs from what is kept."""
-    image = _opened(file)
-    wanted = parse_size(size) if size else image.size
-    if wanted == image.size and fmt in (None, kept):
-        return file
-    return encoded(fitted(image, wanted), fmt or kept, provenance=provenance)
+    def finished(self, drawn: bytes, order: Order) -> bytes:
+        """The file of a picture as the engine drew it."""
+        image = FILTERS.get(order.style, lambda same: same)(fitted(_opened(drawn), parse_size(order.size)))
+        return self._file(image, order.format, order.provenance)
+
+    def converted(
+        self, file: bytes, *, size: str | None, fmt: str | None, kept: str, provenance: dict[str, str]
+    ) -> bytes:
+        """A finished picture in another size or format; the same bytes when neither differs from what is kept."""
+        image = _opened(file)
+        wanted = parse_size(size) if size else image.size
+        if wanted == image.size and fmt in (None, kept):
+            return file
+        return self._file(fitted(image, wanted), fmt or kept, provenance)
+
+    def _file(self, image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
+        file = encoded(marked(image), fmt, provenance=provenance, quick=True)
+        return self.credentials.sign(file, MEDIA_TYPES[fmt])
 
 
 def _opened(file: bytes) -> Image.Image:

@@ -11,9 +11,11 @@ from fastapi.security.http import HTTPAuthorizationCredentials
 from sqlalchemy.orm import Session
 
 from api.db import Base, Records
+from api.delivery import Delivery
 from api.identity import Identities
 from api.intake import Intake
 from api.journal import Journal
+from api.limits import Limits
 from api.problems import Problem
 from api.sessions import SignIns
 from api.settings import ApiSettings
@@ -39,6 +41,8 @@ class Service:
     intake: Intake
     journal: Journal
     line: Line
+    limits: Limits
+    delivery: Delivery
     class_nouns: tuple[str, ...]
     trigger: str
 
@@ -67,6 +71,7 @@ def get_caller(
     if credentials is None:
         raise Problem(401, "unauthorized", "Sign in first.", headers={"WWW-Authenticate": "Bearer"})
     caller = service.tokens.bearer(credentials.credentials)
+    service.limits.check("ask", caller.user_id)
     if not service.sign_ins.is_open(caller.sign_in_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
     return caller
@@ -89,6 +94,14 @@ def get_viewer(
     return viewer
 
 
+def get_maker(service: ServiceDep, caller: Caller) -> Bearer:
+    """Who has work done, counted as such."""
+    service.limits.check("make", caller.user_id)
+    return caller
+
+
+Maker = Annotated[Bearer, Depends(get_maker)]
+"""As `Caller`, for what costs more than an answer."""
 Viewer = Annotated[Bearer, Depends(get_viewer)]
 Row = TypeVar("Row", bound=Base)
 

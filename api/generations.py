@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 
 from api.db import Generation, Model, Picture, Records, now_ms
-from api.delivery import Order, finished
+from api.delivery import Delivery, Order
 from api.drawing import EngineClient, GivenUp, Refused, Wanted
 from api.journal import SYSTEM, Journal
 from photoflux.vault.objects import Objects
@@ -27,6 +27,7 @@ class Generations:
     objects: Objects
     engine: EngineClient
     journal: Journal
+    delivery: Delivery
 
     def perform(self, generation_id: str) -> str:
         """Draw, finish, seal and record; returns the state it ended in."""
@@ -56,7 +57,7 @@ class Generations:
         for position, png in enumerate(drawn):
             picture_id = f"{row.id}.{position}"
             order = Order(row.size, row.format, row.style, provenance(model, seed=row.seed + position, style=row.style))
-            file = finished(png, order)
+            file = self.delivery.finished(png, order)
             self.objects.put(row.user_id, "picture", picture_id, file)
             rows.append(
                 Picture(

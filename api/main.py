@@ -13,14 +13,17 @@ from sqlalchemy import text
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
+from api.credentials import open_credentials
 from api.db import Records, migrate, open_engine
+from api.delivery import Delivery
 from api.deps import Service, ServiceDep
 from api.embedded_provider import CLIENT_ID, Accounts, make_provider
 from api.identity import Identities, Provider
 from api.intake import Intake
 from api.journal import Journal
+from api.limits import Limits
 from api.problems import Problem, ProblemDetails
-from api.routes import auth, generations, me, media, models, runs, subjects, terms
+from api.routes import auth, generations, me, media, models, prompts, runs, subjects, terms
 from api.secrets import pepper
 from api.sessions import SignIns
 from api.settings import ApiSettings, get_api_settings
@@ -72,6 +75,8 @@ def make_service(settings: ApiSettings) -> Service:
         Intake(checks),
         Journal(key),
         Line(url),
+        Limits(settings.limits, rates=settings.rates),
+        Delivery(open_credentials(keyring)),
         class_nouns(settings.base),
         load_params("import_photos").trigger,
     )
@@ -103,7 +108,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     )
     problems.install(app)
     _add_probes(app)
-    for part in (auth, terms, subjects, runs, generations, models, me, media):
+    for part in (auth, terms, subjects, runs, generations, models, prompts, me, media):
         app.include_router(part.router)
     app.include_router(subjects.uploads)
     if settings.provider == "embedded":

@@ -55,6 +55,8 @@ class ApiSettings(Settings):
     pipeline_image: str = Field(default="", description="image of the pipeline's steps, by digest")
     pipeline_account: str = Field(default="", description="service account of the pipeline's steps")
     kubeflow_host: str = Field(default="", description="address of a Kubeflow Pipelines server")
+    limits: str = Field(default="memory://", description="where requests are counted: memory:// or redis://host:port")
+    rates: dict[str, str] = Field(default={}, description="requests allowed by kind, over the usual, as JSON")
     subjects_max: int = Field(default=50, ge=1, description="subjects a person may have")
     photos_max: int = Field(default=40, ge=1, description="photos a subject may have")
     runs_a_day: int = Field(default=10, ge=1, description="fine-tunings a person may start a day")

@@ -8,7 +8,9 @@ import signal
 import threading
 
 from api import work
+from api.credentials import open_credentials
 from api.db import Records, migrate, open_engine
+from api.delivery import Delivery
 from api.drawing import EngineClient
 from api.erasing import Erasure
 from api.exporting import Exports
@@ -50,7 +52,7 @@ def start(settings: ApiSettings, orchestrator: Orchestrator) -> None:
     line = work.Line(url)
     runs = FineTuning(records, objects, orchestrator, journal, after=line.put_generation)
     work.launch(
-        url, runs=runs, generations=Generations(records, objects, engine, journal),
+        url, runs=runs, generations=Generations(records, objects, engine, journal, Delivery(open_credentials(keyring))),
         erasure=Erasure(records, objects, keyring, journal, engine.forget, unregister, settings.runs_dir, settings.cache_dir),
         exports=Exports(records, objects, journal), runs_at_once=settings.runs_at_once,
     )  # fmt: skip

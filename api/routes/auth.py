@@ -40,8 +40,9 @@ class Me(BaseModel):
 
 
 @router.get("/login", operation_id="login", status_code=302, response_class=RedirectResponse)
-def login(service: ServiceDep) -> Response:
+def login(request: Request, service: ServiceDep) -> Response:
     """Send the browser to the provider."""
+    _count(request, service)
     url, state = service.identities.begin()
     answer = RedirectResponse(url, 302)
     _set_cookie(answer, service, STATE, state, seconds=FLOW_S, same_site="lax")
@@ -50,12 +51,14 @@ def login(service: ServiceDep) -> Response:
 
 @router.get("/callback", operation_id="callback", status_code=302, response_class=RedirectResponse)
 def callback(
+    request: Request,
     service: ServiceDep,
     state: Annotated[str, Query(max_length=200)],
     code: Annotated[str, Query(max_length=2000)] = "",
     photoflux_sign_in: Annotated[str | None, Cookie()] = None,
 ) -> Response:
     """Where the provider sends the browser back to: it must be the browser that was sent there."""
+    _count(request, service)
     if not photoflux_sign_in or not secrets.compare_digest(photoflux_sign_in.encode(), state.encode()):
         raise SignInFailed("this sign-in was begun in another browser; sign in again")
     if not code:
@@ -77,6 +80,7 @@ def refresh(
     The sign-in's own cookie is exchanged, too.
     """
     _refuse_other_sites(request, service)
+    _count(request, service)
     if not photoflux_refresh:
         raise SignedOut("you are not signed in; sign in first")
     going_on = service.sign_ins.refresh(photoflux_refresh)
@@ -126,6 +130,11 @@ def _set_cookie(
     answer.set_cookie(
         name, value, max_age=seconds, path=path, httponly=True, secure=service.settings.secure, samesite=same_site
     )
+
+
+def _count(request: Request, service: Service) -> None:
+    """Signing in is limited by address: nobody is anybody yet."""
+    service.limits.check("sign-in", request.client.host if request.client else "nowhere")
 
 
 def _refuse_other_sites(request: Request, service: Service) -> None:

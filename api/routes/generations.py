@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import consents
 from api.db import Feedback, Generation, Picture, Run, Subject, new_id
-from api.deps import Caller, Service, ServiceDep, owned
+from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.erasing import Gone
 from api.generations import ACTIVE, prompt_label
 from api.idempotency import OnceDep
@@ -30,7 +30,7 @@ SIDE_MAX, WAIT_S, LOOK_S = 2048, 30, 0.1
 
 
 @router.post("/generate", operation_id="generate", status_code=202)
-def generate(asked: GenerateAsked, service: ServiceDep, caller: Caller, once: OnceDep) -> ResultShown:
+def generate(asked: GenerateAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> ResultShown:
     """Draw pictures of a subject. One without a model is fine-tuned first, and drawn when the model is ready."""
     if max(parse_size(asked.size)) > SIDE_MAX:
         raise Problem(422, "invalid", f"A side has at most {SIDE_MAX} pixels.")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from api.db import Export, Tombstone, User, new_id, now_ms
-from api.deps import Caller, ServiceDep, Viewer, owned
+from api.deps import Caller, Maker, ServiceDep, Viewer, owned
 from api.erasing import begin_erasure
 from api.problems import Problem
 from api.schemas import Id, State, iso
@@ -37,7 +37,7 @@ class Receipt(BaseModel):
 
 
 @router.post("/me/export", operation_id="createExport", status_code=202)
-def create_export(service: ServiceDep, caller: Caller) -> ExportShown:
+def create_export(service: ServiceDep, caller: Maker) -> ExportShown:
     """Have everything that is kept of you packed into a ZIP; asked for again meanwhile, it is the same one."""
     with service.records.writing() as session:
         waiting = select(Export).where(Export.user_id == caller.user_id, Export.state.in_(ACTIVE))

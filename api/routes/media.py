@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from sqlalchemy import select
 
 from api.db import Generation, Model, Photo, Picture, Run
-from api.delivery import MEDIA_TYPES, converted
+from api.delivery import MEDIA_TYPES
 from api.deps import ServiceDep, Viewer, owned
 from api.fine_tuning import REPORTS
 from api.generations import provenance
@@ -66,7 +66,10 @@ def get_picture(
     file = service.objects.get(viewer.user_id, "picture", f"{result_id}.{position}")
     name = f"photoflux-{result_id[:8]}-{position}{SUFFIXES[kind]}" if download else ""
     return _file(
-        converted(file, size=size, fmt=kind, kept=row.format, provenance=said), MEDIA_TYPES[kind], etag, name=name
+        service.delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=said),
+        MEDIA_TYPES[kind],
+        etag,
+        name=name,
     )
 
 

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import consents
 from api.db import Model, Run, Subject, new_id, now_ms
-from api.deps import Caller, Service, ServiceDep, owned
+from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.fine_tuning import ACTIVE, estimate
 from api.fine_tuning import cancel_run as end_early
 from api.idempotency import OnceDep
@@ -37,7 +37,7 @@ EVENT_S, EVENTS_S = 0.5, 3600.0
 
 
 @router.post("", operation_id="createRun", status_code=202)
-def create_run(asked: RunAsked, service: ServiceDep, caller: Caller, once: OnceDep) -> RunShown:
+def create_run(asked: RunAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> RunShown:
     """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
     with service.records.writing() as session:
         if answered := once.answered(session, RunShown):

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from api import consents
 from api.db import Photo, Subject, new_id
-from api.deps import Caller, Service, ServiceDep, owned
+from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.erasing import erase_subject
 from api.idempotency import OnceDep
 from api.intake import Taken
@@ -30,7 +30,7 @@ NOBODY = "no_person"
 
 
 @router.post("/subjects", operation_id="createSubject", status_code=201)
-def create_subject(asked: SubjectAsked, service: ServiceDep, caller: Caller, once: OnceDep) -> SubjectShown:
+def create_subject(asked: SubjectAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> SubjectShown:
     """Begin a subject: who or what pictures are wanted of."""
     if asked.class_noun not in service.class_nouns:
         known = ", ".join(service.class_nouns)
@@ -95,7 +95,7 @@ def list_photos(subject_id: str, service: ServiceDep, caller: Caller) -> Uploade
 @uploads.post("/upload", operation_id="upload", status_code=201, max_body_size=UPLOAD_BYTES)
 def upload(
     service: ServiceDep,
-    caller: Caller,
+    caller: Maker,
     once: OnceDep,
     subject: Annotated[str, Form(pattern="^[0-9a-f]{32}$", description="the subject's id")],
     photos: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF or WebP files, one or many")],

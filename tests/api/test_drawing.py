@@ -66,7 +66,7 @@ def subject(ada: Person, make_artifact: Callable[[int], Path]) -> str:  # noqa: 
 def generations(site: Site, drawing: tuple[str, Engine]) -> Generations:
     service = site.service
     client = EngineClient(drawing[0], service.tokens)
-    return Generations(service.records, service.objects, client, service.journal)
+    return Generations(service.records, service.objects, client, service.journal, service.delivery)
 
 
 def asked(site: Site, person: Person, subject: str, **more: object) -> dict[str, object]:
@@ -230,7 +230,11 @@ def test_an_engine_that_is_away_is_waited_for(site: Site, ada: Person, subject: 
     monkeypatch.setattr("api.drawing.PATIENCE_S", 1.0)
     service = site.service
     away = Generations(
-        service.records, service.objects, EngineClient("http://127.0.0.1:9", service.tokens), service.journal
+        service.records,
+        service.objects,
+        EngineClient("http://127.0.0.1:9", service.tokens),
+        service.journal,
+        service.delivery,
     )
     result = ask(ada, subject)["id"]
     started = time.monotonic()

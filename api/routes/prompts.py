@@ -1,0 +1,42 @@
+"""Prompts while they are typed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from api.db import Generation, Subject
+from api.deps import Caller, ServiceDep, owned
+from api.generations import prompt_label
+from api.schemas import Id
+from api.suggestions import suggest, templates
+from photoflux.vault.sealed import unseal_bytes
+
+router = APIRouter(prefix="/api/prompts", tags=["pictures"])
+REMEMBERED = 50
+
+
+class Suggestions(BaseModel):
+    prompts: list[str]
+
+
+@router.get("/suggest", operation_id="suggestPrompts")
+def suggest_prompts(
+    service: ServiceDep,
+    caller: Caller,
+    subject: Annotated[Id, Query(description="whom the prompts are for")],
+    q: Annotated[str, Query(max_length=200, description="what was typed so far")] = "",
+    limit: Annotated[int, Query(ge=1, le=20)] = 8,
+) -> Suggestions:
+    """Prompts that begin like what was typed, or are like it: yours of late, and templates."""
+    with service.records.reading() as session:
+        row = owned(session, Subject, subject, caller)
+        mine = select(Generation).where(Generation.subject_id == row.id).order_by(Generation.created_ms.desc())
+        own = [
+            unseal_bytes(one.prompt, label=prompt_label(one), keyring=service.keyring).decode()
+            for one in session.scalars(mine.limit(REMEMBERED))
+        ]
+    return Suggestions(prompts=suggest(q, known=templates(row.trigger, row.class_noun), own=own, limit=limit))
