@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -47,7 +48,7 @@ def _read(cursor: str) -> tuple[int, str]:
         place = int(created), row_id
     except (ValueError, binascii.Error) as error:
         raise Problem(422, "invalid", "The cursor is not one of this list; begin with the first page.") from error
-    if not 0 <= place[0] < 2**63:
+    if not 0 <= place[0] < 2**63 or not re.fullmatch("[0-9a-f]{32}", place[1]):
         raise Problem(422, "invalid", "The cursor is not one of this list; begin with the first page.")
     return place
 

@@ -21,7 +21,7 @@ from api.paging import PageDep
 from api.problems import Problem
 from api.prompts import Unsafe, check_prompt
 from api.routes.runs import begin_run
-from api.schemas import FeedbackAsked, GenerateAsked, ImageShown, Listed, ResultShown, iso
+from api.schemas import FeedbackAsked, GenerateAsked, Id, ImageShown, Listed, ResultShown, iso
 from photoflux.images import parse_size
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
@@ -83,7 +83,7 @@ def _new(session: Session, service: Service, subject: Subject, asked: GenerateAs
 
 @router.get("/results", operation_id="listResults")
 def list_results(
-    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[str, Query(max_length=32)] = ""
+    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[Id | None, Query()] = None
 ) -> Listed[ResultShown]:
     """What you asked for, of one subject or of all."""
     query = select(Generation).where(Generation.user_id == caller.user_id)
@@ -96,7 +96,7 @@ def list_results(
 
 @router.get("/results/{result_id}", operation_id="getResult")
 async def get_result(
-    result_id: str, service: ServiceDep, caller: Caller, wait: Annotated[int, Query(ge=0, le=WAIT_S)] = 0
+    result_id: Id, service: ServiceDep, caller: Caller, wait: Annotated[int, Query(ge=0, le=WAIT_S)] = 0
 ) -> ResultShown:
     """One generation with its pictures. `wait`: seconds to hold the answer back for until they are drawn."""
     until = time.monotonic() + wait
@@ -107,13 +107,13 @@ async def get_result(
         await asyncio.sleep(LOOK_S)
 
 
-def _result(result_id: str, service: Service, caller: Caller) -> ResultShown:
+def _result(result_id: Id, service: Service, caller: Caller) -> ResultShown:
     with service.records.reading() as session:
         return shown(session, service, owned(session, Generation, result_id, caller))
 
 
 @router.delete("/results/{result_id}", operation_id="deleteResult", status_code=204)
-def delete_result(result_id: str, service: ServiceDep, caller: Caller) -> None:
+def delete_result(result_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Delete a generation with its prompt and pictures; one under way is given up."""
     with service.records.writing() as session:
         row = owned(session, Generation, result_id, caller, lock=True)
@@ -125,7 +125,7 @@ def delete_result(result_id: str, service: ServiceDep, caller: Caller) -> None:
 
 
 @router.put("/results/{result_id}/feedback", operation_id="giveFeedback", status_code=204)
-def give_feedback(result_id: str, asked: FeedbackAsked, service: ServiceDep, caller: Caller) -> None:
+def give_feedback(result_id: Id, asked: FeedbackAsked, service: ServiceDep, caller: Caller) -> None:
     """Say what you think of the pictures; said again, it replaces what was said before."""
     with service.records.writing() as session:
         row = owned(session, Generation, result_id, caller, lock=True)

@@ -52,7 +52,7 @@ def create_export(service: ServiceDep, caller: Maker) -> ExportShown:
 
 
 @router.get("/me/exports/{export_id}", operation_id="getExport")
-def get_export(export_id: str, service: ServiceDep, caller: Caller) -> ExportShown:
+def get_export(export_id: Id, service: ServiceDep, caller: Caller) -> ExportShown:
     """How an export stands."""
     with service.records.reading() as session:
         return _export(owned(session, Export, export_id, caller))

@@ -12,14 +12,14 @@ from api.db import Model, Subject
 from api.deps import Caller, ServiceDep, owned
 from api.fine_tuning import REPORTS
 from api.paging import PageDep
-from api.schemas import Listed, ModelShown, iso
+from api.schemas import Id, Listed, ModelShown, iso
 
 router = APIRouter(prefix="/api/models", tags=["models"])
 
 
 @router.get("", operation_id="listModels")
 def list_models(
-    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[str, Query(max_length=32)] = ""
+    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[Id | None, Query()] = None
 ) -> Listed[ModelShown]:
     """Your models, of one subject or of all."""
     query = select(Model).where(Model.user_id == caller.user_id)
@@ -29,14 +29,14 @@ def list_models(
 
 
 @router.get("/{model_id}", operation_id="getModel")
-def get_model(model_id: str, service: ServiceDep, caller: Caller) -> ModelShown:
+def get_model(model_id: Id, service: ServiceDep, caller: Caller) -> ModelShown:
     """One model with its measurements and reports."""
     with service.records.reading() as session:
         return shown(session, owned(session, Model, model_id, caller))
 
 
 @router.post("/{model_id}/promote", operation_id="promoteModel")
-def promote_model(model_id: str, service: ServiceDep, caller: Caller) -> ModelShown:
+def promote_model(model_id: Id, service: ServiceDep, caller: Caller) -> ModelShown:
     """Draw with this model from now on: a newer one, or an older one to roll back."""
     with service.records.writing() as session:
         model = owned(session, Model, model_id, caller)

@@ -21,7 +21,7 @@ from api.fine_tuning import cancel_run as end_early
 from api.idempotency import OnceDep
 from api.paging import PageDep
 from api.problems import Problem
-from api.schemas import Listed, RunAsked, RunShown, StepShown, iso
+from api.schemas import Id, Listed, RunAsked, RunShown, StepShown, iso
 from photoflux.photos.sets import write_set
 from pipelines.graph import COMPILED, read_spec
 from pipelines.parameters import resolve
@@ -101,7 +101,7 @@ def _params(service: Service, subject: Subject, run_id: str, changes: dict[str, 
 
 @router.get("", operation_id="listRuns")
 def list_runs(
-    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[str, Query(max_length=32)] = ""
+    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[Id | None, Query()] = None
 ) -> Listed[RunShown]:
     """Your runs, of one subject or of all."""
     query = select(Run).where(Run.user_id == caller.user_id)
@@ -111,14 +111,14 @@ def list_runs(
 
 
 @router.get("/{run_id}", operation_id="getRun")
-def get_run(run_id: str, service: ServiceDep, caller: Caller) -> RunShown:
+def get_run(run_id: Id, service: ServiceDep, caller: Caller) -> RunShown:
     """One run with its steps."""
     with service.records.reading() as session:
         return shown(session, owned(session, Run, run_id, caller))
 
 
 @router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202)
-def cancel_run(run_id: str, service: ServiceDep, caller: Caller) -> RunShown:
+def cancel_run(run_id: Id, service: ServiceDep, caller: Caller) -> RunShown:
     """End a run; one that has ended stays as it is."""
     with service.records.writing() as session:
         run = owned(session, Run, run_id, caller, lock=True)
@@ -129,7 +129,7 @@ def cancel_run(run_id: str, service: ServiceDep, caller: Caller) -> RunShown:
 
 @router.get("/{run_id}/events", operation_id="watchRun", response_class=EventSourceResponse)
 async def watch_run(
-    run_id: str, service: ServiceDep, caller: Caller, first: Annotated[RunShown, Depends(get_run)]
+    run_id: Id, service: ServiceDep, caller: Caller, first: Annotated[RunShown, Depends(get_run)]
 ) -> AsyncIterator[ServerSentEvent]:
     """The run whenever it has changed, as server-sent events; the last one is `ended`."""
     now, told = first, None

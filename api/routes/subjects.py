@@ -17,7 +17,7 @@ from api.idempotency import OnceDep
 from api.intake import Taken
 from api.paging import PageDep
 from api.problems import Problem
-from api.schemas import Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, iso
+from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, iso
 
 router = APIRouter(prefix="/api", tags=["subjects and photos"])
 UPLOAD_BYTES, FILES_MAX = 128_000_000, 20
@@ -67,14 +67,14 @@ def list_subjects(service: ServiceDep, caller: Caller, page: PageDep) -> Listed[
 
 
 @router.get("/subjects/{subject_id}", operation_id="getSubject")
-def get_subject(subject_id: str, service: ServiceDep, caller: Caller) -> SubjectShown:
+def get_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> SubjectShown:
     """One subject."""
     with service.records.reading() as session:
         return shown(session, service, owned(session, Subject, subject_id, caller))
 
 
 @router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204)
-def delete_subject(subject_id: str, service: ServiceDep, caller: Caller) -> None:
+def delete_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Delete a subject with its photos, models, runs and pictures; what runs for it is cancelled."""
     with service.records.writing() as session:
         subject = owned(session, Subject, subject_id, caller, lock=True)
@@ -84,7 +84,7 @@ def delete_subject(subject_id: str, service: ServiceDep, caller: Caller) -> None
 
 
 @router.get("/subjects/{subject_id}/photos", operation_id="listPhotos")
-def list_photos(subject_id: str, service: ServiceDep, caller: Caller) -> Uploaded:
+def list_photos(subject_id: Id, service: ServiceDep, caller: Caller) -> Uploaded:
     """The photos of a subject, oldest first, and what is said of them as a set."""
     with service.records.writing() as session:  # the verdict on the set is kept
         subject = owned(session, Subject, subject_id, caller)
@@ -145,7 +145,7 @@ def _stored(
 
 
 @router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204)
-def delete_photo(photo_id: str, service: ServiceDep, caller: Caller) -> None:
+def delete_photo(photo_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Delete a photo. Models that were trained with it are not changed."""
     with service.records.writing() as session:
         photo = owned(session, Photo, photo_id, caller, lock=True)

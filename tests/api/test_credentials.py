@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from api.credentials import SOURCE_TYPE, Credentials, make_credentials, open_credentials, read
+from api.credentials import SOURCE_TYPE, Credentials, _manifest, make_credentials, open_credentials, read
 from api.delivery import MEDIA_TYPES, Delivery, Order
 from photoflux.marks import is_marked
 from photoflux.vault import open_keyring
@@ -85,7 +85,7 @@ def test_a_file_that_names_an_address_makes_no_request(credentials: Credentials,
     sink = io.BytesIO()
     with (
         Context(settings=Settings()) as context,
-        Builder({"claim_generator_info": [{"name": "x"}]}, context) as builder,
+        Builder(_manifest("image/png"), context) as builder,
     ):
         builder.set_no_embed()
         builder.set_remote_url("http://127.0.0.1:9/manifest.c2pa")
