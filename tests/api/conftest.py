@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,12 +27,15 @@ PLACES = ("/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql*/bin", "/us
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a PostgreSQL server on loopback, gone after the session."""
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server on loopback, gone after the session.
+
+    Its folder is not below pytest's, which any other session closes to the user that the server runs as.
+    """
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are missing; install the package postgresql")
-    folder, port = tmp_path_factory.mktemp("postgres"), _free_port()
+    folder, port = Path(tempfile.mkdtemp(prefix="photoflux-postgres-")), _free_port()
     owner = _unprivileged(folder)
     run = {"user": owner, "check": True, "capture_output": True, "cwd": folder}
     subprocess.run([programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "photoflux", "--no-sync"], **run)
@@ -40,6 +44,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run([*control, "-o", options, "start"], **run)
     yield f"postgresql://photoflux@127.0.0.1:{port}"
     subprocess.run([*control, "-m", "immediate", "stop"], **run)
+    shutil.rmtree(folder)
 
 
 def _programs() -> Path | None:
@@ -57,9 +62,6 @@ def _unprivileged(folder: Path) -> str | None:
     if owner is None:
         pytest.skip("PostgreSQL does not run as root, and there is neither a user 'postgres' nor 'nobody'")
     shutil.chown(folder, owner)
-    for parent in folder.parents:
-        if parent.stat().st_uid == 0 and parent != Path("/") and str(parent).startswith("/tmp/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
     return owner
 
 
