@@ -27,7 +27,7 @@ FORMAT ?= png
 STYLE ?= none
 ARGS ?=
 
-.PHONY: help install demo demo-bad serve test test-slow lint compile run repro pretrain generate mlflow bench clean
+.PHONY: help install demo demo-bad serve load test test-slow lint compile run repro pretrain generate mlflow bench clean
 
 help: ## list what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,10 @@ demo-bad: $(STAMP) ## the same with an over-trained recipe: the gate must say FA
 
 serve: $(STAMP) ## the whole service on this machine: API, engine, worker, sign-in, MLflow (ARGS=--tls for https)
 	$(BIN)/python -m api.serve $(ARGS)
+
+load: $(STAMP) ## a hundred people at once on this machine; figures in benchmarks/results/load.json
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[load]'
+	$(BIN)/python -m benchmarks.load $(ARGS)
 
 run: $(STAMP) ## personalise your own photos: make run PHOTOS=folder CLASS=dog
 	$(BIN)/python -m pipelines.run --photos '$(PHOTOS)' --class-noun '$(CLASS)' $(ARGS)

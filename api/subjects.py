@@ -20,8 +20,6 @@ from photoflux.photos.table import tabulated
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
-PERSON = "person"
-
 
 @dataclass(frozen=True)
 class Album:

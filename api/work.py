@@ -14,7 +14,7 @@ from dbos import DBOS, DBOSClient, DBOSConfig, Serializer
 from sqlalchemy import func, make_url, select
 from sqlalchemy.orm import Session
 
-from api.db import Export, Generation, Records, Run
+from api.db import Export, Generation, Run
 from api.erasing import Erasure
 from api.exporting import Exports
 from api.fine_tuning import FineTuning
@@ -229,13 +229,3 @@ def launch(
 def stop(timeout_s: int) -> None:
     """Finish what runs, as far as the time allows; the rest is taken up by the next worker."""
     DBOS.destroy(workflow_completion_timeout_sec=timeout_s)
-
-
-def unfinished(records: Records) -> int:
-    """How many runs and generations are queued or running."""
-    with records.reading() as session:
-        kinds = (Run, Generation)
-        return sum(
-            session.scalar(select(func.count()).select_from(k).where(k.state.in_(("queued", "running")))) or 0
-            for k in kinds
-        )

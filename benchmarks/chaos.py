@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,9 @@ FINAL = ("succeeded", "failed", "cancelled")
 class Served:
     """A running `python -m api.serve` with a state of its own."""
 
-    def __init__(self, folder: Path, *options: str, people: int = 0, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, *options: str, people: int = 0, before: Callable[[Served], None] | None = None, **settings: str
+    ) -> None:
         self.folder, self.state, tls = folder, folder / "state", "--tls" in options
         self.base = f"{'https' if tls else 'http'}://127.0.0.1:{free_port()}"
         self.environment = os.environ | {
@@ -57,6 +59,8 @@ class Served:
             "PHOTOFLUX_PUBLIC_URL": self.base, "PHOTOFLUX_ENGINE_URL": f"http://127.0.0.1:{free_port()}", **settings,
         }  # fmt: skip
         self._add_accounts(people)
+        if before:
+            before(self)
         self.log = folder / "serve.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

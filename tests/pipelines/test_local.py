@@ -13,7 +13,7 @@ from rich.console import Console
 
 from photoflux.runs import Run, State, load_run, new_run, save_run
 from pipelines.local import Recorder
-from pipelines.orchestrators import LocalOrchestrator, RunRef
+from pipelines.orchestrators import LOST, LocalOrchestrator, RunRef
 from pipelines.watch import follow
 
 QUICK = {"trouble": "none", "wait_s": 0.0, "wanted": "mug"}
@@ -151,3 +151,29 @@ def test_after_a_failure_only_exit_steps_may_still_start(tmp_path: Path):
     recorder.ended("draw", exit_code=-9, outputs={"outputFile": str(tmp_path / "work" / "run" / "draw" / "out.json")})
     assert [recorder.wants(step) for step in ("sign", "notify")] == [False, True]
     assert recorder.failure.kind == "SIGKILL"
+
+
+def test_a_named_run_is_started_once(local: LocalOrchestrator):
+    """Asked for again, by another process too, it is the run that is there; a start that was cut off is made good."""
+    first = local.start(QUICK, name="abc-1")
+    again = LocalOrchestrator(local.runs_dir, local.compiled).start(QUICK, name="abc-1")
+    assert first == again
+    assert first.id.endswith("-abc-1")
+    assert ended(local, first).state is State.succeeded
+    assert local.start(QUICK, name="abc-1") == first
+    assert load_run(Path(first.where)).state is State.succeeded
+    folder = Path(first.where).with_name(first.id.replace("abc-1", "abc-2"))
+    (folder / "logs").mkdir(parents=True)  # killed before its process was started
+    second = local.start(QUICK, name="abc-2")
+    assert ended(local, second).state is State.succeeded
+
+
+def test_letting_go_ends_what_was_started_here_and_it_is_lost(local: LocalOrchestrator):
+    ref = local.start(QUICK | {"wait_s": 30.0}, name="abc-3")
+    run = drawing(ref)
+    local.let_go()
+    assert living(run.pid) == []
+    lost = local.status(ref)
+    assert lost.state is State.failed
+    assert lost.error is not None
+    assert lost.error.kind == LOST

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -26,11 +27,13 @@ class KubeflowServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), KubeflowHandler)
         self.sent: list[tuple[str, str, dict]] = []
-        self.state = "RUNNING"
+        self.state, self.named = "RUNNING", ""
 
-    def answer(self, path: str) -> dict:
+    def answer(self, path: str, command: str = "GET") -> dict:
         if path.endswith("/experiments"):
             return {"experiments": [{"experiment_id": "e1", "display_name": "Default"}]}
+        if path.endswith("/runs") and command == "GET":
+            return {"runs": [{"run_id": "r7", "display_name": self.named}]} if self.named else {}
         if "/runs" in path:
             error = {"error": {"code": 2, "message": "boom"}} if self.state == "FAILED" else {}
             return {"run_id": "r1", "display_name": "x", "state": self.state, **error}
@@ -42,7 +45,7 @@ class KubeflowHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         path = self.path.partition("?")[0]
         self.server.sent.append((self.command, path, json.loads(body or "{}")))
-        reply = json.dumps(self.server.answer(path)).encode()
+        reply = json.dumps(self.server.answer(path, self.command)).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(reply)))
@@ -92,6 +95,17 @@ def test_kubeflow_states_are_read(kubeflow: KubeflowServer, theirs: str, ours: S
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_kubeflow_is_asked_for_a_named_run_before_one_is_made(kubeflow: KubeflowServer):
+    """The server takes a name twice, so that what was submitted and not recorded has to be looked for."""
+    orchestrator = KubeflowOrchestrator(f"http://127.0.0.1:{kubeflow.server_port}", IMAGE)
+    assert orchestrator.submit({}, name="abc-1").id == "r1"
+    kubeflow.named = "personalize-abc-1"
+    assert orchestrator.submit({}, name="abc-1").id == "r7"
+    made = [path for command, path, _ in kubeflow.sent if command == "POST" and path.endswith("/runs")]
+    assert len(made) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_kubeflow_runs_can_be_cancelled(kubeflow: KubeflowServer):
     KubeflowOrchestrator(f"http://127.0.0.1:{kubeflow.server_port}", IMAGE).cancel(RunRef("r1", ""))
     assert [path for command, path, _ in kubeflow.sent if command == "POST"] == ["/apis/v2beta1/runs/r1:terminate"]
@@ -105,7 +119,8 @@ class VertexServer:
         from google.cloud.aiplatform_v1 import types
         from google.protobuf import empty_pb2
 
-        self.sent: list[object] = []
+        self.sent: list[Any] = []
+        self.taken = False
         self.job = types.PipelineJob(name=JOB, state="PIPELINE_STATE_PENDING")
         calls = {
             "CreatePipelineJob": (types.CreatePipelineJobRequest, self._create, types.PipelineJob.serialize),
@@ -126,8 +141,12 @@ class VertexServer:
         self.port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
 
-    def _create(self, request: object, _: object) -> object:
+    def _create(self, request: object, context: Any) -> object:
+        import grpc
+
         self.sent.append(request)
+        if self.taken:
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, "there is such a job")
         return self.job
 
     def _cancel(self, request: object, _: object) -> object:
@@ -169,6 +188,16 @@ def test_vertex_gets_the_compiled_file_with_the_image_pinned(vertex: VertexServe
     assert job["runtime_config"]["parameter_values"] == resolve({"augment_variants": 2}, read_spec())
     assert job["service_account"] == "runner@p.example"
     assert job["labels"] == {"team": "photos"}
+
+
+def test_vertex_has_a_named_job_once(vertex: VertexServer, orchestrator: VertexOrchestrator):
+    """The name is the job's id; where the service says that it exists, it is that one."""
+    first = orchestrator.submit({}, name="abc-1")
+    assert vertex.sent[0].pipeline_job_id == "personalize-abc-1"
+    vertex.taken = True
+    again = orchestrator.submit({}, name="abc-1")
+    assert again.id == "projects/p/locations/europe-west4/pipelineJobs/personalize-abc-1"
+    assert again.where == first.where
 
 
 def test_vertex_tasks_are_steps(vertex: VertexServer, orchestrator: VertexOrchestrator):
