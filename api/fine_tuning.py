@@ -6,7 +6,6 @@ the pipeline where it is.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
@@ -24,7 +23,7 @@ from api.journal import SYSTEM, Journal
 from photoflux.errors import PhotoFluxError
 from photoflux.manifest import digest
 from photoflux.runs import Run as PipelineRun
-from photoflux.runs import State
+from photoflux.runs import State, read_document
 from photoflux.vault import opened
 from photoflux.vault.blobs import BlobExists
 from photoflux.vault.objects import Objects
@@ -102,7 +101,7 @@ class FineTuning:
                 return self._end(session, row, "cancelled", "the run was cancelled")
             row.actual = {"seconds": round((now_ms() - (row.started_ms or now_ms())) / 1000, 1), "verdict": run.verdict}
             if made is None:
-                return self._end(session, row, "failed", refusal(run, folder, key=key_of(row)))
+                return self._end(session, row, "failed", refusal(run, folder))
             self._enter(session, row, made)
             return self._end(session, row, "succeeded", None)
 
@@ -119,7 +118,7 @@ class FineTuning:
 
     def _published(self, row: Run, run: PipelineRun, folder: Path) -> Model | None:
         """The registered adapter, sealed for the engines; None when the gate let none through."""
-        receipt = _document(run, folder, "register", "receipt", key=key_of(row))
+        receipt = read_document(run, folder, "register", "receipt")
         if receipt is None:
             return None
         model_id = uuid.uuid5(uuid.NAMESPACE_OID, row.id).hex
@@ -227,21 +226,13 @@ def steps_of(run: PipelineRun, logs: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def refusal(run: PipelineRun, folder: Path, *, key: str) -> str:
+def refusal(run: PipelineRun, folder: Path) -> str:
     """Why the gate let no model through, in its own words."""
-    decision = _document(run, folder, "gate", "decision", key=key)
+    decision = read_document(run, folder, "gate", "decision")
     if decision is None:
         return "the run ended without a verdict"
     against = [reason["message"] for reason in decision["reasons"] if reason["verdict"] != "PASS"]
     return f"the check said {run.verdict}: {'; '.join(against[:3])}"
-
-
-def _document(run: PipelineRun, folder: Path, step: str, name: str, *, key: str) -> dict[str, Any] | None:
-    named = run.artifacts.get(step, {}).get(name)
-    if not named:
-        return None
-    with opened(folder / named, key=key) as plain:
-        return dict(json.loads(plain.read_text(encoding="utf-8")))
 
 
 def estimate(session: Session, params: Mapping[str, Any], *, price_per_hour: float) -> dict[str, Any]:

@@ -158,6 +158,16 @@ def reported(step: str, *, beside: str | Path) -> Iterator[None]:
         raise
 
 
+def read_document(run: Run, folder: Path, step: str, name: str) -> dict[str, Any] | None:
+    """What a step of the run wrote as JSON, opened with the run's own key; None where it wrote none."""
+    from photoflux.vault import opened
+
+    if not (kept := run.artifacts.get(step, {}).get(name)):
+        return None
+    with opened(folder / kept, key=str(run.params.get("key", "plain://demo"))) as plain:
+        return dict(json.loads(plain.read_text(encoding="utf-8")))
+
+
 def read_failure(folder: Path) -> Failure | None:
     """What `reported` left in a run's folder, if anything."""
     try:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from photoflux.runs import Failure, Run, State, load_run, read_failure, save_run
+from photoflux.runs import Failure, Run, State, load_run, read_document, read_failure, save_run
 from pipelines.graph import COMPILED, exit_steps, read_spec
 
 if TYPE_CHECKING:
@@ -185,8 +185,8 @@ def _metrics(outputs: dict[str, Any]) -> dict[str, float]:
 
 
 def _verdict(folder: Path, run: Run) -> str:
-    decision = run.artifacts.get("gate", {}).get("decision")
-    return str(json.loads((folder / decision).read_text())["verdict"]) if decision else ""
+    decision = read_document(run, folder, "gate", "decision")
+    return str(decision["verdict"]) if decision else ""
 
 
 def _signal(exit_code: int) -> str:

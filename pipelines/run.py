@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import signal
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from photoflux.errors import InputError, PhotoFluxError
-from photoflux.runs import Run, State, sentence
+from photoflux.runs import Run, State, read_document, sentence
 from photoflux.settings import get_settings
 from pipelines.orchestrators import LocalOrchestrator
 from pipelines.watch import follow
@@ -86,11 +85,10 @@ def conclude(run: Run, folder: Path, *, require: str = "") -> int:
 
 
 def _verdict(run: Run, folder: Path) -> list[str]:
-    decision = json.loads((folder / run.artifacts["gate"]["decision"]).read_text())
+    decision = read_document(run, folder, "gate", "decision") or {"reasons": []}
     against = [f"         - {r['message']}" for r in decision["reasons"] if r["verdict"] != "PASS"]
     lines = [*against, f"{'verdict':8} {run.verdict}"]
-    if receipt := run.artifacts.get("register", {}).get("receipt"):
-        model = json.loads((folder / receipt).read_text())
+    if model := read_document(run, folder, "register", "receipt"):
         lines.insert(0, f"{'model':8} {model['name']} version {model['version']}, @{model['alias']}")
     return lines
 

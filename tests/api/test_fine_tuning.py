@@ -56,7 +56,7 @@ def run_of(state: State, *, error: Failure | None = None, **more: Any) -> Pipeli
         StepRun(name, name.title(), state if state.ended else State.running)
         for name in ("finetune", "evaluate", "gate", "register")
     )
-    return PipelineRun("p", "personalize", steps, {}, state=state, error=error, **more)
+    return PipelineRun("p", "personalize", steps, more.pop("params", {}), state=state, error=error, **more)
 
 
 def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
@@ -72,7 +72,7 @@ def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
     (folder / "report.html").write_text("numbers alone")
     with committed(folder / "report-sealed.html", key=key) as plain:
         plain.write_text("<img> of a dog")
-    run = run_of(State.succeeded, verdict="PASS", artifacts={
+    run = run_of(State.succeeded, verdict="PASS", params={"key": key}, artifacts={
         "finetune": {"adapter": "adapter.tar"}, "gate": {"decision": "decision.json", "report": "report.html"},
         "register": {"receipt": "receipt.json"},
     })  # fmt: skip
@@ -84,7 +84,12 @@ def refused(folder: Path, params: dict[str, Any]) -> PipelineRun:
     reasons = [{"verdict": "FAIL", "message": "class leakage is .9"}, {"verdict": "PASS", "message": "fine"}]
     with committed(folder / "decision.json", key=params["key"]) as plain:
         plain.write_text(json.dumps({"verdict": "FAIL", "reasons": reasons}))
-    return run_of(State.succeeded, verdict="FAIL", artifacts={"gate": {"decision": "decision.json"}})
+    return run_of(
+        State.succeeded,
+        verdict="FAIL",
+        params={"key": params["key"]},
+        artifacts={"gate": {"decision": "decision.json"}},
+    )
 
 
 @pytest.fixture(autouse=True)

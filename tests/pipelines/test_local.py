@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from photoflux.runs import Run, State, load_run, new_run, save_run
+from photoflux.vault import committed
 from pipelines.local import Recorder
 from pipelines.orchestrators import LOST, LocalOrchestrator, RunRef
 from pipelines.watch import follow
@@ -151,6 +153,18 @@ def test_after_a_failure_only_exit_steps_may_still_start(tmp_path: Path):
     recorder.ended("draw", exit_code=-9, outputs={"outputFile": str(tmp_path / "work" / "run" / "draw" / "out.json")})
     assert [recorder.wants(step) for step in ("sign", "notify")] == [False, True]
     assert recorder.failure.kind == "SIGKILL"
+
+
+@pytest.mark.parametrize("key", ["plain://demo", "vault://ada"])
+def test_the_verdict_is_read_with_the_runs_own_key(tmp_path: Path, key: str):
+    """A sealed run ends like any other."""
+    with committed(tmp_path / "artifacts" / "decision.json", key=key) as plain:
+        plain.write_text('{"verdict": "PASS", "reasons": []}')
+    queued = new_run("personalize", steps={"gate": "Decide"}, params={"key": key})
+    save_run(replace(queued, artifacts={"gate": {"decision": "artifacts/decision.json"}}), tmp_path)
+    done = Recorder(tmp_path, always=set()).finish(None)
+    assert (done.state, done.verdict) == (State.succeeded, "PASS")
+    assert load_run(tmp_path).verdict == "PASS"
 
 
 def test_a_named_run_is_started_once(local: LocalOrchestrator):
