@@ -28,7 +28,7 @@ NAME, VERSION, WORKER = "photoflux", "1", "worker"
 """The version is the workflows', not the program's: what an older program left is taken up by a newer one."""
 POLL_S = {RUNS: 0.5, DRAWINGS: 0.1, CHORES: 0.5}
 DRAWINGS_AT_ONCE = 4
-ATTEMPTS, PAUSE_S = 3, 2.0
+ATTEMPTS, PAUSE_S = 5, 2.0
 
 
 class Json(Serializer):
@@ -122,7 +122,7 @@ def fine_tune(run_id: str) -> str:
         while ended == LOST and attempt < ATTEMPTS:
             attempt += 1
             if attempt > 1:
-                DBOS.sleep(PAUSE_S * 4 ** (attempt - 2))
+                DBOS.sleep(PAUSE_S * 2 ** (attempt - 2))
             ended = follow(run_id, attempt)
         return settle(run_id, attempt, ended)
     except Exception:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BLOCK, BITS = 8, 32
-STEP = 16.0
+STEP = 12.0
 """Distance of two values that mean the same bit, in units of the orthonormal DCT. JPEG at quality 75 rounds to about 7."""
 COEFFICIENTS = ((1, 2), (2, 1))
 PAYLOAD = np.unpackbits(np.frombuffer(hashlib.sha256(b"PhotoFlux").digest()[: BITS // 8], dtype=np.uint8))
