@@ -20,6 +20,7 @@ COMMAND = [sys.executable, "-m", "pipelines.run"]
 
 
 def start(root: Path, *words: str) -> subprocess.Popen[str]:
+    """A run that an interrupt reaches: a shell has what it starts in the background ignore it."""
     return subprocess.Popen(
         [*COMMAND, *words],
         cwd=root,
@@ -27,6 +28,7 @@ def start(root: Path, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ.copy(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
