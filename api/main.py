@@ -62,6 +62,7 @@ def make_service(settings: ApiSettings) -> Service:
         f"{public}{PROVIDER_PATH}" if embedded else settings.oidc_issuer,
         client_id=CLIENT_ID if embedded else settings.oidc_client_id,
         client_secret="" if embedded else settings.oidc_client_secret.get_secret_value(),
+        verify=settings.trusted if embedded else True,
     )
     return Service(
         settings,
