@@ -65,7 +65,7 @@ def _write(file: Path, learner: Any, spec: Any, *, noun: str) -> None:
         write_tar(file, files={weights.name: weights}, manifest=manifest)
 
 
-def people_the_state(adapters: Sequence[str], out: str) -> None:
+def populate_state(adapters: Sequence[str], out: str) -> None:
     """Users with consents, a subject and a model each, and their access tokens in a file; runs with the site's environment."""
     from api import consents
     from api.db import Model, Records, Run, Subject, User, migrate, new_id, open_engine
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _populate(site: Served, adapters: Sequence[Path], people: Path) -> None:
-    code = "import sys; from benchmarks.load import people_the_state; people_the_state(sys.argv[2:], sys.argv[1])"
+    code = "import sys; from benchmarks.load import populate_state; populate_state(sys.argv[2:], sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(people), *map(str, adapters)], env=site.environment, check=True)
 
 
