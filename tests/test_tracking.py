@@ -60,6 +60,32 @@ def test_a_version_holds_the_adapter_and_the_database_stays_in_the_state_folder(
     assert entries(Registry()) == (1, 1, 1)
 
 
+def test_an_erased_model_is_nowhere_and_others_stay(tmp_path: Path, own_state: Path):
+    """Versions, runs, logged models and files go, and no row in the database names them any more."""
+    for content in (b"canary one", b"canary two"):
+        version = enter("rex", record(tmp_path, content, params={"rank": 4}, metrics={"overall": 0.5}))
+    enter("mia", record(tmp_path, b"kept", subject="mia"))
+    registry = Registry()
+    with registry.pointed(version, CHAMPION):
+        pass
+    assert registry.erase("rex") == 2
+    assert registry.names() == ["mia"]
+    assert entries(registry) == (1, 1, 1)
+    assert all(b"canary" not in file.read_bytes() for file in files(own_state))
+    assert version.run_id.encode() not in dump(own_state / "mlflow.db")
+    assert registry.erase("rex") == 0
+
+
+def dump(database: Path) -> bytes:
+    """All rows of a database as SQL."""
+    import sqlite3
+
+    connection = sqlite3.connect(database)
+    text = "\n".join(connection.iterdump())
+    connection.close()
+    return text.encode()
+
+
 def test_many_parameters_and_long_curves_are_kept(tmp_path: Path):
     from mlflow import MlflowClient
 
