@@ -33,6 +33,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 BUSY_MS = 5000
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 """Of runs, generations and exports; the last three are final."""
+ACTIVE = STATES[:2]
 
 
 def now_ms() -> int:

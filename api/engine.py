@@ -23,11 +23,13 @@ from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from api import problems
 from api.problems import Problem
+from api.schemas import Asked as Strict
+from api.schemas import Id
 from api.settings import ApiSettings, get_api_settings
 from api.tokens import BadToken, Capability, Checker, RemoteChecker
 from photoflux.params import STYLES
@@ -42,12 +44,7 @@ log = logging.getLogger(__name__)
 DRAIN_S = 60.0
 GONE_CHECKED_S = 0.5
 PROMPT_MAX, INSTANCES_MAX = 1000, 16
-Id = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class Instance(Strict):

@@ -17,7 +17,7 @@ import httpx2
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.db import Generation, Model, Photo, Records, Run, Subject, Tombstone, User, new_id, now_ms
+from api.db import ACTIVE, Generation, Model, Photo, Records, Run, Subject, Tombstone, User, new_id, now_ms
 from api.fine_tuning import cancel_run
 from api.journal import SYSTEM, Journal
 from photoflux.vault.keyring import Keyring
@@ -25,7 +25,6 @@ from photoflux.vault.objects import Objects
 
 log = logging.getLogger(__name__)
 
-ACTIVE = ("queued", "running")
 PATIENCE_S, LOOK_S = 120.0, 0.3
 
 

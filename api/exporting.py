@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.db import (
+    ACTIVE,
     AuditEntry,
     Consent,
     Export,
@@ -60,7 +61,7 @@ class Exports:
         """Pack, seal and record; what an attempt before this one packed is replaced."""
         with self.records.reading() as session:
             row = session.get(Export, export_id)
-            if row is None or row.state not in ("queued", "running"):
+            if row is None or row.state not in ACTIVE:
                 return row.state if row else "cancelled"
             files = {**self._documents(session, row.user_id), **self._pictures(session, row.user_id)}
         data = packed(files)

@@ -18,10 +18,11 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.db import Generation, Model, Records, Run, Subject, now_ms
+from api.db import ACTIVE, Generation, Model, Records, Run, Subject, now_ms
 from api.journal import SYSTEM, Journal
 from photoflux.errors import PhotoFluxError
 from photoflux.manifest import digest
+from photoflux.report import sealed_beside
 from photoflux.runs import Run as PipelineRun
 from photoflux.runs import State, read_document
 from photoflux.vault import opened
@@ -30,7 +31,6 @@ from photoflux.vault.objects import Objects
 from pipelines.orchestrators import LOST, Orchestrator, RunRef
 from pipelines.watch import progress
 
-ACTIVE = ("queued", "running")
 WATCH_S = 0.3
 KILLED = (LOST, "SIGKILL", "SIGTERM")
 """Kinds of failure that say nothing about the run itself: it is tried again."""
@@ -138,7 +138,7 @@ class FineTuning:
             if not (named := run.artifacts.get(step, {}).get("report")):
                 continue
             page = folder / named
-            sealed = page.with_name(f"{page.stem}-sealed{page.suffix}")
+            sealed = sealed_beside(page)
             with suppress(BlobExists):
                 if sealed.is_file():
                     with opened(sealed, key=key_of(row)) as plain:

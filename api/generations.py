@@ -6,7 +6,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from api.db import Generation, Model, Picture, Records, now_ms
+from api.db import ACTIVE, Generation, Model, Picture, Records, now_ms
 from api.delivery import Delivery, Order
 from api.drawing import EngineClient, GivenUp, Refused, Wanted
 from api.journal import SYSTEM, Journal
@@ -15,7 +15,6 @@ from photoflux.vault.sealed import Label, unseal_bytes
 
 log = logging.getLogger(__name__)
 
-ACTIVE = ("queued", "running")
 FINAL_WORDS = "something went wrong while drawing; ask again"
 
 

@@ -25,7 +25,6 @@ SECONDS, MEMORY_BYTES = 30.0, 4 << 30
 STORED_PX, THUMBNAIL_PX = 2048, 320
 """Short side of what is stored: enough for training at 1024² with room to crop. Long side of what is shown in lists."""
 CRASHED = "could not be decoded: export the photo again as JPEG or PNG"
-ARRAYS = ("phash", "dhash", "thumb", "background")
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,9 @@ class Site:
 
     def _say(self) -> None:
         print(f"address  {self.settings.issuer}")
-        for name in ("engine", "mlflow"):
-            print("\n".join(f"{part.name:8} {part.ready}" for part in self.parts if part.name == name))
+        for part in self.parts:
+            if part.name in ("engine", "mlflow"):
+                print(f"{part.name:8} {part.ready}")
         print("ready; Ctrl-C ends it", flush=True)
 
 

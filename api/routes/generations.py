@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api import consents
-from api.db import Feedback, Generation, Picture, Run, Subject, new_id
+from api.db import ACTIVE, Feedback, Generation, Picture, Run, Subject, new_id
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.erasing import Gone
-from api.generations import ACTIVE, prompt_label
+from api.generations import prompt_label
 from api.idempotency import OnceDep
 from api.paging import PageDep
 from api.problems import Problem

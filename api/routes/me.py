@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from api.db import Export, Tombstone, User, new_id, now_ms
+from api.db import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.deps import Caller, Maker, ServiceDep, Viewer, owned
 from api.erasing import begin_erasure
 from api.problems import Problem
@@ -14,7 +14,6 @@ from api.schemas import Id, State, iso
 from photoflux.vault.blobs import BlobMissing
 
 router = APIRouter(prefix="/api", tags=["your data"])
-ACTIVE = ("queued", "running")
 
 
 class ExportShown(BaseModel):

@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api import consents
-from api.db import Model, Run, Subject, new_id, now_ms
+from api.db import ACTIVE, Model, Run, Subject, new_id, now_ms
 from api.deps import Caller, Maker, Service, ServiceDep, owned
-from api.fine_tuning import ACTIVE, estimate
 from api.fine_tuning import cancel_run as end_early
+from api.fine_tuning import estimate
 from api.idempotency import OnceDep
 from api.paging import PageDep
 from api.problems import Problem
