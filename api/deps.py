@@ -65,12 +65,13 @@ _bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="an acces
 
 
 def get_caller(
-    service: ServiceDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request, service: ServiceDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Bearer:
     """Who is asking. A problem of 401 without a good token, or with one whose sign-in is over."""
     if credentials is None:
         raise Problem(401, "unauthorized", "Sign in first.", headers={"WWW-Authenticate": "Bearer"})
     caller = service.tokens.bearer(credentials.credentials)
+    request.state.actor = service.journal.pseudonym(caller.user_id)
     service.limits.check("ask", caller.user_id)
     if not service.sign_ins.is_open(caller.sign_in_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
@@ -81,13 +82,14 @@ Caller = Annotated[Bearer, Depends(get_caller)]
 
 
 def get_viewer(
+    request: Request,
     service: ServiceDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     photoflux_media: Annotated[str | None, Cookie()] = None,
 ) -> Bearer:
     """Who looks at a picture: the caller, or the page that holds the cookie for pictures."""
     if credentials is not None or photoflux_media is None:
-        return get_caller(service, credentials)
+        return get_caller(request, service, credentials)
     viewer = service.tokens.viewer(photoflux_media)
     if not service.sign_ins.is_open(viewer.sign_in_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})

@@ -27,6 +27,7 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from api import problems
+from api.observing import Requests, Telemetry, set_up_logs
 from api.problems import Problem
 from api.schemas import Asked as Strict
 from api.schemas import Id
@@ -116,7 +117,10 @@ def make_app(
         yield
         await asyncio.to_thread(app.state.engine.drain, DRAIN_S)
 
-    app = FastAPI(title="PhotoFlux engine", lifespan=lifespan, docs_url=None, redoc_url=None)
+    telemetry = Telemetry("engine")
+    app = FastAPI(
+        title="PhotoFlux engine", lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=telemetry.config
+    )
     problems.install(app, {BadToken: (401, "unauthorized"), BlobMissing: (404, "model-missing")})
     tokens = checker or RemoteChecker(issuer=settings.issuer, jwks_url=settings.jwks_url, verify=settings.trusted)
 
@@ -124,6 +128,12 @@ def make_app(
     async def health() -> Response:
         """Whether requests are drawn."""
         return Response(status_code=200 if app.state.engine.alive else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """How the engine does, for Prometheus."""
+        page, kind = telemetry.page()
+        return Response(page, media_type=kind)
 
     @app.post(settings.predict_route)
     async def predict(asked: Asked, request: Request) -> Drawn:
@@ -140,7 +150,7 @@ def make_app(
         granted = await asyncio.to_thread(tokens.granted, asked.capability)
         await asyncio.to_thread(app.state.engine.forget, granted.owner)
 
-    return problems.Outermost(app)
+    return Requests(problems.Outermost(app))
 
 
 def _drawing(one: Instance, granted: Capability, deadline: float) -> Drawing:
@@ -188,11 +198,11 @@ def _png(image: Any) -> str:
 
 def main() -> int:
     """Serve until SIGTERM, then finish what waits."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs("engine")
     settings = get_api_settings()
     config = uvicorn.Config(
         make_app(settings), host=settings.engine_host, port=settings.engine_port, log_level="warning",
-        timeout_graceful_shutdown=round(DRAIN_S), access_log=False,
+        timeout_graceful_shutdown=round(DRAIN_S), access_log=False, log_config=None,
     )  # fmt: skip
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()

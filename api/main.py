@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Header, Request, Response
+from fastapi.responses import PlainTextResponse
 from sqlalchemy import text
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.formparsers import MultiPartParser
+from starlette.types import ASGIApp
 
 from api import problems
 from api.credentials import open_credentials
@@ -21,12 +24,14 @@ from api.embedded_provider import CLIENT_ID, Accounts, make_provider
 from api.identity import Identities, Provider
 from api.intake import Intake
 from api.journal import Journal
+from api.layers import Bodies, Revalidated, SafeHeaders
 from api.limits import Limits
+from api.observing import Requests, Telemetry, set_up_logs
 from api.problems import Problem, ProblemDetails
 from api.routes import auth, generations, me, media, models, prompts, runs, subjects, terms
 from api.secrets import pepper
 from api.sessions import SignIns
-from api.settings import ApiSettings, get_api_settings
+from api.settings import LOOPBACK, ApiSettings, get_api_settings
 from api.subjects import Album
 from api.tokens import Tokens
 from api.work import Line, prepare
@@ -40,13 +45,6 @@ BODY_BYTES = 64 * 1024
 """What a request may hold, but for uploads."""
 STOP_S, CONNECTIONS_MAX = 15, 500
 PROVIDER_PATH, CALLBACK_PATH = "/provider", "/api/auth/callback"
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "private, no-store",
-}
 
 
 def make_service(settings: ApiSettings) -> Service:
@@ -96,19 +94,23 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = make_service(settings)
+        telemetry.watch(app.state.service.records)
         yield
         app.state.service.close()
 
+    telemetry = Telemetry("api")
     app = FastAPI(
         title="PhotoFlux",
         version=__version__,
         summary="Private FLUX.1 [schnell] adapters from a handful of photos",
         lifespan=lifespan,
         max_body_size=BODY_BYTES,
+        telemetry=telemetry.config,
         responses={status: _problem_response() for status in (400, 401, 403, 404, 409, 413, 422, 429)},
     )
     problems.install(app)
-    _add_probes(app)
+    MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
+    _add_probes(app, telemetry)
     for part in (auth, terms, subjects, runs, generations, models, prompts, me, media):
         app.include_router(part.router)
     app.include_router(subjects.uploads)
@@ -117,14 +119,18 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         accounts = Accounts(settings.state_dir / "accounts")
         issuer, back = f"{public}{PROVIDER_PATH}", f"{public}{CALLBACK_PATH}"
         app.mount(PROVIDER_PATH, make_provider(issuer=issuer, redirect_uri=back, accounts=accounts))
-    return problems.Outermost(SafeHeaders(app))
+    bodies = Bodies(
+        Revalidated(app), seconds=settings.body_s, forms=settings.uploads_at_once,
+        check=lambda token: app.state.service.tokens.bearer(token),
+    )  # fmt: skip
+    return Requests(problems.Outermost(SafeHeaders(bodies, tls=settings.secure)))
 
 
 def _problem_response() -> dict[str, object]:
     return {"model": ProblemDetails, "content": {problems.MEDIA_TYPE: {}}, "description": "a problem (RFC 9457)"}
 
 
-def _add_probes(app: FastAPI) -> None:
+def _add_probes(app: FastAPI, telemetry: Telemetry) -> None:
     @app.get("/livez", operation_id="livez", status_code=204, tags=["health"])
     def livez() -> Response:
         """The process answers."""
@@ -140,32 +146,25 @@ def _add_probes(app: FastAPI) -> None:
             raise Problem(503, "unavailable", "The records cannot be reached.") from error
         return Response(status_code=204)
 
-
-class SafeHeaders:
-    """Headers that keep browsers from guessing, framing, sharing and storing, unless a page sets its own."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                present = {name.lower() for name, _ in message["headers"]}
-                ours = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message["headers"], *(one for one in ours if one[0] not in present)]
-            await send(message)
-
-        await self.app(scope, receive, sending)
+    @app.get("/metrics", operation_id="metrics", tags=["health"], response_class=PlainTextResponse)
+    def metrics(request: Request, service: ServiceDep, authorization: Annotated[str, Header()] = "") -> Response:
+        """How the service does, for Prometheus; with the token of the settings, or from this machine where there is none."""
+        token = service.settings.metrics_token.get_secret_value()
+        if token and not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise Problem(401, "unauthorized", "Ask with the metrics token.", headers={"WWW-Authenticate": "Bearer"})
+        if not token and (request.client is None or request.client.host not in (*LOOPBACK, "testclient")):
+            raise Problem(403, "forbidden", "Metrics are told on this machine only; set PHOTOFLUX_METRICS_TOKEN.")
+        page, kind = telemetry.page()
+        return Response(page, media_type=kind)
 
 
 def main() -> int:
     """Serve until SIGTERM; requests that are being answered are finished."""
-    import logging
     from urllib.parse import urlsplit
 
     import uvicorn
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs("api")
     settings = get_api_settings()
     tls: dict[str, Any] = (
         {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key} if settings.tls_cert else {}
@@ -173,7 +172,7 @@ def main() -> int:
     address = urlsplit(settings.public_url)
     uvicorn.run(
         make_app(settings), host=settings.listen, port=address.port or (443 if settings.secure else 80),
-        log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_S, limit_concurrency=CONNECTIONS_MAX, **tls,
+        log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_S, limit_concurrency=CONNECTIONS_MAX, **tls,
     )  # fmt: skip
     return 0
 

@@ -28,7 +28,7 @@ MEDIA_TYPE = "application/problem+json"
 TYPES = "https://photoflux.dev/problems/"
 TITLES = {
     400: "bad-request", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed",
-    409: "conflict", 412: "precondition-failed", 413: "too-large", 415: "unsupported-media-type", 422: "invalid",
+    408: "timeout", 409: "conflict", 412: "precondition-failed", 413: "too-large", 415: "unsupported-media-type", 422: "invalid",
     428: "precondition-required", 429: "too-many-requests", 500: "internal", 503: "unavailable",
     504: "too-late",
 }  # fmt: skip
@@ -38,6 +38,7 @@ SENTENCES = {
     403: "You may not do this.",
     404: "There is no such thing here.",
     405: "This address does not take this method.",
+    408: "The request did not arrive in time; send it again.",
     413: "The request is larger than is taken here.",
     415: "This kind of content is not taken here.",
     429: "Too many requests; try again later.",
@@ -141,7 +142,7 @@ class Outermost:
         try:
             return await self.app(scope, receive, sending)
         except Exception:
-            log.exception("%s %s failed", scope["method"], scope.get("path", "")[:200])
+            log.exception("a request failed")
             if started:
                 raise
             return await problem(500)(scope, receive, send)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,10 +38,15 @@ class Part:
     command: Sequence[str]
     ready: str = ""
     log: Path = Path("serve.log")
+    scratch: Path = Path("scratch")
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
 
     def start(self, environment: dict[str, str]) -> None:
+        """Begin with an empty scratch folder: what it opened before it was killed is not left lying there."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True, mode=0o700)
+        environment = environment | {"TMPDIR": str(self.scratch)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 list(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
@@ -118,7 +124,7 @@ def _answers(url: str, settings: ApiSettings) -> bool:
 
 def make_site(settings: ApiSettings, *, mlflow: bool = True) -> Site:
     """The parts: engine, worker, the service itself, and MLflow's pages."""
-    logs = settings.state_dir / "logs"
+    logs, scratch = settings.state_dir / "logs", (settings.state_dir / "scratch").absolute()
     logs.mkdir(parents=True, exist_ok=True)
     python, root = sys.executable, Path(__file__).resolve().parent.parent
     ports = {"mlflow": _free_port()}
@@ -134,7 +140,7 @@ def make_site(settings: ApiSettings, *, mlflow: bool = True) -> Site:
                    "--workers", "1"]  # fmt: skip
         parts.append(Part("mlflow", command, ready=where))
     for part in parts:
-        part.log = logs / f"{part.name}.log"
+        part.log, part.scratch = logs / f"{part.name}.log", scratch / part.name
     environment = {
         "GOMP_SPINCOUNT": "2000", **os.environ, **_told(settings),
         "PHOTOFLUX_STATE_DIR": str(settings.state_dir.absolute()),

@@ -57,6 +57,11 @@ class ApiSettings(Settings):
     kubeflow_host: str = Field(default="", description="address of a Kubeflow Pipelines server")
     limits: str = Field(default="memory://", description="where requests are counted: memory:// or redis://host:port")
     rates: dict[str, str] = Field(default={}, description="requests allowed by kind, over the usual, as JSON")
+    body_s: float = Field(default=60.0, gt=0, description="seconds in which a request's body must have arrived")
+    uploads_at_once: int = Field(default=8, ge=1, description="uploads that are held in memory at a time")
+    metrics_token: SecretStr = Field(
+        default=SecretStr(""), description="what /metrics is asked with; empty: it answers on loopback only"
+    )
     subjects_max: int = Field(default=50, ge=1, description="subjects a person may have")
     photos_max: int = Field(default=40, ge=1, description="photos a subject may have")
     runs_a_day: int = Field(default=10, ge=1, description="fine-tunings a person may start a day")

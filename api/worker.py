@@ -17,6 +17,7 @@ from api.exporting import Exports
 from api.fine_tuning import FineTuning
 from api.generations import Generations
 from api.journal import Journal
+from api.observing import set_up_logs
 from api.secrets import pepper
 from api.settings import ApiSettings, get_api_settings
 from api.tokens import Tokens
@@ -70,8 +71,7 @@ def main() -> int:
 
     Pipelines on this machine end with it, and go on from their last saved state; those elsewhere run on.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    set_up_logs("worker")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

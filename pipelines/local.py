@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from photoflux.runs import Failure, Run, State, load_run, read_document, read_failure, save_run
 from pipelines.graph import COMPILED, exit_steps, read_spec
+from pipelines.process import SCRATCH
 
 if TYPE_CHECKING:
     from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
@@ -39,7 +40,9 @@ def execute(folder: Path, *, compiled: Path = COMPILED) -> Run:
     recorder = Recorder(folder, always=exit_steps(read_spec(compiled)))
     with _working_in(folder / "work") as environment, _own_handler(recorder, environment):
         fault = _run_compiled(compiled, recorder.run.params, root=folder / "work")
-    return recorder.finish(recorder.failure or fault)
+    run = recorder.finish(recorder.failure or fault)
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    return run
 
 
 def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path) -> Failure | None:

@@ -99,7 +99,8 @@ class LocalOrchestrator:
 
     def _close(self, run: Run, folder: Path, state: State, why: Failure | None) -> Run:
         """End a run whose process could not do it itself."""
-        shutil.rmtree(folder / "work", ignore_errors=True)
+        for left in ("work", process.SCRATCH):
+            shutil.rmtree(folder / left, ignore_errors=True)
         run = run.finished(state, error=why)
         save_run(run, folder)
         return run

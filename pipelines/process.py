@@ -15,6 +15,8 @@ from photoflux.settings import get_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK, LOG = "lock", "logs/runner.log"
+SCRATCH = "tmp"
+"""Temporary files of the run and its steps: plaintext that they opened is then nowhere else when they are killed."""
 GRACE_S = 5.0
 
 
@@ -22,6 +24,8 @@ def start(folder: Path, compiled: Path) -> subprocess.Popen[bytes]:
     """Start the runner in a process group of its own; it inherits the lock, held before it exists."""
     lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    scratch = folder.resolve() / SCRATCH
+    scratch.mkdir(mode=0o700, exist_ok=True)
     try:
         with (folder / LOG).open("wb") as log:
             return subprocess.Popen(
@@ -29,7 +33,7 @@ def start(folder: Path, compiled: Path) -> subprocess.Popen[bytes]:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=_environment() | {"TMPDIR": str(scratch)},
                 start_new_session=True,
                 pass_fds=[lock],
             )

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -150,7 +151,14 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         patch.setenv("PHOTOFLUX_DATABASE_URL", url)
         app = make_app(ApiSettings())
         with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
-            yield Site(client, app.app.app.state.service, folder)  # type: ignore[attr-defined]
+            yield Site(client, innermost(app).state.service, folder)
+
+
+def innermost(app: Any) -> Any:
+    """The application inside its layers."""
+    while hasattr(app, "app"):
+        app = app.app
+    return app
 
 
 @pytest.fixture

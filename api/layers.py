@@ -1,0 +1,153 @@
+"""What lies between the server and the routes: careful headers, answers that are not sent twice, and bodies that must arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import problem
+from api.tokens import BadToken
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "private, no-store",
+}
+WAIT_S = 20.0
+"""How long an upload waits for its turn before it is sent away."""
+STRICT = "max-age=31536000; includeSubDomains"
+
+
+class SafeHeaders:
+    """Headers that keep browsers from guessing, framing, sharing and storing, unless a page sets its own."""
+
+    def __init__(self, app: ASGIApp, *, tls: bool) -> None:
+        self.app, self.headers = app, HEADERS | ({"Strict-Transport-Security": STRICT} if tls else {})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message["headers"]}
+                ours = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+                message["headers"] = [*message["headers"], *(one for one in ours if one[0] not in present)]
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+
+class Revalidated:
+    """An `ETag` on every JSON document, and 304 to a client that has it already: polling costs little.
+
+    Browsers still store nothing of it; it is the client that remembers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "GET":
+            return await self.app(scope, receive, send)
+        known = Headers(scope=scope).get("if-none-match", "")
+        start: Message = {}
+        body = bytearray()
+
+        async def sending(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start" and _is_document(message):
+                start = message
+            elif not start:
+                await send(message)
+            elif message["type"] == "http.response.body":
+                body.extend(message.get("body", b""))
+                if not message.get("more_body", False):
+                    await self._send(start, bytes(body), known, send)
+
+        return await self.app(scope, receive, sending)
+
+    @staticmethod
+    async def _send(start: Message, body: bytes, known: str, send: Send) -> None:
+        etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
+        same = known == etag
+        headers = [
+            (name, value) for name, value in start["headers"] if not (same and name.lower().startswith(b"content-"))
+        ]
+        headers.append((b"etag", etag.encode()))
+        await send({**start, "status": 304 if same else start["status"], "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if same else body})
+
+
+def _is_document(message: Message) -> bool:
+    headers = Headers(raw=message["headers"])
+    return (
+        message["status"] == 200 and headers.get("content-type", "").startswith("application/json")
+        and "cache-control" not in headers
+    )  # fmt: skip
+
+
+class Bodies:
+    """A request's body has arrived in time or the request is over; forms come from people who signed in, few at a time.
+
+    A form is read before its route is asked: without this anybody could have the service hold files for them, and a client that
+    sends a byte a minute would hold a place for ever.
+    """
+
+    def __init__(self, app: ASGIApp, *, seconds: float, forms: int, check: Callable[[str], Any]) -> None:
+        self.app, self.seconds, self.check = app, seconds, check
+        self._places = asyncio.Semaphore(forms)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        if scope["path"] != "/api/upload" or not headers.get("content-type", "").startswith("multipart/"):
+            return await self.app(scope, self._in_time(receive), send)
+        if not await self._is_known(headers.get("authorization", "")):
+            refusal = problem(401, headers={"WWW-Authenticate": "Bearer", "Connection": "close"})
+            return await refusal(scope, receive, send)
+        try:
+            await asyncio.wait_for(self._places.acquire(), WAIT_S)
+        except TimeoutError:
+            told = "Many photos are arriving; send yours again in a moment."
+            busy = problem(503, "busy", told, headers={"Retry-After": "5", "Connection": "close"})
+            return await busy(scope, receive, send)
+        try:
+            return await self.app(scope, self._in_time(receive), send)
+        finally:
+            self._places.release()
+
+    async def _is_known(self, authorization: str) -> bool:
+        kind, _, token = authorization.partition(" ")
+        try:
+            await run_in_threadpool(self.check, token)
+        except BadToken:
+            return False
+        return kind.lower() == "bearer"
+
+    def _in_time(self, receive: Receive) -> Receive:
+        """A `receive` that gives up when the body's end is not there in time; afterwards it waits as long as it is asked to."""
+        until = asyncio.get_running_loop().time() + self.seconds
+        arrived = False
+
+        async def receiving() -> Message:
+            nonlocal arrived
+            if arrived:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError as error:
+                arrived = True
+                raise HTTPException(408, headers={"Connection": "close"}) from error
+            arrived = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        return receiving
