@@ -13,13 +13,15 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.db import Consent, now_ms
+from api.db import Consent, Subject, now_ms
 from photoflux.errors import PhotoFluxError
 
 TEXTS = Path(__file__).parent / "texts"
 TERMS, LIKENESS = "terms", "likeness"
 PURPOSES = (TERMS, LIKENESS)
 """Agreed to one by one: the terms by everybody, *likeness* before photos of people are trained on."""
+NOBODY = "no_person"
+"""What a subject depicts that needs no *likeness*."""
 NOTICE = "privacy"
 """The notice under Art. 13 GDPR: shown, not agreed to."""
 
@@ -90,3 +92,9 @@ def withdraw(session: Session, user_id: str, purpose: str) -> int:
     for consent in found:
         consent.withdrawn_ms = now_ms()
     return len(found)
+
+
+def concerned(session: Session, user_id: str, purpose: str) -> list[Subject]:
+    """The person's subjects that are handled under a consent."""
+    query = select(Subject).where(Subject.user_id == user_id)
+    return list(session.scalars(query if purpose == TERMS else query.where(Subject.depicts != NOBODY)))

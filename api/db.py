@@ -34,6 +34,8 @@ BUSY_MS = 5000
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 """Of runs, generations and exports; the last three are final."""
 ACTIVE = STATES[:2]
+ANSWERS_KEPT_MS = 24 * 3600 * 1000
+"""How long a repeated request is given the answer of the first."""
 
 
 def now_ms() -> int:
@@ -317,6 +319,22 @@ class Webhook(Base):
     created_ms: Mapped[int] = mapped_column(default=now_ms)
 
 
+class Notice(Base):
+    """That an address is to be told of something: what it was about, and whether it has been."""
+
+    __tablename__ = "notices"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    webhook_id: Mapped[str] = mapped_column(String(32), ForeignKey("webhooks.id", ondelete="CASCADE"), index=True)
+    event: Mapped[str] = mapped_column(String(32))
+    object_id: Mapped[str] = mapped_column(String(32))
+    outcome: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = _state()
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    finished_ms: Mapped[int | None]
+    __table_args__ = (_known_states(),)
+
+
 class Export(Base):
     """A ZIP of everything kept of a person, sealed in a blob of the same id."""
 
@@ -329,6 +347,23 @@ class Export(Base):
     created_ms: Mapped[int] = mapped_column(default=now_ms)
     expires_ms: Mapped[int | None]
     __table_args__ = (_known_states(),)
+
+
+class Complaint(Base):
+    """What somebody, who need not have an account, reports; `details` is sealed by the service's own keyset.
+
+    `about` is the adapter's digest as a picture's credentials name it.
+    """
+
+    __tablename__ = "complaints"
+    id: Mapped[str] = _key()
+    reason: Mapped[str] = mapped_column(String(16))
+    about: Mapped[str | None]
+    details: Mapped[bytes]
+    state: Mapped[str] = mapped_column(String(16), default="open")
+    created_ms: Mapped[int] = mapped_column(default=now_ms, index=True)
+    closed_ms: Mapped[int | None]
+    __table_args__ = (CheckConstraint("state in ('open', 'removed', 'dismissed')", name="state"),)
 
 
 class AuditEntry(Base):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Cookie, Depends, Request
 from fastapi.security import HTTPBearer
@@ -17,10 +17,12 @@ from api.intake import Intake
 from api.journal import Journal
 from api.limits import Limits
 from api.problems import Problem
+from api.safety import Guard
 from api.sessions import SignIns
 from api.settings import ApiSettings
 from api.subjects import Album
 from api.tokens import Bearer, Tokens
+from api.webhooks import Subscriptions
 from api.work import Line
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
@@ -43,6 +45,8 @@ class Service:
     line: Line
     limits: Limits
     delivery: Delivery
+    guard: Guard
+    subscriptions: Subscriptions
     class_nouns: tuple[str, ...]
     trigger: str
 
@@ -102,6 +106,19 @@ def get_maker(service: ServiceDep, caller: Caller) -> Bearer:
     return caller
 
 
+def _having(role: str) -> Any:
+    """A caller who has been given a role."""
+
+    def get_one(caller: Caller) -> Bearer:
+        if caller.role != role:
+            raise Problem(403, "forbidden", f"This is for people with the role '{role}'.")
+        return caller
+
+    return get_one
+
+
+Operator = Annotated[Bearer, Depends(_having("operator"))]
+Auditor = Annotated[Bearer, Depends(_having("auditor"))]
 Maker = Annotated[Bearer, Depends(get_maker)]
 """As `Caller`, for what costs more than an answer."""
 Viewer = Annotated[Bearer, Depends(get_viewer)]

@@ -30,7 +30,7 @@ from api import problems
 from api.observing import Requests, Telemetry, set_up_logs
 from api.problems import Problem
 from api.schemas import Asked as Strict
-from api.schemas import Id
+from api.schemas import Id, Sha256
 from api.settings import ApiSettings, get_api_settings
 from api.tokens import BadToken, Capability, Checker, RemoteChecker
 from photoflux.params import STYLES
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 DRAIN_S = 60.0
 GONE_CHECKED_S = 0.5
 PROMPT_MAX, INSTANCES_MAX = 1000, 16
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Instance(Strict):

@@ -30,11 +30,15 @@ PATIENCE_S, LOOK_S = 120.0, 0.3
 
 @dataclass
 class Gone:
-    """Objects to be deleted once the rows that named them are."""
+    """What is to be deleted once the rows that named it are."""
 
     owner: str
     objects: list[tuple[str, str]] = field(default_factory=list)
     """kind and id, or kind and the beginning of ids, which then ends with a dot"""
+    runs: list[str] = field(default_factory=list)
+    """runs whose pipelines are ended, and whose files are deleted"""
+    registered: list[str] = field(default_factory=list)
+    """names in the model registry"""
 
     def add(self, kind: str, object_id: str) -> None:
         self.objects.append((kind, object_id))
@@ -57,13 +61,42 @@ def erase_subject(session: Session, subject: Subject) -> Gone:
         run.cancel_ms = run.cancel_ms or now_ms()
         gone.add("set", run.id)
         gone.add("report", f"{run.id}.")
-    for model in session.scalars(select(Model).where(Model.subject_id == subject.id)):
-        gone.add("adapter", model.id)
+    _add_models(session, subject, gone)
     for generation in session.scalars(select(Generation).where(Generation.subject_id == subject.id)):
         gone.add("picture", f"{generation.id}.")
     session.delete(subject)
     session.flush()
     return gone
+
+
+def erase_models(session: Session, subject: Subject, journal: Journal, why: str) -> Gone:
+    """Delete what was learnt of a subject and end what is being learnt or drawn; photos and pictures stay."""
+    gone = Gone(subject.user_id)
+    end_work(session, subject, journal, why)
+    for model in _add_models(session, subject, gone):
+        session.delete(model)
+    subject.champion_id = None
+    session.flush()
+    return gone
+
+
+def end_work(session: Session, subject: Subject, journal: Journal, why: str) -> None:
+    """Cancel what runs or waits for a subject."""
+    for run in session.scalars(select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE))):
+        cancel_run(session, run, journal)
+    waiting = select(Generation).where(Generation.subject_id == subject.id, Generation.state.in_(ACTIVE))
+    for generation in session.scalars(waiting):
+        generation.state, generation.error, generation.finished_ms = "cancelled", why, now_ms()
+
+
+def _add_models(session: Session, subject: Subject, gone: Gone) -> list[Model]:
+    """The subject's models, whose adapters, registry entries and pipelines' files are to go."""
+    models = list(session.scalars(select(Model).where(Model.subject_id == subject.id)))
+    for model in models:
+        gone.add("adapter", model.id)
+    gone.runs += session.scalars(select(Run.id).where(Run.subject_id == subject.id))
+    gone.registered.append(subject.id)
+    return models
 
 
 def begin_erasure(session: Session, user: User, journal: Journal) -> str:
@@ -82,9 +115,10 @@ def begin_erasure(session: Session, user: User, journal: Journal) -> str:
 
 @dataclass(frozen=True)
 class Erasure:
-    """Finishes what `begin_erasure` began; may be repeated until it is done.
+    """Finishes what `begin_erasure`, `erase_subject` and `erase_models` began; may be repeated until it is done.
 
-    `forget` has the engine drop the owner's adapters, `unregister` deletes a model from the registry.
+    `forget` has the engine drop the owner's adapters, `unregister` deletes a model from the registry, `discard` what the pipelines
+    of a run left.
     """
 
     records: Records
@@ -93,7 +127,7 @@ class Erasure:
     journal: Journal
     forget: Callable[[str], None]
     unregister: Callable[[str], int]
-    runs_dir: Path
+    discard: Callable[[str], None]
     cache_dir: Path
 
     def perform(self, receipt: str) -> str:
@@ -106,19 +140,24 @@ class Erasure:
             subjects = list(session.scalars(select(Subject.id).where(Subject.user_id == owner)))
             runs = list(session.scalars(select(Run.id).where(Run.user_id == owner)))
         self._wait_for_runs(owner)
-        try:
-            self.forget(owner)
-        except httpx2.HTTPError as error:
-            log.warning("the engine could not be told to forget an account (%s); it does so when it stops", error)
+        self.remove(Gone(owner, runs=runs, registered=subjects))
         self.objects.erase(owner)
-        for subject in subjects:
-            self.unregister(subject)
-        for folder in [f for run in runs for f in self.runs_dir.glob(f"*{run}-*")]:
-            shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.cache_dir / "finetune" / owner, ignore_errors=True)
         self.keyring.erase(owner)  # again: what was under way may have made a new one
         self._close(receipt, owner)
         return "done"
+
+    def remove(self, gone: Gone) -> None:
+        """Delete what deleted rows named, wherever it is."""
+        try:
+            self.forget(gone.owner)
+        except httpx2.HTTPError as error:
+            log.warning("the engine could not be told to forget (%s); it does so when it stops", type(error).__name__)
+        for run in gone.runs:
+            self.discard(run)
+        for name in gone.registered:
+            self.unregister(name)
+        gone.clear(self.objects)
 
     def _wait_for_runs(self, owner: str) -> None:
         """Runs were told to end; what they still write must be there to be deleted."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import func, select
@@ -92,16 +93,21 @@ class FineTuning:
         if ended != State.succeeded:
             return self.fail(run_id, self._why(row, attempt, ended), cancelled=ended == State.cancelled)
         ref = self.orchestrator.submit(pipeline_params(row), name=f"{run_id}-{attempt}")
-        run, folder = self.orchestrator.status(ref), Path(ref.where)
-        self._keep_reports(row, run, folder)
-        made = self._published(row, run, folder)
+        with TemporaryDirectory(prefix="photoflux-") as scratch:
+            run, folder = self.orchestrator.collect(ref, Path(scratch))
+            self._keep_reports(row, run, folder)
+            made = self._published(row, run, folder)
+            return self._conclude(row, run, made, None if made else refusal(run, folder))
+
+    def _conclude(self, row: Run, run: PipelineRun, made: Model | None, why: str | None) -> str:
+        """Record the end of a run that the pipeline went through; `made` is its model, `why` the reason for none."""
         with self.records.writing() as session:
-            row = session.get_one(Run, run_id, with_for_update=True)
+            row = session.get_one(Run, row.id, with_for_update=True)
             if row.cancel_ms or row.state not in ACTIVE:
                 return self._end(session, row, "cancelled", "the run was cancelled")
             row.actual = {"seconds": round((now_ms() - (row.started_ms or now_ms())) / 1000, 1), "verdict": run.verdict}
             if made is None:
-                return self._end(session, row, "failed", refusal(run, folder))
+                return self._end(session, row, "failed", why)
             self._enter(session, row, made)
             return self._end(session, row, "succeeded", None)
 

@@ -10,6 +10,7 @@ from api.db import ACTIVE, Generation, Model, Picture, Records, now_ms
 from api.delivery import Delivery, Order
 from api.drawing import EngineClient, GivenUp, Refused, Wanted
 from api.journal import SYSTEM, Journal
+from api.safety import Guard, UnsafePicture
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, unseal_bytes
 
@@ -27,6 +28,7 @@ class Generations:
     engine: EngineClient
     journal: Journal
     delivery: Delivery
+    guard: Guard
 
     def perform(self, generation_id: str) -> str:
         """Draw, finish, seal and record; returns the state it ended in."""
@@ -40,14 +42,17 @@ class Generations:
             return self.end(generation_id, "failed", "the model was deleted; train the subject again")
         try:
             return self._record(row, self._drawn(row, model), model)
-        except (Refused, GivenUp) as error:
+        except (Refused, GivenUp, UnsafePicture) as error:
             return self.end(generation_id, "failed", str(error))
 
     def _drawn(self, row: Generation, model: Model) -> list[bytes]:
         prompt = unseal_bytes(row.prompt, label=prompt_label(row), keyring=self.objects.keyring).decode()
         seeds = [row.seed + number for number in range(row.n)]
         wanted = Wanted(row.user_id, model.id, model.adapter_sha256, prompt, seeds, row.style)
-        return self.engine.draw(wanted, still=lambda: self._is_wanted(row.id))
+        drawn = self.engine.draw(wanted, still=lambda: self._is_wanted(row.id))
+        for picture in drawn:
+            self.guard.look(picture)
+        return drawn
 
     def _record(self, row: Generation, drawn: list[bytes], model: Model) -> str:
         """Store the finished pictures, then their rows. What an attempt before this one stored is replaced."""

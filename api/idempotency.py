@@ -12,13 +12,12 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.db import Idempotency, now_ms
+from api.db import ANSWERS_KEPT_MS, Idempotency, now_ms
 from api.deps import Caller, ServiceDep
 from api.problems import Problem
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
-KEPT_MS = 24 * 3600 * 1000
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
@@ -39,7 +38,7 @@ class Once:
         """What was answered before. A problem of 422 when the key came with another request."""
         if self.key is None:
             return None
-        session.execute(delete(Idempotency).where(Idempotency.created_ms < now_ms() - KEPT_MS))
+        session.execute(delete(Idempotency).where(Idempotency.created_ms < now_ms() - ANSWERS_KEPT_MS))
         known = session.get(Idempotency, (self.user_id, self.key))
         if known is None:
             return None

@@ -73,14 +73,19 @@ class Intake:
 def _result(job: Any) -> Taken:
     from pebble import ProcessExpired
 
-    from photoflux.photos.table import UNKNOWN
-
     try:
         taken = job.result()
         assert isinstance(taken, Taken)
         return taken
     except (TooLong, ProcessExpired, MemoryError):
-        return Taken({"file": "", **UNKNOWN, "problem": "corrupt", "problem_message": CRASHED})
+        return refused("corrupt", CRASHED)
+
+
+def refused(problem: str, message: str) -> Taken:
+    """What is kept of a file that is not taken: why."""
+    from photoflux.photos.table import UNKNOWN
+
+    return Taken({"file": "", **UNKNOWN, "problem": problem, "problem_message": message})
 
 
 def _confine() -> None:

@@ -10,8 +10,8 @@ from limits.strategies import MovingWindowRateLimiter
 
 from api.problems import Problem
 
-RATES = {"sign-in": "30/minute", "ask": "900/minute", "make": "120/minute"}
-"""Signing in, by address; any request, by person; uploading and starting work, by person."""
+RATES = {"sign-in": "30/minute", "ask": "900/minute", "make": "120/minute", "complain": "10/hour"}
+"""Signing in and complaining, by address; any request, by person; uploading and starting work, by person."""
 
 
 class Limits:

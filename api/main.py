@@ -28,12 +28,27 @@ from api.layers import Bodies, Revalidated, SafeHeaders
 from api.limits import Limits
 from api.observing import Requests, Telemetry, set_up_logs
 from api.problems import Problem, ProblemDetails
-from api.routes import auth, generations, me, media, models, prompts, runs, subjects, terms
+from api.routes import (
+    audit,
+    auth,
+    complaints,
+    generations,
+    me,
+    media,
+    models,
+    prompts,
+    runs,
+    subjects,
+    terms,
+    webhooks,
+)
+from api.safety import open_guard
 from api.secrets import pepper
 from api.sessions import SignIns
 from api.settings import LOOPBACK, ApiSettings, get_api_settings
 from api.subjects import Album
 from api.tokens import Tokens
+from api.webhooks import Subscriptions
 from api.work import Line, prepare
 from photoflux import __version__
 from photoflux.params import load_params
@@ -62,6 +77,8 @@ def make_service(settings: ApiSettings) -> Service:
         client_secret="" if embedded else settings.oidc_client_secret.get_secret_value(),
         verify=settings.trusted if embedded else True,
     )
+    line = Line(url)
+    subscriptions = Subscriptions(line)
     return Service(
         settings,
         records,
@@ -72,10 +89,12 @@ def make_service(settings: ApiSettings) -> Service:
         objects,
         Album(objects, key, checks, settings.photos_max),
         Intake(checks),
-        Journal(key),
-        Line(url),
+        Journal(key, heard=subscriptions.heard),
+        line,
         Limits(settings.limits, rates=settings.rates),
         Delivery(open_credentials(keyring)),
+        open_guard(settings),
+        subscriptions,
         class_nouns(settings.base),
         load_params("import_photos").trigger,
     )
@@ -111,7 +130,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     problems.install(app)
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
     _add_probes(app, telemetry)
-    for part in (auth, terms, subjects, runs, generations, models, prompts, me, media):
+    for part in (auth, terms, subjects, runs, generations, models, prompts, me, webhooks, complaints, audit, media):
         app.include_router(part.router)
     app.include_router(subjects.uploads)
     if settings.provider == "embedded":

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.consents import ConsentRequired
 from api.identity import SignInFailed
+from api.safety import Unchecked
 from api.sessions import SignedOut
 from api.tokens import BadToken
 from photoflux.errors import InputError, PhotoFluxError
@@ -89,6 +90,7 @@ def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = Mapp
         SignedOut: (401, "signed-out"),
         SignInFailed: (400, "sign-in-failed"),
         ConsentRequired: (403, "consent-required"),
+        Unchecked: (503, "unchecked"),
         BlobMissing: (404, "not-found"),
         KeyMissing: (404, "not-found"),
         InputError: (422, "invalid"),

@@ -26,6 +26,8 @@ def _sayable(text: str) -> str:
 Words = Annotated[str, AfterValidator(_sayable)]
 Prompt = Annotated[Words, Field(min_length=1, max_length=500, examples=["a photo of sks dog on the beach"])]
 Name = Annotated[Words, Field(min_length=1, max_length=80, examples=["Rex"])]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Role = Literal["user", "operator", "auditor"]
 Size = Annotated[str, Field(pattern="^[0-9]{2,4}x[0-9]{2,4}$", examples=["512x512"])]
 Format = Literal[FORMATS]  # type: ignore[valid-type]
 Style = Literal[STYLES]  # type: ignore[valid-type]
@@ -198,7 +200,7 @@ class WordingShown(BaseModel):
 
 class ConsentAsked(Asked):
     purpose: Literal["terms", "likeness"]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
 
 
 class ConsentShown(BaseModel):

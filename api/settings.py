@@ -6,12 +6,26 @@ import ssl
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from photoflux.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Keep(BaseModel):
+    """How many days things are kept; 0: until they are deleted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    photos: int = Field(default=90, ge=0, description="photos, after the subject's last run or upload")
+    models: int = Field(default=180, ge=0, description="models of a subject, after its last picture or run")
+    runs: int = Field(default=7, ge=0, description="sealed files of a pipeline, after it ended")
+    pictures: int = Field(default=0, ge=0, description="generated pictures and their prompts")
+    notices: int = Field(default=30, ge=0, description="what webhooks were told")
+    complaints: int = Field(default=365, ge=0, description="complaints, after they were closed")
+    tombstones: int = Field(default=365, ge=0, description="receipts of erasures; longer than any backup")
 
 
 class ApiSettings(Settings):
@@ -51,7 +65,7 @@ class ApiSettings(Settings):
     price_per_hour: float = Field(default=0.0, ge=0, description="what an hour of fine-tuning costs, for estimates")
     gcp_project: str = Field(default="", description="project of Vertex AI Pipelines")
     gcp_location: str = Field(default="europe-west4", description="region of Vertex AI Pipelines")
-    pipeline_root: str = Field(default="", description="gs:// folder of Vertex AI Pipelines")
+    pipeline_root: str = Field(default="", description="gs:// folder of pipelines that run elsewhere")
     pipeline_image: str = Field(default="", description="image of the pipeline's steps, by digest")
     pipeline_account: str = Field(default="", description="service account of the pipeline's steps")
     kubeflow_host: str = Field(default="", description="address of a Kubeflow Pipelines server")
@@ -62,6 +76,13 @@ class ApiSettings(Settings):
     metrics_token: SecretStr = Field(
         default=SecretStr(""), description="what /metrics is asked with; empty: it answers on loopback only"
     )
+    picture_check: Literal["none", "vision"] = Field(
+        default="none", description="who looks at photos and pictures: nobody, or Google's Cloud Vision"
+    )
+    blocked_hashes: str = Field(
+        default="", description="file with hashes of pictures that are never taken or given out"
+    )
+    keep: Keep = Field(default=Keep(), description="days that things are kept, as JSON")
     subjects_max: int = Field(default=50, ge=1, description="subjects a person may have")
     photos_max: int = Field(default=40, ge=1, description="photos a subject may have")
     runs_a_day: int = Field(default=10, ge=1, description="fine-tunings a person may start a day")
@@ -100,6 +121,10 @@ class ApiSettings(Settings):
             _require(self.provider == "external", "PHOTOFLUX_PROVIDER: the embedded provider is for one machine only")
             _require(self.secure, "PHOTOFLUX_PUBLIC_URL: production is reached over https")
             _require(not self.records_url.startswith("sqlite"), "PHOTOFLUX_DATABASE_URL: production keeps PostgreSQL")
+            _require(self.picture_check != "none", "PHOTOFLUX_PICTURE_CHECK: production has pictures looked at: vision")
+            _require(
+                bool(self.metrics_token.get_secret_value()), "PHOTOFLUX_METRICS_TOKEN: metrics are not for everybody"
+            )
             _require(bool(self.oidc_client_id), "PHOTOFLUX_OIDC_CLIENT_ID: say what the provider calls this service")
         if self.provider == "embedded":
             _require(host in LOOPBACK, "PHOTOFLUX_PUBLIC_URL: the embedded provider serves loopback addresses only")

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from dbos import DBOS, DBOSClient, DBOSConfig, Serializer
 from sqlalchemy import func, make_url, select
 from sqlalchemy.orm import Session
 
-from api.db import Export, Generation, Run
-from api.erasing import Erasure
+from api.db import Export, Generation, Notice, Run, new_id
+from api.erasing import Erasure, Gone
 from api.exporting import Exports
 from api.fine_tuning import FineTuning
 from api.generations import FINAL_WORDS, Generations
+from api.retention import Retention
+from api.webhooks import Messenger
 from pipelines.orchestrators import LOST
 
 log = logging.getLogger(__name__)
 
-RUNS, DRAWINGS, CHORES = "runs", "drawings", "chores"
+RUNS, DRAWINGS, CHORES, NOTICES = "runs", "drawings", "chores", "notices"
 NAME, VERSION, WORKER = "photoflux", "1", "worker"
 """The version is the workflows', not the program's: what an older program left is taken up by a newer one."""
-POLL_S = {RUNS: 0.5, DRAWINGS: 0.1, CHORES: 0.5}
-DRAWINGS_AT_ONCE = 4
+POLL_S = {RUNS: 0.5, DRAWINGS: 0.1, CHORES: 0.5, NOTICES: 0.5}
+DRAWINGS_AT_ONCE, NOTICES_AT_ONCE = 4, 8
+SWEEP_AT = "30 3 * * *"
 ATTEMPTS, PAUSE_S = 5, 2.0
 
 
@@ -90,18 +95,29 @@ class Line:
         """Pack everything that is kept of a person."""
         self._put(session, CHORES, "export", export.id, priority=2)
 
+    def put_removal(self, session: Session, gone: Gone) -> None:
+        """Delete what deleted rows named."""
+        self._put(session, CHORES, "remove", new_id(), priority=1, args=(asdict(gone),))
+
+    def put_notice(self, session: Session, notice: Notice) -> None:
+        """Tell a person's address."""
+        self._put(session, NOTICES, "tell", notice.id, priority=1)
+
     def close(self) -> None:
         """Let go of the database."""
         self._client.destroy()
 
-    def _put(self, session: Session, queue: str, workflow: str, row_id: str, *, priority: int) -> None:
+    def _put(
+        self, session: Session, queue: str, workflow: str, row_id: str, *, priority: int, args: tuple[Any, ...] = ()
+    ) -> None:
         session.flush()
         options: Any = {
             "queue_name": queue, "workflow_name": workflow, "workflow_id": row_id, "priority": min(1000, priority)
         }  # fmt: skip
-        self._client.enqueue_in_transaction(session, options, row_id)
+        self._client.enqueue_in_transaction(session, options, *(args or (row_id,)))
 
 
+@dataclass
 class Hands:
     """What the workflows work with in this process."""
 
@@ -109,9 +125,12 @@ class Hands:
     generations: Generations
     erasure: Erasure
     exports: Exports
+    messenger: Messenger
+    retention: Retention
 
 
-hands = Hands()
+hands: Hands
+"""Set by `launch`."""
 
 
 @DBOS.workflow(name="fine_tune", max_recovery_attempts=None)
@@ -182,6 +201,55 @@ def clear(receipt: str) -> str:
     return hands.erasure.perform(receipt)
 
 
+@DBOS.workflow(name="remove", max_recovery_attempts=None)
+def remove(gone: dict[str, Any]) -> str:
+    """What a deleted subject, or a withdrawn consent, leaves behind."""
+    return take_away(gone)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=60, interval_seconds=1.0, backoff_rate=1.5)
+def take_away(gone: dict[str, Any]) -> str:
+    """Delete it."""
+    hands.erasure.remove(Gone(**gone))
+    return "done"
+
+
+@DBOS.workflow(name="tell", max_recovery_attempts=None)
+def tell(notice_id: str) -> str:
+    """A notice to a person's address: tried for most of an hour."""
+    try:
+        return send(notice_id)
+    except Exception as error:
+        log.info("notice %s was not taken: %s", notice_id, type(error).__name__)
+        return give_up_telling(notice_id)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=8, interval_seconds=2.0, backoff_rate=3.0)
+def send(notice_id: str) -> str:
+    """Send and record."""
+    return hands.messenger.perform(notice_id)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+def give_up_telling(notice_id: str) -> str:
+    """Record that nobody took it."""
+    return hands.messenger.fail(notice_id)
+
+
+@DBOS.workflow(name="sweep")
+def sweep(scheduled: datetime, context: Any) -> None:  # noqa: ARG001
+    """What is kept no longer; once a day."""
+    clean()
+
+
+@DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=10.0)
+def clean() -> str:
+    """Delete it and say how much it was."""
+    swept = hands.retention.perform()
+    log.info("swept %s", json.dumps(swept))
+    return json.dumps(swept)
+
+
 @DBOS.workflow(name="export", max_recovery_attempts=None)
 def export(export_id: str) -> str:
     """An export."""
@@ -204,17 +272,10 @@ def unpacked(export_id: str) -> str:
     return hands.exports.fail(export_id)
 
 
-def launch(
-    records_url: str,
-    *,
-    runs: FineTuning,
-    generations: Generations,
-    erasure: Erasure,
-    exports: Exports,
-    runs_at_once: int,
-) -> None:
+def launch(records_url: str, with_these: Hands, *, runs_at_once: int) -> None:
     """Take up what was left unfinished, and work from now on, in threads of this process."""
-    hands.runs, hands.generations, hands.erasure, hands.exports = runs, generations, erasure, exports
+    global hands
+    hands = with_these
     config: DBOSConfig = {
         "name": NAME, "system_database_url": system_url(records_url), "application_version": VERSION,
         "executor_id": WORKER, "serializer": Json(), "log_level": "WARNING", "run_migrations": True,
@@ -223,7 +284,9 @@ def launch(
     DBOS.launch()
     DBOS.register_queue(RUNS, worker_concurrency=runs_at_once, polling_interval_sec=POLL_S[RUNS])
     DBOS.register_queue(DRAWINGS, worker_concurrency=DRAWINGS_AT_ONCE, polling_interval_sec=POLL_S[DRAWINGS])
+    DBOS.register_queue(NOTICES, worker_concurrency=NOTICES_AT_ONCE, polling_interval_sec=POLL_S[NOTICES])
     DBOS.register_queue(CHORES, worker_concurrency=2, polling_interval_sec=POLL_S[CHORES])
+    DBOS.apply_schedules([{"schedule_name": "sweep", "workflow_fn": sweep, "schedule": SWEEP_AT, "context": None}])
 
 
 def stop(timeout_s: int) -> None:

@@ -18,9 +18,12 @@ from api.fine_tuning import FineTuning
 from api.generations import Generations
 from api.journal import Journal
 from api.observing import set_up_logs
+from api.retention import Retention
+from api.safety import open_guard
 from api.secrets import pepper
 from api.settings import ApiSettings, get_api_settings
 from api.tokens import Tokens
+from api.webhooks import Messenger, Subscriptions
 from photoflux.vault import open_keyring
 from photoflux.vault.objects import open_objects
 from pipelines.orchestrators import KubeflowOrchestrator, LocalOrchestrator, Orchestrator, VertexOrchestrator
@@ -38,7 +41,9 @@ def open_orchestrator(settings: ApiSettings) -> Orchestrator:
             settings.pipeline_account,
         )  # fmt: skip
     if settings.orchestrator == "kubeflow":
-        return KubeflowOrchestrator(settings.kubeflow_host, settings.pipeline_image)
+        return KubeflowOrchestrator(
+            settings.kubeflow_host, settings.pipeline_image, pipeline_root=settings.pipeline_root
+        )
     return LocalOrchestrator(settings.runs_dir)
 
 
@@ -47,16 +52,24 @@ def start(settings: ApiSettings, orchestrator: Orchestrator) -> None:
     url = settings.records_url
     migrate(url)
     records, keyring = Records(open_engine(url)), open_keyring()
-    objects, journal = open_objects(keyring), Journal(pepper(keyring))
+    objects = open_objects(keyring)
     tokens = Tokens(records, keyring, issuer=settings.issuer, access_s=settings.access_token_s)
     engine = EngineClient(settings.engine_url, tokens, predict_route=settings.predict_route)
     line = work.Line(url)
-    runs = FineTuning(records, objects, orchestrator, journal, after=line.put_generation)
-    work.launch(
-        url, runs=runs, generations=Generations(records, objects, engine, journal, Delivery(open_credentials(keyring))),
-        erasure=Erasure(records, objects, keyring, journal, engine.forget, unregister, settings.runs_dir, settings.cache_dir),
-        exports=Exports(records, objects, journal), runs_at_once=settings.runs_at_once,
+    journal = Journal(pepper(keyring), heard=Subscriptions(line).heard)
+    erasure = Erasure(
+        records, objects, keyring, journal, engine.forget, unregister, orchestrator.discard, settings.cache_dir
     )  # fmt: skip
+    hands = work.Hands(
+        runs=FineTuning(records, objects, orchestrator, journal, after=line.put_generation),
+        generations=Generations(
+            records, objects, engine, journal, Delivery(open_credentials(keyring)), open_guard(settings)
+        ),
+        erasure=erasure, exports=Exports(records, objects, journal),
+        messenger=Messenger(records, keyring, private=settings.environment == "development", verify=settings.trusted),
+        retention=Retention(records, objects, erasure, settings.keep),
+    )  # fmt: skip
+    work.launch(url, hands, runs_at_once=settings.runs_at_once)
 
 
 def unregister(name: str) -> int:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from photoflux.report import sealed_beside
 from photoflux.runs import Failure, Run, State, load_run, read_document, read_failure, save_run
 from pipelines.graph import COMPILED, exit_steps, read_spec
 from pipelines.process import SCRATCH
@@ -175,6 +176,8 @@ def _keep(outputs: dict[str, Any], folder: Path, step: str) -> dict[str, str]:
             target = folder / "artifacts" / step / f"{name}{suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(source, target)
+            if (twin := sealed_beside(source)).is_file():
+                os.link(twin, sealed_beside(target))
             kept[name] = str(target.relative_to(folder))
     return kept
 

@@ -9,13 +9,14 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from photoflux.errors import InputError
 from photoflux.runs import Failure, Run, State, StepRun, load_run, new_run, save_run
-from pipelines import process
+from photoflux.vault.blobs import BlobStore, open_store
+from pipelines import outputs, process
 from pipelines.graph import COMPILED, Spec, parse_spec, read_spec, step_titles
 from pipelines.parameters import resolve
 
@@ -45,6 +46,15 @@ class Orchestrator(Protocol):
 
     def cancel(self, ref: RunRef) -> None:
         """End the run. Does nothing to one that has ended."""
+
+    def collect(self, ref: RunRef, into: Path) -> tuple[Run, Path]:
+        """The ended run with its artifacts, verdict and measurements, and the folder that they lie in.
+
+        Whatever ran elsewhere is fetched to `into`, sealed as it is.
+        """
+
+    def discard(self, name: str) -> None:
+        """End what was submitted as `name-1`, `name-2`, … and delete everything that it left; may be repeated."""
 
 
 @dataclass
@@ -90,6 +100,15 @@ class LocalOrchestrator:
         if child:
             child.wait()
 
+    def collect(self, ref: RunRef, into: Path) -> tuple[Run, Path]:  # noqa: ARG002
+        return self.status(ref), Path(ref.where)
+
+    def discard(self, name: str) -> None:
+        for folder in self.runs_dir.glob(f"*-{name}-*"):
+            if process.was_started(folder):
+                self.cancel(RunRef(folder.name, str(folder.resolve())))
+            shutil.rmtree(folder)
+
     def let_go(self) -> None:
         """End the processes of the runs that were started from here; each is then lost, and can be started again."""
         for run_id, child in self._children.items():
@@ -110,7 +129,7 @@ class LocalOrchestrator:
 class VertexOrchestrator:
     """Submits the same compiled file to Vertex AI Pipelines, with `image`, a name and digest, in it.
 
-    Each task's own caching and retry rules hold. `transport` is for an endpoint other than the public one.
+    Each task's own caching and retry rules hold. `transport` and a client for `storage` are for others than the public ones.
     """
 
     project: str
@@ -120,6 +139,7 @@ class VertexOrchestrator:
     service_account: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     transport: Any = None
+    storage: Any = None
     compiled: Path = COMPILED
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
@@ -164,6 +184,25 @@ class VertexOrchestrator:
     def cancel(self, ref: RunRef) -> None:
         self._client().cancel_pipeline_job(name=ref.id)
 
+    def collect(self, ref: RunRef, into: Path) -> tuple[Run, Path]:
+        job = self._client().get_pipeline_job(name=ref.id)
+        run = replace(self.status(ref), params=dict(job.runtime_config.parameter_values))
+        return outputs.fetched(run, self._store(), f"{_outputs_of(job.name)}/", into)
+
+    def discard(self, name: str) -> None:
+        from google.api_core.exceptions import FailedPrecondition
+
+        client, wanted = self._client(), f'display_name:"*-{name}-*"'
+        parent = f"projects/{self.project}/locations/{self.location}"
+        for job in client.list_pipeline_jobs(request={"parent": parent, "filter": wanted}):
+            with suppress(FailedPrecondition):  # it has ended
+                client.cancel_pipeline_job(name=job.name)
+            outputs.delete_all(self._store(), f"{_outputs_of(job.name)}/")
+            client.delete_pipeline_job(name=job.name)
+
+    def _store(self) -> BlobStore:
+        return open_store(self.pipeline_root, client=self.storage)
+
     def _client(self) -> Any:
         from google.cloud.aiplatform_v1 import PipelineServiceClient
 
@@ -180,6 +219,8 @@ class KubeflowOrchestrator:
     image: str
     namespace: str = "kubeflow"
     token: str | None = None
+    pipeline_root: str = ""
+    storage: Any = None
     compiled: Path = COMPILED
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
@@ -191,15 +232,19 @@ class KubeflowOrchestrator:
             pinned = Path(scratch) / self.compiled.name
             pinned.write_text(pin_image(self.compiled.read_text(encoding="utf-8"), self.image), encoding="utf-8")
             made = self._client().create_run_from_pipeline_package(
-                str(pinned), arguments=run.params, run_name=run.id, namespace=self.namespace
-            )
+                str(pinned), arguments=run.params, run_name=run.id, namespace=self.namespace,
+                pipeline_root=self.pipeline_root or None,
+            )  # fmt: skip
         return self._ref(made.run_id)
 
     def _named(self, name: str) -> str | None:
         """Id of the server's run of that name: it makes ids of its own and takes a name twice."""
-        wanted = {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
-        found = self._client().list_runs(namespace=self.namespace, filter=json.dumps(wanted)).runs or []
+        found = self._found("EQUALS", name)
         return str(found[0].run_id) if found else None
+
+    def _found(self, operation: str, name: str) -> list[Any]:
+        wanted = {"predicates": [{"operation": operation, "key": "display_name", "stringValue": name}]}
+        return list(self._client().list_runs(namespace=self.namespace, filter=json.dumps(wanted)).runs or [])
 
     def _ref(self, run_id: str) -> RunRef:
         return RunRef(run_id, f"{self.host}/#/runs/details/{run_id}")
@@ -212,6 +257,24 @@ class KubeflowOrchestrator:
     def cancel(self, ref: RunRef) -> None:
         self._client().terminate_run(ref.id)
 
+    def collect(self, ref: RunRef, into: Path) -> tuple[Run, Path]:
+        run, spec = self._client().get_run(ref.id), read_spec(self.compiled)
+        steps = tuple(StepRun(name, title, State.succeeded) for name, title in step_titles(spec).items())
+        known = replace(self.status(ref), steps=steps, params=dict(run.runtime_config.parameters))
+        return outputs.fetched(known, self._store(), self._folder(ref.id), into)
+
+    def discard(self, name: str) -> None:
+        for run in self._found("IS_SUBSTRING", f"-{name}-"):
+            self._client().terminate_run(run.run_id)
+            outputs.delete_all(self._store(), self._folder(run.run_id))
+            self._client().delete_run(run.run_id)
+
+    def _store(self) -> BlobStore:
+        return open_store(self.pipeline_root, client=self.storage)
+
+    def _folder(self, run_id: str) -> str:
+        return f"{read_spec(self.compiled)['pipelineInfo']['name']}/{run_id}/"
+
     def _client(self) -> Any:
         from kfp import Client
 
@@ -221,6 +284,12 @@ class KubeflowOrchestrator:
 def pin_image(text: str, image: str) -> str:
     """The compiled text with its one image replaced by `image`; nothing else differs."""
     return re.sub(r"^(\s*image: ).*$", lambda found: found.group(1) + image, text, flags=re.MULTILINE)
+
+
+def _outputs_of(job: str) -> str:
+    """Where below the pipeline root a job's outputs lie, from its name, which has the project's number."""
+    _, project, *_, job_id = job.split("/")
+    return f"{project}/{job_id}"
 
 
 def _new(spec: Spec, params: Mapping[str, Any], name: str = "") -> Run:

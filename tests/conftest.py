@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.cloud import storage_emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +34,13 @@ def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(state))
     monkeypatch.setenv("PHOTOFLUX_RUNS_DIR", str(state / "runs"))
     return state
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    """Address of a Cloud Storage emulator."""
+    with storage_emulator() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

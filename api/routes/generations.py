@@ -38,7 +38,7 @@ def generate(asked: GenerateAsked, service: ServiceDep, caller: Maker, once: Onc
         if answered := once.answered(session, ResultShown):
             return answered
         subject = owned(session, Subject, asked.subject, caller, lock=True)
-        consents.required(session, caller.user_id, person=subject.depicts != "no_person")
+        consents.required(session, caller.user_id, person=subject.depicts != consents.NOBODY)
         _check(asked, subject)
         _check_quota(session, service, caller.user_id)
         row = _new(session, service, subject, asked)
@@ -49,7 +49,7 @@ def generate(asked: GenerateAsked, service: ServiceDep, caller: Maker, once: Onc
 def _check(asked: GenerateAsked, subject: Subject) -> None:
     """A problem of 422 for a prompt that is not drawn. What was asked for is not repeated, since logs read answers."""
     try:
-        check_prompt(asked.prompt, person=subject.depicts != "no_person")
+        check_prompt(asked.prompt, person=subject.depicts != consents.NOBODY)
     except Unsafe as error:
         raise Problem(422, "unsafe-prompt", str(error)) from error
 

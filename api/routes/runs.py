@@ -49,7 +49,7 @@ def create_run(asked: RunAsked, service: ServiceDep, caller: Maker, once: OnceDe
 
 def begin_run(session: Session, service: Service, subject: Subject, changes: dict[str, Any]) -> Run:
     """Record a run and put it in line. A problem where the photos, the parameters, a quota or another run stand against it."""
-    consents.required(session, subject.user_id, person=subject.depicts != "no_person")
+    consents.required(session, subject.user_id, person=subject.depicts != consents.NOBODY)
     _check_quota(session, service, subject)
     run = Run(id=new_id(), user_id=subject.user_id, subject_id=subject.id, orchestrator=service.settings.orchestrator)
     photos = service.album.usable(session, subject)

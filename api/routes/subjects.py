@@ -14,9 +14,10 @@ from api.db import Photo, Subject, new_id
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.erasing import erase_subject
 from api.idempotency import OnceDep
-from api.intake import Taken
+from api.intake import Taken, refused
 from api.paging import PageDep
 from api.problems import Problem
+from api.safety import UnsafePicture
 from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, iso
 
 router = APIRouter(prefix="/api", tags=["subjects and photos"])
@@ -26,7 +27,6 @@ uploads = APIRouter(
     tags=["subjects and photos"],
     form_limits={"max_files": FILES_MAX, "max_fields": 4, "max_part_size": 1000},
 )
-NOBODY = "no_person"
 
 
 @router.post("/subjects", operation_id="createSubject", status_code=201)
@@ -35,14 +35,14 @@ def create_subject(asked: SubjectAsked, service: ServiceDep, caller: Maker, once
     if asked.class_noun not in service.class_nouns:
         known = ", ".join(service.class_nouns)
         raise Problem(422, "invalid", f"The base does not know '{asked.class_noun}'; choose one of {known}.")
-    if (asked.class_noun == "person") != (asked.depicts != NOBODY):
+    if (asked.class_noun == "person") != (asked.depicts != consents.NOBODY):
         raise Problem(
             422, "invalid", "Say who a person is: 'me' or 'consenting_adult'; things and animals are 'no_person'."
         )
     with service.records.writing() as session:
         if answered := once.answered(session, SubjectShown):
             return answered
-        consents.required(session, caller.user_id, person=asked.depicts != NOBODY)
+        consents.required(session, caller.user_id, person=asked.depicts != consents.NOBODY)
         mine = select(func.count()).select_from(Subject).where(Subject.user_id == caller.user_id)
         if (session.scalar(mine) or 0) >= service.settings.subjects_max:
             raise Problem(
@@ -80,6 +80,7 @@ def delete_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> None:
         subject = owned(session, Subject, subject_id, caller, lock=True)
         service.journal.note(session, caller.user_id, "subject.deleted", subject.id)
         gone = erase_subject(session, subject)
+        service.line.put_removal(session, gone)
     gone.clear(service.objects)
 
 
@@ -105,13 +106,23 @@ def upload(
     once = once.about(*(hashlib.sha256(data).digest() for _, data in files))
     with service.records.reading() as session:
         row = owned(session, Subject, subject, caller)
-        consents.required(session, caller.user_id, person=row.depicts != NOBODY)
+        consents.required(session, caller.user_id, person=row.depicts != consents.NOBODY)
         if answered := once.answered(session, Uploaded):
             return answered
-    taken = service.intake.take([data for _, data in files])
+    taken = [_looked_at(service, one) for one in service.intake.take([data for _, data in files])]
     return _stored(
         service, caller.user_id, subject, caller, once, [(n, t) for (n, _), t in zip(files, taken, strict=True)]
     )
+
+
+def _looked_at(service: Service, taken: Taken) -> Taken:
+    """The photo itself, or that it is not taken."""
+    try:
+        if taken.photo:
+            service.guard.look(taken.photo)
+        return taken
+    except UnsafePicture as error:
+        return refused("unsafe", str(error))
 
 
 def _stored(

@@ -9,11 +9,13 @@ from fastapi import APIRouter
 from api import consents
 from api.db import Consent
 from api.deps import Caller, ServiceDep
+from api.erasing import end_work, erase_models
 from api.problems import Problem
 from api.schemas import ConsentAsked, ConsentShown, WordingShown, iso
 from photoflux.errors import PhotoFluxError
 
 router = APIRouter(prefix="/api", tags=["terms and consents"])
+WITHDRAWN = "the consent that it needs was withdrawn"
 
 
 @router.get("/terms", operation_id="getTerms")
@@ -48,10 +50,16 @@ def give_consent(asked: ConsentAsked, service: ServiceDep, caller: Caller) -> Co
 
 @router.delete("/consents/{purpose}", operation_id="withdrawConsent", status_code=204)
 def withdraw_consent(purpose: Literal["terms", "likeness"], service: ServiceDep, caller: Caller) -> None:
-    """Take an agreement back."""
+    """Take an agreement back: what runs under it is ended, and models of people are deleted; photos and pictures stay."""
     with service.records.writing() as session:
         consents.withdraw(session, caller.user_id, purpose)
         service.journal.note(session, caller.user_id, "consent.withdrawn", purpose)
+        for subject in consents.concerned(session, caller.user_id, purpose):
+            if subject.depicts == consents.NOBODY:
+                end_work(session, subject, service.journal, WITHDRAWN)
+            else:
+                gone = erase_models(session, subject, service.journal, WITHDRAWN)
+                service.line.put_removal(session, gone)
 
 
 def _shown(consent: Consent) -> ConsentShown:

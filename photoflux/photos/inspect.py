@@ -177,7 +177,7 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     size = f"{image.width}x{image.height}:".encode()
     return Fingerprint(
         sha256=hashlib.sha256(size + image.tobytes()).hexdigest(),
-        phash=(_phash(image), _phash(mirrored)),
+        phash=(phash(image), phash(mirrored)),
         dhash=(_dhash(image), _dhash(mirrored)),
         thumb=_thumb(image),
     )
@@ -220,7 +220,7 @@ def _p90(values: list[np.floating]) -> float:
     return float(np.percentile(values, 90))
 
 
-def _phash(image: Image.Image) -> NDArray[np.bool_]:
+def phash(image: Image.Image) -> NDArray[np.bool_]:
     """64 signs of the lowest 8x8 cosine frequencies of a 32x32 picture against their median."""
     small = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
     low = fft.dctn(small)[:HASH_PX, :HASH_PX]

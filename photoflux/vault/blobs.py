@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -42,6 +43,9 @@ class BlobStore(Protocol):
         """Remove it; a name that is not there is no error, so that a deletion can be repeated."""
 
     def exists(self, name: str) -> bool: ...
+
+    def age_s(self, name: str) -> float:
+        """Seconds since it was stored; 0 when it is not there."""
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Names that begin with `prefix`, sorted."""
@@ -101,6 +105,12 @@ class FolderStore:
     def exists(self, name: str) -> bool:
         return (self.folder / check_name(name)).is_file()
 
+    def age_s(self, name: str) -> float:
+        try:
+            return max(0.0, time.time() - (self.folder / check_name(name)).stat().st_mtime)
+        except (FileNotFoundError, NotADirectoryError):
+            return 0.0
+
     def list(self, prefix: str = "") -> Iterator[str]:
         start = self.folder / prefix.rpartition("/")[0]
         names = (file.relative_to(self.folder).as_posix() for file in start.rglob("*") if file.is_file())
@@ -147,6 +157,10 @@ class CloudStore:
 
     def exists(self, name: str) -> bool:
         return self._blob(name).exists()
+
+    def age_s(self, name: str) -> float:
+        blob = self.bucket.get_blob(self.prefix + check_name(name))
+        return max(0.0, time.time() - blob.time_created.timestamp()) if blob else 0.0
 
     def list(self, prefix: str = "") -> Iterator[str]:
         found = self.bucket.client.list_blobs(self.bucket, prefix=self.prefix + prefix)

@@ -67,6 +67,10 @@ class Keyring:
         """Versions of the owner's keysets, oldest first."""
         return sorted({_version(name) for name in self.store.list(f"{FOLDER}/{check_owner(owner)}/")})
 
+    def owners(self) -> list[str]:
+        """Everybody who has keysets, sorted."""
+        return sorted({name.split("/")[1] for name in self.store.list(f"{FOLDER}/")})
+
     def ensure(self, owner: str) -> int:
         """The newest version, made when there is none."""
         return max(self.versions(owner), default=0) or self.create(owner)

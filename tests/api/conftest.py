@@ -23,6 +23,7 @@ from api.db import Records, migrate, open_engine
 from api.main import make_app
 from api.settings import ApiSettings
 from tests.api.people import Person, Site
+from tests.cloud import GOOGLE_KEY, cloud_kms, new_bucket
 
 PLACES = ("/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql*/bin", "/usr/local/pgsql/bin")
 
@@ -144,14 +145,32 @@ def migrated(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The service in this process, on each kind of database, for all tests of a module: each has people of its own."""
+    """The service in this process for all tests of a module, each with people of its own: as on one machine, and as in the cloud.
+
+    SQLite, folders and a key file; or PostgreSQL, a bucket's emulator and a server of Cloud KMS.
+    """
     folder = tmp_path_factory.mktemp("site")
-    with migrated(request, folder) as url, pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as stack:
+        url = stack.enter_context(migrated(request, folder))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("PHOTOFLUX_STATE_DIR", str(folder / "state"))
         patch.setenv("PHOTOFLUX_DATABASE_URL", url)
+        if request.param == "postgresql":
+            stack.enter_context(cloud_kms())
+            for name, value in in_the_cloud(request.getfixturevalue("emulator")).items():
+                patch.setenv(name, value)
         app = make_app(ApiSettings())
         with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
             yield Site(client, innermost(app).state.service, folder)
+
+
+def in_the_cloud(emulator: str) -> dict[str, str]:
+    """Settings of a service whose objects and keysets lie in buckets, under a key of Cloud KMS."""
+    return {
+        "STORAGE_EMULATOR_HOST": emulator, "GOOGLE_CLOUD_PROJECT": "test",
+        "PHOTOFLUX_BLOBS": f"gs://{new_bucket(emulator)}/objects", "PHOTOFLUX_KEYRING": f"gs://{new_bucket(emulator)}",
+        "PHOTOFLUX_KEK_URI": f"gcp-kms://{GOOGLE_KEY}",
+    }  # fmt: skip
 
 
 def innermost(app: Any) -> Any:

@@ -66,7 +66,7 @@ def subject(ada: Person, make_artifact: Callable[[int], Path]) -> str:  # noqa: 
 def generations(site: Site, drawing: tuple[str, Engine]) -> Generations:
     service = site.service
     client = EngineClient(drawing[0], service.tokens)
-    return Generations(service.records, service.objects, client, service.journal, service.delivery)
+    return Generations(service.records, service.objects, client, service.journal, service.delivery, service.guard)
 
 
 def asked(site: Site, person: Person, subject: str, **more: object) -> dict[str, object]:
@@ -235,6 +235,7 @@ def test_an_engine_that_is_away_is_waited_for(site: Site, ada: Person, subject: 
         EngineClient("http://127.0.0.1:9", service.tokens),
         service.journal,
         service.delivery,
+        service.guard,
     )
     result = ask(ada, subject)["id"]
     started = time.monotonic()

@@ -16,6 +16,7 @@ from api import main
 from api.embedded_provider import Accounts
 from api.settings import ApiSettings
 
+ABROAD = {"provider": "external", "public_url": "https://x.example", "database_url": "postgresql://x"}
 EMAIL, PASSWORD = "ada@example.org", "correct horse battery"
 
 
@@ -165,7 +166,8 @@ def test_public_keys_are_public(browser: httpx2.Client):
     ("facts", "told"),
     [({}, "PROVIDER"), ({"provider": "external"}, "PUBLIC_URL"),
      ({"provider": "external", "public_url": "https://x.example"}, "DATABASE_URL"),
-     ({"provider": "external", "public_url": "https://x.example", "database_url": "postgresql://x"}, "CLIENT_ID")],
+     (ABROAD, "PICTURE_CHECK"), (ABROAD | {"picture_check": "vision"}, "METRICS_TOKEN"),
+     (ABROAD | {"picture_check": "vision", "metrics_token": "x"}, "CLIENT_ID")],
 )  # fmt: skip
 def test_production_refuses_what_is_for_one_machine(facts: dict[str, str], told: str):
     with pytest.raises(ValueError, match=told):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
@@ -23,8 +22,9 @@ from photoflux.vault.drawer import Drawer
 from photoflux.vault.keyring import KeyMissing
 from tests.api.people import SAMPLES, Person, Site, is_problem
 from tests.api.test_generations import ask, finish
+from tests.canaries import files_below, forms, holding
 
-CANARY = "canary-8d1f"
+CANARY = "Kanarienvögel-8d1f"
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def erasure(site: Site, tmp_path: Path) -> Erasure:
     service, gone = site.service, list[str]()
     return Erasure(
         service.records, service.objects, service.keyring, service.journal, gone.append,
-        lambda name: gone.append(name) or 1, tmp_path / "runs", tmp_path / "cache",
+        lambda name: gone.append(name) or 1, gone.append, tmp_path / "cache",
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def with_canaries(site: Site, person: Person) -> str:
     buffer = io.BytesIO()
     Image.open(SAMPLES[0]).save(buffer, format="JPEG", exif=exif, quality=95)
     files = {f"{CANARY}.jpg": buffer.getvalue()} | {file.name: file.read_bytes() for file in SAMPLES[1:5]}
-    assert person.upload(subject, files, headers={"Idempotency-Key": CANARY}).status_code == 201
+    assert person.upload(subject, files, headers={"Idempotency-Key": CANARY.encode()}).status_code == 201
     result = ask(person, subject, prompt=f"a photo of sks dog {CANARY}")["id"]
     finish(site, person, result)
     said = {"rating": 3, "text": f"not like {CANARY}"}
@@ -154,18 +154,36 @@ def test_no_canary_is_in_any_file(site: Site, ada: Person, erasure: Erasure, exp
 
 
 def holding_canary(site: Site) -> list[str]:
-    """Files of the site, its log and a backup of its database included, that hold the canary in any of these forms."""
-    forms = [CANARY.encode(), CANARY.encode("utf-16-le"), CANARY.encode("utf-16-be")]
-    forms += [base64.b64encode(b"x" * pad + CANARY.encode())[4:-4] for pad in range(3)]
-    if site.service.records.engine.dialect.name == "sqlite":
-        source = sqlite3.connect(str(site.service.records.engine.url.database))
+    """Files of the site, its log, its objects and a backup of its database included, in which the canary is found."""
+    engine = site.service.records.engine
+    if engine.dialect.name == "sqlite":
+        source = sqlite3.connect(str(engine.url.database))
         backup = sqlite3.connect(site.folder / "backup.db")
         source.backup(backup)
         backup.close()
         source.close()
-    files = [file for file in site.folder.rglob("*") if file.is_file()]
+    else:
+        (site.folder / "backup.sql").write_bytes(every_row(site))
+    stores = {"object": site.objects.store, "keyset": site.service.keyring.store}
+    stored = [(f"{kind} {name}", store.get(name)) for kind, store in stores.items() for name in store.list()]
+    files = [*files_below(site.folder), *stored]
     assert len(files) > 10
-    return [str(file) for file in files if any(form in file.read_bytes() for form in forms)]
+    return holding(forms(CANARY), files)
+
+
+def every_row(site: Site) -> bytes:
+    """What a dump of the whole database would hold, the tables of durable work included."""
+    said = []
+    with site.service.records.reading() as session:
+        tables = session.execute(text(
+            "select table_schema, table_name from information_schema.tables "
+            "where table_schema not in ('pg_catalog', 'information_schema')"
+        ))  # fmt: skip
+        for schema, name in list(tables):
+            for row in session.execute(text(f'select * from "{schema}"."{name}"')):
+                said += [bytes(value) if isinstance(value, memoryview) else repr(value).encode() for value in row]
+    assert len(said) > 100
+    return b"\n".join(value if isinstance(value, bytes) else str(value).encode() for value in said)
 
 
 def test_an_erasure_waits_for_what_runs(site: Site, ada: Person, erasure: Erasure, monkeypatch: pytest.MonkeyPatch):

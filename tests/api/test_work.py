@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def working(
     monkeypatch.setattr(work, "POLL_S", dict.fromkeys(work.POLL_S, 0.05))
     with migrated(request, tmp_path) as url:
         records, line, notes = Records(open_engine(url)), work.Line(url), Notes()
-        work.launch(url, runs=notes, generations=notes, erasure=notes, exports=notes, runs_at_once=1)  # type: ignore[arg-type]
+        hands = work.Hands(**dict.fromkeys((field.name for field in fields(work.Hands)), notes))  # type: ignore[arg-type]
+        work.launch(url, hands, runs_at_once=1)
         yield records, line, notes
         notes.go.set()
         work.stop(5)

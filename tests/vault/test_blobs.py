@@ -5,36 +5,19 @@ from __future__ import annotations
 import os
 import stat
 import threading
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from photoflux.errors import InputError
 from photoflux.vault.blobs import BlobExists, BlobMissing, BlobStore, CloudStore, FolderStore, open_store
-
-
-@pytest.fixture(scope="session")
-def emulator() -> Iterator[str]:
-    from gcp_storage_emulator.server import create_server
-
-    server = create_server("127.0.0.1", 0, in_memory=True)
-    server.start()
-    yield f"http://127.0.0.1:{server._api._httpd.server_port}"
-    server.stop()
+from tests.cloud import new_bucket, storage_client
 
 
 @pytest.fixture
 def bucket(emulator: str, monkeypatch: pytest.MonkeyPatch) -> CloudStore:
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud.storage import Client
-
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
-    client = Client(project="test", credentials=AnonymousCredentials(), client_options={"api_endpoint": emulator})
-    name = f"photoflux-{uuid.uuid4()}"
-    client.create_bucket(name)
-    return CloudStore(client, name, prefix="deep/in")
+    return CloudStore(storage_client(emulator), new_bucket(emulator), prefix="deep/in")
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -51,6 +34,12 @@ def test_what_is_put_can_be_got_until_it_is_deleted(store: BlobStore):
     store.delete("a/b/one.bin")
     with pytest.raises(BlobMissing, match=r"a/b/one\.bin"):
         store.get("a/b/one.bin")
+
+
+def test_a_blob_has_an_age(store: BlobStore):
+    assert store.age_s("a") == 0
+    store.put_new("a", b"")
+    assert 0 <= store.age_s("a") < 60
 
 
 def test_an_empty_blob_is_a_blob(store: BlobStore):

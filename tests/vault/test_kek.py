@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault.blobs import FolderStore
 from photoflux.vault.kek import LOCAL, KeyFileExists, create_kek, destroy_kek, open_kek
 from photoflux.vault.keyring import Keyring
+from tests.cloud import GOOGLE_KEY, CloudKms, cloud_kms
 from tests.vault.conftest import new_kek
-
-GOOGLE_KEY = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/photoflux"
 
 
 def test_a_key_file_wraps_and_unwraps(tmp_path: Path):
@@ -67,75 +65,9 @@ def test_a_destroyed_key_file_is_gone(tmp_path: Path):
 
 
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[CloudKms]:
-    """The real client, connected to a server of its protocol in this process."""
-    import grpc
-    from google.cloud.kms_v1 import KeyManagementServiceClient
-    from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcTransport
-    from tink.integration import gcpkms
-
-    service = CloudKms()
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((service.handler(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-    client = KeyManagementServiceClient(transport=KeyManagementServiceGrpcTransport(channel=channel))
-
-    def connect(self: gcpkms.GcpKmsClient, key_uri: str | None, credentials_path: str | None) -> None:
-        self._client, self._key_uri = client, key_uri or ""
-        self._key_name = None
-
-    monkeypatch.setattr(gcpkms.GcpKmsClient, "__init__", connect)
-    yield service
-    channel.close()
-    server.stop(None)
-
-
-class CloudKms:
-    """Encrypt and Decrypt of Cloud KMS: AES-GCM keys by name, until they are destroyed."""
-
-    def __init__(self) -> None:
-        from tink import aead, new_keyset_handle
-
-        aead.register()
-        self.keys = {GOOGLE_KEY: new_keyset_handle(aead.aead_key_templates.AES256_GCM).primitive(aead.Aead)}
-
-    def handler(self):
-        import grpc
-        from google.cloud.kms_v1.types import DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse
-
-        def encrypt(request: EncryptRequest, context: grpc.ServicerContext) -> EncryptResponse:
-            sealed = self._key(request.name, context).encrypt(request.plaintext, request.additional_authenticated_data)
-            return EncryptResponse(name=request.name, ciphertext=sealed)
-
-        def decrypt(request: DecryptRequest, context: grpc.ServicerContext) -> DecryptResponse:
-            from tink import TinkError
-
-            try:
-                key = self._key(request.name, context)
-                return DecryptResponse(plaintext=key.decrypt(request.ciphertext, request.additional_authenticated_data))
-            except TinkError:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "decryption failed")
-                raise
-
-        def unary(method, asked, told):
-            return grpc.unary_unary_rpc_method_handler(
-                method, request_deserializer=asked.deserialize, response_serializer=told.serialize
-            )
-
-        methods = {
-            "Encrypt": unary(encrypt, EncryptRequest, EncryptResponse),
-            "Decrypt": unary(decrypt, DecryptRequest, DecryptResponse),
-        }
-        return grpc.method_handlers_generic_handler("google.cloud.kms.v1.KeyManagementService", methods)
-
-    def _key(self, name: str, context):
-        import grpc
-
-        if name not in self.keys:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{name} is destroyed")
-        return self.keys[name]
+def cloud() -> Iterator[CloudKms]:
+    with cloud_kms() as service:
+        yield service
 
 
 def test_cloud_kms_wraps_keysets_by_the_same_path(cloud: CloudKms, tmp_path: Path):

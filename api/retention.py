@@ -1,0 +1,191 @@
+"""What is kept no longer: things past their time, and what a killed process left that no row names any more.
+
+Times are in the settings and in the privacy notice; a time of 0 days keeps things until they are deleted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from api.db import (
+    ACTIVE,
+    ANSWERS_KEPT_MS,
+    Complaint,
+    Export,
+    Generation,
+    Idempotency,
+    LoginFlow,
+    Model,
+    Notice,
+    Photo,
+    Picture,
+    Records,
+    Run,
+    SignIn,
+    SigningKey,
+    Subject,
+    Tombstone,
+    User,
+    now_ms,
+)
+from api.erasing import Erasure, Gone, erase_models
+from api.secrets import OWNER
+from api.settings import Keep
+from photoflux.vault.objects import KINDS, Objects
+
+DAY_MS = 24 * 3600 * 1000
+SETTLED_S = DAY_MS / 1000
+"""An object may be stored a moment before the row that names it; one this old without a row was left behind."""
+UNUSED = "it was not drawn with for a long time; train the subject again"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """The daily sweep; may be repeated and interrupted."""
+
+    records: Records
+    objects: Objects
+    erasure: Erasure
+    keep: Keep
+
+    def perform(self) -> dict[str, int]:
+        """Delete what is past its time or left over; returns how many of each."""
+        swept = {
+            "photos": self._old_photos(), "models": self._idle_models(), "pictures": self._old_pictures(),
+            "exports": self._old_exports(), "rows": self._old_rows(), "objects": self._orphans(),
+            "runs": self._old_runs(), "keysets": self._lost_keysets(),
+        }  # fmt: skip
+        return {name: count for name, count in swept.items() if count}
+
+    def _old_photos(self) -> int:
+        count, before = 0, _before(self.keep.photos)
+        for subject in self._subjects(before):
+            with self.records.writing() as session:
+                row = session.get(Subject, subject)
+                if row is None or _last(session, Run, row.id) > before or _last(session, Photo, row.id) > before:
+                    continue
+                photos = list(session.scalars(select(Photo).where(Photo.subject_id == row.id)))
+                for photo in photos:
+                    session.delete(photo)
+                row.verdict = None
+                gone = Gone(row.user_id, [(kind, p.id) for p in photos for kind in ("photo", "thumbnail")])
+            gone.clear(self.objects)
+            count += len(photos)
+        return count
+
+    def _idle_models(self) -> int:
+        count, before = 0, _before(self.keep.models)
+        for subject in self._subjects(before):
+            with self.records.writing() as session:
+                row = session.get(Subject, subject)
+                if row is None or max(_last(session, kind, row.id) for kind in (Run, Generation)) > before:
+                    continue
+                models = session.scalar(select(func.count()).select_from(Model).where(Model.subject_id == row.id))
+                if not models:
+                    continue
+                gone = erase_models(session, row, self.erasure.journal, UNUSED)
+            self.erasure.remove(gone)
+            count += models
+        return count
+
+    def _subjects(self, before: int) -> list[str]:
+        with self.records.reading() as session:
+            return list(session.scalars(select(Subject.id).where(Subject.created_ms < before)))
+
+    def _old_pictures(self) -> int:
+        count = 0
+        query = select(Generation).where(
+            Generation.created_ms < _before(self.keep.pictures), Generation.state.not_in(ACTIVE)
+        )
+        while True:
+            with self.records.writing() as session:
+                rows = list(session.scalars(query.limit(100)))
+                for row in rows:
+                    session.delete(row)
+            for row in rows:
+                Gone(row.user_id, [("picture", f"{row.id}.")]).clear(self.objects)
+            count += len(rows)
+            if not rows:
+                return count
+
+    def _old_runs(self) -> int:
+        """What pipelines wrote: reports and adapter of a run are kept apart from it."""
+        query = select(Run.id).where(Run.finished_ms < _before(self.keep.runs), Run.remote_id.is_not(None))
+        with self.records.reading() as session:
+            runs = list(session.scalars(query))
+        for run in runs:
+            self.erasure.discard(run)
+            with self.records.writing() as session:
+                if row := session.get(Run, run, with_for_update=True):
+                    row.remote_id = None
+        return len(runs)
+
+    def _old_exports(self) -> int:
+        with self.records.writing() as session:
+            rows = list(session.scalars(select(Export).where(Export.expires_ms < now_ms())))
+            for row in rows:
+                session.delete(row)
+        for row in rows:
+            self.objects.delete(row.user_id, "export", row.id)
+        return len(rows)
+
+    def _old_rows(self) -> int:
+        """Rows that nothing else hangs on."""
+        past = [
+            delete(Idempotency).where(Idempotency.created_ms < now_ms() - ANSWERS_KEPT_MS),
+            delete(LoginFlow).where(LoginFlow.expires_ms < now_ms()),
+            delete(SignIn).where(SignIn.expires_ms < now_ms()),
+            delete(SigningKey).where(SigningKey.retired_ms < now_ms() - DAY_MS),
+            delete(Notice).where(Notice.finished_ms < _before(self.keep.notices)),
+            delete(Complaint).where(Complaint.closed_ms < _before(self.keep.complaints)),
+            delete(Tombstone).where(Tombstone.done_ms < _before(self.keep.tombstones)),
+        ]
+        with self.records.writing() as session:
+            return sum(session.execute(statement).rowcount for statement in past)  # type: ignore[attr-defined]
+
+    def _orphans(self) -> int:
+        """Objects of a day ago that no row names."""
+        count = 0
+        for kind in KINDS:
+            for name in list(self.objects.store.list(f"{kind}s/")):
+                _, owner, object_id = name.split("/")
+                if self._is_named(kind, object_id) or self.objects.store.age_s(name) < SETTLED_S:
+                    continue
+                self.objects.delete(owner, kind, object_id)
+                count += 1
+        return count
+
+    def _is_named(self, kind: str, object_id: str) -> bool:
+        row_id, _, rest = object_id.partition(".")
+        tables: dict[str, Any] = {
+            "photo": Photo, "thumbnail": Photo, "set": Run, "report": Run, "adapter": Model, "export": Export,
+        }  # fmt: skip
+        with self.records.reading() as session:
+            if kind == "picture":
+                wanted = (Picture.generation_id == row_id, Picture.position == int(rest))
+                return session.scalar(select(Picture.id).where(*wanted)) is not None
+            return session.get(tables[kind], row_id) is not None
+
+    def _lost_keysets(self) -> int:
+        """Keysets that something still under way made after their owner was erased."""
+        keyring, count = self.objects.keyring, 0
+        for owner in set(keyring.owners()) - {OWNER}:
+            with self.records.reading() as session:
+                erased = session.scalar(select(Tombstone.receipt).where(Tombstone.user_id == owner))
+                if session.get(User, owner) is not None or erased is None:
+                    continue
+            count += keyring.erase(owner)
+        return count
+
+
+def _before(days: int) -> int:
+    return now_ms() - days * DAY_MS if days else 0
+
+
+def _last(session: Session, kind: Any, subject: str) -> int:
+    """When the newest row of a subject was made; 0 when there is none."""
+    return session.scalar(select(func.max(kind.created_ms)).where(kind.subject_id == subject)) or 0

@@ -1,0 +1,96 @@
+"""Complaints: sent by anybody, without an account; answered by operators."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+
+from api.complaints import close, new_complaint, take_down, words_of
+from api.db import Complaint
+from api.deps import Operator, Service, ServiceDep
+from api.journal import ANYBODY
+from api.paging import PageDep
+from api.problems import Problem
+from api.schemas import Asked, Id, Listed, Sha256, Words, iso
+
+router = APIRouter(prefix="/api/complaints", tags=["complaints"])
+Outcome = Literal["removed", "dismissed"]
+
+
+class ComplaintAsked(Asked):
+    """What is wrong with a picture that this service drew."""
+
+    reason: Literal["likeness", "minor", "sexual", "harassment", "copyright", "other"]
+    text: Annotated[Words, Field(min_length=1, max_length=4000)]
+    adapter: Sha256 | None = Field(default=None, description="`adapter` in the picture's content credentials")
+    contact: Annotated[Words, Field(max_length=200)] | None = Field(default=None, description="how to reach you")
+
+
+class ComplaintTaken(BaseModel):
+    id: str = Field(description="to be named when you ask about it")
+    created: str
+
+
+class ComplaintShown(ComplaintTaken):
+    reason: str
+    adapter: str | None
+    text: str
+    contact: str
+    state: Literal["open", "removed", "dismissed"]
+    closed: str | None
+
+
+class Answered(Asked):
+    outcome: Outcome = Field(description="`removed` deletes the models of that adapter's subject and all its pictures")
+
+
+@router.post("", operation_id="complain", status_code=201)
+def complain(asked: ComplaintAsked, request: Request, service: ServiceDep) -> ComplaintTaken:
+    """Report a picture. No account is needed."""
+    service.limits.check("complain", request.client.host if request.client else "nowhere")
+    row = new_complaint(asked.reason, asked.adapter, asked.text, asked.contact or "", keyring=service.keyring)
+    with service.records.writing() as session:
+        session.add(row)
+        session.flush()
+        service.journal.note(session, ANYBODY, "complaint.sent", row.id)
+    return ComplaintTaken(id=row.id, created=str(iso(row.created_ms)))
+
+
+@router.get("", operation_id="listComplaints")
+def list_complaints(
+    service: ServiceDep,
+    operator: Operator,  # noqa: ARG001
+    page: PageDep,
+    state: Annotated[Literal["open", "removed", "dismissed"], Query()] = "open",
+) -> Listed[ComplaintShown]:
+    """Complaints for operators to answer."""
+    with service.records.reading() as session:
+        rows, after = page.rows(session, select(Complaint).where(Complaint.state == state), Complaint)
+    return Listed(items=[_shown(service, row) for row in rows], next=after)
+
+
+@router.post("/{complaint_id}/close", operation_id="closeComplaint")
+def close_complaint(complaint_id: Id, asked: Answered, service: ServiceDep, operator: Operator) -> ComplaintShown:
+    """Answer a complaint."""
+    with service.records.writing() as session:
+        row = session.get(Complaint, complaint_id, with_for_update=True)
+        if row is None:
+            raise Problem(404, "not-found", "There is no such complaint here.")
+        if row.state == "open":
+            if asked.outcome == "removed":
+                for gone in take_down(session, row, service.journal):
+                    service.line.put_removal(session, gone)
+            close(row, asked.outcome)
+            service.journal.note(session, operator.user_id, "complaint.closed", row.id, asked.outcome)
+        return _shown(service, row)
+
+
+def _shown(service: Service, row: Complaint) -> ComplaintShown:
+    said = words_of(row, service.keyring)
+    return ComplaintShown(
+        id=row.id, reason=row.reason, adapter=row.about, text=said["text"], contact=said["contact"], state=row.state,  # type: ignore[arg-type]
+        created=str(iso(row.created_ms)), closed=iso(row.closed_ms),
+    )  # fmt: skip

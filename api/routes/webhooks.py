@@ -1,0 +1,86 @@
+"""Webhooks: addresses that are told when work has ended."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.db import Notice, Webhook
+from api.deps import Caller, Maker, Service, ServiceDep, owned
+from api.idempotency import OnceDep
+from api.problems import Problem
+from api.schemas import Asked, Id, State, iso
+from api.webhooks import TEST, address_of, check_address, new_webhook
+
+router = APIRouter(prefix="/api/webhooks", tags=["webhooks"])
+WEBHOOKS_MAX = 5
+
+
+class WebhookAsked(Asked):
+    url: Annotated[str, Field(min_length=1, max_length=500, examples=["https://example.org/photoflux"])]
+
+
+class WebhookShown(BaseModel):
+    """An address, and how the last message to it went."""
+
+    id: str
+    url: str
+    secret: str | None = Field(
+        description="what messages are signed with (Standard Webhooks); told once, when it is made"
+    )
+    last: State | None = Field(description="of the last message: `succeeded` was taken, `failed` was given up")
+    created: str
+
+
+@router.post("", operation_id="createWebhook", status_code=201)
+def create_webhook(asked: WebhookAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> WebhookShown:
+    """Be told of ended runs, generations and exports at an address of yours, by a signed POST."""
+    check_address(asked.url, private=service.settings.environment == "development")
+    with service.records.writing() as session:
+        if answered := once.answered(session, WebhookShown):
+            return answered
+        mine = select(func.count()).select_from(Webhook).where(Webhook.user_id == caller.user_id)
+        if (session.scalar(mine) or 0) >= WEBHOOKS_MAX:
+            raise Problem(409, "too-many-webhooks", f"You have {WEBHOOKS_MAX} webhooks; delete one first.")
+        row, secret = new_webhook(caller.user_id, asked.url, service.keyring)
+        session.add(row)
+        session.flush()
+        service.journal.note(session, caller.user_id, "webhook.created", row.id)
+        return once.keep(session, _shown(session, service, row, secret=secret), status=201)
+
+
+@router.get("", operation_id="listWebhooks")
+def list_webhooks(service: ServiceDep, caller: Caller) -> list[WebhookShown]:
+    """Your webhooks."""
+    query = select(Webhook).where(Webhook.user_id == caller.user_id).order_by(Webhook.created_ms)
+    with service.records.reading() as session:
+        return [_shown(session, service, row) for row in session.scalars(query)]
+
+
+@router.post("/{webhook_id}/test", operation_id="testWebhook", status_code=202)
+def test_webhook(webhook_id: Id, service: ServiceDep, caller: Maker) -> WebhookShown:
+    """Have a message of the type `test` sent."""
+    with service.records.writing() as session:
+        row = owned(session, Webhook, webhook_id, caller)
+        service.subscriptions.tell(session, row, TEST, row.id, "succeeded")
+        return _shown(session, service, row)
+
+
+@router.delete("/{webhook_id}", operation_id="deleteWebhook", status_code=204)
+def delete_webhook(webhook_id: Id, service: ServiceDep, caller: Caller) -> None:
+    """Tell this address nothing more."""
+    with service.records.writing() as session:
+        session.delete(owned(session, Webhook, webhook_id, caller, lock=True))
+        service.journal.note(session, caller.user_id, "webhook.deleted", webhook_id)
+
+
+def _shown(session: Session, service: Service, row: Webhook, *, secret: str | None = None) -> WebhookShown:
+    last = select(Notice.state).where(Notice.webhook_id == row.id).order_by(Notice.created_ms.desc()).limit(1)
+    return WebhookShown(
+        id=row.id, url=address_of(row, service.keyring), secret=secret, last=session.scalar(last),
+        created=str(iso(row.created_ms)),
+    )  # fmt: skip
