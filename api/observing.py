@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from opentelemetry import trace
@@ -38,8 +37,8 @@ QUIET = {"httpx2": logging.WARNING, "dbos": logging.WARNING, "alembic": logging.
 WAITING = {"runs": Run, "generations": Generation, "exports": Export}
 
 
-def set_up_logs(service: str) -> None:
-    """Have everything that this process logs written to its error output, one JSON object a line."""
+def set_up_logs(service: str, stream: TextIO | None = None) -> None:
+    """Have everything that this process logs written to `stream`, or its error output, one JSON object a line."""
     before: list[Any] = [
         structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(TOLD), structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"), _traced,
@@ -49,8 +48,9 @@ def set_up_logs(service: str) -> None:
         foreign_pre_chain=[*before, lambda *args: {**args[2], "service": service}],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
+    logging.raiseExceptions = False  # it would print what was to be logged
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
@@ -70,6 +70,7 @@ def _where_it_failed(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutabl
     if record is None or not record.exc_info or record.exc_info[1] is None:
         return event
     kind, _, origin = record.exc_info
+    event.pop("exc_info", None)
     record.exc_info = record.exc_text = None
     frames = traceback.extract_tb(origin)
     places = [f"{one.filename.rpartition('/site-packages/')[2]}:{one.lineno} {one.name}" for one in frames[-12:]]

@@ -37,7 +37,7 @@ def postgres() -> Iterator[str]:
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are missing; install the package postgresql")
-    folder, port = Path(tempfile.mkdtemp(prefix="photoflux-postgres-")), _free_port()
+    folder, port = Path(tempfile.mkdtemp(prefix="photoflux-postgres-")), free_port()
     owner = _unprivileged(folder)
     run = {"user": owner, "check": True, "capture_output": True, "cwd": folder}
     subprocess.run([programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "photoflux", "--no-sync"], **run)
@@ -75,7 +75,7 @@ def _exists(name: str) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,0 +1,161 @@
+"""Bodies that stall, uploads that wait their turn, and documents that are not sent twice; on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+import uvicorn
+
+from api import layers, main
+from api.settings import ApiSettings
+from tests.api.conftest import free_port, innermost
+from tests.api.people import Person, Site, is_problem
+
+SECONDS = 1.0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Site]]:
+    """A server with little patience that takes one upload at a time."""
+    folder = tmp_path_factory.mktemp("layers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHOTOFLUX_STATE_DIR", str(folder))
+        patch.setattr(layers, "WAIT_S", 0.5)
+        settings = ApiSettings(public_url=f"http://127.0.0.1:{free_port()}", body_s=SECONDS, uploads_at_once=1)
+        app = main.make_app(settings)
+        server = uvicorn.Server(
+            uvicorn.Config(app, host="127.0.0.1", port=urlsplit(settings.public_url).port or 0, log_level="warning")
+        )
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        with httpx2.Client(base_url=settings.public_url, timeout=30) as client:
+            yield settings.public_url, Site(client, innermost(app).state.service, folder)
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def own_state() -> None:
+    """The state is the module's."""
+
+
+@pytest.fixture
+def ada(served: tuple[str, Site]) -> Person:
+    return served[1].person()
+
+
+def send_slowly(base: str, head: str, *, body: bytes = b"") -> bytes:
+    """What the server answers to a request of which it never gets the end."""
+    address = urlsplit(base)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(head.encode() + b"\r\n" + body)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+def test_a_body_that_stalls_is_a_timeout(served: tuple[str, Site], ada: Person):
+    base, _ = served
+    head = (
+        f"POST /api/subjects HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\nContent-Type: application/json\r\n"
+        "Content-Length: 1000\r\n"
+    )
+    started = time.monotonic()
+    answer = send_slowly(base, head, body=b'{"class_noun"')
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"].endswith("/timeout")
+    assert time.monotonic() - started >= SECONDS * 0.9
+
+
+def test_an_upload_that_stalls_ends_and_makes_room(served: tuple[str, Site], ada: Person):
+    base, _ = served
+    head = (
+        f"POST /api/upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n"
+    )
+    begun = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="a.jpg"\r\n\r\nxx'
+    assert send_slowly(base, head, body=begun).startswith(b"HTTP/1.1 408")
+    assert ada.upload(ada.subject(), {"a.jpg": b"no photo"}).status_code == 201
+
+
+def test_of_too_many_uploads_some_are_sent_away(served: tuple[str, Site], ada: Person):
+    """One holds the only place and stalls; another waits for half its patience and is told to come back."""
+    base, _ = served
+    head = (
+        f"POST /api/upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n"
+    )
+    subject = ada.subject()
+    holder = threading.Thread(target=send_slowly, args=(base, head))
+    holder.start()
+    time.sleep(0.2)
+    answer = ada.upload(subject, {"a.jpg": b"no photo"})
+    holder.join()
+    is_problem(answer, 503, "busy")
+    assert answer.headers["retry-after"] == "5"
+
+
+def test_nobody_who_is_not_signed_in_uploads_a_byte(served: tuple[str, Site]):
+    """The answer comes before the body has."""
+    base, _ = served
+    for token in ("", "Authorization: Bearer x.y.z\r\n", "Authorization: Basic YTpi\r\n"):
+        head = f"POST /api/upload HTTP/1.1\r\nHost: x\r\n{token}Content-Type: multipart/form-data; boundary=b\r\n"
+        answer = send_slowly(base, f"{head}Content-Length: 100000\r\n")
+        assert answer.startswith(b"HTTP/1.1 401"), answer
+
+
+def test_photos_stay_in_memory_until_they_are_sealed():
+    from starlette.formparsers import MultiPartParser
+
+    from api.routes.subjects import UPLOAD_BYTES
+
+    assert MultiPartParser.spool_max_size >= UPLOAD_BYTES
+
+
+def test_a_document_that_is_known_is_not_sent_again(ada: Person):
+    subject = ada.subject()
+    first = ada.get(f"/api/subjects/{subject}")
+    etag = first.headers["etag"]
+    assert etag.startswith('W/"')
+    same = ada.get(f"/api/subjects/{subject}", headers={"If-None-Match": etag})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
+    assert same.headers["cache-control"] == "private, no-store"
+    ada.upload(subject, {"a.jpg": b"no photo"})
+    other = ada.get("/api/subjects", headers={"If-None-Match": etag})
+    assert other.status_code == 200
+    assert other.headers["etag"] != etag
+    assert "etag" not in ada.get("/api/subjects/" + "0" * 32).headers
+
+
+def test_what_is_streamed_passes_as_it_comes(ada: Person):
+    run = ada.post("/api/runs", json={"subject": ada.subject_with_photos(5)}).json()["id"]
+    ada.post(f"/api/runs/{run}/cancel")
+    answer = ada.get(f"/api/runs/{run}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert "event: ended" in answer.text
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_strict_transport_over_tls_alone(tls: bool):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(layers.SafeHeaders(app, tls=tls)({"type": "http"}, None, send))  # type: ignore[arg-type]
+    assert ("strict-transport-security" in {name.decode() for name, _ in sent[0]["headers"]}) is tls
