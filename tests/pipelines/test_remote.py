@@ -6,16 +6,22 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent import futures
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from photoflux.errors import InputError
+from photoflux.report import sealed_beside
 from photoflux.runs import State
+from photoflux.vault import committed, opened
+from photoflux.vault.blobs import BlobStore, open_store
 from pipelines.graph import read_spec
 from pipelines.orchestrators import KubeflowOrchestrator, RunRef, VertexOrchestrator
 from pipelines.parameters import resolve
+from tests.cloud import new_bucket, storage_client
 
 IMAGE = "registry.example/photoflux@sha256:" + "1" * 64
 JOB = "projects/p/locations/europe-west4/pipelineJobs/job-1"
@@ -28,6 +34,7 @@ class KubeflowServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), KubeflowHandler)
         self.sent: list[tuple[str, str, dict]] = []
         self.state, self.named = "RUNNING", ""
+        self.parameters: dict = {}
 
     def answer(self, path: str, command: str = "GET") -> dict:
         if path.endswith("/experiments"):
@@ -36,7 +43,8 @@ class KubeflowServer(ThreadingHTTPServer):
             return {"runs": [{"run_id": "r7", "display_name": self.named}]} if self.named else {}
         if "/runs" in path:
             error = {"error": {"code": 2, "message": "boom"}} if self.state == "FAILED" else {}
-            return {"run_id": "r1", "display_name": "x", "state": self.state, **error}
+            config = {"runtime_config": {"parameters": self.parameters}}
+            return {"run_id": "r1", "display_name": "x", "state": self.state, **config, **error}
         return {}
 
 
@@ -52,7 +60,7 @@ class KubeflowHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(reply)
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
@@ -117,6 +125,7 @@ class VertexServer:
     def __init__(self) -> None:
         import grpc
         from google.cloud.aiplatform_v1 import types
+        from google.longrunning import operations_pb2
         from google.protobuf import empty_pb2
 
         self.sent: list[Any] = []
@@ -125,6 +134,16 @@ class VertexServer:
         calls = {
             "CreatePipelineJob": (types.CreatePipelineJobRequest, self._create, types.PipelineJob.serialize),
             "GetPipelineJob": (types.GetPipelineJobRequest, lambda *_: self.job, types.PipelineJob.serialize),
+            "ListPipelineJobs": (
+                types.ListPipelineJobsRequest,
+                self._list,
+                types.ListPipelineJobsResponse.serialize,
+            ),
+            "DeletePipelineJob": (
+                types.DeletePipelineJobRequest,
+                self._delete,
+                operations_pb2.Operation.SerializeToString,
+            ),
             "CancelPipelineJob": (
                 types.CancelPipelineJobRequest,
                 self._cancel,
@@ -148,6 +167,18 @@ class VertexServer:
         if self.taken:
             context.abort(grpc.StatusCode.ALREADY_EXISTS, "there is such a job")
         return self.job
+
+    def _list(self, request: object, _: object) -> object:
+        from google.cloud.aiplatform_v1 import types
+
+        self.sent.append(request)
+        return types.ListPipelineJobsResponse(pipeline_jobs=[self.job])
+
+    def _delete(self, request: object, _: object) -> object:
+        from google.longrunning import operations_pb2
+
+        self.sent.append(request)
+        return operations_pb2.Operation(name="projects/p/locations/europe-west4/operations/1", done=True)
 
     def _cancel(self, request: object, _: object) -> object:
         from google.protobuf import empty_pb2
@@ -222,6 +253,86 @@ def test_vertex_errors_are_passed_on(vertex: VertexServer, orchestrator: VertexO
 def test_vertex_jobs_can_be_cancelled(vertex: VertexServer, orchestrator: VertexOrchestrator):
     orchestrator.cancel(RunRef(JOB, ""))
     assert vertex.sent[0].name == JOB
+
+
+KEY = "vault://ada"
+
+
+@pytest.fixture
+def bucket(emulator: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of a pipeline root."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator)
+    return f"gs://{new_bucket(emulator)}/runs"
+
+
+def leave(root: str, emulator: str, folder: str, scratch: Path, *, told: bool = True) -> BlobStore:
+    """What steps write below a pipeline root, sealed as they seal it."""
+    store = open_store(root, client=storage_client(emulator))
+    files = {
+        "evaluate_-503/report-sealed": "<img>", "gate_12/decision": json.dumps({"verdict": "PASS", "reasons": []}),
+        "finetune_7/adapter": "an adapter",
+    }  # fmt: skip
+    for name, content in files.items():
+        with committed(scratch / Path(name).name, key=KEY) as plain:
+            plain.write_text(content)
+        store.put_new(f"{folder}/{name}", (scratch / Path(name).name).read_bytes())
+    store.put_new(f"{folder}/evaluate_-503/report", b"numbers alone")
+    if told:
+        metrics = {"artifacts": {"metrics": {"artifacts": [{"metadata": {"identity_gain": 0.8}}]}}}
+        store.put_new(f"{folder}/evaluate_-503/executor_output.json", json.dumps(metrics).encode())
+    return store
+
+
+def test_vertex_outputs_are_fetched_sealed_and_deleted(
+    vertex: VertexServer, orchestrator: VertexOrchestrator, bucket: str, emulator: str, tmp_path: Path
+):
+    theirs = replace(orchestrator, pipeline_root=bucket, storage=storage_client(emulator))
+    vertex.job.name = JOB.replace("projects/p/", "projects/123/")
+    vertex.job.state = "PIPELINE_STATE_SUCCEEDED"
+    vertex.job.runtime_config = {"parameter_values": {"key": KEY}}
+    store = leave(bucket, emulator, "123/job-1", tmp_path / "made")
+    leave(bucket, emulator, "123/job-2", tmp_path / "other")
+    run, folder = theirs.collect(RunRef(JOB, ""), tmp_path / "fetched")
+    assert (run.verdict, run.step("evaluate").metrics) == ("PASS", {"identity_gain": 0.8})
+    report = folder / run.artifacts["evaluate"]["report"]
+    assert report.read_text() == "numbers alone"
+    with opened(sealed_beside(report), key=KEY) as plain:
+        assert plain.read_text() == "<img>"
+    adapter = folder / run.artifacts["finetune"]["adapter"]
+    assert b"an adapter" not in adapter.read_bytes()
+    with opened(adapter, key=KEY) as plain:
+        assert plain.read_text() == "an adapter"
+    theirs.discard("abc")
+    assert [type(request).__name__ for request in vertex.sent] == [
+        "ListPipelineJobsRequest", "CancelPipelineJobRequest", "DeletePipelineJobRequest"]  # fmt: skip
+    assert vertex.sent[0].filter == 'display_name:"*-abc-*"'
+    assert {name.split("/")[1] for name in store.list()} == {"job-2"}
+
+
+def test_a_run_that_left_nothing_is_told(
+    vertex: VertexServer, orchestrator: VertexOrchestrator, bucket: str, emulator: str, tmp_path: Path
+):
+    theirs = replace(orchestrator, pipeline_root=bucket, storage=storage_client(emulator))
+    with pytest.raises(InputError, match="left nothing"):
+        theirs.collect(RunRef(JOB, ""), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_kubeflow_outputs_are_fetched_and_deleted(kubeflow: KubeflowServer, bucket: str, emulator: str, tmp_path: Path):
+    theirs = KubeflowOrchestrator(
+        f"http://127.0.0.1:{kubeflow.server_port}", IMAGE, pipeline_root=bucket, storage=storage_client(emulator)
+    )
+    kubeflow.state, kubeflow.named, kubeflow.parameters = "SUCCEEDED", "personalize-abc-1", {"key": KEY}
+    store = leave(bucket, emulator, "personalize/r7", tmp_path / "made")
+    run, folder = theirs.collect(RunRef("r7", ""), tmp_path / "fetched")
+    assert (run.verdict, run.step("evaluate").metrics) == ("PASS", {"identity_gain": 0.8})
+    with opened(folder / run.artifacts["finetune"]["adapter"], key=KEY) as plain:
+        assert plain.read_text() == "an adapter"
+    theirs.discard("abc")
+    assert list(store.list()) == []
+    asked = [(command, path) for command, path, _ in kubeflow.sent]
+    assert ("POST", "/apis/v2beta1/runs/r7:terminate") in asked
+    assert ("DELETE", "/apis/v2beta1/runs/r7") in asked
 
 
 def test_a_wrong_parameter_never_leaves_this_machine(vertex: VertexServer, orchestrator: VertexOrchestrator):
