@@ -54,6 +54,10 @@ def set_up_logs(service: str, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):  # libraries that would write by themselves
+            logger.handlers.clear()
+            logger.propagate = True
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
 

@@ -73,6 +73,12 @@ def test_an_error_is_told_by_kind_and_place_without_its_message(lines: io.String
     assert WORD not in str(line)
 
 
+def test_libraries_do_not_write_by_themselves(lines: io.StringIO, capfd: pytest.CaptureFixture[str]):
+    logging.getLogger("dbos").warning("%s", "from a library")
+    assert [line["event"] for line in told(lines)] == ["from a library"]
+    assert capfd.readouterr().err == ""
+
+
 def test_metrics_count_requests_by_route_and_what_waits(site: Site, ada: Person):
     ada.post("/api/generate", json={"subject": ada.subject_with_model(), "prompt": WORD})
     page = site.client.get("/metrics")

@@ -1,0 +1,162 @@
+"""Mutated pictures thrown at what takes uploads: no decoding process may crash, hang, or keep memory.
+
+    python -m benchmarks.fuzz
+    python -m benchmarks.fuzz --count 2000 --out build
+
+Pictures of every kind that decoders know are cut, spliced, flipped and have their numbers changed, and go the way of an upload: through
+the confined processes of `api.intake`. Writes `fuzz.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from PIL import Image
+
+from api.intake import CRASHED, MEMORY_BYTES, Intake, Taken
+from benchmarks.pocket_base import machine
+from photoflux.manifest import write_json
+from photoflux.params import load_params
+
+COUNT, BATCH, SIDE = 100_000, 500, 48
+ODD = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x10000, 65535 * 65535 & 0xFFFFFFFF)
+"""Numbers that lengths, widths and offsets go wrong at."""
+
+
+def seeds() -> list[bytes]:
+    """Small pictures of every kind, mode and compression."""
+    rng = random.Random(0)
+    rgb = Image.new("RGB", (SIDE, SIDE + 8))
+    rgb.putdata([(rng.randrange(256), x % 256, (x * 7) % 256) for x in range(SIDE * (SIDE + 8))])
+    grey, exif = rgb.convert("L"), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    frames: dict[str, Any] = {"save_all": True, "append_images": [rgb.rotate(90), rgb.rotate(180)]}
+    kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
+        (rgb, "JPEG", {"exif": exif}), (rgb, "JPEG", {"progressive": True, "quality": 30}), (grey, "JPEG", {}),
+        (rgb.convert("CMYK"), "JPEG", {}), (rgb, "PNG", {}), (rgb.convert("P"), "PNG", {}), (grey.convert("1"), "PNG", {}),
+        (rgb.convert("RGBA"), "PNG", {"exif": exif}), (grey.convert("I;16"), "PNG", {}), (rgb, "PNG", frames),
+        (rgb, "TIFF", {}), (rgb, "TIFF", {"compression": "tiff_lzw"}), (rgb, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        (rgb, "TIFF", {"compression": "jpeg"}), (rgb, "TIFF", frames), (grey.convert("1"), "TIFF", {"compression": "group4"}),
+        (grey.convert("I;16"), "TIFF", {}), (grey.convert("F"), "TIFF", {}), (rgb, "WEBP", {}), (rgb, "WEBP", {"lossless": True}),
+        (rgb.convert("RGBA"), "WEBP", frames), (rgb.convert("P"), "GIF", {}), (rgb, "BMP", {}), (rgb, "PPM", {}),
+    ]  # fmt: skip
+    return [_saved(*kind) for kind in kinds]
+
+
+def _saved(image: Image.Image, fmt: str, more: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=fmt, **more)
+    return buffer.getvalue()
+
+
+def _flip(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def _number(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
+    """Most numbers that matter are near the beginning."""
+    size = rng.choice((1, 2, 4))
+    at = rng.randrange(min(len(data), rng.choice((64, 512, len(data)))))
+    value = rng.choice(ODD) & (256**size - 1)
+    data[at : at + size] = struct.pack(rng.choice("<>") + {1: "B", 2: "H", 4: "I"}[size], value)
+
+
+def _cut(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
+    del data[rng.randrange(len(data)) :]
+
+
+def _drop(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
+    at = rng.randrange(len(data))
+    del data[at : at + rng.randrange(1, 64)]
+
+
+def _repeat(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> None:
+    at, length = rng.randrange(len(data)), rng.randrange(1, 256)
+    data[at:at] = data[at : at + length] * rng.randrange(1, 20)
+
+
+def _splice(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
+    other = rng.choice(others)
+    data[rng.randrange(len(data)) :] = other[rng.randrange(len(other)) :]
+
+
+def _append(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
+    """Two formats at once."""
+    data.extend(rng.choice([*others, b"<?php echo 1; ?>", b"PK\x03\x04" + bytes(26), b"%PDF-1.7\n"]))
+
+
+MUTATIONS: tuple[Callable[[bytearray, random.Random, Sequence[bytes]], None], ...] = (
+    _flip, _flip, _number, _number, _number, _cut, _drop, _repeat, _splice, _append,
+)  # fmt: skip
+
+
+def mutated(count: int, *, seed: int) -> Iterator[bytes]:
+    """So many files, the same for the same seed."""
+    rng, known = random.Random(seed), seeds()
+    for _ in range(count):
+        data = bytearray(rng.choice(known))
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            if data:
+                rng.choice(MUTATIONS)(data, rng, known)
+        yield bytes(data)
+
+
+def take_all(count: int, *, seed: int = 0) -> dict[str, Any]:
+    """What became of so many mutated files, and how much memory the processes that took them had at most."""
+    intake, outcomes, crashed = Intake(load_params("validate")), Counter[str](), list[bytes]()
+    files, started, peaks = mutated(count, seed=seed), time.monotonic(), []
+    try:
+        for done in range(0, count, BATCH):
+            batch = [next(files) for _ in range(min(BATCH, count - done))]
+            for data, taken in zip(batch, intake.take(batch), strict=True):
+                outcomes[_outcome(taken)] += 1
+                if taken.row.get("problem_message") == CRASHED:
+                    crashed.append(data)
+            peaks.append(_peak())
+            print(f"{done + len(batch)} of {count}, {peaks[-1] >> 20} MiB", end="\r", flush=True)
+    finally:
+        intake.close()
+    tenth = peaks[len(peaks) // 10]
+    return {
+        "files": count, "crashed": len(crashed), "outcomes": dict(sorted(outcomes.items())), "memory_cap_bytes": MEMORY_BYTES,
+        "peak_bytes": max(peaks), "peak_bytes_after_a_tenth": tenth, "growth": round(max(peaks) / tenth - 1, 4),
+        "seconds": round(time.monotonic() - started, 1), "examples": [data[:64].hex() for data in crashed[:5]],
+    }  # fmt: skip
+
+
+def _outcome(taken: Taken) -> str:
+    return "taken" if taken.photo else str(taken.row["problem"])
+
+
+def _peak() -> int:
+    """The largest resident size that one of this process's children has had so far."""
+    found = [Path(f"/proc/{child.pid}/status").read_text() for child in psutil.Process().children()]
+    lines = (line for status in found for line in status.splitlines() if line.startswith("VmHWM"))
+    return max((int(line.split()[1]) << 10 for line in lines), default=0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args(argv)
+    result = {"kind": "benchmark-fuzz", "schema_version": 1, "machine": machine(), **take_all(options.count, seed=options.seed)}
+    write_json(options.out / "fuzz.json", result)
+    print(json.dumps(result, indent=2))
+    return 1 if result["crashed"] or result["peak_bytes"] > MEMORY_BYTES else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
