@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as TooLong
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
 
     from photoflux.photos.table import Examined
 
+log = logging.getLogger(__name__)
+
 SECONDS, MEMORY_BYTES = 30.0, 4 << 30
-STORED_PX, THUMBNAIL_PX = 2048, 320
-"""Short side of what is stored: enough for training at 1024² with room to crop. Long side of what is shown in lists."""
+STORED_PX, LONGEST_PX, THUMBNAIL_PX = 2048, 16_384, 320
+"""Short and long side of what is stored at most: enough for training at 1024² with room to crop, and no more than JPEG can hold.
+Long side of what is shown in lists."""
 CRASHED = "could not be decoded: export the photo again as JPEG or PNG"
 
 
@@ -77,7 +81,9 @@ def _result(job: Any) -> Taken:
         taken = job.result()
         assert isinstance(taken, Taken)
         return taken
-    except (TooLong, ProcessExpired, MemoryError):
+    except Exception as error:  # whatever a file does to a decoder is said of the file
+        expected = isinstance(error, TooLong | ProcessExpired | MemoryError)
+        (log.info if expected else log.exception)("a photo could not be decoded: %s", type(error).__name__)
         return refused("corrupt", CRASHED)
 
 
@@ -107,7 +113,7 @@ def take(data: bytes, params: ValidateParams) -> Taken:
     one = examine("", data, params=params, keep=lambda _, image: seen.append(image))
     if not seen:
         return Taken(one.row)
-    photo = _shrunk(seen[0], STORED_PX / min(seen[0].size))
+    photo = _shrunk(seen[0], min(STORED_PX / min(seen[0].size), LONGEST_PX / max(seen[0].size)))
     small = _shrunk(photo, THUMBNAIL_PX / max(photo.size))
     return Taken(one.row, _jpeg(photo, 95), _jpeg(small, 85), photo.size, pack(one))
 
