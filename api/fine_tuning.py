@@ -36,6 +36,7 @@ WATCH_S = 0.3
 KILLED = (LOST, "SIGKILL", "SIGTERM")
 """Kinds of failure that say nothing about the run itself: it is tried again."""
 REPORTS = ("validate", "augment", "finetune", "evaluate", "audit", "gate")
+CARD = "card"
 GUESS_S = 240.0
 """How long a run takes on one machine before any has been timed."""
 
@@ -49,6 +50,7 @@ class FineTuning:
     orchestrator: Orchestrator
     journal: Journal
     after: Callable[[Session, Generation], None]
+    price_per_hour: float = 0.0
     stopping: threading.Event = field(default_factory=threading.Event)
     """Once set, nothing is concluded from how pipelines stand: this process is about to end, and may end them too."""
 
@@ -105,7 +107,9 @@ class FineTuning:
             row = session.get_one(Run, row.id, with_for_update=True)
             if row.cancel_ms or row.state not in ACTIVE:
                 return self._end(session, row, "cancelled", "the run was cancelled")
-            row.actual = {"seconds": round((now_ms() - (row.started_ms or now_ms())) / 1000, 1), "verdict": run.verdict}
+            seconds = (now_ms() - (row.started_ms or now_ms())) / 1000
+            cost = round(seconds / 3600 * self.price_per_hour, 4)
+            row.actual = {"seconds": round(seconds, 1), "cost": cost, "verdict": run.verdict}
             if made is None:
                 return self._end(session, row, "failed", why)
             self._enter(session, row, made)
@@ -139,7 +143,10 @@ class FineTuning:
         )  # fmt: skip
 
     def _keep_reports(self, row: Run, run: PipelineRun, folder: Path) -> None:
-        """The full reports, sealed: those with the subject's pictures where there are two."""
+        """The model's card and the full reports, sealed: those with the subject's pictures where there are two."""
+        if named := run.artifacts.get("register", {}).get("card"):
+            with opened(folder / named, key=key_of(row)) as plain, suppress(BlobExists):
+                self.objects.put(row.user_id, "report", f"{row.id}.{CARD}", plain.read_bytes())
         for step in REPORTS:
             if not (named := run.artifacts.get(step, {}).get("report")):
                 continue

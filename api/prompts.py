@@ -29,12 +29,22 @@ VIOLENT = frozenset([
 ])  # fmt: skip
 
 
+MIXED = re.compile(r"[^\W\d_]+")
+LOOKALIKES = ("CYRILLIC", "GREEK")
+"""Scripts with letters that look like Latin ones: a word of both is written to be read as another."""
+
+
 class Unsafe(PhotoFluxError):
     """A prompt for something that is not drawn here."""
 
 
 def check_prompt(prompt: str, *, person: bool) -> None:
-    """Raises Unsafe. Sexual pictures of people and anything sexual about minors are refused, and so is gore."""
+    """Raises Unsafe. Sexual pictures of people and anything sexual about minors are refused, and so is gore.
+
+    Words that mix scripts to look like others are, too; a prompt in several scripts is not.
+    """
+    if any(_is_mixed(word) for word in MIXED.findall(unicodedata.normalize("NFKC", prompt))):
+        raise Unsafe("Write each word in one script: a word mixes letters that look alike.")
     words = set(_words(prompt))
     if words & UNDRESSED and words & MINOR:
         raise Unsafe("This is never drawn.")
@@ -42,6 +52,11 @@ def check_prompt(prompt: str, *, person: bool) -> None:
         raise Unsafe("Sexual pictures of people are not drawn here; ask for something else.")
     if words & VIOLENT:
         raise Unsafe("Such violence is not drawn here; ask for something else.")
+
+
+def _is_mixed(word: str) -> bool:
+    scripts = {unicodedata.name(letter, "").split(" ")[0] for letter in word}
+    return "LATIN" in scripts and any(script in scripts for script in LOOKALIKES)
 
 
 def _words(prompt: str) -> list[str]:

@@ -35,6 +35,7 @@ from api.db import (
 from api.erasing import Erasure, Gone, erase_models
 from api.secrets import OWNER
 from api.settings import Keep
+from api.tokens import Tokens
 from photoflux.vault.objects import KINDS, Objects
 
 DAY_MS = 24 * 3600 * 1000
@@ -50,6 +51,7 @@ class Retention:
     records: Records
     objects: Objects
     erasure: Erasure
+    tokens: Tokens
     keep: Keep
 
     def perform(self) -> dict[str, int]:
@@ -58,6 +60,7 @@ class Retention:
             "photos": self._old_photos(), "models": self._idle_models(), "pictures": self._old_pictures(),
             "exports": self._old_exports(), "rows": self._old_rows(), "objects": self._orphans(),
             "runs": self._old_runs(), "keysets": self._lost_keysets(),
+            "signing keys": self._old_signing_key(),
         }  # fmt: skip
         return {name: count for name, count in swept.items() if count}
 
@@ -146,6 +149,15 @@ class Retention:
         ]
         with self.records.writing() as session:
             return sum(session.execute(statement).rowcount for statement in past)  # type: ignore[attr-defined]
+
+    def _old_signing_key(self) -> int:
+        """Tokens are signed with a new key now and then; those of the one before stay good until they expire."""
+        with self.records.reading() as session:
+            made = session.scalar(select(func.max(SigningKey.created_ms)).where(SigningKey.retired_ms.is_(None)))
+        if made is None or made > _before(self.keep.signing_keys):
+            return 0
+        self.tokens.rotate()
+        return 1
 
     def _orphans(self) -> int:
         """Objects of a day ago that no row names."""

@@ -187,6 +187,7 @@ class ModelShown(BaseModel):
     metrics: dict[str, float]
     adapter_sha256: str
     reports: dict[str, str] = Field(description="pages by step")
+    card: str = Field(description="its card, as Markdown")
     created: str
 
 

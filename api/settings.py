@@ -25,6 +25,7 @@ class Keep(BaseModel):
     pictures: int = Field(default=0, ge=0, description="generated pictures and their prompts")
     notices: int = Field(default=30, ge=0, description="what webhooks were told")
     complaints: int = Field(default=365, ge=0, description="complaints, after they were closed")
+    signing_keys: int = Field(default=30, ge=0, description="days after which tokens are signed with a new key")
     tombstones: int = Field(default=365, ge=0, description="receipts of erasures; longer than any backup")
 
 

@@ -61,13 +61,15 @@ def start(settings: ApiSettings, orchestrator: Orchestrator) -> None:
         records, objects, keyring, journal, engine.forget, unregister, orchestrator.discard, settings.cache_dir
     )  # fmt: skip
     hands = work.Hands(
-        runs=FineTuning(records, objects, orchestrator, journal, after=line.put_generation),
+        runs=FineTuning(
+            records, objects, orchestrator, journal, after=line.put_generation, price_per_hour=settings.price_per_hour
+        ),
         generations=Generations(
             records, objects, engine, journal, Delivery(open_credentials(keyring)), open_guard(settings)
         ),
         erasure=erasure, exports=Exports(records, objects, journal),
         messenger=Messenger(records, keyring, private=settings.environment == "development", verify=settings.trusted),
-        retention=Retention(records, objects, erasure, settings.keep),
+        retention=Retention(records, objects, erasure, tokens, settings.keep),
     )  # fmt: skip
     work.launch(url, hands, runs_at_once=settings.runs_at_once)
 

@@ -115,7 +115,7 @@ def mutated(count: int, *, seed: int) -> Iterator[bytes]:
 def take_all(count: int, *, seed: int = 0) -> dict[str, Any]:
     """What became of so many mutated files, and how much memory the processes that took them had at most."""
     intake, outcomes, crashed = Intake(load_params("validate")), Counter[str](), list[bytes]()
-    files, started, peaks = mutated(count, seed=seed), time.monotonic(), []
+    files, started, sizes = mutated(count, seed=seed), time.monotonic(), list[tuple[int, int]]()
     try:
         for done in range(0, count, BATCH):
             batch = [next(files) for _ in range(min(BATCH, count - done))]
@@ -123,15 +123,17 @@ def take_all(count: int, *, seed: int = 0) -> dict[str, Any]:
                 outcomes[_outcome(taken)] += 1
                 if taken.row.get("problem_message") == CRASHED:
                     crashed.append(data)
-            peaks.append(_peak())
-            print(f"{done + len(batch)} of {count}, {peaks[-1] >> 20} MiB", end="\r", flush=True)
+            sizes.append((_largest("VmRSS"), _largest("VmHWM")))
+            print(f"{done + len(batch)} of {count}, {sizes[-1][0] >> 20} MiB", end="\r", flush=True)
     finally:
         intake.close()
-    tenth = peaks[len(peaks) // 10]
+    resident, peaks = zip(*sizes, strict=True)
+    early = resident[len(resident) // 10]
     return {
         "files": count, "crashed": len(crashed), "outcomes": dict(sorted(outcomes.items())), "memory_cap_bytes": MEMORY_BYTES,
-        "peak_bytes": max(peaks), "peak_bytes_after_a_tenth": tenth, "growth": round(max(peaks) / tenth - 1, 4),
-        "seconds": round(time.monotonic() - started, 1), "examples": [data[:64].hex() for data in crashed[:5]],
+        "peak_bytes": max(peaks), "resident_bytes_after_a_tenth": early, "resident_bytes_at_the_end": resident[-1],
+        "growth": round(resident[-1] / early - 1, 4), "seconds": round(time.monotonic() - started, 1),
+        "examples": [data[:64].hex() for data in crashed[:5]],
     }  # fmt: skip
 
 
@@ -139,10 +141,10 @@ def _outcome(taken: Taken) -> str:
     return "taken" if taken.photo else str(taken.row["problem"])
 
 
-def _peak() -> int:
-    """The largest resident size that one of this process's children has had so far."""
+def _largest(field: str) -> int:
+    """Of this process's children, the largest resident size: now (VmRSS), or the most so far (VmHWM)."""
     found = [Path(f"/proc/{child.pid}/status").read_text() for child in psutil.Process().children()]
-    lines = (line for status in found for line in status.splitlines() if line.startswith("VmHWM"))
+    lines = (line for status in found for line in status.splitlines() if line.startswith(field))
     return max((int(line.split()[1]) << 10 for line in lines), default=0)
 
 

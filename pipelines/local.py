@@ -41,9 +41,7 @@ def execute(folder: Path, *, compiled: Path = COMPILED) -> Run:
     recorder = Recorder(folder, always=exit_steps(read_spec(compiled)))
     with _working_in(folder / "work") as environment, _own_handler(recorder, environment):
         fault = _run_compiled(compiled, recorder.run.params, root=folder / "work")
-    run = recorder.finish(recorder.failure or fault)
-    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-    return run
+    return recorder.finish(recorder.failure or fault)
 
 
 def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path) -> Failure | None:
@@ -91,6 +89,7 @@ class Recorder:
 
     def finish(self, failure: Failure | None) -> Run:
         self._save(replace(self.run, verdict=_verdict(self.folder, self.run)))
+        shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
         self._save(self.run.finished(State.failed if failure else State.succeeded, error=failure))
         return self.run
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from api.db import Generation, Model, Photo, Picture, Run
 from api.delivery import MEDIA_TYPES
 from api.deps import ServiceDep, Viewer, owned
-from api.fine_tuning import REPORTS
+from api.fine_tuning import CARD, REPORTS
 from api.generations import provenance
 from api.problems import Problem
 from api.schemas import Format, Id, Size
@@ -26,6 +26,7 @@ IMAGES: dict[int | str, dict[str, Any]] = {
     304: {"description": "not changed since the `ETag` that was sent"},
 }
 PAGES: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
+CARDS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}}
 IfNoneMatch = Annotated[str, Header(max_length=200)]
 
 
@@ -86,6 +87,18 @@ def get_report(run_id: Id, step: Literal[REPORTS], service: ServiceDep, viewer: 
         page, media_type="text/html; charset=utf-8",
         headers={"Cache-Control": PRIVATE, "Content-Security-Policy": PAGE_POLICY},
     )  # fmt: skip
+
+
+@router.get("/cards/{run_id}", operation_id="getCard", response_class=Response, responses=CARDS)
+def get_card(run_id: Id, service: ServiceDep, viewer: Viewer) -> Response:
+    """The card of the model that a run made: what it was learnt from, how good it is, and what it is not for."""
+    with service.records.reading() as session:
+        owned(session, Run, run_id, viewer)
+    try:
+        card = service.objects.get(viewer.user_id, "report", f"{run_id}.{CARD}")
+    except BlobMissing as error:
+        raise Problem(404, "not-found", "This run made no model, or has not ended.") from error
+    return Response(card, media_type="text/markdown; charset=utf-8", headers={"Cache-Control": PRIVATE})
 
 
 def _file(data: bytes, media_type: str, etag: str, *, name: str = "") -> Response:

@@ -52,5 +52,6 @@ def shown(session: Session, model: Model) -> ModelShown:
     return ModelShown(
         id=model.id, subject=model.subject_id, run=model.run_id, number=model.number, verdict=model.verdict,
         champion=champion, metrics=model.metrics, adapter_sha256=model.adapter_sha256,
-        reports={step: f"/api/media/reports/{model.run_id}/{step}" for step in REPORTS}, created=str(iso(model.created_ms)),
+        reports={step: f"/api/media/reports/{model.run_id}/{step}" for step in REPORTS},
+        card=f"/api/media/cards/{model.run_id}", created=str(iso(model.created_ms)),
     )  # fmt: skip

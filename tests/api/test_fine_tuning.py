@@ -67,7 +67,7 @@ def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
     key, name = params["key"], params["register_name"]
     documents = {
         "adapter.tar": "an adapter", "decision.json": json.dumps({"verdict": "PASS", "reasons": []}),
-        "receipt.json": json.dumps({"name": name, "version": 3, "alias": "champion"}),
+        "receipt.json": json.dumps({"name": name, "version": 3, "alias": "champion"}), "card.md": "# A dog",
     }  # fmt: skip
     for file, content in documents.items():
         with committed(folder / file, key=key) as plain:
@@ -77,7 +77,7 @@ def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
         plain.write_text("<img> of a dog")
     run = run_of(State.succeeded, verdict="PASS", params={"key": key}, artifacts={
         "finetune": {"adapter": "adapter.tar"}, "gate": {"decision": "decision.json", "report": "report.html"},
-        "register": {"receipt": "receipt.json"},
+        "register": {"receipt": "receipt.json", "card": "card.md"},
     })  # fmt: skip
     return run.with_step(replace(run.step("evaluate"), metrics={"identity_gain": 0.8}))
 
@@ -140,6 +140,18 @@ def test_a_passed_run_makes_a_model_that_draws(site: Site, ada: Person, work):
     assert drawn == [generation]
     assert ada.row(Generation, generation).model_id == model["id"]
     assert ada.get(f"/api/media/reports/{run}/gate").text == "<img> of a dog"
+    card = ada.get(model["card"])
+    assert (card.text, card.headers["content-type"]) == ("# A dog", "text/markdown; charset=utf-8")
+
+
+def test_the_true_cost_is_told(site: Site, ada: Person, work):
+    run, _ = begun(ada)
+    tuning, *_ = work(passed)
+    dear = replace(tuning, price_per_hour=3600.0)
+    dear.follow(run, 1)
+    dear.settle(run, 1, State.succeeded)
+    actual = ada.get(f"/api/runs/{run}").json()["actual"]
+    assert actual["cost"] == pytest.approx(actual["seconds"], abs=0.06)
 
 
 def test_what_is_settled_stays_settled(site: Site, ada: Person, work):

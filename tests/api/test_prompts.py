@@ -12,6 +12,7 @@ from api.prompts import Unsafe, check_prompt
     [
         ("a nude person", False), ("NAKED", True), ("n\u200baked woman", False), ("ｎｕｄｅ man", False),
         ("a s3xy actress", False), ("nüde model", False), ("a child, sexual", False), ("a beheaded dog", False),
+        ("nud\u0435 woman", False), ("a photo of \u0455ks dog", False), ("p\u03bfrn", False),
     ],
 )  # fmt: skip
 def test_refused(prompt: str, person: bool):
@@ -27,6 +28,7 @@ def test_refused(prompt: str, person: bool):
         "a child with sks dog",
         "砂浜の犬",
         "🐕",
+        "a photo of sks dog, собака на пляже, σκύλος",
         "",
     ],
 )

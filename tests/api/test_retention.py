@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 
 from api import retention
-from api.db import Export, Generation, Idempotency, Model, Photo, Run, SignIn, Subject, Tombstone, new_id, now_ms
+from api.db import (
+    Export,
+    Generation,
+    Idempotency,
+    Model,
+    Photo,
+    Run,
+    SignIn,
+    SigningKey,
+    Subject,
+    Tombstone,
+    new_id,
+    now_ms,
+)
 from api.erasing import Erasure
 from api.retention import DAY_MS, Retention
 from api.settings import ApiSettings, Keep
@@ -34,7 +47,7 @@ def sweep(site: Site, tmp_path: Path, taken: list[str]) -> Callable[..., dict[st
         service.records, service.objects, service.keyring, service.journal, note("forget"), note("unregister"),
         note("discard"), tmp_path / "cache",
     )  # fmt: skip
-    return lambda **keep: Retention(service.records, service.objects, erasure, Keep(**keep)).perform()
+    return lambda **keep: Retention(service.records, service.objects, erasure, service.tokens, Keep(**keep)).perform()
 
 
 def age(person: Person, kind: Any, row_id: str, *, days: int, column: str = "created_ms") -> None:
@@ -150,6 +163,18 @@ def test_what_a_killed_process_left_is_found_after_a_day(
     monkeypatch.setattr(retention, "SETTLED_S", -1.0)
     assert sweep()["objects"] == len(lost)
     assert sorted(site.objects.store.list()) == named
+
+
+def test_tokens_are_signed_with_a_new_key_after_a_month(site: Site, ada: Person, sweep: Callable[..., dict[str, int]]):
+    assert "signing keys" not in sweep()
+    with site.service.records.writing() as session:
+        for row in session.query(SigningKey):
+            row.created_ms -= 31 * DAY_MS
+    before = {key["kid"] for key in site.client.get("/api/auth/jwks").json()["keys"]}
+    assert sweep()["signing keys"] == 1
+    after = {key["kid"] for key in site.client.get("/api/auth/jwks").json()["keys"]}
+    assert len(after - before) == 1
+    assert ada.get("/api/auth/me").status_code == 200, "tokens of the key before stay good"
 
 
 def test_keysets_of_the_erased_go_and_others_stay(site: Site, ada: Person, sweep: Callable[..., dict[str, int]]):

@@ -13,7 +13,8 @@ import pytest
 from dbos import DBOS
 
 from api import work
-from api.db import Generation, Records, Run, Subject, User, new_id, open_engine
+from api.db import Generation, Notice, Records, Run, Subject, User, Webhook, new_id, open_engine
+from api.erasing import Gone
 from pipelines.orchestrators import LOST
 from tests.api.conftest import migrated
 
@@ -42,11 +43,14 @@ class Notes:
     def settle(self, run_id: str, attempt: int, ended: str) -> str:
         return self._answer("settle", run_id, str(attempt), ended)
 
-    def fail(self, run_id: str, why: str) -> str:
-        return self._answer("fail", run_id, why)
+    def fail(self, row_id: str, *why: str) -> str:
+        return self._answer("fail", row_id, *why)
 
-    def perform(self, row_id: str) -> str:
-        return self._answer("perform", row_id)
+    def perform(self, *row_id: str) -> str:
+        return self._answer("perform", *row_id)
+
+    def remove(self, gone: Gone) -> None:
+        self._answer("remove", gone.owner, *gone.runs)
 
     def end(self, row_id: str, state: str, why: str) -> str:
         return self._answer("end", row_id, state, why)
@@ -148,6 +152,40 @@ def test_what_fails_for_a_reason_of_ours_ends_with_a_word(
     notes.wait_for("end", drawn, "failed", work.FINAL_WORDS)
     assert notes.asked.count(("perform", drawn)) == 3
     assert "canary" not in work.FINAL_WORDS
+
+
+def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, work.Line, Notes]):
+    """Named by ids alone, in the transaction that deletes the rows, and until it is done."""
+    records, line, notes = working
+    notes.answers["remove"] = [OSError("the registry is away")]
+    with records.writing() as session:
+        line.put_removal(session, Gone("ada", [("photo", "1")], ["run-1", "run-2"], ["subject-1"]))
+    notes.wait_for("remove", "ada", "run-1", "run-2")
+    until = time.monotonic() + 20
+    while notes.asked.count(("remove", "ada", "run-1", "run-2")) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_notice_is_sent(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, _ = add_user(records)
+    with records.writing() as session:
+        webhook = Webhook(id=new_id(), user_id=user, address=b"", secret=b"")
+        session.add(webhook)
+        session.flush()
+        notice = Notice(id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z")
+        session.add(notice)
+        line.put_notice(session, notice)
+    notes.wait_for("perform", notice.id)
+
+
+def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, work.Line, Notes]):
+    _, _, notes = working
+    (schedule,) = DBOS.list_schedules()
+    assert (schedule["schedule_name"], schedule["schedule"]) == ("sweep", work.SWEEP_AT)
+    DBOS.trigger_schedule("sweep")
+    notes.wait_for("perform")
 
 
 def test_people_take_turns(working: tuple[Records, work.Line, Notes]):

@@ -55,6 +55,7 @@ def test_a_run_ends_with_its_files_in_readable_places(local: LocalOrchestrator):
         "report": "artifacts/draw/report.html",
     }
     assert (Path(ref.where) / run.artifacts["hang"]["hung"]).read_text() == "a red mug, on the wall"
+    assert (Path(ref.where) / "artifacts/draw/report-sealed.html").read_text().startswith("sealed")
     assert run.step("draw").metrics == {"pixels": 64.0}
     assert run.step("draw").title == "Draw"
     assert sorted(p.name for p in Path(ref.where).iterdir()) == ["artifacts", "lock", "logs", "run.json"]
@@ -137,6 +138,32 @@ def test_a_runner_that_dies_is_told_from_a_slow_one(local: LocalOrchestrator):
     assert run.error.message.startswith("the run's own process ended before the run did")
     assert run.step("draw").state is State.failed
     assert load_run(Path(ref.where)) == run
+
+
+def test_what_a_killed_step_had_opened_is_gone_once_it_is_found_dead(local: LocalOrchestrator):
+    ref = local.start(QUICK | {"wait_s": 600.0})
+    group, folder = drawing(ref).pid, Path(ref.where)
+    until = time.monotonic() + 30
+    while not list(folder.glob("tmp/*/opened.txt")):
+        assert time.monotonic() < until, "it lies in the run's own folder"
+        time.sleep(0.02)
+    assert (folder / "tmp").stat().st_mode & 0o077 == 0
+    os.killpg(group, signal.SIGKILL)
+    assert ended(local, ref).error.kind == LOST
+    assert not list(folder.rglob("opened.txt"))
+
+
+def test_discarding_ends_all_attempts_and_leaves_nothing(local: LocalOrchestrator):
+    dead = local.start(QUICK, name="abc-1")
+    ended(local, dead)
+    alive, other = local.start(QUICK | {"wait_s": 600.0}, name="abc-2"), local.start(QUICK, name="abcd-1")
+    group = drawing(alive).pid
+    ended(local, other)
+    local.discard("abc")
+    assert [folder.name for folder in local.runs_dir.iterdir()] == ["gallery-abcd-1"]
+    while living(group):
+        time.sleep(0.02)
+    local.discard("abc")
 
 
 def test_a_folder_with_spaces_is_no_trouble(tiny: Path, tmp_path: Path):

@@ -12,11 +12,14 @@ def draw(picture: Output[Dataset], report: Output[HTML], metrics: Output[Metrics
     """Draw a picture, or get into trouble."""
     import os
     import signal
+    import tempfile
     import time
     from pathlib import Path
 
     from photoflux.errors import InputError
 
+    kept = Path(tempfile.mkdtemp()) / "opened.txt"
+    kept.write_text("a red mug, unsealed")
     time.sleep(wait_s)
     if trouble == "input":
         raise InputError("the picture is upside down: turn it and run again")
@@ -28,6 +31,7 @@ def draw(picture: Output[Dataset], report: Output[HTML], metrics: Output[Metrics
         os._exit(7)
     Path(picture.path).write_text("a red mug")
     Path(report.path).write_text("<p>drawn</p>")
+    Path(f"{report.path}-sealed").write_text("sealed: <p>drawn</p>")
     metrics.log_metric("pixels", 64.0)
 
 
