@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from api.db import Base, Records
 from api.delivery import Delivery
+from api.health import Health
 from api.identity import Identities
 from api.intake import Intake
 from api.journal import Journal
@@ -47,6 +48,7 @@ class Service:
     delivery: Delivery
     guard: Guard
     subscriptions: Subscriptions
+    health: Health
     class_nouns: tuple[str, ...]
     trigger: str
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import yaml
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import PlainTextResponse
-from sqlalchemy import text
 from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp
 
@@ -21,6 +20,7 @@ from api.db import Records, migrate, open_engine
 from api.delivery import Delivery
 from api.deps import Service, ServiceDep
 from api.embedded_provider import CLIENT_ID, Accounts, make_provider
+from api.health import Health
 from api.identity import Identities, Provider
 from api.intake import Intake
 from api.journal import Journal
@@ -80,24 +80,16 @@ def make_service(settings: ApiSettings) -> Service:
     line = Line(url)
     subscriptions = Subscriptions(line)
     return Service(
-        settings,
-        records,
-        keyring,
-        Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
-        SignIns(records, lifetime_days=settings.session_days),
-        Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
-        objects,
-        Album(objects, key, checks, settings.photos_max),
-        Intake(checks),
-        Journal(key, heard=subscriptions.heard),
-        line,
-        Limits(settings.limits, rates=settings.rates),
-        Delivery(open_credentials(keyring)),
-        open_guard(settings),
-        subscriptions,
-        class_nouns(settings.base),
-        load_params("import_photos").trigger,
-    )
+        settings=settings, records=records, keyring=keyring,
+        tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
+        sign_ins=SignIns(records, lifetime_days=settings.session_days),
+        identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
+        objects=objects, album=Album(objects, key, checks, settings.photos_max), intake=Intake(checks),
+        journal=Journal(key, heard=subscriptions.heard), line=line, subscriptions=subscriptions,
+        limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
+        guard=open_guard(settings), health=Health(records, objects), class_nouns=class_nouns(settings.base),
+        trigger=load_params("import_photos").trigger,
+    )  # fmt: skip
 
 
 def class_nouns(base: str) -> tuple[str, ...]:
@@ -157,12 +149,9 @@ def _add_probes(app: FastAPI, telemetry: Telemetry) -> None:
 
     @app.get("/readyz", operation_id="readyz", status_code=204, tags=["health"])
     def readyz(service: ServiceDep) -> Response:
-        """What the service needs is there."""
-        try:
-            with service.records.reading() as session:
-                session.execute(text("select 1"))
-        except Exception as error:
-            raise Problem(503, "unavailable", "The records cannot be reached.") from error
+        """What the service needs is there: records, objects and the key that keysets are wrapped by."""
+        if missing := service.health.missing():
+            raise Problem(503, "unavailable", f"{missing} cannot be reached.", headers={"Retry-After": "5"})
         return Response(status_code=204)
 
     @app.get("/metrics", operation_id="metrics", tags=["health"], response_class=PlainTextResponse)

@@ -85,7 +85,7 @@ class Keyring:
             if kept and kept[0] > time.monotonic():
                 self._opened.move_to_end(key)
                 return kept[1]
-        opened = self._handle(owner, version).primitive(streaming_aead.StreamingAead)
+        opened = self.unwrapped(owner, version).primitive(streaming_aead.StreamingAead)
         with self._lock:
             self._opened[key] = (time.monotonic() + KEPT_S, opened)
             while len(self._opened) > KEPT:
@@ -130,7 +130,8 @@ class Keyring:
         content = {"kek": uri, "wrapped": base64.b64encode(wrapped).decode()}
         self.store.put_new(_name(owner, version, uri), json.dumps(content).encode())
 
-    def _handle(self, owner: str, version: int) -> KeysetHandle:
+    def unwrapped(self, owner: str, version: int) -> KeysetHandle:
+        """One version as the wrapping key opens it now. Raises KeyMissing; PhotoFluxError where that key does not."""
         for _ in range(TRIES):
             names = [name for name in self.store.list(f"{FOLDER}/{owner}/") if _version(name) == version]
             for name in names:

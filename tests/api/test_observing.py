@@ -12,6 +12,7 @@ import structlog
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from api.health import Health
 from api.observing import REQUEST_ID, Telemetry, set_up_logs
 from tests.api.people import Person, Site, is_problem
 
@@ -112,3 +113,23 @@ def test_spans_have_routes_and_no_queries():
     assert span.name == "GET /things/{thing}"
     assert span.attributes["url.query"] == "REDACTED"
     assert WORD not in str(span.to_json())
+
+
+def test_readiness_names_what_is_missing_and_asks_seldom(site: Site, monkeypatch: pytest.MonkeyPatch):
+    health, asked = Health(site.service.records, site.objects), list[str]()
+    monkeypatch.setitem(site.service.__dict__, "health", health)
+    assert site.client.get("/readyz").status_code == 204
+    for name, part in (("_ask_keys", "The keys"), ("_ask_objects", "The objects"), ("_ask_records", "The records")):
+
+        def away(name: str = name) -> None:
+            asked.append(name)
+            raise ConnectionError
+
+        monkeypatch.setattr(health, name, away)
+        assert site.client.get("/readyz").status_code in (204, 503), "kept for ten seconds"
+        health._at = float("-inf")
+        told = is_problem(site.client.get("/readyz"), 503, "unavailable")
+        assert told["detail"] == f"{part} cannot be reached."
+        is_problem(site.client.get("/readyz"), 503, "unavailable")
+    assert asked == ["_ask_keys", "_ask_objects", "_ask_records"]
+    assert site.client.get("/livez").status_code == 204
