@@ -197,7 +197,10 @@ class Photo(Base):
 
 
 class Run(Base):
-    """A fine-tuning from photos to a registered model. At most one of a subject is queued or running."""
+    """A fine-tuning from photos to a registered model. At most one of a subject is queued or running.
+
+    `sign_off` is `open` where the check left a question that an operator may answer, `given` once one has; why, is sealed.
+    """
 
     __tablename__ = "runs"
     id: Mapped[str] = _key()
@@ -212,11 +215,14 @@ class Run(Base):
     estimate: Mapped[dict[str, Any]]
     actual: Mapped[dict[str, Any] | None]
     cancel_ms: Mapped[int | None]
+    sign_off: Mapped[str | None] = mapped_column(String(16))
+    sign_off_reason: Mapped[bytes | None]
     created_ms: Mapped[int] = mapped_column(default=now_ms)
     started_ms: Mapped[int | None]
     finished_ms: Mapped[int | None]
     __table_args__ = (
         _known_states(),
+        CheckConstraint("sign_off in ('open', 'given')", name="sign_off"),
         Index(None, "user_id", "created_ms", "id"),
         Index(
             "uq_runs_active", "subject_id", unique=True,

@@ -41,9 +41,11 @@ from photoflux.vault.sealed import Label, unseal_bytes
 KEPT_MS = 7 * 24 * 3600 * 1000
 SEALED = {
     (User, "profile"): "profile", (Subject, "name"): "subject-name", (Photo, "name"): "photo-name",
-    (Generation, "prompt"): "prompt", (Feedback, "text"): "feedback", (Webhook, "address"): "webhook",
+    (Generation, "prompt"): "prompt", (Feedback, "text"): "feedback",
+    (Run, "sign_off_reason"): "sign-off", (Webhook, "address"): "webhook",
 }  # fmt: skip
 """Columns with a person's words, and the kind they are sealed as."""
+DOCUMENTS = ("profile", "sign_off_reason")
 LEFT_OUT = ("measured", "verdict", "secret", "user_id", "login", "fingerprint")
 """Columns that say nothing to a person: what is computed from their photos, and keys."""
 TABLES = (Subject, Photo, Run, Model, Generation, Picture, Feedback, Consent, Webhook)
@@ -106,7 +108,7 @@ class Exports:
             if isinstance(row, kind) and values.get(column):
                 bound = prompt_label(row) if isinstance(row, Generation) else Label(owner, label, values["id"])
                 text = unseal_bytes(values[column], label=bound, keyring=self.objects.keyring).decode()
-                values[column] = json.loads(text) if column == "profile" else text
+                values[column] = json.loads(text) if column in DOCUMENTS else text
         return {name: value for name, value in values.items() if name not in LEFT_OUT}
 
     def _pictures(self, session: Session, owner: str) -> dict[str, bytes]:

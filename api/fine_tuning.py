@@ -6,12 +6,14 @@ the pipeline where it is.
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,12 +25,15 @@ from api.db import ACTIVE, Generation, Model, Records, Run, Subject, now_ms
 from api.journal import SYSTEM, Journal
 from photoflux.errors import PhotoFluxError
 from photoflux.manifest import digest
+from photoflux.params import RegisterParams
 from photoflux.report import sealed_beside
 from photoflux.runs import Run as PipelineRun
 from photoflux.runs import State, read_document
 from photoflux.vault import opened
 from photoflux.vault.blobs import BlobExists
+from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
+from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 from pipelines.orchestrators import LOST, Orchestrator, RunRef
 from pipelines.watch import progress
 
@@ -37,6 +42,8 @@ KILLED = (LOST, "SIGKILL", "SIGTERM")
 """Kinds of failure that say nothing about the run itself: it is tried again."""
 REPORTS = ("validate", "augment", "finetune", "evaluate", "audit", "gate")
 CARD = "card"
+SIGNED = (("finetune", "adapter"), ("gate", "decision"), ("evaluate", "evaluation"), ("audit", "audit"))
+"""What registering takes, by the step that wrote it."""
 GUESS_S = 240.0
 """How long a run takes on one machine before any has been timed."""
 
@@ -51,6 +58,7 @@ class FineTuning:
     journal: Journal
     after: Callable[[Session, Generation], None]
     price_per_hour: float = 0.0
+    limit_s: float = 12 * 3600.0
     stopping: threading.Event = field(default_factory=threading.Event)
     """Once set, nothing is concluded from how pipelines stand: this process is about to end, and may end them too."""
 
@@ -69,7 +77,10 @@ class FineTuning:
             return State.failed
         self._note(run_id, state="running", remote_id=ref.id, started_ms=row.started_ms or now_ms())
         run = self._watched(run_id, ref)
-        return LOST if run.error and run.error.kind in KILLED else run.state
+        if run.error and run.error.kind in KILLED:
+            return LOST
+        row = self._row(run_id)
+        return State.failed if row is not None and row.error else run.state
 
     def _watched(self, run_id: str, ref: RunRef) -> PipelineRun:
         told: list[Any] = []
@@ -83,8 +94,12 @@ class FineTuning:
             if run.state.ended:
                 return run
             row = self._row(run_id)
-            if row is None or row.cancel_ms:
+            if row is None or row.cancel_ms or row.error:
                 self.orchestrator.cancel(ref)
+            elif now_ms() - (row.started_ms or now_ms()) > 1000 * self.limit_s:
+                self._note(
+                    run_id, error=f"it took longer than {self.limit_s / 3600:g} hours and was ended; start it anew"
+                )
             time.sleep(WATCH_S)
 
     def settle(self, run_id: str, attempt: int, ended: str) -> str:
@@ -99,21 +114,66 @@ class FineTuning:
             run, folder = self.orchestrator.collect(ref, Path(scratch))
             self._keep_reports(row, run, folder)
             made = self._published(row, run, folder)
-            return self._conclude(row, run, made, None if made else refusal(run, folder))
+            left = read_document(run, folder, "gate", "decision") if made is None else None
+            return self._conclude(row, run, made, decision=left, attempt=attempt)
 
-    def _conclude(self, row: Run, run: PipelineRun, made: Model | None, why: str | None) -> str:
-        """Record the end of a run that the pipeline went through; `made` is its model, `why` the reason for none."""
+    def _conclude(
+        self, row: Run, run: PipelineRun, made: Model | None, *, decision: dict[str, Any] | None, attempt: int
+    ) -> str:
+        """Record the end of a run that the pipeline went through; `made` is its model, `decision` says why there is none."""
         with self.records.writing() as session:
             row = session.get_one(Run, row.id, with_for_update=True)
             if row.cancel_ms or row.state not in ACTIVE:
                 return self._end(session, row, "cancelled", "the run was cancelled")
             seconds = (now_ms() - (row.started_ms or now_ms())) / 1000
             cost = round(seconds / 3600 * self.price_per_hour, 4)
-            row.actual = {"seconds": round(seconds, 1), "cost": cost, "verdict": run.verdict}
+            row.actual = {"seconds": round(seconds, 1), "cost": cost, "verdict": run.verdict, "attempt": attempt}
             if made is None:
-                return self._end(session, row, "failed", why)
+                row.sign_off = "open" if decision and decision.get("sign_off_possible") else None
+                return self._end(session, row, "failed", refusal(run.verdict, decision))
             self._enter(session, row, made)
             return self._end(session, row, "succeeded", None)
+
+    def sign(self, run_id: str) -> str:
+        """Register the model of a run that the check left open and an operator signed for; it draws from then on."""
+        row = self._row(run_id)
+        if row is None or row.sign_off != "given" or row.state == "succeeded":
+            return row.state if row else State.cancelled
+        ref = self.orchestrator.submit(pipeline_params(row), name=f"{run_id}-{(row.actual or {}).get('attempt', 1)}")
+        with TemporaryDirectory(prefix="photoflux-") as scratch:
+            run, folder = self.orchestrator.collect(ref, Path(scratch) / "run")
+            run = self._registered(row, run, folder, Path(scratch))
+            self._keep_reports(row, run, folder)
+            made = self._published(row, run, folder)
+            assert made is not None
+            with self.records.writing() as session:
+                row = session.get_one(Run, run_id, with_for_update=True)
+                self._enter(session, row, made)
+                return self._end(session, row, "succeeded", None)
+
+    def reopen(self, run_id: str) -> str:
+        """After a reason of ours stood against it, the question is open again."""
+        with self.records.writing() as session:
+            row = session.get(Run, run_id, with_for_update=True)
+            if row is not None and row.sign_off == "given" and row.state != "succeeded":
+                row.sign_off = "open"
+        return row.state if row else State.cancelled
+
+    def _registered(self, row: Run, run: PipelineRun, folder: Path, scratch: Path) -> PipelineRun:
+        """The run with what its last step would have written, had the check let it."""
+        from photoflux.steps import register
+
+        assert row.sign_off_reason is not None
+        label = Label(row.user_id, "sign-off", row.id)
+        said = json.loads(unseal_bytes(row.sign_off_reason, label=label, keyring=self.objects.keyring))
+        params = RegisterParams(
+            name=row.params["register_name"], sign_off_by=said["by"], sign_off_reason=said["reason"]
+        )
+        made = {"card": scratch / "card.md", "receipt": scratch / "receipt.json"}
+        inputs = [folder / run.artifacts[step][name] for step, name in SIGNED]
+        register.run(*inputs, **made, params=params, key=key_of(row))
+        written = {name: os.path.relpath(file, folder) for name, file in made.items()}
+        return replace(run, artifacts={**run.artifacts, "register": written})
 
     def _why(self, row: Run, attempt: int, ended: str) -> str:
         if ended == State.cancelled:
@@ -217,6 +277,14 @@ def cancel_run(session: Session, row: Run, journal: Journal) -> None:
         end_run(session, row, "cancelled", "the run was cancelled", journal)
 
 
+def sign_off(session: Session, row: Run, *, by: str, reason: str, keyring: Keyring) -> None:
+    """Record that an operator, by their pseudonym, answers for a run that the check left open."""
+    said = json.dumps({"by": by, "reason": reason}).encode()
+    row.sign_off = "given"
+    row.sign_off_reason = seal_bytes(said, label=Label(row.user_id, "sign-off", row.id), keyring=keyring)
+    session.flush()
+
+
 def key_of(row: Run) -> str:
     """Under which everything of the run is sealed."""
     return f"vault://{row.user_id}"
@@ -239,13 +307,12 @@ def steps_of(run: PipelineRun, logs: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def refusal(run: PipelineRun, folder: Path) -> str:
+def refusal(verdict: str, decision: Mapping[str, Any] | None) -> str:
     """Why the gate let no model through, in its own words."""
-    decision = read_document(run, folder, "gate", "decision")
     if decision is None:
         return "the run ended without a verdict"
     against = [reason["message"] for reason in decision["reasons"] if reason["verdict"] != "PASS"]
-    return f"the check said {run.verdict}: {'; '.join(against[:3])}"
+    return f"the check said {verdict}: {'; '.join(against[:3])}"
 
 
 def estimate(session: Session, params: Mapping[str, Any], *, price_per_hour: float) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from api.routes import (
     models,
     prompts,
     runs,
+    sign_offs,
     subjects,
     terms,
     webhooks,
@@ -122,7 +123,21 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     problems.install(app)
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
     _add_probes(app, telemetry)
-    for part in (auth, terms, subjects, runs, generations, models, prompts, me, webhooks, complaints, audit, media):
+    for part in (
+        auth,
+        terms,
+        subjects,
+        runs,
+        generations,
+        models,
+        prompts,
+        me,
+        webhooks,
+        complaints,
+        sign_offs,
+        audit,
+        media,
+    ):
         app.include_router(part.router)
     app.include_router(subjects.uploads)
     if settings.provider == "embedded":

@@ -86,6 +86,7 @@ class ApiSettings(Settings):
     keep: Keep = Field(default=Keep(), description="days that things are kept, as JSON")
     subjects_max: int = Field(default=50, ge=1, description="subjects a person may have")
     photos_max: int = Field(default=40, ge=1, description="photos a subject may have")
+    run_hours: float = Field(default=12.0, gt=0, description="hours after which a run is ended")
     runs_a_day: int = Field(default=10, ge=1, description="fine-tunings a person may start a day")
     generations_waiting: int = Field(default=8, ge=1, description="generations of a person that may wait at a time")
 

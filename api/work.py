@@ -95,6 +95,10 @@ class Line:
         """Pack everything that is kept of a person."""
         self._put(session, CHORES, "export", export.id, priority=2)
 
+    def put_sign_off(self, session: Session, run: Run) -> None:
+        """Register what an operator signed for."""
+        self._put(session, CHORES, "sign", new_id(), priority=1, args=(run.id,))
+
     def put_removal(self, session: Session, gone: Gone) -> None:
         """Delete what deleted rows named."""
         self._put(session, CHORES, "remove", new_id(), priority=1, args=(asdict(gone),))
@@ -165,6 +169,28 @@ def settle(run_id: str, attempt: int, ended: str) -> str:
 def abandon(run_id: str) -> str:
     """Record that it failed for a reason of ours."""
     return str(hands.runs.fail(run_id, "something went wrong here; start the run again"))
+
+
+@DBOS.workflow(name="sign", max_recovery_attempts=None)
+def sign(run_id: str) -> str:
+    """A run that an operator signed for."""
+    try:
+        return register(run_id)
+    except Exception:
+        log.exception("run %s could not be registered", run_id)
+        return reopen(run_id)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=2.0)
+def register(run_id: str) -> str:
+    """Register its model."""
+    return hands.runs.sign(run_id)
+
+
+@DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+def reopen(run_id: str) -> str:
+    """Let an operator sign again."""
+    return hands.runs.reopen(run_id)
 
 
 @DBOS.workflow(name="draw", max_recovery_attempts=None)

@@ -62,7 +62,8 @@ def start(settings: ApiSettings, orchestrator: Orchestrator) -> None:
     )  # fmt: skip
     hands = work.Hands(
         runs=FineTuning(
-            records, objects, orchestrator, journal, after=line.put_generation, price_per_hour=settings.price_per_hour
+            records, objects, orchestrator, journal, after=line.put_generation, price_per_hour=settings.price_per_hour,
+            limit_s=3600 * settings.run_hours,
         ),
         generations=Generations(
             records, objects, engine, journal, Delivery(open_credentials(keyring)), open_guard(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from api.db import Generation, Model, Run, Subject
+from api.db import AuditEntry, Generation, Model, Run, Subject
 from api.fine_tuning import FineTuning, estimate
 from photoflux.errors import InputError
 from photoflux.manifest import digest
@@ -19,7 +20,8 @@ from photoflux.runs import Failure, State, StepRun
 from photoflux.runs import Run as PipelineRun
 from photoflux.vault import committed
 from pipelines.orchestrators import LOST, RunRef
-from tests.api.people import Person, Site
+from tests.api.people import Person, Site, is_problem
+from tests.steps.test_register import judged
 
 
 @dataclass
@@ -142,6 +144,17 @@ def test_a_passed_run_makes_a_model_that_draws(site: Site, ada: Person, work):
     assert ada.get(f"/api/media/reports/{run}/gate").text == "<img> of a dog"
     card = ada.get(model["card"])
     assert (card.text, card.headers["content-type"]) == ("# A dog", "text/markdown; charset=utf-8")
+
+
+def test_a_run_that_takes_too_long_is_ended_and_says_so(ada: Person, work):
+    run, generation = begun(ada)
+    tuning, orchestrator, _ = work(run_of(State.running))
+    hasty = replace(tuning, limit_s=0.05)
+    assert hasty.follow(run, 1) == State.failed
+    assert orchestrator.cancelled
+    assert hasty.settle(run, 1, State.failed) == "failed"
+    assert "took longer than" in ada.get(f"/api/runs/{run}").json()["error"]
+    assert ada.row(Generation, generation).state == "failed"
 
 
 def test_the_true_cost_is_told(site: Site, ada: Person, work):
@@ -281,3 +294,86 @@ def test_the_published_adapter_is_the_plaintexts_digest(site: Site, ada: Person,
     with site.service.records.reading() as session:
         model = session.scalars(select(Model).where(Model.run_id == run)).one()
     assert model.adapter_sha256 == digest(tmp_path / "plain")
+
+
+def left_open(folder: Path, params: dict[str, Any]) -> PipelineRun:
+    """A run whose audit could not tell, with the documents that the real steps write."""
+    key, made = params["key"], folder.parent / f"{folder.name}-judged"
+    judged(made, audit="INCONCLUSIVE", severity="inconclusive")
+    documents = {
+        "finetune": "adapter.tar",
+        "gate": "decision.json",
+        "evaluate": "evaluation.json",
+        "audit": "audit.json",
+    }
+    names = {"finetune": "adapter", "gate": "decision", "evaluate": "evaluation", "audit": "audit"}
+    for file in documents.values():
+        with committed(folder / file, key=key) as plain:
+            plain.write_bytes((made / file).read_bytes())
+    shutil.rmtree(made)
+    artifacts = {step: {names[step]: file} for step, file in documents.items()}
+    return run_of(State.succeeded, verdict="INCONCLUSIVE", params={"key": key}, artifacts=artifacts)
+
+
+def waiting_for_an_answer(site: Site, ada: Person, work) -> tuple[str, FineTuning]:
+    run, _ = begun(ada)
+    tuning, *_ = work(left_open)
+    tuning.follow(run, 1)
+    assert tuning.settle(run, 1, State.succeeded) == "failed"
+    return run, tuning
+
+
+def test_an_operator_signs_for_what_the_check_left_open(site: Site, ada: Person, work):
+    run, tuning = waiting_for_an_answer(site, ada, work)
+    operator = site.person(role="operator")
+    listed = {one["run"]: one for one in operator.get("/api/sign-offs?limit=100").json()["items"]}
+    assert "INCONCLUSIVE" in listed[run]["reasons"]
+    is_problem(operator.post(f"/api/sign-offs/{run}", json={"reason": "fine"}), 422, "invalid")
+    answer = operator.post(f"/api/sign-offs/{run}", json={"reason": "I looked at all pictures"})
+    assert (answer.status_code, answer.json()["signed"]) == (202, True)
+    assert run not in {one["run"] for one in operator.get("/api/sign-offs?limit=100").json()["items"]}
+    assert b"looked" not in ada.row(Run, run).sign_off_reason
+
+    assert tuning.sign(run) == "succeeded"
+    assert tuning.sign(run) == "succeeded"
+    shown = ada.get(f"/api/runs/{run}").json()
+    assert (shown["state"], shown["error"]) == ("succeeded", None)
+    model = ada.get(f"/api/models/{shown['model']}").json()
+    assert model["champion"]
+    card = ada.get(model["card"]).text
+    assert site.service.journal.pseudonym(operator.id) in card
+    assert "I looked at all pictures" in card
+    with site.service.records.reading() as session:
+        assert "run.signed-off" in session.scalars(select(AuditEntry.action).where(AuditEntry.object == run)).all()
+
+
+def test_nobody_signs_for_what_was_refused_or_is_gone(site: Site, ada: Person, work):
+    run, _ = begun(ada)
+    tuning, *_ = work(refused)
+    tuning.follow(run, 1)
+    tuning.settle(run, 1, State.succeeded)
+    operator, why = site.person(role="operator"), {"reason": "I looked at all pictures"}
+    is_problem(operator.post(f"/api/sign-offs/{run}", json=why), 404, "not-found")
+    assert tuning.sign(run) == "failed"
+    left, tuning = waiting_for_an_answer(site, ada, work)
+    with site.service.records.writing() as session:
+        session.get_one(Run, left).remote_id = None
+    is_problem(operator.post(f"/api/sign-offs/{left}", json=why), 409, "too-late")
+
+
+def test_what_could_not_be_registered_is_open_again(site: Site, ada: Person, work, monkeypatch: pytest.MonkeyPatch):
+    run, tuning = waiting_for_an_answer(site, ada, work)
+    operator, why = site.person(role="operator"), {"reason": "I looked at all pictures"}
+    operator.post(f"/api/sign-offs/{run}", json=why)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("photoflux.steps.register.run", away)
+    with pytest.raises(ConnectionError):
+        tuning.sign(run)
+    assert tuning.reopen(run) == "failed"
+    monkeypatch.undo()
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(site.folder / "state"))
+    assert operator.post(f"/api/sign-offs/{run}", json=why).json()["signed"]
+    assert tuning.sign(run) == "succeeded"

@@ -14,7 +14,7 @@ ANYBODY = {
     "livez", "readyz", "metrics", "login", "callback", "refresh", "logout", "jwks", "getTerms", "getErasure", "complain",
 }  # fmt: skip
 """What is answered without signing in; /metrics by a token of its own, or on this machine alone."""
-OPERATORS = {"listComplaints", "closeComplaint"}
+OPERATORS = {"listComplaints", "closeComplaint", "listSignOffs", "signOff"}
 AUDITORS = {"listAuditEntries", "checkAuditChain"}
 PEOPLE = {
     "me", "listConsents", "giveConsent", "withdrawConsent", "createSubject", "listSubjects", "getSubject", "deleteSubject",

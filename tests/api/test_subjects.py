@@ -184,6 +184,28 @@ def test_a_hostile_file_costs_its_sender_an_answer_and_nobody_else_anything(ada:
     assert codes[3][0] in ("not_a_photo", "truncated")
 
 
+def test_a_file_whose_credentials_lie_elsewhere_asks_for_nothing(site: Site, ada: Person):
+    """Whoever uploads a picture would choose an address that this service asks."""
+    import socket
+
+    from c2pa import Builder, Context, Settings
+
+    from api.credentials import _manifest
+
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        sink = io.BytesIO()
+        with Context(settings=Settings()) as context, Builder(_manifest("image/jpeg"), context) as builder:
+            builder.set_no_embed()
+            builder.set_remote_url(f"http://127.0.0.1:{elsewhere.getsockname()[1]}/manifest.c2pa")
+            signer = site.service.delivery.credentials._signer
+            builder.sign(signer, "image/jpeg", io.BytesIO(SAMPLES[0].read_bytes()), sink)
+        (photo,) = ada.upload(ada.subject(), {"a.jpg": sink.getvalue()}).json()["photos"]
+        assert photo["status"] == "ok"
+        elsewhere.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+
+
 def test_too_many_parts_and_too_much_are_refused(ada: Person):
     subject = ada.subject()
     is_problem(ada.upload(subject, {f"{n}.jpg": b"x" for n in range(1000)}), 400, "bad-request")

@@ -49,6 +49,9 @@ class Notes:
     def perform(self, *row_id: str) -> str:
         return self._answer("perform", *row_id)
 
+    def sign(self, run_id: str) -> str:
+        return self._answer("sign", run_id)
+
     def remove(self, gone: Gone) -> None:
         self._answer("remove", gone.owner, *gone.runs)
 
@@ -178,6 +181,16 @@ def test_a_notice_is_sent(working: tuple[Records, work.Line, Notes]):
         session.add(notice)
         line.put_notice(session, notice)
     notes.wait_for("perform", notice.id)
+
+
+def test_what_is_signed_for_is_registered(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, subject = add_user(records)
+    run = run_of(user, subject)
+    with records.writing() as session:
+        session.add(run)
+        line.put_sign_off(session, run)
+    notes.wait_for("sign", run.id)
 
 
 def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, work.Line, Notes]):

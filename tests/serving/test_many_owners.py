@@ -37,7 +37,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         weights = lora.save_adapter(transformer, folder / f"{number}.safetensors")
         subject = {"id": f"s{number}", "class_noun": "dog", "trigger": "sks", "consent": "sample"}
         manifest = {"subject": subject, "base": {"name": spec.name, "hash": spec.hash, "spec": ""}}
-        files.append(write_tar(folder / f"{number}.tar", files={WEIGHTS: weights}, manifest=manifest))
+        write_tar(folder / f"{number}.tar", files={WEIGHTS: weights}, manifest=manifest)
+        files.append(folder / f"{number}.tar")
     return files
 
 

@@ -1,4 +1,4 @@
-"""Webhooks have notices; anybody may complain; adapters are found by their digest."""
+"""Webhooks have notices; anybody may complain; operators sign for what a check left open."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ STATES = "state in ('queued', 'running', 'succeeded', 'failed', 'cancelled')"
 
 def upgrade() -> None:
     """To this revision."""
+    with op.batch_alter_table("runs") as table:
+        table.add_column(sa.Column("sign_off", sa.String(length=16), nullable=True))
+        table.add_column(sa.Column("sign_off_reason", sa.LargeBinary(), nullable=True))
+        table.create_check_constraint(op.f("ck_runs_sign_off"), "sign_off in ('open', 'given')")
     op.create_table(
         "notices",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -54,3 +58,7 @@ def downgrade() -> None:
     """Back to the revision before."""
     op.drop_table("complaints")
     op.drop_table("notices")
+    with op.batch_alter_table("runs") as table:
+        table.drop_constraint(op.f("ck_runs_sign_off"), type_="check")
+        table.drop_column("sign_off_reason")
+        table.drop_column("sign_off")

@@ -1,0 +1,65 @@
+"""Sign-offs: runs whose check left a question open, for operators to answer for, or not."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+
+from api.db import Run
+from api.deps import Operator, ServiceDep
+from api.fine_tuning import sign_off
+from api.paging import PageDep
+from api.problems import Problem
+from api.schemas import Asked, Id, Listed, Words, iso
+
+router = APIRouter(prefix="/api/sign-offs", tags=["sign-offs"])
+
+
+class OpenRun(BaseModel):
+    """A run that made no model because its check could not tell. Nothing in it says whose it is."""
+
+    run: str
+    reasons: str = Field(description="what the check left open, in its own words")
+    signed: bool
+    created: str
+
+
+class SignOffAsked(Asked):
+    reason: Annotated[Words, Field(min_length=10, max_length=400, description="why this model may be used")]
+
+
+@router.get("", operation_id="listSignOffs")
+def list_sign_offs(service: ServiceDep, operator: Operator, page: PageDep) -> Listed[OpenRun]:  # noqa: ARG001
+    """Runs that wait for an answer, newest first."""
+    with service.records.reading() as session:
+        rows, after = page.rows(session, select(Run).where(Run.sign_off == "open"), Run)
+    return Listed(items=[_shown(row) for row in rows], next=after)
+
+
+@router.post("/{run_id}", operation_id="signOff", status_code=202)
+def sign_off_run(run_id: Id, asked: SignOffAsked, service: ServiceDep, operator: Operator) -> OpenRun:
+    """Answer for a run: its model is registered, with your pseudonym and reason, and draws from then on.
+
+    What a check calls critical nobody can sign for.
+    """
+    with service.records.writing() as session:
+        row = session.get(Run, run_id, with_for_update=True)
+        if row is None or row.sign_off is None:
+            raise Problem(404, "not-found", "There is no run here that waits for an answer.")
+        if row.sign_off == "open":
+            if row.remote_id is None:
+                raise Problem(409, "too-late", "The files of this run are not kept any more; have it run again.")
+            by = service.journal.pseudonym(operator.user_id)
+            sign_off(session, row, by=by, reason=asked.reason, keyring=service.keyring)
+            service.line.put_sign_off(session, row)
+            service.journal.note(session, operator.user_id, "run.signed-off", row.id)
+        return _shown(row)
+
+
+def _shown(row: Run) -> OpenRun:
+    return OpenRun(
+        run=row.id, reasons=row.error or "", signed=row.sign_off == "given", created=str(iso(row.created_ms))
+    )
