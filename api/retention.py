@@ -5,6 +5,7 @@ Times are in the settings and in the privacy notice; a time of 0 days keeps thin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,8 @@ from api.db import (
     User,
     now_ms,
 )
-from api.erasing import Erasure, Gone, erase_models
+from api.erasing import Gone, erase_models
+from api.journal import Journal
 from api.secrets import OWNER
 from api.settings import Keep
 from api.tokens import Tokens
@@ -46,13 +48,18 @@ UNUSED = "it was not drawn with for a long time; train the subject again"
 
 @dataclass(frozen=True)
 class Retention:
-    """The daily sweep; may be repeated and interrupted."""
+    """The daily sweep; may be repeated and interrupted.
+
+    `discard` deletes what pipelines of a run left; `remove` is called in the transaction that deletes rows, with what they named.
+    """
 
     records: Records
     objects: Objects
-    erasure: Erasure
+    journal: Journal
     tokens: Tokens
     keep: Keep
+    discard: Callable[[str], None]
+    remove: Callable[[Session, Gone], None]
 
     def perform(self) -> dict[str, int]:
         """Delete what is past its time or left over; returns how many of each."""
@@ -90,8 +97,7 @@ class Retention:
                 models = session.scalar(select(func.count()).select_from(Model).where(Model.subject_id == row.id))
                 if not models:
                     continue
-                gone = erase_models(session, row, self.erasure.journal, UNUSED)
-            self.erasure.remove(gone)
+                self.remove(session, erase_models(session, row, self.journal, UNUSED))
             count += models
         return count
 
@@ -121,7 +127,7 @@ class Retention:
         with self.records.reading() as session:
             runs = list(session.scalars(query))
         for run in runs:
-            self.erasure.discard(run)
+            self.discard(run)
             with self.records.writing() as session:
                 if row := session.get(Run, run, with_for_update=True):
                     row.remote_id = None

@@ -10,11 +10,12 @@ from sqlalchemy import select
 
 from api.db import Generation, Model, Photo, Picture, Run
 from api.delivery import MEDIA_TYPES
-from api.deps import ServiceDep, Viewer, owned
+from api.deps import Service, ServiceDep, Viewer, owned
 from api.fine_tuning import CARD, REPORTS
 from api.generations import provenance
 from api.problems import Problem
 from api.schemas import Format, Id, Size
+from api.tokens import Bearer
 from photoflux.images import SUFFIXES
 from photoflux.vault.blobs import BlobMissing
 
@@ -77,12 +78,7 @@ def get_picture(
 @router.get("/reports/{run_id}/{step}", operation_id="getReport", response_class=Response, responses=PAGES)
 def get_report(run_id: Id, step: Literal[REPORTS], service: ServiceDep, viewer: Viewer) -> Response:  # type: ignore[valid-type]
     """The page that a step of a run wrote, with the subject's pictures."""
-    with service.records.reading() as session:
-        owned(session, Run, run_id, viewer)
-    try:
-        page = service.objects.get(viewer.user_id, "report", f"{run_id}.{step}")
-    except BlobMissing as error:
-        raise Problem(404, "not-found", "This step wrote no report, or has not ended.") from error
+    page = _kept(service, viewer, run_id, step, missing="This step wrote no report, or has not ended.")
     return Response(
         page, media_type="text/html; charset=utf-8",
         headers={"Cache-Control": PRIVATE, "Content-Security-Policy": PAGE_POLICY},
@@ -92,13 +88,18 @@ def get_report(run_id: Id, step: Literal[REPORTS], service: ServiceDep, viewer: 
 @router.get("/cards/{run_id}", operation_id="getCard", response_class=Response, responses=CARDS)
 def get_card(run_id: Id, service: ServiceDep, viewer: Viewer) -> Response:
     """The card of the model that a run made: what it was learnt from, how good it is, and what it is not for."""
+    card = _kept(service, viewer, run_id, CARD, missing="This run made no model, or has not ended.")
+    return Response(card, media_type="text/markdown; charset=utf-8", headers={"Cache-Control": PRIVATE})
+
+
+def _kept(service: Service, viewer: Bearer, run_id: str, name: str, *, missing: str) -> bytes:
+    """A document of a run. A problem of 404 for a run of somebody else's, or one that has none."""
     with service.records.reading() as session:
         owned(session, Run, run_id, viewer)
     try:
-        card = service.objects.get(viewer.user_id, "report", f"{run_id}.{CARD}")
+        return service.objects.get(viewer.user_id, "report", f"{run_id}.{name}")
     except BlobMissing as error:
-        raise Problem(404, "not-found", "This run made no model, or has not ended.") from error
-    return Response(card, media_type="text/markdown; charset=utf-8", headers={"Cache-Control": PRIVATE})
+        raise Problem(404, "not-found", missing) from error
 
 
 def _file(data: bytes, media_type: str, etag: str, *, name: str = "") -> Response:

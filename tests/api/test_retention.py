@@ -23,7 +23,7 @@ from api.db import (
     new_id,
     now_ms,
 )
-from api.erasing import Erasure
+from api.erasing import Erasure, Gone
 from api.retention import DAY_MS, Retention
 from api.settings import ApiSettings, Keep
 from tests.api.people import Person, Site, is_problem
@@ -47,7 +47,19 @@ def sweep(site: Site, tmp_path: Path, taken: list[str]) -> Callable[..., dict[st
         service.records, service.objects, service.keyring, service.journal, note("forget"), note("unregister"),
         note("discard"), tmp_path / "cache",
     )  # fmt: skip
-    return lambda **keep: Retention(service.records, service.objects, erasure, service.tokens, Keep(**keep)).perform()
+    left: list[Gone] = []
+
+    def perform(**keep: int) -> dict[str, int]:
+        kept = Keep(**keep)
+        swept = Retention(
+            service.records, service.objects, service.journal, service.tokens, kept, note("discard"),
+            lambda _, gone: left.append(gone),
+        ).perform()  # fmt: skip
+        while left:
+            erasure.remove(left.pop())
+        return swept
+
+    return perform
 
 
 def age(person: Person, kind: Any, row_id: str, *, days: int, column: str = "created_ms") -> None:
