@@ -94,7 +94,9 @@ def _add_models(session: Session, subject: Subject, gone: Gone) -> list[Model]:
     models = list(session.scalars(select(Model).where(Model.subject_id == subject.id)))
     for model in models:
         gone.add("adapter", model.id)
-    gone.runs += session.scalars(select(Run.id).where(Run.subject_id == subject.id))
+    for run in session.scalars(select(Run).where(Run.subject_id == subject.id)):
+        gone.runs.append(run.id)
+        run.sign_off = None  # nobody makes a model of it afterwards
     gone.registered.append(subject.id)
     return models
 

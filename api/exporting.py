@@ -21,10 +21,12 @@ from api.db import (
     Feedback,
     Generation,
     Model,
+    Notice,
     Photo,
     Picture,
     Records,
     Run,
+    SignIn,
     Subject,
     User,
     Webhook,
@@ -48,7 +50,7 @@ SEALED = {
 DOCUMENTS = ("profile", "sign_off_reason")
 LEFT_OUT = ("measured", "verdict", "secret", "user_id", "login", "fingerprint")
 """Columns that say nothing to a person: what is computed from their photos, and keys."""
-TABLES = (Subject, Photo, Run, Model, Generation, Picture, Feedback, Consent, Webhook)
+TABLES = (Subject, Photo, Run, Model, Generation, Picture, Feedback, Consent, Webhook, Notice, SignIn)
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,9 @@ class FineTuning:
             made = self._published(row, run, folder)
             assert made is not None
             with self.records.writing() as session:
-                row = session.get_one(Run, run_id, with_for_update=True)
+                row = session.get(Run, run_id, with_for_update=True)
+                if row is None or row.sign_off != "given":  # deleted, or its consent withdrawn
+                    return State.cancelled
                 self._enter(session, row, made)
                 return self._end(session, row, "succeeded", None)
 

@@ -46,6 +46,7 @@ class Keyring:
     store: BlobStore
     kek_uri: str
     _opened: OrderedDict[tuple[str, int], tuple[float, Any]] = field(default_factory=OrderedDict)
+    _newest: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def create(self, owner: str) -> int:
@@ -59,6 +60,7 @@ class Keyring:
             version = max(self.versions(owner), default=0) + 1
             try:
                 self._put(owner, version, tink.new_keyset_handle(template), uri=self.kek_uri)
+                self._keep(self._newest, owner, version)
                 return version
             except BlobExists:
                 continue  # another process was first
@@ -72,8 +74,16 @@ class Keyring:
         return sorted({name.split("/")[1] for name in self.store.list(f"{FOLDER}/")})
 
     def ensure(self, owner: str) -> int:
-        """The newest version, made when there is none."""
-        return max(self.versions(owner), default=0) or self.create(owner)
+        """The newest version, made when there is none. Another process's newer one is known here after five minutes at most."""
+        with self._lock:
+            kept = self._newest.get(owner)
+            if kept and kept[0] > time.monotonic():
+                return kept[1]
+        version = max(self.versions(owner), default=0)
+        if not version:
+            return self.create(owner)
+        self._keep(self._newest, owner, version)
+        return version
 
     def primitive(self, owner: str, version: int) -> StreamingAead:
         """What seals and opens under one version. Raises KeyMissing."""
@@ -86,10 +96,7 @@ class Keyring:
                 self._opened.move_to_end(key)
                 return kept[1]
         opened = self.unwrapped(owner, version).primitive(streaming_aead.StreamingAead)
-        with self._lock:
-            self._opened[key] = (time.monotonic() + KEPT_S, opened)
-            while len(self._opened) > KEPT:
-                self._opened.popitem(last=False)
+        self._keep(self._opened, key, opened)
         return opened
 
     def erase(self, owner: str) -> int:
@@ -98,6 +105,7 @@ class Keyring:
         for name in names:
             self.store.delete(name)
         with self._lock:
+            self._newest.pop(owner, None)
             for key in [key for key in self._opened if key[0] == owner]:
                 del self._opened[key]
         return len(names)
@@ -119,6 +127,13 @@ class Keyring:
             self.store.delete(name)
             moved += 1
         return moved
+
+    def _keep(self, kept: OrderedDict[Any, tuple[float, Any]], key: Any, value: Any) -> None:
+        with self._lock:
+            kept[key] = (time.monotonic() + KEPT_S, value)
+            kept.move_to_end(key)
+            while len(kept) > KEPT:
+                kept.popitem(last=False)
 
     def _put(self, owner: str, version: int, handle: KeysetHandle, *, uri: str) -> None:
         """Store a keyset wrapped, after unwrapping it once: Tink's KMS client checks no checksums."""

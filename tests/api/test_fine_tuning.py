@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from api.db import AuditEntry, Generation, Model, Run, Subject
+from api.erasing import erase_models
 from api.fine_tuning import FineTuning, estimate
 from photoflux.errors import InputError
 from photoflux.manifest import digest
@@ -359,6 +360,18 @@ def test_nobody_signs_for_what_was_refused_or_is_gone(site: Site, ada: Person, w
     with site.service.records.writing() as session:
         session.get_one(Run, left).remote_id = None
     is_problem(operator.post(f"/api/sign-offs/{left}", json=why), 409, "too-late")
+
+
+def test_a_withdrawn_consent_takes_the_question_away(site: Site, ada: Person, work):
+    run, tuning = waiting_for_an_answer(site, ada, work)
+    operator, why = site.person(role="operator"), {"reason": "I looked at all pictures"}
+    operator.post(f"/api/sign-offs/{run}", json=why)
+    with site.service.records.writing() as session:
+        subject = session.get_one(Subject, session.get_one(Run, run).subject_id)
+        erase_models(session, subject, site.service.journal, "withdrawn")
+    assert tuning.sign(run) == "failed"
+    is_problem(operator.post(f"/api/sign-offs/{run}", json=why), 404, "not-found")
+    assert ada.get("/api/models").json()["items"] == []
 
 
 def test_what_could_not_be_registered_is_open_again(site: Site, ada: Person, work, monkeypatch: pytest.MonkeyPatch):

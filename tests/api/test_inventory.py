@@ -9,7 +9,7 @@ from sqlalchemy import LargeBinary, inspect
 
 from api.consents import wordings
 from api.db import Base
-from api.exporting import LEFT_OUT, SEALED
+from api.exporting import LEFT_OUT, SEALED, TABLES
 from api.inventory import PAGE, inventory, page
 from api.settings import Keep
 from photoflux.vault.objects import KINDS
@@ -50,6 +50,12 @@ def test_a_sealed_column_is_in_the_export_or_says_nothing_to_a_person():
             table, column = name.split(".")
             personal = "user_id" in Base.metadata.tables[table].columns or table == "users"
             assert not personal or name in shown or column in (*LEFT_OUT, "answer"), name
+
+
+def test_an_export_has_every_table_with_rows_of_a_person():
+    mine = {name for name, table in Base.metadata.tables.items() if "user_id" in table.columns}
+    shown = {kind.__tablename__ for kind in TABLES}
+    assert mine - shown == {"exports", "idempotency", "tombstones"}, "exports of exports, copies of answers, and proofs"
 
 
 def test_every_kind_of_object_is_in_one_activity():

@@ -126,6 +126,8 @@ def test_somebody_elses_ids_are_nobodys(site: Site, ada: Person, bob: Person) ->
         if not names or not set(names) <= set(ids):
             continue
         for method, one in methods.items():
+            if one["operationId"] in ("signOff", "closeComplaint"):
+                continue  # for operators, who see nobody's things either; test_roles asks them
             asked += 1
             answer = bob.ask(method.upper(), path.format(**ids), json=bodies.get(one["operationId"]))
             is_problem(answer, 404, "not-found")

@@ -66,7 +66,7 @@ class listening:  # noqa: N801
         self.listener = found
 
     def __enter__(self) -> Listener:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         return self.listener
 
     def __exit__(self, *_: object) -> None:

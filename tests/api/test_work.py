@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,14 +64,14 @@ class Notes:
             time.sleep(0.01)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def working(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Any, ...]]:
-    """Records, the line and the notes of a worker in this process."""
-    monkeypatch.setattr(work, "PAUSE_S", 0.01)
-    monkeypatch.setattr(work, "POLL_S", dict.fromkeys(work.POLL_S, 0.05))
-    with migrated(request, tmp_path) as url:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def worker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Records, work.Line, Notes]]:
+    """Records, the line and the notes of a worker in this process, for all tests of the module."""
+    with migrated(request, tmp_path_factory.mktemp("work")) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "PAUSE_S", 0.01)
+        patch.setattr(work, "POLL_S", dict.fromkeys(work.POLL_S, 0.05))
         records, line, notes = Records(open_engine(url)), work.Line(url), Notes()
         hands = work.Hands(**dict.fromkeys((field.name for field in fields(work.Hands)), notes))  # type: ignore[arg-type]
         work.launch(url, hands, runs_at_once=1)
@@ -81,6 +80,16 @@ def working(
         work.stop(5)
         line.close()
         records.engine.dispose()
+
+
+@pytest.fixture
+def working(worker: tuple[Records, work.Line, Notes]) -> Iterator[tuple[Records, work.Line, Notes]]:
+    """The worker with nothing noted and nothing told to answer."""
+    yield worker
+    _, _, notes = worker
+    notes.go.set()
+    notes.asked.clear()
+    notes.answers.clear()
 
 
 def add_user(records: Records) -> tuple[str, str]:
@@ -145,9 +154,7 @@ def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Reco
     notes.wait_for("settle", second, str(work.ATTEMPTS), LOST)
 
 
-def test_what_fails_for_a_reason_of_ours_ends_with_a_word(
-    working: tuple[Records, work.Line, Notes], monkeypatch: pytest.MonkeyPatch
-):
+def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records, work.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     notes.answers["perform"] = [ValueError("canary")] * 3

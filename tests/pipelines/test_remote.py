@@ -69,7 +69,7 @@ class KubeflowHandler(BaseHTTPRequestHandler):
 @pytest.fixture
 def kubeflow() -> Iterator[KubeflowServer]:
     server = KubeflowServer()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
