@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from api.db import Complaint, Generation, Model
+from api.db import Complaint, Generation, Model, User
 from api.journal import Journal
-from api.roles import give
+from api.roles import give, main
 from tests.api.people import Person, Site, is_problem
 from tests.api.test_generations import ask, finish
 
@@ -98,6 +98,21 @@ def test_a_role_is_given_and_holds_from_the_next_token_on(site: Site, ada: Perso
     begun = service.sign_ins.begin(ada.id)
     assert begun.role == "operator"
     assert not give(service.records, service.journal, "0" * 32, "operator")
+
+
+def test_a_role_is_given_from_the_shell(
+    site: Site, ada: Person, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    url = site.service.settings.records_url
+    monkeypatch.setenv("PHOTOFLUX_DATABASE_URL", url)
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(site.folder / "state"))
+    assert main([ada.id, "auditor"]) == 0
+    assert ada.row(User, ada.id).role == "auditor"
+    assert "auditor from the next sign-in" in capsys.readouterr().out
+    assert main(["0" * 32, "auditor"]) == 1
+    assert "nobody here has the id" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([ada.id, "emperor"])
 
 
 def test_a_model_that_was_taken_down_is_no_row(site: Site, ada: Person):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, select
+from sqlalchemy import func, inspect, select
 from sqlalchemy.exc import IntegrityError
 
+from api import db
 from api.db import Base, Consent, Photo, Records, Run, Subject, User, migrate, new_id, now_ms, open_engine
 
 
@@ -38,6 +39,23 @@ def test_migrations_make_what_the_models_say(database_url: str):
     with open_engine(database_url).connect() as connection:
         differences = compare_metadata(MigrationContext.configure(connection), Base.metadata)
     assert differences == []
+
+
+def test_migrations_go_back_and_forth_again(database_url: str):
+    from alembic import command
+    from alembic.config import Config
+
+    migrate(database_url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(db.__file__).parent / "migrations"))
+    config.attributes["url"] = database_url
+    for revision in ("0002", "0001", "base"):
+        command.downgrade(config, revision)
+    engine = open_engine(database_url)
+    assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
+    migrate(database_url)
+    assert set(Base.metadata.tables) <= set(inspect(engine).get_table_names())
+    engine.dispose()
 
 
 def test_a_transaction_is_kept_whole_or_not_at_all(records: Records):

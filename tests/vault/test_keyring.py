@@ -71,14 +71,15 @@ def test_opened_keys_are_bounded(keyring: Keyring, monkeypatch: pytest.MonkeyPat
     assert [owner for owner, _ in keyring._opened] == ["u3", "u4", "u5"]
 
 
-def test_a_new_epoch_leaves_backups_shut(keyring: Keyring, tmp_path: Path):
+def test_a_new_epoch_leaves_backups_shut(local_keyring: Keyring, tmp_path: Path):
     """A backup from before an erasure opens nothing once the key of its epoch is destroyed."""
     sealed = {
-        owner: seal_bytes(owner.encode(), label=Label(owner, "photo", "1"), keyring=keyring) for owner in ("ada", "bob")
+        owner: seal_bytes(owner.encode(), label=Label(owner, "photo", "1"), keyring=local_keyring)
+        for owner in ("ada", "bob")
     }
     shutil.copytree(tmp_path / "keyring", tmp_path / "backup")
-    keyring.erase("ada")
-    old, new = keyring.kek_uri, Keyring(keyring.store, new_kek(tmp_path, "kek-2"))
+    local_keyring.erase("ada")
+    old, new = local_keyring.kek_uri, Keyring(local_keyring.store, new_kek(tmp_path, "kek-2"))
     assert new.rewrap() == 1 and new.rewrap() == 0
     destroy_kek(old)
     assert unseal_bytes(sealed["bob"], label=Label("bob", "photo", "1"), keyring=another(new)) == b"bob"
@@ -87,15 +88,15 @@ def test_a_new_epoch_leaves_backups_shut(keyring: Keyring, tmp_path: Path):
         unseal_bytes(sealed["ada"], label=Label("ada", "photo", "1"), keyring=restored)
 
 
-def test_an_interrupted_rewrap_loses_nothing(keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sealed = seal_bytes(b"face", label=LABEL, keyring=keyring)
-    new = Keyring(keyring.store, new_kek(tmp_path, "kek-2"))
+def test_an_interrupted_rewrap_loses_nothing(local_keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sealed = seal_bytes(b"face", label=LABEL, keyring=local_keyring)
+    new = Keyring(local_keyring.store, new_kek(tmp_path, "kek-2"))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="cut"):
         patch.setattr(FolderStore, "delete", lambda *_: (_ for _ in ()).throw(OSError("cut")))
         new.rewrap()
     assert unseal_bytes(sealed, label=LABEL, keyring=another(new)) == b"face"
     assert new.rewrap() == 1
-    assert len(list(keyring.store.list())) == 1
+    assert len(list(local_keyring.store.list())) == 1
     assert unseal_bytes(sealed, label=LABEL, keyring=another(new)) == b"face"
 
 

@@ -1,0 +1,52 @@
+"""A worker as its process puts it together: by the settings, on real records, with work done from the line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from api import work
+from api.db import Tombstone, new_id, now_ms
+from api.settings import ApiSettings
+from api.worker import open_orchestrator, start
+from pipelines.orchestrators import KubeflowOrchestrator, LocalOrchestrator, VertexOrchestrator
+from tests.api.people import Site
+
+
+def test_the_settings_say_who_runs_pipelines(own_state: Path):
+    assert open_orchestrator(ApiSettings()) == LocalOrchestrator(own_state / "runs")
+    facts = {
+        "gcp_project": "p",
+        "pipeline_root": "gs://b/runs",
+        "pipeline_image": "i@sha256:1",
+        "pipeline_account": "a",
+    }
+    vertex = open_orchestrator(ApiSettings(orchestrator="vertex", **facts))  # type: ignore[arg-type]
+    assert isinstance(vertex, VertexOrchestrator)
+    assert (vertex.project, vertex.location, vertex.pipeline_root) == ("p", "europe-west4", "gs://b/runs")
+    kubeflow = open_orchestrator(ApiSettings(orchestrator="kubeflow", kubeflow_host="https://k", **facts))  # type: ignore[arg-type]
+    assert isinstance(kubeflow, KubeflowOrchestrator)
+    assert (kubeflow.host, kubeflow.pipeline_root, kubeflow.image) == ("https://k", "gs://b/runs", "i@sha256:1")
+
+
+def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """An erasure, from the line to its end, by the parts that a worker has."""
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(site.folder / "state"))
+    monkeypatch.setenv("PHOTOFLUX_DATABASE_URL", site.service.settings.records_url)
+    ada = site.person()
+    receipt = ada.ask("DELETE", "/api/me").json()["receipt"]
+    start(ApiSettings(engine_url="http://127.0.0.1:9"), LocalOrchestrator(tmp_path))
+    try:
+        until = time.monotonic() + 30
+        while site.client.get(f"/api/erasures/{receipt}").json()["state"] != "done":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert work.hands.retention.perform() == {}
+        with site.service.records.writing() as session:
+            session.add(Tombstone(receipt=new_id(), login="x", user_id="y", erased_ms=now_ms(), done_ms=1))
+        assert work.hands.retention.perform() == {"rows": 1}
+        assert work.hands.messenger.private
+    finally:
+        work.stop(5)
