@@ -50,7 +50,8 @@ UNUSED = "it was not drawn with for a long time; train the subject again"
 class Retention:
     """The daily sweep; may be repeated and interrupted.
 
-    `discard` deletes what pipelines of a run left; `remove` is called in the transaction that deletes rows, with what they named.
+    `discard` deletes what pipelines of a run left; `remove` is called in the transaction that deletes rows, with what they named;
+    `forget` deletes what is kept of durable work that ended before a time.
     """
 
     records: Records
@@ -60,6 +61,7 @@ class Retention:
     keep: Keep
     discard: Callable[[str], None]
     remove: Callable[[Session, Gone], None]
+    forget: Callable[[int], int]
 
     def perform(self) -> dict[str, int]:
         """Delete what is past its time or left over; returns how many of each."""
@@ -67,7 +69,7 @@ class Retention:
             "photos": self._old_photos(), "models": self._idle_models(), "pictures": self._old_pictures(),
             "exports": self._old_exports(), "rows": self._old_rows(), "objects": self._orphans(),
             "runs": self._old_runs(), "keysets": self._lost_keysets(),
-            "signing keys": self._old_signing_key(),
+            "signing keys": self._old_signing_key(), "work": self.forget(_before(self.keep.work)) if self.keep.work else 0,
         }  # fmt: skip
         return {name: count for name, count in swept.items() if count}
 

@@ -22,6 +22,7 @@ from api.exporting import Exports
 from api.fine_tuning import FineTuning
 from api.generations import FINAL_WORDS, Generations
 from api.retention import Retention
+from api.schemas import iso
 from api.webhooks import Messenger
 from pipelines.orchestrators import LOST
 
@@ -33,6 +34,7 @@ NAME, VERSION, WORKER = "photoflux", "1", "worker"
 POLL_S = {RUNS: 0.5, DRAWINGS: 0.1, CHORES: 0.5, NOTICES: 0.5}
 DRAWINGS_AT_ONCE, NOTICES_AT_ONCE = 4, 8
 SWEEP_AT = "30 3 * * *"
+FORGOTTEN_AT_ONCE = 500
 ATTEMPTS, PAUSE_S = 5, 2.0
 
 
@@ -106,6 +108,18 @@ class Line:
     def put_notice(self, session: Session, notice: Notice) -> None:
         """Tell a person's address."""
         self._put(session, NOTICES, "tell", notice.id, priority=1)
+
+    def forget(self, before_ms: int) -> int:
+        """Delete what the library keeps of work that had ended by then; returns how much it was."""
+        before, count = str(iso(before_ms)), 0
+        while True:
+            ended = self._client.list_workflows(
+                completed_before=before, limit=FORGOTTEN_AT_ONCE, load_input=False, load_output=False
+            )
+            if not ended:
+                return count
+            self._client.delete_workflows([one.workflow_id for one in ended])
+            count += len(ended)
 
     def close(self) -> None:
         """Let go of the database."""

@@ -71,7 +71,7 @@ def start(settings: ApiSettings, orchestrator: Orchestrator) -> None:
         erasure=erasure, exports=Exports(records, objects, journal),
         messenger=Messenger(records, keyring, private=settings.environment == "development", verify=settings.trusted),
         retention=Retention(
-            records, objects, journal, tokens, settings.keep, orchestrator.discard, line.put_removal
+            records, objects, journal, tokens, settings.keep, orchestrator.discard, line.put_removal, line.forget
         ),
     )  # fmt: skip
     work.launch(url, hands, runs_at_once=settings.runs_at_once)

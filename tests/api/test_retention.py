@@ -47,13 +47,13 @@ def sweep(site: Site, tmp_path: Path, taken: list[str]) -> Callable[..., dict[st
         service.records, service.objects, service.keyring, service.journal, note("forget"), note("unregister"),
         note("discard"), tmp_path / "cache",
     )  # fmt: skip
-    left: list[Gone] = []
+    left, forgotten = list[Gone](), list[int]()
 
     def perform(**keep: int) -> dict[str, int]:
         kept = Keep(**keep)
         swept = Retention(
             service.records, service.objects, service.journal, service.tokens, kept, note("discard"),
-            lambda _, gone: left.append(gone),
+            lambda _, gone: left.append(gone), forgotten.append,
         ).perform()  # fmt: skip
         while left:
             erasure.remove(left.pop())

@@ -12,7 +12,7 @@ import pytest
 from dbos import DBOS
 
 from api import work
-from api.db import Generation, Notice, Records, Run, Subject, User, Webhook, new_id, open_engine
+from api.db import Generation, Notice, Records, Run, Subject, User, Webhook, new_id, now_ms, open_engine
 from api.erasing import Gone
 from pipelines.orchestrators import LOST
 from tests.api.conftest import migrated
@@ -198,6 +198,24 @@ def test_what_is_signed_for_is_registered(working: tuple[Records, work.Line, Not
         session.add(run)
         line.put_sign_off(session, run)
     notes.wait_for("sign", run.id)
+
+
+def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, subject = add_user(records)
+    drawn = put(records, line, generation_of(user, subject))
+    notes.wait_for("perform", drawn)
+    until = time.monotonic() + 20
+    while DBOS.retrieve_workflow(drawn).get_status().status != "SUCCESS":
+        assert time.monotonic() < until
+    notes.go.clear()
+    waiting = put(records, line, generation_of(user, subject))
+    assert line.forget(now_ms() - 3_600_000) == 0
+    assert line.forget(now_ms() + 1000) >= 1
+    known = {one.workflow_id for one in DBOS.list_workflows()}
+    assert (drawn in known, waiting in known) == (False, True)
+    notes.go.set()
+    notes.wait_for("perform", waiting)
 
 
 def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, work.Line, Notes]):
