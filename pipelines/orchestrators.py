@@ -265,7 +265,8 @@ class KubeflowOrchestrator:
 
     def discard(self, name: str) -> None:
         for run in self._found("IS_SUBSTRING", f"-{name}-"):
-            self._client().terminate_run(run.run_id)
+            if not _state(str(run.state)).ended:
+                self._client().terminate_run(run.run_id)
             outputs.delete_all(self._store(), self._folder(run.run_id))
             self._client().delete_run(run.run_id)
 
