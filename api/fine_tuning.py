@@ -37,7 +37,6 @@ from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 from pipelines.orchestrators import LOST, Orchestrator, RunRef
 from pipelines.watch import progress
 
-WATCH_S = 0.3
 KILLED = (LOST, "SIGKILL", "SIGTERM")
 """Kinds of failure that say nothing about the run itself: it is tried again."""
 REPORTS = ("validate", "augment", "finetune", "evaluate", "audit", "gate")
@@ -87,7 +86,7 @@ class FineTuning:
         while True:
             run = self.orchestrator.status(ref)
             while self.stopping.is_set():
-                time.sleep(WATCH_S)
+                time.sleep(self.orchestrator.look_s)
             if (steps := steps_of(run, Path(ref.where) / "logs")) != told:
                 self._note(run_id, steps=steps)
                 told = steps
@@ -100,7 +99,7 @@ class FineTuning:
                 self._note(
                     run_id, error=f"it took longer than {self.limit_s / 3600:g} hours and was ended; start it anew"
                 )
-            time.sleep(WATCH_S)
+            time.sleep(self.orchestrator.look_s)
 
     def settle(self, run_id: str, attempt: int, ended: str) -> str:
         """Record how a run ended, publish its model, and send what waited for it on its way; returns the run's state."""

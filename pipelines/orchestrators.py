@@ -35,6 +35,9 @@ class RunRef:
 class Orchestrator(Protocol):
     """Starts runs of the compiled pipeline and tells how they stand."""
 
+    look_s: float
+    """How often it is fitting to ask, in seconds: others count what they are asked."""
+
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         """Start a run with `params` over the compiled defaults. Raises InputError for a wrong one.
 
@@ -63,6 +66,7 @@ class LocalOrchestrator:
 
     runs_dir: Path
     compiled: Path = COMPILED
+    look_s: float = 0.3
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, repr=False)
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
@@ -141,6 +145,7 @@ class VertexOrchestrator:
     transport: Any = None
     storage: Any = None
     compiled: Path = COMPILED
+    look_s: float = 10.0
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         from google.api_core.exceptions import AlreadyExists
@@ -222,6 +227,7 @@ class KubeflowOrchestrator:
     pipeline_root: str = ""
     storage: Any = None
     compiled: Path = COMPILED
+    look_s: float = 10.0
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         spec = read_spec(self.compiled)

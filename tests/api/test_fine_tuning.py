@@ -35,6 +35,7 @@ class Scripted:
     submitted: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     looks: int = 0
+    look_s: float = 0.01
 
     def submit(self, params: Any, *, name: str = "") -> RunRef:
         self.params = dict(params)
@@ -102,7 +103,6 @@ def refused(folder: Path, params: dict[str, Any]) -> PipelineRun:
 def own_state(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps seal with the keyring of the site."""
     monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(site.folder / "state"))
-    monkeypatch.setattr("api.fine_tuning.WATCH_S", 0.01)
 
 
 @pytest.fixture
