@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 TOLD = ["method", "route", "status", "ms", "actor"]
 """Of a request, in its line."""
+PROBES = ("/livez", "/readyz", "/health", "/metrics")
+"""Asked every few seconds by machines; not worth a line."""
 QUIET = {"httpx2": logging.WARNING, "dbos": logging.WARNING, "alembic": logging.WARNING}
 WAITING = {"runs": Run, "generations": Generation, "exports": Export}
 
@@ -168,7 +170,7 @@ class Requests:
                 await self.app(scope, receive, sending)
             finally:
                 route = getattr(scope.get("route"), "path", None)
-                if route not in ("/livez", "/readyz", "/metrics"):
+                if route not in PROBES:
                     ms = round(1000 * (time.perf_counter() - started), 1)
                     actor = scope.get("state", {}).get("actor")
                     told = {"method": scope["method"], "route": route, "status": status, "ms": ms, "actor": actor}
