@@ -69,7 +69,7 @@ def start(settings: ApiSettings, orchestrator: Orchestrator) -> None:
             records, objects, engine, journal, Delivery(open_credentials(keyring)), open_guard(settings)
         ),
         erasure=erasure, exports=Exports(records, objects, journal),
-        messenger=Messenger(records, keyring, private=settings.environment == "development", verify=settings.trusted),
+        messenger=Messenger(records, keyring, private=settings.environment == "development"),
         retention=Retention(
             records, objects, journal, tokens, settings.keep, orchestrator.discard, line.put_removal, line.forget
         ),

@@ -9,6 +9,7 @@ import pytest
 
 from api import work
 from api.db import Tombstone, new_id, now_ms
+from api.serve import with_certificate
 from api.settings import ApiSettings
 from api.worker import open_orchestrator, start
 from pipelines.orchestrators import KubeflowOrchestrator, LocalOrchestrator, VertexOrchestrator
@@ -37,7 +38,7 @@ def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PHOTOFLUX_DATABASE_URL", site.service.settings.records_url)
     ada = site.person()
     receipt = ada.ask("DELETE", "/api/me").json()["receipt"]
-    start(ApiSettings(engine_url="http://127.0.0.1:9"), LocalOrchestrator(tmp_path))
+    start(with_certificate(ApiSettings()), LocalOrchestrator(tmp_path))
     try:
         until = time.monotonic() + 30
         while site.client.get(f"/api/erasures/{receipt}").json()["state"] != "done":
@@ -48,5 +49,8 @@ def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPat
             session.add(Tombstone(receipt=new_id(), login="x", user_id="y", erased_ms=now_ms(), done_ms=1))
         assert work.hands.retention.perform() == {"rows": 1}
         assert work.hands.messenger.private
+        assert work.hands.messenger.verify is True, (
+            "webhooks trust whom everybody trusts, not this machine's own authority"
+        )
     finally:
         work.stop(5)
