@@ -6,12 +6,17 @@ the owner's keyset, or lies in the blob store. Times are milliseconds since 1970
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import logging
+import os
+import random
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -27,10 +32,27 @@ from sqlalchemy import (
     create_engine,
     event,
     make_url,
+    text,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
+from photoflux.errors import PhotoFluxError
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 BUSY_MS = 5000
+LOCK_ORDER = (
+    "login_flows", "signing_keys", "users", "sign_ins", "refresh_tokens", "consents", "subjects", "photos", "runs", "models",
+    "generations", "pictures", "feedback", "exports", "webhooks", "notices", "idempotency", "usage", "complaints",
+    "tombstones", "workers", "audit_log",
+)  # fmt: skip
+"""Transactions lock rows of tables in this order and no other, so that no two wait for each other; a test reads the statements."""
+TRIES, TRY_AGAIN_S = 5, 0.02
+AGAIN = ("40P01", "40001")
+"""PostgreSQL's deadlock_detected and serialization_failure: the transaction was rolled back and may be repeated."""
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 """Of runs, generations and exports; the last three are final."""
 ACTIVE = STATES[:2]
@@ -209,6 +231,7 @@ class Run(Base):
     state: Mapped[str] = _state()
     params: Mapped[dict[str, Any]]
     steps: Mapped[list[Any]] = mapped_column(default=list)
+    error_code: Mapped[str | None] = mapped_column(String(32))
     error: Mapped[str | None] = mapped_column(String(500))
     orchestrator: Mapped[str] = mapped_column(String(16))
     remote_id: Mapped[str | None] = mapped_column(String(256))
@@ -243,6 +266,7 @@ class Model(Base):
     registry_name: Mapped[str] = mapped_column(String(64))
     registry_version: Mapped[str] = mapped_column(String(16))
     adapter_sha256: Mapped[str]
+    stored_bytes: Mapped[int] = mapped_column(default=0)
     verdict: Mapped[str] = mapped_column(String(16))
     metrics: Mapped[dict[str, Any]]
     created_ms: Mapped[int] = mapped_column(default=now_ms)
@@ -265,6 +289,7 @@ class Generation(Base):
     size: Mapped[str] = mapped_column(String(16))
     format: Mapped[str] = mapped_column(String(8))
     style: Mapped[str] = mapped_column(String(16))
+    error_code: Mapped[str | None] = mapped_column(String(32))
     error: Mapped[str | None] = mapped_column(String(500))
     created_ms: Mapped[int] = mapped_column(default=now_ms)
     finished_ms: Mapped[int | None]
@@ -272,13 +297,14 @@ class Generation(Base):
 
 
 class Picture(Base):
-    """One generated picture; its sealed bytes are a blob of the same id."""
+    """One generated picture; its sealed bytes are the object `object_id`, which names the attempt that stored it."""
 
     __tablename__ = "pictures"
     id: Mapped[str] = _key()
     user_id: Mapped[str] = _owner()
     generation_id: Mapped[str] = mapped_column(String(32), ForeignKey("generations.id", ondelete="CASCADE"))
     position: Mapped[int]
+    object_id: Mapped[str] = mapped_column(String(128))
     seed: Mapped[int]
     sha256: Mapped[str]
     stored_bytes: Mapped[int]
@@ -314,6 +340,17 @@ class Idempotency(Base):
     created_ms: Mapped[int] = mapped_column(default=now_ms, index=True)
 
 
+class Usage(Base):
+    """That a person started something of which so many a day are allowed. It outlives what was started."""
+
+    __tablename__ = "usage"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(16))
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (Index(None, "user_id", "kind", "created_ms"),)
+
+
 class Webhook(Base):
     """Where a person wants to be told of finished work; address and secret are sealed."""
 
@@ -342,12 +379,15 @@ class Notice(Base):
 
 
 class Export(Base):
-    """A ZIP of everything kept of a person, sealed in a blob of the same id."""
+    """A ZIP of everything kept of a person, sealed in the object `object_id`, which names the attempt that stored it."""
 
     __tablename__ = "exports"
     id: Mapped[str] = _key()
     user_id: Mapped[str] = _owner()
     state: Mapped[str] = _state()
+    error_code: Mapped[str | None] = mapped_column(String(32))
+    error: Mapped[str | None] = mapped_column(String(500))
+    object_id: Mapped[str | None] = mapped_column(String(96))
     sha256: Mapped[str | None]
     stored_bytes: Mapped[int | None]
     created_ms: Mapped[int] = mapped_column(default=now_ms)
@@ -366,6 +406,10 @@ class Complaint(Base):
     reason: Mapped[str] = mapped_column(String(16))
     about: Mapped[str | None]
     details: Mapped[bytes]
+    request_key: Mapped[str | None] = mapped_column(unique=True)
+    """Digest of the `Idempotency-Key` that it came with; None once a repeat would be a new complaint."""
+    request: Mapped[str | None]
+    """Digest of what came with that key."""
     state: Mapped[str] = mapped_column(String(16), default="open")
     created_ms: Mapped[int] = mapped_column(default=now_ms, index=True)
     closed_ms: Mapped[int | None]
@@ -373,7 +417,10 @@ class Complaint(Base):
 
 
 class AuditEntry(Base):
-    """What was done, by whom (a pseudonym), to what; each entry holds the digest of the one before. Nothing personal."""
+    """What was done, by whom (a pseudonym), to what; each entry holds the digest of the one before. Nothing personal.
+
+    `scheme` says how the digest was made: 2 is keyed (HMAC-SHA256), 1 is the SHA-256 that older programs wrote.
+    """
 
     __tablename__ = "audit_log"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -384,6 +431,18 @@ class AuditEntry(Base):
     outcome: Mapped[str] = mapped_column(String(16))
     before: Mapped[str]
     digest: Mapped[str] = mapped_column(unique=True)
+    scheme: Mapped[int] = mapped_column(default=2)
+
+
+class Worker(Base):
+    """A worker process. It beats every few seconds; one that stopped beating is marked dead, and its work taken up by another."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    started_ms: Mapped[int]
+    beat_ms: Mapped[int]
+    """By the database's clock."""
+    dead_ms: Mapped[int | None]
 
 
 class Tombstone(Base):
@@ -428,6 +487,36 @@ def _begin_sqlite(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
+class AccountClosed(PhotoFluxError):
+    """The person has no account any more, or it is blocked or being erased: nothing is done for them."""
+
+    def __init__(self) -> None:
+        super().__init__("this account is closed; nothing more is done for it")
+
+
+def retried(transaction: Callable[P, R]) -> Callable[P, R]:
+    """The same function, called again a few times where the database rolled its transaction back for another's sake."""
+
+    @functools.wraps(transaction)
+    def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return transaction(*args, **kwargs)
+            except DBAPIError as error:
+                if attempt == TRIES or not is_rolled_back(error):
+                    raise
+                log.info("a transaction was rolled back by the database and is repeated")
+                time.sleep(random.uniform(0.5, 1.5) * TRY_AGAIN_S * 2**attempt)
+        raise AssertionError("unreachable")
+
+    return repeated
+
+
+def is_rolled_back(error: DBAPIError) -> bool:
+    """Whether the database gave up a transaction so that another could go on."""
+    return getattr(error.orig, "sqlstate", None) in AGAIN
+
+
 class Records:
     """Sessions over one database."""
 
@@ -440,6 +529,18 @@ class Records:
     def writing(self) -> Iterator[Session]:
         """A transaction, committed when the block ends well."""
         with self._write.begin() as session:
+            yield session
+
+    @contextmanager
+    def writing_for(self, user_id: str) -> Iterator[Session]:
+        """A transaction on a person's behalf, with their row locked first: others of theirs wait until it is over.
+
+        Raises AccountClosed unless the account is active.
+        """
+        with self.writing() as session:
+            user = session.get(User, user_id, with_for_update=True)
+            if user is None or user.state != "active":
+                raise AccountClosed
             yield session
 
     @contextmanager
@@ -464,6 +565,39 @@ class Records:
             raise TimeoutError("the database's log is in use and was not emptied; try again")
 
 
+def database_ms(session: Session) -> int:
+    """Milliseconds since 1970 by the database's clock, the same for all who ask it."""
+    if session.get_bind().dialect.name == "postgresql":
+        return int(session.scalar(text("select (extract(epoch from clock_timestamp()) * 1000)::bigint")) or 0)
+    return now_ms()  # SQLite is used by processes of one machine
+
+
+@contextmanager
+def only_one(url: str, purpose: str) -> Iterator[None]:
+    """Held by one process at a time that uses this database: two that migrate at once would each make the same tables."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        folder = Path(parsed.database).parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder / f".{purpose}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+        return
+    engine = open_engine(url)
+    try:
+        with engine.connect() as connection:
+            lock = {"lock": int.from_bytes(purpose.encode()[:7])}
+            connection.execute(text("select pg_advisory_lock(:lock)"), lock)
+            connection.commit()
+            yield
+            connection.execute(text("select pg_advisory_unlock(:lock)"), lock)
+    finally:
+        engine.dispose()  # closes the connection, which ends the lock where the block failed
+
+
 def migrate(url: str) -> None:
     """Bring the database to the newest schema; an empty one is made whole."""
     from alembic import command
@@ -472,4 +606,5 @@ def migrate(url: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["url"] = url
-    command.upgrade(config, "head")
+    with only_one(url, "migrate"):
+        command.upgrade(config, "head")

@@ -49,7 +49,7 @@ def test_migrations_go_back_and_forth_again(database_url: str):
     config = Config()
     config.set_main_option("script_location", str(Path(db.__file__).parent / "migrations"))
     config.attributes["url"] = database_url
-    for revision in ("0002", "0001", "base"):
+    for revision in ("0003", "0002", "0001", "base"):
         command.downgrade(config, revision)
     engine = open_engine(database_url)
     assert set(inspect(engine).get_table_names()) <= {"alembic_version"}
