@@ -7,7 +7,7 @@ import json
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.db import Complaint, Generation, Model, Subject, new_id, now_ms
+from api.db import Complaint, Generation, Model, Subject, User, new_id, now_ms
 from api.erasing import Gone, erase_models
 from api.journal import Journal
 from api.secrets import service_label
@@ -34,11 +34,15 @@ def take_down(session: Session, row: Complaint, journal: Journal) -> list[Gone]:
     """Delete the models that a complaint names by their adapter, and every picture of their subjects."""
     taken = []
     models = select(Model.subject_id).where(Model.adapter_sha256 == row.about)
-    for subject in session.scalars(select(Subject).where(Subject.id.in_(models))):
+    owners = select(Subject.user_id).where(Subject.id.in_(models))
+    list(session.scalars(select(User.id).where(User.id.in_(owners)).order_by(User.id).with_for_update()))
+    subjects = select(Subject).where(Subject.id.in_(models)).order_by(Subject.id).with_for_update()
+    for subject in list(session.scalars(subjects)):
         gone = erase_models(session, subject, journal, REMOVED)
         for generation in session.scalars(select(Generation).where(Generation.subject_id == subject.id)):
             gone.add("picture", f"{generation.id}.")
             session.delete(generation)
+        session.flush()
         journal.note(session, subject.user_id, "subject.taken-down", subject.id)
         taken.append(gone)
     return taken

@@ -43,11 +43,11 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-BUSY_MS = 5000
+BUSY_MS, IDLE_IN_TRANSACTION_MS = 5000, 20_000
 LOCK_ORDER = (
-    "login_flows", "signing_keys", "users", "sign_ins", "refresh_tokens", "consents", "subjects", "photos", "runs", "models",
-    "generations", "pictures", "feedback", "exports", "webhooks", "notices", "idempotency", "usage", "complaints",
-    "tombstones", "workers", "audit_log",
+    "login_flows", "signing_keys", "users", "sign_ins", "refresh_tokens", "consents", "subjects", "photos", "runs", "generations",
+    "pictures", "feedback", "models", "exports", "webhooks", "idempotency", "usage", "complaints",
+    "tombstones", "workers", "notices", "audit_log",
 )  # fmt: skip
 """Transactions lock rows of tables in this order and no other, so that no two wait for each other; a test reads the statements."""
 TRIES, TRY_AGAIN_S = 5, 0.02
@@ -464,7 +464,10 @@ def open_engine(url: str) -> Engine:
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10)
+        limits = f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}"  # of a process that was stopped
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10, connect_args={"options": limits}
+        )  # fmt: skip
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000})
@@ -485,6 +488,14 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
 def _begin_sqlite(connection: Any) -> None:
     reading = connection.get_execution_options().get("reading")
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+AT_END = "at_end"
+
+
+def at_end(session: Session, finish: Callable[[Session], None], *, rank: int = 0) -> None:
+    """Put something off to the end of the transaction, behind everything of a lower rank: what everybody waits for is locked last."""
+    session.info.setdefault(AT_END, []).append((rank, finish))
 
 
 class AccountClosed(PhotoFluxError):
@@ -527,9 +538,11 @@ class Records:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction, committed when the block ends well."""
+        """A transaction, committed when the block ends well; what was put off with `at_end` is done right before."""
         with self._write.begin() as session:
             yield session
+            for _, finish in sorted(session.info.pop(AT_END, ()), key=lambda one: one[0]):
+                finish(session)
 
     @contextmanager
     def writing_for(self, user_id: str) -> Iterator[Session]:

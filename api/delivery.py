@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from api.held import Turns
+from api.problems import Problem
 from photoflux.images import encoded, fitted, parse_size
 from photoflux.marks import marked
 from photoflux.styles import FILTERS
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
 
     from api.credentials import Credentials
 
+SIDE_MAX = 2048
+"""Pixels of a side of what is asked for: a picture of this size takes 0.1 GB and two seconds to convert."""
+WAIT_S = 10.0
+"""How long a conversion waits for its turn before it is sent away."""
+BUSY = "Many pictures are being converted; ask for yours again in a moment."
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff"}
 
 
@@ -33,6 +40,10 @@ class Delivery:
     """Finishes pictures. Each file is marked at its own size and signed as it is, since either ends with any change."""
 
     credentials: Credentials
+    turns: Turns = field(default_factory=lambda: Turns(1, per_person=1, wait_s=WAIT_S, told=BUSY))
+    """Conversions for requests: one at a time in this process."""
+    answers: Turns = field(default_factory=lambda: Turns(64, per_person=8, wait_s=WAIT_S, told=BUSY))
+    """Pictures on their way to whoever asked: browsers ask for six at a time."""
 
     def finished(self, drawn: bytes, order: Order) -> bytes:
         """The file of a picture as the engine drew it."""
@@ -43,15 +54,25 @@ class Delivery:
         self, file: bytes, *, size: str | None, fmt: str | None, kept: str, provenance: dict[str, str]
     ) -> bytes:
         """A finished picture in another size or format; the same bytes when neither differs from what is kept."""
-        image = _opened(file)
-        wanted = parse_size(size) if size else image.size
-        if wanted == image.size and fmt in (None, kept):
-            return file
-        return self._file(fitted(image, wanted), fmt or kept, provenance)
+        from PIL import Image
+
+        with Image.open(io.BytesIO(file)) as header:
+            wanted = parse_size(size) if size else header.size
+            if wanted == header.size and fmt in (None, kept):
+                return file
+        return self._file(fitted(_opened(file), wanted), fmt or kept, provenance)
 
     def _file(self, image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
         file = encoded(marked(image), fmt, provenance=provenance, quick=True)
         return self.credentials.sign(file, MEDIA_TYPES[fmt])
+
+
+def checked_size(text: str) -> tuple[int, int]:
+    """Width and height of a picture that is asked for. A problem of 422 for a side beyond SIDE_MAX. Raises InputError."""
+    size = parse_size(text)
+    if max(size) > SIDE_MAX:
+        raise Problem(422, "invalid", f"A side has at most {SIDE_MAX} pixels.")
+    return size
 
 
 def _opened(file: bytes) -> Image.Image:

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 from api.db import Base, Records
 from api.delivery import Delivery
 from api.health import Health
+from api.held import HeldRequests
 from api.identity import Identities
 from api.intake import Intake
-from api.journal import Journal
+from api.journal import AuditHeads, Journal
 from api.limits import Limits
 from api.problems import Problem
 from api.safety import Guard
@@ -43,12 +44,14 @@ class Service:
     album: Album
     intake: Intake
     journal: Journal
+    heads: AuditHeads
     line: Line
     limits: Limits
     delivery: Delivery
     guard: Guard
     subscriptions: Subscriptions
     health: Health
+    held: HeldRequests
     class_nouns: tuple[str, ...]
     trigger: str
 
@@ -97,6 +100,8 @@ def get_viewer(
     if credentials is not None or photoflux_media is None:
         return get_caller(request, service, credentials)
     viewer = service.tokens.viewer(photoflux_media)
+    request.state.actor = service.journal.pseudonym(viewer.user_id)
+    service.limits.check("ask", viewer.user_id)
     if not service.sign_ins.is_open(viewer.sign_in_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
     return viewer

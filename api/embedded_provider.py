@@ -2,10 +2,15 @@
 
 It knows one client, this service. Codes live for a minute and are used once; PKCE with S256 is demanded when a code is
 asked for, not only when it is exchanged. Accounts are kept sealed. Production refuses to start with it.
+
+A check of a password takes 64 MB and a tenth of a second: two at a time are made, the others wait their turn, and whoever keeps
+failing waits longer each time.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import html
 import json
 import secrets
@@ -16,8 +21,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, parse_qsl
 
 from authlib.oauth2 import OAuth2Error, OAuth2Request
 from authlib.oauth2.rfc6749 import AuthorizationServer, InvalidRequestError
@@ -30,13 +36,26 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from joserfc.jwk import KeySet, RSAKey
 from pwdlib import PasswordHash
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
 
+from api import problems
+from api.limits import Limits, address_of, too_many
+from api.problems import Problem
 from photoflux.errors import InputError
 from photoflux.vault import committed, opened
 
 CLIENT_ID = "photoflux"
 KEY = "vault://service"
 CODE_S = 60
+CHECKS_AT_ONCE, TURN_S = 2, 20.0
+"""Passwords that are checked at a time, and how long the next waits for its turn: a hundred people at once have theirs."""
+KNOWN_S = 30 * 24 * 3600
+"""How long an address from which somebody signed in is trusted to be theirs."""
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+FORM = b"application/x-www-form-urlencoded"
+FORM_BYTES, FIELDS_MAX = 4096, 16
+EMAIL_LETTERS, PASSWORD_LETTERS = 254, 1000
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Sign in</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>body{{font:16px system-ui;max-width:22rem;margin:15vh auto;padding:0 1rem}}input,button{{font:inherit;width:100%;
@@ -73,9 +92,11 @@ class Accounts:
             return [Account(**one) for one in json.loads(plain.read_text(encoding="utf-8"))]
 
     def add(self, email: str, *, name: str, password: str) -> Account:
-        """Raises InputError for an address that is taken or a password of less than 12 characters."""
+        """Raises InputError for an address that is taken or too long, or a password of less than 12 or over 1000 characters."""
         if len(password) < 12:
             raise InputError("the password is too short: use at least 12 characters")
+        if len(password) > PASSWORD_LETTERS or len(email) > EMAIL_LETTERS:
+            raise InputError(f"use at most {EMAIL_LETTERS} letters of e-mail and {PASSWORD_LETTERS} of password")
         known = self.all()
         if any(one.email == email.lower() for one in known):
             raise InputError(f"{email} has an account already; sign in with it")
@@ -89,6 +110,61 @@ class Accounts:
         account = next((one for one in self.all() if one.email == email.lower()), None)
         right = self._hash.verify(password, account.password if account else self._nobody)
         return account if account and right else None
+
+
+class PasswordChecks:
+    """Checks passwords for whoever sends the form: a few at a time, and ever more slowly for whoever fails.
+
+    Failures count for the account from this address, for the address, and for the account from anywhere. The last two do
+    not hold back somebody who signed in from here before: else anybody could lock them out by failing in their name.
+    Checks that were begun together are all finished, so that CHECKS_AT_ONCE - 1 guesses more than counted may pass.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._places = asyncio.Semaphore(CHECKS_AT_ONCE)
+
+    async def account(self, accounts: Accounts, *, email: str, password: str, address: str) -> Account | None:
+        """The account, if the password is right. Raises a problem of 429 or 503 where nothing was checked."""
+        email = email[: EMAIL_LETTERS + 1].lower()
+        await run_in_threadpool(self._admit, email, address)
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._places.acquire()
+        except TimeoutError:
+            sentence = "Many people are signing in; try again in a moment."
+            raise Problem(503, "busy", sentence, headers={"Retry-After": "5"}) from None
+        try:
+            return await run_in_threadpool(self._checked, accounts, email, password, address)
+        finally:
+            self._places.release()
+
+    def _admit(self, email: str, address: str) -> None:
+        account, here = _digest(email), _digest(email, address)
+        waits = [self.limits.wait_s("password", here)]
+        if not self.limits.is_known("password", here):
+            waits.append(self.limits.wait_s("password-address", address))
+            waits.append(self.limits.wait_s("password-account", account))
+        if wait := max(waits):
+            raise too_many("Too many wrong passwords", wait_s=wait)
+
+    def _checked(self, accounts: Accounts, email: str, password: str, address: str) -> Account | None:
+        self._admit(email, address)  # again: others may have failed while this one waited for its turn
+        fits = len(email) <= EMAIL_LETTERS and len(password) <= PASSWORD_LETTERS
+        account = accounts.check(email, password) if fits else None
+        who = {"password": _digest(email, address), "password-account": _digest(email), "password-address": address}
+        if account is None:
+            for kind, one in who.items():
+                self.limits.failed(kind, one)
+            return None
+        for kind in ("password", "password-account"):
+            self.limits.forgive(kind, who[kind])
+        self.limits.remember("password", who["password"], seconds=KNOWN_S)
+        return account
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -278,14 +354,19 @@ def _openid(provider: Server) -> OpenIDCode:
     return OpenID(require_nonce=True)
 
 
-def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts) -> FastAPI:
-    """The provider's pages, to be mounted at the path of `issuer`."""
+def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts, limits: Limits | None = None) -> FastAPI:
+    """The provider's pages, to be mounted at the path of `issuer`. Without `limits` it counts by itself."""
     provider = Server(issuer=issuer, redirect_uri=redirect_uri, accounts=accounts)
-    app = FastAPI(title="PhotoFlux sign-in", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.provider = provider
+    checks = PasswordChecks(limits or Limits("memory://"))
+    app = FastAPI(
+        title="PhotoFlux sign-in", docs_url=None, redoc_url=None, openapi_url=None, max_body_size=FORM_BYTES
+    )  # fmt: skip
+    problems.install(app)
+    app.state.provider, app.state.checks = provider, checks
 
+    # What the service itself asks for is answered without a thread: all of them may be waiting for these very answers.
     @app.get("/.well-known/openid-configuration")
-    def discovery() -> dict[str, Any]:
+    async def discovery() -> dict[str, Any]:
         return {
             "issuer": issuer,
             "authorization_endpoint": f"{issuer}/authorize",
@@ -300,7 +381,7 @@ def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts) -> Fast
         }
 
     @app.get("/jwks")
-    def jwks() -> dict[str, Any]:
+    async def jwks() -> dict[str, Any]:
         return dict(KeySet([provider.key]).as_dict(private=False))
 
     @app.get("/authorize")
@@ -309,44 +390,67 @@ def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts) -> Fast
 
     @app.post("/authorize")
     async def answer(request: Request) -> Response:
-        form = {name: str(value) for name, value in (await request.form()).items()}
-        return await _in_thread(_authorized, request, provider, form)
+        return await _authorized(request, provider, checks)
 
     @app.post("/token")
     async def token(request: Request) -> Response:
-        form = {name: str(value) for name, value in (await request.form()).items()}
-        asked = _Asked("POST", "", form, request.headers)
-        return await _in_thread(provider.create_token_response, asked)
+        asked = _Asked("POST", "", await _form(request), request.headers)
+        answer: Response = provider.create_token_response(asked)
+        return answer
 
     return app
 
 
-async def _in_thread(work: Any, *args: Any) -> Response:
-    from starlette.concurrency import run_in_threadpool
-
-    return await run_in_threadpool(work, *args)
-
-
-def _page(request: Request, provider: Server, error: str = "", status: int = 200) -> Response:
-    """The sign-in form, or why this request for a code is refused."""
-    asked = _Asked("GET", request.url.query, {}, {})
+async def _form(request: Request) -> dict[str, str]:
+    """Its fields. A problem of 415 for anything but a form without files, of 400 for one that cannot be read."""
+    if parse_options_header(request.headers.get("content-type"))[0] != FORM:
+        raise Problem(415, "unsupported-media-type", f"Send the fields as {FORM.decode()}.")
     try:
-        provider.get_consent_grant(asked, None)
+        text = (await request.body()).decode()
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=FIELDS_MAX, errors="strict"))
+    except ValueError as error:
+        raise Problem(400, "bad-request", "The form cannot be read.") from error
+
+
+def _page(
+    request: Request, provider: Server, error: str = "", status: int = 200, headers: Mapping[str, str] = NO_HEADERS
+) -> Response:
+    """The sign-in form, or why this request for a code is refused."""
+    if refusal := _refused(request, provider):
+        return refusal
+    action = html.escape(f"authorize?{request.url.query}")
+    policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
+    return HTMLResponse(PAGE.format(error=html.escape(error), action=action), status, {**policy, **headers})
+
+
+def _refused(request: Request, provider: Server) -> Response | None:
+    """The answer to a request that no code is given for, whoever signs in."""
+    try:
+        provider.get_consent_grant(_Asked("GET", request.url.query, {}, {}), None)
     except OAuth2Error as refusal:
         if refusal.redirect_uri:
             return provider.handle_response(*refusal())
         return HTMLResponse(html.escape(f"{refusal.error}: {refusal.description}"), 400)
-    action = html.escape(f"authorize?{request.url.query}")
-    headers = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
-    return HTMLResponse(PAGE.format(error=html.escape(error), action=action), status, headers)
+    return None
 
 
-def _authorized(request: Request, provider: Server, form: Mapping[str, str]) -> Response:
-    account = provider.accounts.check(form.get("email", ""), form.get("password", ""))
+async def _authorized(request: Request, provider: Server, checks: PasswordChecks) -> Response:
+    """The way back with a code, or the form again with what was wrong."""
+    form, address = await _form(request), address_of(request)
+    if refusal := _refused(request, provider):
+        return refusal
+    try:
+        await run_in_threadpool(checks.limits.check, "form", address)
+        account = await checks.account(
+            provider.accounts, email=form.get("email", ""), password=form.get("password", ""), address=address
+        )
+    except Problem as told:
+        return _page(request, provider, told.detail, told.status, told.headers)
     if account is None:
         return _page(request, provider, "E-mail and password do not belong together.", 401)
     asked = _Asked("GET", request.url.query, {}, {})
     with suppress(OAuth2Error):
         grant = provider.get_consent_grant(asked, account)
-        return provider.create_authorization_response(asked, account, grant)
+        answer: Response = await run_in_threadpool(provider.create_authorization_response, asked, account, grant)
+        return answer
     return _page(request, provider)

@@ -1,31 +1,53 @@
 """Deleting what is a person's: a subject with all that hangs on it, or an account.
 
 An account goes in this order: nobody can use it any more, its keys are destroyed, which makes every copy of what they sealed
-unreadable, wherever it is; then what was sealed is deleted, and at last the rows that named it.
+unreadable, wherever it is, and nothing is sealed for it again; what is under way for it is ended and awaited; then what was sealed is
+deleted, and at last the rows that named it.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.db import ACTIVE, Generation, Model, Photo, Records, Run, Subject, Tombstone, User, new_id, now_ms
+from api.db import (
+    ACTIVE,
+    Export,
+    Generation,
+    Model,
+    Notice,
+    Photo,
+    Records,
+    Run,
+    SignIn,
+    Subject,
+    Tombstone,
+    User,
+    new_id,
+    now_ms,
+)
+from api.exporting import end_export
 from api.fine_tuning import cancel_run
+from api.generations import end_generation
 from api.journal import SYSTEM, Journal
+from photoflux.errors import PhotoFluxError
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S, LOOK_S = 120.0, 0.3
+CLOSED = "the account was closed"
+
+
+class UnderWay(PhotoFluxError):
+    """Work for an erased person has not ended yet; ask again in a moment."""
 
 
 @dataclass
@@ -57,7 +79,7 @@ def erase_subject(session: Session, subject: Subject) -> Gone:
     for photo in session.scalars(select(Photo).where(Photo.subject_id == subject.id)):
         gone.add("photo", photo.id)
         gone.add("thumbnail", photo.id)
-    for run in session.scalars(select(Run).where(Run.subject_id == subject.id)):
+    for run in session.scalars(select(Run).where(Run.subject_id == subject.id).order_by(Run.id).with_for_update()):
         run.cancel_ms = run.cancel_ms or now_ms()
         gone.add("set", run.id)
         gone.add("report", f"{run.id}.")
@@ -72,7 +94,7 @@ def erase_subject(session: Session, subject: Subject) -> Gone:
 def erase_models(session: Session, subject: Subject, journal: Journal, why: str) -> Gone:
     """Delete what was learnt of a subject and end what is being learnt or drawn; photos and pictures stay."""
     gone = Gone(subject.user_id)
-    end_work(session, subject, journal, why)
+    end_work(session, [subject], journal, why)
     for model in _add_models(session, subject, gone):
         session.delete(model)
     subject.champion_id = None
@@ -80,13 +102,15 @@ def erase_models(session: Session, subject: Subject, journal: Journal, why: str)
     return gone
 
 
-def end_work(session: Session, subject: Subject, journal: Journal, why: str) -> None:
-    """Cancel what runs or waits for a subject."""
-    for run in session.scalars(select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE))):
+def end_work(session: Session, subjects: Sequence[Subject], journal: Journal, why: str) -> None:
+    """Cancel what runs or waits for subjects."""
+    mine = [subject.id for subject in subjects]
+    runs = select(Run).where(Run.subject_id.in_(mine), Run.state.in_(ACTIVE))
+    for run in list(session.scalars(runs.order_by(Run.id).with_for_update())):
         cancel_run(session, run, journal)
-    waiting = select(Generation).where(Generation.subject_id == subject.id, Generation.state.in_(ACTIVE))
-    for generation in session.scalars(waiting):
-        generation.state, generation.error, generation.finished_ms = "cancelled", why, now_ms()
+    waiting = select(Generation).where(Generation.subject_id.in_(mine), Generation.state.in_(ACTIVE))
+    for generation in session.scalars(waiting.order_by(Generation.id).with_for_update()):
+        end_generation(session, generation, "cancelled", journal, code="cancelled", why=why)
 
 
 def _add_models(session: Session, subject: Subject, gone: Gone) -> list[Model]:
@@ -104,11 +128,16 @@ def _add_models(session: Session, subject: Subject, gone: Gone) -> list[Model]:
 def begin_erasure(session: Session, user: User, journal: Journal) -> str:
     """Close an account and stop what runs for it; returns the receipt. Its keys are to be destroyed next."""
     user.state = "erasing"
-    for run in session.scalars(select(Run).where(Run.user_id == user.id, Run.state.in_(ACTIVE))):
-        cancel_run(session, run, journal)
-    waiting = select(Generation).where(Generation.user_id == user.id, Generation.state.in_(ACTIVE))
-    for generation in session.scalars(waiting):
-        generation.state, generation.finished_ms = "cancelled", now_ms()
+    end_sign_ins = select(SignIn).where(SignIn.user_id == user.id, SignIn.revoked_ms.is_(None))
+    for sign_in in session.scalars(end_sign_ins.order_by(SignIn.id).with_for_update()):
+        sign_in.revoked_ms = now_ms()
+    end_work(session, list(session.scalars(select(Subject).where(Subject.user_id == user.id))), journal, CLOSED)
+    exports = select(Export).where(Export.user_id == user.id, Export.state.in_(ACTIVE))
+    for export in session.scalars(exports.order_by(Export.id).with_for_update()):
+        end_export(session, export, "cancelled", journal, code="cancelled", why=CLOSED)
+    notices = select(Notice).where(Notice.user_id == user.id, Notice.state.in_(ACTIVE))
+    for notice in session.scalars(notices.order_by(Notice.id).with_for_update()):
+        notice.state, notice.finished_ms = "cancelled", now_ms()
     receipt = new_id()
     session.add(Tombstone(receipt=receipt, login=user.login, user_id=user.id, erased_ms=now_ms()))
     journal.note(session, user.id, "account.erased", receipt, "begun")
@@ -119,8 +148,9 @@ def begin_erasure(session: Session, user: User, journal: Journal) -> str:
 class Erasure:
     """Finishes what `begin_erasure`, `erase_subject` and `erase_models` began; may be repeated until it is done.
 
-    `forget` has the engine drop the owner's adapters, `unregister` deletes a model from the registry, `discard` what the pipelines
-    of a run left.
+    `forget` has the engine drop the owner's adapters, `unregister` deletes a model from the registry, `discard` what the pipelines of a
+    run left. `require` raises where this worker's work is another's by now; `is_idle` takes what waits for an owner out of the line and
+    says whether nothing is being done for them; `recorded` is called when an erasure is in the log.
     """
 
     records: Records
@@ -131,9 +161,12 @@ class Erasure:
     unregister: Callable[[str], int]
     discard: Callable[[str], None]
     cache_dir: Path
+    require: Callable[[], None] = lambda: None
+    is_idle: Callable[[str], bool] = lambda _: True
+    recorded: Callable[[], object] = lambda: None
 
     def perform(self, receipt: str) -> str:
-        """Delete everything that is left of an account."""
+        """Delete everything that is left of an account. Raises UnderWay while something is still being done for it."""
         with self.records.reading() as session:
             tombstone = session.get(Tombstone, receipt)
             if tombstone is None or tombstone.done_ms:
@@ -141,16 +174,18 @@ class Erasure:
             owner = tombstone.user_id
             subjects = list(session.scalars(select(Subject.id).where(Subject.user_id == owner)))
             runs = list(session.scalars(select(Run.id).where(Run.user_id == owner)))
-        self._wait_for_runs(owner)
+        self.keyring.erase(owner)  # whoever accepted the erasure may have been killed before doing so
+        if not self.is_idle(owner):
+            raise UnderWay("work for an erased account has not ended yet")
         self.remove(Gone(owner, runs=runs, registered=subjects))
         self.objects.erase(owner)
         shutil.rmtree(self.cache_dir / "finetune" / owner, ignore_errors=True)
-        self.keyring.erase(owner)  # again: what was under way may have made a new one
         self._close(receipt, owner)
         return "done"
 
     def remove(self, gone: Gone) -> None:
         """Delete what deleted rows named, wherever it is."""
+        self.require()
         try:
             self.forget(gone.owner)
         except httpx2.HTTPError as error:
@@ -161,26 +196,15 @@ class Erasure:
             self.unregister(name)
         gone.clear(self.objects)
 
-    def _wait_for_runs(self, owner: str) -> None:
-        """Runs were told to end; what they still write must be there to be deleted."""
-        until = time.monotonic() + PATIENCE_S
-        active = select(func.count()).select_from(Run).where(Run.user_id == owner, Run.state.in_(ACTIVE))
-        while time.monotonic() < until:
-            with self.records.reading() as session:
-                if not session.scalar(active):
-                    return
-            time.sleep(LOOK_S)
-        raise TimeoutError("runs of an erased account did not end")
-
     def _close(self, receipt: str, owner: str) -> None:
         with self.records.writing() as session:
-            tombstone = session.get_one(Tombstone, receipt, with_for_update=True)
-            user = session.get(User, owner)
-            if user is not None:
+            if user := session.get(User, owner, with_for_update=True):
                 session.delete(user)
-            tombstone.done_ms = now_ms()
+                session.flush()
+            session.get_one(Tombstone, receipt, with_for_update=True).done_ms = now_ms()
             self.journal.note(session, SYSTEM, "account.erased", receipt, "done")
         try:
             self.records.truncate_log()
         except TimeoutError as error:
-            log.warning("%s", error)
+            log.warning("the log of the database was not emptied: %s", type(error).__name__)
+        self.recorded()

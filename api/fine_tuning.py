@@ -21,7 +21,8 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.db import ACTIVE, Generation, Model, Records, Run, Subject, now_ms
+from api.db import ACTIVE, AccountClosed, Generation, Model, Records, Run, Subject, now_ms
+from api.generations import end_generation
 from api.journal import SYSTEM, Journal
 from photoflux.errors import PhotoFluxError
 from photoflux.manifest import digest
@@ -31,7 +32,7 @@ from photoflux.runs import Run as PipelineRun
 from photoflux.runs import State, read_document
 from photoflux.vault import opened
 from photoflux.vault.blobs import BlobExists
-from photoflux.vault.keyring import Keyring
+from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 from pipelines.orchestrators import LOST, Orchestrator, RunRef
@@ -43,6 +44,7 @@ REPORTS = ("validate", "augment", "finetune", "evaluate", "audit", "gate")
 CARD = "card"
 SIGNED = (("finetune", "adapter"), ("gate", "decision"), ("evaluate", "evaluation"), ("audit", "audit"))
 """What registering takes, by the step that wrote it."""
+CANCELLED = "the run was cancelled"
 GUESS_S = 240.0
 """How long a run takes on one machine before any has been timed."""
 
@@ -58,6 +60,14 @@ class FineTuning:
     after: Callable[[Session, Generation], None]
     price_per_hour: float = 0.0
     limit_s: float = 12 * 3600.0
+    require: Callable[[], None] = lambda: None
+    """Raises where this worker's work is another's by now; asked before pipelines are started or ended."""
+    discard: Callable[[Session, Run], None] = lambda *_: None
+    """Called in the transaction that gives a run up whose pipeline may still be under way: has it ended, and its files deleted."""
+    unregister: Callable[[str], object] = lambda _: None
+    """Deletes a subject's models from the registry."""
+    recorded: Callable[[], object] = lambda: None
+    """Called when a sign-off is in the log."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Once set, nothing is concluded from how pipelines stand: this process is about to end, and may end them too."""
 
@@ -69,10 +79,11 @@ class FineTuning:
         row = self._row(run_id)
         if row is None or row.cancel_ms:
             return State.cancelled
+        self.require()
         try:
             ref = self.orchestrator.submit(pipeline_params(row), name=f"{run_id}-{attempt}")
         except PhotoFluxError as error:
-            self.fail(run_id, str(error))
+            self.fail(run_id, "not-started", str(error))
             return State.failed
         self._note(run_id, state="running", remote_id=ref.id, started_ms=row.started_ms or now_ms())
         run = self._watched(run_id, ref)
@@ -94,11 +105,11 @@ class FineTuning:
                 return run
             row = self._row(run_id)
             if row is None or row.cancel_ms or row.error:
+                self.require()
                 self.orchestrator.cancel(ref)
             elif now_ms() - (row.started_ms or now_ms()) > 1000 * self.limit_s:
-                self._note(
-                    run_id, error=f"it took longer than {self.limit_s / 3600:g} hours and was ended; start it anew"
-                )
+                why = f"it took longer than {self.limit_s / 3600:g} hours and was ended; start it anew"
+                self._note(run_id, error_code="too-long", error=why)
             time.sleep(self.orchestrator.look_s)
 
     def settle(self, run_id: str, attempt: int, ended: str) -> str:
@@ -106,9 +117,15 @@ class FineTuning:
         row = self._row(run_id)
         if row is None or row.state not in ACTIVE:
             return row.state if row else State.cancelled
+        try:
+            return self._settle(row, attempt, ended)
+        except (AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
+            return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
+
+    def _settle(self, row: Run, attempt: int, ended: str) -> str:
         if ended != State.succeeded:
-            return self.fail(run_id, self._why(row, attempt, ended), cancelled=ended == State.cancelled)
-        ref = self.orchestrator.submit(pipeline_params(row), name=f"{run_id}-{attempt}")
+            return self.fail(row.id, *self._why(row, attempt, ended), cancelled=ended == State.cancelled)
+        ref = self.orchestrator.submit(pipeline_params(row), name=f"{row.id}-{attempt}")
         with TemporaryDirectory(prefix="photoflux-") as scratch:
             run, folder = self.orchestrator.collect(ref, Path(scratch))
             self._keep_reports(row, run, folder)
@@ -120,37 +137,53 @@ class FineTuning:
         self, row: Run, run: PipelineRun, made: Model | None, *, decision: dict[str, Any] | None, attempt: int
     ) -> str:
         """Record the end of a run that the pipeline went through; `made` is its model, `decision` says why there is none."""
-        with self.records.writing() as session:
-            row = session.get_one(Run, row.id, with_for_update=True)
-            if row.cancel_ms or row.state not in ACTIVE:
-                return self._end(session, row, "cancelled", "the run was cancelled")
+        with self.records.writing_for(row.user_id) as session:
+            session.get(Subject, row.subject_id, with_for_update=True)
+            found = session.get(Run, row.id, with_for_update=True)
+            if found is None or found.state not in ACTIVE:
+                return found.state if found else State.cancelled
+            row = found
+            if row.cancel_ms:
+                return self._end(session, row, "cancelled", "cancelled", CANCELLED)
             seconds = (now_ms() - (row.started_ms or now_ms())) / 1000
             cost = round(seconds / 3600 * self.price_per_hour, 4)
             row.actual = {"seconds": round(seconds, 1), "cost": cost, "verdict": run.verdict, "attempt": attempt}
             if made is None:
                 row.sign_off = "open" if decision and decision.get("sign_off_possible") else None
-                return self._end(session, row, "failed", refusal(run.verdict, decision))
+                return self._end(session, row, "failed", "refused", refusal(run.verdict, decision))
             self._enter(session, row, made)
-            return self._end(session, row, "succeeded", None)
+            return self._end(session, row, "succeeded")
 
     def sign(self, run_id: str) -> str:
         """Register the model of a run that the check left open and an operator signed for; it draws from then on."""
         row = self._row(run_id)
         if row is None or row.sign_off != "given" or row.state == "succeeded":
             return row.state if row else State.cancelled
-        ref = self.orchestrator.submit(pipeline_params(row), name=f"{run_id}-{(row.actual or {}).get('attempt', 1)}")
+        with suppress(AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
+            return self._sign(row)
+        return State.cancelled
+
+    def _sign(self, row: Run) -> str:
+        ref = self.orchestrator.submit(pipeline_params(row), name=f"{row.id}-{(row.actual or {}).get('attempt', 1)}")
         with TemporaryDirectory(prefix="photoflux-") as scratch:
             run, folder = self.orchestrator.collect(ref, Path(scratch) / "run")
+            self.require()
             run = self._registered(row, run, folder, Path(scratch))
             self._keep_reports(row, run, folder)
             made = self._published(row, run, folder)
             assert made is not None
-            with self.records.writing() as session:
-                row = session.get(Run, run_id, with_for_update=True)
-                if row is None or row.sign_off != "given":  # deleted, or its consent withdrawn
+            with self.records.writing_for(row.user_id) as session:
+                session.get(Subject, row.subject_id, with_for_update=True)
+                found = session.get(Run, row.id, with_for_update=True)
+                if found is None or found.sign_off != "given":  # deleted, or its consent withdrawn
+                    self.unregister(row.subject_id)
                     return State.cancelled
-                self._enter(session, row, made)
-                return self._end(session, row, "succeeded", None)
+                if found.state == "succeeded":
+                    return found.state
+                self._enter(session, found, made)
+                self._end(session, found, "succeeded")
+        self.recorded()
+        return State.succeeded
 
     def reopen(self, run_id: str) -> str:
         """After a reason of ours stood against it, the question is open again."""
@@ -176,16 +209,17 @@ class FineTuning:
         written = {name: os.path.relpath(file, folder) for name, file in made.items()}
         return replace(run, artifacts={**run.artifacts, "register": written})
 
-    def _why(self, row: Run, attempt: int, ended: str) -> str:
+    def _why(self, row: Run, attempt: int, ended: str) -> tuple[str, str]:
+        """A code and a sentence for why there is no model."""
         if ended == State.cancelled:
-            return "the run was cancelled"
+            return "cancelled", CANCELLED
         if ended == LOST:
-            return "the run was killed again and again and was given up; start it anew"
+            return "killed", "the run was killed again and again and was given up; start it anew"
         if row.error:
-            return row.error
+            return row.error_code or "failed", row.error
         ref = self.orchestrator.submit(pipeline_params(row), name=f"{row.id}-{attempt}")
         run = self.orchestrator.status(ref)
-        return run.error.message if run.error else "the run failed"
+        return "failed", run.error.message if run.error else "the run failed"
 
     def _published(self, row: Run, run: PipelineRun, folder: Path) -> Model | None:
         """The registered adapter, sealed for the engines; None when the gate let none through."""
@@ -194,12 +228,12 @@ class FineTuning:
             return None
         model_id = uuid.uuid5(uuid.NAMESPACE_OID, row.id).hex
         with opened(folder / run.artifacts["finetune"]["adapter"], key=key_of(row)) as adapter:
-            sha256 = digest(adapter)
+            sha256, stored = digest(adapter), adapter.stat().st_size
             with suppress(BlobExists):
                 self.objects.put(row.user_id, "adapter", model_id, adapter.read_bytes())
         return Model(
             id=model_id, user_id=row.user_id, subject_id=row.subject_id, run_id=row.id, registry_name=receipt["name"],
-            registry_version=str(receipt["version"]), adapter_sha256=sha256, verdict=run.verdict,
+            registry_version=str(receipt["version"]), adapter_sha256=sha256, stored_bytes=stored, verdict=run.verdict,
             metrics=run.step("evaluate").metrics,
         )  # fmt: skip
 
@@ -230,16 +264,25 @@ class FineTuning:
         session.flush()
         subject.champion_id = made.id
 
-    def fail(self, run_id: str, why: str, *, cancelled: bool = False) -> str:
+    def fail(self, run_id: str, code: str, why: str, *, cancelled: bool = False) -> str:
         """Record that there will be no model; returns the state the run is in then."""
         with self.records.writing() as session:
             row = session.get(Run, run_id, with_for_update=True)
             if row is None or row.state not in ACTIVE:
                 return row.state if row else State.cancelled
-            return self._end(session, row, "cancelled" if cancelled else "failed", why)
+            return self._end(session, row, "cancelled" if cancelled else "failed", code, why)
 
-    def _end(self, session: Session, row: Run, state: str, why: str | None) -> str:
-        waiting = end_run(session, row, state, why, self.journal)
+    def give_up(self, run_id: str, code: str, why: str) -> str:
+        """As `fail`, for a run of which nobody knows how its pipeline stands: that is ended too."""
+        with self.records.writing() as session:
+            row = session.get(Run, run_id, with_for_update=True)
+            if row is None or row.state not in ACTIVE:
+                return row.state if row else State.cancelled
+            self.discard(session, row)
+            return self._end(session, row, "failed", code, why)
+
+    def _end(self, session: Session, row: Run, state: str, code: str | None = None, why: str | None = None) -> str:
+        waiting = end_run(session, row, state, self.journal, code=code, why=why)
         for generation in waiting if state == "succeeded" else ():
             generation.model_id = session.get_one(Subject, row.subject_id).champion_id
             self.after(session, generation)
@@ -257,14 +300,15 @@ class FineTuning:
                     setattr(row, name, value)
 
 
-def end_run(session: Session, row: Run, state: str, why: str | None, journal: Journal) -> list[Generation]:
+def end_run(
+    session: Session, row: Run, state: str, journal: Journal, *, code: str | None = None, why: str | None = None
+) -> list[Generation]:
     """Record a run's end; returns the generations that waited for it, which share its fate unless it succeeded."""
-    row.state, row.error, row.finished_ms = state, why and why[:500], now_ms()
+    row.state, row.error_code, row.error, row.finished_ms = state, code, why and why[:500], now_ms()
     query = select(Generation).where(Generation.run_id == row.id, Generation.state == "queued")
-    waiting = list(session.scalars(query))
+    waiting = list(session.scalars(query.order_by(Generation.id).with_for_update()))
     for generation in waiting if state != "succeeded" else ():
-        generation.state, generation.error = state, f"there is no model to draw with: {why}"[:500]
-        generation.finished_ms = now_ms()
+        end_generation(session, generation, state, journal, code="no-model", why=f"there is no model to draw with: {why}")
     journal.note(session, SYSTEM, "run.ended", row.id, state)
     return waiting
 
@@ -275,7 +319,7 @@ def cancel_run(session: Session, row: Run, journal: Journal) -> None:
         return
     row.cancel_ms = now_ms()
     if row.state == "queued":
-        end_run(session, row, "cancelled", "the run was cancelled", journal)
+        end_run(session, row, "cancelled", journal, code="cancelled", why=CANCELLED)
 
 
 def sign_off(session: Session, row: Run, *, by: str, reason: str, keyring: Keyring) -> None:

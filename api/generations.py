@@ -6,22 +6,28 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from api.db import ACTIVE, Generation, Model, Picture, Records, now_ms
+from sqlalchemy.orm import Session
+
+from api.db import ACTIVE, AccountClosed, Generation, Model, Picture, Records, new_id, now_ms
 from api.delivery import Delivery, Order
 from api.drawing import EngineClient, GivenUp, Refused, Wanted
 from api.journal import SYSTEM, Journal
 from api.safety import Guard, UnsafePicture
+from photoflux.vault.keyring import KeyMissing
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, unseal_bytes
 
 log = logging.getLogger(__name__)
 
 FINAL_WORDS = "something went wrong while drawing; ask again"
+NO_MODEL = "the model was deleted; train the subject again"
+CODES: dict[type[Exception], str] = {Refused: "refused", GivenUp: "too-late", UnsafePicture: "unsafe-picture"}
+"""Why there are no pictures, for programs."""
 
 
 @dataclass(frozen=True)
 class Generations:
-    """Does what a generation row asks for."""
+    """Does what a generation row asks for. Each attempt stores objects of its own, and deletes none but those."""
 
     records: Records
     objects: Objects
@@ -32,18 +38,27 @@ class Generations:
 
     def perform(self, generation_id: str) -> str:
         """Draw, finish, seal and record; returns the state it ended in."""
-        with self.records.writing() as session:
-            row = session.get(Generation, generation_id, with_for_update=True)
-            if row is None or row.state not in ACTIVE:
-                return row.state if row else "cancelled"
-            row.state = "running"
-            model = session.get(Model, row.model_id) if row.model_id else None
-        if model is None:
-            return self.end(generation_id, "failed", "the model was deleted; train the subject again")
+        with self.records.reading() as session:
+            row = session.get(Generation, generation_id)
+        if row is None:
+            return "cancelled"
         try:
-            return self._record(row, self._drawn(row, model), model)
+            return self._perform(row)
         except (Refused, GivenUp, UnsafePicture) as error:
-            return self.end(generation_id, "failed", str(error))
+            return self.end(generation_id, "failed", CODES[type(error)], str(error))
+        except (AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
+            return self.end(generation_id, "cancelled", "cancelled", "the account is closed")
+
+    def _perform(self, row: Generation) -> str:
+        with self.records.writing_for(row.user_id) as session:
+            current = session.get(Generation, row.id, with_for_update=True)
+            if current is None or current.state not in ACTIVE:
+                return current.state if current else "cancelled"
+            current.state = "running"
+            model = session.get(Model, current.model_id) if current.model_id else None
+        if model is None:
+            return self.end(row.id, "failed", "model-missing", NO_MODEL)
+        return self._store(current, self._drawn(current, model), model)
 
     def _drawn(self, row: Generation, model: Model) -> list[bytes]:
         prompt = unseal_bytes(row.prompt, label=prompt_label(row), keyring=self.objects.keyring).decode()
@@ -54,50 +69,65 @@ class Generations:
             self.guard.look(picture)
         return drawn
 
-    def _record(self, row: Generation, drawn: list[bytes], model: Model) -> str:
-        """Store the finished pictures, then their rows. What an attempt before this one stored is replaced."""
-        self.drop_pictures(row)
-        rows = []
-        for position, png in enumerate(drawn):
-            picture_id = f"{row.id}.{position}"
-            order = Order(row.size, row.format, row.style, provenance(model, seed=row.seed + position, style=row.style))
-            file = self.delivery.finished(png, order)
-            self.objects.put(row.user_id, "picture", picture_id, file)
-            rows.append(
-                Picture(
-                    user_id=row.user_id, generation_id=row.id, position=position, seed=row.seed + position,
-                    sha256=hashlib.sha256(file).hexdigest(), stored_bytes=len(file),
-                )
-            )  # fmt: skip
-        with self.records.writing() as session:
-            current = session.get(Generation, row.id, with_for_update=True)
-            if current is not None and current.state in ACTIVE:
-                session.add_all(rows)
-                current.state, current.finished_ms = "succeeded", now_ms()
-                self.journal.note(session, SYSTEM, "generation.ended", row.id, "succeeded")
-                return "succeeded"
-        self.drop_pictures(row)  # deleted or cancelled while it was drawn
-        return current.state if current else "cancelled"
+    def _store(self, row: Generation, drawn: list[bytes], model: Model) -> str:
+        """Store the finished pictures under names of this attempt, then their rows; returns the state the generation is in then."""
+        attempt, rows = new_id(), list[Picture]()
+        try:
+            for position, png in enumerate(drawn):
+                seed = row.seed + position
+                order = Order(row.size, row.format, row.style, provenance(model, seed=seed, style=row.style))
+                file, object_id = self.delivery.finished(png, order), f"{row.id}.{position}.{attempt}"
+                rows.append(
+                    Picture(
+                        user_id=row.user_id, generation_id=row.id, position=position, object_id=object_id, seed=seed,
+                        sha256=hashlib.sha256(file).hexdigest(), stored_bytes=len(file),
+                    )
+                )  # fmt: skip
+                self.objects.put(row.user_id, "picture", object_id, file)
+        except Exception:
+            self._drop(row, rows)
+            raise
+        # Where recording raises, it may have been committed all the same: the sweep then tells by the rows what was left.
+        state, recorded = self._record(row, rows)
+        if not recorded:
+            self._drop(row, rows)
+        return state
 
-    def end(self, generation_id: str, state: str, why: str) -> str:
+    def _record(self, row: Generation, rows: list[Picture]) -> tuple[str, bool]:
+        """Record the pictures, unless the generation was deleted or ended meanwhile; its state then, and whether they were."""
+        with self.records.writing_for(row.user_id) as session:
+            current = session.get(Generation, row.id, with_for_update=True)
+            if current is None or current.state not in ACTIVE:
+                return current.state if current else "cancelled", False
+            session.add_all(rows)
+            end_generation(session, current, "succeeded", self.journal)
+            return "succeeded", True
+
+    def _drop(self, row: Generation, rows: list[Picture]) -> None:
+        for picture in rows:
+            self.objects.delete(row.user_id, "picture", picture.object_id)
+
+    def end(self, generation_id: str, state: str, code: str, why: str) -> str:
         """Record that there will be no pictures."""
         with self.records.writing() as session:
             row = session.get(Generation, generation_id, with_for_update=True)
             if row is None or row.state not in ACTIVE:
                 return row.state if row else "cancelled"
-            row.state, row.error, row.finished_ms = state, why[:500], now_ms()
-            self.journal.note(session, SYSTEM, "generation.ended", row.id, state)
+            end_generation(session, row, state, self.journal, code=code, why=why)
         return state
-
-    def drop_pictures(self, row: Generation) -> None:
-        """Delete the stored pictures of a generation."""
-        for name in self.objects.ids(row.user_id, "picture", prefix=f"{row.id}."):
-            self.objects.delete(row.user_id, "picture", name)
 
     def _is_wanted(self, generation_id: str) -> bool:
         with self.records.reading() as session:
             row = session.get(Generation, generation_id)
             return row is not None and row.state in ACTIVE
+
+
+def end_generation(
+    session: Session, row: Generation, state: str, journal: Journal, *, code: str | None = None, why: str | None = None
+) -> None:
+    """Record how a generation ended; whoever wants to be told is."""
+    row.state, row.error_code, row.error, row.finished_ms = state, code, why and why[:500], now_ms()
+    journal.note(session, SYSTEM, "generation.ended", row.id, state)
 
 
 def prompt_label(row: Generation) -> Label:

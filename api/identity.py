@@ -25,7 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from api.db import LoginFlow, Records, User, new_id, now_ms
 from api.secrets import keyed_digest, pepper
 from photoflux.errors import PhotoFluxError
-from photoflux.vault.keyring import Keyring
+from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
 FLOW_MS = 10 * 60 * 1000
@@ -37,6 +37,7 @@ ALSO_GOOGLE = "accounts.google.com"
 KEPT_S, READ_AGAIN_S = 3600.0, 10.0
 TIMEOUT_S = 10.0
 SCOPE = "openid email profile"
+CLOSED = "this account cannot sign in"
 
 
 class SignInFailed(PhotoFluxError):
@@ -57,12 +58,9 @@ class Provider:
     """What is known of the OpenID provider at `issuer`: its addresses and keys, read when needed and kept for an hour."""
 
     def __init__(self, issuer: str, *, client_id: str, client_secret: str = "", verify: Any = True) -> None:
-        self.issuer, self.client_id, self.client_secret, self.verify = (
-            issuer.rstrip("/"),
-            client_id,
-            client_secret,
-            verify,
-        )
+        self.issuer, self.client_id, self.client_secret = issuer.rstrip("/"), client_id, client_secret
+        # made once: reading the authorities takes longer than all the rest of a sign-in
+        self.verify = httpx2.create_ssl_context() if verify is True else verify
         self._facts: dict[str, Any] = {}
         self._keys: KeySet | None = None
         self._keys_at, self._lock = -KEPT_S, threading.Lock()
@@ -168,18 +166,31 @@ class Identities:
         login = self.login_of(identity)
         for _ in range(2):
             try:
-                with self.records.writing() as session:
-                    user = session.scalar(select(User).where(User.login == login))
-                    if user is None:
-                        user = User(id=new_id(), login=login)
-                        session.add(user)
-                    elif user.state != "active":
-                        raise SignInFailed("this account cannot sign in")
-                    user.profile = self._sealed(user.id, identity)
-                    return user
+                return self._account(login, identity)
             except IntegrityError:
                 continue  # another sign-in of the same person was first
+            except KeyMissing as error:  # erased meanwhile
+                raise SignInFailed(CLOSED) from error
         raise SignInFailed("signing in did not work; try again")
+
+    def _account(self, login: str, identity: Identity) -> User:
+        with self.records.reading() as session:
+            known = session.scalar(select(User).where(User.login == login))
+        if known and known.state != "active":
+            raise SignInFailed(CLOSED)
+        if known and self.profile(known) == _profile(identity):
+            return known
+        user_id = known.id if known else new_id()
+        profile = self._sealed(user_id, identity)  # may make a keyset, which takes longer than others should wait
+        with self.records.writing() as session:
+            if known is None:
+                session.add(user := User(id=user_id, login=login, profile=profile))
+                return user
+            locked = session.get(User, user_id, with_for_update=True)
+            if locked is None or locked.state != "active":
+                raise SignInFailed(CLOSED)
+            locked.profile = profile
+            return locked
 
     def login_of(self, identity: Identity) -> str:
         """How the records know an identity without holding it."""
@@ -193,8 +204,11 @@ class Identities:
         return dict(json.loads(unseal_bytes(user.profile, label=_label(user.id), keyring=self.keyring)))
 
     def _sealed(self, user_id: str, identity: Identity) -> bytes:
-        content = json.dumps({"name": identity.name, "email": identity.email}).encode()
-        return seal_bytes(content, label=_label(user_id), keyring=self.keyring)
+        return seal_bytes(json.dumps(_profile(identity)).encode(), label=_label(user_id), keyring=self.keyring)
+
+
+def _profile(identity: Identity) -> dict[str, str]:
+    return {"name": identity.name, "email": identity.email}
 
 
 def _label(user_id: str) -> Label:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import problem
-from api.tokens import BadToken
+from api.held import Turns
+from api.media_types import media_type
+from api.problems import Problem, problem
+from api.sessions import SignedOut
+from api.tokens import BadToken, Bearer
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -22,8 +24,10 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "private, no-store",
 }
+UPLOAD = ("POST", "/api/upload")
 WAIT_S = 20.0
 """How long an upload waits for its turn before it is sent away."""
+BUSY = "Many photos are arriving; send yours again in a moment."
 STRICT = "max-age=31536000; includeSubDomains"
 
 
@@ -88,49 +92,45 @@ class Revalidated:
 def _is_document(message: Message) -> bool:
     headers = Headers(raw=message["headers"])
     return (
-        message["status"] == 200 and headers.get("content-type", "").startswith("application/json")
-        and "cache-control" not in headers
+        message["status"] == 200 and media_type(headers) == "application/json" and "cache-control" not in headers
     )  # fmt: skip
 
 
 class Bodies:
-    """A request's body has arrived in time or the request is over; forms come from people who signed in, few at a time.
+    """A request's body has arrived in time or the request is over; uploads come from people who signed in, few at a time.
 
     A form is read before its route is asked: without this anybody could have the service hold files for them, and a client that
-    sends a byte a minute would hold a place for ever.
+    sends a byte a minute would hold a place for ever. What an upload is says the route that takes it, never its sender.
+    `check` tells whose an access token is, or raises BadToken or SignedOut.
     """
 
-    def __init__(self, app: ASGIApp, *, seconds: float, forms: int, check: Callable[[str], Any]) -> None:
+    def __init__(self, app: ASGIApp, *, seconds: float, uploads: int, check: Callable[[str], Bearer]) -> None:
         self.app, self.seconds, self.check = app, seconds, check
-        self._places = asyncio.Semaphore(forms)
+        self._turns = Turns(uploads, per_person=max(1, uploads // 2), wait_s=WAIT_S, told=BUSY)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        if scope["path"] != "/api/upload" or not headers.get("content-type", "").startswith("multipart/"):
+        if (scope["method"], scope["path"]) != UPLOAD:
             return await self.app(scope, self._in_time(receive), send)
-        if not await self._is_known(headers.get("authorization", "")):
+        sender = await self._sender(Headers(scope=scope).get("authorization", ""))
+        if sender is None:
             refusal = problem(401, headers={"WWW-Authenticate": "Bearer", "Connection": "close"})
             return await refusal(scope, receive, send)
         try:
-            await asyncio.wait_for(self._places.acquire(), WAIT_S)
-        except TimeoutError:
-            told = "Many photos are arriving; send yours again in a moment."
-            busy = problem(503, "busy", told, headers={"Retry-After": "5", "Connection": "close"})
-            return await busy(scope, receive, send)
-        try:
-            return await self.app(scope, self._in_time(receive), send)
-        finally:
-            self._places.release()
+            async with self._turns.take(sender.user_id):
+                return await self.app(scope, self._in_time(receive), send)
+        except Problem as busy:
+            headers = busy.headers | {"Connection": "close"}
+            return await problem(busy.status, busy.kind, busy.detail, headers=headers)(scope, receive, send)
 
-    async def _is_known(self, authorization: str) -> bool:
+    async def _sender(self, authorization: str) -> Bearer | None:
+        """Who sends an upload; None for somebody who is not signed in."""
         kind, _, token = authorization.partition(" ")
         try:
-            await run_in_threadpool(self.check, token)
-        except BadToken:
-            return False
-        return kind.lower() == "bearer"
+            return await run_in_threadpool(self.check, token) if kind.lower() == "bearer" else None
+        except (BadToken, SignedOut):
+            return None
 
     def _in_time(self, receive: Receive) -> Receive:
         """A `receive` that gives up when the body's end is not there in time; afterwards it waits as long as it is asked to."""

@@ -1,33 +1,147 @@
-"""How often things may be asked for: per person, and per address where nobody has signed in yet."""
+"""How often things may be asked for, and how long somebody waits who keeps getting a password wrong."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 
-from limits import parse
-from limits.storage import storage_from_string
+from fastapi import Request
+from limits import RateLimitItem, parse_many
+from limits.storage import Storage, storage_from_string
 from limits.strategies import MovingWindowRateLimiter
 
 from api.problems import Problem
+from photoflux.errors import InputError
 
-RATES = {"sign-in": "30/minute", "ask": "900/minute", "make": "120/minute", "complain": "10/hour"}
-"""Signing in and complaining, by address; any request, by person; uploading and starting work, by person."""
+RATES = {
+    "login": "240/minute; 1000/10 minutes",
+    "form": "240/minute",
+    "callback": "240/minute",
+    "account": "20/5 minutes",
+    "refresh": "30/minute",
+    "unknown-token": "60/minute",
+    "ask": "900/minute",
+    "make": "120/minute",
+    "complain": "10/hour",
+}
+"""Kind -> requests allowed; more than one rate, divided by semicolons, hold together.
+
+By address, generously, since many people may share one: `login` begins a sign-in, which is kept for ten minutes; `form` sends the embedded
+provider's password form; `callback` comes back from the provider; `unknown-token` refreshes with a token that never
+was; `complain` files a complaint. By account: `account` finishes a sign-in. By sign-in: `refresh`. By person: `ask` is any
+request, `make` uploads and starts work.
+"""
+FAILURES_S = 24 * 3600
+"""How long failures are counted, from the first on."""
+
+
+@dataclass(frozen=True)
+class BackOff:
+    """From the failure number `first` on each is followed by a wait: 1 s, 2 s, 4 s … up to `most_s`."""
+
+    first: int
+    most_s: int
+
+    def wait_s(self, failures: int) -> int:
+        """How long to wait after so many failures."""
+        over = failures - self.first
+        return min(self.most_s, 2 ** min(over, 20)) if over >= 0 else 0
+
+
+BACK_OFFS = {
+    "password": BackOff(first=5, most_s=900),
+    "password-address": BackOff(first=20, most_s=900),
+    "password-account": BackOff(first=100, most_s=60),
+}
+"""Wrong passwords: for an account from one address; from an address, whatever the accounts; for an account, from anywhere."""
 
 
 class Limits:
     """Counts in `storage`: of this process (`memory://`), or of all (`redis://…`)."""
 
-    def __init__(self, storage: str, *, rates: dict[str, str] | None = None) -> None:
-        self._limiter = MovingWindowRateLimiter(storage_from_string(storage))
-        self._rates = {kind: parse(rate) for kind, rate in {**RATES, **(rates or {})}.items()}
+    def __init__(self, storage: str, *, rates: Mapping[str, str] | None = None) -> None:
+        """`rates` go before RATES. Raises InputError for a kind that is not there, or a rate that cannot be read."""
+        if unknown := set(rates or {}) - set(RATES):
+            raise InputError(f"there is no rate '{min(unknown)}'; PHOTOFLUX_RATES knows {', '.join(RATES)}")
+        opened = storage_from_string(storage)
+        if not isinstance(opened, Storage):
+            raise InputError("PHOTOFLUX_LIMITS: use memory:// or redis://host:port")
+        self._storage = opened
+        self._limiter = MovingWindowRateLimiter(self._storage)
+        self._rates = {kind: _parsed(kind, rate) for kind, rate in {**RATES, **(rates or {})}.items()}
 
     def check(self, kind: str, who: str) -> None:
         """Count one more. A problem of 429 that says when there is room again."""
-        rate = self._rates[kind]
-        if self._limiter.hit(rate, kind, who):
-            return
-        wait = max(1, round(self._limiter.get_window_stats(rate, kind, who).reset_time - time.time()))
-        raise Problem(
-            429, "too-many-requests", f"Too many requests: {rate}; try again in {wait} s.",
-            headers={"Retry-After": str(wait)},
-        )  # fmt: skip
+        for rate in self._rates[kind]:
+            if not self._limiter.hit(rate, kind, who):
+                left = self._limiter.get_window_stats(rate, kind, who).reset_time - time.time()
+                raise too_many(f"Too many requests: {rate}", wait_s=left)
+
+    def wait_s(self, kind: str, who: str) -> int:
+        """Seconds until somebody who failed may try again; 0: now."""
+        waiting = self._key(kind, who, "waits")
+        if not self._storage.get(waiting):
+            return 0
+        return max(1, math.ceil(self._storage.get_expiry(waiting) - time.time()))
+
+    def failed(self, kind: str, who: str) -> None:
+        """Count one more failure of a kind of BACK_OFFS."""
+        wait_s = BACK_OFFS[kind].wait_s(self._storage.incr(self._key(kind, who, "failures"), FAILURES_S))
+        if wait_s:
+            waiting = self._key(kind, who, "waits")
+            self._storage.clear(waiting)
+            self._storage.incr(waiting, wait_s)
+
+    def forgive(self, kind: str, who: str) -> None:
+        """Forget all failures."""
+        for what in ("failures", "waits"):
+            self._storage.clear(self._key(kind, who, what))
+
+    def remember(self, kind: str, who: str, *, seconds: int) -> None:
+        """Know somebody for so long."""
+        known = self._key(kind, who, "known")
+        self._storage.clear(known)
+        self._storage.incr(known, seconds)
+
+    def is_known(self, kind: str, who: str) -> bool:
+        """Whether somebody is remembered."""
+        return bool(self._storage.get(self._key(kind, who, "known")))
+
+    @staticmethod
+    def _key(kind: str, who: str, what: str) -> str:
+        """Names what is counted without saying whose it is: `who` may be an e-mail address."""
+        return f"{what}/{kind}/{hashlib.sha256(who.encode()).hexdigest()}"
+
+
+def _parsed(kind: str, rate: str) -> list[RateLimitItem]:
+    try:
+        return parse_many(rate)
+    except ValueError as error:
+        raise InputError(f"the rate of '{kind}' cannot be read: write it like 30/minute") from error
+
+
+def too_many(sentence: str, *, wait_s: float) -> Problem:
+    """A problem of 429: `sentence`, and when to try again."""
+    wait = max(1, round(wait_s))
+    return Problem(429, "too-many-requests", f"{sentence}; try again in {wait} s.", headers={"Retry-After": str(wait)})
+
+
+def address_of(request: Request) -> str:
+    """Whom a request is counted for that nobody signed: its IPv4 address, or the /64 network of an IPv6 address.
+
+    Whoever has one IPv6 address has 2^64 of them. Behind a proxy the server takes the address from forwarded headers.
+    """
+    host = request.client.host if request.client else "nowhere"
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return f"{IPv6Address(int(address) >> 64 << 64)}/64"

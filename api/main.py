@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from fastapi import FastAPI, Header, Request, Response
@@ -21,9 +21,11 @@ from api.delivery import Delivery
 from api.deps import Service, ServiceDep
 from api.embedded_provider import CLIENT_ID, Accounts, make_provider
 from api.health import Health
+from api.held import HeldRequests
+from api.hosts import known_hosts
 from api.identity import Identities, Provider
 from api.intake import Intake
-from api.journal import Journal
+from api.journal import AuditHeads, Journal
 from api.layers import Bodies, Revalidated, SafeHeaders
 from api.limits import Limits
 from api.observing import Requests, Telemetry, set_up_logs
@@ -44,11 +46,11 @@ from api.routes import (
     webhooks,
 )
 from api.safety import open_guard
-from api.secrets import pepper
-from api.sessions import SignIns
-from api.settings import LOOPBACK, ApiSettings, get_api_settings
+from api.secrets import pepper, service_secret
+from api.sessions import SignedOut, SignIns
+from api.settings import LOOPBACK, ApiSettings, get_api_settings, log_warnings, settings_or_exit
 from api.subjects import Album
-from api.tokens import Tokens
+from api.tokens import Bearer, Tokens
 from api.webhooks import Subscriptions
 from api.work import Line, prepare
 from photoflux import __version__
@@ -59,7 +61,6 @@ from photoflux.vault.objects import open_objects
 
 BODY_BYTES = 64 * 1024
 """What a request may hold, but for uploads."""
-STOP_S, CONNECTIONS_MAX = 15, 500
 PROVIDER_PATH, CALLBACK_PATH = "/provider", "/api/auth/callback"
 
 
@@ -80,15 +81,16 @@ def make_service(settings: ApiSettings) -> Service:
     )
     line = Line(url)
     subscriptions = Subscriptions(line)
+    journal = Journal(key, heard=subscriptions.heard)
     return Service(
         settings=settings, records=records, keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
-        sign_ins=SignIns(records, lifetime_days=settings.session_days),
+        sign_ins=SignIns(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
         objects=objects, album=Album(objects, key, checks, settings.photos_max), intake=Intake(checks),
-        journal=Journal(key, heard=subscriptions.heard), line=line, subscriptions=subscriptions,
+        journal=journal, heads=AuditHeads(records, objects, journal), line=line, subscriptions=subscriptions,
         limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
-        guard=open_guard(settings), health=Health(records, objects), class_nouns=class_nouns(settings.base),
+        guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(), class_nouns=class_nouns(settings.base),
         trigger=load_params("import_photos").trigger,
     )  # fmt: skip
 
@@ -146,10 +148,18 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         issuer, back = f"{public}{PROVIDER_PATH}", f"{public}{CALLBACK_PATH}"
         app.mount(PROVIDER_PATH, make_provider(issuer=issuer, redirect_uri=back, accounts=accounts))
     bodies = Bodies(
-        Revalidated(app), seconds=settings.body_s, forms=settings.uploads_at_once,
-        check=lambda token: app.state.service.tokens.bearer(token),
+        Revalidated(app), seconds=settings.body_s, uploads=settings.uploads_at_once,
+        check=lambda token: _signed_in(app.state.service, token),
     )  # fmt: skip
-    return Requests(problems.Outermost(SafeHeaders(bodies, tls=settings.secure)))
+    return Requests(problems.Outermost(SafeHeaders(known_hosts(bodies, settings), tls=settings.secure)))
+
+
+def _signed_in(service: Service, token: str) -> Bearer:
+    """Whose access token this is. Raises BadToken, and SignedOut for one whose sign-in is over."""
+    sender = service.tokens.bearer(token)
+    if not service.sign_ins.is_open(sender.sign_in_id):
+        raise SignedOut("this sign-in is over; sign in again")
+    return sender
 
 
 def _problem_response() -> dict[str, object]:
@@ -175,7 +185,8 @@ def _add_probes(app: FastAPI, telemetry: Telemetry) -> None:
         token = service.settings.metrics_token.get_secret_value()
         if token and not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise Problem(401, "unauthorized", "Ask with the metrics token.", headers={"WWW-Authenticate": "Bearer"})
-        if not token and (request.client is None or request.client.host not in (*LOOPBACK, "testclient")):
+        near = request.client is not None and request.client.host in (*LOOPBACK, "testclient")
+        if not token and not (near and service.settings.one_machine):  # a proxy beside it makes everybody look near
             raise Problem(403, "forbidden", "Metrics are told on this machine only; set PHOTOFLUX_METRICS_TOKEN.")
         page, kind = telemetry.page()
         return Response(page, media_type=kind)
@@ -185,17 +196,16 @@ def main() -> int:
     """Serve until SIGTERM; requests that are being answered are finished."""
     from urllib.parse import urlsplit
 
-    import uvicorn
+    from api.connections import serve
 
+    settings = settings_or_exit()
     set_up_logs("api")
-    settings = get_api_settings()
-    tls: dict[str, Any] = (
-        {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key} if settings.tls_cert else {}
-    )
-    address = urlsplit(settings.public_url)
-    uvicorn.run(
-        make_app(settings), host=settings.listen, port=address.port or (443 if settings.secure else 80),
-        log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_S, limit_concurrency=CONNECTIONS_MAX, **tls,
+    log_warnings(settings)
+    serve(
+        make_app(settings), host=settings.listen,
+        port=urlsplit(settings.public_url).port or (443 if settings.secure else 80),
+        per_address=settings.connections_per_address, proxies=settings.trusted_proxies.strip(),
+        tls_cert=settings.tls_cert, tls_key=settings.tls_key,
     )  # fmt: skip
     return 0
 

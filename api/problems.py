@@ -10,12 +10,15 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.consents import ConsentRequired
+from api.db import AccountClosed
 from api.identity import SignInFailed
+from api.media_types import media_type
 from api.safety import Unchecked
 from api.sessions import SignedOut
 from api.tokens import BadToken
@@ -30,7 +33,7 @@ TYPES = "https://photoflux.dev/problems/"
 TITLES = {
     400: "bad-request", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed",
     408: "timeout", 409: "conflict", 412: "precondition-failed", 413: "too-large", 415: "unsupported-media-type", 422: "invalid",
-    428: "precondition-required", 429: "too-many-requests", 500: "internal", 503: "unavailable",
+    421: "misdirected", 428: "precondition-required", 429: "too-many-requests", 500: "internal", 503: "unavailable",
     504: "too-late",
 }  # fmt: skip
 SENTENCES = {
@@ -88,6 +91,7 @@ def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = Mapp
     known: dict[type[Exception], tuple[int, str]] = {
         BadToken: (401, "unauthorized"),
         SignedOut: (401, "signed-out"),
+        AccountClosed: (401, "signed-out"),
         SignInFailed: (400, "sign-in-failed"),
         ConsentRequired: (403, "consent-required"),
         Unchecked: (503, "unchecked"),
@@ -151,8 +155,7 @@ class Outermost:
 
 
 def _is_plain_text(message: Message) -> bool:
-    kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
-    return not kinds or kinds[0].startswith(b"text/plain")
+    return media_type(Headers(raw=list(message["headers"]))) in ("", "text/plain")
 
 
 def _kept(message: Message) -> dict[str, str]:

@@ -11,7 +11,7 @@ from api.db import Records, User, migrate, open_engine
 from api.journal import SYSTEM, Journal
 from api.schemas import Role
 from api.secrets import pepper
-from api.settings import get_api_settings
+from api.settings import settings_or_exit
 from photoflux.vault import open_keyring
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("user", help="id of the person")
     parser.add_argument("role", choices=get_args(Role))
     options = parser.parse_args(argv)
-    settings = get_api_settings()
+    settings = settings_or_exit()
     migrate(settings.records_url)
     records = Records(open_engine(settings.records_url))
     if not give(records, Journal(pepper(open_keyring())), options.user, options.role):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 
 from photoflux.vault.blobs import BlobExists, BlobMissing
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
 OWNER = "service"
-PEPPER = "secrets/pepper"
+SECRETS = "secrets"
 
 
 def service_label(kind: str, name: str) -> Label:
@@ -19,18 +20,28 @@ def service_label(kind: str, name: str) -> Label:
     return Label(OWNER, kind, name)
 
 
-def pepper(keyring: Keyring) -> bytes:
-    """32 random bytes that digests of personal values are keyed with, so that guessing a value does not find its digest."""
-    label = service_label("secret", "pepper")
+def service_secret(keyring: Keyring, name: str) -> bytes:
+    """32 random bytes for one purpose, made by the process that asks first and then the same for all; callers keep them.
+
+    `name` is of lower-case letters and hyphens.
+    """
+    if not re.fullmatch(r"[a-z]+(-[a-z]+)*", name):
+        raise ValueError(f"a secret's name is of lower-case letters and hyphens, not {name!r}")
+    blob, label = f"{SECRETS}/{name}", service_label("secret", name)
     while True:
         try:
-            return unseal_bytes(keyring.store.get(PEPPER), label=label, keyring=keyring)
+            return unseal_bytes(keyring.store.get(blob), label=label, keyring=keyring)
         except BlobMissing:
             pass
         try:
-            keyring.store.put_new(PEPPER, seal_bytes(os.urandom(32), label=label, keyring=keyring))
+            keyring.store.put_new(blob, seal_bytes(os.urandom(32), label=label, keyring=keyring))
         except BlobExists:
             continue  # another process was first: theirs is the one
+
+
+def pepper(keyring: Keyring) -> bytes:
+    """What digests of personal values are keyed with, so that guessing a value does not find its digest."""
+    return service_secret(keyring, "pepper")
 
 
 def keyed_digest(key: bytes, *parts: str) -> str:

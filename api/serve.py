@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx2
 
 from api.embedded_provider import Accounts
-from api.settings import ApiSettings
+from api.settings import ApiSettings, settings_or_exit
 
 EMAIL, NAME = "demo@photoflux.local", "Demo"
 READY_S, GRACE_S, CALM_S, WATCH_S = 120.0, 30.0, 1.0, 0.2
@@ -41,9 +41,14 @@ class Part:
     scratch: Path = Path("scratch")
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
+    killed: bool = False
 
     def start(self, environment: dict[str, str]) -> None:
-        """Begin with an empty scratch folder: what it opened before it was killed is not left lying there."""
+        """Begin with an empty scratch folder: what it opened before it was killed is not left lying there.
+
+        Nothing of its last process lives on: that would hold memory, and write into the new one's scratch folder.
+        """
+        self._kill_group()
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True, mode=0o700)
         environment = environment | {"TMPDIR": str(self.scratch)}
@@ -52,24 +57,34 @@ class Part:
                 list(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        self.started = time.monotonic()
+        self.started, self.killed = time.monotonic(), False
 
     def stop(self) -> None:
-        """Kindly, then for good; it and what it started."""
+        """Send SIGTERM, wait GRACE_S, then SIGKILL whatever is left of it and of what it started."""
         if self.process is None:
             return
-        with suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGTERM)
-        try:
+        if not self.ended:
+            self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self._kill_group()
+        self.process.wait()
 
     @property
     def ended(self) -> bool:
-        return self.process is not None and self.process.poll() is not None
+        """Whether its process ended. What it left behind is killed when that is first seen."""
+        if self.process is None:
+            return False
+        if self.process.poll() is not None:
+            self._kill_group()
+        return self.process.returncode is not None
+
+    def _kill_group(self) -> None:
+        """SIGKILL its process group, once: later the number may be somebody else's. What has a session of its own stays."""
+        if self.process is not None and not self.killed:
+            self.killed = True
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @dataclass
@@ -136,7 +151,7 @@ def make_site(settings: ApiSettings, *, mlflow: bool = True) -> Site:
     if mlflow:
         registry = f"sqlite:///{(settings.state_dir / 'mlflow.db').absolute()}"
         where = f"http://127.0.0.1:{ports['mlflow']}"
-        command = [python, "-m", "mlflow", "ui", "--backend-store-uri", registry, "--port", str(ports["mlflow"]),
+        command = [python, "-m", "api.registry_pages", "--backend-store-uri", registry, "--port", str(ports["mlflow"]),
                    "--workers", "1"]  # fmt: skip
         parts.append(Part("mlflow", command, ready=where))
     for part in parts:
@@ -144,7 +159,7 @@ def make_site(settings: ApiSettings, *, mlflow: bool = True) -> Site:
     environment = {
         "GOMP_SPINCOUNT": "2000", **os.environ, **_told(settings),
         "PHOTOFLUX_STATE_DIR": str(settings.state_dir.absolute()),
-        "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_CONFIGURE_LOGGING": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")])),
     }  # fmt: skip
     return Site(settings, parts, environment)
@@ -204,7 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-mlflow", action="store_true", help="leave MLflow's pages out")
     parser.add_argument("--tls", action="store_true", help="serve over TLS with a certificate made here")
     options = parser.parse_args(argv)
-    settings = with_certificate(ApiSettings()) if options.tls else ApiSettings()
+    settings = settings_or_exit()
+    settings = with_certificate(settings) if options.tls else settings
+    for told in settings.warnings:
+        print(f"warning: {told}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _interrupt)
     print(f"sign in  {EMAIL}, password {demo_account(settings)}")
     make_site(settings, mlflow=not options.no_mlflow).run()

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
+import re
 import ssl
+import sys
+from collections.abc import Iterator
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import SettingsConfigDict, SettingsError
 
 from photoflux.settings import Settings
+from photoflux.vault.kek import GOOGLE
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+BUCKET, METRICS_TOKEN_CHARS = "gs://", 16
+BY_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 
 
 class Keep(BaseModel):
@@ -71,6 +81,16 @@ class ApiSettings(Settings):
     pipeline_image: str = Field(default="", description="image of the pipeline's steps, by digest")
     pipeline_account: str = Field(default="", description="service account of the pipeline's steps")
     kubeflow_host: str = Field(default="", description="address of a Kubeflow Pipelines server")
+    apis: int | None = Field(
+        default=None, ge=1, description="API processes that share the records; empty: not said, so perhaps several"
+    )
+    trusted_proxies: str = Field(
+        default="",
+        description="addresses or networks of the proxies in front, by commas; they end TLS and limit connections",
+    )
+    connections_per_address: int = Field(
+        default=256, ge=1, description="connections that an address may hold at a time"
+    )
     limits: str = Field(default="memory://", description="where requests are counted: memory:// or redis://host:port")
     rates: dict[str, str] = Field(default={}, description="requests allowed by kind, over the usual, as JSON")
     body_s: float = Field(default=60.0, gt=0, description="seconds in which a request's body must have arrived")
@@ -90,6 +110,10 @@ class ApiSettings(Settings):
     run_hours: float = Field(default=12.0, gt=0, description="hours after which a run is ended")
     runs_a_day: int = Field(default=10, ge=1, description="fine-tunings a person may start a day")
     generations_waiting: int = Field(default=8, ge=1, description="generations of a person that may wait at a time")
+    exports_a_day: int = Field(default=5, ge=1, description="exports a person may ask for a day")
+    stored_bytes_max: int = Field(
+        default=5_000_000_000, ge=1, description="bytes of photos, pictures and exports a person may keep"
+    )
 
     @property
     def records_url(self) -> str:
@@ -116,29 +140,200 @@ class ApiSettings(Settings):
         """Whether browsers come over TLS, so that cookies are kept from anything else."""
         return urlsplit(self.public_url).scheme == "https"
 
+    @property
+    def public_host(self) -> str:
+        """The host of the public address, without brackets and port; empty where it has none."""
+        return _host(self.public_url)
+
+    @property
+    def one_machine(self) -> bool:
+        """Whether everything is reached from this machine alone, so that what is only meant for that may be used."""
+        return self.environment != "production" and not self._reached_from_elsewhere()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever starts the service has to know, though it starts."""
+        if self.environment != "development" or self.one_machine:
+            return ()
+        names = ", ".join(self._reached_from_elsewhere())
+        return (
+            f"PHOTOFLUX_ENVIRONMENT: development on a network ({names}), for trying it out: everybody who reaches this "
+            "machine reaches the service, and what production insists on is not asked for",
+        )
+
     @model_validator(mode="after")
-    def _fit_for_production(self) -> ApiSettings:
-        """What is only meant for one machine is refused before anything starts."""
-        host = urlsplit(self.public_url).hostname or ""
-        if self.environment == "production":
-            _require(self.provider == "external", "PHOTOFLUX_PROVIDER: the embedded provider is for one machine only")
-            _require(self.secure, "PHOTOFLUX_PUBLIC_URL: production is reached over https")
-            _require(not self.records_url.startswith("sqlite"), "PHOTOFLUX_DATABASE_URL: production keeps PostgreSQL")
-            _require(self.picture_check != "none", "PHOTOFLUX_PICTURE_CHECK: production has pictures looked at: vision")
-            _require(
-                bool(self.metrics_token.get_secret_value()), "PHOTOFLUX_METRICS_TOKEN: metrics are not for everybody"
-            )
-            _require(bool(self.oidc_client_id), "PHOTOFLUX_OIDC_CLIENT_ID: say what the provider calls this service")
-        if self.provider == "embedded":
-            _require(host in LOOPBACK, "PHOTOFLUX_PUBLIC_URL: the embedded provider serves loopback addresses only")
+    def _fit_for_where_it_runs(self) -> ApiSettings:
+        """Everything that is wrong, at once and before anything starts; never what was given, which may be a secret."""
+        wrong = [*_said(self._wrong_anywhere()), *_said(self._wrong_here())]
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
+    def _wrong_here(self) -> Iterator[tuple[bool, str, str]]:
+        elsewhere = self._reached_from_elsewhere()
+        if not self.environment and elsewhere:
+            told = (
+                f"is not set, which means this machine alone, but {', '.join(elsewhere)} is not loopback; set production "
+                "(what is missing for it follows), or development to try it on a network"
+            )
+            yield False, "ENVIRONMENT", told
+        if self.environment == "production" or (not self.environment and elsewhere):
+            yield from self._wrong_in_production()
+        elif self.provider == "embedded":
+            here = is_loopback(self.public_host) and is_loopback(self.listen)
+            yield here, "PROVIDER", "the embedded provider serves loopback addresses only; set external"
 
-def _require(fact: bool, otherwise: str) -> None:
-    if not fact:
-        raise ValueError(otherwise)
+    def _reached_from_elsewhere(self) -> list[str]:
+        """The settings by which something answers, or is asked, beyond loopback."""
+        hosts = {
+            "PUBLIC_URL": self.public_host, "LISTEN": self.listen, "ENGINE_HOST": self.engine_host,
+            "ENGINE_URL": _host(self.engine_url),
+        }  # fmt: skip
+        if self.tracking_uri.lower().startswith(("http:", "https:")):
+            hosts["TRACKING_URI"] = _host(self.tracking_uri)
+        return [f"PHOTOFLUX_{name}" for name, host in hosts.items() if not is_loopback(host)]
+
+    def _wrong_anywhere(self) -> Iterator[tuple[bool, str, str]]:
+        yield _is_origin(self.public_url), "PUBLIC_URL", "is an address such as https://photos.example, without a path"
+        yield (
+            _are_networks(self.trusted_proxies),
+            "TRUSTED_PROXIES",
+            ("holds addresses or networks, such as 10.0.0.0/24, by commas, and never the whole internet"),
+        )
+        if self.orchestrator == "vertex":
+            yield bool(self.gcp_project), "GCP_PROJECT", "Vertex AI Pipelines run in a project; name it"
+            yield (
+                self.pipeline_root.startswith(BUCKET),
+                "PIPELINE_ROOT",
+                "pipelines that run elsewhere need a gs:// folder",
+            )
+        if self.orchestrator == "kubeflow":
+            yield _is_private(self.kubeflow_host), "KUBEFLOW_HOST", "give the https:// address of Kubeflow Pipelines"
+            yield (
+                bool(self.pipeline_root),
+                "PIPELINE_ROOT",
+                "pipelines that run elsewhere need a folder, such as gs://…",
+            )
+        if self.orchestrator != "local":
+            digest = bool(BY_DIGEST.fullmatch(self.pipeline_image))
+            yield digest, "PIPELINE_IMAGE", "pipelines that run elsewhere use an image by digest: name@sha256:…"
+
+    def _wrong_in_production(self) -> Iterator[tuple[bool, str, str]]:
+        url, proxies = self.records_url, bool(self.trusted_proxies.strip())
+        listens = "listens beyond loopback: have a proxy end TLS and limit connections, and name it in PHOTOFLUX_TRUSTED_PROXIES"
+        token = self.metrics_token.get_secret_value()
+        yield self.provider == "external", "PROVIDER", "the embedded provider is for one machine only; set external"
+        yield self.oidc_issuer.startswith("https://"), "OIDC_ISSUER", "a provider is asked over https only"
+        yield bool(self.oidc_client_id), "OIDC_CLIENT_ID", "say what the provider calls this service"
+        yield self.public_url.startswith("https://"), "PUBLIC_URL", "production is reached over https"
+        yield proxies or is_loopback(self.listen), "LISTEN", listens
+        yield proxies or is_loopback(self.engine_host), "ENGINE_HOST", listens
+        yield (
+            _is_private(self.engine_url),
+            "ENGINE_URL",
+            "prompts and pictures go to the engine over https, or on loopback",
+        )
+        yield url.startswith("postgres"), "DATABASE_URL", "production keeps PostgreSQL: postgresql://…"
+        yield self.kek_uri.startswith(GOOGLE), "KEK_URI", "production wraps keys with Cloud KMS: gcp-kms://…"
+        yield self.keyring.startswith(BUCKET), "KEYRING", "production keeps keysets in a bucket: gs://…"
+        yield self.blobs.startswith(BUCKET), "BLOBS", "production keeps objects in a bucket: gs://…"
+        yield self.picture_check != "none", "PICTURE_CHECK", "production has pictures looked at; set vision"
+        enough = len(token) >= METRICS_TOKEN_CHARS
+        yield (
+            enough,
+            "METRICS_TOKEN",
+            f"metrics are not for everybody: a token of {METRICS_TOKEN_CHARS} characters or more",
+        )
+        shared = self.apis == 1 or not self.limits.startswith(("memory:", "async+memory:"))
+        yield (
+            shared,
+            "LIMITS",
+            "each API process would count for itself: set redis://…, or PHOTOFLUX_APIS=1 where there is one",
+        )
+        if re.match(r"https?:", self.tracking_uri, re.IGNORECASE):
+            yield _is_private(self.tracking_uri), "TRACKING_URI", "the registry is asked over https, or on loopback"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, without brackets and port, is this machine by its name or its address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _said(facts: Iterator[tuple[bool, str, str]]) -> list[str]:
+    return [f"PHOTOFLUX_{name}: {told}" for good, name, told in facts if not good]
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_origin(url: str) -> bool:
+    """Whether a URL is a scheme and a host, perhaps with a port, and nothing else."""
+    try:
+        parts = urlsplit(url)
+        bare = not (parts.path.strip("/") or parts.query or parts.fragment) and "@" not in parts.netloc
+        return bare and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody on the way reads what is sent there."""
+    host = _host(url)
+    return bool(host) and (url.lower().startswith("https://") or is_loopback(host))
+
+
+def _are_networks(text: str) -> bool:
+    try:
+        return all(ipaddress.ip_network(one.strip()).prefixlen > 0 for one in text.split(",")) if text.strip() else True
+    except ValueError:
+        return False
 
 
 def get_api_settings() -> ApiSettings:
-    """The settings as the environment has them now."""
+    """The settings as the environment has them now. Raises ValidationError or SettingsError, without what was given."""
     return ApiSettings()
+
+
+def settings_or_exit() -> ApiSettings:
+    """The settings; what is wrong with them is printed, a line each, and ends the program with 2.
+
+    To be called before `set_up_logs`, since these lines are for whoever starts the program, and have no request or time.
+    """
+    try:
+        return get_api_settings()
+    except (ValidationError, SettingsError) as error:
+        sys.stderr.write("".join(f"error: {line}\n" for line in _lines(error)))
+        raise SystemExit(2) from None
+
+
+def log_warnings(settings: ApiSettings) -> None:
+    """Log what whoever starts the service has to know."""
+    for told in settings.warnings:
+        log.warning("%s", told)
+
+
+def _lines(error: ValidationError | SettingsError) -> list[str]:
+    if isinstance(error, SettingsError):  # not JSON where JSON belongs
+        field = re.search(r'field "(\w+)"', str(error))
+        return [f"PHOTOFLUX_{field[1].upper()}: is not JSON" if field else "a setting cannot be read"]
+    lines: list[str] = []
+    for one in error.errors(include_input=False, include_url=False):
+        told = one["msg"].removeprefix("Value error, ")
+        lines += [f"{_variable(one['loc'])}: {told}"] if one["loc"] else told.splitlines()
+    return lines
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    name = str(place[0])
+    field = ApiSettings.model_fields.get(name)
+    first = field.alias if field and field.alias else name if name.startswith("AIP_") else f"PHOTOFLUX_{name.upper()}"
+    return ".".join([first, *map(str, place[1:])])

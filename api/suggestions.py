@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
+
+from rapidfuzz.fuzz import ratio
 
 OPENINGS = ("a photo of", "a cartoon of", "a watercolor of", "a pixel picture of", "a portrait of")
 PLACES = (
     "on the beach", "in the forest", "in the snow", "in the desert", "in the city", "in the kitchen", "in space",
     "in the meadow", "under water", "in a studio",
 )  # fmt: skip
-ALIKE_MIN = 0.6
+WORDS_TYPED, WORDS_LOOKED_AT, LETTERS = 8, 32, 200
+"""How much is compared: words of what was typed, words and letters of each candidate. The rest makes no difference."""
+ALIKE_MIN = 60.0
+"""Per cent of two words' letters that stand in both in the same order."""
 
 
 def templates(trigger: str, class_noun: str) -> list[str]:
@@ -23,22 +27,35 @@ def templates(trigger: str, class_noun: str) -> list[str]:
 
 def suggest(asked: str, *, known: Sequence[str], own: Iterable[str], limit: int) -> list[str]:
     """At most `limit` prompts for what was typed so far, the person's own before templates of the same rank."""
-    typed = " ".join(asked.casefold().split())
+    typed = " ".join(_looked_at(asked).split())
+    parts = typed.split()[:WORDS_TYPED]
     candidates = list(dict.fromkeys([*own, *known]))
-    ranked = [(rank, place, text) for place, text in enumerate(candidates) if (rank := _rank(typed, text)) is not None]
-    return [text for _, _, text in sorted(ranked)[:limit]]
+    words = [_looked_at(text).split()[:WORDS_LOOKED_AT] for text in candidates]
+    ranks = [_rank(typed, parts, _looked_at(text), one) for text, one in zip(candidates, words, strict=True)]
+    if sum(rank is not None for rank in ranks) < limit:  # what is only alike comes last and costs most
+        missing = [n for n, rank in enumerate(ranks) if rank is None]
+        for n, alike in zip(missing, _likeness(parts, [words[n] for n in missing]), strict=True):
+            ranks[n] = alike
+    ranked = [(rank, place) for place, rank in enumerate(ranks) if rank is not None]
+    return [candidates[place] for _, place in sorted(ranked)[:limit]]
 
 
-def _rank(typed: str, text: str) -> float | None:
-    """0 begins so, 1 has words that begin so, 2 holds it, 3 and more: alike; None: not alike."""
-    words = text.casefold()
-    if words.startswith(typed):
+def _looked_at(text: str) -> str:
+    return text[:LETTERS].casefold()[:LETTERS]  # folding case may make it longer
+
+
+def _rank(typed: str, parts: Sequence[str], text: str, words: Sequence[str]) -> float | None:
+    """0 begins so, 1 has words that begin so, 2 holds it; None: none of these."""
+    if text.startswith(typed):
         return 0.0
-    parts = typed.split()
-    if all(any(word.startswith(part) for word in words.split()) for part in parts):
+    if all(any(word.startswith(part) for word in words) for part in parts):
         return 1.0
-    if typed in words:
-        return 2.0
-    close = [max(difflib.SequenceMatcher(None, part, word).ratio() for word in words.split()) for part in parts]
-    alike = sum(close) / len(close) if close else 1.0
-    return 4.0 - alike if min(close, default=0.0) >= ALIKE_MIN else None
+    return 2.0 if typed in text else None
+
+
+def _likeness(parts: Sequence[str], texts: Sequence[Sequence[str]]) -> list[float | None]:
+    """For each text a rank from 3 on, the lower the more it is alike; None where a part is like none of its words."""
+    vocabulary = {word for words in texts for word in words}
+    scores = [{word: ratio(part, word, score_cutoff=ALIKE_MIN) for word in vocabulary} for part in parts]
+    best = [[max((score[word] for word in words), default=0.0) for score in scores] for words in texts]
+    return [4.0 - sum(one) / len(one) / 100 if min(one, default=0.0) > 0 else None for one in best]

@@ -7,11 +7,14 @@ Messages hold ids and states alone; what they are about is asked for with a toke
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
+import logging
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -21,15 +24,21 @@ import httpx2
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.db import ACTIVE, AuditEntry, Export, Generation, Notice, Records, Run, Webhook, new_id, now_ms
+from api.addresses import Address, is_public
+from api.db import ACTIVE, AccountClosed, Export, Generation, Notice, Records, Run, Webhook, new_id, now_ms
 from api.schemas import iso
 from photoflux.errors import InputError, PhotoFluxError
-from photoflux.vault.keyring import Keyring
+from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
+
+log = logging.getLogger(__name__)
 
 EVENTS = {"run.ended": Run, "generation.ended": Generation, "export.ended": Export}
 TEST = "test"
 TIMEOUT_S = 10.0
+"""Seconds for a delivery, from looking for its address to the answer's status."""
+ATTEMPTS, FIRST_PAUSE_S = 8, 2.0
+"""The pause triples with each attempt: most of an hour all told."""
 GONE = 410
 """What an address answers that wants to hear no more."""
 
@@ -48,14 +57,14 @@ class Subscriptions:
 
     line: Line
 
-    def heard(self, session: Session, entry: AuditEntry) -> None:
+    def heard(self, session: Session, action: str, object_id: str | None, outcome: str) -> None:
         """One more entry of the journal, in its transaction."""
-        kind = EVENTS.get(entry.action)
-        row = session.get(kind, entry.object) if kind else None
+        kind = EVENTS.get(action)
+        row = session.get(kind, object_id) if kind else None
         if row is None:
             return
         for webhook in session.scalars(select(Webhook).where(Webhook.user_id == row.user_id)):  # type: ignore[attr-defined]
-            self.tell(session, webhook, entry.action, str(entry.object), entry.outcome)
+            self.tell(session, webhook, action, str(object_id), outcome)
 
     def tell(self, session: Session, webhook: Webhook, event: str, object_id: str, outcome: str) -> Notice:
         """Record a notice and put it in line."""
@@ -86,7 +95,7 @@ def _label(webhook: Webhook, kind: str) -> Label:
 
 
 def check_address(address: str, *, private: bool) -> tuple[SplitResult, str]:
-    """An address in parts and the IP that its host has now. Raises InputError for one that is not on the public internet.
+    """An address in parts and the IP that its host has now. Raises InputError unless all its IPs are on the public internet.
 
     Names are looked up anew for each message, and the message goes to the very IP that was checked: a name that later points into this
     network leads nowhere. `private` allows loopback over http, for trying things out on one machine.
@@ -98,7 +107,7 @@ def check_address(address: str, *, private: bool) -> tuple[SplitResult, str]:
     local = all(ip.is_loopback for ip in found)
     if parts.scheme != "https" and not (private and local and parts.scheme == "http"):
         raise InputError("a webhook's address begins with https://")
-    if not all(ip.is_global and not ip.is_multicast for ip in found) and not (private and local):
+    if not all(is_public(ip) for ip in found) and not (private and local):
         raise InputError("a webhook's address is on the public internet")
     return parts, str(found[0])
 
@@ -111,43 +120,66 @@ def _parts(address: str) -> SplitResult:
         raise InputError("a webhook's address is a URL such as https://example.org/photoflux") from None
 
 
-def _looked_up(host: str, port: int) -> list[Any]:
+def _looked_up(host: str, port: int) -> list[Address]:
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        return [ipaddress.ip_address(answer[4][0]) for answer in answers]
+    except (OSError, ValueError):
         raise InputError("the host of this webhook's address is not known; correct it") from None
-    return [ipaddress.ip_address(answer[4][0]) for answer in answers]
 
 
 @dataclass(frozen=True)
 class Messenger:
-    """Sends notices. `private` and `verify`: as for one machine, and whom to trust over TLS."""
+    """Sends notices. `private` and `verify`: as for one machine, and whom to trust over TLS.
+
+    `again` is called in the transaction that records that a message was not taken, with the notice, the number of the next attempt and
+    the seconds until then: nobody else's messages wait meanwhile. `require` raises where this worker's work is another's by now.
+    """
 
     records: Records
     keyring: Keyring
     private: bool
+    again: Callable[[Session, Notice, int, float], None]
     verify: Any = True
+    require: Callable[[], None] = lambda: None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def perform(self, notice_id: str) -> str:
-        """Send and record. Raises Undelivered, to be tried again."""
+    def perform(self, notice_id: str, attempt: int = 1) -> str:
+        """Send and record; what is not taken is sent again later, `ATTEMPTS` times at most."""
         with self.records.reading() as session:
             notice = session.get(Notice, notice_id)
             webhook = session.get(Webhook, notice.webhook_id) if notice else None
         if notice is None or webhook is None or notice.state not in ACTIVE:
             return notice.state if notice else "cancelled"
-        status = self._send(webhook, notice)
+        self.require()
+        try:
+            status = self._send(webhook, notice)
+        except (Undelivered, KeyMissing) as error:
+            log.info("notice %s was not taken: %s", notice_id, type(error).__name__)
+            return self._put_off(notice, attempt)
         if status == GONE:
-            with self.records.writing() as session:
-                session.delete(session.get_one(Webhook, webhook.id))
-            return "cancelled"
-        if not 200 <= status < 300:
-            raise Undelivered(f"the address answered {status}")
-        return self._end(notice_id, "succeeded")
+            return self._unsubscribe(webhook)
+        return self._end(notice_id, "succeeded") if 200 <= status < 300 else self._put_off(notice, attempt)
 
     def fail(self, notice_id: str) -> str:
         """Record that it was not taken."""
         return self._end(notice_id, "failed")
+
+    def _put_off(self, notice: Notice, attempt: int) -> str:
+        if attempt >= ATTEMPTS:
+            return self.fail(notice.id)
+        with suppress(AccountClosed), self.records.writing_for(notice.user_id) as session:
+            current = session.get(Notice, notice.id, with_for_update=True)
+            if current is not None and current.state in ACTIVE:
+                self.again(session, current, attempt + 1, FIRST_PAUSE_S * 3 ** (attempt - 1))
+                return "queued"
+        return "cancelled"
+
+    def _unsubscribe(self, webhook: Webhook) -> str:
+        with suppress(AccountClosed), self.records.writing_for(webhook.user_id) as session:
+            if row := session.get(Webhook, webhook.id, with_for_update=True):
+                session.delete(row)
+        return "cancelled"
 
     def _end(self, notice_id: str, state: str) -> str:
         with self.records.writing() as session:
@@ -157,7 +189,7 @@ class Messenger:
         return state
 
     def _send(self, webhook: Webhook, notice: Notice) -> int:
-        """The status that the address answers with; what else it says is not read."""
+        """The status that the address answers with; what else it says is not read. Raises Undelivered."""
         from standardwebhooks import Webhook as Signer
 
         try:
@@ -173,15 +205,18 @@ class Messenger:
         }  # fmt: skip
         where = urlunsplit((parts.scheme, _netloc(ip, parts.port), parts.path or "/", parts.query, ""))
         try:
-            with (
-                httpx2.Client(timeout=TIMEOUT_S, verify=self.verify, trust_env=False) as client,
-                client.stream(
-                    "POST", where, content=body, headers=headers, extensions={"sni_hostname": parts.hostname}
-                ) as answer,
-            ):
-                return answer.status_code
-        except httpx2.HTTPError as error:
+            return asyncio.run(self._posted(where, body, headers, str(parts.hostname)))
+        except (httpx2.HTTPError, TimeoutError) as error:
             raise Undelivered(f"the address could not be reached: {type(error).__name__}") from error
+
+    async def _posted(self, where: str, body: str, headers: dict[str, str], host: str) -> int:
+        """In `TIMEOUT_S` all told: a receiver that sends a byte now and then would hold a client's own timeouts off for ever."""
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            httpx2.AsyncClient(timeout=TIMEOUT_S, verify=self.verify, trust_env=False) as client,
+            client.stream("POST", where, content=body, headers=headers, extensions={"sni_hostname": host}) as answer,
+        ):
+            return answer.status_code
 
 
 def _netloc(ip: str, port: int | None) -> str:

@@ -1,13 +1,15 @@
 """Durable work on the records' own database: what was accepted is done, whatever is killed meanwhile.
 
-The service puts work in line inside the transaction that records it; a worker takes it out. Both know it by a row's id,
-which is also the workflow's, so that nothing is done twice. Arguments and results are ids and states, stored as JSON.
+The service puts work in line inside the transaction that records it; any of the workers takes it out. Both know it by a row's id, which
+is also the workflow's, so that nothing is done twice. Arguments and results are ids and states, stored as JSON. Nothing waits in a
+worker's slot for better times: what did not work out puts a successor in line that is due later.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -16,8 +18,8 @@ from dbos import DBOS, DBOSClient, DBOSConfig, Serializer
 from sqlalchemy import func, make_url, select
 from sqlalchemy.orm import Session
 
-from api.db import Export, Generation, Notice, Run, new_id
-from api.erasing import Erasure, Gone
+from api.db import Export, Generation, Notice, Records, Run, new_id, only_one
+from api.erasing import Erasure, Gone, UnderWay
 from api.exporting import Exports
 from api.fine_tuning import FineTuning
 from api.generations import FINAL_WORDS, Generations
@@ -28,14 +30,32 @@ from pipelines.orchestrators import LOST
 
 log = logging.getLogger(__name__)
 
-RUNS, DRAWINGS, CHORES, NOTICES = "runs", "drawings", "chores", "notices"
-NAME, VERSION, WORKER = "photoflux", "1", "worker"
+RUNS, DRAWINGS, DELIVERIES, EXPORTS = "runs", "drawings", "deliveries", "exports"
+ERASURES, REMOVALS, SIGN_OFFS = "erasures", "removals", "sign-offs"
+CHORES, NOTICES = "chores", "notices"
+"""Where programs before this one put exports, erasures, removals, sign-offs and notices; emptied, and not filled any more."""
+NAME, VERSION = "photoflux", "1"
 """The version is the workflows', not the program's: what an older program left is taken up by a newer one."""
-POLL_S = {RUNS: 0.5, DRAWINGS: 0.1, CHORES: 0.5, NOTICES: 0.5}
-DRAWINGS_AT_ONCE, NOTICES_AT_ONCE = 4, 8
+POLL_S = {
+    RUNS: 0.5, DRAWINGS: 0.1, DELIVERIES: 0.5, EXPORTS: 0.5, ERASURES: 0.5, REMOVALS: 0.5, SIGN_OFFS: 0.5, CHORES: 2.0,
+    NOTICES: 2.0,
+}  # fmt: skip
+AT_ONCE = {DRAWINGS: 4, DELIVERIES: 16, EXPORTS: 2, ERASURES: 4, REMOVALS: 4, SIGN_OFFS: 2, CHORES: 2, NOTICES: 8}
+SHARE = {DELIVERIES: 2, EXPORTS: 1, REMOVALS: 1}
+"""How much of a queue's work one owner may have under way in a worker. Such a queue's partition key is the owner."""
 SWEEP_AT = "30 3 * * *"
 FORGOTTEN_AT_ONCE = 500
+RUN_WORDS = "something went wrong here; start the run again"
+EXPORT_WORDS = "something went wrong while packing; ask for a new export"
+KILLED_WORDS = "its worker was killed again and again; it was given up"
 ATTEMPTS, PAUSE_S = 5, 2.0
+TAKEN_UP_RUN, TAKEN_UP = 50, 10
+"""How often work is begun anew whose worker was killed: it may be what kills them."""
+LAST_PAUSE_S, SOON_S = 300.0, 1.0
+"""Longest pause between attempts at what must be done in the end, and the first one while something else is only awaited."""
+EXHAUSTED, PENDING, WAITING = "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "PENDING", ["ENQUEUED", "DELAYED"]
+ENDLESS = ("erase", "remove")
+"""Workflows that do not serve an owner any more: an erasure does not wait for them."""
 
 
 class Json(Serializer):
@@ -67,7 +87,8 @@ def system_url(records_url: str) -> str:
 
 def prepare(records_url: str) -> None:
     """Make or update the library's own tables."""
-    DBOS.migrate(system_url(records_url))
+    with only_one(records_url, "durable"):
+        DBOS.migrate(system_url(records_url))
 
 
 class Line:
@@ -81,33 +102,56 @@ class Line:
     def put_run(self, session: Session, run: Run) -> None:
         """Fine-tune, after others of the same urgency; a person's first run comes before another's second."""
         before = select(func.count()).select_from(Run).where(Run.user_id == run.user_id, Run.state == "queued")
-        self._put(session, RUNS, "fine_tune", run.id, priority=session.scalar(before) or 1)
+        self._put(session, RUNS, "fine_tune", run.id, owner=run.user_id, priority=session.scalar(before) or 1)
 
     def put_generation(self, session: Session, row: Generation) -> None:
         """Draw."""
         before = select(func.count()).select_from(Generation)
         mine = before.where(Generation.user_id == row.user_id, Generation.state == "queued")
-        self._put(session, DRAWINGS, "draw", row.id, priority=session.scalar(mine) or 1)
+        self._put(session, DRAWINGS, "draw", row.id, owner=row.user_id, priority=session.scalar(mine) or 1)
 
     def put_erasure(self, session: Session, receipt: str) -> None:
-        """Delete what is left of an account."""
-        self._put(session, CHORES, "erase", receipt, priority=1)
+        """Delete what is left of an account. It has nobody's share: erasures wait for nothing but each other."""
+        self._put(session, ERASURES, "erase", receipt)
 
     def put_export(self, session: Session, export: Export) -> None:
         """Pack everything that is kept of a person."""
-        self._put(session, CHORES, "export", export.id, priority=2)
+        self._put(session, EXPORTS, "export", export.id, owner=export.user_id)
 
     def put_sign_off(self, session: Session, run: Run) -> None:
         """Register what an operator signed for."""
-        self._put(session, CHORES, "sign", new_id(), priority=1, args=(run.id,))
+        self._put(session, SIGN_OFFS, "sign", f"{run.id}:{new_id()}", owner=run.user_id, args=(run.id,))
 
     def put_removal(self, session: Session, gone: Gone) -> None:
         """Delete what deleted rows named."""
-        self._put(session, CHORES, "remove", new_id(), priority=1, args=(asdict(gone),))
+        self._put(session, REMOVALS, "remove", new_id(), owner=gone.owner, args=(asdict(gone),))
 
     def put_notice(self, session: Session, notice: Notice) -> None:
         """Tell a person's address."""
-        self._put(session, NOTICES, "tell", notice.id, priority=1)
+        self._put(session, DELIVERIES, "tell", notice.id, owner=notice.user_id)
+
+    def put_notice_again(self, session: Session, notice: Notice, attempt: int, delay_s: float) -> None:
+        """Tell it later."""
+        again = f"{notice.id}:{attempt}"
+        self._put(session, DELIVERIES, "tell", again, owner=notice.user_id, args=(notice.id, attempt), delay_s=delay_s)
+
+    def is_idle(self, owner: str) -> bool:
+        """Take what waits to be done for an owner out of the line; whether nothing is being done for them now."""
+        mine = self._client.list_workflows(user=owner, status=[PENDING, *WAITING], load_input=False, load_output=False)
+        left = [one for one in mine if one.name not in ENDLESS]
+        for one in left:
+            if one.status in WAITING:
+                self._client.cancel_workflow(one.workflow_id)
+        return not left
+
+    def exhausted(self) -> list[tuple[str, str]]:
+        """Name and id of work that was begun anew as often as it may be."""
+        found = self._client.list_workflows(status=EXHAUSTED, load_input=False, load_output=False)
+        return [(one.name, one.workflow_id) for one in found]
+
+    def drop(self, workflow_id: str) -> None:
+        """Delete what is kept of a piece of work."""
+        self._client.delete_workflows([workflow_id])
 
     def forget(self, before_ms: int) -> int:
         """Delete what the library keeps of work that had ended by then; returns how much it was."""
@@ -126,19 +170,24 @@ class Line:
         self._client.destroy()
 
     def _put(
-        self, session: Session, queue: str, workflow: str, row_id: str, *, priority: int, args: tuple[Any, ...] = ()
-    ) -> None:
+        self, session: Session, queue: str, workflow: str, workflow_id: str, *, owner: str = "", priority: int = 1,
+        args: tuple[Any, ...] = (), delay_s: float = 0.0,
+    ) -> None:  # fmt: skip
         session.flush()
-        options: Any = {
-            "queue_name": queue, "workflow_name": workflow, "workflow_id": row_id, "priority": min(1000, priority)
-        }  # fmt: skip
-        self._client.enqueue_in_transaction(session, options, *(args or (row_id,)))
+        options: Any = {"queue_name": queue, "workflow_name": workflow, "workflow_id": workflow_id}
+        options |= {"priority": min(1000, priority)}
+        options |= {"authenticated_user": owner} if owner else {}
+        options |= {"queue_partition_key": owner} if queue in SHARE else {}  # without one it would never be taken out
+        options |= {"delay_seconds": delay_s} if delay_s else {}
+        self._client.enqueue_in_transaction(session, options, *(args or (workflow_id,)))
 
 
 @dataclass
 class Hands:
     """What the workflows work with in this process."""
 
+    records: Records
+    line: Line
     runs: FineTuning
     generations: Generations
     erasure: Erasure
@@ -151,7 +200,7 @@ hands: Hands
 """Set by `launch`."""
 
 
-@DBOS.workflow(name="fine_tune", max_recovery_attempts=None)
+@DBOS.workflow(name="fine_tune", max_recovery_attempts=TAKEN_UP_RUN)
 def fine_tune(run_id: str) -> str:
     """A run: tried again when its processes were killed, ended once."""
     try:
@@ -181,11 +230,11 @@ def settle(run_id: str, attempt: int, ended: str) -> str:
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
 def abandon(run_id: str) -> str:
-    """Record that it failed for a reason of ours."""
-    return str(hands.runs.fail(run_id, "something went wrong here; start the run again"))
+    """Record that it failed for a reason of ours, and have ended what may still run."""
+    return str(hands.runs.give_up(run_id, "internal", RUN_WORDS))
 
 
-@DBOS.workflow(name="sign", max_recovery_attempts=None)
+@DBOS.workflow(name="sign", max_recovery_attempts=TAKEN_UP)
 def sign(run_id: str) -> str:
     """A run that an operator signed for."""
     try:
@@ -207,7 +256,7 @@ def reopen(run_id: str) -> str:
     return hands.runs.reopen(run_id)
 
 
-@DBOS.workflow(name="draw", max_recovery_attempts=None)
+@DBOS.workflow(name="draw", max_recovery_attempts=TAKEN_UP)
 def draw(generation_id: str) -> str:
     """A generation."""
     try:
@@ -226,48 +275,68 @@ def perform(generation_id: str) -> str:
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
 def give_up(generation_id: str) -> str:
     """Record that it failed."""
-    return hands.generations.end(generation_id, "failed", FINAL_WORDS)
+    return hands.generations.end(generation_id, "failed", "internal", FINAL_WORDS)
 
 
 @DBOS.workflow(name="erase", max_recovery_attempts=None)
-def erase(receipt: str) -> str:
-    """An account's erasure: tried for days, since nothing may be left."""
-    return clear(receipt)
+def erase(receipt: str, attempt: int = 1) -> str:
+    """An account's erasure: tried until nothing is left."""
+    return clear(receipt, attempt)
 
 
-@DBOS.step(retries_allowed=True, max_attempts=60, interval_seconds=1.0, backoff_rate=1.5)
-def clear(receipt: str) -> str:
-    """Delete what is left."""
-    return hands.erasure.perform(receipt)
+@DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
+def clear(receipt: str, attempt: int) -> str:
+    """Delete what is left, or put the rest off."""
+    return _or_later(lambda: hands.erasure.perform(receipt), ERASURES, "erase", receipt, attempt, (receipt,))
 
 
 @DBOS.workflow(name="remove", max_recovery_attempts=None)
-def remove(gone: dict[str, Any]) -> str:
+def remove(gone: dict[str, Any], attempt: int = 1, name: str = "") -> str:
     """What a deleted subject, or a withdrawn consent, leaves behind."""
-    return take_away(gone)
+    return take_away(gone, attempt, name or str(DBOS.workflow_id))
 
 
-@DBOS.step(retries_allowed=True, max_attempts=60, interval_seconds=1.0, backoff_rate=1.5)
-def take_away(gone: dict[str, Any]) -> str:
-    """Delete it."""
-    hands.erasure.remove(Gone(**gone))
-    return "done"
+@DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
+def take_away(gone: dict[str, Any], attempt: int, name: str) -> str:
+    """Delete it, or put the rest off."""
+    left = Gone(**gone)
+    return _or_later(lambda: hands.erasure.remove(left), REMOVALS, "remove", name, attempt, (gone,), owner=left.owner)
 
 
-@DBOS.workflow(name="tell", max_recovery_attempts=None)
-def tell(notice_id: str) -> str:
+def _or_later(
+    do: Callable[[], Any], queue: str, workflow: str, name: str, attempt: int, args: tuple[Any, ...], *, owner: str = ""
+) -> str:
+    """Do it; what does not work out is put in line again for later, so that the place is free for others."""
+    try:
+        do()
+        return "done"
+    except UnderWay:
+        delay_s = min(LAST_PAUSE_S, SOON_S * 1.2 ** min(attempt, 40))
+    except Exception:
+        log.exception("%s %s did not work out and is tried again", workflow, name)
+        delay_s = min(LAST_PAUSE_S, PAUSE_S * 1.5 ** min(attempt, 20))
+    more = (attempt + 1,) if workflow == "erase" else (attempt + 1, name)
+    with hands.records.writing() as session:
+        hands.line._put(
+            session, queue, workflow, f"{name}:{attempt + 1}", owner=owner, args=(*args, *more), delay_s=delay_s
+        )
+    return "later"
+
+
+@DBOS.workflow(name="tell", max_recovery_attempts=TAKEN_UP)
+def tell(notice_id: str, attempt: int = 1) -> str:
     """A notice to a person's address: tried for most of an hour."""
     try:
-        return send(notice_id)
-    except Exception as error:
-        log.info("notice %s was not taken: %s", notice_id, type(error).__name__)
+        return send(notice_id, attempt)
+    except Exception:
+        log.exception("notice %s failed", notice_id)
         return give_up_telling(notice_id)
 
 
-@DBOS.step(retries_allowed=True, max_attempts=8, interval_seconds=2.0, backoff_rate=3.0)
-def send(notice_id: str) -> str:
-    """Send and record."""
-    return hands.messenger.perform(notice_id)
+@DBOS.step()
+def send(notice_id: str, attempt: int) -> str:
+    """Send and record, or put it off."""
+    return hands.messenger.perform(notice_id, attempt)
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
@@ -290,7 +359,7 @@ def clean() -> str:
     return json.dumps(swept)
 
 
-@DBOS.workflow(name="export", max_recovery_attempts=None)
+@DBOS.workflow(name="export", max_recovery_attempts=TAKEN_UP)
 def export(export_id: str) -> str:
     """An export."""
     try:
@@ -309,26 +378,51 @@ def pack(export_id: str) -> str:
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
 def unpacked(export_id: str) -> str:
     """Record that it failed."""
-    return hands.exports.fail(export_id)
+    return hands.exports.fail(export_id, "internal", EXPORT_WORDS)
 
 
-def launch(records_url: str, with_these: Hands, *, runs_at_once: int) -> None:
-    """Take up what was left unfinished, and work from now on, in threads of this process."""
+def end_exhausted() -> None:
+    """End the rows of work that was begun anew as often as it may be; it is forgotten then."""
+    ends: dict[str, Callable[[str], object]] = {
+        "fine_tune": lambda row: hands.runs.give_up(row, "killed", KILLED_WORDS),
+        "draw": lambda row: hands.generations.end(row, "failed", "killed", KILLED_WORDS),
+        "export": lambda row: hands.exports.fail(row, "killed", KILLED_WORDS),
+        "tell": lambda name: hands.messenger.fail(name.partition(":")[0]),
+        "sign": lambda name: hands.runs.reopen(name.partition(":")[0]),
+    }
+    for name, workflow_id in hands.line.exhausted():
+        log.warning("%s %s was begun anew too often and is given up", name, workflow_id)
+        ends.get(name, lambda _: None)(workflow_id)
+        hands.line.drop(workflow_id)
+
+
+def take_up(live: Callable[[], set[str]]) -> None:
+    """Put what workers had under way that do not live any more back in line, each piece once, whoever else does so too."""
+    pending = DBOS.list_workflows(status=PENDING, load_input=False, load_output=False)
+    left = {str(one.executor_id) for one in pending} - live()  # asked after, so that a worker begun meanwhile is in it
+    if left:
+        DBOS._recover_pending_workflows(sorted(left))
+
+
+def launch(records_url: str, with_these: Hands, *, worker_id: str, runs_at_once: int) -> None:
+    """Work from now on, in threads of this process, under the id of its lease."""
     global hands
     hands = with_these
     config: DBOSConfig = {
         "name": NAME, "system_database_url": system_url(records_url), "application_version": VERSION,
-        "executor_id": WORKER, "serializer": Json(), "log_level": "WARNING", "run_migrations": True,
+        "executor_id": worker_id, "serializer": Json(), "log_level": "WARNING", "run_migrations": True,
     }  # fmt: skip
-    DBOS(config=config)
-    DBOS.launch()
-    DBOS.register_queue(RUNS, worker_concurrency=runs_at_once, polling_interval_sec=POLL_S[RUNS])
-    DBOS.register_queue(DRAWINGS, worker_concurrency=DRAWINGS_AT_ONCE, polling_interval_sec=POLL_S[DRAWINGS])
-    DBOS.register_queue(NOTICES, worker_concurrency=NOTICES_AT_ONCE, polling_interval_sec=POLL_S[NOTICES])
-    DBOS.register_queue(CHORES, worker_concurrency=2, polling_interval_sec=POLL_S[CHORES])
+    with only_one(records_url, "durable"):
+        DBOS(config=config)
+        DBOS.launch()
+    for queue, poll_s in POLL_S.items():
+        DBOS.register_queue(
+            queue, worker_concurrency=AT_ONCE.get(queue, runs_at_once), polling_interval_sec=poll_s,
+            partition_worker_concurrency=SHARE.get(queue),
+        )  # fmt: skip
     DBOS.apply_schedules([{"schedule_name": "sweep", "workflow_fn": sweep, "schedule": SWEEP_AT, "context": None}])
 
 
 def stop(timeout_s: int) -> None:
-    """Finish what runs, as far as the time allows; the rest is taken up by the next worker."""
+    """Finish what runs, as far as the time allows; the rest is taken up by another worker."""
     DBOS.destroy(workflow_completion_timeout_sec=timeout_s)

@@ -6,31 +6,36 @@ import logging
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from api import work
 from api.credentials import open_credentials
 from api.db import Records, migrate, open_engine
 from api.delivery import Delivery
 from api.drawing import EngineClient
-from api.erasing import Erasure
+from api.erasing import Erasure, Gone
 from api.exporting import Exports
 from api.fine_tuning import FineTuning
 from api.generations import Generations
-from api.journal import Journal
-from api.observing import set_up_logs
+from api.journal import AuditHeads, Journal
+from api.leases import Heartbeat, Lease, LeasedObjects, LeasedRecords, exit_at_once
+from api.observing import quiet_libraries, set_up_logs
 from api.retention import Retention
 from api.safety import open_guard
 from api.secrets import pepper
-from api.settings import ApiSettings, get_api_settings
+from api.settings import ApiSettings, log_warnings, settings_or_exit
 from api.tokens import Tokens
 from api.webhooks import Messenger, Subscriptions
 from photoflux.vault import open_keyring
+from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import open_objects
 from pipelines.orchestrators import KubeflowOrchestrator, LocalOrchestrator, Orchestrator, VertexOrchestrator
 
 log = logging.getLogger(__name__)
 
-STOP_S = 5
+STOP_S, HEAD_S = 5, 60.0
 
 
 def open_orchestrator(settings: ApiSettings) -> Orchestrator:
@@ -47,34 +52,89 @@ def open_orchestrator(settings: ApiSettings) -> Orchestrator:
     return LocalOrchestrator(settings.runs_dir)
 
 
-def start(settings: ApiSettings, orchestrator: Orchestrator) -> None:
-    """Open everything that work needs, and begin."""
+@dataclass
+class WorkerProcess:
+    """What this process is made of, from the lease that it works under on."""
+
+    settings: ApiSettings
+    orchestrator: Orchestrator
+    on_lost: Callable[[], object] = exit_at_once
+    _heads_at: float = float("-inf")
+
+    def start(self) -> None:
+        """Open everything that work needs, take up what dead workers left, and begin."""
+        url = self.settings.records_url
+        migrate(url)
+        records = Records(open_engine(url))
+        self.lease = Lease(records, self.settings.state_dir / "workers", on_lost=self.on_lost)
+        self.lease.acquire()
+        keyring = open_keyring()
+        self.heads = AuditHeads(records, open_objects(keyring), Journal(pepper(keyring)))
+        hands = make_hands(self.settings, self.orchestrator, self.lease, keyring, self.heads)
+        work.launch(url, hands, worker_id=self.lease.id, runs_at_once=self.settings.runs_at_once)
+        quiet_libraries()
+        self.lease.beat()
+        self.after_beat()
+        self.heartbeat = Heartbeat(self.lease, self.after_beat)
+        self.heartbeat.start()
+
+    def after_beat(self) -> None:
+        """Take up the work of the dead, end what was begun too often, and store the log's head every minute."""
+        work.take_up(self.lease.live)
+        self.lease.forget_dead()
+        work.end_exhausted()
+        if time.monotonic() - self._heads_at >= HEAD_S:
+            self.heads.store()
+            self._heads_at = time.monotonic()
+
+    def stop(self) -> None:
+        """Finish what can be finished in a few seconds; the rest is another worker's at once.
+
+        Pipelines on this machine end, and go on from their last saved state; those elsewhere run on.
+        """
+        work.hands.runs.stopping.set()
+        work.stop(STOP_S)
+        if isinstance(self.orchestrator, LocalOrchestrator):
+            self.orchestrator.let_go()
+        self.heartbeat.stop()
+        self.lease.release()
+
+
+def make_hands(
+    settings: ApiSettings, orchestrator: Orchestrator, lease: Lease, keyring: Keyring, heads: AuditHeads
+) -> work.Hands:
+    """What workflows work with. Nothing that they record, store or start counts without the lease."""
     url = settings.records_url
-    migrate(url)
-    records, keyring = Records(open_engine(url)), open_keyring()
-    objects = open_objects(keyring)
+    records = LeasedRecords(lease.records, lease)
+    objects = LeasedObjects(open_objects(keyring).store, keyring, lease)
     tokens = Tokens(records, keyring, issuer=settings.issuer, access_s=settings.access_token_s)
     engine = EngineClient(settings.engine_url, tokens, predict_route=settings.predict_route)
     line = work.Line(url)
     journal = Journal(pepper(keyring), heard=Subscriptions(line).heard)
-    erasure = Erasure(
-        records, objects, keyring, journal, engine.forget, unregister, orchestrator.discard, settings.cache_dir
-    )  # fmt: skip
-    hands = work.Hands(
+    return work.Hands(
+        records=records, line=line,
         runs=FineTuning(
             records, objects, orchestrator, journal, after=line.put_generation, price_per_hour=settings.price_per_hour,
-            limit_s=3600 * settings.run_hours,
+            limit_s=3600 * settings.run_hours, require=lease.require,
+            discard=lambda session, run: line.put_removal(session, Gone(run.user_id, runs=[run.id])),
+            unregister=unregister, recorded=heads.store,
         ),
         generations=Generations(
             records, objects, engine, journal, Delivery(open_credentials(keyring)), open_guard(settings)
         ),
-        erasure=erasure, exports=Exports(records, objects, journal),
-        messenger=Messenger(records, keyring, private=settings.environment == "development"),
+        erasure=Erasure(
+            records, objects, keyring, journal, engine.forget, unregister, orchestrator.discard, settings.cache_dir,
+            require=lease.require, is_idle=line.is_idle, recorded=heads.store,
+        ),
+        exports=Exports(records, objects, journal),
+        messenger=Messenger(
+            records, keyring, private=settings.one_machine, again=line.put_notice_again, require=lease.require
+        ),
         retention=Retention(
-            records, objects, journal, tokens, settings.keep, orchestrator.discard, line.put_removal, line.forget
+            records, objects, journal, tokens, settings.keep, orchestrator.discard, line.put_removal, line.forget,
+            heads=heads,
         ),
     )  # fmt: skip
-    work.launch(url, hands, runs_at_once=settings.runs_at_once)
 
 
 def unregister(name: str) -> int:
@@ -85,23 +145,18 @@ def unregister(name: str) -> int:
 
 
 def main() -> int:
-    """Work until SIGTERM; what is unfinished then is taken up by the next worker.
-
-    Pipelines on this machine end with it, and go on from their last saved state; those elsewhere run on.
-    """
+    """Work until SIGTERM; what is unfinished then is taken up by another worker, or the next."""
+    settings = settings_or_exit()
     set_up_logs("worker")
+    log_warnings(settings)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    settings = get_api_settings()
-    orchestrator = open_orchestrator(settings)
-    start(settings, orchestrator)
+    process = WorkerProcess(settings, open_orchestrator(settings))
+    process.start()
     log.info("working")
     ended.wait()
-    work.hands.runs.stopping.set()
-    work.stop(STOP_S)
-    if isinstance(orchestrator, LocalOrchestrator):
-        orchestrator.let_go()
+    process.stop()
     os._exit(0)  # a workflow that still waits for its pipeline must not keep the process
 
 

@@ -60,7 +60,7 @@ def encoded(image: Image.Image, fmt: str, *, provenance: Mapping[str, str], quic
         "tiff": lambda: {"tiffinfo": {TIFF_XMP: packet}, "compression": "tiff_adobe_deflate"},
     }[fmt]()
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format=fmt, **options)
+    (image if image.mode == "RGB" else image.convert("RGB")).save(buffer, format=fmt, **options)
     return buffer.getvalue()
 
 

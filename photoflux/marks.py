@@ -9,6 +9,7 @@ here marks anew.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BLOCK, BITS = 8, 32
+STRIP = 8
+"""Rows of blocks that are worked on at a time."""
 STEP = 12.0
 """Distance of two values that mean the same bit, in units of the orthonormal DCT. JPEG at quality 75 rounds to about 7."""
 COEFFICIENTS = ((1, 2), (2, 1))
@@ -33,29 +36,25 @@ def marked(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     luma, *chroma = image.convert("YCbCr").split()
-    pixels = np.asarray(luma, dtype=np.float64)
-    blocks = _blocks(pixels)
-    bits = _bit_of_block(blocks.shape[:2])
-    spectrum = dctn(blocks, axes=(2, 3), norm="ortho")
-    for row, column in COEFFICIENTS:
-        spectrum[:, :, row, column] = _nearest(spectrum[:, :, row, column], bits, _dither(bits.shape))
-    changed = pixels.copy()
-    height, width = blocks.shape[0] * BLOCK, blocks.shape[1] * BLOCK
-    changed[:height, :width] = idctn(spectrum, axes=(2, 3), norm="ortho").swapaxes(1, 2).reshape(height, width)
-    whole = Image.fromarray(np.uint8(changed.round().clip(0, 255)))
-    return Image.merge("YCbCr", (whole, *chroma)).convert("RGB")
+    pixels = np.array(luma)
+    for strip, places, dither in _strips(pixels):
+        spectrum = dctn(_blocks(strip), axes=(2, 3), norm="ortho")
+        for row, column in COEFFICIENTS:
+            spectrum[:, :, row, column] = _nearest(spectrum[:, :, row, column], PAYLOAD[places], dither)
+        changed = idctn(spectrum, axes=(2, 3), norm="ortho").swapaxes(1, 2).reshape(strip.shape)
+        strip[:] = changed.round().clip(0, 255)
+    return Image.merge("YCbCr", (Image.fromarray(pixels), *chroma)).convert("RGB")
 
 
 def wrong_bits(image: Image.Image) -> int:
     """How many of the payload's 32 bits are read wrong, by vote of all blocks; about 16 in a picture without the mark."""
-    blocks = _blocks(np.asarray(image.convert("YCbCr").split()[0], dtype=np.float64))
-    spectrum = dctn(blocks, axes=(2, 3), norm="ortho")
-    places = _places(blocks.shape[:2])
     votes = np.zeros(BITS)
-    for row, column in COEFFICIENTS:
-        offset = spectrum[:, :, row, column] - _dither(places.shape)
-        phase = np.cos(2 * np.pi * offset / STEP)  # 1 at a zero's values, -1 at a one's
-        votes += np.bincount(places.ravel(), weights=phase.ravel(), minlength=BITS)
+    for strip, places, dither in _strips(np.asarray(image.convert("YCbCr").split()[0])):
+        spectrum = dctn(_blocks(strip), axes=(2, 3), norm="ortho")
+        for row, column in COEFFICIENTS:
+            offset = spectrum[:, :, row, column] - dither
+            phase = np.cos(2 * np.pi * offset / STEP)  # 1 at a zero's values, -1 at a one's
+            votes += np.bincount(places.ravel(), weights=phase.ravel(), minlength=BITS)
     return int(np.count_nonzero((votes < 0) != PAYLOAD.astype(bool)))
 
 
@@ -64,25 +63,34 @@ def is_marked(image: Image.Image) -> bool:
     return wrong_bits(image) <= ERRORS_MAX
 
 
-def _blocks(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[H, W] to whole blocks [H/8, W/8, 8, 8]; what is left over at right and bottom is left out."""
+def _strips(pixels: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.intp], NDArray[np.float64]]]:
+    """Views of STRIP rows of whole blocks from top to bottom, which of the bits each block carries, and its dither.
+
+    What is left over at right and bottom is left out. Floats of a whole picture would take ten times its own memory.
+    """
     rows, columns = (side // BLOCK for side in pixels.shape)
-    return pixels[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2)
+    rng = np.random.default_rng(0)
+    for top in range(0, rows, STRIP):
+        shape = (min(STRIP, rows - top), columns)
+        strip = pixels[top * BLOCK : (top + shape[0]) * BLOCK, : columns * BLOCK]
+        yield strip, _places(shape, top=top), _dither(shape, rng=rng)
 
 
-def _places(shape: tuple[int, int]) -> NDArray[np.intp]:
-    """Which of the bits each block carries: neighbours different ones."""
+def _blocks(strip: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """[8 R, 8 C] to blocks [R, C, 8, 8]."""
+    rows, columns = (side // BLOCK for side in strip.shape)
+    return strip.astype(np.float64).reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2)
+
+
+def _places(shape: tuple[int, int], *, top: int) -> NDArray[np.intp]:
+    """Which of the bits each block carries, counted from block row `top`: neighbours different ones."""
     rows, columns = np.indices(shape)
-    return (rows * 13 + columns * 5) % BITS
+    return ((rows + top) * 13 + columns * 5) % BITS
 
 
-def _bit_of_block(shape: tuple[int, int]) -> NDArray[np.uint8]:
-    return PAYLOAD[_places(shape)]
-
-
-def _dither(shape: tuple[int, int]) -> NDArray[np.float64]:
+def _dither(shape: tuple[int, int], *, rng: np.random.Generator) -> NDArray[np.float64]:
     """Where each block's values are counted from: without it a smooth picture would read as all zeros."""
-    return np.random.default_rng(0).uniform(0, STEP, shape)
+    return rng.uniform(0, STEP, shape)
 
 
 def _nearest(values: NDArray[np.float64], bits: NDArray[np.uint8], dither: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,15 +12,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Built by `get_settings()`, never at import."""
 
-    model_config = SettingsConfigDict(env_prefix="PHOTOFLUX_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PHOTOFLUX_", extra="ignore", hide_input_in_errors=True)
 
     state_dir: Path = Field(default=Path(".photoflux"), description="registry, caches and records of this machine")
     models_dir: Path = Field(default=Path("models"), description="base specs and their weights")
     runs_dir: Path = Field(default=Path("runs"), description="one folder per pipeline run")
     tracking_uri: str = Field(default="", description="MLflow server; empty: SQLite in state_dir")
     device: str = Field(default="", description="torch device; empty: cuda when there is one, else cpu")
-    environment: Literal["development", "production"] = Field(
-        default="development", description="production refuses what is only meant for one machine"
+    environment: Literal["", "development", "production"] = Field(
+        default="",
+        description="empty: this machine alone, and nothing that is reached from elsewhere; development: trying it on a"
+        " network; production: refuses whatever is only meant for one machine",
     )
     keyring: str = Field(
         default="", description="folder or gs://bucket of wrapped keysets; empty: a folder in state_dir"

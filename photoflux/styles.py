@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,9 +47,13 @@ def styled_prompt(prompt: str, opening: str) -> str:
 
 
 def redrawn(
-    image: Image.Image, prompt: str, *, style: Redraw, pipe: FluxPipeline, spec: BaseSpec, seed: int
-) -> Image.Image:
-    """The picture drawn again in a style, at the base's resolution; the same seed gives the same picture."""
+    image: Image.Image, prompt: str, *, style: Redraw, pipe: FluxPipeline, spec: BaseSpec, seed: int,
+    check: Callable[[], None] | None = None,
+) -> Image.Image:  # fmt: skip
+    """The picture drawn again in a style, at the base's resolution; the same seed gives the same picture.
+
+    `check` is called before it begins and after each step; what it raises ends it.
+    """
     import torch
     from diffusers import FluxImg2ImgPipeline
 
@@ -58,6 +62,14 @@ def redrawn(
     embeds = encode_prompts(pipe, [styled_prompt(prompt, style.opening)], spec=spec)
     redraw = FluxImg2ImgPipeline(**pipe.components)
     redraw.set_progress_bar_config(disable=True)
+
+    def after_step(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if check:
+            check()
+        return tensors
+
+    if check:
+        check()
     with torch.inference_mode():
         return redraw(
             image=image,
@@ -69,6 +81,7 @@ def redrawn(
             num_inference_steps=style.steps,
             guidance_scale=spec.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(seed),
+            callback_on_step_end=after_step,
         ).images[0]
 
 

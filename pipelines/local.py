@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from photoflux.report import sealed_beside
 from photoflux.runs import Failure, Run, State, load_run, read_document, read_failure, save_run
 from pipelines.graph import COMPILED, exit_steps, read_spec
-from pipelines.process import SCRATCH
+from pipelines.process import SCRATCH, steps_lock
 
 if TYPE_CHECKING:
     from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
@@ -39,7 +39,11 @@ def main(argv: list[str]) -> int:
 def execute(folder: Path, *, compiled: Path = COMPILED) -> Run:
     """Run the compiled file with the parameters in the folder's record; returns the ended run."""
     recorder = Recorder(folder, always=exit_steps(read_spec(compiled)))
-    with _working_in(folder / "work") as environment, _own_handler(recorder, environment):
+    with (
+        steps_lock(folder) as lock,
+        _working_in(folder / "work") as environment,
+        _own_handler(recorder, environment, lock=lock),
+    ):
         fault = _run_compiled(compiled, recorder.run.params, root=folder / "work")
     return recorder.finish(recorder.failure or fault)
 
@@ -123,7 +127,7 @@ def _working_in(work: Path) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _own_handler(recorder: Recorder, environment: Mapping[str, str]) -> Iterator[None]:
+def _own_handler(recorder: Recorder, environment: Mapping[str, str], *, lock: int) -> Iterator[None]:
     """Let steps run through a handler of ours: kfp's prints their output, tells no one, hides the exit code.
 
     kfp.local has no way to register a handler, so this one takes the place of its subprocess handler.
@@ -135,7 +139,7 @@ def _own_handler(recorder: Recorder, environment: Mapping[str, str]) -> Iterator
 
     class StepHandler(original):  # type: ignore[misc, valid-type]
         def run(self) -> Status:
-            code = _run_step(self.full_command, recorder, environment)
+            code = _run_step(self.full_command, recorder, environment, lock=lock)
             return Status.FAILURE if code else Status.SUCCESS
 
     subprocess_task_handler.SubprocessTaskHandler = StepHandler  # type: ignore[misc]
@@ -145,14 +149,17 @@ def _own_handler(recorder: Recorder, environment: Mapping[str, str]) -> Iterator
         subprocess_task_handler.SubprocessTaskHandler = original  # type: ignore[misc]
 
 
-def _run_step(command: list[str], recorder: Recorder, environment: Mapping[str, str]) -> int:
+def _run_step(command: list[str], recorder: Recorder, environment: Mapping[str, str], *, lock: int) -> int:
+    """Run a step's command; it holds the `lock` until it ends, so that it is known to live whatever becomes of us."""
     step = command[command.index("--function_to_execute") + 1]
     outputs = json.loads(command[command.index("--executor_input") + 1])["outputs"]
     if not recorder.wants(step):
         return 1
     recorder.started(step)
     with recorder.log(step).open("w") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+        done = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock], check=False
+        )
     recorder.ended(step, exit_code=done.returncode, outputs=outputs)
     return done.returncode
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,8 @@ from photoflux.vault.blobs import BlobStore, open_store
 from pipelines import outputs, process
 from pipelines.graph import COMPILED, Spec, parse_spec, read_spec, step_titles
 from pipelines.parameters import resolve
+
+log = logging.getLogger(__name__)
 
 LOST = "lost"
 """Kind of failure of a run whose own process was killed: nothing is known to be wrong with what it ran."""
@@ -76,57 +80,85 @@ class LocalOrchestrator:
         """Start a run of whatever pipeline `compiled` holds, with exactly these parameters."""
         run = _new(read_spec(self.compiled), params, name)
         folder = (self.runs_dir / run.id).resolve()
-        ref = RunRef(run.id, str(folder))
-        if name and process.was_started(folder):
-            return ref
-        (folder / "logs").mkdir(parents=True, exist_ok=bool(name))
-        save_run(run, folder)
-        self._children[run.id] = process.start(folder, self.compiled)
-        return ref
+        folder.mkdir(parents=True, exist_ok=bool(name))
+        with process.claimed(folder, begun=lambda: _has_begun(folder)) as lock:
+            if lock is not None and not _has_begun(folder):
+                save_run(run, folder)
+                self._children[run.id] = process.start(folder, self.compiled, lock=lock)
+        return RunRef(run.id, str(folder))
 
     def status(self, ref: RunRef) -> Run:
+        """How the run stands. It is lost once its own process is dead and the steps that outlived it are ended, too."""
         folder = Path(ref.where)
-        alive = process.lives(folder)  # asked first: a child that ends in between has recorded its end by then
+        alive = process.runner_is_alive(folder)  # asked first: one that ends in between has recorded its end by then
         run = load_run(folder)
+        if not alive:
+            self._reap(ref.id)
         if alive or run.state.ended:
+            return run
+        try:
+            self._end(ref.id, folder)
+        except TimeoutError as error:
+            log.warning("%s", error)
             return run
         said = process.last_words(folder)
         why = f"the run's own process ended before the run did ({said}): run again"
-        return self._close(run, folder, State.failed, Failure("", why, LOST))
+        return self._close(folder, State.failed, Failure("", why, LOST))
 
     def cancel(self, ref: RunRef) -> None:
+        """End the run and every process of it. Raises TimeoutError where one cannot be ended."""
         folder = Path(ref.where)
-        child = self._children.get(ref.id)
-        if process.lives(folder):
-            process.end(folder, child.pid if child else _group(folder))
-        if not (run := load_run(folder)).state.ended:
-            self._close(run, folder, State.cancelled, None)
-        if child:
-            child.wait()
+        self._end(ref.id, folder)
+        self._close(folder, State.cancelled, None)
 
     def collect(self, ref: RunRef, into: Path) -> tuple[Run, Path]:  # noqa: ARG002
         return self.status(ref), Path(ref.where)
 
     def discard(self, name: str) -> None:
         for folder in self.runs_dir.glob(f"*-{name}-*"):
-            if process.was_started(folder):
-                self.cancel(RunRef(folder.name, str(folder.resolve())))
+            self._end(folder.name, folder)
             shutil.rmtree(folder)
 
     def let_go(self) -> None:
         """End the processes of the runs that were started from here; each is then lost, and can be started again."""
-        for run_id, child in self._children.items():
-            if child.poll() is None:
-                process.end((self.runs_dir / run_id).resolve(), child.pid)
-                child.wait()
+        for run_id in list(self._children):
+            self._end(run_id, (self.runs_dir / run_id).resolve())
 
-    def _close(self, run: Run, folder: Path, state: State, why: Failure | None) -> Run:
-        """End a run whose process could not do it itself."""
-        for left in ("work", process.SCRATCH):
-            shutil.rmtree(folder / left, ignore_errors=True)
-        run = run.finished(state, error=why)
-        save_run(run, folder)
-        return run
+    def _end(self, run_id: str, folder: Path) -> None:
+        """End every process of a run, whoever started it. Raises TimeoutError where one cannot be ended."""
+        if group := self._group(run_id, folder):
+            process.end(folder, group)
+        self._reap(run_id)
+
+    def _reap(self, run_id: str) -> None:
+        """Leave no zombie of a run's own process, which has let go of its lock."""
+        if child := self._children.pop(run_id, None):
+            child.kill()  # does nothing to one that has ended
+            child.wait()
+
+    def _group(self, run_id: str, folder: Path) -> int:
+        """Process group of the run's processes, waited for while the run is only just starting; 0 when none lives."""
+        deadline = time.monotonic() + process.STARTING_S
+        while process.is_alive(folder):
+            child = self._children.get(run_id)
+            if group := _pid(folder) or (child.pid if child and child.poll() is None else 0):
+                return group
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{folder.name}: is starting and does not get on; cancel it again in a moment")
+            time.sleep(process.POLL_S)
+        return 0
+
+    def _close(self, folder: Path, state: State, why: Failure | None) -> Run:
+        """End a run whose process could not do it itself, unless it has ended or somebody starts it just now."""
+        with process.claimed(folder, begun=lambda: process.runner_is_alive(folder)) as lock:
+            run = load_run(folder)
+            if lock is None or run.state.ended:
+                return run
+            for left in ("work", process.SCRATCH):
+                shutil.rmtree(folder / left, ignore_errors=True)
+            run = run.finished(state, error=why)
+            save_run(run, folder)
+            return run
 
 
 @dataclass
@@ -303,11 +335,19 @@ def _new(spec: Spec, params: Mapping[str, Any], name: str = "") -> Run:
     return new_run(spec["pipelineInfo"]["name"], steps=step_titles(spec), params=params, name=name)
 
 
-def _group(folder: Path) -> int:
-    """The process group of a run that someone else started."""
-    if group := load_run(folder).pid:
-        return group
-    raise InputError(f"{folder.name}: is only just starting; cancel it again in a moment")
+def _pid(folder: Path) -> int:
+    """The id that the run's own process recorded as the first thing it did; 0 before that."""
+    with suppress(InputError):
+        return load_run(folder).pid
+    return 0
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether the run's own process got as far as any step could have begun, or the run has ended."""
+    with suppress(InputError):
+        run = load_run(folder)
+        return bool(run.pid) or run.state.ended
+    return False
 
 
 def _remote_run(name: str, state: str, message: str, steps: tuple[StepRun, ...]) -> Run:

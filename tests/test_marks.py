@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from scipy.fft import dctn, idctn
 
-from photoflux.marks import BITS, ERRORS_MAX, PAYLOAD, is_marked, marked, wrong_bits
+from photoflux.marks import BITS, COEFFICIENTS, ERRORS_MAX, PAYLOAD, STEP, is_marked, marked, wrong_bits
 
 
 def scene(seed: int, side_px: int = 512) -> Image.Image:
@@ -66,3 +68,38 @@ def test_the_payload_is_the_products_and_has_both_bits():
 def test_any_size_and_mode_comes_back_as_rgb_of_its_size(width: int, height: int, mode: str):
     picture = marked(Image.new(mode, (width, height), 128 if mode == "L" else "teal"))
     assert (picture.size, picture.mode) == ((width, height), "RGB")
+
+
+def marked_at_once(image: Image.Image) -> Image.Image:
+    """The mark by its definition: all blocks of the picture in one array."""
+    luma, *chroma = image.convert("YCbCr").split()
+    pixels = np.asarray(luma, dtype=np.float64)
+    rows, columns = (side // 8 for side in pixels.shape)
+    blocks = pixels[: rows * 8, : columns * 8].reshape(rows, 8, columns, 8).swapaxes(1, 2)
+    row, column = np.indices((rows, columns))
+    bits = PAYLOAD[(row * 13 + column * 5) % BITS]
+    shift = np.random.default_rng(0).uniform(0, STEP, (rows, columns)) + bits * (STEP / 2)
+    spectrum = dctn(blocks, axes=(2, 3), norm="ortho")
+    for y, x in COEFFICIENTS:
+        spectrum[:, :, y, x] = np.round((spectrum[:, :, y, x] - shift) / STEP) * STEP + shift
+    changed = pixels.copy()
+    changed[: rows * 8, : columns * 8] = idctn(spectrum, axes=(2, 3), norm="ortho").swapaxes(1, 2).reshape(rows * 8, -1)
+    whole = Image.fromarray(np.uint8(changed.round().clip(0, 255)))
+    return Image.merge("YCbCr", (whole, *chroma)).convert("RGB")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (300, 71), (71, 300), (513, 640), (1024, 768)])
+def test_the_pixels_are_those_of_the_definition(size: tuple[int, int]):
+    image = scene(3, 1024).resize(size)
+    assert marked(image).tobytes() == marked_at_once(image).tobytes()
+
+
+def test_marking_a_large_picture_takes_little_more_memory_than_its_pixels():
+    image = scene(0).resize((2048, 2048))
+    tracemalloc.start()
+    try:
+        marked(image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 2048 * 2048

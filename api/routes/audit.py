@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 
 from api.db import AuditEntry
 from api.deps import Auditor, ServiceDep
-from api.journal import first_broken
+from api.routing import make_router
 from api.schemas import iso
 
-router = APIRouter(prefix="/api/audit", tags=["audit"])
+router = make_router(prefix="/api/audit", tags=["audit"])
 
 
 class EntryShown(BaseModel):
@@ -25,7 +25,7 @@ class EntryShown(BaseModel):
     action: str
     object: str | None
     outcome: str
-    digest: str = Field(description="SHA-256 of the entry and of the digest before it")
+    digest: str = Field(description="HMAC-SHA256 of the entry and of the digest before it, under a key of the service")
 
 
 class ChainShown(BaseModel):
@@ -54,7 +54,7 @@ def list_audit_entries(
 
 @router.get("/chain", operation_id="checkAuditChain")
 def check_audit_chain(service: ServiceDep, auditor: Auditor) -> ChainShown:  # noqa: ARG001
-    """Whether every entry is as it was written, and none is missing."""
+    """Whether every entry is as it was written, and none that a stored head knew of is missing."""
     with service.records.reading() as session:
         count = session.scalar(select(func.count()).select_from(AuditEntry)) or 0
-        return ChainShown(entries=count, broken=first_broken(session))
+    return ChainShown(entries=count, broken=service.heads.first_broken())

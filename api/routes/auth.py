@@ -5,18 +5,20 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Cookie, Query, Request, Response
+from fastapi import Cookie, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from api.db import User
 from api.deps import Caller, Service, ServiceDep
 from api.identity import SignInFailed
+from api.limits import address_of
 from api.problems import Problem
+from api.routing import make_router
 from api.sessions import Refreshed, SignedOut
 from api.tokens import Bearer
 
-router = APIRouter(prefix="/api/auth", tags=["sign-in"])
+router = make_router(prefix="/api/auth", tags=["sign-in"])
 REFRESH, STATE, MEDIA = "photoflux_refresh", "photoflux_sign_in", "photoflux_media"
 PATH, MEDIA_PATH = "/api/auth", "/api/media"
 FLOW_S = 600
@@ -42,7 +44,7 @@ class Me(BaseModel):
 @router.get("/login", operation_id="login", status_code=302, response_class=RedirectResponse)
 def login(request: Request, service: ServiceDep) -> Response:
     """Send the browser to the provider."""
-    _count(request, service)
+    service.limits.check("login", address_of(request))
     url, state = service.identities.begin()
     answer = RedirectResponse(url, 302)
     _set_cookie(answer, service, STATE, state, seconds=FLOW_S, same_site="lax")
@@ -58,12 +60,13 @@ def callback(
     photoflux_sign_in: Annotated[str | None, Cookie()] = None,
 ) -> Response:
     """Where the provider sends the browser back to: it must be the browser that was sent there."""
-    _count(request, service)
+    service.limits.check("callback", address_of(request))
     if not photoflux_sign_in or not secrets.compare_digest(photoflux_sign_in.encode(), state.encode()):
         raise SignInFailed("this sign-in was begun in another browser; sign in again")
     if not code:
         raise SignInFailed("the sign-in provider gave no consent; sign in again")
     user = service.identities.account(service.identities.finish(state=state, code=code))
+    service.limits.check("account", user.id)
     begun = service.sign_ins.begin(user.id)
     answer = RedirectResponse("/", 302)
     answer.delete_cookie(STATE, path=PATH)
@@ -80,11 +83,12 @@ def refresh(
     The sign-in's own cookie is exchanged, too.
     """
     _refuse_other_sites(request, service)
-    _count(request, service)
     if not photoflux_refresh:
         raise SignedOut("you are not signed in; sign in first")
+    _count_refresh(request, service, photoflux_refresh)
     going_on = service.sign_ins.refresh(photoflux_refresh)
-    _keep(response, service, going_on)
+    if not going_on.superseded:  # the browser holds a newer cookie, which this answer would replace
+        _keep(response, service, going_on)
     bearer, seconds = Bearer(going_on.user_id, going_on.role, going_on.sign_in_id), service.settings.access_token_s
     pictures = service.tokens.media(bearer)
     _set_cookie(response, service, MEDIA, pictures, seconds=seconds, same_site="strict", path=MEDIA_PATH)
@@ -132,9 +136,13 @@ def _set_cookie(
     )
 
 
-def _count(request: Request, service: Service) -> None:
-    """Signing in is limited by address: nobody is anybody yet."""
-    service.limits.check("sign-in", request.client.host if request.client else "nowhere")
+def _count_refresh(request: Request, service: Service, token: str) -> None:
+    """Refreshing is limited by sign-in, so that people who share an address do not share a limit."""
+    sign_in_id = service.sign_ins.family_of(token)
+    if sign_in_id is None:
+        service.limits.check("unknown-token", address_of(request))
+    else:
+        service.limits.check("refresh", sign_in_id)
 
 
 def _refuse_other_sites(request: Request, service: Service) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 
 from api.complaints import close, new_complaint, take_down, words_of
 from api.db import Complaint
 from api.deps import Operator, Service, ServiceDep
+from api.idempotency import mismatch
 from api.journal import ANYBODY
 from api.paging import PageDep
 from api.problems import Problem
+from api.routing import make_router
 from api.schemas import Asked, Id, Listed, Sha256, Words, iso
+from api.secrets import keyed_digest
 
-router = APIRouter(prefix="/api/complaints", tags=["complaints"])
+router = make_router(prefix="/api/complaints", tags=["complaints"])
 Outcome = Literal["removed", "dismissed"]
 
 
@@ -48,15 +52,37 @@ class Answered(Asked):
 
 
 @router.post("", operation_id="complain", status_code=201)
-def complain(asked: ComplaintAsked, request: Request, service: ServiceDep) -> ComplaintTaken:
+def complain(
+    asked: ComplaintAsked,
+    request: Request,
+    service: ServiceDep,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> ComplaintTaken:
     """Report a picture. No account is needed."""
     service.limits.check("complain", request.client.host if request.client else "nowhere")
     row = new_complaint(asked.reason, asked.adapter, asked.text, asked.contact or "", keyring=service.keyring)
-    with service.records.writing() as session:
-        session.add(row)
-        session.flush()
-        service.journal.note(session, ANYBODY, "complaint.sent", row.id)
+    if idempotency_key:
+        row.request_key = keyed_digest(service.journal.pepper, "complaint", idempotency_key)
+        row.request = keyed_digest(service.journal.pepper, "complaint", asked.model_dump_json())
+    try:
+        with service.records.writing() as session:
+            session.add(row)
+            session.flush()
+            service.journal.note(session, ANYBODY, "complaint.sent", row.id)
+    except IntegrityError:
+        row = _sent_before(service, row)
     return ComplaintTaken(id=row.id, created=str(iso(row.created_ms)))
+
+
+def _sent_before(service: Service, row: Complaint) -> Complaint:
+    """The complaint that came with the same key. A problem of 422 where it was another one."""
+    with service.records.reading() as session:
+        known = session.scalar(select(Complaint).where(Complaint.request_key == row.request_key))
+    if known is None:
+        raise Problem(409, "conflict", "The same request is being answered; send it again.")
+    if known.request != row.request:
+        raise mismatch()
+    return known
 
 
 @router.get("", operation_id="listComplaints")
@@ -76,13 +102,16 @@ def list_complaints(
 def close_complaint(complaint_id: Id, asked: Answered, service: ServiceDep, operator: Operator) -> ComplaintShown:
     """Answer a complaint."""
     with service.records.writing() as session:
-        row = session.get(Complaint, complaint_id, with_for_update=True)
+        row = session.get(Complaint, complaint_id)
         if row is None:
             raise Problem(404, "not-found", "There is no such complaint here.")
         if row.state == "open":
-            if asked.outcome == "removed":
-                for gone in take_down(session, row, service.journal):
-                    service.line.put_removal(session, gone)
+            taken = take_down(session, row, service.journal) if asked.outcome == "removed" else []
+            session.refresh(row, with_for_update=True)  # people and what is theirs are locked first
+            if row.state != "open":
+                raise Problem(409, "conflict", "Somebody else has just answered this complaint; look at it again.")
+            for gone in taken:
+                service.line.put_removal(session, gone)
             close(row, asked.outcome)
             service.journal.note(session, operator.user_id, "complaint.closed", row.id, asked.outcome)
         return _shown(service, row)

@@ -6,41 +6,44 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query, Request
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api import consents
 from api.db import ACTIVE, Feedback, Generation, Picture, Run, Subject, new_id
+from api.delivery import checked_size
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.erasing import Gone
 from api.generations import prompt_label
+from api.held import is_gone
 from api.idempotency import OnceDep
 from api.paging import PageDep
 from api.problems import Problem
 from api.prompts import Unsafe, check_prompt
+from api.quotas import check_storage
 from api.routes.runs import begin_run
+from api.routing import make_router
 from api.schemas import FeedbackAsked, GenerateAsked, Id, ImageShown, Listed, ResultShown, iso
-from photoflux.images import parse_size
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
-router = APIRouter(prefix="/api", tags=["pictures"])
-SIDE_MAX, WAIT_S, LOOK_S = 2048, 30, 0.1
+router = make_router(prefix="/api", tags=["pictures"])
+WAIT_S, LOOK_S = 30, 0.25
 
 
 @router.post("/generate", operation_id="generate", status_code=202)
 def generate(asked: GenerateAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> ResultShown:
     """Draw pictures of a subject. One without a model is fine-tuned first, and drawn when the model is ready."""
-    if max(parse_size(asked.size)) > SIDE_MAX:
-        raise Problem(422, "invalid", f"A side has at most {SIDE_MAX} pixels.")
-    with service.records.writing() as session:
+    checked_size(asked.size)
+    with service.records.writing_for(caller.user_id) as session:
         if answered := once.answered(session, ResultShown):
             return answered
         subject = owned(session, Subject, asked.subject, caller, lock=True)
         consents.required(session, caller.user_id, person=subject.depicts != consents.NOBODY)
         _check(asked, subject)
         _check_quota(session, service, caller.user_id)
+        check_storage(session, caller.user_id, limit=service.settings.stored_bytes_max)
         row = _new(session, service, subject, asked)
         service.journal.note(session, caller.user_id, "generation.created", row.id)
         return once.keep(session, shown(session, service, row), status=202)
@@ -96,15 +99,32 @@ def list_results(
 
 @router.get("/results/{result_id}", operation_id="getResult")
 async def get_result(
-    result_id: Id, service: ServiceDep, caller: Caller, wait: Annotated[int, Query(ge=0, le=WAIT_S)] = 0
+    request: Request,
+    result_id: Id,
+    service: ServiceDep,
+    caller: Caller,
+    wait: Annotated[int, Query(ge=0, le=WAIT_S)] = 0,
 ) -> ResultShown:
-    """One generation with its pictures. `wait`: seconds to hold the answer back for until they are drawn."""
+    """One generation with its pictures. `wait`: seconds to hold the answer back for until they are drawn.
+
+    So many at a time may be held back; more are answered with 429.
+    """
+    found = await run_in_threadpool(_result, result_id, service, caller)
+    if found.finished or not wait:
+        return found
     until = time.monotonic() + wait
-    while True:
-        found = await run_in_threadpool(_result, result_id, service, caller)
-        if found.finished or time.monotonic() >= until:
-            return found
-        await asyncio.sleep(LOOK_S)
+    with service.held.hold("poll", caller.user_id):
+        while not found.finished and time.monotonic() < until and not await is_gone(request):
+            await asyncio.sleep(min(LOOK_S, max(0.0, until - time.monotonic())))
+            found = await service.held.look(_still, result_id, service, caller)
+    return found
+
+
+def _still(result_id: Id, service: Service, caller: Caller) -> ResultShown:
+    """A generation for who waits for it. A problem of 401 when they have signed out, and of 404 when it was deleted."""
+    if not service.sign_ins.is_open(caller.sign_in_id):
+        raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
+    return _result(result_id, service, caller)
 
 
 def _result(result_id: Id, service: Service, caller: Caller) -> ResultShown:
@@ -115,7 +135,7 @@ def _result(result_id: Id, service: Service, caller: Caller) -> ResultShown:
 @router.delete("/results/{result_id}", operation_id="deleteResult", status_code=204)
 def delete_result(result_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Delete a generation with its prompt and pictures; one under way is given up."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
         row = owned(session, Generation, result_id, caller, lock=True)
         session.delete(row)
         service.journal.note(session, caller.user_id, "generation.deleted", row.id)
@@ -127,7 +147,7 @@ def delete_result(result_id: Id, service: ServiceDep, caller: Caller) -> None:
 @router.put("/results/{result_id}/feedback", operation_id="giveFeedback", status_code=204)
 def give_feedback(result_id: Id, asked: FeedbackAsked, service: ServiceDep, caller: Caller) -> None:
     """Say what you think of the pictures; said again, it replaces what was said before."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
         row = owned(session, Generation, result_id, caller, lock=True)
         feedback = session.scalar(select(Feedback).where(Feedback.generation_id == row.id))
         if feedback is None:

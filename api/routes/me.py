@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from collections.abc import Iterator
+from itertools import chain
+
+from fastapi import Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from api.db import ACTIVE, Export, Tombstone, User, new_id, now_ms
-from api.deps import Caller, Maker, ServiceDep, Viewer, owned
+from api.deps import Caller, Maker, Service, ServiceDep, Viewer, owned
 from api.erasing import begin_erasure
+from api.idempotency import OnceDep
 from api.problems import Problem
+from api.quotas import count_start
+from api.routing import make_router
 from api.schemas import Id, State, iso
 from photoflux.vault.blobs import BlobMissing
 
-router = APIRouter(prefix="/api", tags=["your data"])
+router = make_router(prefix="/api", tags=["your data"])
 
 
 class ExportShown(BaseModel):
@@ -21,6 +29,8 @@ class ExportShown(BaseModel):
     state: State
     sha256: str | None
     bytes: int | None = Field(description="size of the ZIP")
+    error: str | None = Field(description="why there is none, for people")
+    error_code: str | None = Field(description="the same for programs", examples=["internal"])
     url: str | None
     created: str
     expires: str | None
@@ -36,18 +46,25 @@ class Receipt(BaseModel):
 
 
 @router.post("/me/export", operation_id="createExport", status_code=202)
-def create_export(service: ServiceDep, caller: Maker) -> ExportShown:
+def create_export(service: ServiceDep, caller: Maker, once: OnceDep) -> ExportShown:
     """Have everything that is kept of you packed into a ZIP; asked for again meanwhile, it is the same one."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
+        if answered := once.answered(session, ExportShown):
+            return answered
         waiting = select(Export).where(Export.user_id == caller.user_id, Export.state.in_(ACTIVE))
-        row = session.scalar(waiting)
-        if row is None:
-            row = Export(id=new_id(), user_id=caller.user_id, state="queued")
-            session.add(row)
-            session.flush()
-            service.line.put_export(session, row)
-            service.journal.note(session, caller.user_id, "export.created", row.id)
-        return _export(row)
+        row = session.scalar(waiting) or _begin_export(session, service, caller.user_id)
+        return once.keep(session, _export(row), status=202)
+
+
+def _begin_export(session: Session, service: Service, user_id: str) -> Export:
+    """Record an export and put it in line. A problem of 429 when many were asked for today."""
+    row = Export(id=new_id(), user_id=user_id, state="queued")
+    session.add(row)
+    session.flush()
+    count_start(session, user_id, "export", limit=service.settings.exports_a_day, what="exports")
+    service.line.put_export(session, row)
+    service.journal.note(session, user_id, "export.created", row.id)
+    return row
 
 
 @router.get("/me/exports/{export_id}", operation_id="getExport")
@@ -62,28 +79,28 @@ def get_export(export_id: Id, service: ServiceDep, caller: Caller) -> ExportShow
     responses={200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
 )  # fmt: skip
 def download_export(export_id: Id, service: ServiceDep, viewer: Viewer) -> Response:
-    """The ZIP, for a week after it was packed."""
+    """The ZIP, for a week after it was packed. It is opened while it is sent: a damaged one is broken off."""
     with service.records.reading() as session:
         row = owned(session, Export, export_id, viewer)
     if row.state != "succeeded" or (row.expires_ms or 0) < now_ms():
         raise Problem(404, "not-found", "This export is not ready, or has expired; ask for a new one.")
     try:
-        data = service.objects.get(viewer.user_id, "export", export_id)
+        pieces = _begun(service.objects.chunks(viewer.user_id, "export", str(row.object_id)))
     except BlobMissing as error:
         raise Problem(404, "not-found", "This export is gone; ask for a new one.") from error
     headers = {
+        "Content-Length": str(row.stored_bytes),
         "Content-Disposition": 'attachment; filename="photoflux-export.zip"',
         "Cache-Control": "private, no-store",
     }
-    return Response(data, media_type="application/zip", headers=headers)
+    return StreamingResponse(pieces, media_type="application/zip", headers=headers)
 
 
 @router.delete("/me", operation_id="eraseMe", status_code=202)
 def erase_me(service: ServiceDep, caller: Caller) -> Receipt:
     """Erase your account: its keys at once, then everything that they sealed. This cannot be undone."""
-    with service.records.writing() as session:
-        user = session.get_one(User, caller.user_id, with_for_update=True)
-        receipt = begin_erasure(session, user, service.journal)
+    with service.records.writing_for(caller.user_id) as session:
+        receipt = begin_erasure(session, session.get_one(User, caller.user_id), service.journal)
         service.line.put_erasure(session, receipt)
     service.keyring.erase(caller.user_id)
     return get_erasure(receipt, service)
@@ -100,9 +117,14 @@ def get_erasure(receipt: Id, service: ServiceDep) -> Receipt:
     return Receipt(receipt=receipt, state=state, begun=str(iso(row.erased_ms)), done=iso(row.done_ms))
 
 
+def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same pieces, of which the first is there already: what is missing is found before an answer begins."""
+    return chain([next(pieces, b"")], pieces)
+
+
 def _export(row: Export) -> ExportShown:
     ready = row.state == "succeeded"
     return ExportShown(
-        id=row.id, state=row.state, sha256=row.sha256, bytes=row.stored_bytes,  # type: ignore[arg-type]
+        id=row.id, state=row.state, sha256=row.sha256, bytes=row.stored_bytes, error=row.error, error_code=row.error_code,  # type: ignore[arg-type]
         url=f"/api/media/exports/{row.id}" if ready else None, created=str(iso(row.created_ms)), expires=iso(row.expires_ms),
     )  # fmt: skip

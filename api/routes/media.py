@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import Depends, Header, Path, Query, Request, Response
 from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
 
 from api.db import Generation, Model, Photo, Picture, Run
-from api.delivery import MEDIA_TYPES
+from api.delivery import MEDIA_TYPES, checked_size
 from api.deps import Service, ServiceDep, Viewer, owned
 from api.fine_tuning import CARD, REPORTS
 from api.generations import provenance
+from api.held import GONE, is_gone
 from api.problems import Problem
+from api.routing import make_router
 from api.schemas import Format, Id, Size
 from api.tokens import Bearer
 from photoflux.images import SUFFIXES
 from photoflux.vault.blobs import BlobMissing
 
-router = APIRouter(prefix="/api/media", tags=["media"])
+router = make_router(prefix="/api/media", tags=["media"])
 PRIVATE = "private, no-cache"
 PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
 IMAGES: dict[int | str, dict[str, Any]] = {
@@ -42,8 +46,18 @@ def get_thumbnail(photo_id: Id, service: ServiceDep, viewer: Viewer, if_none_mat
     return _file(service.objects.get(viewer.user_id, "thumbnail", photo_id), "image/jpeg", etag)
 
 
-@router.get("/pictures/{result_id}.{position}", operation_id="getPicture", response_class=Response, responses=IMAGES)
-def get_picture(
+async def _has_room(service: ServiceDep, viewer: Viewer) -> AsyncIterator[None]:
+    """Few pictures of a person are sent at a time: each is in memory until the last byte was taken."""
+    async with service.delivery.answers.take(viewer.user_id):
+        yield
+
+
+@router.get(
+    "/pictures/{result_id}.{position}", operation_id="getPicture", response_class=Response, responses=IMAGES,
+    dependencies=[Depends(_has_room)],
+)  # fmt: skip
+async def get_picture(
+    request: Request,
     result_id: Id,
     position: Annotated[int, Path(ge=0, le=63)],
     service: ServiceDep,
@@ -54,25 +68,40 @@ def get_picture(
     if_none_match: IfNoneMatch = "",
 ) -> Response:
     """A picture, as it was asked for or in another size or format."""
+    if size is not None:
+        checked_size(size)
+    picture, row, said = await run_in_threadpool(_found, service, viewer, result_id, position)
+    kind = format or row.format
+    etag = f'"{hashlib.sha256(f"{picture.sha256} {size} {kind}".encode()).hexdigest()[:32]}"'
+    if if_none_match == etag:
+        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
+
+    def finished() -> bytes:
+        file = service.objects.get(viewer.user_id, "picture", picture.object_id)
+        return service.delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=said)
+
+    if size is None and kind == row.format:
+        data = await run_in_threadpool(finished)
+    else:
+        async with service.delivery.turns.take(viewer.user_id):
+            if await is_gone(request):
+                return Response(status_code=GONE)
+            data = await run_in_threadpool(finished)
+    name = f"photoflux-{result_id[:8]}-{position}{SUFFIXES[kind]}" if download else ""
+    return _file(data, MEDIA_TYPES[kind], etag, name=name)
+
+
+def _found(
+    service: Service, viewer: Bearer, result_id: str, position: int
+) -> tuple[Picture, Generation, dict[str, str]]:
+    """A picture, the generation that it is of, and what its file says of its making. A problem of 404 without one."""
     with service.records.reading() as session:
         row = owned(session, Generation, result_id, viewer)
         where = (Picture.generation_id == result_id, Picture.position == position)
         picture, model = session.scalar(select(Picture).where(*where)), session.get(Model, row.model_id or "")
     if picture is None:
         raise Problem(404, "not-found", "There is no such picture here.")
-    kind = format or row.format
-    etag = f'"{hashlib.sha256(f"{picture.sha256} {size} {kind}".encode()).hexdigest()[:32]}"'
-    if if_none_match == etag:
-        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
-    said = provenance(model, seed=picture.seed, style=row.style) if model else {}
-    file = service.objects.get(viewer.user_id, "picture", f"{result_id}.{position}")
-    name = f"photoflux-{result_id[:8]}-{position}{SUFFIXES[kind]}" if download else ""
-    return _file(
-        service.delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=said),
-        MEDIA_TYPES[kind],
-        etag,
-        name=name,
-    )
+    return picture, row, provenance(model, seed=picture.seed, style=row.style) if model else {}
 
 
 @router.get("/reports/{run_id}/{step}", operation_id="getReport", response_class=Response, responses=PAGES)

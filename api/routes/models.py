@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -12,9 +12,10 @@ from api.db import Model, Subject
 from api.deps import Caller, ServiceDep, owned
 from api.fine_tuning import REPORTS
 from api.paging import PageDep
+from api.routing import make_router
 from api.schemas import Id, Listed, ModelShown, iso
 
-router = APIRouter(prefix="/api/models", tags=["models"])
+router = make_router(prefix="/api/models", tags=["models"])
 
 
 @router.get("", operation_id="listModels")
@@ -38,9 +39,11 @@ def get_model(model_id: Id, service: ServiceDep, caller: Caller) -> ModelShown:
 @router.post("/{model_id}/promote", operation_id="promoteModel")
 def promote_model(model_id: Id, service: ServiceDep, caller: Caller) -> ModelShown:
     """Draw with this model from now on: a newer one, or an older one to roll back."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
         model = owned(session, Model, model_id, caller)
-        session.get_one(Subject, model.subject_id, with_for_update=True).champion_id = model.id
+        subject = session.get_one(Subject, model.subject_id, with_for_update=True)
+        model = owned(session, Model, model_id, caller, lock=True)  # it may have been deleted before the subject was locked
+        subject.champion_id = model.id
         service.journal.note(session, caller.user_id, "model.promoted", model.id)
         session.flush()
         return shown(session, model)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel
 from sqlalchemy import select
 
 from api.db import Generation, Subject
 from api.deps import Caller, ServiceDep, owned
 from api.generations import prompt_label
+from api.routing import make_router
 from api.schemas import Id
 from api.suggestions import suggest, templates
 from photoflux.vault.sealed import unseal_bytes
 
-router = APIRouter(prefix="/api/prompts", tags=["pictures"])
+router = make_router(prefix="/api/prompts", tags=["pictures"])
 REMEMBERED = 50
 
 
@@ -35,8 +36,6 @@ def suggest_prompts(
     with service.records.reading() as session:
         row = owned(session, Subject, subject, caller)
         mine = select(Generation).where(Generation.subject_id == row.id).order_by(Generation.created_ms.desc())
-        own = [
-            unseal_bytes(one.prompt, label=prompt_label(one), keyring=service.keyring).decode()
-            for one in session.scalars(mine.limit(REMEMBERED))
-        ]
+        asked = session.scalars(mine.limit(REMEMBERED)).all()
+    own = [unseal_bytes(one.prompt, label=prompt_label(one), keyring=service.keyring).decode() for one in asked]
     return Suggestions(prompts=suggest(q, known=templates(row.trigger, row.class_noun), own=own, limit=limit))

@@ -4,42 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import Depends, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from api import consents
-from api.db import ACTIVE, Model, Run, Subject, new_id, now_ms
+from api.db import ACTIVE, Model, Run, Subject, new_id
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.fine_tuning import cancel_run as end_early
 from api.fine_tuning import estimate
 from api.idempotency import OnceDep
 from api.paging import PageDep
 from api.problems import Problem
+from api.quotas import check_storage, count_start
+from api.routing import make_router
 from api.schemas import Id, Listed, RunAsked, RunShown, StepShown, iso
+from api.tokens import Bearer
 from photoflux.photos.sets import write_set
 from pipelines.graph import COMPILED, read_spec
 from pipelines.parameters import resolve
 
-router = APIRouter(prefix="/api/runs", tags=["runs"])
+router = make_router(prefix="/api/runs", tags=["runs"])
 TUNABLE = (
     "finetune_steps", "finetune_rank", "finetune_alpha", "finetune_lr", "finetune_preservation", "augment_variants",
     "evaluate_profile", "audit_profile",
 )  # fmt: skip
 """Pipeline parameters that a person may change: none that reads a path or loosens the gate."""
-DAY_MS = 24 * 3600 * 1000
 EVENT_S, EVENTS_S = 0.5, 3600.0
 
 
 @router.post("", operation_id="createRun", status_code=202)
 def create_run(asked: RunAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> RunShown:
     """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
         if answered := once.answered(session, RunShown):
             return answered
         subject = owned(session, Subject, asked.subject, caller, lock=True)
@@ -72,14 +73,8 @@ def _check_quota(session: Session, service: Service, subject: Subject) -> None:
     active = select(Run.id).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE))
     if session.scalar(active):
         raise Problem(409, "run-active", "This subject is being fine-tuned already; wait for it, or cancel it.")
-    recent = select(func.count()).select_from(Run).where(
-        Run.user_id == subject.user_id, Run.created_ms > now_ms() - DAY_MS
-    )  # fmt: skip
-    if (session.scalar(recent) or 0) >= service.settings.runs_a_day:
-        raise Problem(
-            429, "quota", f"You may start {service.settings.runs_a_day} runs a day; come back tomorrow.",
-            headers={"Retry-After": "3600"},
-        )  # fmt: skip
+    check_storage(session, subject.user_id, limit=service.settings.stored_bytes_max)
+    count_start(session, subject.user_id, "run", limit=service.settings.runs_a_day, what="runs")
 
 
 def _params(service: Service, subject: Subject, run_id: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -120,18 +115,33 @@ def get_run(run_id: Id, service: ServiceDep, caller: Caller) -> RunShown:
 @router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202)
 def cancel_run(run_id: Id, service: ServiceDep, caller: Caller) -> RunShown:
     """End a run; one that has ended stays as it is."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
         run = owned(session, Run, run_id, caller, lock=True)
-        service.journal.note(session, caller.user_id, "run.cancelled", run.id)
+        if run.state in ACTIVE and not run.cancel_ms:  # asked for twice, it is cancelled once
+            service.journal.note(session, caller.user_id, "run.cancelled", run.id)
         end_early(session, run, service.journal)
         return shown(session, run)
 
 
-@router.get("/{run_id}/events", operation_id="watchRun", response_class=EventSourceResponse)
+async def _held_stream(service: ServiceDep, caller: Caller) -> AsyncIterator[None]:
+    """Counts an event stream until it ends."""
+    with service.held.hold("stream", caller.user_id):
+        yield
+
+
+@router.get(
+    "/{run_id}/events",
+    operation_id="watchRun",
+    response_class=EventSourceResponse,
+    dependencies=[Depends(_held_stream)],
+)
 async def watch_run(
     run_id: Id, service: ServiceDep, caller: Caller, first: Annotated[RunShown, Depends(get_run)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """The run whenever it has changed, as server-sent events; the last one is `ended`."""
+    """The run whenever it has changed, as server-sent events of the kind `run`.
+
+    The last one is `ended`, `deleted` when the run was deleted meanwhile, or `signed-out` when the sign-in is over.
+    """
     now, told = first, None
     for _ in range(round(EVENTS_S / EVENT_S)):
         if now != told:
@@ -140,7 +150,20 @@ async def watch_run(
         if now.finished:
             return
         await asyncio.sleep(EVENT_S)
-        now = await run_in_threadpool(get_run, run_id, service, caller)
+        found = await service.held.look(_still, service, caller, run_id)
+        if isinstance(found, str):
+            yield ServerSentEvent(data={"id": run_id}, event=found)  # without data browsers would not hear of it
+            return
+        now = found
+
+
+def _still(service: Service, caller: Bearer, run_id: str) -> RunShown | Literal["deleted", "signed-out"]:
+    """The run as it is now, or why nothing more is told of it."""
+    if not service.sign_ins.is_open(caller.sign_in_id):
+        return "signed-out"
+    with service.records.reading() as session:
+        run = session.get(Run, run_id)
+        return shown(session, run) if run is not None and run.user_id == caller.user_id else "deleted"
 
 
 def shown(session: Session, run: Run) -> RunShown:

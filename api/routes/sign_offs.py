@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
@@ -13,9 +12,11 @@ from api.deps import Operator, ServiceDep
 from api.fine_tuning import sign_off
 from api.paging import PageDep
 from api.problems import Problem
+from api.routing import make_router
 from api.schemas import Asked, Id, Listed, Words, iso
 
-router = APIRouter(prefix="/api/sign-offs", tags=["sign-offs"])
+MISSING = "There is no run here that waits for an answer."
+router = make_router(prefix="/api/sign-offs", tags=["sign-offs"])
 
 
 class OpenRun(BaseModel):
@@ -45,10 +46,14 @@ def sign_off_run(run_id: Id, asked: SignOffAsked, service: ServiceDep, operator:
 
     What a check calls critical nobody can sign for.
     """
-    with service.records.writing() as session:
+    with service.records.reading() as session:
+        found = session.get(Run, run_id)
+    if found is None:
+        raise Problem(404, "not-found", MISSING)
+    with service.records.writing_for(found.user_id) as session:
         row = session.get(Run, run_id, with_for_update=True)
         if row is None or row.sign_off is None:
-            raise Problem(404, "not-found", "There is no run here that waits for an answer.")
+            raise Problem(404, "not-found", MISSING)
         if row.sign_off == "open":
             if row.remote_id is None:
                 raise Problem(409, "too-late", "The files of this run are not kept any more; have it run again.")

@@ -5,24 +5,27 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import File, Form, UploadFile
 from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from api import consents
-from api.db import Photo, Subject, new_id
+from api.db import Photo, Subject, is_rolled_back, new_id, retried
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.erasing import erase_subject
 from api.idempotency import OnceDep
 from api.intake import Taken, refused
 from api.paging import PageDep
 from api.problems import Problem
+from api.quotas import check_capacity, check_storage
+from api.routing import make_router
 from api.safety import UnsafePicture
 from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, iso
 
-router = APIRouter(prefix="/api", tags=["subjects and photos"])
+router = make_router(prefix="/api", tags=["subjects and photos"])
 UPLOAD_BYTES, FILES_MAX = 128_000_000, 20
-uploads = APIRouter(
+uploads = make_router(
     prefix="/api",
     tags=["subjects and photos"],
     form_limits={"max_files": FILES_MAX, "max_fields": 4, "max_part_size": 1000},
@@ -39,15 +42,13 @@ def create_subject(asked: SubjectAsked, service: ServiceDep, caller: Maker, once
         raise Problem(
             422, "invalid", "Say who a person is: 'me' or 'consenting_adult'; things and animals are 'no_person'."
         )
-    with service.records.writing() as session:
+    limit = service.settings.subjects_max
+    full = Problem(409, "too-many-subjects", f"You have {limit} subjects; delete one first.")
+    with service.records.writing_for(caller.user_id) as session:
         if answered := once.answered(session, SubjectShown):
             return answered
         consents.required(session, caller.user_id, person=asked.depicts != consents.NOBODY)
-        mine = select(func.count()).select_from(Subject).where(Subject.user_id == caller.user_id)
-        if (session.scalar(mine) or 0) >= service.settings.subjects_max:
-            raise Problem(
-                409, "too-many-subjects", f"You have {service.settings.subjects_max} subjects; delete one first."
-            )
+        check_capacity(session, Subject, Subject.user_id == caller.user_id, limit=limit, problem=full)
         subject = Subject(id=new_id(), user_id=caller.user_id, class_noun=asked.class_noun, depicts=asked.depicts,
                           trigger=service.trigger)  # fmt: skip
         if asked.name:
@@ -76,7 +77,7 @@ def get_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> SubjectS
 @router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204)
 def delete_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Delete a subject with its photos, models, runs and pictures; what runs for it is cancelled."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
         subject = owned(session, Subject, subject_id, caller, lock=True)
         service.journal.note(session, caller.user_id, "subject.deleted", subject.id)
         gone = erase_subject(session, subject)
@@ -87,10 +88,16 @@ def delete_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> None:
 @router.get("/subjects/{subject_id}/photos", operation_id="listPhotos")
 def list_photos(subject_id: Id, service: ServiceDep, caller: Caller) -> Uploaded:
     """The photos of a subject, oldest first, and what is said of them as a set."""
-    with service.records.writing() as session:  # the verdict on the set is kept
+    with service.records.reading() as session:
         subject = owned(session, Subject, subject_id, caller)
-        photos = service.album.photos(session, subject)
-        return _judged(session, service, subject, [(photo, None) for photo in photos])
+        if subject.verdict is not None:
+            return _listed(session, service, subject)
+    with service.records.writing_for(caller.user_id) as session:  # the verdict on the set is kept
+        return _listed(session, service, owned(session, Subject, subject_id, caller, lock=True))
+
+
+def _listed(session: Session, service: Service, subject: Subject) -> Uploaded:
+    return _judged(session, service, subject, [(photo, None) for photo in service.album.photos(session, subject)])
 
 
 @uploads.post("/upload", operation_id="upload", status_code=201, max_body_size=UPLOAD_BYTES)
@@ -103,12 +110,14 @@ def upload(
 ) -> Uploaded:
     """Add photos to a subject. Each is judged by the same rules as in the pipeline; what is no photo is not kept."""
     files = [(file.filename or "", file.file.read()) for file in photos]
-    once = once.about(*(hashlib.sha256(data).digest() for _, data in files))
+    once = once.about(subject.encode(), *(part for name, data in files for part in (name.encode(), _digest(data))))
     with service.records.reading() as session:
         row = owned(session, Subject, subject, caller)
         consents.required(session, caller.user_id, person=row.depicts != consents.NOBODY)
         if answered := once.answered(session, Uploaded):
             return answered
+        arriving = sum(len(data) for _, data in files)
+        check_storage(session, caller.user_id, limit=service.settings.stored_bytes_max, more=arriving)
     taken = [_looked_at(service, one) for one in service.intake.take([data for _, data in files])]
     return _stored(
         service, caller.user_id, subject, caller, once, [(n, t) for (n, _), t in zip(files, taken, strict=True)]
@@ -125,14 +134,16 @@ def _looked_at(service: Service, taken: Taken) -> Taken:
         return refused("unsafe", str(error))
 
 
+@retried
 def _stored(
     service: Service, owner: str, subject_id: str, caller: Caller, once: OnceDep, taken: list[tuple[str, Taken]]
 ) -> Uploaded:
     """Seal the pixels, then record them all or none; what was sealed for nothing is deleted."""
-    stored = [service.album.store(owner, one) if one.photo else "" for _, one in taken]
+    stored: list[str] = []
     kept: set[str] = set()
     try:
-        with service.records.writing() as session:
+        stored += [service.album.store(owner, one) if one.photo else "" for _, one in taken]
+        with service.records.writing_for(owner) as session:
             if answered := once.answered(session, Uploaded):
                 return answered
             subject = owned(session, Subject, subject_id, caller, lock=True)
@@ -150,6 +161,9 @@ def _stored(
             recorded = {photo.id for photo, _ in rows if photo}
         kept = recorded & set(stored)
         return answer
+    except DBAPIError as error:  # it may have been committed all the same; the sweep tells by the rows
+        kept = set() if is_rolled_back(error) else set(stored)
+        raise
     finally:
         for photo_id in set(filter(None, stored)) - kept:
             service.album.drop(owner, photo_id)
@@ -158,10 +172,11 @@ def _stored(
 @router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204)
 def delete_photo(photo_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Delete a photo. Models that were trained with it are not changed."""
-    with service.records.writing() as session:
-        photo = owned(session, Photo, photo_id, caller, lock=True)
-        session.get_one(Subject, photo.subject_id).verdict = None
-        session.delete(photo)
+    with service.records.writing_for(caller.user_id) as session:
+        photo = owned(session, Photo, photo_id, caller)
+        session.get_one(Subject, photo.subject_id, with_for_update=True).verdict = None
+        session.flush()
+        session.delete(owned(session, Photo, photo_id, caller, lock=True))
         service.journal.note(session, caller.user_id, "photo.deleted", photo.id)
     service.album.drop(caller.user_id, photo_id)
 
@@ -209,6 +224,10 @@ def _refused(service: Service, taken: Taken | None, name: str) -> PhotoShown:
         id=None, name=name, status=status, reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
         width=0, height=0, thumbnail=None,
     )  # fmt: skip
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _plain(name: str) -> str:

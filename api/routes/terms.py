@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter
-
 from api import consents
 from api.db import Consent
 from api.deps import Caller, ServiceDep
 from api.erasing import end_work, erase_models
 from api.problems import Problem
+from api.routing import make_router
 from api.schemas import ConsentAsked, ConsentShown, WordingShown, iso
 from photoflux.errors import PhotoFluxError
 
-router = APIRouter(prefix="/api", tags=["terms and consents"])
+router = make_router(prefix="/api", tags=["terms and consents"])
 WITHDRAWN = "the consent that it needs was withdrawn"
 
 
@@ -39,7 +38,7 @@ def list_consents(service: ServiceDep, caller: Caller) -> list[ConsentShown]:
 @router.post("/consents", operation_id="giveConsent", status_code=201)
 def give_consent(asked: ConsentAsked, service: ServiceDep, caller: Caller) -> ConsentShown:
     """Agree to a wording, named by its digest."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
         try:
             consent = consents.grant(session, caller.user_id, asked.purpose, asked.sha256)
         except PhotoFluxError as error:
@@ -51,13 +50,13 @@ def give_consent(asked: ConsentAsked, service: ServiceDep, caller: Caller) -> Co
 @router.delete("/consents/{purpose}", operation_id="withdrawConsent", status_code=204)
 def withdraw_consent(purpose: Literal["terms", "likeness"], service: ServiceDep, caller: Caller) -> None:
     """Take an agreement back: what runs under it is ended, and models of people are deleted; photos and pictures stay."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
         consents.withdraw(session, caller.user_id, purpose)
         service.journal.note(session, caller.user_id, "consent.withdrawn", purpose)
-        for subject in consents.concerned(session, caller.user_id, purpose):
-            if subject.depicts == consents.NOBODY:
-                end_work(session, subject, service.journal, WITHDRAWN)
-            else:
+        subjects = consents.concerned(session, caller.user_id, purpose)
+        end_work(session, subjects, service.journal, WITHDRAWN)
+        for subject in subjects:
+            if subject.depicts != consents.NOBODY:
                 gone = erase_models(session, subject, service.journal, WITHDRAWN)
                 service.line.put_removal(session, gone)
 

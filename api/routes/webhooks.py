@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.db import Notice, Webhook
+from api.db import Notice, Webhook, at_end
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.idempotency import OnceDep
 from api.problems import Problem
+from api.quotas import check_capacity
+from api.routing import make_router
 from api.schemas import Asked, Id, State, iso
 from api.webhooks import TEST, address_of, check_address, new_webhook
 
-router = APIRouter(prefix="/api/webhooks", tags=["webhooks"])
+router = make_router(prefix="/api/webhooks", tags=["webhooks"])
 WEBHOOKS_MAX = 5
 
 
@@ -39,13 +40,12 @@ class WebhookShown(BaseModel):
 @router.post("", operation_id="createWebhook", status_code=201)
 def create_webhook(asked: WebhookAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> WebhookShown:
     """Be told of ended runs, generations and exports at an address of yours, by a signed POST."""
-    check_address(asked.url, private=service.settings.environment == "development")
-    with service.records.writing() as session:
+    check_address(asked.url, private=service.settings.one_machine)
+    with service.records.writing_for(caller.user_id) as session:
         if answered := once.answered(session, WebhookShown):
             return answered
-        mine = select(func.count()).select_from(Webhook).where(Webhook.user_id == caller.user_id)
-        if (session.scalar(mine) or 0) >= WEBHOOKS_MAX:
-            raise Problem(409, "too-many-webhooks", f"You have {WEBHOOKS_MAX} webhooks; delete one first.")
+        full = Problem(409, "too-many-webhooks", f"You have {WEBHOOKS_MAX} webhooks; delete one first.")
+        check_capacity(session, Webhook, Webhook.user_id == caller.user_id, limit=WEBHOOKS_MAX, problem=full)
         row, secret = new_webhook(caller.user_id, asked.url, service.keyring)
         session.add(row)
         session.flush()
@@ -62,18 +62,20 @@ def list_webhooks(service: ServiceDep, caller: Caller) -> list[WebhookShown]:
 
 
 @router.post("/{webhook_id}/test", operation_id="testWebhook", status_code=202)
-def test_webhook(webhook_id: Id, service: ServiceDep, caller: Maker) -> WebhookShown:
+def test_webhook(webhook_id: Id, service: ServiceDep, caller: Maker, once: OnceDep) -> WebhookShown:
     """Have a message of the type `test` sent."""
-    with service.records.writing() as session:
-        row = owned(session, Webhook, webhook_id, caller)
-        service.subscriptions.tell(session, row, TEST, row.id, "succeeded")
-        return _shown(session, service, row)
+    with service.records.writing_for(caller.user_id) as session:
+        if answered := once.answered(session, WebhookShown):
+            return answered
+        row = owned(session, Webhook, webhook_id, caller, lock=True)
+        at_end(session, lambda session: service.subscriptions.tell(session, row, TEST, row.id, "succeeded"))
+        return once.keep(session, _shown(session, service, row), status=202)
 
 
 @router.delete("/{webhook_id}", operation_id="deleteWebhook", status_code=204)
 def delete_webhook(webhook_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Tell this address nothing more."""
-    with service.records.writing() as session:
+    with service.records.writing_for(caller.user_id) as session:
         session.delete(owned(session, Webhook, webhook_id, caller, lock=True))
         service.journal.note(session, caller.user_id, "webhook.deleted", webhook_id)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,19 @@ def schedule(steps: int) -> Tensor:
 
 @torch.inference_mode()
 def sample_latents(
-    transformer: Any, embeds: PromptEmbeds, noise: Tensor, *, spec: BaseSpec, steps: int | None = None
-) -> Tensor:
-    """From noise [N, 16, H/8, W/8] at σ = 1 to latents of that shape at σ = 0, kept in float32 between steps."""
+    transformer: Any, embeds: PromptEmbeds, noise: Tensor, *, spec: BaseSpec, steps: int | None = None,
+    check: Callable[[], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """From noise [N, 16, H/8, W/8] at σ = 1 to latents of that shape at σ = 0, kept in float32 between steps.
+
+    `check` is called before each step; what it raises ends the sampling.
+    """
     grid = TokenGrid.of(noise, text_length=embeds.sequence.shape[1], device=embeds.pooled.device)
     tokens = pack(noise).to(embeds.pooled.device, torch.float32)
     sigmas = schedule(steps or spec.steps).to(tokens.device)
     for now, after in pairwise(sigmas):
+        if check:
+            check()
         velocity = predict(transformer, tokens, now.expand(len(tokens)), embeds, grid)
         tokens = tokens + (after - now) * velocity.float()
     return unpack(tokens, height=noise.shape[-2], width=noise.shape[-1])

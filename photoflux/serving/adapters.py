@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from photoflux.flux.base import BaseSpec
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+Wanted = Callable[[], bool]
+"""Whether what was asked for is still wanted."""
 PREFIX, DOWN, UP = "transformer.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -98,17 +101,20 @@ def _layers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, tuple[Tens
 class Pool:
     """Adapters by key, the least recently used dropped beyond `limit_bytes`; safe for several threads.
 
-    `load` makes what is missing, once even when several ask at a time.
+    `load` makes what is missing, once even when several ask at a time; it is given what `get` was.
     """
 
     limit_bytes: int
-    load: Callable[[AdapterKey], Adapter]
+    load: Callable[[AdapterKey, Wanted], Adapter]
     _held: OrderedDict[AdapterKey, Adapter] = field(default_factory=OrderedDict)
     _loading: dict[AdapterKey, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def get(self, key: AdapterKey) -> Adapter:
-        """The adapter; whatever `load` raises where there is none. Never another one, and never none at all."""
+    def get(self, key: AdapterKey, *, wanted: Wanted = lambda: True) -> Adapter:
+        """The adapter; whatever `load` raises where there is none. Never another one, and never none at all.
+
+        Raises CancelledError where it is no longer `wanted` once it is loaded: an owner who was forgotten meanwhile stays so.
+        """
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
@@ -119,15 +125,17 @@ class Pool:
                 if key in self._held:
                     return self._held[key]
             try:
-                adapter = self.load(key)
-                self._put(key, adapter)
+                adapter = self.load(key, wanted)
+                self._put(key, adapter, wanted=wanted)
                 return adapter
             finally:
                 with self._lock:
                     self._loading.pop(key, None)
 
-    def _put(self, key: AdapterKey, adapter: Adapter) -> None:
-        with self._lock:
+    def _put(self, key: AdapterKey, adapter: Adapter, *, wanted: Wanted) -> None:
+        with self._lock:  # asked under the lock that `forget` takes: what it does not find is not put there afterwards
+            if not wanted():
+                raise CancelledError
             self._held[key] = adapter
             while self.nbytes > self.limit_bytes and len(self._held) > 1:
                 self._held.popitem(last=False)
@@ -139,6 +147,11 @@ class Pool:
             for key in gone:
                 del self._held[key]
             return len(gone)
+
+    def owners(self) -> set[str]:
+        """Whose adapters are held."""
+        with self._lock:
+            return {key.owner for key in self._held}
 
     @property
     def nbytes(self) -> int:

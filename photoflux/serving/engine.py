@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from photoflux.errors import PhotoFluxError
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 WAITING = 64
 PROMPTS_KEPT = 512
 FIRST_ESTIMATE_S = 1.0
+CHECKED_S, IDLE_S, SWEEP_S = 5.0, 20.0, 5.0
+"""Whether an owner was erased is asked when their adapter is used, unless it was within CHECKED_S; for adapters that lie idle a
+sweep asks again after IDLE_S. Together with the sweep's pace an erased owner's adapter is in memory for 25 s at most."""
 
 
 class Busy(PhotoFluxError):
@@ -50,6 +54,10 @@ class TooLate(PhotoFluxError):
     """The request's deadline passed before its pictures were drawn."""
 
 
+class Forgotten(PhotoFluxError):
+    """The request's owner was erased: nothing is drawn for them any more."""
+
+
 @dataclass(eq=False)
 class Request:
     """Pictures to draw: one per seed, each with the prompt and in the style. `deadline` is in `time.monotonic()` seconds."""
@@ -65,6 +73,10 @@ class Request:
     @property
     def owner(self) -> str:
         return self.key.owner
+
+    def is_wanted(self) -> bool:
+        """Whether it was not cancelled."""
+        return not self.cancelled.is_set()
 
     @property
     def weight(self) -> int:
@@ -89,7 +101,8 @@ class Pace:
 class Engine:
     """Draws with a base and any number of adapters, of which `host_bytes` stay in memory and `device_bytes` on the device.
 
-    `fetch` gives the adapter of a key, from wherever it is kept; what it raises fails that request and no other.
+    `fetch` gives the adapter of a key, from wherever it is kept; what it raises fails that request and no other. `is_erased` says
+    whether an owner was erased; without it only `forget` drops what is kept of them.
     """
 
     def __init__(
@@ -98,6 +111,7 @@ class Engine:
         *,
         spec: BaseSpec,
         fetch: Callable[[AdapterKey], Adapter],
+        is_erased: Callable[[str], bool] | None = None,
         waiting: int = WAITING,
         host_bytes: int = 8 << 30,
         device_bytes: int = 2 << 30,
@@ -106,26 +120,35 @@ class Engine:
 
         self.pipe, self.spec = pipe, spec
         self.merger = Merger(pipe.transformer, spec.lora_targets)
-        self.host = Pool(host_bytes, lambda key: fetch(key).pinned())
-        self.device = Pool(device_bytes, lambda key: self.host.get(key).to(pipe.device))
+        self.host = Pool(host_bytes, lambda key, _: fetch(key).pinned())
+        self.device = Pool(device_bytes, lambda key, wanted: self.host.get(key, wanted=wanted).to(pipe.device))
         self.line: FairQueue[Request] = FairQueue(waiting)
         self.pace = Pace()
         self.drawing: Request | None = None
         self._fetching: threading.Thread | None = None
         self._merged: AdapterKey | None = None
-        self._turn = threading.Lock()
+        self._turn, self._turn_of = threading.Lock(), ""
+        self._open = set[Request]()
         self._prompts: OrderedDict[str, PromptEmbeds] = OrderedDict()
+        self._prompts_lock = threading.Lock()
+        self._is_erased, self._asked = is_erased, dict[str, float]()
+        self._stopped = threading.Event()
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
+        if is_erased:
+            threading.Thread(target=self._sweep, name="engine-sweep", daemon=True).start()
 
     def submit(self, request: Request) -> Future[list[Image.Image]]:
         """Put a request in line. Raises Busy with an estimate when there is no room, Draining when the engine stops."""
+        self._open.add(request)  # before it waits, so that `forget` misses none
         try:
             self.line.put(request)
-        except Full:
-            raise Busy(self.wait_s(request.owner)) from None
-        except Closed:
+        except (Full, Closed) as error:
+            self._open.discard(request)
+            if isinstance(error, Full):
+                raise Busy(self.wait_s(request.owner)) from None
             raise Draining("the engine is stopping; ask another one") from None
+        request.result.add_done_callback(lambda _: self._open.discard(request))
         return request.result
 
     def wait_s(self, owner: str) -> float:
@@ -135,25 +158,47 @@ class Engine:
         return max(1.0, ahead * self.pace.seconds)
 
     def cancel(self, request: Request) -> None:
-        """Take it out of the line, or stop it after the picture that is being drawn."""
+        """Take it out of the line, or stop it after the denoise step that is under way."""
         request.cancelled.set()
         if self.line.remove(request):
             _fail(request, CancelledError())
 
     def forget(self, owner: str) -> None:
-        """Drop all that is kept of an owner, once the request that is being drawn is done."""
-        with self._turn:
-            self.host.forget(owner)
-            self.device.forget(owner)
+        """Drop all that is kept of an owner, and give up what waits or is drawn for them.
+
+        Waits for the denoise step under way where that is theirs, and for nobody else's pictures.
+        """
+        for request in [request for request in list(self._open) if request.owner == owner]:
+            self.cancel(request)
+        self._drop_adapters(owner)
+        while self._is_in_weights(owner):
+            if self._turn.acquire(timeout=0.05):
+                try:
+                    self._restore(owner)
+                finally:
+                    self._turn.release()
+        with self._prompts_lock:
             self._prompts.clear()
-            if self._merged and self._merged.owner == owner:
-                self._merged = None
-                self.merger.restore()
+
+    def _drop_adapters(self, owner: str) -> None:
+        self.host.forget(owner)
+        self.device.forget(owner)
+
+    def _is_in_weights(self, owner: str) -> bool:
+        """Whether an owner's adapter is in the weights, or may be in a moment."""
+        merged = self._merged
+        return self._turn_of == owner or (merged is not None and merged.owner == owner)
+
+    def _restore(self, owner: str) -> None:
+        if self._merged and self._merged.owner == owner:
+            self._merged = None
+            self.merger.restore()
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take nothing new and finish what waits; False when that took longer than `timeout_s`."""
         self.line.close()
         self._worker.join(timeout_s)
+        self._stopped.set()
         return not self._worker.is_alive()
 
     @property
@@ -168,8 +213,7 @@ class Engine:
                 return
             self.drawing = request
             try:
-                with self._turn:
-                    self._serve(request)
+                self._serve(request)
             except BaseException as error:
                 _fail(request, error)
                 if not isinstance(error, PhotoFluxError | CancelledError):
@@ -178,16 +222,37 @@ class Engine:
                 self.drawing = None
 
     def _serve(self, request: Request) -> None:
+        if not request.result.set_running_or_notify_cancel():
+            return
         self._check(request)
-        self._merge(request.key, self.device.get(request.key))
-        pictures = []
-        for seed in request.seeds:
-            self._check(request)
-            self._fetch_next()
-            started = time.monotonic()
-            pictures.append(self._draw(request.prompt, seed=seed, style=request.style))
-            self.pace.note(time.monotonic() - started, request.weight // len(request.seeds))
+        self._refuse_erased(request.owner)
+        adapter = self.device.get(request.key, wanted=request.is_wanted)
+        with self._turn:
+            self._turn_of = request.owner  # before the check: `forget` cancels first and looks here then
+            try:
+                self._check(request)
+                self._merge(request.key, adapter)
+                pictures = [self._paced(request, seed) for seed in request.seeds]
+            finally:
+                self._turn_of = ""
         request.result.set_result(pictures)
+
+    def _paced(self, request: Request, seed: int) -> Image.Image:
+        """One picture of a request; how long it took makes the estimates."""
+        self._fetch_next()
+        started = time.monotonic()
+        check = partial(self._between_steps, request)
+        picture = self._draw(request.prompt, seed=seed, style=request.style, check=check)
+        self.pace.note(time.monotonic() - started, request.weight // len(request.seeds))
+        return picture
+
+    def _between_steps(self, request: Request) -> None:
+        """End a request between denoise steps. Raises CancelledError, TooLate."""
+        if self.pipe.device.type == "cuda":  # which is far behind: else all steps were under way before the first is checked
+            import torch
+
+            torch.cuda.current_stream(self.pipe.device).synchronize()
+        self._check(request)
 
     def _check(self, request: Request) -> None:
         if request.cancelled.is_set():
@@ -195,11 +260,42 @@ class Engine:
         if time.monotonic() > request.deadline:
             raise TooLate("the pictures could not be drawn in time; ask again, or for fewer")
 
+    def _refuse_erased(self, owner: str) -> None:
+        """Raises Forgotten for an erased owner, and drops what is kept of them."""
+        if self._was_erased(owner, within_s=CHECKED_S):
+            self._drop_adapters(owner)  # the sweep does the rest: it cannot be waited for here
+            raise Forgotten("nothing is drawn for an account that was erased")
+
+    def _was_erased(self, owner: str, *, within_s: float) -> bool:
+        """Whether an owner is erased, as far as was known `within_s` seconds ago."""
+        now = time.monotonic()
+        if self._is_erased is None or self._asked.get(owner, float("-inf")) > now - within_s:
+            return False
+        if self._is_erased(owner):
+            return True
+        self._asked[owner] = now
+        return False
+
+    def _sweep(self) -> None:
+        """Forget erased owners whose adapters lie idle, though nobody told this engine."""
+        while not self._stopped.wait(SWEEP_S):
+            merged = self._merged
+            owners = self.host.owners() | self.device.owners() | ({merged.owner} if merged else set())
+            for owner in owners:
+                try:
+                    if self._was_erased(owner, within_s=IDLE_S):
+                        self.forget(owner)
+                except Exception as error:  # the next sweep asks again
+                    log.warning("whether an owner was erased could not be asked: %s", type(error).__name__)
+            for gone in self._asked.keys() - owners:
+                self._asked.pop(gone, None)
+
     def _fetch_next(self) -> None:
         """Get the next request's adapter while this one draws. Its failure is told when its turn comes."""
         following = self.line.peek()
         if following and following.key not in self.device and not (self._fetching and self._fetching.is_alive()):
-            self._fetching = threading.Thread(target=_quietly, args=(self.device.get, following.key), daemon=True)
+            get = partial(self.device.get, following.key, wanted=following.is_wanted)
+            self._fetching = threading.Thread(target=_quietly, args=(get,), daemon=True)
             self._fetching.start()
 
     def _merge(self, key: AdapterKey, adapter: Adapter) -> None:
@@ -209,29 +305,33 @@ class Engine:
         self.merger.merge(adapter)
         self._merged = key
 
-    def _draw(self, prompt: str, *, seed: int, style: str) -> Image.Image:
+    def _draw(self, prompt: str, *, seed: int, style: str, check: Callable[[], None]) -> Image.Image:
         from photoflux.flux.sampling import decode, noise_for, sample_latents
         from photoflux.styles import REDRAWS, redrawn
 
-        latents = sample_latents(
-            self.pipe.transformer, self._embedded(prompt), noise_for([seed], spec=self.spec), spec=self.spec
-        )
+        embeds, noise = self._embedded(prompt), noise_for([seed], spec=self.spec)
+        latents = sample_latents(self.pipe.transformer, embeds, noise, spec=self.spec, check=check)
+        check()
         image = decode(self.pipe.vae, latents)[0]
         if style not in REDRAWS:
             return image
-        return redrawn(image, prompt, style=REDRAWS[style], pipe=self.pipe, spec=self.spec, seed=seed)
+        redraw = REDRAWS[style]
+        return redrawn(image, prompt, style=redraw, pipe=self.pipe, spec=self.spec, seed=seed, check=check)
 
     def _embedded(self, prompt: str) -> PromptEmbeds:
         """The prompt's embedding, of the last few hundred from memory; the words themselves are not kept."""
         from photoflux.flux.text import encode_prompts
 
         name = hashlib.sha256(prompt.encode()).hexdigest()
-        if name not in self._prompts:
-            self._prompts[name] = encode_prompts(self.pipe, [prompt], spec=self.spec)
+        with self._prompts_lock:
+            embeds = self._prompts.pop(name, None)
+        if embeds is None:
+            embeds = encode_prompts(self.pipe, [prompt], spec=self.spec)
+        with self._prompts_lock:
+            self._prompts[name] = embeds  # the latest used is the last one
             while len(self._prompts) > PROMPTS_KEPT:
                 self._prompts.popitem(last=False)
-        self._prompts.move_to_end(name)
-        return self._prompts[name]
+        return embeds
 
 
 def _fail(request: Request, error: BaseException) -> None:
@@ -239,8 +339,10 @@ def _fail(request: Request, error: BaseException) -> None:
         request.result.set_exception(error)
 
 
-def _quietly(get: Callable[[AdapterKey], Adapter], key: AdapterKey) -> None:
+def _quietly(get: Callable[[], Adapter]) -> None:
     try:
-        get(key)
+        get()
+    except CancelledError:
+        log.info("an adapter that was fetched ahead is no longer wanted")
     except Exception as error:
-        log.info("an adapter could not be fetched ahead: %s", error)
+        log.info("an adapter could not be fetched ahead: %s", type(error).__name__)

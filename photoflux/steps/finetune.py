@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+LOCK, LOCK_WAIT_S = "lock", 10.0
+"""File in the work folder that the training there holds, and how long another one waits for it to end."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,8 @@ def run(
     """Train the subject into an adapter; a killed run, started again, goes on from its last saved state.
 
     `workdir` holds that state, sealed under `key` and named by default after dataset, base and parameters; it is removed at
-    the end. Raises
-    InputError for a dataset that this base cannot be trained on, PhotoFluxError when training diverges or the disk is
-    full.
+    the end. Raises InputError for a dataset that this base cannot be trained on, PhotoFluxError when training diverges, the
+    disk is full or another training is at work in that folder.
     """
     from photoflux.flux.base import load_spec
     from photoflux.flux.report import write_report
@@ -73,14 +76,14 @@ def run(
     spec = load_spec(params.base)
     with opened(dataset, key=key) as plain, _unpacked(plain) as (pictures, manifest):
         folder = workdir or get_settings().cache_dir / "finetune" / _owner(key) / _identity(plain, spec, params)
-        with _space_on(folder), ExitStack() as stack:
+        with _space_on(folder), _only_one_in(folder), ExitStack() as stack:
             trained = _train(pictures, manifest, spec=spec, params=params, kept=Drawer(folder, key))
             weights = stack.enter_context(_weights(trained))
             lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
             with committed(adapter, key=key) as out:
                 write_tar(out, files=_files(weights, trained), manifest=lineage)
             write_report(trained, lineage, report, key=key)
-    shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # while it is ours: another training may wait for it
     if workdir is None:
         with suppress(OSError):  # others of the same owner may be under way
             folder.parent.rmdir()
@@ -275,6 +278,35 @@ def _unpacked(dataset: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         unpack(dataset, Path(scratch))
         yield Path(scratch), manifest
+
+
+@contextmanager
+def _only_one_in(folder: Path) -> Iterator[None]:
+    """A folder that no other training uses until the block, or this process, ends. Raises PhotoFluxError."""
+    until = time.monotonic() + LOCK_WAIT_S
+    while (lock := _try_lock(folder)) is None:
+        if time.monotonic() > until:
+            raise PhotoFluxError(
+                f"{folder}: another training is using it; wait until that one has ended, or end it, and run this one again"
+            )
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _try_lock(folder: Path) -> int | None:
+    """The folder's lock as a file descriptor; None while someone else has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):  # whoever had it has just removed the folder
+        lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink:  # else its file went with a removed folder, and is nobody's lock any more
+                return lock
+        os.close(lock)
+    return None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from photoflux.errors import InputError
 from photoflux.settings import get_settings
 from photoflux.vault.blobs import open_store
 from photoflux.vault.kek import LOCAL, KeyFileExists, create_kek
-from photoflux.vault.keyring import Keyring, check_owner
+from photoflux.vault.keyring import Keyring, OwnerErased, check_owner
 from photoflux.vault.sealed import Label, seal, unseal
 
 
@@ -30,6 +30,9 @@ class Sealer(Protocol):
 
     def unseal(self, stored: Path, plain: Path) -> None: ...
 
+    def confirm(self) -> None:
+        """Raises OwnerErased where the owner of what was sealed was erased meanwhile."""
+
 
 class Plain:
     """The identity: stored bytes are the plaintext bytes."""
@@ -41,6 +44,9 @@ class Plain:
 
     def unseal(self, stored: Path, plain: Path) -> None:
         plain.symlink_to(stored.resolve())
+
+    def confirm(self) -> None:
+        return
 
 
 class Sealed:
@@ -60,6 +66,9 @@ class Sealed:
     def unseal(self, stored: Path, plain: Path) -> None:
         with stored.open("rb") as source, plain.open("wb") as sink:
             unseal(source, sink, label=self._label(stored), keyring=self.keyring)
+
+    def confirm(self) -> None:
+        self.keyring.check_not_erased(self.owner)
 
     def _label(self, file: Path) -> Label:
         return Label(self.owner, "artifact", file.name.split(".")[0])
@@ -102,7 +111,10 @@ def opened(path: Path, *, key: str) -> Iterator[Path]:
 
 @contextmanager
 def committed(path: Path, *, key: str) -> Iterator[Path]:
-    """A temporary path to write; it becomes `path`, sealed, when the block ends well, and is removed when not."""
+    """A temporary path to write; it becomes `path`, sealed, when the block ends well, and is removed when not.
+
+    Raises OwnerErased, and leaves no file, where the owner was erased, also while it was sealed.
+    """
     chosen = sealer(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -114,3 +126,8 @@ def committed(path: Path, *, key: str) -> Iterator[Path]:
             raise FileNotFoundError(f"nothing was written for {path.name}")
         chosen.seal(plain, stored)
         os.replace(stored, path)
+        try:
+            chosen.confirm()
+        except OwnerErased:
+            path.unlink(missing_ok=True)
+            raise

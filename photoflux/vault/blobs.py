@@ -1,4 +1,4 @@
-"""Where sealed bytes lie: a folder or a Cloud Storage bucket behind five verbs.
+"""Where sealed bytes lie: a folder or a Cloud Storage bucket behind the same verbs.
 
 Names are made by this program (ids, never a person's words) and are paths of letters, digits and `._-`.
 """
@@ -10,8 +10,9 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from photoflux.errors import InputError, PhotoFluxError
 
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 BUCKET = "gs://"
+PARTIAL = ".partial-"
+LEFTOVER_S = 24 * 3600
+"""A partial file this old was left by a process that was killed, and is removed."""
+LINK_TRIES = 100
+UPLOAD_PIECE = 8 << 20
+"""Bytes of a file that are in memory while it is uploaded; the client's own default is 100 MiB."""
 
 
 class BlobExists(PhotoFluxError):
@@ -36,8 +43,17 @@ class BlobStore(Protocol):
     def put_new(self, name: str, data: bytes) -> None:
         """Store whole or not at all. Raises BlobExists and changes nothing when the name is taken."""
 
+    def put_file(self, name: str, path: Path) -> None:
+        """As `put_new`, of a file that lies where `scratch` said."""
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """An empty file, readable by its owner alone, to be written and `put_file`; gone after the block."""
+
     def get(self, name: str) -> bytes:
         """Raises BlobMissing."""
+
+    def open(self, name: str) -> BinaryIO:
+        """To be read and closed by the caller, whatever is deleted meanwhile. Raises BlobMissing."""
 
     def delete(self, name: str) -> None:
         """Remove it; a name that is not there is no error, so that a deletion can be repeated."""
@@ -75,23 +91,34 @@ class FolderStore:
         self.folder = folder
 
     def put_new(self, name: str, data: bytes) -> None:
+        check_name(name)
+        with self.scratch() as partial:
+            partial.write_bytes(data)
+            self.put_file(name, partial)
+
+    def put_file(self, name: str, path: Path) -> None:
         target = self.folder / check_name(name)
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=".partial-")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(partial, target)  # fails where the name is taken, unlike a rename
+            _link(path, target)
         except FileExistsError:
             raise BlobExists(f"blob {name} exists already") from None
-        finally:
-            Path(partial).unlink()
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _remove_leftovers(self.folder)
+        with _scratch(self.folder) as partial:  # on the store's own disk, so that it can be linked
+            yield partial
 
     def get(self, name: str) -> bytes:
+        with self.open(name) as file:
+            return file.read()
+
+    def open(self, name: str) -> BinaryIO:
         try:
-            return (self.folder / check_name(name)).read_bytes()
+            return (self.folder / check_name(name)).open("rb")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise BlobMissing(f"blob {name} is missing") from None
 
@@ -113,8 +140,39 @@ class FolderStore:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         start = self.folder / prefix.rpartition("/")[0]
-        names = (file.relative_to(self.folder).as_posix() for file in start.rglob("*") if file.is_file())
+        walked = os.walk(start)  # unlike rglob it goes on where a folder is removed under its feet
+        names = (Path(at, file).relative_to(self.folder).as_posix() for at, _, files in walked for file in files)
         yield from sorted(name for name in names if name.startswith(prefix) and NAME.fullmatch(name))
+
+
+def _link(path: Path, target: Path) -> None:
+    """Give a file a second name. Raises FileExistsError where it is taken, unlike a rename."""
+    for attempt in range(1, LINK_TRIES + 1):
+        with suppress(FileExistsError, FileNotFoundError):  # folders that become empty are removed by who deletes
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            os.link(path, target)
+            break
+        except FileNotFoundError:
+            if attempt == LINK_TRIES:
+                raise
+
+
+@contextmanager
+def _scratch(folder: Path | None) -> Iterator[Path]:
+    descriptor, partial = tempfile.mkstemp(dir=folder, prefix=PARTIAL)  # made with mode 0600
+    os.close(descriptor)
+    try:
+        yield Path(partial)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for file in folder.glob(f"{PARTIAL}*"):
+        with suppress(FileNotFoundError):  # its writer was done with it
+            if time.time() - file.stat().st_mtime > LEFTOVER_S:
+                file.unlink()
 
 
 def _removed(folder: Path) -> bool:
@@ -138,6 +196,33 @@ class CloudStore:
             self._blob(name).upload_from_string(data, content_type="application/octet-stream", if_generation_match=0)
         except PreconditionFailed:
             raise BlobExists(f"blob {name} exists already") from None
+
+    def put_file(self, name: str, path: Path) -> None:
+        from google.api_core.exceptions import PreconditionFailed
+
+        blob = self._blob(name)
+        blob.chunk_size = UPLOAD_PIECE
+        try:
+            blob.upload_from_filename(str(path), content_type="application/octet-stream", if_generation_match=0)
+        except PreconditionFailed:
+            raise BlobExists(f"blob {name} exists already") from None
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        return _scratch(None)
+
+    def open(self, name: str) -> BinaryIO:
+        from google.api_core.exceptions import NotFound
+
+        blob = self._blob(name)
+        with ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile())  # has no name: it is gone with its process
+            try:
+                blob.download_to_file(file)
+            except NotFound:
+                raise BlobMissing(f"blob {name} is missing") from None
+            file.seek(0)
+            stack.pop_all()
+            return cast(BinaryIO, file)
 
     def get(self, name: str) -> bytes:
         from google.api_core.exceptions import NotFound

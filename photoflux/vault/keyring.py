@@ -1,8 +1,9 @@
 """Every owner's keysets, wrapped by the key-encrypting key, in a store of their own. Without them nothing opens.
 
-Erasing an owner deletes the wrapped keysets: every copy of what they sealed, wherever it is, is then unreadable. The store
-must keep no versions. Backups of it die with their *epoch*: `rewrap` moves the living to a new key, whose predecessor is
-then destroyed.
+Erasing an owner deletes the wrapped keysets: every copy of what they sealed, wherever it is, is then unreadable. A marker
+`erased/<owner>`, which is kept for good and names a random id, comes first: whoever seals asks for it, so that nothing is
+sealed for an erased owner again. The store must keep no versions. Backups of it die with their *epoch*: `rewrap` moves the
+living to a new key, whose predecessor is then destroyed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from tink.streaming_aead import StreamingAead
 
 OWNER = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-FOLDER = "keysets"
+FOLDER, ERASED = "keysets", "erased"
+SERVICE = "service"
+"""Owner of the service's own secrets, who is never erased, so that no marker is asked for."""
 TRIES = 3
 KEPT_S, KEPT = 300.0, 256
 """Opened keysets stay in memory for this many seconds, and this many of them: the longest that an erased owner's
@@ -37,6 +40,10 @@ sealed bytes can still be opened by a process that had opened them before."""
 
 class KeyMissing(PhotoFluxError):
     """The owner has no such keyset: never made, or erased."""
+
+
+class OwnerErased(KeyMissing):
+    """Something is to be sealed for an owner who was erased."""
 
 
 @dataclass
@@ -50,7 +57,10 @@ class Keyring:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def create(self, owner: str) -> int:
-        """Make the owner's next keyset and return its version. Older versions keep opening what they sealed."""
+        """Make the owner's next keyset and return its version. Older versions keep opening what they sealed.
+
+        Raises OwnerErased, and leaves no keyset.
+        """
         import tink
         from tink import streaming_aead
 
@@ -60,10 +70,10 @@ class Keyring:
             version = max(self.versions(owner), default=0) + 1
             try:
                 self._put(owner, version, tink.new_keyset_handle(template), uri=self.kek_uri)
-                self._keep(self._newest, owner, version)
-                return version
             except BlobExists:
                 continue  # another process was first
+            self._keep(self._newest, owner, version)
+            return version
 
     def versions(self, owner: str) -> list[int]:
         """Versions of the owner's keysets, oldest first."""
@@ -73,8 +83,21 @@ class Keyring:
         """Everybody who has keysets, sorted."""
         return sorted({name.split("/")[1] for name in self.store.list(f"{FOLDER}/")})
 
+    def is_erased(self, owner: str) -> bool:
+        """Whether the owner was erased. The store is asked each time: an answer from memory would be too old."""
+        return owner != SERVICE and self.store.exists(_marker(owner))
+
+    def check_not_erased(self, owner: str) -> None:
+        """Raises OwnerErased."""
+        if self.is_erased(owner):
+            raise OwnerErased(f"owner {owner} was erased: nothing is sealed for them any more")
+
     def ensure(self, owner: str) -> int:
-        """The newest version, made when there is none. Another process's newer one is known here after five minutes at most."""
+        """The newest version, made when there is none. Another process's newer one is known here after five minutes at most.
+
+        Raises OwnerErased.
+        """
+        self.check_not_erased(owner)
         with self._lock:
             kept = self._newest.get(owner)
             if kept and kept[0] > time.monotonic():
@@ -85,8 +108,17 @@ class Keyring:
         self._keep(self._newest, owner, version)
         return version
 
+    def sealing(self, owner: str) -> tuple[int, StreamingAead]:
+        """The newest version, made when there is none, and what seals under it. Raises OwnerErased."""
+        version = self.ensure(owner)
+        try:
+            return version, self.primitive(owner, version)
+        except KeyMissing:
+            self.check_not_erased(owner)  # then it was erased since `ensure` asked
+            raise
+
     def primitive(self, owner: str, version: int) -> StreamingAead:
-        """What seals and opens under one version. Raises KeyMissing."""
+        """What opens under one version, and seals for who asked `sealing`. Raises KeyMissing."""
         from tink import streaming_aead
 
         key = (check_owner(owner), version)
@@ -100,7 +132,15 @@ class Keyring:
         return opened
 
     def erase(self, owner: str) -> int:
-        """Delete all keysets of the owner, forget the opened ones, and return how many blobs went."""
+        """Mark the owner as erased for good, delete all keysets, forget the opened ones, and return how many blobs went.
+
+        The marker comes first: a keyset that is stored after the others were listed is deleted by who stored it.
+        Raises InputError for the service itself.
+        """
+        if owner == SERVICE:
+            raise InputError("the service's own keys are not erased: everything it signed and sealed depends on them")
+        with suppress(BlobExists):
+            self.store.put_new(_marker(owner), b"")
         names = list(self.store.list(f"{FOLDER}/{check_owner(owner)}/"))
         for name in names:
             self.store.delete(name)
@@ -114,19 +154,24 @@ class Keyring:
         """Bring every keyset under `kek_uri`; returns how many were under another key, which can then be destroyed.
 
         A keyset is only removed under its old key once it is stored under the new one, so that this can be repeated.
+        Owners that are erased meanwhile stay erased.
         """
         moved = 0
         for name in list(self.store.list(f"{FOLDER}/")):
-            entry = _entry(self.store.get(name))
-            if entry["kek"] == self.kek_uri:
-                continue
-            _, owner, _ = name.split("/")
-            version, handle = _version(name), self._unwrap(name, entry)
-            with suppress(BlobExists):
-                self._put(owner, version, handle, uri=self.kek_uri)
-            self.store.delete(name)
-            moved += 1
+            with suppress(BlobMissing, OwnerErased):
+                moved += self._rewrapped(name)
         return moved
+
+    def _rewrapped(self, name: str) -> bool:
+        """Bring one keyset under `kek_uri`, unless it is. Raises BlobMissing and OwnerErased when its owner was erased."""
+        entry = _entry(self.store.get(name))
+        if entry["kek"] == self.kek_uri:
+            return False
+        _, owner, _ = name.split("/")
+        with suppress(BlobExists):
+            self._put(owner, _version(name), self._unwrap(name, entry), uri=self.kek_uri)
+        self.store.delete(name)
+        return True
 
     def _keep(self, kept: OrderedDict[Any, tuple[float, Any]], key: Any, value: Any) -> None:
         with self._lock:
@@ -136,14 +181,22 @@ class Keyring:
                 kept.popitem(last=False)
 
     def _put(self, owner: str, version: int, handle: KeysetHandle, *, uri: str) -> None:
-        """Store a keyset wrapped, after unwrapping it once: Tink's KMS client checks no checksums."""
+        """Store a keyset wrapped, after unwrapping it once: Tink's KMS client checks no checksums.
+
+        Raises BlobExists; OwnerErased, and leaves none, where the owner was erased, also while it was stored.
+        """
         from tink import proto_keyset_format
 
         bound = _bound(check_owner(owner), version)
         wrapped = proto_keyset_format.serialize_encrypted(handle, open_kek(uri), bound)
         proto_keyset_format.parse_encrypted(wrapped, open_kek(uri), bound)
         content = {"kek": uri, "wrapped": base64.b64encode(wrapped).decode()}
-        self.store.put_new(_name(owner, version, uri), json.dumps(content).encode())
+        name = _name(owner, version, uri)
+        self.check_not_erased(owner)
+        self.store.put_new(name, json.dumps(content).encode())
+        if self.is_erased(owner):
+            self.store.delete(name)
+            self.check_not_erased(owner)
 
     def unwrapped(self, owner: str, version: int) -> KeysetHandle:
         """One version as the wrapping key opens it now. Raises KeyMissing; PhotoFluxError where that key does not."""
@@ -177,6 +230,10 @@ def check_owner(owner: str) -> str:
     if not OWNER.fullmatch(owner):
         raise InputError(f"owner {owner!r}: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or digit")
     return owner
+
+
+def _marker(owner: str) -> str:
+    return f"{ERASED}/{check_owner(owner)}"
 
 
 def _name(owner: str, version: int, uri: str) -> str:

@@ -6,18 +6,19 @@ Each is one blob, sealed under its owner's newest key and bound to owner, kind a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from photoflux.errors import InputError
 from photoflux.settings import get_settings
 from photoflux.vault.blobs import BlobStore, open_store
-from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
+from photoflux.vault.sealed import Label, seal_bytes, seal_from, unseal_bytes, unsealed
 
 if TYPE_CHECKING:
     from photoflux.vault.keyring import Keyring
 
-KINDS = ("photo", "thumbnail", "set", "adapter", "picture", "report", "export")
+KINDS = ("photo", "thumbnail", "set", "adapter", "picture", "report", "export", "head")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -29,16 +30,39 @@ class Objects:
     keyring: Keyring
 
     def put(self, owner: str, kind: str, object_id: str, data: bytes) -> int:
-        """Seal and store a new object; returns the bytes stored. Raises BlobExists."""
+        """Seal and store a new object; returns the bytes stored. Raises BlobExists, OwnerErased."""
         name = _name(owner, kind, object_id)
         sealed = seal_bytes(data, label=Label(owner, kind, object_id), keyring=self.keyring)
         self.store.put_new(name, sealed)
+        self._confirm(owner, name)
         return len(sealed)
+
+    def put_from(self, owner: str, kind: str, object_id: str, write: Callable[[BinaryIO], None]) -> int:
+        """`put` of what `write` writes into the stream it is given, which cannot seek.
+
+        It goes through this process in pieces: only ciphertext is on disk, and never the whole in memory.
+        """
+        name = _name(owner, kind, object_id)
+        with self.store.scratch() as path:
+            with path.open("wb") as sink:
+                seal_from(write, sink, label=Label(owner, kind, object_id), keyring=self.keyring)
+            size = path.stat().st_size
+            self.store.put_file(name, path)
+        self._confirm(owner, name)
+        return size
 
     def get(self, owner: str, kind: str, object_id: str) -> bytes:
         """The plaintext. Raises BlobMissing, SealBroken, KeyMissing."""
         sealed = self.store.get(_name(owner, kind, object_id))
         return unseal_bytes(sealed, label=Label(owner, kind, object_id), keyring=self.keyring)
+
+    def chunks(self, owner: str, kind: str, object_id: str) -> Iterator[bytes]:
+        """The plaintext in pieces of a megabyte; the object is looked for when the first is asked for.
+
+        Raises BlobMissing and KeyMissing before the first piece; SealBroken before it ends when the object is not whole.
+        """
+        with self.store.open(_name(owner, kind, object_id)) as source:
+            yield from unsealed(source, label=Label(owner, kind, object_id), keyring=self.keyring)
 
     def delete(self, owner: str, kind: str, object_id: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -50,11 +74,22 @@ class Objects:
         return [name.removeprefix(folder) for name in self.store.list(folder + prefix)]
 
     def erase(self, owner: str) -> int:
-        """Delete everything of an owner; returns how many objects there were."""
+        """Delete everything of an owner; returns how many objects there were.
+
+        After `Keyring.erase` nothing can follow: what is stored after it was listed here is deleted by who stored it.
+        """
         names = [name for kind in KINDS for name in self.store.list(_folder(owner, kind))]
         for name in names:
             self.store.delete(name)
         return len(names)
+
+    def _confirm(self, owner: str, name: str) -> None:
+        """Take back what was just stored unless its owner is known not to have been erased meanwhile. Raises OwnerErased."""
+        try:
+            self.keyring.check_not_erased(owner)
+        except BaseException:
+            self.store.delete(name)
+            raise
 
 
 def open_objects(keyring: Keyring | None = None) -> Objects:

@@ -1,14 +1,15 @@
 """Sealed bytes: one line that says whose they are, then streaming ciphertext that is bound to that line.
 
 Tink finishes a stream even when an exception leaves it, and gives out plaintext before it has seen the end. So nothing
-written or read here counts until the whole went well: sealing and opening go from file to file.
+written or read here counts until the whole went well: a sink is thrown away where sealing raised, and what was opened is
+used only once its iterator has ended, or by who can take it back, as an HTTP response that is broken off.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
@@ -63,18 +64,28 @@ class _Source(io.RawIOBase):
 
 
 def seal(source: BinaryIO, sink: BinaryIO, *, label: Label, keyring: Keyring) -> None:
-    """Write the sealed form of `source` to `sink` under the owner's newest key, made when there is none.
+    """`seal_from` for what can be read from `source`."""
 
-    Where this raises, `sink` holds nothing of use and must be thrown away.
+    def copy(stream: BinaryIO) -> None:
+        while chunk := source.read(CHUNK):
+            stream.write(chunk)
+
+    seal_from(copy, sink, label=label, keyring=keyring)
+
+
+def seal_from(write: Callable[[BinaryIO], None], sink: BinaryIO, *, label: Label, keyring: Keyring) -> None:
+    """Write the sealed form of what `write` writes to `sink`, under the owner's newest key, made when there is none.
+
+    `write` is given a stream that cannot seek. Where this raises (OwnerErased among others), `sink` holds nothing of use
+    and must be thrown away.
     """
-    version = keyring.ensure(label.owner)
+    version, primitive = keyring.sealing(label.owner)
     line = _line(label, version)
     sink.write(line)
     taker = _Sink(sink)
-    stream = keyring.primitive(label.owner, version).new_encrypting_stream(taker, line)
+    stream = primitive.new_encrypting_stream(taker, line)
     try:
-        while chunk := source.read(CHUNK):
-            stream.write(chunk)
+        write(stream)
         stream.close()
     except BaseException:
         taker.broken = True
@@ -86,18 +97,20 @@ def unseal(source: BinaryIO, sink: BinaryIO, *, label: Label, keyring: Keyring) 
 
     Raises SealBroken unless all of it was sealed under `label`, KeyMissing where the owner was erased.
     """
-    import tink
+    for chunk in unsealed(source, label=label, keyring=keyring):
+        sink.write(chunk)
 
+
+def unsealed(source: BinaryIO, *, label: Label, keyring: Keyring) -> Iterator[bytes]:
+    """The plaintext of `source` in pieces of a megabyte, none of them altered; it was all of it once the iterator has ended.
+
+    Raises SealBroken, before it ends, unless all was sealed under `label`; KeyMissing where the owner was erased.
+    """
     line = source.readline(LABEL_MAX)
     version = _checked(line, label)
     stream = keyring.primitive(label.owner, version).new_decrypting_stream(_Source(source), line)
-    try:
-        while chunk := stream.read(CHUNK):
-            sink.write(chunk)
-    except (tink.TinkError, OSError, ValueError) as error:
-        raise SealBroken(
-            f"{label.kind} {label.id}: altered, cut off or sealed by another key; fetch it again"
-        ) from error
+    while chunk := _next(stream, label):
+        yield chunk
 
 
 def seal_bytes(data: bytes, *, label: Label, keyring: Keyring) -> bytes:
@@ -108,6 +121,18 @@ def seal_bytes(data: bytes, *, label: Label, keyring: Keyring) -> bytes:
 def unseal_bytes(data: bytes, *, label: Label, keyring: Keyring) -> bytes:
     """`unseal` for what fits in memory."""
     return _through(unseal, data, label=label, keyring=keyring)
+
+
+def _next(stream: BinaryIO, label: Label) -> bytes:
+    """At most a megabyte more; nothing at the end."""
+    import tink
+
+    try:
+        return stream.read(CHUNK)
+    except (tink.TinkError, OSError, ValueError) as error:
+        raise SealBroken(
+            f"{label.kind} {label.id}: altered, cut off or sealed by another key; fetch it again"
+        ) from error
 
 
 def _through(way: Callable[..., None], data: bytes, *, label: Label, keyring: Keyring) -> bytes:

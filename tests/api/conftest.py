@@ -24,6 +24,7 @@ from api.db import Records, migrate, open_engine
 from api.intake import Taken
 from api.main import make_app
 from api.settings import ApiSettings
+from tests.api.lock_order import LockOrder
 from tests.api.people import Person, Site
 from tests.cloud import GOOGLE_KEY, cloud_kms, new_bucket
 
@@ -165,7 +166,10 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
             service = innermost(app).state.service
             service.intake.take = remembering(service.intake.take)
+            order = LockOrder(service.records.engine)
             yield Site(client, service, folder)
+            if request.param == "postgresql":  # on SQLite statements do not say what they lock: there is one writer at a time
+                assert order.wrong == [], "transactions lock rows in the order of api.db.LOCK_ORDER"
 
 
 def remembering(take: Callable[[Sequence[bytes]], list[Taken]]) -> Callable[[Sequence[bytes]], list[Taken]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from api.db import Feedback, Generation, Picture, now_ms
+from api.db import Feedback, Generation, Picture, new_id, now_ms
+from api.delivery import Delivery
 from tests.api.people import Person, Site, is_problem
 from tests.api.test_runs import in_line
 
@@ -32,8 +36,9 @@ def finish(site: Site, person: Person, result: str, *, fmt: str = "png") -> byte
         row = session.get_one(Generation, result)
         row.state, row.finished_ms = "succeeded", now_ms()
         facts = {"user_id": person.id, "generation_id": result, "seed": row.seed, "sha256": "ab" * 32}
-        session.add(Picture(position=0, stored_bytes=len(buffer.getvalue()), **facts))
-    site.objects.put(person.id, "picture", f"{result}.0", buffer.getvalue())
+        object_id = f"{result}.0.{new_id()}"
+        session.add(Picture(position=0, object_id=object_id, stored_bytes=len(buffer.getvalue()), **facts))
+    site.objects.put(person.id, "picture", object_id, buffer.getvalue())
     return buffer.getvalue()
 
 
@@ -97,6 +102,90 @@ def test_pictures_load_with_the_cookie_alone_and_only_there(site: Site, ada: Per
     is_problem(site.client.get(path, headers={"Cookie": f"photoflux_media={theirs}"}), 404, "not-found")
     media = {"Authorization": f"Bearer {site.service.tokens.media(bearer)}"}
     is_problem(site.client.get(f"/api/results/{result}", headers=media), 401, "unauthorized")
+
+
+@pytest.mark.parametrize("size", ["4096x4096", "2049x16", "16x2049", "8x8"])
+def test_no_picture_is_made_larger_than_one_that_is_asked_for(site: Site, ada: Person, subject: str, size: str):
+    result = ask(ada, subject)["id"]
+    finish(site, ada, result)
+    is_problem(ada.get(f"/api/media/pictures/{result}.0", params={"size": size}), 422, "invalid")
+    assert ada.get(f"/api/media/pictures/{result}.0", params={"size": "2048x16"}).status_code == 200
+
+
+def test_pictures_are_converted_one_after_another(
+    site: Site, ada: Person, bob: Person, subject: str, monkeypatch: pytest.MonkeyPatch
+):
+    results, under_way, most = [], 0, 0
+    for person, its in ((ada, subject), (bob, bob.subject_with_model())):
+        results.append((person, ask(person, its)["id"]))
+        finish(site, *results[-1])
+    convert = Delivery.converted
+
+    def converted(*args: Any, **how: Any) -> bytes:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        time.sleep(0.02)
+        try:
+            return convert(*args, **how)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(Delivery, "converted", converted)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [
+            pool.submit(person.get, f"/api/media/pictures/{result}.0", params={"size": f"{side}x{side}"})
+            for side in range(16, 20) for person, result in results
+        ]  # fmt: skip
+        assert {one.result().status_code for one in asked} == {200}
+    assert most == 1
+
+
+def test_a_conversion_that_has_no_turn_in_time_is_sent_away(
+    site: Site, ada: Person, bob: Person, subject: str, monkeypatch: pytest.MonkeyPatch
+):
+    """While another one takes long; what is kept as it is wanted needs no turn."""
+    mine, theirs = ask(ada, subject)["id"], ask(bob, bob.subject_with_model())["id"]
+    finish(site, ada, mine)
+    data = finish(site, bob, theirs)
+    begun, go_on, convert = threading.Event(), threading.Event(), Delivery.converted
+
+    def converted(*args: Any, **how: Any) -> bytes:
+        if how["size"] == "16x16":
+            begun.set()
+            go_on.wait(30)
+        return convert(*args, **how)
+
+    monkeypatch.setattr(Delivery, "converted", converted)
+    monkeypatch.setattr(site.service.delivery.turns, "wait_s", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ada.get, f"/api/media/pictures/{mine}.0", params={"size": "16x16"})
+        begun.wait(30)
+        second = bob.get(f"/api/media/pictures/{theirs}.0", params={"format": "jpeg"})
+        kept = bob.get(f"/api/media/pictures/{theirs}.0")
+        go_on.set()
+        assert first.result().status_code == 200
+    is_problem(second, 503, "busy")
+    assert int(second.headers["retry-after"]) > 0
+    assert kept.content == data
+    assert bob.get(f"/api/media/pictures/{theirs}.0", params={"format": "jpeg"}).status_code == 200
+
+
+def test_what_is_loaded_with_the_cookie_is_counted_like_anything_else(site: Site, ada: Person, bob: Person):
+    """Pictures, previews, reports, cards and exports; each is counted though it is not there."""
+    cookie = {"Cookie": f"photoflux_media={site.service.tokens.media(site.service.tokens.bearer(ada.token))}"}
+    nothing = "0" * 32
+    paths = [f"/api/media/{one}" for one in (
+        f"pictures/{nothing}.0", f"photos/{nothing}", f"reports/{nothing}/gate", f"cards/{nothing}", f"exports/{nothing}"
+    )]  # fmt: skip
+    for path in paths:
+        is_problem(site.client.get(path, headers=cookie), 404, "not-found")
+    for _ in range(890):
+        site.service.limits.check("ask", ada.id)
+    answers = [site.client.get(paths[n % len(paths)], headers=cookie).status_code for n in range(10)]
+    assert answers[-1] == 429
+    assert site.client.get("/api/auth/me", headers={"Authorization": f"Bearer {ada.token}"}).status_code == 429
+    assert bob.get("/api/auth/me").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from api import identity as module
 from api.db import Records, User
 from api.embedded_provider import CLIENT_ID, Accounts, make_provider
 from api.identity import Identities, Identity, Provider, SignInFailed
+from api.limits import Limits
 from photoflux.errors import InputError
 from photoflux.vault import open_keyring
 from photoflux.vault.keyring import Keyring
@@ -57,6 +58,7 @@ def served() -> Iterator[tuple[FastAPI, str]]:
 @pytest.fixture
 def issuer(served: tuple[FastAPI, str], own_state: Path) -> str:
     app, issuer = served
+    app.state.checks.limits = Limits("memory://")
     app.state.provider.accounts = Accounts(own_state / "accounts", hasher=QUICK)
     app.state.provider.accounts.add(EMAIL, name="Ada", password=PASSWORD)
     return issuer
@@ -156,7 +158,7 @@ def test_another_sign_ins_code_is_refused(identities: Identities):
 
 def test_a_wrong_password_is_refused(identities: Identities):
     url, _ = identities.begin()
-    for fields in ({"email": EMAIL, "password": "wrong"}, {"email": "x@y.z", "password": PASSWORD}, {}):
+    for fields in ({"email": EMAIL, "password": "wrong"}, {"email": "x@y.z", "password": PASSWORD}, {"email": ""}):
         answer = httpx2.post(url, data=fields)
         assert answer.status_code == 401 and "do not belong together" in answer.text
 
@@ -297,6 +299,9 @@ def test_accounts_are_kept_sealed_with_hashed_passwords(own_state: Path):
     accounts.add(EMAIL, name="Ada", password=PASSWORD)
     with pytest.raises(InputError, match="at least 12"):
         accounts.add("b@example.org", name="Bob", password="short")
+    for email, password in (("b@example.org", "x" * 1001), ("b" * 255, PASSWORD)):
+        with pytest.raises(InputError, match="at most"):
+            accounts.add(email, name="Bob", password=password)
     with pytest.raises(InputError, match="has an account"):
         accounts.add(EMAIL.upper(), name="Ada", password=PASSWORD)
     assert b"ada@" not in (own_state / "accounts").read_bytes()

@@ -116,6 +116,84 @@ def test_nobody_who_is_not_signed_in_uploads_a_byte(served: tuple[str, Site]):
         assert answer.startswith(b"HTTP/1.1 401"), answer
 
 
+KINDS = (
+    "multipart/form-data; boundary=b", "Multipart/form-data; boundary=b", "multipart/form-data ;boundary=b", "image/jpeg",
+    "application/x-www-form-urlencoded", "application/json", "",
+)  # fmt: skip
+
+
+def opened(base: str) -> socket.socket:
+    address = urlsplit(base)
+    return socket.create_connection((address.hostname, address.port), timeout=20)
+
+
+def answer_to_a_flood(base: str, line: str, *, kind: str, chunked: bool, size: int) -> bytes:
+    """What is answered to an anonymous body of which `size` bytes come and the rest never: who waits for more cannot answer."""
+    length = "Transfer-Encoding: chunked" if chunked else "Content-Length: 100000000"
+    head = f"{line} HTTP/1.1\r\nHost: x\r\n{length}\r\n" + (f"Content-Type: {kind}\r\n" if kind else "")
+    part = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="a.jpg"\r\n\r\n'
+    piece = 8192
+    with opened(base) as connection:
+        connection.sendall(head.encode() + b"\r\n")
+        sent = 0
+        try:
+            while sent < size:
+                body = (part if sent == 0 else b"").ljust(piece, b"x")
+                connection.sendall(b"%x\r\n%s\r\n" % (piece, body) if chunked else body)
+                sent += piece
+            return connection.recv(65536)
+        except ConnectionError:  # it was answered, and closed, while this was sending
+            return b"closed"
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "chunked"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("path", ["/api/upload", "/api/%75pload", "/api/upload?x=1", "//api/upload", "/api/upload/"])
+def test_nobody_unknown_has_an_upload_held_whatever_they_call_it(
+    served: tuple[str, Site], path: str, kind: str, chunked: bool
+):
+    answer = answer_to_a_flood(served[0], f"POST {path}", kind=kind, chunked=chunked, size=main.BODY_BYTES * 3)
+    assert answer == b"closed" or int(answer[9:12]) in (307, 401, 404, 413), answer
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "chunked"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "PUT /api/upload", "HEAD /api/upload", "DELETE /api/upload", "PATCH /api/upload", "POST /api/complaints",
+        "POST /api/complaints/", "POST /provider/authorize", "POST /provider/token", "PUT /provider/token",
+        "POST /api/auth/refresh", "POST /api/subjects", "POST /nowhere",
+    ],
+)  # fmt: skip
+def test_of_nobody_unknown_more_than_a_small_body_is_held(
+    served: tuple[str, Site], line: str, kind: str, chunked: bool
+):
+    answer = answer_to_a_flood(served[0], line, kind=kind, chunked=chunked, size=main.BODY_BYTES * 3)
+    assert answer == b"closed" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 307")), answer
+
+
+@pytest.mark.parametrize("kind", ["Multipart/form-data", "MULTIPART/FORM-DATA", "multipart/Form-Data "])
+def test_a_form_is_a_form_in_any_letters(ada: Person, kind: str):
+    body = (
+        f'--B\r\nContent-Disposition: form-data; name="subject"\r\n\r\n{ada.subject()}\r\n'
+        '--B\r\nContent-Disposition: form-data; name="photos"; filename="a.jpg"\r\n\r\nno photo\r\n--B--\r\n'
+    )
+    answer = ada.post("/api/upload", content=body.encode(), headers={"Content-Type": f"{kind}; boundary=B"})
+    assert answer.status_code == 201, answer.text
+
+
+def test_who_has_signed_out_uploads_nothing(served: tuple[str, Site], ada: Person):
+    """Though the access token is good for some minutes more."""
+    base, site = served
+    site.service.sign_ins.end_all(ada.id)
+    head = (
+        f"POST /api/upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n"
+    )
+    assert send_slowly(base, head).startswith(b"HTTP/1.1 401")
+
+
 def test_photos_stay_in_memory_until_they_are_sealed():
     from starlette.formparsers import MultiPartParser
 

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from api.health import Health
-from api.observing import REQUEST_ID, Telemetry, set_up_logs
+from api.observing import REQUEST_ID, Requests, Telemetry, quiet_libraries, set_up_logs
+from benchmarks.log_check import not_json, with_words
 from tests.api.people import Person, Site, is_problem
 
 WORD = "Kanarienvogel"
+HOOKS = [(sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (warnings, "showwarning")]
 
 
 @pytest.fixture
@@ -24,6 +36,8 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """What a process that logs writes."""
     root, stream = logging.getLogger(), io.StringIO()
     monkeypatch.setattr(logging, "raiseExceptions", False)
+    for place, name in HOOKS:
+        monkeypatch.setattr(place, name, getattr(place, name))
     handlers, level = root.handlers[:], root.level
     set_up_logs("test", stream)
     yield stream
@@ -62,7 +76,7 @@ def test_an_error_is_told_by_kind_and_place_without_its_message(lines: io.String
         try:
             raise ValueError(f"about {WORD}")
         except ValueError:
-            logging.getLogger("x").exception("it failed")
+            logging.getLogger("api.x").exception("it failed")
     (line,) = told(lines)
     assert (line["event"], line["exception"], line["level"], line["request"]) == (
         "it failed",
@@ -74,10 +88,135 @@ def test_an_error_is_told_by_kind_and_place_without_its_message(lines: io.String
     assert WORD not in str(line)
 
 
-def test_libraries_do_not_write_by_themselves(lines: io.StringIO, capfd: pytest.CaptureFixture[str]):
-    logging.getLogger("dbos").warning("%s", "from a library")
-    assert [line["event"] for line in told(lines)] == ["from a library"]
+def test_records_of_libraries_are_told_by_level_and_place(lines: io.StringIO, capfd: pytest.CaptureFixture[str]):
+    try:
+        raise ValueError(WORD)
+    except ValueError:
+        logging.getLogger("library").error(
+            "about %s", WORD, exc_info=True, stack_info=True, extra={"route": WORD, WORD: 1}
+        )
+    logging.getLogger("library").info("%s", WORD)
+    (line,) = told(lines)
+    assert (line["level"], line["logger"], line["exception"]) == ("error", "library", "ValueError")
+    assert str(line["place"]).partition(":")[0].endswith("tests/api/test_observing.py")
+    assert WORD not in lines.getvalue()
     assert capfd.readouterr().err == ""
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    st.text(),
+    st.lists(st.text() | st.integers(), max_size=3),
+    st.sampled_from(["library", "uvicorn.error", "", "apix", "asyncio"]),
+)
+def test_nothing_that_libraries_say_is_written(lines: io.StringIO, message: str, arguments: list[Any], name: str):
+    lines.seek(0)
+    lines.truncate()
+    logging.getLogger(name).warning(f"{WORD}{message}", *arguments)
+    (line,) = told(lines)
+    assert line["event"] == "a library's record"
+    assert WORD not in lines.getvalue()
+
+
+def test_the_library_of_durable_work_adds_no_handler(lines: io.StringIO, capfd: pytest.CaptureFixture[str]):
+    from dbos._logger import dbos_logger, init_logger
+
+    init_logger()
+    dbos_logger.warning(WORD)
+    assert [line["logger"] for line in told(lines)] == ["dbos"]
+    assert capfd.readouterr().err == ""
+
+
+def test_handlers_that_libraries_add_later_are_taken_away(lines: io.StringIO, capfd: pytest.CaptureFixture[str]):
+    library = logging.getLogger("library.that.installs")
+    library.addHandler(logging.StreamHandler())
+    library.propagate = False
+    logging.root.addHandler(logging.StreamHandler())
+    quiet_libraries()
+    library.warning(WORD)
+    assert [line["logger"] for line in told(lines)] == ["library.that.installs"]
+    assert capfd.readouterr().err == ""
+
+
+def test_handlers_stay_where_logs_were_not_set_up(monkeypatch: pytest.MonkeyPatch):
+    handler, library = logging.NullHandler(), logging.getLogger("library.of.a.program")
+    monkeypatch.setattr(logging.root, "handlers", [])
+    library.addHandler(handler)
+    quiet_libraries()
+    assert library.handlers == [handler]
+
+
+def test_warnings_are_told_by_category_and_place(lines: io.StringIO):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = sys.modules["api.observing"]._warned
+        warnings.warn(WORD, UserWarning, stacklevel=1)
+    (line,) = told(lines)
+    assert (line["exception"], "test_observing.py" in str(line["place"])) == ("UserWarning", True)
+    assert WORD not in str(line)
+
+
+def test_an_application_that_cannot_start_says_where(lines: io.StringIO):
+    async def app(*_: Any) -> None:
+        raise ValueError(WORD)
+
+    with pytest.raises(ValueError, match=WORD):
+        asyncio.run(Requests(app)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+    (line,) = told(lines)
+    assert (line["exception"], line["level"]) == ("ValueError", "error")
+
+
+NOISY = f"""
+import asyncio, logging, os, subprocess, sys, threading, warnings
+from api.observing import set_up_logs
+set_up_logs("noisy")
+from dbos._logger import init_logger
+init_logger()
+logging.getLogger("dbos").warning("{WORD}")
+logging.getLogger("library").error("{WORD}")
+logging.getLogger("api.x").info("of ours")
+print("{WORD}"); print("{WORD}", file=sys.stderr); os.write(2, b"{WORD} without an end")
+os.write(1, b"\\xff\\xfe " + b"x" * 200_000 + b"\\n")
+warnings.warn("{WORD}")
+subprocess.run([sys.executable, "-c", "print('{WORD}'); raise ValueError('{WORD}')"])
+subprocess.run([sys.executable, "-c", "from api.observing import *; set_up_logs('child'); log.info('of a child'); print('{WORD}')"])
+def fail(): raise ValueError("{WORD}")
+thread = threading.Thread(target=fail); thread.start(); thread.join()
+class Unraisable:
+    def __del__(self): fail()
+Unraisable()
+async def forgotten(): asyncio.get_running_loop().create_task(failing()); await asyncio.sleep(0.01)
+async def failing(): fail()
+asyncio.run(forgotten())
+print('{{"a": "{WORD}"}}')
+fail()
+"""
+
+
+def test_whatever_a_process_writes_is_json_without_words(tmp_path: Path, root: Path):
+    """Prints, C libraries, children, warnings, threads, and the error that ends it."""
+    with (tmp_path / "noisy.log").open("wb") as log:
+        done = subprocess.run(
+            [sys.executable, "-c", NOISY], stdout=log, stderr=subprocess.STDOUT, cwd=root, timeout=120, check=False,
+            env=os.environ | {"PYTHONPATH": str(root)},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert not_json(tmp_path) == []
+    assert with_words(tmp_path, [WORD]) == []
+    found = [json.loads(line) for line in (tmp_path / "noisy.log").read_text().splitlines()]
+    assert {"of ours", "of a child", "output", "a warning", "an error ended this"} <= {line["event"] for line in found}
+    assert {"dbos", "library", "asyncio"} <= {line["logger"] for line in found}
+    assert {line["service"] for line in found} == {"noisy", "child"}
+    assert found[-1]["event"] in ("an error ended this", "output")
+    assert len([line for line in found if line.get("exception") == "ValueError"]) >= 4
+
+
+def test_the_check_finds_plain_lines_and_words_behind_escapes(tmp_path: Path):
+    (tmp_path / "a.log").write_text('{"event": "K\\u0061narienvogel"}\nTraceback\n\n[1]\n')
+    assert not_json(tmp_path) == ["a.log:2: Traceback", "a.log:4: [1]"]
+    assert with_words(tmp_path, [WORD]) == [f"a.log:1: {WORD}"]
+    with pytest.raises(FileNotFoundError):
+        not_json(tmp_path / "none")
 
 
 def test_metrics_count_requests_by_route_and_what_waits(site: Site, ada: Person):

@@ -66,6 +66,69 @@ def test_a_part_ends_kindly_or_for_good(tmp_path: Path, monkeypatch: pytest.Monk
     part(tmp_path, WAIT).stop()
 
 
+LEAVES = """
+import os, pathlib, subprocess, sys, time
+code = "import os, pathlib, time; pathlib.Path({0!r}, str(os.getpid())).touch(); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", code.format(sys.argv[1])])
+subprocess.Popen([sys.executable, "-c", code.format(sys.argv[2])], start_new_session=True)
+time.sleep(600)
+"""
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("way", ["killed", "started again", "stopped"])
+def test_nothing_of_a_part_that_ended_lives_on_but_what_has_a_session_of_its_own(tmp_path: Path, way: str):
+    """A killed API's decoding processes go with it; a worker's pipelines stay."""
+    mine, own = tmp_path / "mine", tmp_path / "own"
+    mine.mkdir()
+    own.mkdir()
+    one = Part(
+        "part", [sys.executable, "-c", LEAVES, str(mine), str(own)], log=tmp_path / "log", scratch=tmp_path / "scratch"
+    )
+    one.start(dict(os.environ))
+    try:
+        until(lambda: list(mine.iterdir()) and list(own.iterdir()))
+        child, pipeline = (int(next(folder.iterdir()).name) for folder in (mine, own))
+        assert one.process is not None
+        if way == "stopped":
+            one.stop()
+        else:
+            os.kill(one.process.pid, signal.SIGKILL)
+            one.process.wait(20)
+            if way == "started again":
+                one.start(dict(os.environ))
+            assert one.ended == (way == "killed")
+        until(lambda: not lives(child))
+        assert lives(pipeline)
+    finally:
+        one.stop()
+        for pid in (int(file.name) for folder in (mine, own) for file in folder.iterdir()):
+            if lives(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_what_ended_is_killed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its number may be somebody else's group later."""
+    killed, one = list[int](), part(tmp_path, "pass")
+    monkeypatch.setattr(serve.os, "killpg", lambda group, _: killed.append(group))
+    one.start(dict(os.environ))
+    until(lambda: one.ended)
+    assert one.ended
+    one.stop()
+    assert one.process is not None
+    assert killed == [one.process.pid]
+    one.start(dict(os.environ))
+    one.stop()
+    assert killed == [killed[0], one.process.pid]
+
+
 def test_what_ends_is_started_again_until_an_interrupt(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                        monkeypatch: pytest.MonkeyPatch):  # fmt: skip
     monkeypatch.setattr(serve, "CALM_S", 0.0)
@@ -138,6 +201,9 @@ def test_a_site_has_its_parts_and_tells_them_where_they_are(own_state: Path, mlf
     assert site.environment["GOMP_SPINCOUNT"] == "2000"
     assert all(one.log.parent == own_state / "logs" for one in site.parts)
     assert len({one.scratch for one in site.parts}) == len(site.parts)
+    assert not [
+        word for one in site.parts for word in one.command if "password" in word.lower() or "token" in word.lower()
+    ]
 
 
 def test_the_command_serves_until_it_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

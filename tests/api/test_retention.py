@@ -53,7 +53,7 @@ def sweep(site: Site, tmp_path: Path, taken: list[str]) -> Callable[..., dict[st
         kept = Keep(**keep)
         swept = Retention(
             service.records, service.objects, service.journal, service.tokens, kept, note("discard"),
-            lambda _, gone: left.append(gone), forgotten.append,
+            lambda _, gone: left.append(gone), forgotten.append, service.heads,
         ).perform()  # fmt: skip
         while left:
             erasure.remove(left.pop())
@@ -129,11 +129,13 @@ def test_pictures_exports_and_leftover_rows_go(site: Site, ada: Person, sweep: C
     age(ada, Generation, result, days=31)
     export, sign_in, receipt = new_id(), new_id(), new_id()
     with site.service.records.writing() as session:
-        session.add(Export(id=export, user_id=ada.id, state="succeeded", expires_ms=now_ms() - 1))
+        session.add(
+            Export(id=export, user_id=ada.id, state="succeeded", expires_ms=now_ms() - 1, object_id=f"{export}.1")
+        )
         session.add(SignIn(id=sign_in, user_id=ada.id, expires_ms=now_ms() - 1))
         session.add(Idempotency(user_id=ada.id, key="k", request="r", created_ms=now_ms() - 2 * DAY_MS))
         session.add(Tombstone(receipt=receipt, login="x", user_id="y", erased_ms=0, done_ms=1))
-    site.objects.put(ada.id, "export", export, b"zip")
+    site.objects.put(ada.id, "export", f"{export}.1", b"zip")
     swept = sweep(pictures=30)
     assert (swept["pictures"], swept["exports"]) == (1, 1)
     is_problem(ada.get(f"/api/results/{result}"), 404, "not-found")
@@ -168,7 +170,7 @@ def test_what_a_killed_process_left_is_found_after_a_day(
     finish(site, ada, result)
     named = sorted(site.objects.store.list())
     lost = {"photo": new_id(), "thumbnail": new_id(), "adapter": new_id(), "set": new_id(), "report": f"{new_id()}.gate",
-            "picture": f"{result}.7", "export": new_id()}  # fmt: skip
+            "picture": f"{result}.0.{new_id()}", "export": new_id()}  # fmt: skip
     for kind, object_id in lost.items():
         site.objects.put(ada.id, kind, object_id, b"left behind")
     assert "objects" not in sweep()

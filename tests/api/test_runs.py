@@ -28,7 +28,7 @@ def in_line(site: Site, row_id: str) -> dict[str, Any] | None:
     """What the durable queue knows of a row."""
     schema = "dbos." if site.service.records.engine.dialect.name == "postgresql" else ""
     query = text(
-        f"select s.name, s.queue_name, s.status, s.priority, i.inputs from {schema}workflow_status s "
+        f"select s.name, s.queue_name, s.status, s.priority, s.queue_partition_key, s.delay_until_epoch_ms, i.inputs from {schema}workflow_status s "
         f"left join {schema}workflow_input i on i.workflow_uuid = s.workflow_uuid where s.workflow_uuid = :id"
     )
     with site.service.records.reading() as session:

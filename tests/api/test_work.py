@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from dbos import DBOS
+from sqlalchemy import text
 
 from api import work
 from api.db import Generation, Notice, Records, Run, Subject, User, Webhook, new_id, now_ms, open_engine
-from api.erasing import Gone
+from api.erasing import Gone, UnderWay
 from pipelines.orchestrators import LOST
 from tests.api.conftest import migrated
 
@@ -45,8 +46,14 @@ class Notes:
     def fail(self, row_id: str, *why: str) -> str:
         return self._answer("fail", row_id, *why)
 
-    def perform(self, *row_id: str) -> str:
-        return self._answer("perform", *row_id)
+    def give_up(self, row_id: str, code: str, why: str) -> str:
+        return self._answer("give_up", row_id, code, why)
+
+    def reopen(self, row_id: str) -> str:
+        return self._answer("reopen", row_id)
+
+    def perform(self, *row_id: object) -> str:
+        return self._answer("perform", *map(str, row_id))
 
     def sign(self, run_id: str) -> str:
         return self._answer("sign", run_id)
@@ -54,8 +61,8 @@ class Notes:
     def remove(self, gone: Gone) -> None:
         self._answer("remove", gone.owner, *gone.runs)
 
-    def end(self, row_id: str, state: str, why: str) -> str:
-        return self._answer("end", row_id, state, why)
+    def end(self, row_id: str, state: str, code: str, why: str) -> str:
+        return self._answer("end", row_id, state, code, why)
 
     def wait_for(self, *asked: str, timeout_s: float = 20) -> None:
         until = time.monotonic() + timeout_s
@@ -71,10 +78,11 @@ def worker(
     """Records, the line and the notes of a worker in this process, for all tests of the module."""
     with migrated(request, tmp_path_factory.mktemp("work")) as url, pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "PAUSE_S", 0.01)
+        patch.setattr(work, "SOON_S", 0.01)
         patch.setattr(work, "POLL_S", dict.fromkeys(work.POLL_S, 0.05))
         records, line, notes = Records(open_engine(url)), work.Line(url), Notes()
-        hands = work.Hands(**dict.fromkeys((field.name for field in fields(work.Hands)), notes))  # type: ignore[arg-type]
-        work.launch(url, hands, runs_at_once=1)
+        parts = dict.fromkeys((field.name for field in fields(work.Hands)), notes) | {"records": records, "line": line}
+        work.launch(url, work.Hands(**parts), worker_id="this-one", runs_at_once=1)  # type: ignore[arg-type]
         yield records, line, notes
         notes.go.set()
         work.stop(5)
@@ -159,7 +167,7 @@ def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records
     user, subject = add_user(records)
     notes.answers["perform"] = [ValueError("canary")] * 3
     drawn = put(records, line, generation_of(user, subject))
-    notes.wait_for("end", drawn, "failed", work.FINAL_WORDS)
+    notes.wait_for("end", drawn, "failed", "internal", work.FINAL_WORDS)
     assert notes.asked.count(("perform", drawn)) == 3
     assert "canary" not in work.FINAL_WORDS
 
@@ -187,7 +195,7 @@ def test_a_notice_is_sent(working: tuple[Records, work.Line, Notes]):
         notice = Notice(id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z")
         session.add(notice)
         line.put_notice(session, notice)
-    notes.wait_for("perform", notice.id)
+    notes.wait_for("perform", notice.id, "1")
 
 
 def test_what_is_signed_for_is_registered(working: tuple[Records, work.Line, Notes]):
@@ -224,6 +232,154 @@ def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, work.Line,
     assert (schedule["schedule_name"], schedule["schedule"]) == ("sweep", work.SWEEP_AT)
     DBOS.trigger_schedule("sweep")
     notes.wait_for("perform")
+
+
+def pending(executor: str, workflow_id: str, records: Records) -> None:
+    """As if another worker had taken a piece of work and were gone."""
+    schema = "dbos." if records.engine.dialect.name == "postgresql" else ""
+    taken = "status = 'PENDING', executor_id = :who, application_version = :version"
+    values = {"who": executor, "which": workflow_id, "version": work.VERSION}
+    with records.writing() as session:
+        session.execute(text(f"update {schema}workflow_status set {taken} where workflow_uuid = :which"), values)
+
+
+def put_off(records: Records, line: work.Line, row: Any) -> str:
+    """Put in line so that nobody takes it out for now."""
+    with records.writing() as session:
+        session.add(row)
+        session.flush()
+        line._put(session, work.DRAWINGS, "draw", row.id, owner=row.user_id, delay_s=3600)
+    return str(row.id)
+
+
+def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, subject = add_user(records)
+    left, kept = (put_off(records, line, generation_of(user, subject)) for _ in range(2))
+    pending("dead", left, records)
+    pending("another", kept, records)
+    for _ in range(3):
+        work.take_up(lambda: {"this-one", "another"})
+    notes.wait_for("perform", left)
+    done = put(records, line, generation_of(user, subject))
+    notes.wait_for("perform", done)
+    assert notes.asked.count(("perform", left)) == 1
+    assert ("perform", kept) not in notes.asked
+    work.take_up(lambda: {"this-one"})
+    notes.wait_for("perform", kept)
+
+
+def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, subject = add_user(records)
+    drawn = put_off(records, line, generation_of(user, subject))
+    schema = "dbos." if records.engine.dialect.name == "postgresql" else ""
+    with records.writing() as session:
+        session.execute(
+            text(f"update {schema}workflow_status set recovery_attempts = 1000 where workflow_uuid = :which"),
+            {"which": drawn},
+        )
+    pending("dead", drawn, records)
+    work.take_up(lambda: {"this-one"})
+    until = time.monotonic() + 20
+    while not line.exhausted():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert line.exhausted() == [("draw", drawn)]
+    work.end_exhausted()
+    notes.wait_for("end", drawn, "failed", "killed", work.KILLED_WORDS)
+    assert ("perform", drawn) not in notes.asked
+    assert line.exhausted() == []
+
+
+@pytest.mark.slow
+def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    user, subject = add_user(records)
+    notes.answers["follow"] = [OSError("away")] * 5
+    run = put(records, line, run_of(user, subject))
+    notes.wait_for("give_up", run, "internal", work.RUN_WORDS, timeout_s=60)
+
+
+def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    receipt, other = new_id(), new_id()
+    notes.answers["perform"] = [UnderWay("a picture")] * 3
+    with records.writing() as session:
+        line.put_erasure(session, receipt)
+    until = time.monotonic() + 20
+    while notes.asked.count(("perform", receipt)) < 4:
+        assert time.monotonic() < until, notes.asked
+        time.sleep(0.01)
+    with records.writing() as session:
+        line.put_erasure(session, other)
+    notes.wait_for("perform", other)
+
+
+def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(working: tuple[Records, work.Line, Notes]):
+    records, line, notes = working
+    (ada, hers), (bob, his) = add_user(records), add_user(records)
+    notes.go.clear()
+    under_way = put(records, line, generation_of(ada, hers))
+    until = time.monotonic() + 20
+    while DBOS.retrieve_workflow(under_way).get_status().status != "PENDING":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    waiting, bobs = put_off(records, line, generation_of(ada, hers)), put_off(records, line, generation_of(bob, his))
+    assert line.is_idle(ada) is False
+    states = {one.workflow_id: one.status for one in DBOS.list_workflows()}
+    assert (states[waiting], states[bobs]) == ("CANCELLED", "DELAYED")
+    assert line.is_idle(ada) is False
+    notes.go.set()
+    while not line.is_idle(ada):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[Records, work.Line, Notes]):
+    """Forty of one owner's hang; another's is sent meanwhile."""
+    records, line, _ = working
+    hanging = threading.Event()
+    sent: list[str] = []
+
+    class Hanging(Notes):
+        def perform(self, *row_id: object) -> str:
+            with records.reading() as session:
+                if session.get_one(Notice, row_id[0]).user_id == ada:
+                    assert hanging.wait(60)
+            sent.append(str(row_id[0]))
+            return "succeeded"
+
+    before, work.hands.messenger = work.hands.messenger, Hanging()  # type: ignore[assignment]
+    try:
+        (ada, _), (bob, _) = add_user(records), add_user(records)
+        for _ in range(40):
+            tell_of(records, line, ada)
+        bobs = tell_of(records, line, bob)
+        until = time.monotonic() + 20
+        while bobs not in sent:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert sent == [bobs]
+        hanging.set()
+        while len(sent) < 41:
+            assert time.monotonic() < until + 40
+            time.sleep(0.01)
+    finally:
+        hanging.set()
+        work.hands.messenger = before
+
+
+def tell_of(records: Records, line: work.Line, user: str) -> str:
+    """Id of a notice that was put in line."""
+    with records.writing() as session:
+        webhook = Webhook(id=new_id(), user_id=user, address=b"", secret=b"")
+        session.add(webhook)
+        session.flush()
+        notice = Notice(id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z")
+        session.add(notice)
+        line.put_notice(session, notice)
+    return str(notice.id)
 
 
 def test_people_take_turns(working: tuple[Records, work.Line, Notes]):

@@ -21,7 +21,7 @@ def test_the_settings_say_who_runs_pipelines(own_state: Path):
     facts = {
         "gcp_project": "p",
         "pipeline_root": "gs://b/runs",
-        "pipeline_image": "i@sha256:1",
+        "pipeline_image": f"i@sha256:{'0' * 64}",
         "pipeline_account": "a",
     }
     vertex = open_orchestrator(ApiSettings(orchestrator="vertex", **facts))  # type: ignore[arg-type]
@@ -29,7 +29,7 @@ def test_the_settings_say_who_runs_pipelines(own_state: Path):
     assert (vertex.project, vertex.location, vertex.pipeline_root) == ("p", "europe-west4", "gs://b/runs")
     kubeflow = open_orchestrator(ApiSettings(orchestrator="kubeflow", kubeflow_host="https://k", **facts))  # type: ignore[arg-type]
     assert isinstance(kubeflow, KubeflowOrchestrator)
-    assert (kubeflow.host, kubeflow.pipeline_root, kubeflow.image) == ("https://k", "gs://b/runs", "i@sha256:1")
+    assert (kubeflow.host, kubeflow.pipeline_root, kubeflow.image) == ("https://k", "gs://b/runs", f"i@sha256:{'0' * 64}")
 
 
 def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

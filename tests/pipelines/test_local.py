@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from rich.console import Console
 
 from photoflux.runs import Run, State, load_run, new_run, save_run
 from photoflux.vault import committed
+from pipelines import process
 from pipelines.local import Recorder
 from pipelines.orchestrators import LOST, LocalOrchestrator, RunRef
 from pipelines.watch import follow
@@ -34,6 +37,25 @@ def drawing(ref: RunRef, *, timeout_s: float = 30) -> Run:
     return run
 
 
+def in_its_step(ref: RunRef, *, timeout_s: float = 30) -> Run:
+    """The run as soon as its first step's own program is at work."""
+    run, until = drawing(ref), time.monotonic() + timeout_s
+    while not list(Path(ref.where).glob("tmp/*/opened.txt")):
+        assert time.monotonic() < until, "the first step's program never began"
+        time.sleep(0.05)
+    return run
+
+
+def without_its_runner(ref: RunRef) -> int:
+    """Kill the runner of a run whose step is at work, and nothing else; returns their process group."""
+    runner = in_its_step(ref).pid
+    os.kill(runner, signal.SIGKILL)
+    while subprocess.run(["ps", "-o", "stat=", "-p", str(runner)], capture_output=True, text=True).stdout[:1] not in "Z":
+        time.sleep(0.02)
+    assert living(runner)
+    return runner
+
+
 def states(run) -> dict[str, str]:
     return {step.name: str(step.state) for step in run.steps}
 
@@ -43,6 +65,11 @@ def living(group: int) -> list[str]:
     listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in listed.splitlines()]
     return [stat for pgid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
+
+
+def soon_gone(group: int) -> bool:
+    """Whether nothing of a group lives. A process that has let go of its locks may take a moment to leave the list."""
+    return any(not living(group) or time.sleep(0.05) for _ in range(20))
 
 
 def test_a_run_ends_with_its_files_in_readable_places(local: LocalOrchestrator):
@@ -58,7 +85,7 @@ def test_a_run_ends_with_its_files_in_readable_places(local: LocalOrchestrator):
     assert (Path(ref.where) / "artifacts/draw/report-sealed.html").read_text().startswith("sealed")
     assert run.step("draw").metrics == {"pixels": 64.0}
     assert run.step("draw").title == "Draw"
-    assert sorted(p.name for p in Path(ref.where).iterdir()) == ["artifacts", "lock", "logs", "run.json"]
+    assert sorted(p.name for p in Path(ref.where).iterdir()) == ["artifacts", "lock", "logs", "run.json", "steps.lock"]
     assert sorted(p.name for p in (Path(ref.where) / "logs").iterdir()) == [
         "draw.log", "hang.log", "judge.log", "notify.log", "runner.log"]  # fmt: skip
 
@@ -153,6 +180,69 @@ def test_what_a_killed_step_had_opened_is_gone_once_it_is_found_dead(local: Loca
     assert not list(folder.rglob("opened.txt"))
 
 
+@pytest.fixture(params=["who started it", "another worker"])
+def finder(request: pytest.FixtureRequest, local: LocalOrchestrator) -> LocalOrchestrator:
+    """Who finds that a run's own process is dead."""
+    return local if request.param == "who started it" else LocalOrchestrator(local.runs_dir, local.compiled)
+
+
+@pytest.mark.parametrize("trouble", ["none", "deaf"])
+def test_a_run_is_lost_only_once_its_steps_are_gone(
+    local: LocalOrchestrator, finder: LocalOrchestrator, monkeypatch: pytest.MonkeyPatch, trouble: str
+):
+    """A step outlives its runner's SIGKILL, and may ignore SIGTERM; the run is not lost before it has ended."""
+    monkeypatch.setattr(process, "GRACE_S", 0.5)
+    ref = local.start(QUICK | {"wait_s": 600.0, "trouble": trouble})
+    runner = without_its_runner(ref)
+    assert ended(finder, ref).error.kind == LOST
+    assert soon_gone(runner)
+
+
+def test_cancelling_ends_the_steps_of_a_dead_runner(local: LocalOrchestrator, finder: LocalOrchestrator):
+    ref = local.start(QUICK | {"wait_s": 600.0})
+    runner = without_its_runner(ref)
+    finder.cancel(ref)
+    assert soon_gone(runner)
+    assert load_run(Path(ref.where)).state is State.cancelled
+
+
+def test_discarding_ends_the_steps_of_a_dead_runner(local: LocalOrchestrator, finder: LocalOrchestrator):
+    ref = local.start(QUICK | {"wait_s": 600.0}, name="abc-1")
+    runner = without_its_runner(ref)
+    finder.discard("abc")
+    assert soon_gone(runner)
+    assert list(local.runs_dir.iterdir()) == []
+
+
+def test_letting_go_ends_the_steps_of_a_dead_runner(local: LocalOrchestrator):
+    ref = local.start(QUICK | {"wait_s": 600.0})
+    runner = without_its_runner(ref)
+    local.let_go()
+    assert soon_gone(runner)
+
+
+def test_a_run_that_is_only_just_starting_is_cancelled_by_another(local: LocalOrchestrator):
+    """Nobody else knows its process yet."""
+    ref = local.start(QUICK | {"wait_s": 600.0})
+    runner = local._children[ref.id].pid
+    LocalOrchestrator(local.runs_dir, local.compiled).cancel(ref)
+    assert local.status(ref).state is State.cancelled
+    assert soon_gone(runner)
+
+
+def test_a_process_that_cannot_be_ended_is_not_called_lost(local: LocalOrchestrator, monkeypatch: pytest.MonkeyPatch):
+    ref = local.start(QUICK | {"wait_s": 600.0})
+    without_its_runner(ref)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "GRACE_S", 0.1)
+        patch.setattr(process, "KILLED_S", 0.1)
+        patch.setattr(process, "_signal", lambda *_: None)
+        assert local.status(ref).state is State.running
+        with pytest.raises(TimeoutError, match="cannot be ended"):
+            local.cancel(ref)
+    assert ended(local, ref).error.kind == LOST
+
+
 def test_discarding_ends_all_attempts_and_leaves_nothing(local: LocalOrchestrator):
     dead = local.start(QUICK, name="abc-1")
     ended(local, dead)
@@ -207,6 +297,89 @@ def test_a_named_run_is_started_once(local: LocalOrchestrator):
     (folder / "logs").mkdir(parents=True)  # killed before its process was started
     second = local.start(QUICK, name="abc-2")
     assert ended(local, second).state is State.succeeded
+
+
+def test_workers_that_start_a_run_at_once_start_one_process(
+    local: LocalOrchestrator, monkeypatch: pytest.MonkeyPatch
+):
+    started, popen = list[int](), subprocess.Popen
+
+    def counted(*args: object, **more: object) -> subprocess.Popen[bytes]:
+        started.append(1)
+        time.sleep(0.2)  # for the others to come while it is only just starting
+        return popen(*args, **more)
+
+    monkeypatch.setattr(subprocess, "Popen", counted)
+    workers = [LocalOrchestrator(local.runs_dir, local.compiled) for _ in range(4)]
+    with ThreadPoolExecutor(len(workers)) as pool:
+        refs = list(pool.map(lambda worker: worker.start(QUICK | {"wait_s": 1.0}, name="abc-1"), workers))
+    assert len(set(refs)) == 1
+    assert [ended(worker, refs[0]).state for worker in workers] == [State.succeeded] * 4
+    assert len(started) == 1
+
+
+def test_a_run_is_watched_by_others_while_it_is_started(local: LocalOrchestrator):
+    """Starting it again does not wait until it has ended."""
+    ref = local.start(QUICK | {"wait_s": 600.0}, name="abc-1")
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(LocalOrchestrator(local.runs_dir, local.compiled).start, QUICK, name="abc-1")
+        try:
+            assert again.result(30) == ref
+        finally:
+            local.cancel(ref)
+
+
+CUT_OFF = """
+import os, signal, sys
+from pathlib import Path
+from pipelines import orchestrators, process
+
+def died(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def then_died(call):
+    def both(*args, **more):
+        call(*args, **more)
+        died()
+    return both
+
+point, runs, compiled = sys.argv[1:]
+if point == "folder made":
+    process.claimed = process.start = died
+elif point == "lock held":
+    orchestrators.save_run = died
+elif point == "recorded":
+    orchestrators.save_run = then_died(orchestrators.save_run)
+elif point == "log opened":
+    process.subprocess.Popen = died
+elif point == "process started":
+    process.subprocess.Popen = then_died(process.subprocess.Popen)
+orchestrator = orchestrators.LocalOrchestrator(Path(runs), Path(compiled))
+orchestrator.start({"trouble": "none", "wait_s": 0.0, "wanted": "mug"}, name="abc-1")
+"""
+
+
+@pytest.mark.parametrize("point", ["folder made", "lock held", "recorded", "log opened", "process started"])
+def test_a_start_that_is_killed_anywhere_can_be_repeated(local: LocalOrchestrator, root: Path, point: str):
+    command = [sys.executable, "-c", CUT_OFF, point, str(local.runs_dir), str(local.compiled)]
+    killed = subprocess.run(command, cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    ref = local.start(QUICK, name="abc-1")
+    assert ended(local, ref).state is State.succeeded
+    assert local.start(QUICK, name="abc-1") == ref
+    assert local.status(ref).state is State.succeeded
+
+
+def test_a_run_whose_start_was_cut_off_is_lost_and_can_be_discarded(local: LocalOrchestrator):
+    folder = local.runs_dir / "gallery-abc-1"
+    (folder / "logs").mkdir(parents=True)
+    local.discard("abc")
+    assert not folder.exists()
+    folder.mkdir()
+    save_run(new_run("gallery", steps={"draw": "Draw"}, params={}, name="abc-1"), folder)
+    run = local.status(RunRef(folder.name, str(folder)))
+    assert run.error.kind == LOST
+    assert "never started" in run.error.message
 
 
 def test_letting_go_ends_what_was_started_here_and_it_is_lost(local: LocalOrchestrator):

@@ -18,6 +18,8 @@ def draw(picture: Output[Dataset], report: Output[HTML], metrics: Output[Metrics
 
     from photoflux.errors import InputError
 
+    if trouble == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     kept = Path(tempfile.mkdtemp()) / "opened.txt"
     kept.write_text("a red mug, unsealed")
     time.sleep(wait_s)

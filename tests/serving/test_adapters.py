@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from photoflux.flux import lora
 from photoflux.flux.base import BaseSpec, load_pipeline
 from photoflux.flux.sampling import generate
 from photoflux.manifest import read_manifest, unpack, write_tar
-from photoflux.serving.adapters import WEIGHTS, Adapter, AdapterKey, Pool, read_adapter
+from photoflux.serving.adapters import WEIGHTS, Adapter, AdapterKey, Pool, Wanted, read_adapter
 from photoflux.serving.merging import Merger
 
 
@@ -91,7 +92,7 @@ def test_an_adapter_is_checked_when_it_is_read(spec: BaseSpec, make_artifact: Ca
 def test_a_pool_keeps_the_latest_used_within_its_bytes():
     loads = list[str]()
 
-    def load(key: AdapterKey) -> Adapter:
+    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
         loads.append(key.owner)
         return held(400)
 
@@ -106,14 +107,14 @@ def test_a_pool_keeps_the_latest_used_within_its_bytes():
 
 
 def test_what_is_larger_than_the_pool_is_still_given():
-    pool = Pool(100, lambda _: held(4000))
+    pool = Pool(100, lambda *_: held(4000))
     pool.get(AdapterKey("a", "1", ""))
     pool.get(AdapterKey("b", "1", ""))
     assert len(pool) == 1
 
 
 def test_a_missing_adapter_is_an_error_each_time():
-    def load(key: AdapterKey) -> Adapter:
+    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
         raise InputError(f"{key.owner} has no such adapter")
 
     pool = Pool(1000, load)
@@ -126,7 +127,7 @@ def test_a_missing_adapter_is_an_error_each_time():
 def test_one_load_serves_all_who_ask_meanwhile():
     loads = list[str]()
 
-    def load(key: AdapterKey) -> Adapter:
+    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
         loads.append(key.owner)
         time.sleep(0.05)
         return held()
@@ -141,7 +142,23 @@ def test_one_load_serves_all_who_ask_meanwhile():
 
 
 def test_an_owner_is_forgotten():
-    pool = Pool(10_000, lambda _: held())
+    pool = Pool(10_000, lambda *_: held())
     for owner, version in (("a", "1"), ("a", "2"), ("b", "1")):
         pool.get(AdapterKey(owner, version, ""))
+    assert pool.owners() == {"a", "b"}
     assert pool.forget("a") == 2 and len(pool) == 1
+
+
+def test_what_is_no_longer_wanted_once_it_is_loaded_is_not_kept():
+    """Others who asked for it meanwhile load it themselves."""
+    pool, key, unwanted = Pool(10_000, lambda *_: held()), AdapterKey("a", "1", ""), threading.Event()
+
+    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
+        unwanted.set()
+        return held()
+
+    pool.load = load
+    with pytest.raises(CancelledError):
+        pool.get(key, wanted=lambda: not unwanted.is_set())
+    assert key not in pool and not pool._loading
+    assert pool.get(key)

@@ -4,7 +4,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from photoflux.errors import InputError
 from photoflux.flux.base import BaseSpec, load_pipeline
 from photoflux.serving.adapters import Adapter, AdapterKey
-from photoflux.serving.engine import Busy, Draining, Engine, Request, TooLate
+from photoflux.serving.engine import Busy, Draining, Engine, Forgotten, Request, TooLate
 
 PROMPTS = ("a photo of sks dog", "a photo of sks dog on the beach", "a cartoon of sks dog in space")
 Fetch = Callable[[AdapterKey], Adapter]
@@ -43,6 +44,105 @@ def held_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[threadi
     monkeypatch.setattr(engine, "_draw", wait)
     yield go
     go.set()
+
+
+class DenoiseSteps:
+    """Counts the denoise steps that begin and lets so many through, redrawing included."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.begun, self._allowed = 0, threading.Semaphore(0)
+        self._hook = transformer.register_forward_pre_hook(self._begin)
+
+    def _begin(self, *_: Any) -> None:
+        self.begun += 1
+        assert self._allowed.acquire(timeout=60)
+
+    def allow(self, count: int) -> None:
+        """Let `count` more through, and return once the one after them has begun."""
+        wanted = self.begun + count
+        self._allowed.release(count)
+        self.wait_for(wanted)
+
+    def wait_for(self, count: int) -> None:
+        until = time.monotonic() + 60
+        while self.begun < count:
+            assert time.monotonic() < until, f"only {self.begun} steps began"
+            time.sleep(0.001)
+
+    def go_on(self) -> None:
+        """Let all through from now on; they are still counted."""
+        self._allowed.release(10_000)
+
+
+@pytest.fixture
+def steps(engine: Engine) -> Iterator[DenoiseSteps]:
+    found = DenoiseSteps(engine.pipe.transformer)
+    yield found
+    found.go_on()
+    found._hook.remove()
+
+
+def begun(engine: Engine, steps: DenoiseSteps, request: Request, *, passed: int = 0) -> Request:
+    """A request that is being drawn and has passed so many denoise steps."""
+    before = steps.begun
+    engine.submit(request)
+    steps.wait_for(before + 1)
+    if passed:
+        steps.allow(passed)
+    return request
+
+
+def test_what_is_deleted_under_way_gives_way_after_a_denoise_step(
+    engine: Engine, key_of: KeyOf, spec: BaseSpec, steps: DenoiseSteps
+):
+    """Three calls of eight pictures are given up: the next request waits for the step that has begun, for no picture."""
+    unwanted = [Request(key_of(1), PROMPTS[0], (8 * call + seed,)) for call in range(3) for seed in range(8)]
+    begun(engine, steps, unwanted[0], passed=1)
+    for request in unwanted[1:]:
+        engine.submit(request)
+    following = engine.submit(Request(key_of(2), PROMPTS[0], (0,)))
+    for request in unwanted:
+        engine.cancel(request)
+    had_begun = steps.begun
+    steps.go_on()
+    assert following.result(60)
+    assert steps.begun == had_begun + spec.steps
+    for request in unwanted:
+        with pytest.raises(CancelledError):
+            request.result.result(60)
+
+
+@pytest.mark.parametrize("style", ["none", "cartoon"])
+def test_a_cancelled_request_changes_nobody_elses_pictures(
+    engine: Engine, key_of: KeyOf, spec: BaseSpec, style: str
+):
+    """A, then B given up at any of its denoise steps, then A: bit for bit the same."""
+    first, whole = drawn(engine, key_of(1), style=style), drawn(engine, key_of(2), style=style)
+    steps = DenoiseSteps(engine.pipe.transformer)
+    for passed in range(spec.steps + (2 if style != "none" else 0)):
+        request = begun(engine, steps, Request(key_of(2), PROMPTS[0], (0,), style=style), passed=passed)
+        engine.cancel(request)
+        had_begun = steps.begun
+        steps.go_on()
+        with pytest.raises(CancelledError):
+            request.result.result(60)
+        assert steps.begun == had_begun
+        assert drawn(engine, key_of(1), style=style) == first
+        assert drawn(engine, key_of(2), style=style) == whole
+        steps._hook.remove()
+        steps = DenoiseSteps(engine.pipe.transformer)
+    steps._hook.remove()
+
+
+def test_a_deadline_is_kept_between_denoise_steps(engine: Engine, key_of: KeyOf, steps: DenoiseSteps):
+    late = begun(engine, steps, Request(key_of(1), PROMPTS[0], (0,), deadline=time.monotonic() + 0.3), passed=1)
+    had_begun = steps.begun
+    while time.monotonic() < late.deadline:
+        time.sleep(0.01)
+    steps.go_on()
+    with pytest.raises(TooLate):
+        late.result.result(60)
+    assert steps.begun == had_begun
 
 
 def test_every_request_gets_its_own_adapter_whatever_is_drawn_between(engine: Engine, key_of: KeyOf):
@@ -171,3 +271,153 @@ def test_an_erased_owner_is_forgotten_even_in_the_weights(engine: Engine, key_of
     assert key_of(1) not in engine.device and key_of(1) not in engine.host
     assert all(torch.equal(base[name], weight) for name, weight in engine.merger.weights.items())
     assert drawn(engine, key_of(1)), "while the registry has it, it can be fetched again"
+
+
+def test_forgetting_does_not_wait_for_somebody_elses_pictures(engine: Engine, key_of: KeyOf, steps: DenoiseSteps):
+    steps._allowed.release(4)
+    drawn(engine, key_of(1))
+    other = begun(engine, steps, Request(key_of(2), PROMPTS[0], tuple(range(8))))
+    with ThreadPoolExecutor(1) as pool:
+        forgotten = pool.submit(engine.forget, "user-1")
+        try:
+            forgotten.result(20)
+            assert not other.result.done()
+        finally:
+            steps.go_on()
+    assert key_of(1) not in engine.device and key_of(1) not in engine.host
+    assert len(other.result.result(60)) == 8
+
+
+def test_forgetting_ends_what_waits_and_is_drawn_for_the_owner(
+    engine: Engine, key_of: KeyOf, steps: DenoiseSteps
+):
+    """The picture under way ends after its denoise step, and what waits is not drawn; the base is left."""
+    base = {name: weight.clone() for name, weight in engine.merger.weights.items()}
+    under_way = begun(engine, steps, Request(key_of(1), PROMPTS[0], tuple(range(8))), passed=1)
+    waiting = engine.submit(Request(key_of(1), PROMPTS[0], (9,)))
+    had_begun = steps.begun
+    with ThreadPoolExecutor(1) as pool:
+        forgotten = pool.submit(engine.forget, "user-1")
+        with pytest.raises(CancelledError):
+            waiting.result(60)
+        steps.go_on()
+        forgotten.result(60)
+    with pytest.raises(CancelledError):
+        under_way.result.result(60)
+    assert steps.begun == had_begun
+    assert key_of(1) not in engine.device and key_of(1) not in engine.host
+    assert all(torch.equal(base[name], weight) for name, weight in engine.merger.weights.items())
+    assert not engine._open
+
+
+class SlowFetch:
+    """Gives adapters when it is told to."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self.fetch, self.asked, self.go, self.slow = fetch, list[str](), threading.Event(), False
+
+    def __call__(self, key: AdapterKey) -> Adapter:
+        self.asked.append(key.owner)
+        assert not self.slow or self.go.wait(60)
+        return self.fetch(key)
+
+
+@pytest.mark.parametrize("when", ["fetched ahead", "fetched to be drawn"])
+def test_an_adapter_that_is_being_fetched_is_not_kept_of_a_forgotten_owner(
+    spec: BaseSpec, fetch: Fetch, key_of: KeyOf, when: str
+):
+    fetching = SlowFetch(fetch)
+    engine = Engine(load_pipeline(spec, device="cpu"), spec=spec, fetch=fetching)
+    steps = DenoiseSteps(engine.pipe.transformer)
+    other = engine.submit(Request(key_of(2), PROMPTS[0], (0, 1))) if when == "fetched ahead" else None
+    if other:
+        steps.wait_for(1)
+    fetching.slow = True
+    request = Request(key_of(1), PROMPTS[0], (0,))
+    engine.submit(request)
+    steps.go_on()
+    until = time.monotonic() + 60
+    while "user-1" not in fetching.asked:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    with ThreadPoolExecutor(1) as pool:
+        forgotten = pool.submit(engine.forget, "user-1")
+        try:
+            forgotten.result(20)
+        finally:
+            fetching.go.set()
+    with pytest.raises(CancelledError):
+        request.result.result(60)
+    if engine._fetching:
+        engine._fetching.join(60)
+    assert key_of(1) not in engine.device and key_of(1) not in engine.host
+    assert drawn(engine, key_of(1)), "who asks anew is drawn for"
+    assert engine.drain(60)
+
+
+def test_an_erased_owner_is_forgotten_though_nobody_told_the_engine(
+    spec: BaseSpec, fetch: Fetch, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch
+):
+    """Adapters that lie idle are dropped, from the weights too, and others stay."""
+    monkeypatch.setattr("photoflux.serving.engine.SWEEP_S", 0.05)
+    monkeypatch.setattr("photoflux.serving.engine.IDLE_S", 0.0)
+    erased = set[str]()
+    engine = Engine(load_pipeline(spec, device="cpu"), spec=spec, fetch=fetch, is_erased=erased.__contains__)
+    base = {name: weight.clone() for name, weight in engine.merger.weights.items()}
+    for number in (2, 1):
+        drawn(engine, key_of(number))
+    erased.add("user-1")
+    until = time.monotonic() + 60
+    while key_of(1) in engine.host or engine._merged:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert key_of(1) not in engine.device and key_of(2) in engine.device
+    assert all(torch.equal(base[name], weight) for name, weight in engine.merger.weights.items())
+    assert engine.drain(60)
+
+
+def test_nothing_is_drawn_for_an_erased_owner(spec: BaseSpec, fetch: Fetch, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch):
+    """A capability outlives its owner by a minute, an adapter in memory does not: it is asked at most every few seconds."""
+    asked, erased = list[str](), set[str]()
+
+    def is_erased(owner: str) -> bool:
+        asked.append(owner)
+        return owner in erased
+
+    engine = Engine(load_pipeline(spec, device="cpu"), spec=spec, fetch=fetch, is_erased=is_erased)
+    for _ in range(3):
+        drawn(engine, key_of(1))
+    assert asked == ["user-1"]
+    monkeypatch.setattr("photoflux.serving.engine.CHECKED_S", 0.0)
+    erased.add("user-1")
+    with pytest.raises(Forgotten, match="erased"):
+        drawn(engine, key_of(1))
+    assert key_of(1) not in engine.device and key_of(1) not in engine.host
+    assert drawn(engine, key_of(2))
+    assert engine.drain(60)
+
+
+def test_a_sweep_goes_on_after_a_store_that_was_away(
+    spec: BaseSpec, fetch: Fetch, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("photoflux.serving.engine.SWEEP_S", 0.02)
+    monkeypatch.setattr("photoflux.serving.engine.IDLE_S", 0.0)
+    away, failed, erased = threading.Event(), threading.Event(), set[str]()
+
+    def is_erased(owner: str) -> bool:
+        if away.is_set():
+            failed.set()
+            raise OSError("the keyring's store is away")
+        return owner in erased
+
+    engine = Engine(load_pipeline(spec, device="cpu"), spec=spec, fetch=fetch, is_erased=is_erased)
+    drawn(engine, key_of(1))
+    away.set()
+    assert failed.wait(60)
+    erased.add("user-1")
+    away.clear()
+    until = time.monotonic() + 60
+    while key_of(1) in engine.host:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert engine.drain(60)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from photoflux.flux.lora import load_adapter
 from photoflux.flux.sampling import generate
 from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
-from photoflux.steps import StepResult
+from photoflux.steps import StepResult, finetune
 from photoflux.steps.finetune import WEIGHTS, run
 from photoflux.vault.drawer import Drawer
 from tests.judges.tiny import make_base, make_dataset, subject_of
@@ -279,6 +282,61 @@ def test_another_training_does_not_go_on_there(
             train(source, tmp_path / "out", how, **more)
     assert len(left(own_state)) == 3
     assert (tmp_path / "mine" / fit.STATE).is_file()
+
+
+@pytest.fixture
+def elsewhere(dataset: Path, base: Path, tmp_path: Path, root: Path) -> Iterator[subprocess.Popen[str]]:
+    """The same training in a process of its own, stopped after its fourth step."""
+    command = [sys.executable, "-c", CHILD, str(dataset), str(tmp_path), json.dumps(asdict(params(base)))]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        next(line for line in child.stdout if int(line) == 4)
+        os.kill(child.pid, signal.SIGSTOP)
+        yield child
+        child.kill()
+
+
+def test_two_trainings_never_write_to_one_folder(
+    elsewhere: subprocess.Popen[str], dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is under way, another one fails with a sentence and has changed nothing."""
+    monkeypatch.setattr(finetune, "LOCK_WAIT_S", 0.2)
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "work").iterdir()}
+    with pytest.raises(PhotoFluxError, match="another training is using it"):
+        train(dataset, tmp_path, params(base), workdir=tmp_path / "work")
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "work").iterdir()} == before
+    assert not (tmp_path / "adapter.tar").exists()
+
+
+def test_a_training_waits_for_one_that_is_about_to_end(
+    elsewhere: subprocess.Popen[str], finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It goes on where the other one was killed, and ends as an undisturbed one."""
+    load, killed = bases.load_encoders, threading.Timer(0.5, elsewhere.kill)
+
+    def load_alone(*args: Any, **more: Any) -> Any:
+        assert elsewhere.poll() is not None, "both are in the folder"
+        return load(*args, **more)
+
+    monkeypatch.setattr(bases, "load_encoders", load_alone)
+    killed.start()
+    train(dataset, tmp_path, params(base), workdir=tmp_path / "work")
+    assert equal(weights(tmp_path), weights(finished[0]))
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_that_the_other_training_took_away_is_made_again(tmp_path: Path) -> None:
+    """Whoever waited for the lock of a folder that is then removed takes the lock of the next one."""
+    with ThreadPoolExecutor(1) as pool:
+        with finetune._only_one_in(tmp_path / "work"):
+            waiting = pool.submit(finetune._only_one_in(tmp_path / "work").__enter__)
+            time.sleep(0.3)
+            assert not waiting.done()
+            shutil.rmtree(tmp_path / "work")
+        waiting.result(10)
+    assert finetune._try_lock(tmp_path / "work") is None
 
 
 def full(*_: Any, **__: Any) -> Any:

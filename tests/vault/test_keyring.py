@@ -9,7 +9,7 @@ from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault import keyring as keyrings
 from photoflux.vault.blobs import FolderStore
 from photoflux.vault.kek import destroy_kek
-from photoflux.vault.keyring import KeyMissing, Keyring
+from photoflux.vault.keyring import SERVICE, KeyMissing, Keyring, OwnerErased
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 from tests.vault.conftest import new_kek
 
@@ -48,9 +48,17 @@ def test_after_erasure_nothing_opens_not_even_here(keyring: Keyring):
         with pytest.raises(KeyMissing, match="ada"):
             unseal_bytes(sealed, label=LABEL, keyring=one)
     assert keyring.erase("ada") == 0, "erasing again is no error"
-    keyring.create("ada")
-    with pytest.raises(PhotoFluxError):
-        unseal_bytes(sealed, label=LABEL, keyring=keyring)
+    for one in (keyring, another(keyring)):
+        with pytest.raises(OwnerErased, match="owner ada was erased"):
+            one.create("ada")
+    assert keyring.versions("ada") == []
+
+
+def test_the_services_own_keys_are_not_erased(keyring: Keyring):
+    keyring.create(SERVICE)
+    with pytest.raises(InputError, match="the service's own keys"):
+        keyring.erase(SERVICE)
+    assert keyring.versions(SERVICE) == [1]
 
 
 def test_another_process_forgets_an_erased_owner_in_time(keyring: Keyring, monkeypatch: pytest.MonkeyPatch):

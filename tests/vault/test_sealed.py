@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tink
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -89,6 +90,24 @@ def test_a_source_that_breaks_off_leaves_nothing_that_opens(keyring: Keyring):
     with pytest.raises(ConnectionError):
         seal(Breaking(b"x" * (5 * CHUNK)), sink, label=LABEL, keyring=keyring)
     assert not sink.closed
+    gc.collect()  # closes the stream
+    with pytest.raises(SealBroken):
+        unseal_bytes(sink.getvalue(), label=LABEL, keyring=keyring)
+
+
+@pytest.mark.parametrize("room", [0, 100, CHUNK, 3 * CHUNK])
+def test_a_sink_that_is_full_is_noticed(keyring: Keyring, room: int):
+    """Whoever seals is told, and what there is does not open."""
+
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            if self.tell() >= room:
+                raise OSError(28, "No space left on device")
+            return super().write(data)  # type: ignore[arg-type]
+
+    sink = Full()
+    with pytest.raises((tink.TinkError, OSError), match="No space left"):
+        seal(io.BytesIO(b"x" * (5 * CHUNK)), sink, label=LABEL, keyring=keyring)
     gc.collect()  # closes the stream
     with pytest.raises(SealBroken):
         unseal_bytes(sink.getvalue(), label=LABEL, keyring=keyring)

@@ -1,0 +1,89 @@
+"""Requests that are held open, or wait for their turn: how many of them one person may have in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+
+from api.problems import Problem
+
+HELD = {"stream": 5, "poll": 16}
+"""Event streams and long polls that a person may have open at a time."""
+RETRY_S = 5
+LOOKERS = 4
+"""Threads that look for held requests whether there is something to tell; all others are for requests that do work."""
+GONE = 499
+"""What is noted of a request that nobody waited for to the end; it is sent to nobody."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def is_gone(request: Request) -> bool:
+    """Whether who asked has closed the connection."""
+    return await request.is_disconnected() or await request.is_disconnected()  # the first one may read an empty body
+
+
+class HeldRequests:
+    """Counts the requests that are held open, by person. Used on the event loop alone, so that it needs no lock."""
+
+    def __init__(self, most: Mapping[str, int] = HELD) -> None:
+        self._most, self._held = most, Counter[tuple[str, str]]()
+        self._lookers: CapacityLimiter | None = None
+
+    @contextmanager
+    def hold(self, kind: str, person: str) -> Iterator[None]:
+        """Count a request for as long as it is held. A problem of 429 where the person holds as many as they may."""
+        one, most = (kind, person), self._most[kind]
+        if self._held[one] >= most:
+            raise Problem(
+                429, "too-many-streams", f"You have {most} requests of this kind open; end one of them first.",
+                headers={"Retry-After": str(RETRY_S)},
+            )  # fmt: skip
+        self._held[one] += 1
+        try:
+            yield
+        finally:
+            self._held[one] -= 1
+            if not self._held[one]:
+                del self._held[one]
+
+    def count(self, kind: str, person: str) -> int:
+        """How many requests of a person are held."""
+        return self._held[kind, person]
+
+    async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do a short piece of work for a held request in one of few threads."""
+        self._lookers = self._lookers or CapacityLimiter(LOOKERS)
+        return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._lookers)
+
+
+class Turns:
+    """Places for work that takes much memory or time.
+
+    A person takes `per_person` of them at most, so that who asks for much waits behind themselves and not in front of others.
+    """
+
+    def __init__(self, places: int, *, per_person: int, wait_s: float, told: str) -> None:
+        self.per_person, self.wait_s, self.told = per_person, wait_s, told
+        self._places = asyncio.Semaphore(places)
+        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def take(self, person: str) -> AsyncIterator[None]:
+        """Wait for a place, and have it until the end. A problem of 503 where none is free in `wait_s` seconds."""
+        own = self._own.setdefault(person, asyncio.Semaphore(self.per_person))
+        async with AsyncExitStack() as taken:
+            try:
+                async with asyncio.timeout(self.wait_s):
+                    await taken.enter_async_context(own)
+                    await taken.enter_async_context(self._places)
+            except TimeoutError as error:
+                raise Problem(503, "busy", self.told, headers={"Retry-After": str(RETRY_S)}) from error
+            yield
