@@ -11,10 +11,11 @@ import functools
 import logging
 import os
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -129,7 +130,7 @@ class LoginFlow(Base):
     """Digest of the state parameter."""
     verifier: Mapped[str] = mapped_column(String(128))
     nonce: Mapped[str] = mapped_column(String(64))
-    expires_ms: Mapped[int]
+    expires_ms: Mapped[int] = mapped_column(index=True)
 
 
 class SignIn(Base):
@@ -535,11 +536,13 @@ class Records:
         self.engine = engine
         self._write = sessionmaker(engine, expire_on_commit=False)
         self._read = sessionmaker(engine.execution_options(reading=True), expire_on_commit=False)
+        # SQLite has one writer at a time, and lets those who wait for it poll: of many, one would starve.
+        self._turn = threading.RLock() if engine.dialect.name == "sqlite" else nullcontext()
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction, committed when the block ends well; what was put off with `at_end` is done right before."""
-        with self._write.begin() as session:
+        with self._turn, self._write.begin() as session:
             yield session
             for _, finish in sorted(session.info.pop(AT_END, ()), key=lambda one: one[0]):
                 finish(session)

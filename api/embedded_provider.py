@@ -36,11 +36,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from joserfc.jwk import KeySet, RSAKey
 from pwdlib import PasswordHash
-from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from api import problems
 from api.limits import Limits, address_of, too_many
+from api.media_types import URLENCODED, media_type
 from api.problems import Problem
 from photoflux.errors import InputError
 from photoflux.vault import committed, opened
@@ -53,7 +53,6 @@ CHECKS_AT_ONCE, TURN_S = 2, 20.0
 KNOWN_S = 30 * 24 * 3600
 """How long an address from which somebody signed in is trusted to be theirs."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-FORM = b"application/x-www-form-urlencoded"
 FORM_BYTES, FIELDS_MAX = 4096, 16
 EMAIL_LETTERS, PASSWORD_LETTERS = 254, 1000
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Sign in</title>
@@ -403,8 +402,8 @@ def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts, limits:
 
 async def _form(request: Request) -> dict[str, str]:
     """Its fields. A problem of 415 for anything but a form without files, of 400 for one that cannot be read."""
-    if parse_options_header(request.headers.get("content-type"))[0] != FORM:
-        raise Problem(415, "unsupported-media-type", f"Send the fields as {FORM.decode()}.")
+    if media_type(request.headers) != URLENCODED:
+        raise Problem(415, "unsupported-media-type", f"Send the fields as {URLENCODED}.")
     try:
         text = (await request.body()).decode()
         return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=FIELDS_MAX, errors="strict"))

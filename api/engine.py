@@ -35,7 +35,7 @@ from api.settings import ApiSettings, get_api_settings
 from api.tokens import BadToken, Capability, Checker, RemoteChecker
 from photoflux.params import STYLES
 from photoflux.serving.adapters import Adapter, AdapterKey, read_adapter
-from photoflux.serving.engine import Busy, Draining, Engine, TooLate
+from photoflux.serving.engine import Busy, Draining, Engine, Forgotten, TooLate
 from photoflux.serving.engine import Request as Drawing
 from photoflux.vault.blobs import BlobMissing
 from photoflux.vault.objects import Objects, open_objects
@@ -43,8 +43,11 @@ from photoflux.vault.objects import Objects, open_objects
 log = logging.getLogger(__name__)
 
 DRAIN_S = 60.0
-GONE_CHECKED_S = 0.5
-PROMPT_MAX, INSTANCES_MAX = 1000, 16
+GONE_CHECKED_S = 0.1
+"""How soon a client that is gone is noticed: what it asked for is then given up after the denoise step under way."""
+PROMPT_MAX, INSTANCES_MAX, CAPABILITY_MAX = 1000, 16, 4096
+BODY_BYTES = 256 << 10
+"""More than any call takes: INSTANCES_MAX prompts, each letter of them written as 12 bytes of JSON, and a capability."""
 
 
 class Instance(Strict):
@@ -57,10 +60,13 @@ class Instance(Strict):
     style: Literal[STYLES] = "none"  # type: ignore[valid-type]
 
 
+Capable = Annotated[str, Field(max_length=CAPABILITY_MAX)]
+
+
 class Parameters(Strict):
     """What holds for the whole call."""
 
-    capability: str
+    capability: Capable
     deadline_s: Annotated[float, Field(gt=0, le=600)] = 60.0
 
 
@@ -78,7 +84,7 @@ class Drawn(BaseModel):
 
 
 class Forget(Strict):
-    capability: str
+    capability: Capable
 
 
 def fetcher(objects: Objects, spec: Any) -> Callable[[AdapterKey], Adapter]:
@@ -99,9 +105,11 @@ def open_engine(settings: ApiSettings) -> Engine:
 
     spec = load_spec(settings.base)
     pipe = load_pipeline(spec, device=settings.device or None)
-    fetch = fetcher(open_objects(), spec)
-    limits = {"host_bytes": settings.engine_host_bytes, "device_bytes": settings.engine_device_bytes}
-    return Engine(pipe, spec=spec, fetch=fetch, waiting=settings.engine_waiting, **limits)
+    objects = open_objects()
+    return Engine(
+        pipe, spec=spec, fetch=fetcher(objects, spec), is_erased=objects.keyring.is_erased,
+        waiting=settings.engine_waiting, host_bytes=settings.engine_host_bytes, device_bytes=settings.engine_device_bytes,
+    )  # fmt: skip
 
 
 def make_app(
@@ -118,9 +126,11 @@ def make_app(
 
     telemetry = Telemetry("engine")
     app = FastAPI(
-        title="PhotoFlux engine", lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=telemetry.config
-    )
-    problems.install(app, {BadToken: (401, "unauthorized"), BlobMissing: (404, "model-missing")})
+        title="PhotoFlux engine", lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=telemetry.config,
+        max_body_size=BODY_BYTES,
+    )  # fmt: skip
+    missing = (404, "model-missing")
+    problems.install(app, {BadToken: (401, "unauthorized"), BlobMissing: missing, Forgotten: missing})
     tokens = checker or RemoteChecker(issuer=settings.issuer, jwks_url=settings.jwks_url, verify=settings.trusted)
 
     @app.get(settings.health_route)
@@ -145,7 +155,7 @@ def make_app(
 
     @app.post("/forget", status_code=204)
     async def forget(asked: Forget) -> None:
-        """Drop everything that is kept of the capability's owner."""
+        """Drop everything that is kept of the capability's owner, and give up what is drawn for them."""
         granted = await asyncio.to_thread(tokens.granted, asked.capability)
         await asyncio.to_thread(app.state.engine.forget, granted.owner)
 
@@ -160,9 +170,11 @@ def _drawing(one: Instance, granted: Capability, deadline: float) -> Drawing:
 
 
 async def _drawn(engine: Engine, jobs: list[Drawing], request: Request) -> list[str]:
-    """All pictures or none: when one fails, or whoever asked is gone, the rest is taken out of the line."""
+    """All pictures or none: when one fails, or whoever asked is gone, the rest is given up."""
+    futures = list[asyncio.Future[Any]]()
     try:
-        futures = [asyncio.wrap_future(engine.submit(job)) for job in jobs]
+        for job in jobs:
+            futures.append(asyncio.wrap_future(engine.submit(job)))
         together = asyncio.gather(*futures)
         while not together.done():
             await asyncio.wait([together], timeout=GONE_CHECKED_S)
@@ -172,6 +184,8 @@ async def _drawn(engine: Engine, jobs: list[Drawing], request: Request) -> list[
     except BaseException as error:
         for job in jobs:
             engine.cancel(job)
+        for future in futures:
+            future.cancel()
         raise _told(error) from error
     return [await asyncio.to_thread(_png, one[0]) for one in pictures]
 

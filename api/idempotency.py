@@ -20,6 +20,7 @@ from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
 Answer = TypeVar("Answer", bound=BaseModel)
+KEY = "any text of yours: the same request with the same key, within a day, is done once and answered the same"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ async def get_once(
     request: Request,
     service: ServiceDep,
     caller: Caller,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY)] = None,
 ) -> Once:
     """The request's own key, and the digest of what it asks for."""
     form = media_type(request.headers) in (FORM, URLENCODED)

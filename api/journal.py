@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from api.db import AuditEntry, Records, at_end, now_ms
 from api.secrets import OWNER, keyed_digest
+from photoflux.errors import PhotoFluxError
 from photoflux.vault.blobs import BlobExists
 from photoflux.vault.objects import Objects
 
@@ -33,6 +34,7 @@ UNKEYED, KEYED = 1, 2
 """Schemes of digests. Entries that a program before this one wrote stay as they are; none may come after a keyed one."""
 HEAD, HEAD_DIGITS = "head", 12
 """Kind of object, and digits of its id, so that ids sort as numbers do."""
+DAY_MS = 24 * 3600 * 1000
 FIELDS = ("number", "at_ms", "actor", "action", "object", "outcome", "before")
 
 
@@ -113,26 +115,31 @@ class AuditHeads:
 
     def first_broken(self) -> int | None:
         """As `Journal.first_broken`, held against every stored head as well: entries that a head knew must be there as it knew them."""
-        heads = [json.loads(self.objects.get(OWNER, HEAD, name)) for name in self.objects.ids(OWNER, HEAD)]
+        heads = {int(name): self._digest_in(name) for name in self.objects.ids(OWNER, HEAD)}
         with self.records.reading() as session:
             found = [broken] if (broken := self.journal.first_broken(session)) else []
             newest = session.scalar(select(func.max(AuditEntry.number))) or 0
-            for head in heads:
-                entry = session.get(AuditEntry, head["number"])
-                if entry is None:
-                    found.append(min(newest + 1, head["number"]))
-                elif entry.digest != head["digest"]:
-                    found.append(head["number"])
-        return min(found, default=None)
+            known = select(AuditEntry.number, AuditEntry.digest).where(AuditEntry.number.in_(heads))
+            digests = dict(session.execute(known).tuples().all())
+        missing = [min(newest + 1, number) for number in heads if number not in digests]
+        other = [number for number, digest in digests.items() if heads[number] != digest]
+        return min([*found, *missing, *other], default=None)
+
+    def _digest_in(self, name: str) -> str:
+        """What a head says; nothing that any entry has where it was tampered with."""
+        try:
+            return str(json.loads(self.objects.get(OWNER, HEAD, name))["digest"])
+        except PhotoFluxError:
+            return ""
 
     def thin_out(self, *, older_than_ms: int) -> int:
-        """Delete heads of an hour but its last one, where they are older: a later head knows all that an earlier one did."""
-        by_hour: dict[int, list[str]] = {}
+        """Delete heads of a day but its last one, where they are older: a later head knows all that an earlier one did."""
+        by_day: dict[int, list[str]] = {}
         for name in self.objects.ids(OWNER, HEAD):
             head = json.loads(self.objects.get(OWNER, HEAD, name))
             if head["at_ms"] < older_than_ms:
-                by_hour.setdefault(head["at_ms"] // 3_600_000, []).append(name)
-        superseded = [name for names in by_hour.values() for name in sorted(names)[:-1]]
+                by_day.setdefault(head["at_ms"] // DAY_MS, []).append(name)
+        superseded = [name for names in by_day.values() for name in sorted(names)[:-1]]
         for name in superseded:
             self.objects.delete(OWNER, HEAD, name)
         return len(superseded)

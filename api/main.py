@@ -19,6 +19,7 @@ from api.credentials import open_credentials
 from api.db import Records, migrate, open_engine
 from api.delivery import Delivery
 from api.deps import Service, ServiceDep
+from api.description import TAGS, TEXT, DescribedApp
 from api.embedded_provider import CLIENT_ID, Accounts, make_provider
 from api.health import Health
 from api.held import HeldRequests
@@ -29,7 +30,7 @@ from api.journal import AuditHeads, Journal
 from api.layers import Bodies, Revalidated, SafeHeaders
 from api.limits import Limits
 from api.observing import Requests, Telemetry, set_up_logs
-from api.problems import Problem, ProblemDetails
+from api.problems import Problem, answers
 from api.routes import (
     audit,
     auth,
@@ -45,6 +46,7 @@ from api.routes import (
     terms,
     webhooks,
 )
+from api.routes.pages import add_pages
 from api.safety import open_guard
 from api.secrets import pepper, service_secret
 from api.sessions import SignedOut, SignIns
@@ -113,18 +115,22 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         app.state.service.close()
 
     telemetry = Telemetry("api")
-    app = FastAPI(
+    app = DescribedApp(
         title="PhotoFlux",
         version=__version__,
         summary="Private FLUX.1 [schnell] adapters from a handful of photos",
+        description=TEXT,
+        openapi_tags=[{"name": name, "description": said} for name, said in TAGS.items()],
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
         max_body_size=BODY_BYTES,
         telemetry=telemetry.config,
-        responses={status: _problem_response() for status in (400, 401, 403, 404, 409, 413, 422, 429)},
     )
     problems.install(app)
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
     _add_probes(app, telemetry)
+    add_pages(app)
     for part in (
         auth,
         terms,
@@ -146,7 +152,9 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         public = settings.issuer
         accounts = Accounts(settings.state_dir / "accounts")
         issuer, back = f"{public}{PROVIDER_PATH}", f"{public}{CALLBACK_PATH}"
-        app.mount(PROVIDER_PATH, make_provider(issuer=issuer, redirect_uri=back, accounts=accounts))
+        limits = Limits(settings.limits, rates=settings.rates)
+        provider = make_provider(issuer=issuer, redirect_uri=back, accounts=accounts, limits=limits)
+        app.mount(PROVIDER_PATH, provider)
     bodies = Bodies(
         Revalidated(app), seconds=settings.body_s, uploads=settings.uploads_at_once,
         check=lambda token: _signed_in(app.state.service, token),
@@ -162,24 +170,22 @@ def _signed_in(service: Service, token: str) -> Bearer:
     return sender
 
 
-def _problem_response() -> dict[str, object]:
-    return {"model": ProblemDetails, "content": {problems.MEDIA_TYPE: {}}, "description": "a problem (RFC 9457)"}
-
-
 def _add_probes(app: FastAPI, telemetry: Telemetry) -> None:
     @app.get("/livez", operation_id="livez", status_code=204, tags=["health"])
     def livez() -> Response:
         """The process answers."""
         return Response(status_code=204)
 
-    @app.get("/readyz", operation_id="readyz", status_code=204, tags=["health"])
+    @app.get("/readyz", operation_id="readyz", status_code=204, tags=["health"], responses=answers(503))
     def readyz(service: ServiceDep) -> Response:
         """What the service needs is there: records, objects and the key that keysets are wrapped by."""
         if missing := service.health.missing():
             raise Problem(503, "unavailable", f"{missing} cannot be reached.", headers={"Retry-After": "5"})
         return Response(status_code=204)
 
-    @app.get("/metrics", operation_id="metrics", tags=["health"], response_class=PlainTextResponse)
+    @app.get(
+        "/metrics", operation_id="metrics", tags=["health"], response_class=PlainTextResponse, responses=answers(401, 403)
+    )  # fmt: skip
     def metrics(request: Request, service: ServiceDep, authorization: Annotated[str, Header()] = "") -> Response:
         """How the service does, for Prometheus; with the token of the settings, or from this machine where there is none."""
         token = service.settings.metrics_token.get_secret_value()

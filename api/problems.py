@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,7 @@ from api.sessions import SignedOut
 from api.tokens import BadToken
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault.blobs import BlobMissing
-from photoflux.vault.keyring import KeyMissing
+from photoflux.vault.keyring import KeyMissing, OwnerErased
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,37 @@ SENTENCES = {
     404: "There is no such thing here.",
     405: "This address does not take this method.",
     408: "The request did not arrive in time; send it again.",
+    409: "What is there already stands against it.",
     413: "The request is larger than is taken here.",
     415: "This kind of content is not taken here.",
+    422: "Some fields are not as they should be, or what they ask for cannot be done.",
     429: "Too many requests; try again later.",
     500: "Something went wrong here; it has been noted. Try again later.",
     503: "The service is busy or stopping; try again later.",
 }
+
+NOT_READABLE = "The body cannot be read: send JSON in UTF-8, or a form as multipart/form-data."
+NOT_JSON = "The body is not JSON."
+REASONS = (
+    (r"Too many files\. Maximum number of files is (\d+)\.", "At most {} files are taken at a time; send the rest with another request."),
+    (r"Too many fields\. Maximum number of fields is (\d+)\.", "A form has at most {} fields beside its files; leave out what is not asked for."),
+    (r"(?:Part|Field) exceeded maximum size of \d+KB\.",
+     "A field of the form is longer than is taken here; photos are sent as files, with a file name."),
+    (r"Missing boundary in multipart\.",
+     "The form's Content-Type names no boundary; let your client set that header by itself."),
+    (r'The Content-Disposition header field "name" must be provided\.', "A part of the form has no name; give each one its field's name."),
+    (r"Invalid multipart data\.", "The form is broken off, or not written as multipart/form-data is."),
+    (r"There was an error parsing the body", NOT_READABLE),
+)  # fmt: skip
+"""What the libraries that read bodies say, as patterns, and how it is said here. Nothing else of theirs is passed on."""
+SIGNED_IN, BODY, ONCE = (401, 429), (400, 408, 413, 422), (408, 409, 413, 422)
+"""Problems of every operation that one signs in for, that has a body, and that may carry an `Idempotency-Key`."""
+HEADERS = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    429: {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}},
+    503: {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}},
+}
+"""Headers of problems, as they are described."""
 
 
 class FieldError(BaseModel):
@@ -86,6 +112,24 @@ def problem(
     return JSONResponse(body | more, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How problems of these statuses are described for an operation."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}}}
+    return {
+        status: {"description": SENTENCES[status], "content": content}
+        | ({"headers": HEADERS[status]} if status in HEADERS else {})
+        for status in statuses
+    }
+
+
+def reason_of(detail: object) -> str:
+    """What is said to a library's reason for not reading a body; empty for one that is not known."""
+    for pattern, told in REASONS:
+        if found := re.fullmatch(pattern, detail if isinstance(detail, str) else ""):
+            return told.format(*found.groups())
+    return ""
+
+
 def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = MappingProxyType({})) -> None:
     """Answer every exception with a problem; `more` gives status and kind of further ones."""
     known: dict[type[Exception], tuple[int, str]] = {
@@ -95,6 +139,7 @@ def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = Mapp
         SignInFailed: (400, "sign-in-failed"),
         ConsentRequired: (403, "consent-required"),
         Unchecked: (503, "unchecked"),
+        OwnerErased: (401, "signed-out"),
         BlobMissing: (404, "not-found"),
         KeyMissing: (404, "not-found"),
         InputError: (422, "invalid"),
@@ -106,17 +151,20 @@ def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = Mapp
             return problem(error.status, error.kind, error.detail, headers=error.headers)
         status, kind = next((told for cls, told in known.items() if isinstance(error, cls)), (422, "refused"))
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-        return problem(status, kind, str(error), headers=headers)
+        internal = isinstance(error, BlobMissing | KeyMissing)  # their sentences name blobs and owners
+        return problem(status, kind, "" if internal else str(error), headers=headers)
 
     async def of_http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return problem(error.status_code, headers=error.headers)
+        detail = reason_of(error.detail) if error.status_code == 400 else ""
+        return problem(error.status_code, detail=detail, headers=error.headers)
 
     async def of_fields(_: Request, error: Exception) -> JSONResponse:
         """Where and what, but not what was sent: it may be a prompt."""
         assert isinstance(error, RequestValidationError)
         found = [{"where": ".".join(map(str, one["loc"])), "message": str(one["msg"])} for one in error.errors()]
-        return problem(422, "invalid", "Some fields are not as they should be.", errors=found)
+        broken = any(one["type"] == "json_invalid" for one in error.errors())
+        return problem(422, "invalid", NOT_JSON if broken else "Some fields are not as they should be.", errors=found)
 
     app.add_exception_handler(PhotoFluxError, of_ours)
     app.add_exception_handler(HTTPException, of_http)

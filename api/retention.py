@@ -47,7 +47,7 @@ DAY_MS = 24 * 3600 * 1000
 SETTLED_S = DAY_MS / 1000
 """An object may be stored a moment before the row that names it; one this old without a row was left behind."""
 HEADS_KEPT_DAYS = 7
-"""Days for which every head of the audit log is kept; of those before, the last one of an hour."""
+"""Days for which every head of the audit log is kept; of those before, the last one of a day."""
 UNUSED = "it was not drawn with for a long time; train the subject again"
 
 

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, overload
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 
 from photoflux.params import FORMATS, STYLES
 
 Item = TypeVar("Item")
 Id = Annotated[str, Field(pattern="^[0-9a-f]{32}$", examples=["3f2b8c1d9e4a4f6db0c7a1e2d3f4a5b6"])]
+
+
+def _written(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+Time = Annotated[
+    AwareDatetime,
+    PlainSerializer(_written),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-27T05:59:24.916+00:00"]}),
+]
+"""Written as ISO 8601 in UTC with milliseconds."""
 
 
 def _sayable(text: str) -> str:
@@ -33,6 +54,7 @@ Format = Literal[FORMATS]  # type: ignore[valid-type]
 Style = Literal[STYLES]  # type: ignore[valid-type]
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Depicts = Literal["me", "consenting_adult", "no_person"]
+StepState = Literal["queued", "running", "succeeded", "failed", "skipped", "cancelled"]
 
 
 class Asked(BaseModel):
@@ -42,10 +64,65 @@ class Asked(BaseModel):
 
 
 class Listed(BaseModel, Generic[Item]):
-    """One page of a list, newest first."""
+    """One page of a list."""
 
     items: list[Item]
-    next: str | None = Field(description="cursor of the next page; null at the end")
+    next: str | None = Field(description="`cursor` of the next page; null at the end")
+
+
+class Failure(BaseModel):
+    """Why something came to nothing."""
+
+    code: str = Field(description="for programs")
+    message: str = Field(description="for people: what happened, and what to do about it")
+
+
+class RunFailure(Failure):
+    """Why a run made no model.
+
+    `cancelled`: it was cancelled, its subject deleted or a consent withdrawn. `refused`: the check let no model through.
+    `too-long`: it took longer than runs may. `killed`: its processes were killed again and again. `not-started`: the
+    pipeline could not be started. `failed`: a step failed, and says why. `internal`: something went wrong here.
+    """
+
+    code: Literal["cancelled", "refused", "too-long", "killed", "not-started", "failed", "internal"]
+
+
+class GenerationFailure(Failure):
+    """Why there are no pictures.
+
+    `cancelled`: a consent was withdrawn or the run that it waited for cancelled. `refused`: the engine did not take the request.
+    `too-late`: it could not be drawn in time. `unsafe-picture`: what was drawn is not given out. `model-missing`: the model was
+    deleted. `no-model`: the run that it waited for made none. `killed`: its worker was killed again and again.
+    `internal`: something went wrong here.
+    """
+
+    code: Literal[
+        "cancelled", "refused", "too-late", "unsafe-picture", "model-missing", "no-model", "killed", "internal"
+    ]
+
+
+class ExportFailure(Failure):
+    """Why there is no ZIP.
+
+    `cancelled`: the account was closed. `killed`: its worker was killed again and again. `internal`: something went wrong here.
+    """
+
+    code: Literal["cancelled", "killed", "internal"]
+
+
+SomeFailure = TypeVar("SomeFailure", bound=Failure)
+
+
+def failure(kind: type[SomeFailure], code: str | None, message: str | None) -> SomeFailure | None:
+    """What is shown of a row's `error_code` and `error`; None without a message.
+
+    A code that this program does not know, since an older or a newer one set it, is shown as `internal`.
+    """
+    if message is None:
+        return None
+    known = get_args(kind.model_fields["code"].annotation)
+    return kind(code=code if code in known else "internal", message=message)
 
 
 class Reason(BaseModel):
@@ -94,16 +171,23 @@ class SubjectShown(BaseModel):
     trigger: str = Field(description="the word that stands for it in prompts, before the class noun", examples=["sks"])
     photos: int
     champion: str | None = Field(description="the model that draws; null before the first run has passed")
-    created: str
+    created: Time
+
+
+def _begun(at: object) -> object:
+    """A step's record has an empty time until it is known."""
+    return at or None
 
 
 class StepShown(BaseModel):
+    """A step of a run."""
+
     name: str
     title: str
-    state: str
-    started: str
-    ended: str
-    progress: str
+    state: StepState
+    started: Annotated[Time | None, BeforeValidator(_begun)] = Field(description="null until it has begun")
+    ended: Annotated[Time | None, BeforeValidator(_begun)] = Field(description="null until it has ended")
+    progress: str = Field(description="what it last said of itself while it runs; else empty")
 
 
 class RunAsked(Asked):
@@ -122,12 +206,12 @@ class RunShown(BaseModel):
     subject: str
     state: State
     steps: list[StepShown]
-    error: str | None
+    error: RunFailure | None
     estimate: dict[str, float]
     actual: dict[str, Any] | None
     model: str | None
-    created: str
-    finished: str | None
+    created: Time
+    finished: Time | None
 
 
 class GenerateAsked(Asked):
@@ -163,10 +247,10 @@ class ResultShown(BaseModel):
     style: Style
     model: str | None
     run: str | None = Field(description="the fine-tuning it waits for, or waited for")
-    error: str | None
+    error: GenerationFailure | None
     images: list[ImageShown]
-    created: str
-    finished: str | None
+    created: Time
+    finished: Time | None
 
 
 class FeedbackAsked(Asked):
@@ -188,10 +272,12 @@ class ModelShown(BaseModel):
     adapter_sha256: str
     reports: dict[str, str] = Field(description="pages by step")
     card: str = Field(description="its card, as Markdown")
-    created: str
+    created: Time
 
 
 class WordingShown(BaseModel):
+    """A text that is agreed to, or shown."""
+
     purpose: str
     version: str
     sha256: str
@@ -208,9 +294,19 @@ class ConsentShown(BaseModel):
     purpose: str
     version: str
     sha256: str
-    granted: str
+    granted: Time
+
+
+@overload
+def utc(at_ms: int) -> datetime: ...
+@overload
+def utc(at_ms: int | None) -> datetime | None: ...
+def utc(at_ms: int | None) -> datetime | None:
+    """The time so many milliseconds after 1970 began, in UTC."""
+    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
 
 
 def iso(at_ms: int | None) -> str | None:
     """Milliseconds since 1970 as ISO 8601."""
-    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    at = utc(at_ms)
+    return None if at is None else _written(at)

@@ -46,9 +46,9 @@ class SignIns:
     Rows are locked in this order: the person's, the sign-in's, the token's.
     """
 
-    def __init__(self, records: Records, *, lifetime_days: int = 30, key: bytes | None = None) -> None:
+    def __init__(self, records: Records, *, key: bytes, lifetime_days: int = 30) -> None:
         self.records, self.lifetime_ms = records, lifetime_days * 24 * 3600 * 1000
-        self._key = key or secrets.token_bytes(32)
+        self._key = key
 
     @retried
     def begin(self, user_id: str) -> Refreshed:

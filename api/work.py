@@ -40,7 +40,10 @@ POLL_S = {
     RUNS: 0.5, DRAWINGS: 0.1, DELIVERIES: 0.5, EXPORTS: 0.5, ERASURES: 0.5, REMOVALS: 0.5, SIGN_OFFS: 0.5, CHORES: 2.0,
     NOTICES: 2.0,
 }  # fmt: skip
-AT_ONCE = {DRAWINGS: 4, DELIVERIES: 16, EXPORTS: 2, ERASURES: 4, REMOVALS: 4, SIGN_OFFS: 2, CHORES: 2, NOTICES: 8}
+AT_ONCE = {
+    DRAWINGS: 4, DELIVERIES: 16, EXPORTS: 2, ERASURES: 4, REMOVALS: 4, SIGN_OFFS: 2, CHORES: 2, NOTICES: 8
+}  # fmt: skip
+"""In one worker. Runs are counted over all workers, since those of one machine share its device."""
 SHARE = {DELIVERIES: 2, EXPORTS: 1, REMOVALS: 1}
 """How much of a queue's work one owner may have under way in a worker. Such a queue's partition key is the owner."""
 SWEEP_AT = "30 3 * * *"
@@ -415,9 +418,10 @@ def launch(records_url: str, with_these: Hands, *, worker_id: str, runs_at_once:
     with only_one(records_url, "durable"):
         DBOS(config=config)
         DBOS.launch()
-    for queue, poll_s in POLL_S.items():
+    DBOS.register_queue(RUNS, global_concurrency=runs_at_once, polling_interval_sec=POLL_S[RUNS])
+    for queue, at_once in AT_ONCE.items():
         DBOS.register_queue(
-            queue, worker_concurrency=AT_ONCE.get(queue, runs_at_once), polling_interval_sec=poll_s,
+            queue, worker_concurrency=at_once, polling_interval_sec=POLL_S[queue],
             partition_worker_concurrency=SHARE.get(queue),
         )  # fmt: skip
     DBOS.apply_schedules([{"schedule_name": "sweep", "workflow_fn": sweep, "schedule": SWEEP_AT, "context": None}])

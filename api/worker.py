@@ -90,11 +90,11 @@ class WorkerProcess:
     def stop(self) -> None:
         """Finish what can be finished in a few seconds; the rest is another worker's at once.
 
-        Pipelines on this machine end, and go on from their last saved state; those elsewhere run on.
+        Pipelines on this machine end with its last worker, and go on from their last saved state; those elsewhere run on.
         """
         work.hands.runs.stopping.set()
         work.stop(STOP_S)
-        if isinstance(self.orchestrator, LocalOrchestrator):
+        if isinstance(self.orchestrator, LocalOrchestrator) and not self.lease.live() - {self.lease.id}:
             self.orchestrator.let_go()
         self.heartbeat.stop()
         self.lease.release()

@@ -1,28 +1,32 @@
 """A day of people on one machine while processes are killed at random; nothing accepted may be lost or done twice.
 
     python -m benchmarks.chaos
-    python -m benchmarks.chaos --people 3 --kills 8 --out build
+    python -m benchmarks.chaos --people 3 --kills 8 --database sqlite --out build
 
-Everybody signs in, uploads six photos, asks for pictures of a subject that has no model yet, waits, and asks again. Meanwhile API,
-engine, worker and the pipeline's processes are killed with SIGKILL. Writes `chaos.json`.
+Everybody signs in by the front door, with the limits that ship, uploads six photos, asks for pictures of a subject that has no model yet,
+waits, and takes an export along; every third person is erased at the end of their day. Meanwhile API, engine, workers and the
+pipeline's processes are killed with SIGKILL, and a second worker works beside the first, which is replaced by a newer one now and then,
+as by a rolling update. On SQLite, and again on PostgreSQL. Writes `chaos.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +35,9 @@ from typing import Any
 import httpx2
 
 from api.embedded_provider import Accounts
+from benchmarks.log_check import not_json, with_words
 from benchmarks.pocket_base import machine
+from benchmarks.postgres import free_port, postgres_server
 from photoflux.manifest import write_json
 from photoflux.pocket.photosets import jpeg, photo_set, unseen_subjects
 
@@ -47,6 +53,10 @@ TARGETS = ("api.main", "api.engine", "api.worker", "pipelines.local", "kfp.dsl.e
 PASSWORD = "correct horse battery staple"
 KINDS = ("dog", "cat", "bird", "car", "teapot", "lamp")
 FINAL = ("succeeded", "failed", "cancelled")
+FAULTS = (500, 501, 502, 505)
+"""Not 503 and 504: a service that is busy, starting or stopping says so."""
+LEAVES_EVERY = 3
+"""Every so many-th person is erased at the end of their day."""
 
 
 class Served:
@@ -104,12 +114,6 @@ class Served:
         return f"PHOTOFLUX_STATE_DIR={self.state}".encode() in environment
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def add_accounts(count: int) -> None:
     """`p0@example.org`, `p1@example.org`, …"""
     from photoflux.settings import get_settings
@@ -128,6 +132,8 @@ class Someone:
     password: str = PASSWORD
     patience_s: float = 120.0
     retries: int = 0
+    faults: Counter[int] = field(default_factory=Counter)
+    """Answers that say that something went wrong in the service, by status."""
     client: httpx2.Client = field(default_factory=lambda: httpx2.Client(timeout=60))
 
     def ask(self, method: str, path: str, **more: Any) -> httpx2.Response:
@@ -137,7 +143,9 @@ class Someone:
         while time.monotonic() < until:
             try:
                 answer = self.client.request(method, self.served.base + path, **more)
-                again = answer.status_code >= 500 or answer.status_code == 429 or "problems/conflict" in answer.text[:200]
+                self.faults.update([answer.status_code] if answer.status_code in FAULTS else [])
+                busy = answer.status_code >= 500 or answer.status_code == 429
+                again = busy or (answer.status_code == 409 and "problems/conflict" in answer.text[:200])
                 if answer.status_code == 401:
                     self.sign_in()
                 elif not again:
@@ -150,22 +158,28 @@ class Someone:
 
     def sign_in(self) -> None:
         """The whole way over the provider, begun again where it broke off."""
-        until = time.monotonic() + self.patience_s
+        until, base = time.monotonic() + self.patience_s, self.served.base
         while time.monotonic() < until:
+            wait_s = 0.5
             try:
                 self.client.cookies.clear()
-                page = self.client.get(f"{self.served.base}/api/auth/login").headers["location"]
-                back = self.client.post(page, data={"email": self.email, "password": self.password})
-                self.client.get(back.headers["location"])
-                token = self.client.post(f"{self.served.base}/api/auth/refresh").json()["access_token"]
-                self.client.headers["Authorization"] = f"Bearer {token}"
+                answer = self.client.get(f"{base}/api/auth/login")
+                if answer.is_redirect:
+                    form = {"email": self.email, "password": self.password}
+                    answer = self.client.post(answer.headers["location"], data=form)
+                if answer.is_redirect:
+                    answer = self.client.get(answer.headers["location"])
+                if answer.is_redirect:
+                    answer = self.client.post(f"{base}/api/auth/refresh")
+                wait_s = float(answer.headers.get("retry-after", wait_s))
+                self.client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
                 return
             except (httpx2.HTTPError, KeyError, ValueError):
-                time.sleep(0.5)
+                time.sleep(min(wait_s, max(0.0, until - time.monotonic())))
         raise TimeoutError("signing in did not work")
 
     def agree(self) -> None:
-        for wording in self.ask("GET", "/api/terms").json():
+        for wording in self.ask("GET", "/api/terms").json()["items"]:
             if wording["agree"]:
                 asked = {name: wording[name] for name in ("purpose", "sha256")}
                 self.ask("POST", "/api/consents", json=asked).raise_for_status()
@@ -178,21 +192,28 @@ class Day:
     someone: Someone
     kind: str
     photos: list[bytes]
+    leaves: bool = False
+    user_id: str = ""
     subject: str = ""
     uploaded: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
     error: str = ""
 
     def live(self) -> None:
-        """From signing in to the last picture."""
+        """From signing in to the last picture, or to being forgotten."""
         try:
             self._live()
+            if self.leaves:
+                self.found = check(self)
+                self._leave()
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"[:300]
 
     def _live(self) -> None:
         me = self.someone
         me.sign_in()
+        self.user_id = me.ask("GET", "/api/auth/me").json()["id"]
         me.agree()
         subject = me.ask("POST", "/api/subjects", json={"class_noun": self.kind, "depicts": "no_person"})
         self.subject = subject.json()["id"]
@@ -205,6 +226,37 @@ class Day:
             answer.raise_for_status()
             self.asked.append(answer.json()["id"])
         self._wait()
+        self._take_along()
+
+    def _take_along(self) -> None:
+        """An export, held against its digest."""
+        me, export = self.someone, self.someone.ask("POST", "/api/me/export").json()["id"]
+        until = time.monotonic() + 600
+        while (shown := me.ask("GET", f"/api/me/exports/{export}").json())["state"] not in FINAL:
+            if time.monotonic() > until:
+                raise TimeoutError("the export was not packed")
+            time.sleep(1.0)
+        if shown["state"] != "succeeded":
+            raise RuntimeError(f"the export {shown['state']}: {shown['error']}")
+        content = me.ask("GET", shown["url"]).content
+        if hashlib.sha256(content).hexdigest() != shown["sha256"] or zipfile.ZipFile(io.BytesIO(content)).testzip():
+            raise RuntimeError("the export is not what it says")
+
+    def _leave(self) -> None:
+        """Ask to be erased until it is answered, or the account is closed, and wait until it is done."""
+        me, receipt, until = self.someone, "", time.monotonic() + 600
+        while time.monotonic() < until:
+            try:
+                answer = me.client.delete(f"{me.served.base}/api/me")
+                receipt = answer.json()["receipt"] if answer.status_code == 202 else ""
+                if receipt or answer.status_code == 401:
+                    break
+            except (httpx2.HTTPError, ValueError):
+                time.sleep(0.5)
+        while time.monotonic() < until and left_of(me.served, self.user_id):
+            time.sleep(1.0)
+        if receipt and me.ask("GET", f"/api/erasures/{receipt}").json()["state"] != "done":
+            raise RuntimeError("the erasure was not done")
 
     @property
     def prompt(self) -> str:
@@ -217,6 +269,66 @@ class Day:
                 state = self.someone.ask("GET", f"/api/results/{result}?wait=10").json()["state"]
                 if state in FINAL:
                     break
+
+
+@dataclass
+class RollingUpdates:
+    """A worker of its own beside the service's: a newer one is started, works beside it, and the older one is told to stop."""
+
+    served: Served
+    count: int = 0
+
+    def run(self, over: threading.Event, every_s: float) -> None:
+        older = self._started()
+        while not over.wait(every_s):
+            newer = self._started()
+            over.wait(every_s / 3)
+            self._stop(older)
+            older = newer
+        self._stop(older)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        self.count += 1
+        name = f"worker-{self.count}"
+        scratch = self.served.folder / name
+        scratch.mkdir()
+        with (self.served.state / "logs" / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "api.worker"], cwd=ROOT, env=self.served.environment | {"TMPDIR": str(scratch)},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @staticmethod
+    def _stop(worker: subprocess.Popen[bytes]) -> None:
+        worker.send_signal(signal.SIGTERM)  # harmless where it was killed
+        worker.wait(60)
+
+
+def left_of(served: Served, user_id: str) -> list[str]:
+    """Rows, keysets, sealed files and names that are left of a person who is erased."""
+    from sqlalchemy import select
+
+    from api.db import Base, Records, open_engine
+
+    folders = (served.state, served.folder / "runs")
+    found = []
+    for file in (file for folder in folders for file in folder.rglob("*")):
+        with suppress(OSError):
+            named = user_id in str(file) or (file.is_file() and file.suffix not in (".db", ".log") and _is_sealed_for(file, user_id))
+            if named and file.is_file() and file.parent.name != "erased":
+                found.append(str(file.relative_to(served.folder)))
+    engine = open_engine(served.environment.get("PHOTOFLUX_DATABASE_URL") or f"sqlite:///{served.state / 'photoflux.db'}")
+    with Records(engine).reading() as session:
+        tables = [table for table in Base.metadata.sorted_tables if "user_id" in table.c and table.name != "tombstones"]
+        found += [t.name for t in tables if session.execute(select(t.c.user_id).where(t.c.user_id == user_id)).first()]
+    engine.dispose()
+    return found
+
+
+def _is_sealed_for(file: Path, user_id: str) -> bool:
+    """Whether a file begins with the line that says whose sealed bytes follow."""
+    with file.open("rb") as opened:
+        return user_id.encode() in opened.read(400)
 
 
 def kill_at_random(served: Served, kills: int, *, over: threading.Event, seed: int, pause_s: float) -> Counter[str]:
@@ -236,24 +348,32 @@ def live_through(served: Served, *, people: int, kills: int, seed: int = 0, paus
     """Everybody's day, and what was found wrong with it afterwards."""
     days = [_day(served, number) for number in range(people)]
     threads = [threading.Thread(target=day.live) for day in days]
-    over, killed = threading.Event(), Counter[str]()
+    over, killed, updates = threading.Event(), Counter[str](), RollingUpdates(served)
     killer = threading.Thread(
         target=lambda: killed.update(kill_at_random(served, kills, over=over, seed=seed, pause_s=pause_s))
     )
+    updater = threading.Thread(target=updates.run, args=(over, 6 * pause_s))
     started = time.monotonic()
-    for thread in (*threads, killer):
+    for thread in (*threads, killer, updater):
         thread.start()
     for thread in threads:
         thread.join()
     over.set()
     killer.join()
-    wrong, states = [], Counter[str]()
+    updater.join()
+    wrong, states, faults = [], Counter[str](), Counter[int]()
     for day in days:
-        found = check(day)
-        wrong += [f"{day.someone.email}: {text}" for text in found["wrong"]]
+        found = day.found or check(day)
+        told = [*found["wrong"], *([day.error] if day.error and day.error not in found["wrong"] else [])]
+        if day.leaves:
+            told += [f"is left of an erased person: {name}" for name in left_of(served, day.user_id)]
+        wrong += [f"{day.someone.email}: {text}" for text in told]
         states.update(found["states"])
+        faults.update(day.someone.faults)
+    wrong += [f"{count} answers of {status}" for status, count in faults.items()]
     return {
-        "people": people, "kills": dict(killed), "killed": sum(killed.values()), "wrong": wrong, "states": dict(states),
+        "people": people, "kills": dict(killed), "killed": sum(killed.values()), "rolling_updates": updates.count,
+        "erased": sum(day.leaves for day in days), "wrong": wrong, "states": dict(states),
         "retries": sum(day.someone.retries for day in days), "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
 
@@ -262,7 +382,7 @@ def _day(served: Served, number: int) -> Day:
     kind = KINDS[number % len(KINDS)]
     subject = unseen_subjects(1, seed=7000 + number, kind=kind)[0]
     photos = [jpeg(image) for image, _ in photo_set(subject, n=6, seed=7000 + number)]
-    return Day(Someone(served, f"p{number}@example.org"), kind, photos)
+    return Day(Someone(served, f"p{number}@example.org"), kind, photos, leaves=number % LEAVES_EVERY == 1)
 
 
 def check(day: Day) -> dict[str, Any]:
@@ -296,28 +416,47 @@ def check(day: Day) -> dict[str, Any]:
             if me.ask("GET", image["url"]).status_code != 200:
                 wrong.append(f"a picture of generation {result['id']} is gone")
     said = [f"run {run['state']}" for run in runs] + [f"generation {result['state']}" for result in results]
-    said += [f"run: {run['error'][:60]}" for run in runs if run["error"]]
+    said += [f"run: {run['error']['code']}: {run['error']['message'][:60]}" for run in runs if run["error"]]
     return {"wrong": wrong, "states": said}
+
+
+def day_on(database: str, *, people: int, kills: int, seed: int, pause_s: float) -> dict[str, Any]:
+    """A day on one kind of database, with what its logs say."""
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="photoflux-chaos-")))
+        settings = {"PHOTOFLUX_RUN_DEFAULTS": json.dumps(QUICK)}
+        if database == "postgresql":
+            settings["PHOTOFLUX_DATABASE_URL"] = f"{stack.enter_context(postgres_server())}/postgres"
+        served = Served(scratch, "--no-mlflow", people=people, **settings)
+        try:
+            found = live_through(served, people=people, kills=kills, seed=seed, pause_s=pause_s)
+        finally:
+            served.stop()
+        logs = served.state / "logs"
+        words = ["example.org", "Person ", "on the beach", "a photo of"]
+        found["wrong"] += [f"no JSON in {line[:150]}" for line in not_json(logs)]
+        found["wrong"] += [f"words in the log {line}" for line in with_words(logs, words)]
+        return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--pause", type=float, default=12.0, metavar="S", help="seconds between kills, on average")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), action="append", help="both unless given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(argv)
-    with TemporaryDirectory(prefix="photoflux-chaos-") as scratch:
-        settings = {"PHOTOFLUX_RUN_DEFAULTS": json.dumps(QUICK), "PHOTOFLUX_RATES": json.dumps({"sign-in": "9999/minute"})}
-        served = Served(Path(scratch), "--no-mlflow", people=options.people, **settings)
-        try:
-            found = live_through(served, people=options.people, kills=options.kills, seed=options.seed)
-        finally:
-            served.stop()
-    result = {"kind": "benchmark-chaos", "schema_version": 1, "machine": machine(), **found}
+    days = {}
+    for database in options.database or ("sqlite", "postgresql"):
+        days[database] = day_on(
+            database, people=options.people, kills=options.kills, seed=options.seed, pause_s=options.pause
+        )
+        print(json.dumps({database: days[database]}, indent=2), flush=True)
+    result = {"kind": "benchmark-chaos", "schema_version": 2, "machine": machine(), "days": days}
     write_json(options.out / "chaos.json", result)
-    print(json.dumps(result, indent=2))
-    return 1 if found["wrong"] else 0
+    return 1 if any(day["wrong"] for day in days.values()) else 0
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def picture(me: Someone, subject: str, prompt: str, *, seed: int) -> bytes:
     while (shown := me.ask("GET", f"/api/results/{result}?wait=30").json())["state"] not in FINAL:
         pass
     if shown["state"] != "succeeded":
-        raise RuntimeError(shown["error"])
+        raise RuntimeError(shown["error"]["message"])
     return me.ask("GET", shown["images"][0]["url"]).content
 
 

@@ -10,17 +10,18 @@ from sqlalchemy import func, select
 
 from api.db import AuditEntry
 from api.deps import Auditor, ServiceDep
+from api.problems import SIGNED_IN, answers
 from api.routing import make_router
-from api.schemas import iso
+from api.schemas import Listed, Time, utc
 
-router = make_router(prefix="/api/audit", tags=["audit"])
+router = make_router(prefix="/api/audit", tags=["audit"], responses=answers(*SIGNED_IN, 403))
 
 
 class EntryShown(BaseModel):
     """What was done, by whom (a pseudonym), to what (an id)."""
 
     number: int
-    at: str
+    at: Time
     actor: str
     action: str
     object: str | None
@@ -33,23 +34,27 @@ class ChainShown(BaseModel):
     broken: int | None = Field(description="number of the first entry that was changed or before which one is missing")
 
 
-@router.get("/entries", operation_id="listAuditEntries")
+@router.get("/entries", operation_id="listAuditEntries", responses=answers(422))
 def list_audit_entries(
     service: ServiceDep,
     auditor: Auditor,  # noqa: ARG001
-    after: Annotated[int, Query(ge=0, lt=2**53, description="number of the last entry of the page before")] = 0,
+    cursor: Annotated[
+        int, Query(ge=0, lt=2**53, description="`next` of the page before, or the number of the last entry that you have")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> list[EntryShown]:
-    """Entries in the order in which they were made."""
-    query = select(AuditEntry).where(AuditEntry.number > after).order_by(AuditEntry.number).limit(limit)
+) -> Listed[EntryShown]:
+    """Entries in the order in which they were made, oldest first."""
+    query = select(AuditEntry).where(AuditEntry.number > cursor).order_by(AuditEntry.number).limit(limit + 1)
     with service.records.reading() as session:
-        return [
+        found = [
             EntryShown(
-                number=e.number, at=str(iso(e.at_ms)), actor=e.actor, action=e.action, object=e.object,
+                number=e.number, at=utc(e.at_ms), actor=e.actor, action=e.action, object=e.object,
                 outcome=e.outcome, digest=e.digest,
             )
             for e in session.scalars(query)
         ]  # fmt: skip
+    shown = found[:limit]
+    return Listed(items=shown, next=str(shown[-1].number) if len(found) > limit else None)
 
 
 @router.get("/chain", operation_id="checkAuditChain")

@@ -13,8 +13,9 @@ from api.db import User
 from api.deps import Caller, Service, ServiceDep
 from api.identity import SignInFailed
 from api.limits import address_of
-from api.problems import Problem
+from api.problems import SIGNED_IN, Problem, answers
 from api.routing import make_router
+from api.schemas import Role
 from api.sessions import Refreshed, SignedOut
 from api.tokens import Bearer
 
@@ -36,12 +37,14 @@ class Me(BaseModel):
     """Who is signed in."""
 
     id: str
-    role: str
+    role: Role
     name: str
     email: str
 
 
-@router.get("/login", operation_id="login", status_code=302, response_class=RedirectResponse)
+@router.get(
+    "/login", operation_id="login", status_code=302, response_class=RedirectResponse, responses=answers(400, 429)
+)
 def login(request: Request, service: ServiceDep) -> Response:
     """Send the browser to the provider."""
     service.limits.check("login", address_of(request))
@@ -51,7 +54,10 @@ def login(request: Request, service: ServiceDep) -> Response:
     return answer
 
 
-@router.get("/callback", operation_id="callback", status_code=302, response_class=RedirectResponse)
+@router.get(
+    "/callback", operation_id="callback", status_code=302, response_class=RedirectResponse,
+    responses=answers(400, 401, 422, 429),
+)  # fmt: skip
 def callback(
     request: Request,
     service: ServiceDep,
@@ -74,7 +80,7 @@ def callback(
     return answer
 
 
-@router.post("/refresh", operation_id="refresh")
+@router.post("/refresh", operation_id="refresh", responses=answers(401, 403, 413, 429))
 def refresh(
     request: Request, response: Response, service: ServiceDep, photoflux_refresh: Annotated[str | None, Cookie()] = None
 ) -> AccessToken:
@@ -96,7 +102,7 @@ def refresh(
     return AccessToken(access_token=service.tokens.access(bearer), expires_in=seconds)
 
 
-@router.post("/logout", operation_id="logout", status_code=204)
+@router.post("/logout", operation_id="logout", status_code=204, responses=answers(403, 413))
 def logout(
     request: Request, response: Response, service: ServiceDep, photoflux_refresh: Annotated[str | None, Cookie()] = None
 ) -> None:
@@ -108,12 +114,12 @@ def logout(
     response.delete_cookie(MEDIA, path=MEDIA_PATH)
 
 
-@router.get("/me", operation_id="me")
+@router.get("/me", operation_id="me", responses=answers(*SIGNED_IN))
 def me(service: ServiceDep, caller: Caller) -> Me:
     """Who is signed in."""
     with service.records.reading() as session:
         user = session.get_one(User, caller.user_id)
-    return Me(id=user.id, role=user.role, **service.identities.profile(user))
+    return Me(id=user.id, role=user.role, **service.identities.profile(user))  # type: ignore[arg-type]
 
 
 @router.get("/jwks", operation_id="jwks")

@@ -12,12 +12,13 @@ from sqlalchemy.exc import IntegrityError
 from api.complaints import close, new_complaint, take_down, words_of
 from api.db import Complaint
 from api.deps import Operator, Service, ServiceDep
-from api.idempotency import mismatch
+from api.idempotency import KEY, mismatch
 from api.journal import ANYBODY
+from api.limits import address_of
 from api.paging import PageDep
-from api.problems import Problem
+from api.problems import BODY, SIGNED_IN, Problem, answers
 from api.routing import make_router
-from api.schemas import Asked, Id, Listed, Sha256, Words, iso
+from api.schemas import Asked, Id, Listed, Sha256, Time, Words, utc
 from api.secrets import keyed_digest
 
 router = make_router(prefix="/api/complaints", tags=["complaints"])
@@ -35,7 +36,7 @@ class ComplaintAsked(Asked):
 
 class ComplaintTaken(BaseModel):
     id: str = Field(description="to be named when you ask about it")
-    created: str
+    created: Time
 
 
 class ComplaintShown(ComplaintTaken):
@@ -44,22 +45,22 @@ class ComplaintShown(ComplaintTaken):
     text: str
     contact: str
     state: Literal["open", "removed", "dismissed"]
-    closed: str | None
+    closed: Time | None
 
 
 class Answered(Asked):
     outcome: Outcome = Field(description="`removed` deletes the models of that adapter's subject and all its pictures")
 
 
-@router.post("", operation_id="complain", status_code=201)
+@router.post("", operation_id="complain", status_code=201, responses=answers(*BODY, 409, 429))
 def complain(
     asked: ComplaintAsked,
     request: Request,
     service: ServiceDep,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY)] = None,
 ) -> ComplaintTaken:
     """Report a picture. No account is needed."""
-    service.limits.check("complain", request.client.host if request.client else "nowhere")
+    service.limits.check("complain", address_of(request))
     row = new_complaint(asked.reason, asked.adapter, asked.text, asked.contact or "", keyring=service.keyring)
     if idempotency_key:
         row.request_key = keyed_digest(service.journal.pepper, "complaint", idempotency_key)
@@ -71,7 +72,7 @@ def complain(
             service.journal.note(session, ANYBODY, "complaint.sent", row.id)
     except IntegrityError:
         row = _sent_before(service, row)
-    return ComplaintTaken(id=row.id, created=str(iso(row.created_ms)))
+    return ComplaintTaken(id=row.id, created=utc(row.created_ms))
 
 
 def _sent_before(service: Service, row: Complaint) -> Complaint:
@@ -85,7 +86,7 @@ def _sent_before(service: Service, row: Complaint) -> Complaint:
     return known
 
 
-@router.get("", operation_id="listComplaints")
+@router.get("", operation_id="listComplaints", responses=answers(*SIGNED_IN, 403, 422))
 def list_complaints(
     service: ServiceDep,
     operator: Operator,  # noqa: ARG001
@@ -98,7 +99,9 @@ def list_complaints(
     return Listed(items=[_shown(service, row) for row in rows], next=after)
 
 
-@router.post("/{complaint_id}/close", operation_id="closeComplaint")
+@router.post(
+    "/{complaint_id}/close", operation_id="closeComplaint", responses=answers(*SIGNED_IN, *BODY, 403, 404, 409)
+)
 def close_complaint(complaint_id: Id, asked: Answered, service: ServiceDep, operator: Operator) -> ComplaintShown:
     """Answer a complaint."""
     with service.records.writing() as session:
@@ -121,5 +124,5 @@ def _shown(service: Service, row: Complaint) -> ComplaintShown:
     said = words_of(row, service.keyring)
     return ComplaintShown(
         id=row.id, reason=row.reason, adapter=row.about, text=said["text"], contact=said["contact"], state=row.state,  # type: ignore[arg-type]
-        created=str(iso(row.created_ms)), closed=iso(row.closed_ms),
+        created=utc(row.created_ms), closed=utc(row.closed_ms),
     )  # fmt: skip

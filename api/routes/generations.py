@@ -20,19 +20,29 @@ from api.generations import prompt_label
 from api.held import is_gone
 from api.idempotency import OnceDep
 from api.paging import PageDep
-from api.problems import Problem
+from api.problems import BODY, SIGNED_IN, Problem, answers
 from api.prompts import Unsafe, check_prompt
 from api.quotas import check_storage
 from api.routes.runs import begin_run
 from api.routing import make_router
-from api.schemas import FeedbackAsked, GenerateAsked, Id, ImageShown, Listed, ResultShown, iso
+from api.schemas import (
+    FeedbackAsked,
+    GenerateAsked,
+    GenerationFailure,
+    Id,
+    ImageShown,
+    Listed,
+    ResultShown,
+    failure,
+    utc,
+)
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
-router = make_router(prefix="/api", tags=["pictures"])
+router = make_router(prefix="/api", tags=["pictures"], responses=answers(*SIGNED_IN, 422))
 WAIT_S, LOOK_S = 30, 0.25
 
 
-@router.post("/generate", operation_id="generate", status_code=202)
+@router.post("/generate", operation_id="generate", status_code=202, responses=answers(*BODY, 403, 404, 409))
 def generate(asked: GenerateAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> ResultShown:
     """Draw pictures of a subject. One without a model is fine-tuned first, and drawn when the model is ready."""
     checked_size(asked.size)
@@ -97,7 +107,7 @@ def list_results(
         return Listed(items=[shown(session, service, row) for row in rows], next=after)
 
 
-@router.get("/results/{result_id}", operation_id="getResult")
+@router.get("/results/{result_id}", operation_id="getResult", responses=answers(404))
 async def get_result(
     request: Request,
     result_id: Id,
@@ -132,7 +142,7 @@ def _result(result_id: Id, service: Service, caller: Caller) -> ResultShown:
         return shown(session, service, owned(session, Generation, result_id, caller))
 
 
-@router.delete("/results/{result_id}", operation_id="deleteResult", status_code=204)
+@router.delete("/results/{result_id}", operation_id="deleteResult", status_code=204, responses=answers(404))
 def delete_result(result_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Delete a generation with its prompt and pictures; one under way is given up."""
     with service.records.writing_for(caller.user_id) as session:
@@ -144,7 +154,9 @@ def delete_result(result_id: Id, service: ServiceDep, caller: Caller) -> None:
     gone.clear(service.objects)
 
 
-@router.put("/results/{result_id}/feedback", operation_id="giveFeedback", status_code=204)
+@router.put(
+    "/results/{result_id}/feedback", operation_id="giveFeedback", status_code=204, responses=answers(*BODY, 404)
+)
 def give_feedback(result_id: Id, asked: FeedbackAsked, service: ServiceDep, caller: Caller) -> None:
     """Say what you think of the pictures; said again, it replaces what was said before."""
     with service.records.writing_for(caller.user_id) as session:
@@ -168,6 +180,6 @@ def shown(session: Session, service: Service, row: Generation) -> ResultShown:
     ]
     return ResultShown(
         id=row.id, subject=row.subject_id, state=row.state, prompt=prompt, n=row.n, seed=row.seed, size=row.size,  # type: ignore[arg-type]
-        format=row.format, style=row.style, model=row.model_id, run=row.run_id, error=row.error, images=images,
-        created=str(iso(row.created_ms)), finished=iso(row.finished_ms),
+        format=row.format, style=row.style, model=row.model_id, run=row.run_id, images=images,
+        error=failure(GenerationFailure, row.error_code, row.error), created=utc(row.created_ms), finished=utc(row.finished_ms),
     )  # fmt: skip

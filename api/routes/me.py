@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Literal
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
@@ -15,37 +16,40 @@ from api.db import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.deps import Caller, Maker, Service, ServiceDep, Viewer, owned
 from api.erasing import begin_erasure
 from api.idempotency import OnceDep
-from api.problems import Problem
+from api.problems import ONCE, SIGNED_IN, Problem, answers
 from api.quotas import count_start
 from api.routing import make_router
-from api.schemas import Id, State, iso
+from api.schemas import ExportFailure, Id, State, Time, failure, utc
 from photoflux.vault.blobs import BlobMissing
 
 router = make_router(prefix="/api", tags=["your data"])
 
 
 class ExportShown(BaseModel):
+    """A ZIP of everything that is kept of you."""
+
     id: str
     state: State
     sha256: str | None
     bytes: int | None = Field(description="size of the ZIP")
-    error: str | None = Field(description="why there is none, for people")
-    error_code: str | None = Field(description="the same for programs", examples=["internal"])
-    url: str | None
-    created: str
-    expires: str | None
+    error: ExportFailure | None
+    url: str | None = Field(description="where it is loaded from, once it is packed")
+    created: Time
+    expires: Time | None = Field(description="when the ZIP is deleted")
 
 
 class Receipt(BaseModel):
     """Proof that an account is being erased, or was. Keep it: nobody can look it up for you afterwards."""
 
     receipt: str
-    state: str = Field(description="`erasing`: keys are destroyed, files are being deleted; `done`: nothing is left")
-    begun: str
-    done: str | None
+    state: Literal["erasing", "done"] = Field(
+        description="`erasing`: keys are destroyed, files are being deleted; `done`: nothing is left"
+    )
+    begun: Time
+    done: Time | None
 
 
-@router.post("/me/export", operation_id="createExport", status_code=202)
+@router.post("/me/export", operation_id="createExport", status_code=202, responses=answers(*SIGNED_IN, *ONCE))
 def create_export(service: ServiceDep, caller: Maker, once: OnceDep) -> ExportShown:
     """Have everything that is kept of you packed into a ZIP; asked for again meanwhile, it is the same one."""
     with service.records.writing_for(caller.user_id) as session:
@@ -67,7 +71,7 @@ def _begin_export(session: Session, service: Service, user_id: str) -> Export:
     return row
 
 
-@router.get("/me/exports/{export_id}", operation_id="getExport")
+@router.get("/me/exports/{export_id}", operation_id="getExport", responses=answers(*SIGNED_IN, 404, 422))
 def get_export(export_id: Id, service: ServiceDep, caller: Caller) -> ExportShown:
     """How an export stands."""
     with service.records.reading() as session:
@@ -76,7 +80,8 @@ def get_export(export_id: Id, service: ServiceDep, caller: Caller) -> ExportShow
 
 @router.get(
     "/media/exports/{export_id}", operation_id="downloadExport", response_class=Response,
-    responses={200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}}
+    | answers(*SIGNED_IN, 404, 422),
 )  # fmt: skip
 def download_export(export_id: Id, service: ServiceDep, viewer: Viewer) -> Response:
     """The ZIP, for a week after it was packed. It is opened while it is sent: a damaged one is broken off."""
@@ -96,7 +101,7 @@ def download_export(export_id: Id, service: ServiceDep, viewer: Viewer) -> Respo
     return StreamingResponse(pieces, media_type="application/zip", headers=headers)
 
 
-@router.delete("/me", operation_id="eraseMe", status_code=202)
+@router.delete("/me", operation_id="eraseMe", status_code=202, responses=answers(*SIGNED_IN))
 def erase_me(service: ServiceDep, caller: Caller) -> Receipt:
     """Erase your account: its keys at once, then everything that they sealed. This cannot be undone."""
     with service.records.writing_for(caller.user_id) as session:
@@ -106,15 +111,15 @@ def erase_me(service: ServiceDep, caller: Caller) -> Receipt:
     return get_erasure(receipt, service)
 
 
-@router.get("/erasures/{receipt}", operation_id="getErasure")
+@router.get("/erasures/{receipt}", operation_id="getErasure", responses=answers(404, 422))
 def get_erasure(receipt: Id, service: ServiceDep) -> Receipt:
     """Whether an erasure is done. Asked for without signing in: there is no account any more."""
     with service.records.reading() as session:
         row = session.get(Tombstone, receipt)
     if row is None:
         raise Problem(404, "not-found", "There is no such receipt here.")
-    state = "done" if row.done_ms else "erasing"
-    return Receipt(receipt=receipt, state=state, begun=str(iso(row.erased_ms)), done=iso(row.done_ms))
+    state: Literal["erasing", "done"] = "done" if row.done_ms else "erasing"
+    return Receipt(receipt=receipt, state=state, begun=utc(row.erased_ms), done=utc(row.done_ms))
 
 
 def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -125,6 +130,7 @@ def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
 def _export(row: Export) -> ExportShown:
     ready = row.state == "succeeded"
     return ExportShown(
-        id=row.id, state=row.state, sha256=row.sha256, bytes=row.stored_bytes, error=row.error, error_code=row.error_code,  # type: ignore[arg-type]
-        url=f"/api/media/exports/{row.id}" if ready else None, created=str(iso(row.created_ms)), expires=iso(row.expires_ms),
+        id=row.id, state=row.state, sha256=row.sha256, bytes=row.stored_bytes,  # type: ignore[arg-type]
+        error=failure(ExportFailure, row.error_code, row.error), url=f"/api/media/exports/{row.id}" if ready else None,
+        created=utc(row.created_ms), expires=utc(row.expires_ms),
     )  # fmt: skip

@@ -16,14 +16,14 @@ from api.deps import Service, ServiceDep, Viewer, owned
 from api.fine_tuning import CARD, REPORTS
 from api.generations import provenance
 from api.held import GONE, is_gone
-from api.problems import Problem
+from api.problems import SIGNED_IN, Problem, answers
 from api.routing import make_router
 from api.schemas import Format, Id, Size
 from api.tokens import Bearer
 from photoflux.images import SUFFIXES
 from photoflux.vault.blobs import BlobMissing
 
-router = make_router(prefix="/api/media", tags=["media"])
+router = make_router(prefix="/api/media", tags=["media"], responses=answers(*SIGNED_IN, 404, 422))
 PRIVATE = "private, no-cache"
 PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
 IMAGES: dict[int | str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ IMAGES: dict[int | str, dict[str, Any]] = {
 }
 PAGES: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
 CARDS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/markdown": {"schema": {"type": "string"}}}}}
-IfNoneMatch = Annotated[str, Header(max_length=200)]
+IfNoneMatch = Annotated[str, Header(max_length=200, description="`ETag` of what you have: 304 if it is the same still")]
 
 
 @router.get("/photos/{photo_id}", operation_id="getThumbnail", response_class=Response, responses=IMAGES)
@@ -53,7 +53,7 @@ async def _has_room(service: ServiceDep, viewer: Viewer) -> AsyncIterator[None]:
 
 
 @router.get(
-    "/pictures/{result_id}.{position}", operation_id="getPicture", response_class=Response, responses=IMAGES,
+    "/pictures/{result_id}.{position}", operation_id="getPicture", response_class=Response, responses=IMAGES | answers(503),
     dependencies=[Depends(_has_room)],
 )  # fmt: skip
 async def get_picture(

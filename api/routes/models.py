@@ -12,10 +12,11 @@ from api.db import Model, Subject
 from api.deps import Caller, ServiceDep, owned
 from api.fine_tuning import REPORTS
 from api.paging import PageDep
+from api.problems import SIGNED_IN, answers
 from api.routing import make_router
-from api.schemas import Id, Listed, ModelShown, iso
+from api.schemas import Id, Listed, ModelShown, utc
 
-router = make_router(prefix="/api/models", tags=["models"])
+router = make_router(prefix="/api/models", tags=["models"], responses=answers(*SIGNED_IN, 422))
 
 
 @router.get("", operation_id="listModels")
@@ -29,14 +30,14 @@ def list_models(
         return Listed(items=[shown(session, row) for row in rows], next=after)
 
 
-@router.get("/{model_id}", operation_id="getModel")
+@router.get("/{model_id}", operation_id="getModel", responses=answers(404))
 def get_model(model_id: Id, service: ServiceDep, caller: Caller) -> ModelShown:
     """One model with its measurements and reports."""
     with service.records.reading() as session:
         return shown(session, owned(session, Model, model_id, caller))
 
 
-@router.post("/{model_id}/promote", operation_id="promoteModel")
+@router.post("/{model_id}/promote", operation_id="promoteModel", responses=answers(404, 413))
 def promote_model(model_id: Id, service: ServiceDep, caller: Caller) -> ModelShown:
     """Draw with this model from now on: a newer one, or an older one to roll back."""
     with service.records.writing_for(caller.user_id) as session:
@@ -56,5 +57,5 @@ def shown(session: Session, model: Model) -> ModelShown:
         id=model.id, subject=model.subject_id, run=model.run_id, number=model.number, verdict=model.verdict,
         champion=champion, metrics=model.metrics, adapter_sha256=model.adapter_sha256,
         reports={step: f"/api/media/reports/{model.run_id}/{step}" for step in REPORTS},
-        card=f"/api/media/cards/{model.run_id}", created=str(iso(model.created_ms)),
+        card=f"/api/media/cards/{model.run_id}", created=utc(model.created_ms),
     )  # fmt: skip

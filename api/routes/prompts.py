@@ -11,12 +11,13 @@ from sqlalchemy import select
 from api.db import Generation, Subject
 from api.deps import Caller, ServiceDep, owned
 from api.generations import prompt_label
+from api.problems import SIGNED_IN, answers
 from api.routing import make_router
 from api.schemas import Id
 from api.suggestions import suggest, templates
 from photoflux.vault.sealed import unseal_bytes
 
-router = make_router(prefix="/api/prompts", tags=["pictures"])
+router = make_router(prefix="/api/prompts", tags=["pictures"], responses=answers(*SIGNED_IN, 404, 422))
 REMEMBERED = 50
 
 

@@ -19,16 +19,16 @@ from api.fine_tuning import cancel_run as end_early
 from api.fine_tuning import estimate
 from api.idempotency import OnceDep
 from api.paging import PageDep
-from api.problems import Problem
+from api.problems import BODY, SIGNED_IN, Problem, answers
 from api.quotas import check_storage, count_start
 from api.routing import make_router
-from api.schemas import Id, Listed, RunAsked, RunShown, StepShown, iso
+from api.schemas import Id, Listed, RunAsked, RunFailure, RunShown, StepShown, failure, utc
 from api.tokens import Bearer
 from photoflux.photos.sets import write_set
 from pipelines.graph import COMPILED, read_spec
 from pipelines.parameters import resolve
 
-router = make_router(prefix="/api/runs", tags=["runs"])
+router = make_router(prefix="/api/runs", tags=["runs"], responses=answers(*SIGNED_IN, 422))
 TUNABLE = (
     "finetune_steps", "finetune_rank", "finetune_alpha", "finetune_lr", "finetune_preservation", "augment_variants",
     "evaluate_profile", "audit_profile",
@@ -37,7 +37,28 @@ TUNABLE = (
 EVENT_S, EVENTS_S = 0.5, 3600.0
 
 
-@router.post("", operation_id="createRun", status_code=202)
+def _event(names: tuple[str, ...], data: dict[str, Any]) -> dict[str, Any]:
+    """How events of a kind are described: their `data` is JSON."""
+    said = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {
+        "type": "object", "required": ["event", "data"],
+        "properties": {"event": {"type": "string", "enum": list(names)}, "data": said},
+    }  # fmt: skip
+
+
+_RUN = {"$ref": f"#/components/schemas/{RunShown.__name__}"}
+_ID = {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}}
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "events until the run has ended, for an hour at most",
+        "content": {"text/event-stream": {"itemSchema": {
+            "oneOf": [_event(("run", "ended"), _RUN), _event(("deleted", "signed-out"), _ID)],
+        }}},
+    }
+}  # fmt: skip
+
+
+@router.post("", operation_id="createRun", status_code=202, responses=answers(*BODY, 403, 404, 409))
 def create_run(asked: RunAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> RunShown:
     """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
     with service.records.writing_for(caller.user_id) as session:
@@ -105,14 +126,14 @@ def list_runs(
         return Listed(items=[shown(session, row) for row in rows], next=after)
 
 
-@router.get("/{run_id}", operation_id="getRun")
+@router.get("/{run_id}", operation_id="getRun", responses=answers(404))
 def get_run(run_id: Id, service: ServiceDep, caller: Caller) -> RunShown:
     """One run with its steps."""
     with service.records.reading() as session:
         return shown(session, owned(session, Run, run_id, caller))
 
 
-@router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202)
+@router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202, responses=answers(404, 413))
 def cancel_run(run_id: Id, service: ServiceDep, caller: Caller) -> RunShown:
     """End a run; one that has ended stays as it is."""
     with service.records.writing_for(caller.user_id) as session:
@@ -134,6 +155,7 @@ async def _held_stream(service: ServiceDep, caller: Caller) -> AsyncIterator[Non
     operation_id="watchRun",
     response_class=EventSourceResponse,
     dependencies=[Depends(_held_stream)],
+    responses=EVENTS | answers(404),
 )
 async def watch_run(
     run_id: Id, service: ServiceDep, caller: Caller, first: Annotated[RunShown, Depends(get_run)]
@@ -171,6 +193,6 @@ def shown(session: Session, run: Run) -> RunShown:
     model = session.scalar(select(Model.id).where(Model.run_id == run.id))
     return RunShown(
         id=run.id, subject=run.subject_id, state=run.state, steps=[StepShown(**step) for step in run.steps or []],  # type: ignore[arg-type]
-        error=run.error, estimate=run.estimate, actual=run.actual, model=model, created=str(iso(run.created_ms)),
-        finished=iso(run.finished_ms),
+        error=failure(RunFailure, run.error_code, run.error), estimate=run.estimate, actual=run.actual, model=model,
+        created=utc(run.created_ms), finished=utc(run.finished_ms),
     )  # fmt: skip

@@ -11,12 +11,12 @@ from api.db import Run
 from api.deps import Operator, ServiceDep
 from api.fine_tuning import sign_off
 from api.paging import PageDep
-from api.problems import Problem
+from api.problems import BODY, SIGNED_IN, Problem, answers
 from api.routing import make_router
-from api.schemas import Asked, Id, Listed, Words, iso
+from api.schemas import Asked, Id, Listed, Time, Words, utc
 
 MISSING = "There is no run here that waits for an answer."
-router = make_router(prefix="/api/sign-offs", tags=["sign-offs"])
+router = make_router(prefix="/api/sign-offs", tags=["sign-offs"], responses=answers(*SIGNED_IN, 403, 422))
 
 
 class OpenRun(BaseModel):
@@ -25,7 +25,7 @@ class OpenRun(BaseModel):
     run: str
     reasons: str = Field(description="what the check left open, in its own words")
     signed: bool
-    created: str
+    created: Time
 
 
 class SignOffAsked(Asked):
@@ -40,7 +40,7 @@ def list_sign_offs(service: ServiceDep, operator: Operator, page: PageDep) -> Li
     return Listed(items=[_shown(row) for row in rows], next=after)
 
 
-@router.post("/{run_id}", operation_id="signOff", status_code=202)
+@router.post("/{run_id}", operation_id="signOff", status_code=202, responses=answers(*BODY, 404, 409))
 def sign_off_run(run_id: Id, asked: SignOffAsked, service: ServiceDep, operator: Operator) -> OpenRun:
     """Answer for a run: its model is registered, with your pseudonym and reason, and draws from then on.
 
@@ -66,5 +66,5 @@ def sign_off_run(run_id: Id, asked: SignOffAsked, service: ServiceDep, operator:
 
 def _shown(row: Run) -> OpenRun:
     return OpenRun(
-        run=row.id, reasons=row.error or "", signed=row.sign_off == "given", created=str(iso(row.created_ms))
+        run=row.id, reasons=row.error or "", signed=row.sign_off == "given", created=utc(row.created_ms)
     )

@@ -17,22 +17,23 @@ from api.erasing import erase_subject
 from api.idempotency import OnceDep
 from api.intake import Taken, refused
 from api.paging import PageDep
-from api.problems import Problem
+from api.problems import BODY, SIGNED_IN, Problem, answers
 from api.quotas import check_capacity, check_storage
 from api.routing import make_router
 from api.safety import UnsafePicture
-from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, iso
+from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, utc
 
-router = make_router(prefix="/api", tags=["subjects and photos"])
+router = make_router(prefix="/api", tags=["subjects and photos"], responses=answers(*SIGNED_IN, 422))
 UPLOAD_BYTES, FILES_MAX = 128_000_000, 20
 uploads = make_router(
     prefix="/api",
     tags=["subjects and photos"],
     form_limits={"max_files": FILES_MAX, "max_fields": 4, "max_part_size": 1000},
+    responses=answers(*SIGNED_IN, *BODY, 403, 404, 409, 503),
 )
 
 
-@router.post("/subjects", operation_id="createSubject", status_code=201)
+@router.post("/subjects", operation_id="createSubject", status_code=201, responses=answers(*BODY, 403, 409))
 def create_subject(asked: SubjectAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> SubjectShown:
     """Begin a subject: who or what pictures are wanted of."""
     if asked.class_noun not in service.class_nouns:
@@ -67,14 +68,14 @@ def list_subjects(service: ServiceDep, caller: Caller, page: PageDep) -> Listed[
         return Listed(items=[shown(session, service, row) for row in rows], next=after)
 
 
-@router.get("/subjects/{subject_id}", operation_id="getSubject")
+@router.get("/subjects/{subject_id}", operation_id="getSubject", responses=answers(404))
 def get_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> SubjectShown:
     """One subject."""
     with service.records.reading() as session:
         return shown(session, service, owned(session, Subject, subject_id, caller))
 
 
-@router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204)
+@router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204, responses=answers(404))
 def delete_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Delete a subject with its photos, models, runs and pictures; what runs for it is cancelled."""
     with service.records.writing_for(caller.user_id) as session:
@@ -85,7 +86,7 @@ def delete_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> None:
     gone.clear(service.objects)
 
 
-@router.get("/subjects/{subject_id}/photos", operation_id="listPhotos")
+@router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=answers(404))
 def list_photos(subject_id: Id, service: ServiceDep, caller: Caller) -> Uploaded:
     """The photos of a subject, oldest first, and what is said of them as a set."""
     with service.records.reading() as session:
@@ -169,7 +170,7 @@ def _stored(
             service.album.drop(owner, photo_id)
 
 
-@router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204)
+@router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204, responses=answers(404))
 def delete_photo(photo_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Delete a photo. Models that were trained with it are not changed."""
     with service.records.writing_for(caller.user_id) as session:
@@ -187,7 +188,7 @@ def shown(session: Session, service: Service, subject: Subject) -> SubjectShown:
     return SubjectShown(
         id=subject.id, class_noun=subject.class_noun, depicts=subject.depicts,  # type: ignore[arg-type]
         name=service.album.name_of(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
-        photos=photos, champion=subject.champion_id, created=str(iso(subject.created_ms)),
+        photos=photos, champion=subject.champion_id, created=utc(subject.created_ms),
     )  # fmt: skip
 
 

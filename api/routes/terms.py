@@ -8,9 +8,9 @@ from api import consents
 from api.db import Consent
 from api.deps import Caller, ServiceDep
 from api.erasing import end_work, erase_models
-from api.problems import Problem
+from api.problems import BODY, SIGNED_IN, Problem, answers
 from api.routing import make_router
-from api.schemas import ConsentAsked, ConsentShown, WordingShown, iso
+from api.schemas import ConsentAsked, ConsentShown, Listed, WordingShown, utc
 from photoflux.errors import PhotoFluxError
 
 router = make_router(prefix="/api", tags=["terms and consents"])
@@ -18,24 +18,26 @@ WITHDRAWN = "the consent that it needs was withdrawn"
 
 
 @router.get("/terms", operation_id="getTerms")
-def get_terms() -> list[WordingShown]:
+def get_terms() -> Listed[WordingShown]:
     """The wordings in force: the terms, the consent to learning a person's likeness, and the privacy notice."""
-    return [
+    shown = [
         WordingShown(
             purpose=w.purpose, version=w.version, sha256=w.sha256, text=w.text, agree=w.purpose in consents.PURPOSES
         )
         for w in consents.wordings().values()
     ]
+    return Listed(items=shown, next=None)
 
 
-@router.get("/consents", operation_id="listConsents")
-def list_consents(service: ServiceDep, caller: Caller) -> list[ConsentShown]:
-    """What you agree to now."""
+@router.get("/consents", operation_id="listConsents", responses=answers(*SIGNED_IN))
+def list_consents(service: ServiceDep, caller: Caller) -> Listed[ConsentShown]:
+    """What you agree to now, oldest first."""
     with service.records.reading() as session:
-        return [_shown(consent) for consent in consents.in_force(session, caller.user_id)]
+        shown = [_shown(consent) for consent in consents.in_force(session, caller.user_id)]
+    return Listed(items=shown, next=None)
 
 
-@router.post("/consents", operation_id="giveConsent", status_code=201)
+@router.post("/consents", operation_id="giveConsent", status_code=201, responses=answers(*SIGNED_IN, *BODY, 409))
 def give_consent(asked: ConsentAsked, service: ServiceDep, caller: Caller) -> ConsentShown:
     """Agree to a wording, named by its digest."""
     with service.records.writing_for(caller.user_id) as session:
@@ -47,7 +49,9 @@ def give_consent(asked: ConsentAsked, service: ServiceDep, caller: Caller) -> Co
         return _shown(consent)
 
 
-@router.delete("/consents/{purpose}", operation_id="withdrawConsent", status_code=204)
+@router.delete(
+    "/consents/{purpose}", operation_id="withdrawConsent", status_code=204, responses=answers(*SIGNED_IN, 422)
+)
 def withdraw_consent(purpose: Literal["terms", "likeness"], service: ServiceDep, caller: Caller) -> None:
     """Take an agreement back: what runs under it is ended, and models of people are deleted; photos and pictures stay."""
     with service.records.writing_for(caller.user_id) as session:
@@ -63,5 +67,5 @@ def withdraw_consent(purpose: Literal["terms", "likeness"], service: ServiceDep,
 
 def _shown(consent: Consent) -> ConsentShown:
     return ConsentShown(
-        purpose=consent.purpose, version=consent.version, sha256=consent.sha256, granted=str(iso(consent.granted_ms))
+        purpose=consent.purpose, version=consent.version, sha256=consent.sha256, granted=utc(consent.granted_ms)
     )

@@ -11,13 +11,14 @@ from sqlalchemy.orm import Session
 from api.db import Notice, Webhook, at_end
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.idempotency import OnceDep
-from api.problems import Problem
+from api.paging import PageDep
+from api.problems import BODY, ONCE, SIGNED_IN, Problem, answers
 from api.quotas import check_capacity
 from api.routing import make_router
-from api.schemas import Asked, Id, State, iso
+from api.schemas import Asked, Id, Listed, State, Time, utc
 from api.webhooks import TEST, address_of, check_address, new_webhook
 
-router = make_router(prefix="/api/webhooks", tags=["webhooks"])
+router = make_router(prefix="/api/webhooks", tags=["webhooks"], responses=answers(*SIGNED_IN, 422))
 WEBHOOKS_MAX = 5
 
 
@@ -34,10 +35,10 @@ class WebhookShown(BaseModel):
         description="what messages are signed with (Standard Webhooks); told once, when it is made"
     )
     last: State | None = Field(description="of the last message: `succeeded` was taken, `failed` was given up")
-    created: str
+    created: Time
 
 
-@router.post("", operation_id="createWebhook", status_code=201)
+@router.post("", operation_id="createWebhook", status_code=201, responses=answers(*BODY, 409))
 def create_webhook(asked: WebhookAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> WebhookShown:
     """Be told of ended runs, generations and exports at an address of yours, by a signed POST."""
     check_address(asked.url, private=service.settings.one_machine)
@@ -54,14 +55,14 @@ def create_webhook(asked: WebhookAsked, service: ServiceDep, caller: Maker, once
 
 
 @router.get("", operation_id="listWebhooks")
-def list_webhooks(service: ServiceDep, caller: Caller) -> list[WebhookShown]:
+def list_webhooks(service: ServiceDep, caller: Caller, page: PageDep) -> Listed[WebhookShown]:
     """Your webhooks."""
-    query = select(Webhook).where(Webhook.user_id == caller.user_id).order_by(Webhook.created_ms)
     with service.records.reading() as session:
-        return [_shown(session, service, row) for row in session.scalars(query)]
+        rows, after = page.rows(session, select(Webhook).where(Webhook.user_id == caller.user_id), Webhook)
+        return Listed(items=[_shown(session, service, row) for row in rows], next=after)
 
 
-@router.post("/{webhook_id}/test", operation_id="testWebhook", status_code=202)
+@router.post("/{webhook_id}/test", operation_id="testWebhook", status_code=202, responses=answers(*ONCE, 404))
 def test_webhook(webhook_id: Id, service: ServiceDep, caller: Maker, once: OnceDep) -> WebhookShown:
     """Have a message of the type `test` sent."""
     with service.records.writing_for(caller.user_id) as session:
@@ -72,7 +73,7 @@ def test_webhook(webhook_id: Id, service: ServiceDep, caller: Maker, once: OnceD
         return once.keep(session, _shown(session, service, row), status=202)
 
 
-@router.delete("/{webhook_id}", operation_id="deleteWebhook", status_code=204)
+@router.delete("/{webhook_id}", operation_id="deleteWebhook", status_code=204, responses=answers(404))
 def delete_webhook(webhook_id: Id, service: ServiceDep, caller: Caller) -> None:
     """Tell this address nothing more."""
     with service.records.writing_for(caller.user_id) as session:
@@ -84,5 +85,5 @@ def _shown(session: Session, service: Service, row: Webhook, *, secret: str | No
     last = select(Notice.state).where(Notice.webhook_id == row.id).order_by(Notice.created_ms.desc()).limit(1)
     return WebhookShown(
         id=row.id, url=address_of(row, service.keyring), secret=secret, last=session.scalar(last),
-        created=str(iso(row.created_ms)),
+        created=utc(row.created_ms),
     )  # fmt: skip

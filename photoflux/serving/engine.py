@@ -12,7 +12,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -248,7 +249,9 @@ class Engine:
 
     def _between_steps(self, request: Request) -> None:
         """End a request between denoise steps. Raises CancelledError, TooLate."""
-        if self.pipe.device.type == "cuda":  # which is far behind: else all steps were under way before the first is checked
+        if (
+            self.pipe.device.type == "cuda"
+        ):  # which is far behind: else all steps were under way before the first is checked
             import torch
 
             torch.cuda.current_stream(self.pipe.device).synchronize()
@@ -335,8 +338,9 @@ class Engine:
 
 
 def _fail(request: Request, error: BaseException) -> None:
-    if not request.result.done():
-        request.result.set_exception(error)
+    with suppress(InvalidStateError):  # whoever waits for it has cancelled it in this moment
+        if not request.result.done():
+            request.result.set_exception(error)
 
 
 def _quietly(get: Callable[[], Adapter]) -> None:

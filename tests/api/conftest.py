@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import pwd
 import shutil
-import socket
-import subprocess
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,64 +19,21 @@ from api.db import Records, migrate, open_engine
 from api.intake import Taken
 from api.main import make_app
 from api.settings import ApiSettings
+from benchmarks.postgres import Unavailable, postgres_server
 from tests.api.lock_order import LockOrder
 from tests.api.people import Person, Site
 from tests.cloud import GOOGLE_KEY, cloud_kms, new_bucket
 
-PLACES = ("/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql*/bin", "/usr/local/pgsql/bin")
-
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL server on loopback, gone after the session.
-
-    Its folder is not below pytest's, which any other session closes to the user that the server runs as.
-    """
-    programs = _programs()
-    if programs is None:
-        pytest.skip("PostgreSQL's server programs (initdb, pg_ctl) are missing; install the package postgresql")
-    folder, port = Path(tempfile.mkdtemp(prefix="photoflux-postgres-")), free_port()
-    owner = _unprivileged(folder)
-    run = {"user": owner, "check": True, "capture_output": True, "cwd": folder}
-    subprocess.run([programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "photoflux", "--no-sync"], **run)
-    options = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off -c max_connections=200"
-    control = [programs / "pg_ctl", "-D", folder / "data", "-l", folder / "log", "-w"]
-    subprocess.run([*control, "-o", options, "start"], **run)
-    yield f"postgresql://photoflux@127.0.0.1:{port}"
-    subprocess.run([*control, "-m", "immediate", "stop"], **run)
-    shutil.rmtree(folder)
-
-
-def _programs() -> Path | None:
-    on_path = shutil.which("initdb")
-    found = [Path(on_path).parent] if on_path else []
-    found += [p for place in PLACES for p in sorted(Path("/").glob(place.lstrip("/"))) if (p / "initdb").exists()]
-    return found[-1] if found else None
-
-
-def _unprivileged(folder: Path) -> str | None:
-    """PostgreSQL refuses to run as root: the name of who runs it then, and the folder is theirs."""
-    if os.geteuid() != 0:
-        return None
-    owner = next((name for name in ("postgres", "nobody") if _exists(name)), None)
-    if owner is None:
-        pytest.skip("PostgreSQL does not run as root, and there is neither a user 'postgres' nor 'nobody'")
-    shutil.chown(folder, owner)
-    return owner
-
-
-def _exists(name: str) -> bool:
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """URL of a PostgreSQL server on loopback, gone after the session."""
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(postgres_server())
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -34,7 +34,7 @@ class Site:
         begun = self.service.sign_ins.begin(user.id)
         person = Person(self, user.id, self.service.tokens.access(Bearer(user.id, role, begun.sign_in_id)))
         if agreed:
-            for wording in person.get("/api/terms").json():
+            for wording in person.get("/api/terms").json()["items"]:
                 if wording["agree"]:
                     asked = {"purpose": wording["purpose"], "sha256": wording["sha256"]}
                     assert person.post("/api/consents", json=asked).status_code == 201

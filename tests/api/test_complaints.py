@@ -79,12 +79,12 @@ def test_auditors_read_the_log_and_check_its_chain(site: Site, ada: Person):
     auditor = site.person(role="auditor")
     chain = auditor.get("/api/audit/chain").json()
     assert chain["broken"] is None
-    entries = auditor.get("/api/audit/entries", params={"limit": 1000}).json()
+    entries = auditor.get("/api/audit/entries", params={"limit": 1000}).json()["items"]
     assert [one["number"] for one in entries] == list(range(1, len(entries) + 1))
     (made,) = [one for one in entries if one["object"] == subject]
     assert (made["action"], made["actor"]) == ("subject.created", site.service.journal.pseudonym(ada.id))
     assert ada.id not in str(entries)
-    after = auditor.get("/api/audit/entries", params={"after": made["number"]}).json()
+    after = auditor.get("/api/audit/entries", params={"cursor": made["number"]}).json()["items"]
     assert all(one["number"] > made["number"] for one in after)
     for person in (ada, site.person(role="operator")):
         is_problem(person.get("/api/audit/chain"), 403, "forbidden")

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from api import connections, main
 from api.connections import Addresses, Server, allow_open_files, listen, make_server
 from api.settings import ApiSettings
-from tests.api.conftest import free_port
+from benchmarks.postgres import free_port
 
 PATIENCE_S = 20.0
 GET = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -127,7 +127,7 @@ def test_a_final_state_stays(site: Site, ada: Person, exports: Exports):
     assert stored(site, ada) == []
     assert exports.fail(asked, "internal", "again") == exports.perform(asked) == "failed"
     shown = ada.get(f"/api/me/exports/{asked}").json()
-    assert (shown["state"], shown["error_code"], shown["error"]) == ("failed", "killed", "its worker was killed")
+    assert (shown["state"], shown["error"]) == ("failed", {"code": "killed", "message": "its worker was killed"})
     assert ended(site, asked) == ["failed"]
     other = ask_for_export(ada)
     assert exports.perform(other) == exports.fail(other, "internal", "late") == "succeeded"

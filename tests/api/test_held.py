@@ -223,7 +223,9 @@ def test_of_pictures_that_a_person_does_not_take_few_are_in_memory(
             one = stack.enter_context(socket.socket())
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             one.connect(("127.0.0.1", site.client.base_url.port))
-            one.sendall(f"GET {paths[0]} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\n\r\n".encode())
+            one.sendall(
+                f"GET {paths[0]} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {ada.token}\r\n\r\n".encode()
+            )
             one.recv(1)
         is_problem(ada.get(paths[0]), 503, "busy")
         assert len(bob.get(paths[1]).content) == LARGE

@@ -9,6 +9,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -106,6 +107,69 @@ def test_the_records_hold_neither_name_nor_subject(identities: Identities, recor
     user = identities.account(Identity("https://i", "subject-canary", "Ada Canary", "canary@example.org"))
     for value in (user.login, user.profile.decode("latin-1")):
         assert not any(word in value for word in ("canary", "Canary", "https://i"))
+
+
+def test_an_account_that_is_as_it_was_is_not_written(identities: Identities, monkeypatch: pytest.MonkeyPatch):
+    """Whoever signs in again waits for nobody; a new name is kept."""
+    user = identities.account(Identity("https://i", "1", "Ada", EMAIL))
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "writing", lambda _: pytest.fail("a transaction that writes was begun"))
+        again = identities.account(Identity("https://i", "1", "Ada", EMAIL))
+    assert (again.id, again.profile) == (user.id, user.profile)
+    renamed = identities.account(Identity("https://i", "1", "Ada Lovelace", EMAIL))
+    assert identities.profile(renamed) == {"name": "Ada Lovelace", "email": EMAIL}
+
+
+def test_nothing_is_sealed_while_others_wait_for_the_records(identities: Identities, monkeypatch: pytest.MonkeyPatch):
+    """A new person's keyset takes a while."""
+    sealed, writing, inside = identities._sealed, Records.writing, list[str]()
+
+    @contextmanager
+    def noted(records: Records) -> Iterator[Any]:
+        with writing(records) as session:
+            inside.append("")
+            yield session
+            inside.clear()
+
+    def asked(*args: Any) -> bytes:
+        assert not inside
+        return sealed(*args)
+
+    monkeypatch.setattr(Records, "writing", noted)
+    monkeypatch.setattr(identities, "_sealed", asked)
+    for name in ("Ada", "Ada Lovelace"):
+        identities.account(Identity("https://i", "1", name, EMAIL))
+
+
+@pytest.mark.parametrize("state", ["blocked", "erasing"])
+@pytest.mark.parametrize("name", ["Ada", "Another"])
+def test_a_closed_account_is_not_written(identities: Identities, records: Records, state: str, name: str):
+    """Also where it is closed while somebody is signing in."""
+    user = identities.account(Identity("https://i", "1", "Ada", EMAIL))
+    sealed = identities._sealed
+
+    def closed_meanwhile(*args: Any) -> bytes:
+        with records.writing() as session:
+            session.get_one(User, user.id).state = state
+        return sealed(*args)
+
+    identities._sealed = closed_meanwhile  # type: ignore[method-assign]
+    if name != "Ada":
+        with pytest.raises(SignInFailed, match="cannot sign in"):
+            identities.account(Identity("https://i", "1", name, EMAIL))
+    else:
+        closed_meanwhile(user.id, Identity("https://i", "1", "Ada", EMAIL))
+    with pytest.raises(SignInFailed, match="cannot sign in"):
+        identities.account(Identity("https://i", "1", name, EMAIL))
+    with records.reading() as session:
+        assert identities.profile(session.get_one(User, user.id)) == {"name": "Ada", "email": EMAIL}
+
+
+def test_whoever_is_erased_while_signing_in_does_not(identities: Identities, keyring: Keyring):
+    user = identities.account(Identity("https://i", "1", "Ada", EMAIL))
+    keyring.erase(user.id)
+    with pytest.raises(SignInFailed, match="cannot sign in"):
+        identities.account(Identity("https://i", "1", "Another", EMAIL))
 
 
 def test_two_first_sign_ins_make_one_account(identities: Identities, records: Records):

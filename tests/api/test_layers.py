@@ -17,7 +17,8 @@ import uvicorn
 
 from api import layers, main
 from api.settings import ApiSettings
-from tests.api.conftest import free_port, innermost
+from benchmarks.postgres import free_port
+from tests.api.conftest import innermost
 from tests.api.people import Person, Site, is_problem
 
 SECONDS = 1.0
@@ -69,7 +70,8 @@ def send_slowly(base: str, head: str, *, body: bytes = b"") -> bytes:
 def test_a_body_that_stalls_is_a_timeout(served: tuple[str, Site], ada: Person):
     base, _ = served
     head = (
-        f"POST /api/subjects HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\nContent-Type: application/json\r\n"
+        f"POST /api/subjects HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {ada.token}\r\n"
+        "Content-Type: application/json\r\n"
         "Content-Length: 1000\r\n"
     )
     started = time.monotonic()
@@ -82,7 +84,7 @@ def test_a_body_that_stalls_is_a_timeout(served: tuple[str, Site], ada: Person):
 def test_an_upload_that_stalls_ends_and_makes_room(served: tuple[str, Site], ada: Person):
     base, _ = served
     head = (
-        f"POST /api/upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\n"
+        f"POST /api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {ada.token}\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n"
     )
     begun = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="a.jpg"\r\n\r\nxx'
@@ -94,7 +96,7 @@ def test_of_too_many_uploads_some_are_sent_away(served: tuple[str, Site], ada: P
     """One holds the only place and stalls; another waits for half its patience and is told to come back."""
     base, _ = served
     head = (
-        f"POST /api/upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\n"
+        f"POST /api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {ada.token}\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n"
     )
     subject = ada.subject()
@@ -111,7 +113,9 @@ def test_nobody_who_is_not_signed_in_uploads_a_byte(served: tuple[str, Site]):
     """The answer comes before the body has."""
     base, _ = served
     for token in ("", "Authorization: Bearer x.y.z\r\n", "Authorization: Basic YTpi\r\n"):
-        head = f"POST /api/upload HTTP/1.1\r\nHost: x\r\n{token}Content-Type: multipart/form-data; boundary=b\r\n"
+        head = (
+            f"POST /api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\n{token}Content-Type: multipart/form-data; boundary=b\r\n"
+        )
         answer = send_slowly(base, f"{head}Content-Length: 100000\r\n")
         assert answer.startswith(b"HTTP/1.1 401"), answer
 
@@ -130,7 +134,7 @@ def opened(base: str) -> socket.socket:
 def answer_to_a_flood(base: str, line: str, *, kind: str, chunked: bool, size: int) -> bytes:
     """What is answered to an anonymous body of which `size` bytes come and the rest never: who waits for more cannot answer."""
     length = "Transfer-Encoding: chunked" if chunked else "Content-Length: 100000000"
-    head = f"{line} HTTP/1.1\r\nHost: x\r\n{length}\r\n" + (f"Content-Type: {kind}\r\n" if kind else "")
+    head = f"{line} HTTP/1.1\r\nHost: 127.0.0.1\r\n{length}\r\n" + (f"Content-Type: {kind}\r\n" if kind else "")
     part = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="a.jpg"\r\n\r\n'
     piece = 8192
     with opened(base) as connection:
@@ -188,7 +192,7 @@ def test_who_has_signed_out_uploads_nothing(served: tuple[str, Site], ada: Perso
     base, site = served
     site.service.sign_ins.end_all(ada.id)
     head = (
-        f"POST /api/upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ada.token}\r\n"
+        f"POST /api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {ada.token}\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n"
     )
     assert send_slowly(base, head).startswith(b"HTTP/1.1 401")

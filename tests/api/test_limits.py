@@ -16,9 +16,9 @@ from starlette.requests import Request
 from api.limits import BACK_OFFS, RATES, BackOff, Limits, address_of
 from api.problems import Problem
 from api.settings import ApiSettings
+from benchmarks.postgres import free_port
 from photoflux.errors import InputError
 from tests.api.clocks import moved_by_hand
-from tests.api.conftest import free_port
 from tests.api.people import Person, Site, is_problem
 
 COUNT = Limits.check

@@ -16,7 +16,6 @@ from api import main
 from api.embedded_provider import Accounts
 from api.settings import ApiSettings
 
-ABROAD = {"provider": "external", "public_url": "https://x.example", "database_url": "postgresql://x"}
 EMAIL, PASSWORD = "ada@example.org", "correct horse battery"
 
 
@@ -160,20 +159,3 @@ def test_public_keys_are_public(browser: httpx2.Client):
     sign_in(browser)
     token_of(browser)
     assert all("d" not in key for key in browser.get("/api/auth/jwks").json()["keys"])
-
-
-@pytest.mark.parametrize(
-    ("facts", "told"),
-    [({}, "PROVIDER"), ({"provider": "external"}, "PUBLIC_URL"),
-     ({"provider": "external", "public_url": "https://x.example"}, "DATABASE_URL"),
-     (ABROAD, "PICTURE_CHECK"), (ABROAD | {"picture_check": "vision"}, "METRICS_TOKEN"),
-     (ABROAD | {"picture_check": "vision", "metrics_token": "x"}, "CLIENT_ID")],
-)  # fmt: skip
-def test_production_refuses_what_is_for_one_machine(facts: dict[str, str], told: str):
-    with pytest.raises(ValueError, match=told):
-        ApiSettings(environment="production", **facts)
-
-
-def test_the_embedded_provider_stays_on_loopback():
-    with pytest.raises(ValueError, match="loopback"):
-        ApiSettings(public_url="http://192.168.1.4:8000")

@@ -19,7 +19,7 @@ from api import serve
 from api.embedded_provider import Accounts
 from api.serve import EMAIL, Part, Site, demo_account, make_site, with_certificate
 from api.settings import ApiSettings
-from tests.api.conftest import free_port
+from benchmarks.postgres import free_port
 
 
 def part(folder: Path, code: str, **more: object) -> Part:

@@ -70,10 +70,11 @@ def age(person: Person, kind: Any, row_id: str, *, days: int, column: str = "cre
 
 def age_subject(person: Person, subject: str, *, days: int) -> None:
     with person.site.service.records.writing() as session:
+        session.get_one(Subject, subject).created_ms = now_ms() - days * DAY_MS - 1000
         for kind in (Photo, Run, Generation, Model):
+            session.flush()
             for row in session.query(kind).filter(kind.subject_id == subject):
                 row.created_ms = now_ms() - days * DAY_MS - 1000
-        session.get_one(Subject, subject).created_ms = now_ms() - days * DAY_MS - 1000
 
 
 def test_nothing_of_today_goes(site: Site, ada: Person, sweep: Callable[..., dict[str, int]]):
@@ -213,7 +214,8 @@ def test_withdrawn_likeness_ends_work_and_deletes_models_of_people(site: Site, a
     assert ada.ask("DELETE", "/api/consents/likeness").status_code == 204
     assert ada.get(f"/api/subjects/{person}").json()["champion"] is None
     shown = ada.get(f"/api/results/{waiting}").json()
-    assert (shown["state"], shown["error"]) == ("cancelled", "the consent that it needs was withdrawn")
+    withdrawn = {"code": "cancelled", "message": "the consent that it needs was withdrawn"}
+    assert (shown["state"], shown["error"]) == ("cancelled", withdrawn)
     assert ada.get(f"/api/results/{other}").json()["state"] == "queued"
     assert ada.get(f"/api/subjects/{thing}").json()["champion"] is not None
     is_problem(ada.post("/api/generate", json={"subject": person, "prompt": "x"}), 403, "consent-required")

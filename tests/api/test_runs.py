@@ -28,8 +28,8 @@ def in_line(site: Site, row_id: str) -> dict[str, Any] | None:
     """What the durable queue knows of a row."""
     schema = "dbos." if site.service.records.engine.dialect.name == "postgresql" else ""
     query = text(
-        f"select s.name, s.queue_name, s.status, s.priority, s.queue_partition_key, s.delay_until_epoch_ms, i.inputs from {schema}workflow_status s "
-        f"left join {schema}workflow_input i on i.workflow_uuid = s.workflow_uuid where s.workflow_uuid = :id"
+        "select s.name, s.queue_name, s.status, s.priority, s.queue_partition_key, s.delay_until_epoch_ms, i.inputs "
+        f"from {schema}workflow_status s left join {schema}workflow_input i on i.workflow_uuid = s.workflow_uuid where s.workflow_uuid = :id"
     )
     with site.service.records.reading() as session:
         row = session.execute(query, {"id": row_id}).mappings().first()
@@ -120,12 +120,12 @@ def test_what_runs_is_watched_as_events(site: Site, ada: Person, subject: str):
     run = begin(ada, subject)
     with site.service.records.writing() as session:
         row = session.scalars(select(Run).where(Run.id == run["id"])).one()
-        row.state, row.error, row.finished_ms = "failed", "the check said FAIL", now_ms()
+        row.state, row.error_code, row.error, row.finished_ms = "failed", "refused", "the check said FAIL", now_ms()
     answer = ada.get(f"/api/runs/{run['id']}/events")
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert "event: ended" in answer.text
     said = json.loads(answer.text.split("data: ", 1)[1].split("\n")[0])
-    assert (said["state"], said["error"]) == ("failed", "the check said FAIL")
+    assert (said["state"], said["error"]) == ("failed", {"code": "refused", "message": "the check said FAIL"})
 
 
 def test_somebody_elses_run_does_not_exist(ada: Person, bob: Person, subject: str):

@@ -52,7 +52,7 @@ def signed_in(served: Served, verify: Any = True) -> httpx2.Client:
     back = client.post(page, data={"email": "demo@photoflux.local", "password": password}).headers["location"]
     client.get(back)
     client.headers["Authorization"] = f"Bearer {client.post('/api/auth/refresh').json()['access_token']}"
-    for wording in client.get("/api/terms").json():
+    for wording in client.get("/api/terms").json()["items"]:
         if wording["agree"]:
             client.post("/api/consents", json={name: wording[name] for name in ("purpose", "sha256")})
     return client

@@ -17,7 +17,7 @@ from api.embedded_provider import Accounts
 from api.limits import RATES
 from api.main import make_app
 from api.settings import ApiSettings
-from tests.api.conftest import free_port
+from benchmarks.postgres import free_port
 from tests.api.people import is_problem
 from tests.api.test_identity import QUICK
 

@@ -65,7 +65,7 @@ def test_nothing_without_agreeing_to_the_terms_and_no_people_without_consent(sit
     eve = site.person(agreed=False)
     refused = eve.post("/api/subjects", json={"class_noun": "dog", "depicts": "no_person"})
     assert "terms" in is_problem(refused, 403, "consent-required")["detail"]
-    terms = next(w for w in eve.get("/api/terms").json() if w["purpose"] == "terms")
+    terms = next(w for w in eve.get("/api/terms").json()["items"] if w["purpose"] == "terms")
     assert eve.post("/api/consents", json={"purpose": "terms", "sha256": terms["sha256"]}).status_code == 201
     assert eve.subject()
     me = eve.post("/api/subjects", json={"class_noun": "person", "depicts": "me"})

@@ -109,7 +109,7 @@ def test_an_ended_generation_is_told_in_a_message_that_can_be_checked(site: Site
     assert said["data"] == {"id": result, "state": "succeeded"}
     assert b"secretly" not in body
     assert headers["webhook-id"] == notice.id
-    (shown,) = ada.get("/api/webhooks").json()
+    (shown,) = ada.get("/api/webhooks").json()["items"]
     assert (shown["last"], shown["secret"], shown["url"]) == ("succeeded", None, listener.url)
 
 
@@ -159,7 +159,7 @@ def test_what_nobody_takes_is_given_up(site: Site, ada: Person, listener: Listen
     listener.status = 500
     assert messenger(site).perform(notice.id, ATTEMPTS) == "failed"
     listener.heard.clear()
-    assert ada.get("/api/webhooks").json()[0]["last"] == "failed"
+    assert ada.get("/api/webhooks").json()["items"][0]["last"] == "failed"
     assert messenger(site).perform(notice.id) == "failed"
     assert listener.heard == []
 
@@ -196,7 +196,7 @@ def test_an_address_that_is_gone_hears_no_more(site: Site, ada: Person, listener
     (notice,) = notices(site, ada)
     listener.status = 410
     assert messenger(site).perform(notice.id) == "cancelled"
-    assert ada.get("/api/webhooks").json() == []
+    assert ada.get("/api/webhooks").json()["items"] == []
     assert messenger(site).perform(notice.id) == "cancelled"
 
 
@@ -209,14 +209,14 @@ def test_address_and_secret_are_sealed(site: Site, ada: Person, listener: Listen
 
 def test_webhooks_are_their_owners_and_few(site: Site, ada: Person, bob: Person, listener: Listener):
     made = subscribed(ada, listener)
-    assert bob.get("/api/webhooks").json() == []
+    assert bob.get("/api/webhooks").json()["items"] == []
     is_problem(bob.post(f"/api/webhooks/{made['id']}/test"), 404, "not-found")
     is_problem(bob.ask("DELETE", f"/api/webhooks/{made['id']}"), 404, "not-found")
     for _ in range(4):
         subscribed(ada, listener)
     is_problem(ada.post("/api/webhooks", json={"url": listener.url}), 409, "too-many-webhooks")
     assert ada.ask("DELETE", f"/api/webhooks/{made['id']}").status_code == 204
-    assert len(ada.get("/api/webhooks").json()) == 4
+    assert len(ada.get("/api/webhooks").json()["items"]) == 4
 
 
 def test_nobody_else_is_told(site: Site, ada: Person, bob: Person, listener: Listener):

@@ -11,7 +11,7 @@ from api import work
 from api.db import Tombstone, new_id, now_ms
 from api.serve import with_certificate
 from api.settings import ApiSettings
-from api.worker import open_orchestrator, start
+from api.worker import WorkerProcess, open_orchestrator
 from pipelines.orchestrators import KubeflowOrchestrator, LocalOrchestrator, VertexOrchestrator
 from tests.api.people import Site
 
@@ -29,7 +29,11 @@ def test_the_settings_say_who_runs_pipelines(own_state: Path):
     assert (vertex.project, vertex.location, vertex.pipeline_root) == ("p", "europe-west4", "gs://b/runs")
     kubeflow = open_orchestrator(ApiSettings(orchestrator="kubeflow", kubeflow_host="https://k", **facts))  # type: ignore[arg-type]
     assert isinstance(kubeflow, KubeflowOrchestrator)
-    assert (kubeflow.host, kubeflow.pipeline_root, kubeflow.image) == ("https://k", "gs://b/runs", f"i@sha256:{'0' * 64}")
+    assert (kubeflow.host, kubeflow.pipeline_root, kubeflow.image) == (
+        "https://k",
+        "gs://b/runs",
+        f"i@sha256:{'0' * 64}",
+    )
 
 
 def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -38,7 +42,8 @@ def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PHOTOFLUX_DATABASE_URL", site.service.settings.records_url)
     ada = site.person()
     receipt = ada.ask("DELETE", "/api/me").json()["receipt"]
-    start(with_certificate(ApiSettings()), LocalOrchestrator(tmp_path))
+    worker = WorkerProcess(with_certificate(ApiSettings()), LocalOrchestrator(tmp_path), on_lost=lambda: None)
+    worker.start()
     try:
         until = time.monotonic() + 30
         while site.client.get(f"/api/erasures/{receipt}").json()["state"] != "done":
@@ -53,4 +58,4 @@ def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPat
             "webhooks trust whom everybody trusts, not this machine's own authority"
         )
     finally:
-        work.stop(5)
+        worker.stop()

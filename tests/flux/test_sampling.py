@@ -109,6 +109,24 @@ def test_steps_can_be_asked_for(pipe: FluxPipeline, spec: BaseSpec) -> None:
     assert np.abs(ours - theirs).max() <= 0.5 / 255 + 1e-4
 
 
+@pytest.mark.parametrize("passed", range(4))
+def test_sampling_ends_between_any_two_steps(pipe: FluxPipeline, spec: BaseSpec, passed: int) -> None:
+    """What `check` raises comes through before the step that it was asked about; asked in vain it changes nothing."""
+    begun = list[int]()
+
+    def check() -> None:
+        if len(begun) == passed:
+            raise KeyboardInterrupt
+        begun.append(1)
+
+    embeds, noise = encode_prompts(pipe, PROMPTS[:1], spec=spec), noise_for([1], spec=spec)
+    with pytest.raises(KeyboardInterrupt):
+        sample_latents(pipe.transformer, embeds, noise, spec=spec, check=check)
+    assert len(begun) == passed
+    asked = sample_latents(pipe.transformer, embeds, noise, spec=spec, check=lambda: None)
+    assert torch.equal(asked, sample_latents(pipe.transformer, embeds, noise, spec=spec))
+
+
 def test_nothing_asked_is_nothing_drawn(pipe: FluxPipeline, spec: BaseSpec) -> None:
     """No prompts, no pictures, no error."""
     assert generate(pipe, [], [], spec=spec) == []

@@ -50,7 +50,9 @@ def without_its_runner(ref: RunRef) -> int:
     """Kill the runner of a run whose step is at work, and nothing else; returns their process group."""
     runner = in_its_step(ref).pid
     os.kill(runner, signal.SIGKILL)
-    while subprocess.run(["ps", "-o", "stat=", "-p", str(runner)], capture_output=True, text=True).stdout[:1] not in "Z":
+    while (
+        subprocess.run(["ps", "-o", "stat=", "-p", str(runner)], capture_output=True, text=True).stdout[:1] not in "Z"
+    ):
         time.sleep(0.02)
     assert living(runner)
     return runner
@@ -299,9 +301,7 @@ def test_a_named_run_is_started_once(local: LocalOrchestrator):
     assert ended(local, second).state is State.succeeded
 
 
-def test_workers_that_start_a_run_at_once_start_one_process(
-    local: LocalOrchestrator, monkeypatch: pytest.MonkeyPatch
-):
+def test_workers_that_start_a_run_at_once_start_one_process(local: LocalOrchestrator, monkeypatch: pytest.MonkeyPatch):
     started, popen = list[int](), subprocess.Popen
 
     def counted(*args: object, **more: object) -> subprocess.Popen[bytes]:

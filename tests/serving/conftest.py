@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +67,31 @@ def fetch(spec: BaseSpec, make_artifact: Callable[[int], Path]) -> Callable[[Ada
         return read_adapter(make_artifact(int(key.owner.split("-")[1])), spec=spec, sha256=key.sha256)
 
     return fetch
+
+
+class DenoiseSteps:
+    """Counts the denoise steps that begin and lets so many through, redrawing included."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.begun, self._allowed = 0, threading.Semaphore(0)
+        self._hook = transformer.register_forward_pre_hook(self._begin)
+
+    def _begin(self, *_: Any) -> None:
+        self.begun += 1
+        assert self._allowed.acquire(timeout=60)
+
+    def allow(self, count: int) -> None:
+        """Let `count` more through, and return once the one after them has begun."""
+        wanted = self.begun + count
+        self._allowed.release(count)
+        self.wait_for(wanted)
+
+    def wait_for(self, count: int) -> None:
+        until = time.monotonic() + 60
+        while self.begun < count:
+            assert time.monotonic() < until, f"only {self.begun} steps began"
+            time.sleep(0.001)
+
+    def go_on(self) -> None:
+        """Let all through from now on; they are still counted."""
+        self._allowed.release(10_000)

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from photoflux.errors import InputError
 from photoflux.flux.base import BaseSpec, load_pipeline
 from photoflux.serving.adapters import Adapter, AdapterKey
 from photoflux.serving.engine import Busy, Draining, Engine, Forgotten, Request, TooLate
+from tests.serving.conftest import DenoiseSteps
 
 PROMPTS = ("a photo of sks dog", "a photo of sks dog on the beach", "a cartoon of sks dog in space")
 Fetch = Callable[[AdapterKey], Adapter]
@@ -44,34 +44,6 @@ def held_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[threadi
     monkeypatch.setattr(engine, "_draw", wait)
     yield go
     go.set()
-
-
-class DenoiseSteps:
-    """Counts the denoise steps that begin and lets so many through, redrawing included."""
-
-    def __init__(self, transformer: torch.nn.Module) -> None:
-        self.begun, self._allowed = 0, threading.Semaphore(0)
-        self._hook = transformer.register_forward_pre_hook(self._begin)
-
-    def _begin(self, *_: Any) -> None:
-        self.begun += 1
-        assert self._allowed.acquire(timeout=60)
-
-    def allow(self, count: int) -> None:
-        """Let `count` more through, and return once the one after them has begun."""
-        wanted = self.begun + count
-        self._allowed.release(count)
-        self.wait_for(wanted)
-
-    def wait_for(self, count: int) -> None:
-        until = time.monotonic() + 60
-        while self.begun < count:
-            assert time.monotonic() < until, f"only {self.begun} steps began"
-            time.sleep(0.001)
-
-    def go_on(self) -> None:
-        """Let all through from now on; they are still counted."""
-        self._allowed.release(10_000)
 
 
 @pytest.fixture
@@ -113,9 +85,7 @@ def test_what_is_deleted_under_way_gives_way_after_a_denoise_step(
 
 
 @pytest.mark.parametrize("style", ["none", "cartoon"])
-def test_a_cancelled_request_changes_nobody_elses_pictures(
-    engine: Engine, key_of: KeyOf, spec: BaseSpec, style: str
-):
+def test_a_cancelled_request_changes_nobody_elses_pictures(engine: Engine, key_of: KeyOf, spec: BaseSpec, style: str):
     """A, then B given up at any of its denoise steps, then A: bit for bit the same."""
     first, whole = drawn(engine, key_of(1), style=style), drawn(engine, key_of(2), style=style)
     steps = DenoiseSteps(engine.pipe.transformer)
@@ -288,9 +258,7 @@ def test_forgetting_does_not_wait_for_somebody_elses_pictures(engine: Engine, ke
     assert len(other.result.result(60)) == 8
 
 
-def test_forgetting_ends_what_waits_and_is_drawn_for_the_owner(
-    engine: Engine, key_of: KeyOf, steps: DenoiseSteps
-):
+def test_forgetting_ends_what_waits_and_is_drawn_for_the_owner(engine: Engine, key_of: KeyOf, steps: DenoiseSteps):
     """The picture under way ends after its denoise step, and what waits is not drawn; the base is left."""
     base = {name: weight.clone() for name, weight in engine.merger.weights.items()}
     under_way = begun(engine, steps, Request(key_of(1), PROMPTS[0], tuple(range(8))), passed=1)
@@ -376,7 +344,9 @@ def test_an_erased_owner_is_forgotten_though_nobody_told_the_engine(
     assert engine.drain(60)
 
 
-def test_nothing_is_drawn_for_an_erased_owner(spec: BaseSpec, fetch: Fetch, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_drawn_for_an_erased_owner(
+    spec: BaseSpec, fetch: Fetch, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch
+):
     """A capability outlives its owner by a minute, an adapter in memory does not: it is asked at most every few seconds."""
     asked, erased = list[str](), set[str]()
 

@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_usage")),
     )
     op.create_index(op.f("ix_usage_user_id_kind_created_ms"), "usage", ["user_id", "kind", "created_ms"])
+    op.create_index(op.f("ix_login_flows_expires_ms"), "login_flows", ["expires_ms"])
     for name in WITH_CODES:
         with op.batch_alter_table(name) as table:
             table.add_column(sa.Column("error_code", sa.String(length=32), nullable=True))
@@ -75,6 +76,7 @@ def downgrade() -> None:
                 table.drop_column("object_id")
                 table.drop_column("error")
             table.drop_column("error_code")
+    op.drop_index(op.f("ix_login_flows_expires_ms"), table_name="login_flows")
     op.drop_index(op.f("ix_usage_user_id_kind_created_ms"), table_name="usage")
     op.drop_table("usage")
     op.drop_table("workers")

@@ -1,0 +1,35 @@
+"use strict";
+
+const BEFORE_END_S = 30;
+
+/** An access token by the cookie of the sign-in, kept until shortly before it ends; null for somebody who is not signed in. */
+const tokens = {
+  token: null,
+  until: 0,
+  async get() {
+    if (Date.now() < this.until) return this.token;
+    const answer = await fetch("/api/auth/refresh", { method: "POST" });
+    const given = answer.ok ? await answer.json() : null;
+    this.token = given && given.access_token;
+    this.until = given ? Date.now() + 1000 * (given.expires_in - BEFORE_END_S) : 0;
+    return this.token;
+  },
+};
+
+const page = SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#docs",
+  deepLinking: true,
+  displayRequestDuration: true,
+  docExpansion: "list",
+  defaultModelsExpandDepth: 0,
+  filter: true,
+  validatorUrl: null,
+  onComplete: async () => {
+    const token = await tokens.get().catch(() => null);
+    if (token) page.preauthorizeApiKey("HTTPBearer", token);
+    document.getElementById("signed").textContent = token
+      ? "You are signed in: requests that you try here are made in your name."
+      : "Not signed in.";
+  },
+});
