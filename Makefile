@@ -27,7 +27,7 @@ FORMAT ?= png
 STYLE ?= none
 ARGS ?=
 
-.PHONY: help install demo demo-bad serve load test test-slow lint compile run repro pretrain generate mlflow bench clean
+.PHONY: help install demo demo-bad serve load chaos attack test test-slow lint compile run repro pretrain generate mlflow bench clean
 
 help: ## list what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,12 @@ serve: $(STAMP) ## the whole service on this machine: API, engine, worker, sign-
 load: $(STAMP) ## a hundred people at once on this machine; figures in benchmarks/results/load.json
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[load]'
 	$(BIN)/python -m benchmarks.load $(ARGS)
+
+chaos: $(STAMP) ## a day of twenty people under fifty kills, on SQLite and PostgreSQL; benchmarks/results/chaos.json
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+attack: $(STAMP) ## a quarter of an hour under attack; figures in benchmarks/results/attack.json
+	$(BIN)/python -m benchmarks.attack $(ARGS)
 
 run: $(STAMP) ## personalise your own photos: make run PHOTOS=folder CLASS=dog
 	$(BIN)/python -m pipelines.run --photos '$(PHOTOS)' --class-noun '$(CLASS)' $(ARGS)

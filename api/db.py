@@ -494,7 +494,7 @@ def _begin_sqlite(connection: Any) -> None:
 AT_END = "at_end"
 
 
-def at_end(session: Session, finish: Callable[[Session], None], *, rank: int = 0) -> None:
+def at_end(session: Session, finish: Callable[[Session], object], *, rank: int = 0) -> None:
     """Put something off to the end of the transaction, behind everything of a lower rank: what everybody waits for is locked last."""
     session.info.setdefault(AT_END, []).append((rank, finish))
 

@@ -17,8 +17,8 @@ TEXT = """\
 token for it, which is sent as `Authorization: Bearer …` and lasts ten minutes. Ask for the next one in the same way.
 
 **Errors** are problems (RFC 9457): `type` is for programs and stays as it is, `detail` is for people. Besides the problems that an
-operation names, any may be answered with 421 (the service has another address), 500 (it has been noted; nothing was done by
-halves) or 503 (it is busy or stopping). 429 and 503 say in `Retry-After` after how many seconds to ask again.
+operation names, any may be answered with 421 (the service has another address), 500 (something went wrong here, and has been
+noted) or 503 (it is busy or stopping). 429 and 503 say in `Retry-After` after how many seconds to ask again.
 
 **Sending again.** What makes or starts something takes an `Idempotency-Key`, any text of yours: when no answer came, send the same
 request with the same key, and it is done once.

@@ -27,11 +27,12 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from api import problems
+from api.hosts import KnownHosts
 from api.observing import Requests, Telemetry, set_up_logs
 from api.problems import Problem
 from api.schemas import Asked as Strict
 from api.schemas import Id, Sha256
-from api.settings import ApiSettings, get_api_settings
+from api.settings import ApiSettings, get_api_settings, log_warnings, settings_or_exit
 from api.tokens import BadToken, Capability, Checker, RemoteChecker
 from photoflux.params import STYLES
 from photoflux.serving.adapters import Adapter, AdapterKey, read_adapter
@@ -159,7 +160,9 @@ def make_app(
         granted = await asyncio.to_thread(tokens.granted, asked.capability)
         await asyncio.to_thread(app.state.engine.forget, granted.owner)
 
-    return Requests(problems.Outermost(app))
+    # Elsewhere its own network decides who asks, by names that nobody here knows; a capability is asked for everywhere.
+    inner = app if settings.environment else KnownHosts(app, probes=(settings.health_route, "/metrics"))
+    return Requests(problems.Outermost(inner))
 
 
 def _drawing(one: Instance, granted: Capability, deadline: float) -> Drawing:
@@ -211,8 +214,9 @@ def _png(image: Any) -> str:
 
 def main() -> int:
     """Serve until SIGTERM, then finish what waits."""
+    settings = settings_or_exit()
     set_up_logs("engine")
-    settings = get_api_settings()
+    log_warnings(settings)
     config = uvicorn.Config(
         make_app(settings), host=settings.engine_host, port=settings.engine_port, log_level="warning",
         timeout_graceful_shutdown=round(DRAIN_S), access_log=False, log_config=None,

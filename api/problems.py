@@ -56,8 +56,10 @@ SENTENCES = {
 NOT_READABLE = "The body cannot be read: send JSON in UTF-8, or a form as multipart/form-data."
 NOT_JSON = "The body is not JSON."
 REASONS = (
-    (r"Too many files\. Maximum number of files is (\d+)\.", "At most {} files are taken at a time; send the rest with another request."),
-    (r"Too many fields\. Maximum number of fields is (\d+)\.", "A form has at most {} fields beside its files; leave out what is not asked for."),
+    (r"Too many files\. Maximum number of files is (\d+)\.",
+     "At most {} files are taken at a time; send the rest with another request."),
+    (r"Too many fields\. Maximum number of fields is (\d+)\.",
+     "A form has at most {} fields beside its files; leave out what is not asked for."),
     (r"(?:Part|Field) exceeded maximum size of \d+KB\.",
      "A field of the form is longer than is taken here; photos are sent as files, with a file name."),
     (r"Missing boundary in multipart\.",
@@ -106,18 +108,24 @@ def problem(
     status: int, kind: str = "", detail: str = "", *, headers: Mapping[str, str] | None = None, **more: Any
 ) -> JSONResponse:
     """A problem as a response."""
+    return JSONResponse(_body(status, kind, detail) | more, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def _body(status: int, kind: str, detail: str) -> dict[str, Any]:
     kind = kind or TITLES.get(status, "error")
-    body = {"type": TYPES + kind, "title": kind.replace("-", " "), "status": status,
-            "detail": detail or SENTENCES.get(status, "The request was refused.")}  # fmt: skip
-    return JSONResponse(body | more, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+    detail = detail or SENTENCES.get(status, "The request was refused.")
+    return {"type": TYPES + kind, "title": kind.replace("-", " "), "status": status, "detail": detail}
 
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """How problems of these statuses are described for an operation."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}}}
+    schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
     return {
-        status: {"description": SENTENCES[status], "content": content}
-        | ({"headers": HEADERS[status]} if status in HEADERS else {})
+        status: {
+            "description": SENTENCES[status],
+            "content": {MEDIA_TYPE: {"schema": schema, "example": _body(status, "", "")}},
+            "headers": HEADERS.get(status, {}),
+        }
         for status in statuses
     }
 

@@ -122,7 +122,7 @@ def failure(kind: type[SomeFailure], code: str | None, message: str | None) -> S
     if message is None:
         return None
     known = get_args(kind.model_fields["code"].annotation)
-    return kind(code=code if code in known else "internal", message=message)
+    return kind(code=code if code and code in known else "internal", message=message)
 
 
 class Reason(BaseModel):

@@ -491,7 +491,7 @@ def page(result: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     abuses = [
         (name, one["does"], f"{one['at_once']} at once, {one['per_s']:g}/s",
-         ", ".join(f"{answer} × {count}" for answer, count in one["answers"].items()))
+         ", ".join(f"{answer} × {count}" for answer, count in (one["answers"] | {"at the end": one["unfinished"]}).items()))
         for name, one in result["attacks"].items()
     ]  # fmt: skip
     wrong = "\n".join(f"- {text}" for text in result["wrong"]) or "Nothing."
@@ -520,7 +520,8 @@ Uploads are for information: attackers sit in the few places there are.
 {wrong}
 
 ## What the attackers were answered
-`closed`: without an answer; `closed at once`: beyond the connections that an address may hold.
+`closed`: without an answer; `closed at once`: beyond the connections that an address may hold; `at the
+end`: under way when the time was over.
 
 {_table(("attack", "what", "pace", "answers"), abuses)}
 """

@@ -39,7 +39,8 @@ def list_audit_entries(
     service: ServiceDep,
     auditor: Auditor,  # noqa: ARG001
     cursor: Annotated[
-        int, Query(ge=0, lt=2**53, description="`next` of the page before, or the number of the last entry that you have")
+        int,
+        Query(ge=0, lt=2**53, description="`next` of the page before, or the number of the last entry that you have"),
     ] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Listed[EntryShown]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
@@ -23,6 +23,9 @@ from api.schemas import ExportFailure, Id, State, Time, failure, utc
 from photoflux.vault.blobs import BlobMissing
 
 router = make_router(prefix="/api", tags=["your data"])
+ZIP: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 
 class ExportShown(BaseModel):
@@ -80,8 +83,7 @@ def get_export(export_id: Id, service: ServiceDep, caller: Caller) -> ExportShow
 
 @router.get(
     "/media/exports/{export_id}", operation_id="downloadExport", response_class=Response,
-    responses={200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}}
-    | answers(*SIGNED_IN, 404, 422),
+    responses=ZIP | answers(*SIGNED_IN, 404, 422),
 )  # fmt: skip
 def download_export(export_id: Id, service: ServiceDep, viewer: Viewer) -> Response:
     """The ZIP, for a week after it was packed. It is opened while it is sent: a damaged one is broken off."""

@@ -43,7 +43,8 @@ def promote_model(model_id: Id, service: ServiceDep, caller: Caller) -> ModelSho
     with service.records.writing_for(caller.user_id) as session:
         model = owned(session, Model, model_id, caller)
         subject = session.get_one(Subject, model.subject_id, with_for_update=True)
-        model = owned(session, Model, model_id, caller, lock=True)  # it may have been deleted before the subject was locked
+        # It may have been deleted before the subject was locked.
+        model = owned(session, Model, model_id, caller, lock=True)
         subject.champion_id = model.id
         service.journal.note(session, caller.user_id, "model.promoted", model.id)
         session.flush()

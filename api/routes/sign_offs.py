@@ -65,6 +65,4 @@ def sign_off_run(run_id: Id, asked: SignOffAsked, service: ServiceDep, operator:
 
 
 def _shown(row: Run) -> OpenRun:
-    return OpenRun(
-        run=row.id, reasons=row.error or "", signed=row.sign_off == "given", created=utc(row.created_ms)
-    )
+    return OpenRun(run=row.id, reasons=row.error or "", signed=row.sign_off == "given", created=utc(row.created_ms))

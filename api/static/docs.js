@@ -9,7 +9,8 @@ const tokens = {
   async get() {
     if (Date.now() < this.until) return this.token;
     const answer = await fetch("/api/auth/refresh", { method: "POST" });
-    const given = answer.ok ? await answer.json() : null;
+    const said = await answer.json();
+    const given = answer.ok ? said : null;
     this.token = given && given.access_token;
     this.until = given ? Date.now() + 1000 * (given.expires_in - BEFORE_END_S) : 0;
     return this.token;
@@ -25,6 +26,13 @@ const page = SwaggerUIBundle({
   defaultModelsExpandDepth: 0,
   filter: true,
   validatorUrl: null,
+  /** Send the token of the moment instead of one of this page's that has ended; a token that was typed in stays. */
+  requestInterceptor: async (request) => {
+    const own = tokens.token && request.headers.Authorization === `Bearer ${tokens.token}`;
+    const token = own && (await tokens.get().catch(() => null));
+    if (token) request.headers.Authorization = `Bearer ${token}`;
+    return request;
+  },
   onComplete: async () => {
     const token = await tokens.get().catch(() => null);
     if (token) page.preauthorizeApiKey("HTTPBearer", token);

@@ -15,10 +15,10 @@ function show(person) {
 /** Who is signed in, by the cookie that only the service can read; null for nobody. */
 async function whoIsThere() {
   const refreshed = await fetch("/api/auth/refresh", { method: "POST" });
+  const answer = await refreshed.json();
   if (refreshed.status === 401) return null;
-  if (!refreshed.ok) throw new Error(String(refreshed.status));
-  const token = (await refreshed.json()).access_token;
-  const me = await fetch("/api/auth/me", { headers: { Authorization: `Bearer ${token}` } });
+  if (!refreshed.ok) throw new Error(answer.detail);
+  const me = await fetch("/api/auth/me", { headers: { Authorization: `Bearer ${answer.access_token}` } });
   if (!me.ok) throw new Error(String(me.status));
   return me.json();
 }

@@ -249,11 +249,10 @@ class Engine:
 
     def _between_steps(self, request: Request) -> None:
         """End a request between denoise steps. Raises CancelledError, TooLate."""
-        if (
-            self.pipe.device.type == "cuda"
-        ):  # which is far behind: else all steps were under way before the first is checked
+        if self.pipe.device.type == "cuda":
             import torch
 
+            # A GPU works off what is queued for it: without waiting, all steps were queued before the first is checked.
             torch.cuda.current_stream(self.pipe.device).synchronize()
         self._check(request)
 

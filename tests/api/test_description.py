@@ -156,7 +156,11 @@ def test_events_say_what_they_carry(schema: dict[str, Any]) -> None:
 
 
 def test_failures_have_codes_that_are_known(schema: dict[str, Any]) -> None:
-    for name, field in (("RunShown", "RunFailure"), ("ResultShown", "GenerationFailure"), ("ExportShown", "ExportFailure")):
+    for name, field in (
+        ("RunShown", "RunFailure"),
+        ("ResultShown", "GenerationFailure"),
+        ("ExportShown", "ExportFailure"),
+    ):
         said = schema["components"]["schemas"][name]["properties"]["error"]
         assert {"$ref": f"#/components/schemas/{field}"} in said["anyOf"]
         assert "internal" in schema["components"]["schemas"][field]["properties"]["code"]["enum"]
@@ -167,7 +171,9 @@ def test_headers_are_described_and_tags_explained(schema: dict[str, Any]) -> Non
         assert word in schema["info"]["description"]
     explained = {tag["name"] for tag in schema["tags"] if tag["description"]}
     assert {tag for _, _, one in operations(schema) for tag in one["tags"]} == explained
-    keyed = [one for _, _, one in operations(schema) for p in one.get("parameters", ()) if p["name"] == "idempotency-key"]
+    keyed = [
+        one for _, _, one in operations(schema) for p in one.get("parameters", ()) if p["name"] == "idempotency-key"
+    ]
     assert len(keyed) >= 6
     for _, _, one in operations(schema):
         for parameter in one.get("parameters", ()):

@@ -16,7 +16,17 @@ EDGE = b"----edge"
 def part(name: bytes, value: bytes, *, file: bytes | None = None) -> bytes:
     """One part of a form."""
     named = b'; filename="' + file + b'"' if file is not None else b""
-    return b"--" + EDGE + b'\r\nContent-Disposition: form-data; name="' + name + b'"' + named + b"\r\n\r\n" + value + b"\r\n"
+    return (
+        b"--"
+        + EDGE
+        + b'\r\nContent-Disposition: form-data; name="'
+        + name
+        + b'"'
+        + named
+        + b"\r\n\r\n"
+        + value
+        + b"\r\n"
+    )
 
 
 def form(*parts: bytes, end: bytes = b"--" + EDGE + b"--\r\n") -> bytes:

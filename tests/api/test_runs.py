@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
-from api.db import Run, now_ms
+from api.db import Run, Usage, now_ms
 from photoflux.photos.sets import fetch_set
 from tests.api.people import Person, Site, is_problem
 
@@ -100,10 +100,7 @@ def test_photos_that_cannot_be_trained_on_stand_against_it(ada: Person):
 def test_a_person_may_start_so_many_a_day(site: Site, ada: Person, subject: str):
     with site.service.records.writing() as session:
         for _ in range(site.service.settings.runs_a_day):
-            session.add(
-                Run(user_id=ada.id, subject_id=subject, state="failed", params={}, orchestrator="local", estimate={},
-                    steps=[], created_ms=now_ms())
-            )  # fmt: skip
+            session.add(Usage(user_id=ada.id, kind="run"))
     answer = ada.post("/api/runs", json={"subject": subject})
     is_problem(answer, 429, "quota")
     assert int(answer.headers["retry-after"]) > 0

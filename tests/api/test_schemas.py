@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from api import schemas
 from api.generations import CODES
+from api.routes import me
 from api.schemas import ExportFailure, GenerationFailure, RunFailure, StepShown, Time, failure, iso, utc
 
 API = Path(schemas.__file__).parent
@@ -57,7 +58,9 @@ def test_a_step_that_has_not_begun_has_no_times() -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values())
 def test_a_code_that_this_program_does_not_know_is_internal(kind: type[schemas.Failure]) -> None:
-    assert failure(kind, "cancelled", "the run was cancelled") == kind(code="cancelled", message="the run was cancelled")
+    assert failure(kind, "cancelled", "the run was cancelled") == kind(
+        code="cancelled", message="the run was cancelled"
+    )
     for code in (None, "of-a-newer-program"):
         found = failure(kind, code, "why")
         assert found is not None
@@ -108,3 +111,19 @@ def test_every_code_that_is_set_is_told_of_and_every_other_one_is_not() -> None:
     found["runs"] |= returned_by(ast.parse((API / "fine_tuning.py").read_text()), "_why")
     found["generations"] |= set(CODES.values())
     assert found == {kind: known(kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [
+        (schemas.RunShown,
+         '{"id":"1","subject":"2","state":"queued","steps":[],"error":null,"estimate":{"seconds":240.0},"actual":null,"model":null,'
+         '"created":"2026-11-27T05:59:24.916+00:00","finished":null}'),
+        (me.ExportShown,
+         '{"id":"1","state":"queued","sha256":null,"bytes":null,"error":null,"error_code":null,"url":null,'
+         '"created":"2026-11-27T05:59:24.916+00:00","expires":null}'),
+    ],
+)  # fmt: skip
+def test_an_answer_that_an_older_program_stored_is_given_again(kind: type[BaseModel], stored: str) -> None:
+    read = kind.model_validate_json(stored)
+    assert '"created":"2026-11-27T05:59:24.916+00:00"' in read.model_dump_json()

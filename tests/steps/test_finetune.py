@@ -331,12 +331,14 @@ def test_a_folder_that_the_other_training_took_away_is_made_again(tmp_path: Path
     """Whoever waited for the lock of a folder that is then removed takes the lock of the next one."""
     with ThreadPoolExecutor(1) as pool:
         with finetune._only_one_in(tmp_path / "work"):
-            waiting = pool.submit(finetune._only_one_in(tmp_path / "work").__enter__)
+            following = finetune._only_one_in(tmp_path / "work")
+            waiting = pool.submit(following.__enter__)
             time.sleep(0.3)
             assert not waiting.done()
             shutil.rmtree(tmp_path / "work")
         waiting.result(10)
     assert finetune._try_lock(tmp_path / "work") is None
+    following.__exit__(None, None, None)
 
 
 def full(*_: Any, **__: Any) -> Any:
