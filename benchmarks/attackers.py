@@ -399,7 +399,7 @@ ELSEWHERE = (
     ("PUT", "/api/upload"), ("POST", "/api/upload/"), ("POST", "/API/UPLOAD"), ("POST", "//api/upload"), ("POST", "/nowhere"),
     ("PUT", "/livez"), ("POST", "/api/webhooks"), ("PATCH", "/api/subjects"),
 )  # fmt: skip
-REFUSED_BODY = ("400", "401", "403", "404", "405", "408", "413", "415", "422", *BUSY, "closed")
+REFUSED_BODY = ("307", "400", "401", "403", "404", "405", "408", "413", "415", "422", *BUSY, "closed")
 
 
 async def zeros(size: int, *, chunked: bool) -> AsyncIterator[bytes]:
@@ -799,7 +799,7 @@ class Receiver:
                     )
                 else:
                     await _drip(reader, writer)
-        except (OSError, EOFError, TimeoutError, IndexError):
+        except (OSError, EOFError, TimeoutError, IndexError, asyncio.CancelledError):  # the last one at the end of all
             pass
         finally:
             self.longest_s = max(self.longest_s, time.monotonic() - started)

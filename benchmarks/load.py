@@ -4,8 +4,8 @@
     python -m benchmarks.load --people 10 --seconds 30 --out build
 
 Everybody signs in as a browser does, with the limits that ship, asks for a picture every 30 s on average (exponential), looks around
-between, and now and then uploads a photo. A generation counts from asking to the picture's bytes. Adapters are 20-step fine-tunings of as many subjects of the pocket world, kept in
-`.cache/load`. Writes `load.json`; Locust runs as a process of its own on the same cores.
+between, and now and then uploads a photo. A generation counts from asking to the picture's bytes. Adapters are 20-step fine-tunings of
+as many subjects of the pocket world, kept in `.cache/load`. Writes `load.json`; Locust runs as a process of its own on the same cores.
 """
 
 from __future__ import annotations

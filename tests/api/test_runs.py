@@ -29,7 +29,8 @@ def in_line(site: Site, row_id: str) -> dict[str, Any] | None:
     schema = "dbos." if site.service.records.engine.dialect.name == "postgresql" else ""
     query = text(
         "select s.name, s.queue_name, s.status, s.priority, s.queue_partition_key, s.delay_until_epoch_ms, i.inputs "
-        f"from {schema}workflow_status s left join {schema}workflow_input i on i.workflow_uuid = s.workflow_uuid where s.workflow_uuid = :id"
+        f"from {schema}workflow_status s left join {schema}workflow_input i on i.workflow_uuid = s.workflow_uuid "
+        "where s.workflow_uuid = :id"
     )
     with site.service.records.reading() as session:
         row = session.execute(query, {"id": row_id}).mappings().first()
