@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
@@ -64,26 +64,70 @@ class HeldRequests:
         return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._lookers)
 
 
+class Budget:
+    """An amount that is shared out, first come first served."""
+
+    def __init__(self, amount: int) -> None:
+        self.amount, self._free = amount, amount
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def take(self, amount: int) -> AsyncIterator[None]:
+        """Wait until so much is free, all of it at most, and have it until the end."""
+        amount = min(amount, self.amount)
+        if self._waiting or self._free < amount:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((amount, turn))
+            try:
+                await turn
+            except BaseException:
+                if turn.done() and not turn.cancelled():  # it was given just then
+                    self._give_back(amount)
+                else:
+                    with suppress(ValueError):  # it was passed over
+                        self._waiting.remove((amount, turn))
+                    self._share_out()
+                raise
+        else:
+            self._free -= amount
+        try:
+            yield
+        finally:
+            self._give_back(amount)
+
+    def _give_back(self, amount: int) -> None:
+        self._free += amount
+        self._share_out()
+
+    def _share_out(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._free:
+            amount, turn = self._waiting.popleft()
+            if not turn.done():
+                self._free -= amount
+                turn.set_result(None)
+
+
 class Turns:
     """Places for work that takes much memory or time.
 
     A person takes `per_person` of them at most, so that who asks for much waits behind themselves and not in front of others.
     """
 
-    def __init__(self, places: int, *, per_person: int, wait_s: float, told: str) -> None:
+    def __init__(self, places: int, *, per_person: int, wait_s: float, told: str, memory_bytes: int = 0) -> None:
         self.per_person, self.wait_s, self.told = per_person, wait_s, told
-        self._places = asyncio.Semaphore(places)
+        self._places, self._memory = asyncio.Semaphore(places), Budget(memory_bytes)
         self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def take(self, person: str) -> AsyncIterator[None]:
-        """Wait for a place, and have it until the end. A problem of 503 where none is free in `wait_s` seconds."""
+    async def take(self, person: str, memory_bytes: int = 0) -> AsyncIterator[None]:
+        """Wait for a place and for memory, and have them until the end. A problem of 503 where none is free in `wait_s` seconds."""
         own = self._own.setdefault(person, asyncio.Semaphore(self.per_person))
         async with AsyncExitStack() as taken:
             try:
                 async with asyncio.timeout(self.wait_s):
                     await taken.enter_async_context(own)
                     await taken.enter_async_context(self._places)
+                    await taken.enter_async_context(self._memory.take(memory_bytes))
             except TimeoutError as error:
                 raise Problem(503, "busy", self.told, headers={"Retry-After": str(RETRY_S)}) from error
             yield

@@ -25,6 +25,8 @@ HEADERS = {
     "Cache-Control": "private, no-store",
 }
 UPLOAD = ("POST", "/api/upload")
+UPLOADS_BYTES = 160_000_000
+"""Of uploads that are in memory at a time, all told."""
 WAIT_S = 20.0
 """How long an upload waits for its turn before it is sent away."""
 BUSY = "Many photos are arriving; send yours again in a moment."
@@ -89,6 +91,12 @@ class Revalidated:
         await send({"type": "http.response.body", "body": b"" if same else body})
 
 
+def _declared(scope: Scope) -> int:
+    """How large a body says that it is; all that there is room for, where it does not say."""
+    length = Headers(scope=scope).get("content-length", "")
+    return int(length) if length.isdecimal() else UPLOADS_BYTES
+
+
 def _is_document(message: Message) -> bool:
     headers = Headers(raw=message["headers"])
     return (
@@ -106,7 +114,9 @@ class Bodies:
 
     def __init__(self, app: ASGIApp, *, seconds: float, uploads: int, check: Callable[[str], Bearer]) -> None:
         self.app, self.seconds, self.check = app, seconds, check
-        self._turns = Turns(uploads, per_person=max(1, uploads // 2), wait_s=WAIT_S, told=BUSY)
+        self._turns = Turns(
+            uploads, per_person=max(1, uploads // 2), wait_s=WAIT_S, told=BUSY, memory_bytes=UPLOADS_BYTES
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,7 +128,7 @@ class Bodies:
             refusal = problem(401, headers={"WWW-Authenticate": "Bearer", "Connection": "close"})
             return await refusal(scope, receive, send)
         try:
-            async with self._turns.take(sender.user_id):
+            async with self._turns.take(sender.user_id, _declared(scope)):
                 return await self.app(scope, self._in_time(receive), send)
         except Problem as busy:
             headers = busy.headers | {"Connection": "close"}

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,11 @@ from api.embedded_provider import Accounts
 from api.settings import ApiSettings, settings_or_exit
 
 EMAIL, NAME = "demo@photoflux.local", "Demo"
+GIVEN_BACK = {
+    "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_MMAP_MAX_": "65536",
+}  # fmt: skip
+"""Has glibc give memory back that uploads and conversions took: by itself it keeps some for each of forty threads."""
 READY_S, GRACE_S, CALM_S, WATCH_S = 120.0, 30.0, 1.0, 0.2
 
 
@@ -39,6 +44,7 @@ class Part:
     ready: str = ""
     log: Path = Path("serve.log")
     scratch: Path = Path("scratch")
+    settings: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     killed: bool = False
@@ -51,7 +57,7 @@ class Part:
         self._kill_group()
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True, mode=0o700)
-        environment = environment | {"TMPDIR": str(self.scratch)}
+        environment = environment | dict(self.settings) | {"TMPDIR": str(self.scratch)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 list(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
@@ -145,7 +151,7 @@ def make_site(settings: ApiSettings, *, mlflow: bool = True) -> Site:
     ports = {"mlflow": _free_port()}
     parts = [
         Part("engine", [python, "-m", "api.engine"], ready=f"{settings.engine_url}{settings.health_route}"),
-        Part("api", [python, "-m", "api.main"], ready=f"{settings.issuer}/readyz"),
+        Part("api", [python, "-m", "api.main"], ready=f"{settings.issuer}/readyz", settings=GIVEN_BACK),
         Part("worker", [python, "-m", "api.worker"]),
     ]
     if mlflow:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import File, Form, UploadFile
+from fastapi import APIRouter, File, Form, UploadFile
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -25,7 +26,9 @@ from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, 
 
 router = make_router(prefix="/api", tags=["subjects and photos"], responses=answers(*SIGNED_IN, 422))
 UPLOAD_BYTES, FILES_MAX = 128_000_000, 20
-uploads = make_router(
+DECODED_AT_ONCE = 2
+"""Files of an upload that are handed to the decoding processes at a time: more would only lie in memory twice."""
+uploads = APIRouter(  # not of routes that are repeated: files are read once, and what is recorded of them is repeated by itself
     prefix="/api",
     tags=["subjects and photos"],
     form_limits={"max_files": FILES_MAX, "max_fields": 4, "max_part_size": 1000},
@@ -110,19 +113,36 @@ def upload(
     photos: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF or WebP files, one or many")],
 ) -> Uploaded:
     """Add photos to a subject. Each is judged by the same rules as in the pipeline; what is no photo is not kept."""
-    files = [(file.filename or "", file.file.read()) for file in photos]
-    once = once.about(subject.encode(), *(part for name, data in files for part in (name.encode(), _digest(data))))
+    once = once.about(subject.encode(), *(part for photo in photos for part in _told_apart(photo)))
     with service.records.reading() as session:
         row = owned(session, Subject, subject, caller)
         consents.required(session, caller.user_id, person=row.depicts != consents.NOBODY)
         if answered := once.answered(session, Uploaded):
             return answered
-        arriving = sum(len(data) for _, data in files)
+        arriving = sum(photo.size or 0 for photo in photos)
         check_storage(session, caller.user_id, limit=service.settings.stored_bytes_max, more=arriving)
-    taken = [_looked_at(service, one) for one in service.intake.take([data for _, data in files])]
-    return _stored(
-        service, caller.user_id, subject, caller, once, [(n, t) for (n, _), t in zip(files, taken, strict=True)]
-    )
+    taken = [
+        one
+        for start in range(0, len(photos), DECODED_AT_ONCE)
+        for one in _taken(service, photos[start:][:DECODED_AT_ONCE])
+    ]
+    names = [photo.filename or "" for photo in photos]
+    return _stored(service, caller.user_id, subject, caller, once, list(zip(names, taken, strict=True)))
+
+
+def _taken(service: Service, photos: Sequence[UploadFile]) -> list[Taken]:
+    """What is kept of a few files, whose memory is given back then."""
+    found = [_looked_at(service, one) for one in service.intake.take([photo.file.read() for photo in photos])]
+    for photo in photos:
+        photo.file.close()
+    return found
+
+
+def _told_apart(photo: UploadFile) -> tuple[bytes, bytes]:
+    """A file's name and digest; it can be read from its beginning afterwards."""
+    digest = hashlib.file_digest(photo.file, "sha256").digest()  # type: ignore[arg-type]
+    photo.file.seek(0)
+    return (photo.filename or "").encode(errors="surrogatepass"), digest
 
 
 def _looked_at(service: Service, taken: Taken) -> Taken:
@@ -225,10 +245,6 @@ def _refused(service: Service, taken: Taken | None, name: str) -> PhotoShown:
         id=None, name=name, status=status, reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
         width=0, height=0, thumbnail=None,
     )  # fmt: skip
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
 
 
 def _plain(name: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import random
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ from PIL import Image
 from api import main
 from api.connections import listen, make_server
 from api.db import Generation, Picture, Run, now_ms
-from api.held import HELD, HeldRequests, Turns
+from api.held import HELD, Budget, HeldRequests, Turns
 from api.problems import Problem
 from api.settings import ApiSettings
 from tests.api.conftest import innermost
@@ -305,3 +306,47 @@ def test_who_waits_too_long_for_a_turn_is_sent_away():
 
     problem = asyncio.run(refused())
     assert (problem.status, problem.kind, problem.headers["Retry-After"]) == (503, "busy", "5")
+
+
+def test_what_is_shared_out_is_never_more_than_there_is():
+    """Whoever gives up while waiting, or is given their share just then, leaves all of it for others."""
+
+    async def share(seed: int) -> None:
+        rng, budget, held, most = random.Random(seed), Budget(10), 0, 0
+
+        async def one(amount: int, patience_s: float) -> None:
+            nonlocal held, most
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s), budget.take(amount):
+                    held += min(amount, 10)
+                    most = max(most, held)
+                    try:
+                        await asyncio.sleep(rng.random() / 500)
+                    finally:
+                        held -= min(amount, 10)
+
+        await asyncio.gather(*(one(rng.randrange(1, 14), rng.choice((0.001, 0.01, 5.0))) for _ in range(60)))
+        assert 0 < most <= 10
+        assert held == 0
+        async with asyncio.timeout(5), budget.take(10):
+            pass
+
+    for seed in range(20):
+        asyncio.run(share(seed))
+
+
+def test_who_came_first_has_theirs_first():
+    async def take() -> list[int]:
+        budget, order = Budget(4), list[int]()
+
+        async def one(number: int, amount: int) -> None:
+            async with budget.take(amount):
+                order.append(number)
+
+        async with budget.take(4):
+            waiting = [asyncio.create_task(one(number, amount)) for number, amount in enumerate((4, 1, 1))]
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+        return order
+
+    assert asyncio.run(take()) == [0, 1, 2], "a large one is not passed by small ones for ever"
