@@ -43,7 +43,7 @@ RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: close without waiting for anybody."""
 
 Base: Any = AutoHTTPProtocol
-"""By httptools where that is installed, by h11 elsewhere."""
+"""By httptools, which takes a fraction of the time of the h11 that uvicorn takes where it is missing."""
 
 
 class TimedProtocol(Base):  # type: ignore[misc]

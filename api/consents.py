@@ -95,6 +95,6 @@ def withdraw(session: Session, user_id: str, purpose: str) -> int:
 
 
 def concerned(session: Session, user_id: str, purpose: str) -> list[Subject]:
-    """The person's subjects that are handled under a consent."""
-    query = select(Subject).where(Subject.user_id == user_id)
+    """The person's subjects that are handled under a consent, locked."""
+    query = select(Subject).where(Subject.user_id == user_id).order_by(Subject.id).with_for_update()
     return list(session.scalars(query if purpose == TERMS else query.where(Subject.depicts != NOBODY)))

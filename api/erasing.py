@@ -131,7 +131,8 @@ def begin_erasure(session: Session, user: User, journal: Journal) -> str:
     end_sign_ins = select(SignIn).where(SignIn.user_id == user.id, SignIn.revoked_ms.is_(None))
     for sign_in in session.scalars(end_sign_ins.order_by(SignIn.id).with_for_update()):
         sign_in.revoked_ms = now_ms()
-    end_work(session, list(session.scalars(select(Subject).where(Subject.user_id == user.id))), journal, CLOSED)
+    subjects = select(Subject).where(Subject.user_id == user.id).order_by(Subject.id).with_for_update()
+    end_work(session, list(session.scalars(subjects)), journal, CLOSED)
     exports = select(Export).where(Export.user_id == user.id, Export.state.in_(ACTIVE))
     for export in session.scalars(exports.order_by(Export.id).with_for_update()):
         end_export(session, export, "cancelled", journal, code="cancelled", why=CLOSED)

@@ -5,7 +5,7 @@
 
 Starts the service as `make serve` does, with its usual settings and limits. Five honest people sign in by the front door, look around,
 ask for pictures and load them in another size; `benchmarks.attackers` says what the attackers do meanwhile. Both are processes of their
-own on the machine that serves; the attackers' has a lower priority, since theirs would be other machines. Writes `attack.json`,
+own on the machine that serves; the attackers' yields to the honest people's, since theirs would be other machines. Writes `attack.json`,
 `attack.md` and `attack.png`; ends with 1 where an aim is missed.
 """
 

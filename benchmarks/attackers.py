@@ -555,7 +555,7 @@ async def _until_closed(scene: Scene, start: bytes, *, every_s: float) -> None:
 
 
 async def read_slowly(scene: Scene) -> None:
-    """Large pictures and exports that are asked for and hardly read."""
+    """Large pictures that are asked for and hardly read."""
     headers = await scene.me.bearer()
     target, answer = f"/api/media/pictures/{scene.mine('result')}.0", Answer("closed")
     try:
