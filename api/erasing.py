@@ -190,7 +190,9 @@ class Erasure:
         try:
             self.forget(gone.owner)
         except httpx2.HTTPError as error:
-            log.warning("the engine could not be told to forget (%s); it does so within half a minute", type(error).__name__)
+            log.warning(
+                "the engine could not be told to forget (%s); it does so within half a minute", type(error).__name__
+            )
         for run in gone.runs:
             self.discard(run)
         for name in gone.registered:

@@ -308,7 +308,9 @@ def end_run(
     query = select(Generation).where(Generation.run_id == row.id, Generation.state == "queued")
     waiting = list(session.scalars(query.order_by(Generation.id).with_for_update()))
     for generation in waiting if state != "succeeded" else ():
-        end_generation(session, generation, state, journal, code="no-model", why=f"there is no model to draw with: {why}")
+        end_generation(
+            session, generation, state, journal, code="no-model", why=f"there is no model to draw with: {why}"
+        )
     journal.note(session, SYSTEM, "run.ended", row.id, state)
     return waiting
 

@@ -66,7 +66,9 @@ class Lease:
             self._give_up()
         with self.records.writing() as session:
             # Whoever holds a row is recording work; it is looked at again with the next beat.
-            others = select(Worker).where(Worker.id != self.id, Worker.dead_ms.is_(None)).with_for_update(skip_locked=True)
+            others = (
+                select(Worker).where(Worker.id != self.id, Worker.dead_ms.is_(None)).with_for_update(skip_locked=True)
+            )
             for worker in session.scalars(others):
                 if worker.beat_ms < now - 1000 * LEASE_S or self._has_ended(worker.id):
                     worker.dead_ms = now

@@ -144,7 +144,9 @@ class Retention:
     def _old_runs(self) -> int:
         """What pipelines wrote: reports and adapter of a run are kept apart from it."""
         query = select(Run.id).where(
-            Run.finished_ms < _before(self.keep.runs), Run.remote_id.is_not(None), Run.sign_off.is_distinct_from("given")
+            Run.finished_ms < _before(self.keep.runs),
+            Run.remote_id.is_not(None),
+            Run.sign_off.is_distinct_from("given"),
         )
         with self.records.reading() as session:
             runs = list(session.scalars(query))

@@ -70,7 +70,9 @@ class ApiSettings(Settings):
     engine_host_bytes: int = Field(default=8 << 30, ge=0, description="adapters kept in memory")
     engine_device_bytes: int = Field(default=2 << 30, ge=0, description="adapters kept on the device")
     orchestrator: Literal["local", "vertex", "kubeflow"] = Field(default="local", description="what runs the pipeline")
-    runs_at_once: int = Field(default=1, ge=1, le=64, description="fine-tunings that run at a time, in all workers together")
+    runs_at_once: int = Field(
+        default=1, ge=1, le=64, description="fine-tunings that run at a time, in all workers together"
+    )
     run_defaults: dict[str, int | float | str] = Field(
         default={}, description="pipeline parameters of every run, over those of params.yaml, as JSON"
     )
