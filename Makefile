@@ -70,7 +70,7 @@ compile: $(STAMP) ## write pipelines/compiled/personalize.yaml from the pipeline
 	$(BIN)/python -m pipelines.compile
 
 repro: $(STAMP) ## re-run what changed: dvc repro
-	$(BIN)/dvc repro
+	PATH='$(CURDIR)/$(BIN)':"$$PATH" $(BIN)/dvc repro
 
 pretrain: $(STAMP) ## train the pocket base and its judges from a seed (hours on a CPU; can be interrupted)
 	$(BIN)/photoflux pretrain --out models/pocket $(ARGS)
