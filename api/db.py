@@ -606,7 +606,10 @@ def only_one(url: str, purpose: str) -> Iterator[None]:
     try:
         with engine.connect() as connection:
             lock = {"lock": int.from_bytes(purpose.encode()[:7])}
-            connection.execute(text("select pg_advisory_lock(:lock)"), lock)
+            # Asked again and again: an index that is built concurrently waits for every statement, one that waits for us too.
+            while not connection.scalar(text("select pg_try_advisory_lock(:lock)"), lock):
+                connection.commit()
+                time.sleep(TRY_AGAIN_S * 5)
             connection.commit()
             yield
             connection.execute(text("select pg_advisory_unlock(:lock)"), lock)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,18 @@ def test_what_is_deleted_is_in_no_file(tmp_path: Path):
         session.delete(session.get_one(User, user))
     records.truncate_log()
     assert not [file.name for file in tmp_path.iterdir() if canary.encode() in file.read_bytes()]
+
+
+def test_many_that_start_at_once_make_the_tables_once(database_url: str):
+    """Also where an index is built concurrently, which waits for whoever waits in a statement."""
+    from api import work
+
+    def start(_: int) -> None:
+        migrate(database_url)
+        work.prepare(database_url)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(start, range(3)))
+    engine = open_engine(database_url)
+    assert set(Base.metadata.tables) <= set(inspect(engine).get_table_names())
+    engine.dispose()
