@@ -85,7 +85,13 @@ def test_judgements_name_the_very_adapter_they_judged(personalised):
 
 
 def test_it_leaves_nothing_else_behind(personalised):
-    assert sorted(p.name for p in personalised.folder.iterdir()) == ["artifacts", "lock", "logs", "run.json", "steps.lock"]
+    assert sorted(p.name for p in personalised.folder.iterdir()) == [
+        "artifacts",
+        "lock",
+        "logs",
+        "run.json",
+        "steps.lock",
+    ]
 
 
 def test_the_orchestrator_itself_costs_little(personalised):
