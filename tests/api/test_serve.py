@@ -68,7 +68,7 @@ def test_the_readmes_lines_do_what_they_say(start: Any, tmp_path: Path):
     started = time.monotonic()
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block[1]], cwd=folder, env=served.environment | {"BASE": served.base},
-        capture_output=True, text=True, timeout=900,
+        capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     print(f"README's lines: {time.monotonic() - started:.0f} s")
@@ -104,7 +104,7 @@ def draw_with_canaries(client: httpx2.Client) -> tuple[str, list[bytes]]:
     assert client.post("/api/webhooks", json={"url": f"http://127.0.0.1:9/{quote(CANARY)}"}).status_code == 201
     asked = {"subject": subject, "prompt": f"a photo of sks dog {CANARY}", "n": 2}
     result = client.post("/api/generate", json=asked, headers={"Idempotency-Key": f"{CANARY}-2".encode()}).json()["id"]
-    until = time.monotonic() + 400
+    until = time.monotonic() + 1200  # a hang, and no slow machine
     while (shown := client.get(f"/api/results/{result}?wait=20").json())["finished"] is None:
         assert time.monotonic() < until
     assert shown["state"] == "succeeded", shown
