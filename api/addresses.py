@@ -1,9 +1,12 @@
-"""Which addresses are on the public internet, decided by what an address reaches: several kinds of IPv6 address carry another."""
+"""What an IP address means: whether it is on the public internet, by what it reaches, and whom a request from it is counted for.
+
+Several kinds of IPv6 address carry another, and whoever has one IPv6 address has many.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
 
@@ -21,6 +24,18 @@ NOWHERE = tuple(ip_network(one) for one in (
     "2001:db8::/32", "3fff::/20",  # documentation, which older libraries take for public
 ))  # fmt: skip
 """No one's servers live there, whatever the library says of them."""
+
+
+def counted_as(host: str) -> str:
+    """Whom a client is counted for: its IPv4 address, or the /64 network of an IPv6 address, which has 2^64 of them."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, IPv6Address):
+        mapped = address.ipv4_mapped
+        return str(mapped) if mapped else str(IPv6Network((int(address) >> 64 << 64, 64)))
+    return str(address)
 
 
 def is_public(ip: Address) -> bool:

@@ -7,7 +7,6 @@ and memory, so that whoever says nothing, says it slowly or does not listen is l
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import resource
 import socket
 import struct
@@ -21,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from api.addresses import counted_as
 from api.media_types import media_type
 
 HEAD_S = 10.0
@@ -149,7 +149,7 @@ class Addresses:
 
     def take(self, host: str) -> bool:
         """Count a connection, unless its address holds as many as it may."""
-        client = _client(host)
+        client = counted_as(host)
         if self.most and self._held[client] >= self.most:
             return False
         self._held[client] += 1
@@ -157,26 +157,14 @@ class Addresses:
 
     def give_back(self, host: str) -> None:
         """A connection that was taken is over."""
-        client = _client(host)
+        client = counted_as(host)
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
 
     def held(self, host: str) -> int:
         """How many connections an address holds."""
-        return self._held[_client(host)]
-
-
-def _client(host: str) -> str:
-    """Whose an address is: in IPv6 everybody has a network of 2**64 of them."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if address.version == 4:
-        return str(address)
-    mapped = address.ipv4_mapped
-    return str(mapped) if mapped else str(ipaddress.ip_network((address, 64), strict=False))
+        return self._held[counted_as(host)]
 
 
 class Connection(socket.socket):

@@ -27,6 +27,7 @@ HEADERS = {
 UPLOAD = ("POST", "/api/upload")
 UPLOADS_BYTES = 160_000_000
 """Of uploads that are in memory at a time, all told."""
+LENGTH_DIGITS = 16
 WAIT_S = 20.0
 """How long an upload waits for its turn before it is sent away."""
 BUSY = "Many photos are arriving; send yours again in a moment."
@@ -94,7 +95,7 @@ class Revalidated:
 def _declared(scope: Scope) -> int:
     """How large a body says that it is; all that there is room for, where it does not say."""
     length = Headers(scope=scope).get("content-length", "")
-    return int(length) if length.isdecimal() else UPLOADS_BYTES
+    return int(length) if length.isdecimal() and len(length) < LENGTH_DIGITS else UPLOADS_BYTES
 
 
 def _is_document(message: Message) -> bool:

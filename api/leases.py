@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from api.db import Records, Worker, database_ms, new_id
@@ -88,15 +88,13 @@ class Lease:
 
     def check(self, session: Session) -> None:
         """Raises LeaseLost unless this worker still has its lease, which nobody can end before the transaction has."""
-        mine = select(Worker.id).where(Worker.id == self.id, Worker.dead_ms.is_(None))
-        if session.scalar(mine.with_for_update(read=True)) is None:
+        if session.scalar(self._mine().with_for_update(read=True)) is None:
             self._give_up()
 
     def require(self) -> None:
         """As `check`, before an effect outside of the records; raises LeaseLost."""
         with self.records.reading() as session:
-            mine = select(Worker.id).where(Worker.id == self.id, Worker.dead_ms.is_(None))
-            lost = session.scalar(mine) is None
+            lost = session.scalar(self._mine()) is None
         if lost:
             self._give_up()
 
@@ -108,6 +106,9 @@ class Lease:
             self._file(self.id).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
+
+    def _mine(self) -> Select[str]:
+        return select(Worker.id).where(Worker.id == self.id, Worker.dead_ms.is_(None))
 
     def _give_up(self) -> NoReturn:
         self.on_lost()

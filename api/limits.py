@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 
 from fastapi import Request
 from limits import RateLimitItem, parse_many
 from limits.storage import Storage, storage_from_string
 from limits.strategies import MovingWindowRateLimiter
 
+from api.addresses import counted_as
 from api.problems import Problem
 from photoflux.errors import InputError
 
@@ -131,17 +131,5 @@ def too_many(sentence: str, *, wait_s: float) -> Problem:
 
 
 def address_of(request: Request) -> str:
-    """Whom a request is counted for that nobody signed: its IPv4 address, or the /64 network of an IPv6 address.
-
-    Whoever has one IPv6 address has 2^64 of them. Behind a proxy the server takes the address from forwarded headers.
-    """
-    host = request.client.host if request.client else "nowhere"
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)
-    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    """Whom a request is counted for that nobody signed. Behind a proxy the server takes the address from forwarded headers."""
+    return counted_as(request.client.host) if request.client else "nowhere"

@@ -37,8 +37,8 @@ CHORES, NOTICES = "chores", "notices"
 NAME, VERSION = "photoflux", "1"
 """The version is the workflows', not the program's: what an older program left is taken up by a newer one."""
 POLL_S = {
-    RUNS: 0.5, DRAWINGS: 0.1, DELIVERIES: 0.5, EXPORTS: 0.5, ERASURES: 0.5, REMOVALS: 0.5, SIGN_OFFS: 0.5, CHORES: 2.0,
-    NOTICES: 2.0,
+    RUNS: 0.5, DRAWINGS: 0.1, DELIVERIES: 0.5, EXPORTS: 1.0, ERASURES: 1.0, REMOVALS: 1.0, SIGN_OFFS: 1.0, CHORES: 5.0,
+    NOTICES: 5.0,
 }  # fmt: skip
 AT_ONCE = {
     DRAWINGS: 4, DELIVERIES: 16, EXPORTS: 2, ERASURES: 4, REMOVALS: 4, SIGN_OFFS: 2, CHORES: 2, NOTICES: 8
@@ -57,7 +57,7 @@ TAKEN_UP_RUN, TAKEN_UP = 50, 10
 LAST_PAUSE_S, SOON_S = 300.0, 1.0
 """Longest pause between attempts at what must be done in the end, and the first one while something else is only awaited."""
 EXHAUSTED, PENDING, WAITING = "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "PENDING", ["ENQUEUED", "DELAYED"]
-ENDLESS = ("erase", "remove")
+CLEANING_UP = ("erase", "remove")
 """Workflows that do not serve an owner any more: an erasure does not wait for them."""
 
 
@@ -141,7 +141,7 @@ class Line:
     def is_idle(self, owner: str) -> bool:
         """Take what waits to be done for an owner out of the line; whether nothing is being done for them now."""
         mine = self._client.list_workflows(user=owner, status=[PENDING, *WAITING], load_input=False, load_output=False)
-        left = [one for one in mine if one.name not in ENDLESS]
+        left = [one for one in mine if one.name not in CLEANING_UP]
         for one in left:
             if one.status in WAITING:
                 self._client.cancel_workflow(one.workflow_id)

@@ -59,6 +59,7 @@ class WorkerProcess:
     settings: ApiSettings
     orchestrator: Orchestrator
     on_lost: Callable[[], object] = exit_at_once
+    _working: bool = False
     _heads_at: float = float("-inf")
 
     def start(self) -> None:
@@ -68,18 +69,21 @@ class WorkerProcess:
         records = Records(open_engine(url))
         self.lease = Lease(records, self.settings.state_dir / "workers", on_lost=self.on_lost)
         self.lease.acquire()
+        self.heartbeat = Heartbeat(self.lease, self.after_beat)
+        self.heartbeat.start()  # at once: opening all the rest may take longer than a lease
         keyring = open_keyring()
         self.heads = AuditHeads(records, open_objects(keyring), Journal(pepper(keyring)))
         hands = make_hands(self.settings, self.orchestrator, self.lease, keyring, self.heads)
         work.launch(url, hands, worker_id=self.lease.id, runs_at_once=self.settings.runs_at_once)
         quiet_libraries()
+        self._working = True
         self.lease.beat()
         self.after_beat()
-        self.heartbeat = Heartbeat(self.lease, self.after_beat)
-        self.heartbeat.start()
 
     def after_beat(self) -> None:
         """Take up the work of the dead, end what was begun too often, and store the log's head every minute."""
+        if not self._working:
+            return
         work.take_up(self.lease.live)
         self.lease.forget_dead()
         work.end_exhausted()
@@ -93,6 +97,7 @@ class WorkerProcess:
         Pipelines on this machine end with its last worker, and go on from their last saved state; those elsewhere run on.
         """
         work.hands.runs.stopping.set()
+        self._working = False
         work.stop(STOP_S)
         if isinstance(self.orchestrator, LocalOrchestrator) and not self.lease.live() - {self.lease.id}:
             self.orchestrator.let_go()

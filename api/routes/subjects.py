@@ -163,7 +163,8 @@ def _stored(
     stored: list[str] = []
     kept: set[str] = set()
     try:
-        stored += [service.album.store(owner, one) if one.photo else "" for _, one in taken]
+        for _, one in taken:  # one by one, so that what was stored before one that cannot be is deleted
+            stored.append(service.album.store(owner, one) if one.photo else "")
         with service.records.writing_for(owner) as session:
             if answered := once.answered(session, Uploaded):
                 return answered

@@ -187,15 +187,7 @@ def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, work.L
 
 def test_a_notice_is_sent(working: tuple[Records, work.Line, Notes]):
     records, line, notes = working
-    user, _ = add_user(records)
-    with records.writing() as session:
-        webhook = Webhook(id=new_id(), user_id=user, address=b"", secret=b"")
-        session.add(webhook)
-        session.flush()
-        notice = Notice(id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z")
-        session.add(notice)
-        line.put_notice(session, notice)
-    notes.wait_for("perform", notice.id, "1")
+    notes.wait_for("perform", tell_of(records, line, add_user(records)[0]), "1")
 
 
 def test_what_is_signed_for_is_registered(working: tuple[Records, work.Line, Notes]):
