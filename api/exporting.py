@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api.db import (
@@ -119,11 +119,13 @@ class Exports:
 
     @retried
     def _record(self, row: Export, object_id: str, packed: Packed) -> bool:
-        """Record what was stored; False where the export or its owner is gone, or it ended otherwise meanwhile."""
+        """Record what was stored, in place of an older export; False where it or its owner is gone, or it ended otherwise."""
         with suppress(AccountClosed), self.records.writing_for(row.user_id) as session:
             current = session.get(Export, row.id, with_for_update=True)
             if current is None or current.state not in ACTIVE:
                 return False
+            older = Export.user_id == row.user_id, Export.state == "succeeded", Export.expires_ms > now_ms()
+            session.execute(update(Export).where(*older).values(expires_ms=now_ms()))
             current.object_id, current.sha256, current.stored_bytes = object_id, packed.sha256, packed.length
             current.expires_ms = now_ms() + KEPT_MS
             end_export(session, current, "succeeded", self.journal)

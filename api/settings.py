@@ -114,7 +114,7 @@ class ApiSettings(Settings):
     generations_waiting: int = Field(default=8, ge=1, description="generations of a person that may wait at a time")
     exports_a_day: int = Field(default=5, ge=1, description="exports a person may ask for a day")
     stored_bytes_max: int = Field(
-        default=5_000_000_000, ge=1, description="bytes of photos, pictures and exports a person may keep"
+        default=5_000_000_000, ge=1, description="bytes of photos, models and pictures a person may keep"
     )
 
     @property

@@ -86,7 +86,10 @@ def get_export(export_id: Id, service: ServiceDep, caller: Caller) -> ExportShow
     responses=ZIP | answers(*SIGNED_IN, 404, 422),
 )  # fmt: skip
 def download_export(export_id: Id, service: ServiceDep, viewer: Viewer) -> Response:
-    """The ZIP, for a week after it was packed. It is opened while it is sent: a damaged one is broken off."""
+    """The ZIP, for a week after it was packed or until a newer one is.
+
+    It is opened while it is sent: a damaged one is broken off.
+    """
     with service.records.reading() as session:
         row = owned(session, Export, export_id, viewer)
     if row.state != "succeeded" or (row.expires_ms or 0) < now_ms():

@@ -168,6 +168,8 @@ def _stored(
         with service.records.writing_for(owner) as session:
             if answered := once.answered(session, Uploaded):
                 return answered
+            more = sum(len(one.photo) for _, one in taken)
+            check_storage(session, owner, limit=service.settings.stored_bytes_max, more=more)
             subject = owned(session, Subject, subject_id, caller, lock=True)
             rows: list[tuple[Photo | None, Taken]] = []
             for (name, one), photo_id in zip(taken, stored, strict=True):

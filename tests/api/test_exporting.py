@@ -246,3 +246,17 @@ def test_memory_does_not_grow_with_an_export(root: Path, tmp_path: Path):
     assert told["bytes"] > 60_000_000
     assert told["packing"] < GROWTH
     assert told["downloading"] < GROWTH
+
+
+def test_a_newer_export_takes_the_place_of_an_older_one(site: Site, ada: Person, bob: Person):
+    """So that what is kept of exports is bounded, and whoever keeps too much may still take it along."""
+    exports = Exports(site.service.records, site.objects, site.service.journal)
+    theirs, first = (person.post("/api/me/export").json()["id"] for person in (bob, ada))
+    assert exports.perform(theirs) == exports.perform(first) == "succeeded"
+    assert ada.get(f"/api/media/exports/{first}").status_code == 200
+    second = ada.post("/api/me/export").json()["id"]
+    assert ada.get(f"/api/media/exports/{first}").status_code == 200, "until the newer one is packed"
+    assert exports.perform(second) == "succeeded"
+    is_problem(ada.get(f"/api/media/exports/{first}"), 404, "not-found")
+    assert ada.get(f"/api/media/exports/{second}").status_code == 200
+    assert bob.get(f"/api/media/exports/{theirs}").status_code == 200

@@ -39,6 +39,10 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     for place, name in HOOKS:
         monkeypatch.setattr(place, name, getattr(place, name))
     handlers, level = root.handlers[:], root.level
+    for logger in list(root.manager.loggerDict.values()):  # what other tests import silences libraries: DVC asyncio, say
+        if isinstance(logger, logging.Logger):
+            monkeypatch.setattr(logger, "level", logging.NOTSET)
+            monkeypatch.setattr(logger, "disabled", False)
     set_up_logs("test", stream)
     yield stream
     root.handlers[:] = handlers
