@@ -39,7 +39,8 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     for place, name in HOOKS:
         monkeypatch.setattr(place, name, getattr(place, name))
     handlers, level = root.handlers[:], root.level
-    for logger in list(root.manager.loggerDict.values()):  # what other tests import silences libraries: DVC asyncio, say
+    # What other tests import silences libraries: DVC asyncio, say.
+    for logger in list(root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger):
             monkeypatch.setattr(logger, "level", logging.NOTSET)
             monkeypatch.setattr(logger, "disabled", False)
