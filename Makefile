@@ -84,7 +84,7 @@ bench: $(STAMP) ## measure the pocket base and twelve unseen subjects; tables in
 	$(BIN)/python -m benchmarks.subjects
 
 test: $(STAMP) ## the tests a change must pass (about six minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -44,7 +44,9 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-BUSY_MS, IDLE_IN_TRANSACTION_MS = 5000, 20_000
+BUSY_MS, IDLE_IN_TRANSACTION_MS, CONNECTIONS = 5000, 20_000, 40
+"""CONNECTIONS: how many a process keeps open to SQLite; one for each thread that answers requests, since opening one takes longer than
+what most requests ask of it."""
 LOCK_ORDER = (
     "login_flows", "signing_keys", "users", "sign_ins", "refresh_tokens", "consents", "subjects", "photos", "runs", "generations",
     "pictures", "feedback", "models", "exports", "webhooks", "idempotency", "usage", "complaints",
@@ -471,7 +473,7 @@ def open_engine(url: str) -> Engine:
         )  # fmt: skip
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000})
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000}, pool_size=CONNECTIONS)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

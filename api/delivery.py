@@ -6,7 +6,8 @@ import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from api.held import Turns
+from api.confined import Confined
+from api.held import RETRY_S, Turns
 from api.problems import Problem
 from photoflux.images import encoded, fitted, parse_size
 from photoflux.marks import marked
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 SIDE_MAX = 2048
 """Pixels of a side of what is asked for: a picture of this size takes 0.1 GB and two seconds to convert."""
-WAIT_S = 10.0
-"""How long a conversion waits for its turn before it is sent away."""
+WAIT_S, CONVERT_S = 10.0, 30.0
+"""How long a conversion waits for its turn before it is sent away, and may take then."""
 BUSY = "Many pictures are being converted; ask for yours again in a moment."
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff"}
 
@@ -41,30 +42,47 @@ class Delivery:
 
     credentials: Credentials
     turns: Turns = field(default_factory=lambda: Turns(1, per_person=1, wait_s=WAIT_S, told=BUSY))
-    """Conversions for requests: one at a time in this process."""
+    """Conversions for requests: one at a time, in a process that is started when the first one comes."""
+    processes: Confined = field(default_factory=lambda: Confined(1))
     answers: Turns = field(default_factory=lambda: Turns(64, per_person=8, wait_s=WAIT_S, told=BUSY))
     """Pictures on their way to whoever asked: browsers ask for six at a time."""
 
     def finished(self, drawn: bytes, order: Order) -> bytes:
         """The file of a picture as the engine drew it."""
         image = FILTERS.get(order.style, lambda same: same)(fitted(_opened(drawn), parse_size(order.size)))
-        return self._file(image, order.format, order.provenance)
+        return self.credentials.sign(_file(image, order.format, order.provenance), MEDIA_TYPES[order.format])
 
     def converted(
         self, file: bytes, *, size: str | None, fmt: str | None, kept: str, provenance: dict[str, str]
     ) -> bytes:
-        """A finished picture in another size or format; the same bytes when neither differs from what is kept."""
+        """A finished picture in another size or format; the same bytes when neither differs from what is kept.
+
+        A problem of 503 where it took too long.
+        """
         from PIL import Image
 
         with Image.open(io.BytesIO(file)) as header:
-            wanted = parse_size(size) if size else header.size
-            if wanted == header.size and fmt in (None, kept):
+            wanted, fmt = parse_size(size) if size else header.size, fmt or kept
+            if (wanted, fmt) == (header.size, kept):
                 return file
-        return self._file(fitted(_opened(file), wanted), fmt or kept, provenance)
+        job = self.processes.begin(convert, file, wanted, fmt, provenance, timeout_s=CONVERT_S)
+        try:
+            return self.credentials.sign(job.result(), MEDIA_TYPES[fmt])
+        except TimeoutError as error:
+            raise Problem(503, "busy", BUSY, headers={"Retry-After": str(RETRY_S)}) from error
 
-    def _file(self, image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
-        file = encoded(marked(image), fmt, provenance=provenance, quick=True)
-        return self.credentials.sign(file, MEDIA_TYPES[fmt])
+    def close(self) -> None:
+        """End the process that converts."""
+        self.processes.close()
+
+
+def convert(file: bytes, size: tuple[int, int], fmt: str, provenance: dict[str, str]) -> bytes:
+    """A picture's file in another size or format, marked anew; runs in a confined process."""
+    return _file(fitted(_opened(file), size), fmt, provenance)
+
+
+def _file(image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
+    return encoded(marked(image), fmt, provenance=provenance, quick=True)
 
 
 def checked_size(text: str) -> tuple[int, int]:

@@ -58,6 +58,7 @@ class Service:
     def close(self) -> None:
         """Let go of everything that was opened."""
         self.intake.close()
+        self.delivery.close()
         self.line.close()
         self.records.engine.dispose()
 

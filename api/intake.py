@@ -1,7 +1,6 @@
-"""Taking photos in: each is decoded and measured in a process of its own kind, with little memory and little time.
+"""Taking photos in: each is decoded and measured in a confined process.
 
-A picture decoder is the part of a service most often broken into or brought down. Here a hostile file can end a worker, and
-its sender is told that the photo cannot be used.
+A hostile file can end such a process, and its sender is told that the photo cannot be used.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import io
 import json
 import logging
-import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as TooLong
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from api.confined import Confined
 from photoflux.params import ValidateParams
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SECONDS, MEMORY_BYTES = 30.0, 4 << 30
+SECONDS = 30.0
 STORED_PX, LONGEST_PX, THUMBNAIL_PX = 2048, 16_384, 320
 """Short and long side of what is stored at most: enough for training at 1024² with room to crop, and no more than JPEG can hold.
 Long side of what is shown in lists."""
@@ -47,31 +46,19 @@ class Taken:
 
 @dataclass
 class Intake:
-    """A pool of decoding processes, started when the first photo comes."""
+    """Takes photos, in processes that are started when the first one comes."""
 
     params: ValidateParams
-    workers: int = 2
-    _pool: Any = field(default=None, repr=False)
+    processes: Confined = field(default_factory=lambda: Confined(2))
 
     def take(self, files: Sequence[bytes]) -> list[Taken]:
         """Decode, measure and shrink files; one after which a process had to be ended is no photo."""
-        pool = self._opened()
-        jobs = [pool.schedule(take, args=[data, self.params], timeout=SECONDS) for data in files]
+        jobs = [self.processes.begin(take, data, self.params, timeout_s=SECONDS) for data in files]
         return [_result(job) for job in jobs]
 
     def close(self) -> None:
         """End the processes."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-
-    def _opened(self) -> Any:
-        if self._pool is None:
-            from pebble import ProcessPool
-
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(max_workers=self.workers, initializer=_confine, context=context)
-        return self._pool
+        self.processes.close()
 
 
 def _result(job: Any) -> Taken:
@@ -92,17 +79,6 @@ def refused(problem: str, message: str) -> Taken:
     from photoflux.photos.table import UNKNOWN
 
     return Taken({"file": "", **UNKNOWN, "problem": problem, "problem_message": message})
-
-
-def _confine() -> None:
-    """Less memory than the machine has, one thread, no core dump with a photo in it, and no word of what decoders complain of."""
-    import os
-    import resource
-
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def take(data: bytes, params: ValidateParams) -> Taken:

@@ -28,8 +28,8 @@ UPLOAD = ("POST", "/api/upload")
 UPLOADS_BYTES = 160_000_000
 """Of uploads that are in memory at a time, all told."""
 LENGTH_DIGITS = 16
-WAIT_S = 20.0
-"""How long an upload waits for its turn before it is sent away."""
+WAIT_S, IDLE_S = 20.0, 15.0
+"""How long an upload waits for its turn before it is sent away, and how long it has its place while nothing arrives."""
 BUSY = "Many photos are arriving; send yours again in a moment."
 STRICT = "max-age=31536000; includeSubDomains"
 
@@ -130,7 +130,7 @@ class Bodies:
             return await refusal(scope, receive, send)
         try:
             async with self._turns.take(sender.user_id, _declared(scope)):
-                return await self.app(scope, self._in_time(receive), send)
+                return await self.app(scope, self._in_time(receive, idle_s=IDLE_S), send)
         except Problem as busy:
             headers = busy.headers | {"Connection": "close"}
             return await problem(busy.status, busy.kind, busy.detail, headers=headers)(scope, receive, send)
@@ -143,17 +143,20 @@ class Bodies:
         except (BadToken, SignedOut):
             return None
 
-    def _in_time(self, receive: Receive) -> Receive:
-        """A `receive` that gives up when the body's end is not there in time; afterwards it waits as long as it is asked to."""
-        until = asyncio.get_running_loop().time() + self.seconds
-        arrived = False
+    def _in_time(self, receive: Receive, *, idle_s: float = float("inf")) -> Receive:
+        """A `receive` that gives up when nothing arrives for `idle_s` or the body's end is not there in time.
+
+        Afterwards it waits as long as it is asked to.
+        """
+        now = asyncio.get_running_loop().time
+        until, arrived = now() + self.seconds, False
 
         async def receiving() -> Message:
             nonlocal arrived
             if arrived:
                 return await receive()
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(min(until, now() + idle_s)):
                     message = await receive()
             except TimeoutError as error:
                 arrived = True

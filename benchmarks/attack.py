@@ -38,10 +38,8 @@ from benchmarks.attackers import HOST, ROLES, WITH_MODEL, Account, Answer, Servi
 from benchmarks.log_check import not_json
 from photoflux.manifest import digest, read_manifest, write_bytes, write_json, write_text
 
-if (
-    TYPE_CHECKING
-):  # honest people's process is a light one: what trains and draws is imported where the service is started
-    from benchmarks.chaos import Served
+if TYPE_CHECKING:
+    from benchmarks.chaos import Served  # late: honest people's process is a light one, without what trains and draws
 
 HONEST, QUIET_S = 5, 15.0
 """How many honest people there are, and how long they are alone before the attack begins."""

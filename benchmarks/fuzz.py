@@ -23,7 +23,8 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from api.intake import CRASHED, MEMORY_BYTES, Intake, Taken
+from api.confined import MEMORY_BYTES
+from api.intake import CRASHED, Intake, Taken
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
 from photoflux.params import load_params

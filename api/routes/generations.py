@@ -39,7 +39,8 @@ from api.schemas import (
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
 router = make_router(prefix="/api", tags=["pictures"], responses=answers(*SIGNED_IN, 422))
-WAIT_S, LOOK_S = 30, 0.25
+WAIT_S, LOOK_S, LOOKED_S = 30, 0.25, 1.0
+"""How long an answer is held back at most; how often it is looked for at first, and after ten seconds."""
 
 
 @router.post("/generate", operation_id="generate", status_code=202, responses=answers(*BODY, 403, 404, 409))
@@ -122,10 +123,11 @@ async def get_result(
     found = await run_in_threadpool(_result, result_id, service, caller)
     if found.finished or not wait:
         return found
-    until = time.monotonic() + wait
+    since = time.monotonic()
     with service.held.hold("poll", caller.user_id):
-        while not found.finished and time.monotonic() < until and not await is_gone(request):
-            await asyncio.sleep(min(LOOK_S, max(0.0, until - time.monotonic())))
+        while not found.finished and (waited := time.monotonic() - since) < wait and not await is_gone(request):
+            # a tenth of what was waited already is hardly noticed, and so many looks less are taken
+            await asyncio.sleep(min(max(LOOK_S, waited / 10), LOOKED_S, wait - waited))
             found = await service.held.look(_still, result_id, service, caller)
     return found
 

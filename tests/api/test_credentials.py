@@ -62,6 +62,7 @@ def test_another_size_or_format_is_marked_and_signed_anew(credentials: Credentia
     assert delivery.converted(file, size=None, fmt="png", kept="png", provenance={}) == file
     assert delivery.converted(file, size="512x512", fmt=None, kept="png", provenance={}) == file
     other = delivery.converted(file, size="256x256", fmt="webp", kept="png", provenance={"seed": "7"})
+    delivery.close()
     said = read(other, "image/webp")
     assert said is not None
     assert said["state"] == "Valid"

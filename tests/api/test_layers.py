@@ -8,15 +8,20 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 import uvicorn
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from api import layers, main
 from api.settings import ApiSettings
+from api.tokens import Bearer
 from benchmarks.postgres import free_port
 from tests.api.conftest import innermost
 from tests.api.people import Person, Site, is_problem
@@ -90,6 +95,30 @@ def test_an_upload_that_stalls_ends_and_makes_room(served: tuple[str, Site], ada
     begun = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="a.jpg"\r\n\r\nxx'
     assert send_slowly(base, head, body=begun).startswith(b"HTTP/1.1 408")
     assert ada.upload(ada.subject(), {"a.jpg": b"no photo"}).status_code == 201
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_an_upload_of_which_nothing_arrives_loses_its_place_long_before_a_slow_one(
+    monkeypatch: pytest.MonkeyPatch, stalls: bool
+):
+    monkeypatch.setattr(layers, "IDLE_S", 0.3)
+    pieces = iter([True] * 9 + [False])  # longer than is waited for without a byte, all together
+
+    async def receive() -> Message:
+        await asyncio.sleep(60 if stalls else 0.05)
+        return {"type": "http.request", "body": b"x", "more_body": next(pieces)}
+
+    async def take(_: Scope, receive: Receive, __: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    async def send(_: Message) -> None:
+        raise AssertionError
+
+    bodies = layers.Bodies(take, seconds=50, uploads=1, check=lambda _: cast(Bearer, SimpleNamespace(user_id="x")))
+    scope = {"type": "http", "method": "POST", "path": "/api/upload", "headers": [(b"authorization", b"Bearer x")]}
+    with pytest.raises(HTTPException, match="408") if stalls else nullcontext():
+        asyncio.run(bodies(scope, receive, send))
 
 
 def test_of_too_many_uploads_some_are_sent_away(served: tuple[str, Site], ada: Person):
