@@ -1,12 +1,13 @@
 """What honest people notice, and what memory the service takes, while it is abused in some twenty ways at once.
 
     python -m benchmarks.attack
-    python -m benchmarks.attack --minutes 2 --out build
+    python -m benchmarks.attack --minutes 2 --any-speed --out build
 
 Starts the service as `make serve` does, with its usual settings and limits. Five honest people sign in by the front door, look around,
 ask for pictures and load them in another size; `benchmarks.attackers` says what the attackers do meanwhile. Both are processes of their
 own on the machine that serves; the attackers' yields to the honest people's, since theirs would be other machines. Writes `attack.json`,
-`attack.md` and `attack.png`; ends with 1 where an aim is missed.
+`attack.md` and `attack.png`; ends with 1 where an aim is missed. With `--any-speed` latency is told and not judged: what is measured on
+a machine of unknown speed says nothing of a change. Growth of memory is judged where the attack is long enough to have an even part.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ HONEST, QUIET_S = 5, 15.0
 """How many honest people there are, and how long they are alone before the attack begins."""
 AIMS = {"api_rss_max_mb": 700.0, "api_growth": 0.05, "reads_p95_ms": 300.0, "honest_failures": 0, "wrong": 0}
 FLAT_S = 600.0
-"""Memory is to be flat in the last ten minutes, or the last two thirds of a shorter attack."""
+"""Memory is to be flat in the last ten minutes; of a shorter attack the last two thirds are told."""
+TIMES = ("reads_p95_ms",)
+"""Aims that depend on the machine."""
 READ_EVERY_S, GENERATE_EVERY_S, UPLOAD_EVERY_S, SIGN_IN_EVERY_S, WEBHOOK_EVERY_S = 1.0, 45.0, 120.0, 200.0, 30.0
 PATIENCE_S = 60.0
 """How long honest people go on where they are told to come back in a moment; reads are never told so."""
@@ -415,10 +418,14 @@ def _spread(all_ms: Sequence[float]) -> dict[str, float]:
     } | {"max_ms": round(max(all_ms), 1)}  # fmt: skip
 
 
-def met(found: Mapping[str, Any]) -> dict[str, bool]:
-    """Which aims were met; a figure that is not there meets none."""
-    told = {**found, "wrong": len(found["wrong"])}
-    return {name: told[name] is not None and told[name] <= most for name, most in AIMS.items()}
+def met(found: Mapping[str, Any], *, any_speed: bool = False) -> dict[str, bool]:
+    """Which of the aims that are judged were met; a figure that is not there meets none."""
+    told, passed_over = {**found, "wrong": len(found["wrong"])}, TIMES if any_speed else ()
+    if found["flat_over_s"] < FLAT_S:
+        passed_over = (*passed_over, "api_growth")
+    return {
+        name: told[name] is not None and told[name] <= most for name, most in AIMS.items() if name not in passed_over
+    }
 
 
 def logged_errors(folder: Path) -> dict[str, int]:
@@ -482,7 +489,8 @@ def page(result: Mapping[str, Any]) -> str:
         "honest_failures": "honest requests that failed", "wrong": "things that must not be",
     }  # fmt: skip
     for name, most in AIMS.items():
-        aims.append((names[name], f"{most:g}", f"{told[name]}", "yes" if result["met"][name] else "**no**"))
+        met = {True: "yes", False: "**no**", None: "not judged"}[result["met"].get(name)]
+        aims.append((names[name], f"{most:g}", f"{told[name]}", met))
     kinds = [
         (kind, str(one["count"]), *(_p95(one.get(when)) for when in ("quiet", "attacked")))
         for kind, one in result["by_kind"].items()
@@ -612,6 +620,7 @@ def _cpu(served: Served) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attack", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--any-speed", action="store_true", help="judge nothing that depends on the machine's speed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(argv)
@@ -630,7 +639,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             served.stop()
     figure = found.pop("figure")
     result = {
-        "kind": "benchmark-attack", "schema_version": 1, "machine": machine(), "aims": AIMS, "met": met(found), **found,
+        "kind": "benchmark-attack", "schema_version": 1, "machine": machine(), "aims": AIMS,
+        "met": met(found, any_speed=options.any_speed), **found,
     }  # fmt: skip
     write_json(options.out / "attack.json", result)
     write_bytes(options.out / "attack.png", figure)

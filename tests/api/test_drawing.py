@@ -273,6 +273,7 @@ def test_an_engine_that_drips_its_answer_is_given_up(site: Site, monkeypatch: py
     """Each byte comes in time, the answer does not."""
     monkeypatch.setattr("api.drawing.ANSWER_S", 0.5, raising=False)
     monkeypatch.setattr("api.drawing.PATIENCE_S", 1.0)
+    monkeypatch.setattr("api.drawing.FORGET_S", 1.0)
     ended = threading.Event()
 
     def answer(handler: BaseHTTPRequestHandler) -> None:

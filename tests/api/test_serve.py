@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from api.inventory import inventory
-from benchmarks.chaos import QUICK, Served, live_through
+from benchmarks.chaos import Served
 from photoflux.vault.blobs import FolderStore
 from photoflux.vault.kek import LOCAL
 from photoflux.vault.keyring import KeyMissing, Keyring
@@ -112,8 +112,10 @@ def draw_with_canaries(client: httpx2.Client) -> tuple[str, list[bytes]]:
     assert client.put(f"/api/results/{result}/feedback", json=said).status_code == 204
     client.get("/api/prompts/suggest", params={"subject": subject, "q": CANARY})
     export = client.post("/api/me/export").json()["id"]
-    while client.get(f"/api/me/exports/{export}").json()["state"] != "succeeded":
+    while (shown := client.get(f"/api/me/exports/{export}").json())["state"] in ("queued", "running"):
+        assert time.monotonic() < until
         time.sleep(0.2)
+    assert shown["state"] == "succeeded", shown
     pieces = [client.get(f"/api/media/photos/{photo['id']}").content
               for photo in client.get(f"/api/subjects/{subject}/photos").json()["photos"]]  # fmt: skip
     with zipfile.ZipFile(io.BytesIO(client.get(f"/api/media/exports/{export}").content)) as archive:
@@ -183,17 +185,6 @@ def label_of(data: bytes) -> Label | None:
         return None
     sealed = isinstance(told, dict) and told.get("format") == FORMAT
     return Label(told["owner"], told["kind"], told["id"]) if sealed else None
-
-
-def test_nothing_is_lost_or_doubled_while_processes_are_killed(tmp_path: Path):
-    """Three people's day with ten kills; `python -m benchmarks.chaos` is the same with twenty and fifty."""
-    served = Served(tmp_path, "--no-mlflow", people=3, PHOTOFLUX_RUN_DEFAULTS=json.dumps(QUICK))
-    try:
-        found = live_through(served, people=3, kills=10, seed=1)
-    finally:
-        served.stop()
-    assert found["wrong"] == []
-    assert found["killed"] >= 5, found
 
 
 def test_it_serves_over_tls_with_an_authority_of_its_own(start: Any):
