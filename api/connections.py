@@ -7,6 +7,7 @@ and memory, so that whoever says nothing, says it slowly or does not listen is l
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import resource
 import socket
 import struct
@@ -18,7 +19,7 @@ from typing import Any
 import uvicorn
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.addresses import counted_as
 from api.media_types import media_type
@@ -33,6 +34,9 @@ ANSWER_S = 120.0
 """From the first to the last byte of an answer."""
 ENDLESS = ("text/event-stream", "application/zip")
 """Answers that take as long as they take, each piece of them SEND_S at most: event streams, and exports that may be large."""
+HEAD_BYTES, HEADERS_MAX, PIPELINED_MAX = 64 * 1024, 200, 8
+"""A request's head at most, and as much again around its body: the sizes of chunks, trailers. Requests sent before earlier ones
+are answered."""
 PIECE_BYTES = 64 * 1024
 LOOK_TICKS = 5
 """Every how many ticks of uvicorn, of a tenth of a second each, connections are looked at."""
@@ -42,12 +46,16 @@ REFUSED_AT_ONCE = 64
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: close without waiting for anybody."""
 
-Base: Any = AutoHTTPProtocol
-"""By httptools, which takes a fraction of the time of the h11 that uvicorn takes where it is missing."""
+Base: Any = HttpToolsProtocol
+"""By httptools, which takes a fraction of the time of h11. It bounds nothing."""
+
+
+class TooMuch(ValueError):
+    """More than a request may have around its body, or more requests than are kept."""
 
 
 class TimedProtocol(Base):  # type: ignore[misc]
-    """uvicorn's protocol for HTTP, with an end to everything that it waits for."""
+    """uvicorn's protocol for HTTP, with an end to everything that it waits for and keeps."""
 
     app: ASGIApp
 
@@ -57,6 +65,8 @@ class TimedProtocol(Base):  # type: ignore[misc]
         self._stuck_since: float | None = None
         self._answer_since: float | None = None
         self._closing_since: float | None = None
+        self._in_head = True
+        self._body_bytes = self._other_bytes = 0
         self._inner: ASGIApp = self.app
         self.app = self._answer
 
@@ -67,9 +77,40 @@ class TimedProtocol(Base):  # type: ignore[misc]
     def data_received(self, data: bytes) -> None:
         if self._head_since is None and not self._is_busy():
             self._head_since = self.loop.time()
+        self._other_bytes += len(data)
         super().data_received(data)
+        if self._other_bytes > HEAD_BYTES + self._body_bytes // 4 and not self.transport.is_closing():
+            self.transport.abort()  # what is not complete is with the parser, which takes ever longer for it
         if self._is_busy():
             self._head_since = None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._body_bytes = self._other_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Headers alone: a trailer is none, and would be believed like one."""
+        if self._in_head:
+            if len(self.headers) >= HEADERS_MAX:
+                raise TooMuch
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+        if len(self.pipeline) > PIPELINED_MAX:  # uvicorn reads on after each answer, however many wait
+            self.transport.abort()
+            raise TooMuch
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        self._other_bytes = max(0, self._other_bytes - len(body))
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -142,18 +183,25 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Addresses:
-    """How many connections each client address holds; one beyond `most` is closed at once, and 0 counts nothing."""
+    """How many connections each client address holds; one beyond `most` is closed at once, and 0 counts nothing.
 
-    def __init__(self, most: int) -> None:
+    A proxy's are not bounded: they are those of its clients, which it counts itself.
+    """
+
+    def __init__(self, most: int, *, proxies: str = "") -> None:
         self.most, self._held = most, Counter[str]()
+        self._proxies = [ipaddress.ip_network(one.strip()) for one in proxies.split(",") if one.strip()]
 
     def take(self, host: str) -> bool:
         """Count a connection, unless its address holds as many as it may."""
         client = counted_as(host)
-        if self.most and self._held[client] >= self.most:
+        if self.most and self._held[client] >= self.most and not self._is_proxy(host):
             return False
         self._held[client] += 1
         return True
+
+    def _is_proxy(self, host: str) -> bool:
+        return any(ipaddress.ip_address(host.partition("%")[0]) in network for network in self._proxies)
 
     def give_back(self, host: str) -> None:
         """A connection that was taken is over."""
@@ -183,7 +231,7 @@ class Connection(socket.socket):
 class Listener(socket.socket):
     """A listening socket that accepts so many connections of an address at a time."""
 
-    addresses = Addresses(0)
+    addresses = Addresses(CONNECTIONS_MAX)
 
     def accept(self) -> tuple[socket.socket, Any]:
         """A connection and its address. Raises BlockingIOError when there is none, as any socket that does not block."""
@@ -199,9 +247,9 @@ class Listener(socket.socket):
         raise BlockingIOError("others have a turn before more are refused")
 
 
-def listen(host: str, port: int, *, per_address: int) -> list[socket.socket]:
+def listen(host: str, port: int, *, per_address: int, proxies: str = "") -> list[socket.socket]:
     """Sockets that listen at every address of `host`. Raises OSError for one that is taken or not this machine's."""
-    addresses = Addresses(per_address)
+    addresses = Addresses(per_address, proxies=proxies)
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -240,11 +288,8 @@ def make_server(app: ASGIApp, *, proxies: str = "", tls_cert: str = "", tls_key:
 def serve(
     app: ASGIApp, *, host: str, port: int, per_address: int, proxies: str = "", tls_cert: str = "", tls_key: str = ""
 ) -> None:
-    """Serve until SIGTERM; requests that are being answered are finished. Raises OSError for an address that cannot be had.
-
-    Behind a proxy every connection is the proxy's, which counts those of its clients itself.
-    """
+    """Serve until SIGTERM; requests that are being answered are finished. Raises OSError for an address that cannot be had."""
     allow_open_files()
-    sockets = listen(host, port, per_address=0 if proxies else per_address)
+    sockets = listen(host, port, per_address=per_address, proxies=proxies)
     with suppress(KeyboardInterrupt):
         make_server(app, proxies=proxies, tls_cert=tls_cert, tls_key=tls_key).run(sockets)

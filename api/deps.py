@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from api.db import Base, Records
 from api.delivery import Delivery
 from api.health import Health
-from api.held import HeldRequests
+from api.held import HeldRequests, Turns
 from api.identity import Identities
 from api.intake import Intake
 from api.journal import AuditHeads, Journal
@@ -52,6 +52,8 @@ class Service:
     subscriptions: Subscriptions
     health: Health
     held: HeldRequests
+    looking_up: Turns
+    """Look-ups of names that people give: somebody's name server may never answer, and a thread waits for it."""
     class_nouns: tuple[str, ...]
     trigger: str
 
@@ -82,10 +84,16 @@ def get_caller(
         raise Problem(401, "unauthorized", "Sign in first.", headers={"WWW-Authenticate": "Bearer"})
     caller = service.tokens.bearer(credentials.credentials)
     request.state.actor = service.journal.pseudonym(caller.user_id)
-    service.limits.check("ask", caller.user_id)
-    if not service.sign_ins.is_open(caller.sign_in_id):
-        raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
+    _count(service, caller)
     return caller
+
+
+def _count(service: Service, bearer: Bearer) -> None:
+    """Count a request for whom it is made. A problem of 401 where the sign-in is over: what a stolen token does is not its owner's."""
+    if not service.sign_ins.is_open(bearer.sign_in_id):
+        service.limits.check("ask", bearer.sign_in_id)
+        raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
+    service.limits.check("ask", bearer.user_id)
 
 
 Caller = Annotated[Bearer, Depends(get_caller)]
@@ -102,9 +110,7 @@ def get_viewer(
         return get_caller(request, service, credentials)
     viewer = service.tokens.viewer(photoflux_media)
     request.state.actor = service.journal.pseudonym(viewer.user_id)
-    service.limits.check("ask", viewer.user_id)
-    if not service.sign_ins.is_open(viewer.sign_in_id):
-        raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
+    _count(service, viewer)
     return viewer
 
 

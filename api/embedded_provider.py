@@ -435,6 +435,8 @@ def _refused(request: Request, provider: Server) -> Response | None:
 
 async def _authorized(request: Request, provider: Server, checks: PasswordChecks) -> Response:
     """The way back with a code, or the form again with what was wrong."""
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return HTMLResponse("This form is sent from its own page only.", 403)  # others could lock somebody out with it
     form, address = await _form(request), address_of(request)
     if refusal := _refused(request, provider):
         return refusal

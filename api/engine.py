@@ -161,7 +161,7 @@ def make_app(
         await asyncio.to_thread(app.state.engine.forget, granted.owner)
 
     # Elsewhere its own network decides who asks, by names that nobody here knows; a capability is asked for everywhere.
-    inner = app if settings.environment else KnownHosts(app, probes=(settings.health_route, "/metrics"))
+    inner = app if settings.environment else KnownHosts(app, probes=(settings.health_route,))
     return Requests(problems.Outermost(inner))
 
 

@@ -203,11 +203,11 @@ class Erasure:
         with self.records.writing() as session:
             if user := session.get(User, owner, with_for_update=True):
                 session.delete(user)
-                session.flush()
-            session.get_one(Tombstone, receipt, with_for_update=True).done_ms = now_ms()
-            self.journal.note(session, SYSTEM, "account.erased", receipt, "done")
         try:
             self.records.truncate_log()
         except TimeoutError as error:
-            log.warning("the log of the database was not emptied: %s", type(error).__name__)
+            raise UnderWay("somebody reads what the database has not let go of yet") from error
+        with self.records.writing() as session:
+            session.get_one(Tombstone, receipt, with_for_update=True).done_ms = now_ms()
+            self.journal.note(session, SYSTEM, "account.erased", receipt, "done")
         self.recorded()

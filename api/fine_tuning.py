@@ -7,6 +7,7 @@ the pipeline where it is.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.db import ACTIVE, AccountClosed, Generation, Model, Records, Run, Subject, now_ms
+from api.db import ACTIVE, AccountClosed, Generation, Model, Records, Run, Subject, now_ms, retried
 from api.generations import end_generation
 from api.journal import SYSTEM, Journal
 from photoflux.errors import PhotoFluxError
@@ -35,8 +36,10 @@ from photoflux.vault.blobs import BlobExists
 from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
-from pipelines.orchestrators import LOST, Orchestrator, RunRef
+from pipelines.orchestrators import LOST, Orchestrator, RunGone, RunRef
 from pipelines.watch import progress
+
+log = logging.getLogger(__name__)
 
 KILLED = (LOST, "SIGKILL", "SIGTERM")
 """Kinds of failure that say nothing about the run itself: it is tried again."""
@@ -45,6 +48,8 @@ CARD = "card"
 SIGNED = (("finetune", "adapter"), ("gate", "decision"), ("evaluate", "evaluation"), ("audit", "audit"))
 """What registering takes, by the step that wrote it."""
 CANCELLED = "the run was cancelled"
+MISSED_MAX = 5
+"""How often in a row nothing may be learnt of a pipeline: a watch takes hours, and each call over a network may fail."""
 GUESS_S = 240.0
 """How long a run takes on one machine before any has been timed."""
 
@@ -93,9 +98,19 @@ class FineTuning:
         return State.failed if row is not None and row.error else run.state
 
     def _watched(self, run_id: str, ref: RunRef) -> PipelineRun:
-        told: list[Any] = []
+        told, missed = list[Any](), 0
         while True:
-            run = self.orchestrator.status(ref)
+            try:
+                run, missed = self.orchestrator.status(ref), 0
+            except RunGone:
+                raise
+            except Exception:
+                missed += 1
+                if missed > MISSED_MAX:
+                    raise
+                log.warning("how run %s stands could not be learnt; it is asked again", run_id)
+                time.sleep(self.orchestrator.look_s)
+                continue
             while self.stopping.is_set():
                 time.sleep(self.orchestrator.look_s)
             if (steps := steps_of(run, Path(ref.where) / "logs")) != told:
@@ -121,11 +136,13 @@ class FineTuning:
             return self._settle(row, attempt, ended)
         except (AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
             return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
+        except RunGone:  # deleted with what was learnt of the subject: a consent was withdrawn
+            return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
 
     def _settle(self, row: Run, attempt: int, ended: str) -> str:
         if ended != State.succeeded:
             return self.fail(row.id, *self._why(row, attempt, ended), cancelled=ended == State.cancelled)
-        ref = self.orchestrator.submit(pipeline_params(row), name=f"{row.id}-{attempt}")
+        ref = self.orchestrator.find(f"{row.id}-{attempt}")
         with TemporaryDirectory(prefix="photoflux-") as scratch:
             run, folder = self.orchestrator.collect(ref, Path(scratch))
             self._keep_reports(row, run, folder)
@@ -164,7 +181,7 @@ class FineTuning:
         return State.cancelled
 
     def _sign(self, row: Run) -> str:
-        ref = self.orchestrator.submit(pipeline_params(row), name=f"{row.id}-{(row.actual or {}).get('attempt', 1)}")
+        ref = self.orchestrator.find(f"{row.id}-{(row.actual or {}).get('attempt', 1)}")
         with TemporaryDirectory(prefix="photoflux-") as scratch:
             run, folder = self.orchestrator.collect(ref, Path(scratch) / "run")
             self.require()
@@ -217,8 +234,7 @@ class FineTuning:
             return "killed", "the run was killed again and again and was given up; start it anew"
         if row.error:
             return row.error_code or "failed", row.error
-        ref = self.orchestrator.submit(pipeline_params(row), name=f"{row.id}-{attempt}")
-        run = self.orchestrator.status(ref)
+        run = self.orchestrator.status(self.orchestrator.find(f"{row.id}-{attempt}"))
         return "failed", run.error.message if run.error else "the run failed"
 
     def _published(self, row: Run, run: PipelineRun, folder: Path) -> Model | None:
@@ -264,6 +280,7 @@ class FineTuning:
         session.flush()
         subject.champion_id = made.id
 
+    @retried
     def fail(self, run_id: str, code: str, why: str, *, cancelled: bool = False) -> str:
         """Record that there will be no model; returns the state the run is in then."""
         with self.records.writing() as session:
@@ -272,6 +289,7 @@ class FineTuning:
                 return row.state if row else State.cancelled
             return self._end(session, row, "cancelled" if cancelled else "failed", code, why)
 
+    @retried
     def give_up(self, run_id: str, code: str, why: str) -> str:
         """As `fail`, for a run of which nobody knows how its pipeline stands: that is ended too."""
         with self.records.writing() as session:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from api.db import ACTIVE, AccountClosed, Generation, Model, Picture, Records, new_id, now_ms
+from api.db import ACTIVE, AccountClosed, Generation, Model, Picture, Records, new_id, now_ms, retried
 from api.delivery import Delivery, Order
 from api.drawing import EngineClient, GivenUp, Refused, Wanted
 from api.journal import SYSTEM, Journal
@@ -107,6 +107,7 @@ class Generations:
         for picture in rows:
             self.objects.delete(row.user_id, "picture", picture.object_id)
 
+    @retried
     def end(self, generation_id: str, state: str, code: str, why: str) -> str:
         """Record that there will be no pictures."""
         with self.records.writing() as session:

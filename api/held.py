@@ -107,25 +107,35 @@ class Budget:
                 turn.set_result(None)
 
 
+class Share:
+    """What one person may have of `Turns`."""
+
+    def __init__(self, places: int, memory_bytes: int) -> None:
+        self.places, self.memory = asyncio.Semaphore(places), Budget(memory_bytes)
+
+
 class Turns:
     """Places for work that takes much memory or time.
 
-    A person takes `per_person` of them at most, so that who asks for much waits behind themselves and not in front of others.
+    A person takes `per_person` of them and half of the memory at most, so that who asks for much waits behind themselves and not in
+    front of others.
     """
 
     def __init__(self, places: int, *, per_person: int, wait_s: float, told: str, memory_bytes: int = 0) -> None:
         self.per_person, self.wait_s, self.told = per_person, wait_s, told
         self._places, self._memory = asyncio.Semaphore(places), Budget(memory_bytes)
-        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._own: WeakValueDictionary[str, Share] = WeakValueDictionary()
 
     @asynccontextmanager
     async def take(self, person: str, memory_bytes: int = 0) -> AsyncIterator[None]:
         """Wait for a place and for memory, and have them until the end. A problem of 503 where none is free in `wait_s` seconds."""
-        own = self._own.setdefault(person, asyncio.Semaphore(self.per_person))
+        own = self._own.setdefault(person, Share(self.per_person, self._memory.amount // 2))
+        memory_bytes = min(memory_bytes, own.memory.amount)
         async with AsyncExitStack() as taken:
             try:
                 async with asyncio.timeout(self.wait_s):
-                    await taken.enter_async_context(own)
+                    await taken.enter_async_context(own.places)
+                    await taken.enter_async_context(own.memory.take(memory_bytes))
                     await taken.enter_async_context(self._places)
                     await taken.enter_async_context(self._memory.take(memory_bytes))
             except TimeoutError as error:

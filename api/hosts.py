@@ -18,8 +18,8 @@ from api.settings import ApiSettings, is_loopback
 HOST = re.compile(
     rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\.?)(?::(?P<port>[0-9]{1,5}))?"
 )
-PROBES = ("/livez", "/readyz", "/metrics")
-"""Asked by machines, by whatever address they have."""
+PROBES, METRICS = ("/livez", "/readyz"), "/metrics"
+"""Asked by machines, by whatever address they have; METRICS where they show a token, which no page of somebody else's has."""
 PROXIED = re.compile(rb"forwarded|x-real-ip|x-forwarded-.*", re.IGNORECASE)
 NOT_HERE = "This address is not the service's own; use the one that it was set up with."
 NOT_ALONE = (
@@ -58,7 +58,8 @@ class KnownHosts:
 
 def known_hosts(app: ASGIApp, settings: ApiSettings) -> ASGIApp:
     """`app` behind the host of the public address, or behind loopback alone where no environment is named."""
-    return KnownHosts(app, host=settings.public_host if settings.environment else "")
+    probes = (*PROBES, METRICS) if settings.metrics_token.get_secret_value() else PROBES
+    return KnownHosts(app, host=settings.public_host if settings.environment else "", probes=probes)
 
 
 def asked_host(headers: Iterable[tuple[bytes, bytes]]) -> str:

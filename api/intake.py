@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as TooLong
 from dataclasses import dataclass, field
@@ -52,9 +53,16 @@ class Intake:
     processes: Confined = field(default_factory=lambda: Confined(2))
 
     def take(self, files: Sequence[bytes]) -> list[Taken]:
-        """Decode, measure and shrink files; one after which a process had to be ended is no photo."""
-        jobs = [self.processes.begin(take, data, self.params, timeout_s=SECONDS) for data in files]
-        return [_result(job) for job in jobs]
+        """Decode, measure and shrink files; one after which a process had to be ended is no photo.
+
+        Few of them are in front of others' at a time, so that one photo does not wait behind twenty.
+        """
+        jobs, taken = deque[Any](), list[Taken]()
+        for data in files:
+            jobs.append(self.processes.begin(take, data, self.params, timeout_s=SECONDS))
+            if len(jobs) >= self.processes.workers:
+                taken.append(_result(jobs.popleft()))
+        return taken + [_result(job) for job in jobs]
 
     def close(self) -> None:
         """End the processes."""

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from api.db import AuditEntry, Records, at_end, now_ms
 from api.secrets import OWNER, keyed_digest
 from photoflux.errors import PhotoFluxError
-from photoflux.vault.blobs import BlobExists
+from photoflux.vault.blobs import BlobExists, BlobMissing
 from photoflux.vault.objects import Objects
 
 FIRST = "0" * 64
@@ -115,7 +115,8 @@ class AuditHeads:
 
     def first_broken(self) -> int | None:
         """As `Journal.first_broken`, held against every stored head as well: entries that a head knew must be there as it knew them."""
-        heads = {int(name): self._digest_in(name) for name in self.objects.ids(OWNER, HEAD)}
+        read = ((int(name), self._digest_in(name)) for name in self.objects.ids(OWNER, HEAD))
+        heads = {number: digest for number, digest in read if digest is not None}
         with self.records.reading() as session:
             found = [broken] if (broken := self.journal.first_broken(session)) else []
             newest = session.scalar(select(func.max(AuditEntry.number))) or 0
@@ -125,10 +126,12 @@ class AuditHeads:
         other = [number for number, digest in digests.items() if heads[number] != digest]
         return min([*found, *missing, *other], default=None)
 
-    def _digest_in(self, name: str) -> str:
-        """What a head says; nothing that any entry has where it was tampered with."""
+    def _digest_in(self, name: str) -> str | None:
+        """What a head says; nothing that any entry has where it was tampered with, None where it was thinned out meanwhile."""
         try:
             return str(json.loads(self.objects.get(OWNER, HEAD, name))["digest"])
+        except BlobMissing:
+            return None
         except PhotoFluxError:
             return ""
 
@@ -136,7 +139,10 @@ class AuditHeads:
         """Delete heads of a day but its last one, where they are older: a later head knows all that an earlier one did."""
         by_day: dict[int, list[str]] = {}
         for name in self.objects.ids(OWNER, HEAD):
-            head = json.loads(self.objects.get(OWNER, HEAD, name))
+            try:
+                head = json.loads(self.objects.get(OWNER, HEAD, name))
+            except BlobMissing:  # another sweep was faster
+                continue
             if head["at_ms"] < older_than_ms:
                 by_day.setdefault(head["at_ms"] // DAY_MS, []).append(name)
         superseded = [name for names in by_day.values() for name in sorted(names)[:-1]]

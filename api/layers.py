@@ -27,7 +27,8 @@ HEADERS = {
 UPLOAD = ("POST", "/api/upload")
 UPLOADS_BYTES = 160_000_000
 """Of uploads that are in memory at a time, all told."""
-LENGTH_DIGITS = 16
+LENGTH_DIGITS, PERSONS = 16, 8
+"""PERSONS: how many people together can take all places for uploads, each their share."""
 WAIT_S, IDLE_S = 20.0, 15.0
 """How long an upload waits for its turn before it is sent away, and how long it has its place while nothing arrives."""
 BUSY = "Many photos are arriving; send yours again in a moment."
@@ -92,10 +93,10 @@ class Revalidated:
         await send({"type": "http.response.body", "body": b"" if same else body})
 
 
-def _declared(scope: Scope) -> int:
-    """How large a body says that it is; all that there is room for, where it does not say."""
+def _declared(scope: Scope) -> int | None:
+    """How large a body says that it is; None where it does not say."""
     length = Headers(scope=scope).get("content-length", "")
-    return int(length) if length.isdecimal() and len(length) < LENGTH_DIGITS else UPLOADS_BYTES
+    return int(length) if length.isdecimal() and len(length) < LENGTH_DIGITS else None
 
 
 def _is_document(message: Message) -> bool:
@@ -116,7 +117,7 @@ class Bodies:
     def __init__(self, app: ASGIApp, *, seconds: float, uploads: int, check: Callable[[str], Bearer]) -> None:
         self.app, self.seconds, self.check = app, seconds, check
         self._turns = Turns(
-            uploads, per_person=max(1, uploads // 2), wait_s=WAIT_S, told=BUSY, memory_bytes=UPLOADS_BYTES
+            uploads, per_person=max(1, uploads // PERSONS), wait_s=WAIT_S, told=BUSY, memory_bytes=UPLOADS_BYTES
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,9 +129,11 @@ class Bodies:
         if sender is None:
             refusal = problem(401, headers={"WWW-Authenticate": "Bearer", "Connection": "close"})
             return await refusal(scope, receive, send)
+        if (length := _declared(scope)) is None:
+            return await problem(411, headers={"Connection": "close"})(scope, receive, send)
         try:
-            async with self._turns.take(sender.user_id, _declared(scope)):
-                return await self.app(scope, self._in_time(receive, idle_s=IDLE_S), send)
+            async with self._turns.take(sender.user_id, length):
+                return await self.app(scope, self._in_time(receive, length=length), send)
         except Problem as busy:
             headers = busy.headers | {"Connection": "close"}
             return await problem(busy.status, busy.kind, busy.detail, headers=headers)(scope, receive, send)
@@ -143,24 +146,29 @@ class Bodies:
         except (BadToken, SignedOut):
             return None
 
-    def _in_time(self, receive: Receive, *, idle_s: float = float("inf")) -> Receive:
-        """A `receive` that gives up when nothing arrives for `idle_s` or the body's end is not there in time.
+    def _in_time(self, receive: Receive, *, length: int = 0) -> Receive:
+        """A `receive` that gives up when the body's end is not there in time; afterwards it waits as long as it is asked to.
 
-        Afterwards it waits as long as it is asked to.
+        Of a body of a `length` something arrives every IDLE_S, and it is never later by more than them than one that comes evenly.
         """
         now = asyncio.get_running_loop().time
-        until, arrived = now() + self.seconds, False
+        since, received, arrived = now(), 0, False
+
+        def until() -> float:
+            last = since + self.seconds
+            return min(last, now() + IDLE_S, since + IDLE_S + self.seconds * received / length) if length else last
 
         async def receiving() -> Message:
-            nonlocal arrived
+            nonlocal arrived, received
             if arrived:
                 return await receive()
             try:
-                async with asyncio.timeout_at(min(until, now() + idle_s)):
+                async with asyncio.timeout_at(until()):
                     message = await receive()
             except TimeoutError as error:
                 arrived = True
                 raise HTTPException(408, headers={"Connection": "close"}) from error
+            received += len(message.get("body", b""))
             arrived = message["type"] != "http.request" or not message.get("more_body", False)
             return message
 

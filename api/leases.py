@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Lease:
     def __init__(self, records: Records, folder: Path, *, on_lost: Callable[[], object] = exit_at_once) -> None:
         self.records, self.folder, self.id, self.on_lost = records, folder, new_id(), on_lost
         self._lock: int | None = None
+        self._beat_at = float("-inf")
 
     def acquire(self) -> None:
         """Lock the file and add the row, before any work can be taken under this id."""
@@ -55,6 +57,7 @@ class Lease:
         with self.records.writing() as session:
             now = database_ms(session)
             session.add(Worker(id=self.id, started_ms=now, beat_ms=now))
+        self._beat_at = time.monotonic()
 
     def beat(self) -> None:
         """Say that this worker lives, and declare those dead that have not for `LEASE_S`, or whose process has ended here."""
@@ -64,6 +67,9 @@ class Lease:
             lost = session.execute(mine).rowcount == 0  # type: ignore[attr-defined]
         if lost:
             self._give_up()
+        away_s, self._beat_at = time.monotonic() - self._beat_at, time.monotonic()
+        if away_s > LEASE_S / 2:  # others may have been kept from the database, too, and beat in a moment
+            return
         with self.records.writing() as session:
             # Whoever holds a row is recording work; it is looked at again with the next beat.
             others = (

@@ -23,7 +23,7 @@ from api.deps import Service, ServiceDep
 from api.description import TAGS, TEXT, DescribedApp
 from api.embedded_provider import CLIENT_ID, Accounts, make_provider
 from api.health import Health
-from api.held import HeldRequests
+from api.held import HeldRequests, Turns
 from api.hosts import known_hosts
 from api.identity import Identities, Provider
 from api.intake import Intake
@@ -65,6 +65,8 @@ from photoflux.vault.objects import open_objects
 BODY_BYTES = 64 * 1024
 """What a request may hold, but for uploads."""
 PROVIDER_PATH, CALLBACK_PATH = "/provider", "/api/auth/callback"
+LOOK_UPS, LOOK_UP_S = 4, 10.0
+UNKNOWN_HOSTS = "Many addresses are being looked up; ask again in a moment."
 SWITCH_S = 0.0005
 """How long a thread that computes keeps Python's lock. A short answer takes it up dozens of times, each time behind whoever computes:
 with the usual 5 ms, reads under attack took twice as long."""
@@ -96,7 +98,8 @@ def make_service(settings: ApiSettings) -> Service:
         objects=objects, album=Album(objects, key, checks, settings.photos_max), intake=Intake(checks),
         journal=journal, heads=AuditHeads(records, objects, journal), line=line, subscriptions=subscriptions,
         limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
-        guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(), class_nouns=class_nouns(settings.base),
+        guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(),
+        looking_up=Turns(LOOK_UPS, per_person=1, wait_s=LOOK_UP_S, told=UNKNOWN_HOSTS), class_nouns=class_nouns(settings.base),
         trigger=load_params("import_photos").trigger,
     )  # fmt: skip
 
@@ -176,8 +179,8 @@ def _signed_in(service: Service, token: str) -> Bearer:
 
 def _add_probes(app: FastAPI, telemetry: Telemetry) -> None:
     @app.get("/livez", operation_id="livez", status_code=204, tags=["health"])
-    def livez() -> Response:
-        """The process answers."""
+    async def livez() -> Response:
+        """The process answers, however long its threads are busy."""
         return Response(status_code=204)
 
     @app.get("/readyz", operation_id="readyz", status_code=204, tags=["health"], responses=answers(503))

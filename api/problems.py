@@ -33,7 +33,8 @@ MEDIA_TYPE = "application/problem+json"
 TYPES = "https://photoflux.dev/problems/"
 TITLES = {
     400: "bad-request", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed",
-    408: "timeout", 409: "conflict", 412: "precondition-failed", 413: "too-large", 415: "unsupported-media-type", 422: "invalid",
+    408: "timeout", 409: "conflict", 411: "length-required", 412: "precondition-failed", 413: "too-large",
+    415: "unsupported-media-type", 422: "invalid",
     421: "misdirected", 428: "precondition-required", 429: "too-many-requests", 500: "internal", 503: "unavailable",
     504: "too-late",
 }  # fmt: skip
@@ -45,6 +46,7 @@ SENTENCES = {
     405: "This address does not take this method.",
     408: "The request did not arrive in time; send it again.",
     409: "What is there already stands against it.",
+    411: "Say how long the body is: send its Content-Length.",
     413: "The request is larger than is taken here.",
     415: "This kind of content is not taken here.",
     422: "Some fields are not as they should be, or what they ask for cannot be done.",

@@ -96,7 +96,9 @@ class ApiSettings(Settings):
     limits: str = Field(default="memory://", description="where requests are counted: memory:// or redis://host:port")
     rates: dict[str, str] = Field(default={}, description="requests allowed by kind, over the usual, as JSON")
     body_s: float = Field(default=60.0, gt=0, description="seconds in which a request's body must have arrived")
-    uploads_at_once: int = Field(default=8, ge=1, description="uploads that are held in memory at a time")
+    uploads_at_once: int = Field(
+        default=32, ge=1, description="uploads that arrive at a time; an eighth of them one person's"
+    )
     metrics_token: SecretStr = Field(
         default=SecretStr(""), description="what /metrics is asked with; empty: it answers on loopback only"
     )
@@ -222,14 +224,13 @@ class ApiSettings(Settings):
 
     def _wrong_in_production(self) -> Iterator[tuple[bool, str, str]]:
         url, proxies = self.records_url, bool(self.trusted_proxies.strip())
-        listens = "listens beyond loopback: have a proxy end TLS and limit connections, and name it in PHOTOFLUX_TRUSTED_PROXIES"
+        in_front = "a proxy ends TLS and limits connections: name it, so that its clients can be told from each other"
         token = self.metrics_token.get_secret_value()
         yield self.provider == "external", "PROVIDER", "the embedded provider is for one machine only; set external"
         yield self.oidc_issuer.startswith("https://"), "OIDC_ISSUER", "a provider is asked over https only"
         yield bool(self.oidc_client_id), "OIDC_CLIENT_ID", "say what the provider calls this service"
         yield self.public_url.startswith("https://"), "PUBLIC_URL", "production is reached over https"
-        yield proxies or is_loopback(self.listen), "LISTEN", listens
-        yield proxies or is_loopback(self.engine_host), "ENGINE_HOST", listens
+        yield proxies, "TRUSTED_PROXIES", in_front
         yield (
             _is_private(self.engine_url),
             "ENGINE_URL",
@@ -293,9 +294,14 @@ def _is_private(url: str) -> bool:
     return bool(host) and (url.lower().startswith("https://") or is_loopback(host))
 
 
+SMALLEST_PREFIX = {4: 8, 6: 7}
+"""Of the largest networks that are anybody's own: 10.0.0.0/8 and fc00::/7."""
+
+
 def _are_networks(text: str) -> bool:
     try:
-        return all(ipaddress.ip_network(one.strip()).prefixlen > 0 for one in text.split(",")) if text.strip() else True
+        named = [ipaddress.ip_network(one.strip()) for one in text.split(",")] if text.strip() else []
+        return all(one.prefixlen >= SMALLEST_PREFIX[one.version] for one in named)
     except ValueError:
         return False
 

@@ -25,7 +25,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.addresses import Address, is_public
-from api.db import ACTIVE, AccountClosed, Export, Generation, Notice, Records, Run, Webhook, new_id, now_ms
+from api.db import ACTIVE, AccountClosed, Export, Generation, Notice, Records, Run, User, Webhook, new_id, now_ms
 from api.schemas import iso
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault.keyring import KeyMissing, Keyring
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 EVENTS = {"run.ended": Run, "generation.ended": Generation, "export.ended": Export}
 TEST = "test"
 TIMEOUT_S = 10.0
-"""Seconds for a delivery, from looking for its address to the answer's status."""
+"""Seconds for a delivery, from connecting to the answer's status; looking up its host takes what the system's resolver allows."""
 ATTEMPTS, FIRST_PAUSE_S = 8, 2.0
 """The pause triples with each attempt: most of an hour all told."""
 GONE = 410
@@ -63,7 +63,11 @@ class Subscriptions:
         row = session.get(kind, object_id) if kind else None
         if row is None:
             return
-        for webhook in session.scalars(select(Webhook).where(Webhook.user_id == row.user_id)):  # type: ignore[attr-defined]
+        person = session.get(User, row.user_id)  # type: ignore[attr-defined]
+        if person is None or person.state != "active":  # nobody is told of a closed account
+            return
+        theirs = select(Webhook).where(Webhook.user_id == person.id).order_by(Webhook.id)
+        for webhook in session.scalars(theirs.with_for_update(read=True, key_share=True)):
             self.tell(session, webhook, action, str(object_id), outcome)
 
     def tell(self, session: Session, webhook: Webhook, event: str, object_id: str, outcome: str) -> Notice:

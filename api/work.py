@@ -7,18 +7,21 @@ worker's slot for better times: what did not work out puts a successor in line t
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from dbos import DBOS, DBOSClient, DBOSConfig, Serializer
 from sqlalchemy import func, make_url, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from api.db import Export, Generation, Notice, Records, Run, new_id, only_one
+from api.db import Export, Generation, Notice, Records, Run, is_away, new_id, only_one
 from api.erasing import Erasure, Gone, UnderWay
 from api.exporting import Exports
 from api.fine_tuning import FineTuning
@@ -29,6 +32,8 @@ from api.webhooks import Messenger
 from pipelines.orchestrators import LOST
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RUNS, DRAWINGS, DELIVERIES, EXPORTS = "runs", "drawings", "deliveries", "exports"
 ERASURES, REMOVALS, SIGN_OFFS = "erasures", "removals", "sign-offs"
@@ -57,8 +62,8 @@ TAKEN_UP_RUN, TAKEN_UP = 50, 10
 LAST_PAUSE_S, SOON_S = 300.0, 1.0
 """Longest pause between attempts at what must be done in the end, and the first one while something else is only awaited."""
 EXHAUSTED, PENDING, WAITING = "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "PENDING", ["ENQUEUED", "DELAYED"]
-CLEANING_UP = ("erase", "remove")
-"""Workflows that do not serve an owner any more: an erasure does not wait for them."""
+AWAY_S, AWAY_AGAIN_S = 300.0, 1.0
+"""How long a step goes on asking for a database that cannot be reached; the library's own calls wait without an end."""
 
 
 class Json(Serializer):
@@ -141,9 +146,9 @@ class Line:
     def is_idle(self, owner: str) -> bool:
         """Take what waits to be done for an owner out of the line; whether nothing is being done for them now."""
         mine = self._client.list_workflows(user=owner, status=[PENDING, *WAITING], load_input=False, load_output=False)
-        left = [one for one in mine if one.name not in CLEANING_UP]
+        left = [one for one in mine if one.name != "erase"]
         for one in left:
-            if one.status in WAITING:
+            if one.status in WAITING and one.name != "remove":  # that deletes what no row names any more
                 self._client.cancel_workflow(one.workflow_id)
         return not left
 
@@ -203,6 +208,24 @@ hands: Hands
 """Set by `launch`."""
 
 
+def outlasting(step: Callable[P, R]) -> Callable[P, R]:
+    """The same, done again for as long as the database cannot be reached: an outage says nothing of the work."""
+
+    @functools.wraps(step)
+    def patient(*args: P.args, **kwargs: P.kwargs) -> R:
+        until = time.monotonic() + AWAY_S
+        while True:
+            try:
+                return step(*args, **kwargs)
+            except DBAPIError as error:
+                if not is_away(error) or time.monotonic() > until:
+                    raise
+                log.warning("the database cannot be reached; %s is done again", step.__name__)
+                time.sleep(AWAY_AGAIN_S)
+
+    return patient
+
+
 @DBOS.workflow(name="fine_tune", max_recovery_attempts=TAKEN_UP_RUN)
 def fine_tune(run_id: str) -> str:
     """A run: tried again when its processes were killed, ended once."""
@@ -220,18 +243,21 @@ def fine_tune(run_id: str) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+@outlasting
 def follow(run_id: str, attempt: int) -> str:
     """Start or find the pipeline and watch it."""
     return str(hands.runs.follow(run_id, attempt))
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+@outlasting
 def settle(run_id: str, attempt: int, ended: str) -> str:
     """Record how it ended."""
     return str(hands.runs.settle(run_id, attempt, ended))
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+@outlasting
 def abandon(run_id: str) -> str:
     """Record that it failed for a reason of ours, and have ended what may still run."""
     return str(hands.runs.give_up(run_id, "internal", RUN_WORDS))
@@ -248,12 +274,14 @@ def sign(run_id: str) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=2.0)
+@outlasting
 def register(run_id: str) -> str:
     """Register its model."""
     return hands.runs.sign(run_id)
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+@outlasting
 def reopen(run_id: str) -> str:
     """Let an operator sign again."""
     return hands.runs.reopen(run_id)
@@ -270,12 +298,14 @@ def draw(generation_id: str) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=0.5)
+@outlasting
 def perform(generation_id: str) -> str:
     """Draw and record."""
     return hands.generations.perform(generation_id)
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+@outlasting
 def give_up(generation_id: str) -> str:
     """Record that it failed."""
     return hands.generations.end(generation_id, "failed", "internal", FINAL_WORDS)
@@ -288,6 +318,7 @@ def erase(receipt: str, attempt: int = 1) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
+@outlasting
 def clear(receipt: str, attempt: int) -> str:
     """Delete what is left, or put the rest off."""
     return _or_later(lambda: hands.erasure.perform(receipt), ERASURES, "erase", receipt, attempt, (receipt,))
@@ -300,6 +331,7 @@ def remove(gone: dict[str, Any], attempt: int = 1, name: str = "") -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
+@outlasting
 def take_away(gone: dict[str, Any], attempt: int, name: str) -> str:
     """Delete it, or put the rest off."""
     left = Gone(**gone)
@@ -337,12 +369,14 @@ def tell(notice_id: str, attempt: int = 1) -> str:
 
 
 @DBOS.step()
+@outlasting
 def send(notice_id: str, attempt: int) -> str:
     """Send and record, or put it off."""
     return hands.messenger.perform(notice_id, attempt)
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+@outlasting
 def give_up_telling(notice_id: str) -> str:
     """Record that nobody took it."""
     return hands.messenger.fail(notice_id)
@@ -355,6 +389,7 @@ def sweep(scheduled: datetime, context: Any) -> None:  # noqa: ARG001
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=10.0)
+@outlasting
 def clean() -> str:
     """Delete it and say how much it was."""
     swept = hands.retention.perform()
@@ -373,12 +408,14 @@ def export(export_id: str) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
+@outlasting
 def pack(export_id: str) -> str:
     """Pack and record."""
     return hands.exports.perform(export_id)
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
+@outlasting
 def unpacked(export_id: str) -> str:
     """Record that it failed."""
     return hands.exports.fail(export_id, "internal", EXPORT_WORDS)

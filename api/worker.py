@@ -6,9 +6,8 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from api import work
 from api.credentials import open_credentials
@@ -60,7 +59,7 @@ class WorkerProcess:
     orchestrator: Orchestrator
     on_lost: Callable[[], object] = exit_at_once
     _working: bool = False
-    _heads_at: float = float("-inf")
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
         """Open everything that work needs, take up what dead workers left, and begin."""
@@ -79,23 +78,33 @@ class WorkerProcess:
         self._working = True
         self.lease.beat()
         self.after_beat()
+        # In a thread of its own: a store that takes a minute for an object must not hold beats up.
+        threading.Thread(target=self._store_heads, name="heads", daemon=True).start()
 
     def after_beat(self) -> None:
-        """Take up the work of the dead, end what was begun too often, and store the log's head every minute."""
+        """Take up the work of the dead, and end what was begun too often."""
         if not self._working:
             return
         work.take_up(self.lease.live)
         self.lease.forget_dead()
         work.end_exhausted()
-        if time.monotonic() - self._heads_at >= HEAD_S:
-            self.heads.store()
-            self._heads_at = time.monotonic()
+
+    def _store_heads(self) -> None:
+        """Store the log's head every minute."""
+        while True:
+            try:
+                self.heads.store()
+            except Exception:
+                log.exception("the head of the audit log could not be stored; it is tried again")
+            if self._ended.wait(HEAD_S):
+                return
 
     def stop(self) -> None:
         """Finish what can be finished in a few seconds; the rest is another worker's at once.
 
         Pipelines on this machine end with its last worker, and go on from their last saved state; those elsewhere run on.
         """
+        self._ended.set()
         work.hands.runs.stopping.set()
         self._working = False
         work.stop(STOP_S)

@@ -35,6 +35,8 @@ CONNECTIONS_MAX, UPLOADS_MAX = 600, 40
 """What the attackers hold at a time, all together."""
 ANSWER_S, HELD_S, CONNECT_S = 150.0, 60.0, 30.0
 """How long an answer is waited for; after which a connection that says nothing counts as held; how long connecting may take."""
+BOMBS_S = 900.0
+"""Whoever sends twenty files of fifty million pixels at a time waits for themselves."""
 REFRESH_AFTER_S, SIGN_IN_S = 300.0, 120.0
 NICE = 10
 """Attackers would have machines of their own: here they take what the service leaves."""
@@ -492,7 +494,7 @@ async def upload_bombs(scene: Scene) -> None:
     files += [next(scene.state["damaged"]) for _ in range(scene.rng.choice((20, 20, 20, 21)) - bombs)]
     headers, body = form_body({"subject": scene.mine("subject")}, files)
     async with scene.service.uploading():
-        await scene.ask("POST", "/api/upload", me=scene.me, headers=headers, body=body, note=f"({bombs} bombs)",
+        await scene.ask("POST", "/api/upload", me=scene.me, headers=headers, body=body, note=f"({bombs} bombs)", within_s=BOMBS_S,
                         fine=("201", "400", "408", "409", "413", "422", *BUSY))  # fmt: skip
 
 
@@ -575,7 +577,8 @@ async def read_slowly(scene: Scene) -> None:
         answer = Answer("unreachable")
     except (OSError, EOFError, ValueError):
         pass
-    scene.count(answer, fine=("closed", *BUSY), told=f"GET {target[:20]}… (hardly read)")
+    # What the kernel took of an answer it sends for as long as it is read, however long ago the service has closed.
+    scene.count(answer, fine=("closed", "held", *BUSY), told=f"GET {target[:20]}… (hardly read)")
 
 
 async def flood_streams(scene: Scene) -> None:
@@ -716,6 +719,8 @@ async def reuse_refresh_tokens(scene: Scene) -> None:
         scene.ask("POST", "/api/auth/refresh", address=me.address, headers=cookie, fine=("200", "401", *BUSY)) for _ in range(8)
     ))  # fmt: skip
     successors = {one.cookie("photoflux_refresh") for one in answers} - {""}
+    if {"200", "401"} <= {one.outcome for one in answers}:
+        scene.wrong["a refresh token was refused within its grace"] += 1
     scene.too_many("successors of a refresh token", len(successors), 1)
     me.refresh_token = next(iter(successors), "" if any(one.outcome == "401" for one in answers) else me.refresh_token)
 
@@ -761,6 +766,63 @@ async def forge_tokens(scene: Scene) -> None:
     await scene.ask(
         "GET", target, headers={"Authorization": f"Bearer {token}"}, fine=("401", *BUSY), note="(forged token)"
     )
+
+
+# --- protocol -------------------------------------------------------------------------------------------------------------
+
+
+async def send_ahead(scene: Scene) -> None:
+    """Requests without end on one connection, sent before those in front are answered."""
+    await _pour(scene, scene.service.head("GET", "/livez", {"Connection": "keep-alive"}) * 500, fine=("closed", "204", "400"))
+
+
+async def send_large_heads(scene: Scene) -> None:
+    """Heads, header values and trailers of twenty megabytes."""
+    head = scene.service.head("GET", "/livez")[:-2]
+    chunked = scene.service.head("POST", "/api/complaints", {"Transfer-Encoding": "chunked"}, PIECE).replace(
+        b"Content-Length: 65536\r\n", b""
+    )
+    start, piece = scene.rng.choice(
+        ((head, b"a: b\r\n" * 8000), (head + b"X-Long: ", b"a" * 65536), (chunked + b"0\r\n", b"a: b\r\n" * 8000))
+    )
+    await _pour(scene, piece, start=start, fine=("closed", "400", "408", "413", "421", "422", "429"))
+
+
+async def _pour(scene: Scene, piece: bytes, *, start: bytes = b"", fine: Iterable[str]) -> None:
+    """Send a piece again and again, 20 MB at most, as long as it is taken."""
+    answer = Answer("closed")
+    try:
+        async with asyncio.timeout(HELD_S), scene.service.connected(scene.address) as (reader, writer):
+            reading = asyncio.create_task(reader.read(200))
+            writer.write(start)
+            for _ in range(20 * MB // len(piece)):
+                writer.write(piece)
+                await writer.drain()
+            scene.wrong["twenty megabytes around bodies were taken"] += 1
+            reading.cancel()
+    except TimeoutError:
+        answer = Answer("held")
+    except Unreachable:
+        answer = Answer("unreachable")
+    except OSError:
+        pass
+    scene.count(answer, fine=fine, told="a connection that is poured into")
+
+
+async def drip_uploads(scene: Scene) -> None:
+    """Uploads that say they are large, of which a byte comes every few seconds; some that do not say how large they are."""
+    headers, _ = form_body({}, [])
+    chunked = scene.rng.random() < 0.3
+    headers |= {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(scene.rng.choice((5, 40, 120)) * MB)}
+
+    async def dripping() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b"1\r\n-\r\n" if chunked else b"-"
+            await asyncio.sleep(4)
+
+    async with scene.service.uploading():
+        await scene.ask("POST", "/api/upload", me=scene.me, headers=headers, body=dripping(), note="(a byte every 4 s)",
+                        fine=("408", "411", "413", "400", *BUSY, "closed"))  # fmt: skip
 
 
 # --- what goes elsewhere --------------------------------------------------------------------------------------------------
@@ -869,15 +931,18 @@ async def complain(scene: Scene) -> None:
 
 
 ATTACKS = (
-    Attack("anonymous uploads", upload_unsigned, 12, 2, ("127.0.0.3",), uploads=True),
+    Attack("anonymous uploads", upload_unsigned, 8, 2, ("127.0.0.3",), uploads=True),
     Attack("large bodies elsewhere", send_large_bodies, 6, 1, ("127.0.0.3",), ("subjects",), uploads=True),
-    Attack("stalled uploads", stall_uploads, 12, 1, roles=("stalls", "stalls too"), uploads=True),
+    Attack("stalled uploads", stall_uploads, 10, 1, roles=("stalls", "stalls too"), uploads=True),
+    Attack("dripping uploads", drip_uploads, 6, 0.5, roles=("drips", "drips too"), uploads=True),
     Attack("photo bombs", upload_bombs, 6, 0.1, roles=("bombs",), uploads=True),
     Attack("dripping bodies", drip_bodies, 16, 1, roles=("subjects",)),
     Attack("enlarged pictures by token", enlarge_by_token, 8, 2, roles=("pictures",)),
     Attack("enlarged pictures by cookie", enlarge_by_cookie, 8, 2, roles=("cookies",)),
     Attack("half-open connections", open_and_wait, 262, 26, ("127.0.0.2",)),
     Attack("dripping heads", drip_heads, 40, 4, ("127.0.0.4",)),
+    Attack("requests sent ahead", send_ahead, 1, 0.5, ("127.0.0.4",)),
+    Attack("large heads", send_large_heads, 1, 0.5, ("127.0.0.4",)),
     Attack("slow readers", read_slowly, 16, 1, roles=("reader",)),
     Attack("event streams", flood_streams, 105, 4, roles=("streams",)),
     Attack("long polls", flood_polls, 32, 2, roles=("polls",)),
@@ -977,6 +1042,8 @@ def summary(scenes: Sequence[Scene], receiver: Receiver) -> dict[str, Any]:
     wrong += [
         f"{one.attack.name}: it never reached the service" for one in scenes if not (one.answers or one.unfinished)
     ]
+    if not receiver.messages:
+        wrong.append("webhook floods: no message came")
     if receiver.private:
         wrong.append(f"webhook floods: a redirect was followed {receiver.private} times")
     if receiver.longest_s > HELD_S / 2:

@@ -333,10 +333,11 @@ def _is_sealed_for(file: Path, user_id: str) -> bool:
 
 def kill_at_random(served: Served, kills: int, *, over: threading.Event, seed: int, pause_s: float) -> Counter[str]:
     """SIGKILL a process of a random kind now and then, until so many were killed or the day is over."""
-    rng, killed = random.Random(seed), Counter[str]()
+    rng, killed, left = random.Random(seed), Counter[str](), list[str]()
     while sum(killed.values()) < kills and not over.is_set():
         time.sleep(rng.uniform(0.5, 1.5) * pause_s)
-        name = rng.choice(TARGETS)
+        left = left or rng.sample(TARGETS, len(TARGETS))  # each kind in turn, so that none is left out
+        name = left.pop()
         if found := served.pids(name):
             with suppress(ProcessLookupError):
                 os.kill(rng.choice(found), signal.SIGKILL)
@@ -371,6 +372,11 @@ def live_through(served: Served, *, people: int, kills: int, seed: int = 0, paus
         states.update(found["states"])
         faults.update(day.someone.faults)
     wrong += [f"{count} answers of {status}" for status, count in faults.items()]
+    wrong += [f"{name} was never killed" for name in TARGETS[:3] if not killed[name]]
+    if sum(killed.values()) < kills / 2:
+        wrong.append(f"of {kills} kills only {sum(killed.values())} found anything to kill")
+    if updates.count < 2:
+        wrong.append("no worker was replaced by a newer one")
     return {
         "people": people, "kills": dict(killed), "killed": sum(killed.values()), "rolling_updates": updates.count,
         "erased": sum(day.leaves for day in days), "wrong": wrong, "states": dict(states),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from photoflux.errors import InputError
+from photoflux.errors import InputError, PhotoFluxError
 from photoflux.runs import Failure, Run, State, StepRun, load_run, new_run, save_run
 from photoflux.vault.blobs import BlobStore, open_store
 from pipelines import outputs, process
@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 LOST = "lost"
 """Kind of failure of a run whose own process was killed: nothing is known to be wrong with what it ran."""
+
+
+class RunGone(PhotoFluxError):
+    """There is no run of that name, or no longer."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class Orchestrator(Protocol):
 
         With a `name` it is started once: submitted again, it is the run of that name, however it stands.
         """
+
+    def find(self, name: str) -> RunRef:
+        """The run that was submitted under a name. Raises RunGone; starts nothing."""
 
     def status(self, ref: RunRef) -> Run:
         """How the run stands now."""
@@ -86,6 +93,13 @@ class LocalOrchestrator:
                 save_run(run, folder)
                 self._children[run.id] = process.start(folder, self.compiled, lock=lock)
         return RunRef(run.id, str(folder))
+
+    def find(self, name: str) -> RunRef:
+        folder = (self.runs_dir / _run_id(read_spec(self.compiled), name)).resolve()
+        try:
+            return RunRef(load_run(folder).id, str(folder))
+        except InputError as error:
+            raise RunGone(f"{folder.name}: is not here, or was deleted") from error
 
     def status(self, ref: RunRef) -> Run:
         """How the run stands. It is lost once its own process is dead and the steps that outlived it are ended, too."""
@@ -184,13 +198,31 @@ class VertexOrchestrator:
 
         spec = read_spec(self.compiled)
         run = _new(spec, resolve(params, spec), name)
-        parent = f"projects/{self.project}/locations/{self.location}"
-        job_name = f"{parent}/pipelineJobs/{run.id}"
+        job_name = f"{self._parent}/pipelineJobs/{run.id}"
         with suppress(AlreadyExists):
-            job = self._client().create_pipeline_job(parent=parent, pipeline_job=self.job(run), pipeline_job_id=run.id)
+            job = self._client().create_pipeline_job(
+                parent=self._parent, pipeline_job=self.job(run), pipeline_job_id=run.id
+            )
             job_name = job.name
+        return self._ref(job_name, run.id)
+
+    def find(self, name: str) -> RunRef:
+        from google.api_core.exceptions import NotFound
+
+        run_id = _run_id(read_spec(self.compiled), name)
+        try:
+            job = self._client().get_pipeline_job(name=f"{self._parent}/pipelineJobs/{run_id}")
+        except NotFound as error:
+            raise RunGone(f"{run_id}: is not there, or was deleted") from error
+        return self._ref(job.name, run_id)
+
+    @property
+    def _parent(self) -> str:
+        return f"projects/{self.project}/locations/{self.location}"
+
+    def _ref(self, job_name: str, run_id: str) -> RunRef:
         console = "https://console.cloud.google.com/vertex-ai/locations"
-        return RunRef(job_name, f"{console}/{self.location}/pipelines/runs/{run.id}?project={self.project}")
+        return RunRef(job_name, f"{console}/{self.location}/pipelines/runs/{run_id}?project={self.project}")
 
     def job(self, run: Run) -> Any:
         """The pipeline job of a run, as Vertex's API takes it."""
@@ -230,8 +262,7 @@ class VertexOrchestrator:
         from google.api_core.exceptions import FailedPrecondition
 
         client, wanted = self._client(), f'display_name:"*-{name}-*"'
-        parent = f"projects/{self.project}/locations/{self.location}"
-        for job in client.list_pipeline_jobs(request={"parent": parent, "filter": wanted}):
+        for job in client.list_pipeline_jobs(request={"parent": self._parent, "filter": wanted}):
             with suppress(FailedPrecondition):  # it has ended
                 client.cancel_pipeline_job(name=job.name)
             outputs.delete_all(self._store(), f"{_outputs_of(job.name)}/")
@@ -274,6 +305,12 @@ class KubeflowOrchestrator:
                 pipeline_root=self.pipeline_root or None,
             )  # fmt: skip
         return self._ref(made.run_id)
+
+    def find(self, name: str) -> RunRef:
+        run_id = _run_id(read_spec(self.compiled), name)
+        if known := self._named(run_id):
+            return self._ref(known)
+        raise RunGone(f"{run_id}: is not there, or was deleted")
 
     def _named(self, name: str) -> str | None:
         """Id of the server's run of that name: it makes ids of its own and takes a name twice."""
@@ -333,6 +370,11 @@ def _outputs_of(job: str) -> str:
 
 def _new(spec: Spec, params: Mapping[str, Any], name: str = "") -> Run:
     return new_run(spec["pipelineInfo"]["name"], steps=step_titles(spec), params=params, name=name)
+
+
+def _run_id(spec: Spec, name: str) -> str:
+    """The id of the run that is submitted under a name."""
+    return _new(spec, {}, name).id
 
 
 def _pid(folder: Path) -> int:

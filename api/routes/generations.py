@@ -86,7 +86,9 @@ def _new(session: Session, service: Service, subject: Subject, asked: GenerateAs
     )  # fmt: skip
     row.prompt = seal_bytes(asked.prompt.encode(), label=prompt_label(row), keyring=service.keyring)
     if row.model_id is None:
-        active = session.scalar(select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE)))
+        active = session.scalar(
+            select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE)).with_for_update()
+        )  # one that ends just now has looked for who waits for it before
         row.run_id = (active or begin_run(session, service, subject, {})).id
     session.add(row)
     session.flush()

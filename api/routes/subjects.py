@@ -32,7 +32,7 @@ uploads = APIRouter(  # not of routes that are repeated: files are read once, an
     prefix="/api",
     tags=["subjects and photos"],
     form_limits={"max_files": FILES_MAX, "max_fields": 4, "max_part_size": 1000},
-    responses=answers(*SIGNED_IN, *BODY, 403, 404, 409, 503),
+    responses=answers(*SIGNED_IN, *BODY, 403, 404, 409, 411, 503),
 )
 
 

@@ -7,15 +7,17 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
-from api.db import Notice, Webhook, at_end
+from api.db import Notice, Webhook, at_end, retried
 from api.deps import Caller, Maker, Service, ServiceDep, owned
-from api.idempotency import OnceDep
+from api.idempotency import Once, OnceDep
 from api.paging import PageDep
 from api.problems import BODY, ONCE, SIGNED_IN, Problem, answers
 from api.quotas import check_capacity
 from api.routing import make_router
 from api.schemas import Asked, Id, Listed, State, Time, utc
+from api.tokens import Bearer
 from api.webhooks import TEST, address_of, check_address, new_webhook
 
 router = make_router(prefix="/api/webhooks", tags=["webhooks"], responses=answers(*SIGNED_IN, 422))
@@ -38,10 +40,16 @@ class WebhookShown(BaseModel):
     created: Time
 
 
-@router.post("", operation_id="createWebhook", status_code=201, responses=answers(*BODY, 409))
-def create_webhook(asked: WebhookAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> WebhookShown:
+@router.post("", operation_id="createWebhook", status_code=201, responses=answers(*BODY, 409, 503))
+async def create_webhook(asked: WebhookAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> WebhookShown:
     """Be told of ended runs, generations and exports at an address of yours, by a signed POST."""
-    check_address(asked.url, private=service.settings.one_machine)
+    async with service.looking_up.take(caller.user_id):  # somebody's name server may never answer
+        await run_in_threadpool(check_address, asked.url, private=service.settings.one_machine)
+    return await run_in_threadpool(_create, asked, service, caller, once)
+
+
+@retried
+def _create(asked: WebhookAsked, service: Service, caller: Bearer, once: Once) -> WebhookShown:
     with service.records.writing_for(caller.user_id) as session:
         if answered := once.answered(session, WebhookShown):
             return answered

@@ -34,11 +34,20 @@ GET = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE = 32 * 1024 * 1024
 
 
+async def length_of(receive: Any) -> int:
+    """Reads a body to its end."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        length, more = length + len(message.get("body", b"")), message.get("more_body", False)
+    return length
+
+
 class Answers:
     """An application with small, large and endless answers, which knows how many of them are under way."""
 
     def __init__(self) -> None:
-        self.under_way, self.sent = 0, 0
+        self.under_way, self.sent, self.asked = 0, 0, 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -47,7 +56,9 @@ class Answers:
             "/small": ("text/plain", 1, b"small"), "/medium": ("text/plain", 1, bytes(60_000)), "/large": ("image/png", 1, bytes(LARGE)),
             "/export": ("application/zip", LARGE // 65536, bytes(65536)),
             "/address": ("text/plain", 1, scope["client"][0].encode()),
+            "/length": ("text/plain", 1, b"%d" % (await length_of(receive) if scope["path"] == "/length" else 0)),
         }[scope["path"]]  # fmt: skip
+        self.asked += 1
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % (count * len(piece)))]
         self.under_way += 1
         try:
@@ -230,8 +241,13 @@ def test_a_large_answer_is_handed_on_in_pieces():
 
 def test_an_address_holds_so_many_connections_and_no_more():
     with running(Answers(), per_address=8) as (port, _), ExitStack() as stack:
-        mine = [stack.enter_context(connected(port, source="127.0.0.2")) for _ in range(20)]
-        wait_for(lambda: sum(map(is_closed, mine)) == 12)
+        mine, refused = list[socket.socket](), 0
+        for _ in range(20):
+            try:
+                mine.append(stack.enter_context(connected(port, source="127.0.0.2")))
+            except ConnectionResetError:  # before connecting was over
+                refused += 1
+        wait_for(lambda: refused + sum(map(is_closed, mine)) == 12)
         with connected(port, source="127.0.0.3") as other:
             other.sendall(GET)
             assert other.recv(100).startswith(b"HTTP/1.1 200")
@@ -374,3 +390,58 @@ def test_the_service_is_served_by_these_connections(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(main, "set_up_logs", lambda name: None)
     assert main.main() == 0
     assert (told["host"], told["port"], told["per_address"], told["proxies"]) == ("127.0.0.1", 8000, 7, "")
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"GET /small HTTP/1.1\r\nHost: x\r\n" + b"a:b\r\n" * 100_000,
+        b"GET /small HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 1_000_000,
+        b"GET /" + b"a" * 1_000_000,
+        b"POST /length HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 200_000,
+        b"POST /length HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1;" + b"a" * 1_000_000,
+    ],
+    ids=["headers", "a header", "an address", "trailers", "a chunk's extension"],
+)
+def test_what_is_around_a_body_is_bounded(served: tuple[int, Server, Answers], flood: bytes):
+    """The parser keeps all of it, and takes the longer for it the more there is."""
+    port, server, _ = served
+    with connected(port) as one, suppress(ConnectionError):
+        one.sendall(flood)
+        assert ended(one)
+    wait_for(lambda: not server.server_state.connections)
+
+
+def test_bodies_in_small_chunks_arrive(served: tuple[int, Server, Answers]):
+    with connected(served[0]) as one:
+        one.sendall(b"POST /length HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        one.sendall(b"".join(b"40\r\n%s\r\n" % (b"a" * 64) for _ in range(40_000)) + b"0\r\n\r\n")
+        assert answer_of(one, end=b"2560000").startswith(b"HTTP/1.1 200")
+
+
+def test_requests_may_be_sent_ahead_but_not_without_end(served: tuple[int, Server, Answers]):
+    port, server, app = served
+    with connected(port) as one:
+        one.sendall(GET * 4)
+        assert answer_of(one, end=b"small").count(b"HTTP/1.1 200") >= 1
+    with connected(port) as one, suppress(ConnectionError):
+        for _ in range(200):
+            one.sendall(GET * 1000)
+        assert ended(one)
+    assert app.asked < 2000
+    wait_for(lambda: not server.server_state.connections)
+
+
+def test_a_trailer_is_no_header():
+    """Behind a proxy that passes them on, a trailer would say who the client is."""
+    head = b"POST /address HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Forwarded-For: 203.0.113.9\r\n"
+    body = b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Forwarded-For: 198.51.100.77\r\n\r\n"
+    with running(Answers(), proxies="127.0.0.0/8") as (port, _), connected(port) as one:
+        one.sendall(head + body)
+        assert answer_of(one, end=b"203.0.113.9").endswith(b"\r\n203.0.113.9")
+
+
+def test_proxies_hold_as_many_connections_as_their_clients_need_and_others_do_not():
+    counted = Addresses(2, proxies="10.0.0.0/8, 2001:db8::1")
+    for host, most in (("10.1.2.3", 9), ("2001:db8::1", 9), ("192.0.2.1", 2), ("2001:db8:1::1", 2)):
+        assert sum(counted.take(host) for _ in range(9)) == most

@@ -43,9 +43,11 @@ def provider(own_state: Path) -> FastAPI:
     return make_provider(issuer="http://127.0.0.1:1/provider", redirect_uri=REDIRECT, accounts=accounts)
 
 
-def tried(provider: FastAPI, password: str, *, email: str = EMAIL, address: str = HOME) -> Any:
+def tried(
+    provider: FastAPI, password: str, *, email: str = EMAIL, address: str = HOME, headers: dict[str, str] | None = None
+) -> Any:
     client = TestClient(provider, client=(address, 50000), follow_redirects=False)
-    return client.post(ASKED, data={"email": email, "password": password})
+    return client.post(ASKED, data={"email": email, "password": password}, headers=headers)
 
 
 def waits(answer: Any) -> int:
@@ -221,3 +223,11 @@ def test_a_request_that_gets_no_code_has_no_password_checked(client: TestClient,
         re.sub("client_id=\\w+", "client_id=other", ASKED), data={"email": EMAIL, "password": PASSWORD}
     )
     assert answer.status_code == 400 and watched.all_checks == 0
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_pages_of_others_cannot_send_the_form(provider: FastAPI, site: str):
+    """They could keep somebody out, a wrong password after the other."""
+    for _ in range(8):
+        assert tried(provider, "wrong", headers={"Sec-Fetch-Site": site}).status_code == 403
+    assert tried(provider, PASSWORD, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 302

@@ -20,7 +20,7 @@ from photoflux.manifest import digest
 from photoflux.runs import Failure, State, StepRun
 from photoflux.runs import Run as PipelineRun
 from photoflux.vault import committed
-from pipelines.orchestrators import LOST, RunRef
+from pipelines.orchestrators import LOST, RunGone, RunRef
 from tests.api.people import Person, Site, is_problem
 from tests.steps.test_register import judged
 
@@ -43,6 +43,11 @@ class Scripted:
         where = self.folder / name
         where.mkdir(parents=True, exist_ok=True)
         return RunRef(name, str(where))
+
+    def find(self, name: str) -> RunRef:
+        if not (self.folder / name).is_dir():
+            raise RunGone(name)
+        return RunRef(name, str(self.folder / name))
 
     def status(self, ref: RunRef) -> PipelineRun:
         self.looks += 1
@@ -206,10 +211,10 @@ def test_a_kill_between_publishing_and_recording_is_made_good(site: Site, ada: P
 def test_a_second_model_takes_over_and_is_numbered_on(site: Site, ada: Person, work):
     run, _ = begun(ada)
     tuning, _, _ = work(passed)
-    tuning.settle(run, 1, State.succeeded)
+    tuning.settle(run, 1, tuning.follow(run, 1))
     subject = ada.row(Run, run).subject_id
     again = ada.post("/api/runs", json={"subject": subject}).json()["id"]
-    tuning.settle(again, 1, State.succeeded)
+    tuning.settle(again, 1, tuning.follow(again, 1))
     models = ada.get("/api/models", params={"subject": subject}).json()["items"]
     assert [(model["number"], model["champion"]) for model in models] == [(2, True), (1, False)]
     with site.service.records.reading() as session:
@@ -298,7 +303,7 @@ def test_parameters_that_the_pipeline_refuses_fail_the_run(ada: Person, work, mo
 def test_the_published_adapter_is_the_plaintexts_digest(site: Site, ada: Person, work, tmp_path: Path):
     run, _ = begun(ada)
     tuning, _, _ = work(passed)
-    tuning.settle(run, 1, State.succeeded)
+    tuning.settle(run, 1, tuning.follow(run, 1))
     (tmp_path / "plain").write_bytes(b"an adapter")
     with site.service.records.reading() as session:
         model = session.scalars(select(Model).where(Model.run_id == run)).one()
@@ -398,3 +403,34 @@ def test_what_could_not_be_registered_is_open_again(site: Site, ada: Person, wor
     monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(site.folder / "state"))
     assert operator.post(f"/api/sign-offs/{run}", json=why).json()["signed"]
     assert tuning.sign(run) == "succeeded"
+
+
+def test_a_pipeline_that_was_deleted_is_not_begun_anew_to_be_settled(site: Site, ada: Person, work):
+    """It had ended, its worker was killed, and the consent was withdrawn before another worker took it up."""
+    run, _ = begun(ada)
+    tuning, orchestrator, _ = work(passed)
+    assert tuning.follow(run, 1) == State.succeeded
+    with site.service.records.writing() as session:
+        subject = session.get_one(Subject, session.get_one(Run, run).subject_id)
+        erase_models(session, subject, site.service.journal, "withdrawn")
+    shutil.rmtree(orchestrator.folder / f"{run}-1")
+    assert tuning.settle(run, 1, State.succeeded) == "cancelled"
+    assert orchestrator.submitted == [f"{run}-1"]
+    assert ada.get("/api/models").json()["items"] == []
+
+
+def test_a_call_that_fails_now_and_then_does_not_end_a_watch(ada: Person, work):
+    run, _ = begun(ada)
+    away: list[bool] = []
+
+    def unreachable(*_: Any) -> PipelineRun:
+        away.append(True)
+        raise ConnectionError
+
+    tuning, _, _ = work(*([unreachable] * 5 + [run_of(State.running)]) * 3, passed)
+    assert tuning.follow(run, 1) == State.succeeded
+    assert len(away) == 15
+    run, _ = begun(ada)
+    tuning, _, _ = work(unreachable)
+    with pytest.raises(ConnectionError):
+        tuning.follow(run, 1)

@@ -350,3 +350,17 @@ def test_who_came_first_has_theirs_first():
         return order
 
     assert asyncio.run(take()) == [0, 1, 2], "a large one is not passed by small ones for ever"
+
+
+def test_who_holds_much_memory_leaves_others_half_of_it():
+    async def served() -> list[str]:
+        turns, done = Turns(8, per_person=4, wait_s=0.2, told="Wait.", memory_bytes=100), list[str]()
+        async with turns.take("ada", 100):
+            async with turns.take("bob", 50):
+                done.append("bob")
+            with pytest.raises(Problem):
+                async with turns.take("ada", 1):
+                    done.append("ada")
+        return done
+
+    assert asyncio.run(served()) == ["bob"]

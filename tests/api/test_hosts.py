@@ -81,7 +81,7 @@ def test_the_refusal_says_what_to_set():
     assert "PHOTOFLUX_ENVIRONMENT" in is_problem(client.get("/"), 421, "misdirected")["detail"]
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
 @pytest.mark.parametrize("host", ["", "photos.example"])
 def test_probes_come_by_any_name(host: str, path: str):
     app = KnownHosts(answer_all, host=host)
@@ -166,3 +166,12 @@ def test_nothing_can_be_put_before_or_after_a_name(name: str, more: str, before:
         "",
         *(asked_host([(b"host", one.encode())]) for one in HERE),
     ) or found == value.decode().lower().partition(":")[0].removesuffix(".")
+
+
+@pytest.mark.parametrize(("token", "expected"), [("", 421), ("0123456789abcdef", 200)])
+def test_metrics_come_by_any_name_only_where_they_take_a_token(token: str, expected: int):
+    """A page of somebody else's that was given this machine's address by its name must not read them."""
+    app = known_hosts(answer_all, ApiSettings(metrics_token=token))  # type: ignore[arg-type]
+    client = TestClient(app, base_url="http://evil.example")
+    assert client.get("/metrics").status_code == expected
+    assert client.get("/livez").status_code == 200

@@ -143,3 +143,20 @@ def test_notes_of_a_transaction_come_last_and_in_order(log: AuditHeads):
         log.journal.note(session, SYSTEM, "second")
     with log.records.reading() as session:
         assert list(session.scalars(select(AuditEntry.action).order_by(AuditEntry.number))) == ["first", "second"]
+
+
+def test_heads_that_are_thinned_out_meanwhile_are_no_tampering(log: AuditHeads, monkeypatch: pytest.MonkeyPatch):
+    note(log, 3)
+    log.store()
+    ids = log.objects.ids
+
+    def listed(*args: object, **how: object) -> list[str]:
+        found = list(ids(*args, **how))  # type: ignore[arg-type]
+        for name in found:
+            log.objects.delete("service", "head", name)
+        return found
+
+    monkeypatch.setattr(type(log.objects), "ids", lambda _, *args, **how: listed(*args, **how))
+    assert log.first_broken() is None
+    log.store()
+    assert log.thin_out(older_than_ms=1 << 60) == 0

@@ -97,15 +97,16 @@ def test_an_upload_that_stalls_ends_and_makes_room(served: tuple[str, Site], ada
     assert ada.upload(ada.subject(), {"a.jpg": b"no photo"}).status_code == 201
 
 
-@pytest.mark.parametrize("stalls", [False, True])
+@pytest.mark.parametrize(("length", "stalls"), [(10, False), (10, True), (100_000, True)])
 def test_an_upload_of_which_nothing_arrives_loses_its_place_long_before_a_slow_one(
-    monkeypatch: pytest.MonkeyPatch, stalls: bool
+    monkeypatch: pytest.MonkeyPatch, length: int, stalls: bool
 ):
     monkeypatch.setattr(layers, "IDLE_S", 0.3)
     pieces = iter([True] * 9 + [False])  # longer than is waited for without a byte, all together
+    silent = stalls and length == 10  # of a longer body, what comes is too little
 
     async def receive() -> Message:
-        await asyncio.sleep(60 if stalls else 0.05)
+        await asyncio.sleep(60 if silent else 0.05)
         return {"type": "http.request", "body": b"x", "more_body": next(pieces)}
 
     async def take(_: Scope, receive: Receive, __: Send) -> None:
@@ -116,7 +117,12 @@ def test_an_upload_of_which_nothing_arrives_loses_its_place_long_before_a_slow_o
         raise AssertionError
 
     bodies = layers.Bodies(take, seconds=50, uploads=1, check=lambda _: cast(Bearer, SimpleNamespace(user_id="x")))
-    scope = {"type": "http", "method": "POST", "path": "/api/upload", "headers": [(b"authorization", b"Bearer x")]}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/upload",
+        "headers": [(b"authorization", b"Bearer x"), (b"content-length", b"%d" % length)],
+    }
     with pytest.raises(HTTPException, match="408") if stalls else nullcontext():
         asyncio.run(bodies(scope, receive, send))
 

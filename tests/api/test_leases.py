@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,14 @@ def test_a_heartbeat_goes_on_after_what_fails(records: Records, tmp_path: Path, 
     for _ in range(3):
         assert beaten.acquire(timeout=20)
     heart.stop()
+
+
+def test_who_was_away_itself_declares_nobody_dead(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After the database was away for all of them, whoever beats first must not end the others."""
+    first, second = lease_of(records, tmp_path / "a"), lease_of(records, tmp_path / "b")
+    make_late(records, first)
+    monkeypatch.setattr(second, "_beat_at", time.monotonic() - leases.LEASE_S)
+    second.beat()
+    assert first.live() == {first.id, second.id}
+    second.beat()
+    assert first.live() == {second.id}

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from api.limits import BACK_OFFS, RATES, BackOff, Limits, address_of
 from api.problems import Problem
 from api.settings import ApiSettings
+from api.tokens import Bearer
 from benchmarks.postgres import free_port
 from photoflux.errors import InputError
 from tests.api.clocks import moved_by_hand
@@ -204,3 +205,19 @@ def test_a_cookie_is_not_replaced_by_an_older_one(site: Site, ada: Person):
 def test_the_limits_of_the_settings_are_those_of_the_service(site: Site, own_state: Path):
     assert set(ApiSettings().rates) <= set(RATES)
     assert site.service.limits._rates["refresh"] == Limits("memory://")._rates["refresh"]
+
+
+def test_a_token_of_a_sign_in_that_is_over_takes_nothing_from_its_owner(
+    site: Site, ada: Person, monkeypatch: pytest.MonkeyPatch
+):
+    tight = Limits("memory://", rates={"ask": "3/minute"})
+    stolen = ada.token
+    site.service.sign_ins.end_all(ada.id)
+    monkeypatch.setattr(Limits, "check", lambda _, kind, who: COUNT(tight, kind, who))
+    asked = {"headers": {"Authorization": f"Bearer {stolen}"}}
+    assert [site.client.get("/api/subjects", **asked).status_code for _ in range(5)] == [401] * 3 + [429] * 2
+    begun = site.service.sign_ins.begin(ada.id)
+    anew = {
+        "headers": {"Authorization": f"Bearer {site.service.tokens.access(Bearer(ada.id, 'user', begun.sign_in_id))}"}
+    }
+    assert site.client.get("/api/subjects", **anew).status_code == 200

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from api.db import Export, Run, User
 from api.erasing import Erasure, UnderWay
@@ -110,6 +110,13 @@ def test_erasure_closes_the_account_at_once_and_leaves_nothing(
         with pytest.raises(KeyMissing):
             site.objects.get(ada.id, kind[:-1], object_id)
 
+    with site.service.records.engine.connect() as reader:  # what was deleted is in the log for as long as this goes on
+        reader = reader.execution_options(reading=True)
+        reader.execute(select(User.id)).all()
+        if site.service.records.engine.dialect.name == "sqlite":
+            with pytest.raises(UnderWay):
+                erasure.perform(receipt["receipt"])
+            assert site.client.get(f"/api/erasures/{receipt['receipt']}").json()["state"] == "erasing"
     assert erasure.perform(receipt["receipt"]) == "done"
     assert erasure.perform(receipt["receipt"]) == "done"
     shown = site.client.get(f"/api/erasures/{receipt['receipt']}").json()

@@ -20,6 +20,7 @@ PRODUCTION: dict[str, Any] = {
     "database_url": "postgresql://db/photoflux", "kek_uri": "gcp-kms://projects/p/locations/l/keyRings/r/cryptoKeys/k",
     "keyring": "gs://keys", "blobs": "gs://objects", "picture_check": "vision", "metrics_token": "0123456789abcdef",
     "limits": "redis://redis:6379", "engine_url": "https://engine.example", "tracking_uri": "https://mlflow.example",
+    "trusted_proxies": "10.0.0.7",
 }  # fmt: skip
 SECRET = "hush-hush-hush"
 UNFIT: dict[str, list[Any]] = {
@@ -28,7 +29,7 @@ UNFIT: dict[str, list[Any]] = {
     "metrics_token": ["", "x", "0123456789abcde"],
     "kek_uri": ["", "local-kms:///etc/kek"], "keyring": ["", "/keys"], "blobs": ["", "/objects"], "picture_check": ["none"],
     "limits": ["memory://"], "engine_url": ["http://engine.example", "http://10.0.0.1:8001", "engine.example"],
-    "tracking_uri": ["http://mlflow.example"], "listen": ["0.0.0.0", "::", "10.0.0.1", ""], "engine_host": ["0.0.0.0"],
+    "tracking_uri": ["http://mlflow.example"], "trusted_proxies": ["", " "],
 }  # fmt: skip
 """What production refuses, each beside everything else as it should be."""
 ELSEWHERE: list[dict[str, Any]] = [
@@ -145,7 +146,9 @@ def test_the_public_address_is_an_origin(url: str):
     assert any(line.startswith("PHOTOFLUX_PUBLIC_URL: ") for line in refused(public_url=url))
 
 
-@pytest.mark.parametrize("text", ["*", "0.0.0.0/0", "::/0", "10.0.0.1/8", "proxy", "10.0.0.1,,"])
+@pytest.mark.parametrize(
+    "text", ["*", "0.0.0.0/0", "::/0", "0.0.0.0/1,128.0.0.0/1", "2000::/3", "10.0.0.1/8", "proxy", "10.0.0.1,,"]
+)
 def test_proxies_are_named_one_by_one(text: str):
     (line,) = refused(trusted_proxies=text)
     assert line.startswith("PHOTOFLUX_TRUSTED_PROXIES: ")

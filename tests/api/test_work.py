@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+import psycopg
 import pytest
 from dbos import DBOS
 from sqlalchemy import text
+from sqlalchemy.exc import DataError, OperationalError
 
 from api import work
 from api.db import Generation, Notice, Records, Run, Subject, User, Webhook, new_id, now_ms, open_engine
@@ -405,3 +408,43 @@ def test_arguments_and_results_are_readable_json(working: tuple[Records, work.Li
         assert time.monotonic() < until
         time.sleep(0.01)
     assert DBOS.retrieve_workflow(drawn).get_result() == "succeeded"
+
+
+def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[Records, work.Line, Notes]):
+    """It names what no row names any more, and is not taken out of the line."""
+    records, line, notes = working
+    ada, _ = add_user(records)
+    notes.go.clear()
+    with records.writing() as session:
+        line.put_removal(session, Gone(ada, runs=["a run"]))
+    assert line.is_idle(ada) is False
+    notes.go.set()
+    notes.wait_for("remove", ada, "a run")
+    until = time.monotonic() + 20
+    while not line.is_idle(ada):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_work_outlasts_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(work, "AWAY_AGAIN_S", 0.01)
+    busy = sqlite3.OperationalError("database is locked")
+    busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    wrong = sqlite3.OperationalError("no such table")
+    wrong.sqlite_errorcode = sqlite3.SQLITE_ERROR
+    left = [OperationalError("", {}, busy), OperationalError("", {}, psycopg.OperationalError("connection refused"))]
+
+    def step() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert work.outlasting(step)() == "done"
+    for told in (OperationalError("", {}, wrong), DataError("", {}, psycopg.DataError("too long"))):
+        left.append(told)
+        with pytest.raises(type(told)):
+            work.outlasting(step)()
+    monkeypatch.setattr(work, "AWAY_S", 0.05)
+    left += [OperationalError("", {}, busy)] * 1000
+    with pytest.raises(OperationalError):
+        work.outlasting(step)()

@@ -104,10 +104,17 @@ def test_reads_are_told_apart_from_what_takes_longer_and_from_before_the_attack(
     assert found["by_kind"]["read"]["quiet"]["p95_ms"] == 9999.0
 
 
-def test_uploads_that_fail_are_told_and_others_count() -> None:
+def test_what_must_not_fail_counts() -> None:
     events = [(11.0, kind, 1.0, "an answer: 503") for kind in ("upload", "read", "sign-in", "webhook")]
     found = attack.honest(events, since=10.0)
-    assert found["honest_failures"] == 3 and len(found["failures"]) == 4
+    assert found["honest_failures"] == 4 and len(found["failures"]) == 4
+
+
+def test_a_service_that_hangs_fails() -> None:
+    """Nobody is refused, and nobody is answered."""
+    found = attack.honest([(1.0, "read", 9.0, "ok")], since=10.0, seconds=120.0)
+    assert {text.split(":")[0] for text in found["failures"]} == {"read", "generation", "converted", "webhook"}
+    assert found["honest_failures"] == 4
 
 
 def test_a_figure_that_is_missing_meets_no_aim() -> None:
@@ -178,7 +185,7 @@ def test_an_answer_that_must_not_be_is_wrong_and_told_with_its_request() -> None
 
     scene = with_server(answering(REFUSAL), wage)
     assert set(scene.answers) == {"401"} and set(scene.wrong) == {"GET /api/runs/… (signed): 401"}
-    assert attackers.summary([scene], Receiver())["wrong"] == [
+    assert attackers.summary([scene], Receiver(messages=1))["wrong"] == [
         f"one: GET /api/runs/… (signed): 401 ({scene.answers['401']} times)"
     ]
 
@@ -189,7 +196,7 @@ def test_an_attack_that_breaks_or_never_reaches_the_service_is_wrong() -> None:
 
     scene = a_scene(Service(1), act)
     asyncio.run(attackers.wage(scene))
-    told = attackers.summary([scene], Receiver())["wrong"]
+    told = attackers.summary([scene], Receiver(messages=1))["wrong"]
     assert any("ZeroDivisionError" in text for text in told) and any("never reached" in text for text in told)
 
 
@@ -260,7 +267,7 @@ def test_what_is_written_says_what_was_found() -> None:
     scene.wrong["GET /x: 500"] += 2
     found = {
         "seconds": 50.0, **attack.memory(rows, {}, since=10, until=60), **attack.honest(events, since=10), "machine": place,
-        "cpu_shares": {"attackers": 0.3}, **attackers.summary([scene], Receiver()), "connections_max": 9, "uploads_max": 1,
+        "cpu_shares": {"attackers": 0.3}, **attackers.summary([scene], Receiver(messages=1)), "connections_max": 9, "uploads_max": 1,
     }  # fmt: skip
     told = attack.page(found | {"met": attack.met(found)})
     assert "GET /x: 500 (2 times)" in told and "| **no** |" in told and "Complaints of nobody." in told

@@ -18,7 +18,7 @@ from photoflux.runs import Run, State, load_run, new_run, save_run
 from photoflux.vault import committed
 from pipelines import process
 from pipelines.local import Recorder
-from pipelines.orchestrators import LOST, LocalOrchestrator, RunRef
+from pipelines.orchestrators import LOST, LocalOrchestrator, RunGone, RunRef
 from pipelines.watch import follow
 
 QUICK = {"trouble": "none", "wait_s": 0.0, "wanted": "mug"}
@@ -292,8 +292,12 @@ def test_a_named_run_is_started_once(local: LocalOrchestrator):
     again = LocalOrchestrator(local.runs_dir, local.compiled).start(QUICK, name="abc-1")
     assert first == again
     assert first.id.endswith("-abc-1")
+    assert local.find("abc-1") == first
     assert ended(local, first).state is State.succeeded
-    assert local.start(QUICK, name="abc-1") == first
+    assert local.start(QUICK, name="abc-1") == local.find("abc-1") == first
+    with pytest.raises(RunGone, match="is not here"):
+        local.find("abc-9")
+    assert not list(local.runs_dir.glob("*abc-9"))
     assert load_run(Path(first.where)).state is State.succeeded
     folder = Path(first.where).with_name(first.id.replace("abc-1", "abc-2"))
     (folder / "logs").mkdir(parents=True)  # killed before its process was started

@@ -19,7 +19,7 @@ from photoflux.runs import State
 from photoflux.vault import committed, opened
 from photoflux.vault.blobs import BlobStore, open_store
 from pipelines.graph import read_spec
-from pipelines.orchestrators import KubeflowOrchestrator, RunRef, VertexOrchestrator
+from pipelines.orchestrators import KubeflowOrchestrator, RunGone, RunRef, VertexOrchestrator
 from pipelines.parameters import resolve
 from tests.cloud import new_bucket, storage_client
 
@@ -107,9 +107,11 @@ def test_kubeflow_states_are_read(kubeflow: KubeflowServer, theirs: str, ours: S
 def test_kubeflow_is_asked_for_a_named_run_before_one_is_made(kubeflow: KubeflowServer):
     """The server takes a name twice, so that what was submitted and not recorded has to be looked for."""
     orchestrator = KubeflowOrchestrator(f"http://127.0.0.1:{kubeflow.server_port}", IMAGE)
+    with pytest.raises(RunGone):
+        orchestrator.find("abc-1")
     assert orchestrator.submit({}, name="abc-1").id == "r1"
     kubeflow.named = "personalize-abc-1"
-    assert orchestrator.submit({}, name="abc-1").id == "r7"
+    assert orchestrator.submit({}, name="abc-1").id == orchestrator.find("abc-1").id == "r7"
     made = [path for command, path, _ in kubeflow.sent if command == "POST" and path.endswith("/runs")]
     assert len(made) == 1
 
@@ -130,11 +132,11 @@ class VertexServer:
         from google.protobuf import empty_pb2
 
         self.sent: list[Any] = []
-        self.taken = False
+        self.taken = self.missing = False
         self.job = types.PipelineJob(name=JOB, state="PIPELINE_STATE_PENDING")
         calls = {
             "CreatePipelineJob": (types.CreatePipelineJobRequest, self._create, types.PipelineJob.serialize),
-            "GetPipelineJob": (types.GetPipelineJobRequest, lambda *_: self.job, types.PipelineJob.serialize),
+            "GetPipelineJob": (types.GetPipelineJobRequest, self._get, types.PipelineJob.serialize),
             "ListPipelineJobs": (
                 types.ListPipelineJobsRequest,
                 self._list,
@@ -167,6 +169,13 @@ class VertexServer:
         self.sent.append(request)
         if self.taken:
             context.abort(grpc.StatusCode.ALREADY_EXISTS, "there is such a job")
+        return self.job
+
+    def _get(self, _: object, context: Any) -> object:
+        import grpc
+
+        if self.missing:
+            context.abort(grpc.StatusCode.NOT_FOUND, "there is no such job")
         return self.job
 
     def _list(self, request: object, _: object) -> object:
@@ -230,6 +239,10 @@ def test_vertex_has_a_named_job_once(vertex: VertexServer, orchestrator: VertexO
     again = orchestrator.submit({}, name="abc-1")
     assert again.id == "projects/p/locations/europe-west4/pipelineJobs/personalize-abc-1"
     assert again.where == first.where
+    assert orchestrator.find("abc-1") == RunRef(JOB, first.where)
+    vertex.missing = True
+    with pytest.raises(RunGone):
+        orchestrator.find("abc-1")
 
 
 def test_vertex_tasks_are_steps(vertex: VertexServer, orchestrator: VertexOrchestrator):

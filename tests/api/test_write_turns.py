@@ -1,0 +1,106 @@
+"""Who writes to SQLite: one at a time, in turns, whatever processes do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from api.db import BUSY_MS, Records, User, migrate, new_id, open_engine
+from api.write_turns import WriteTurns
+
+PATIENCE_S = 30.0
+WRITING = """
+import sys, time
+from api.db import Records, User, new_id, open_engine
+records = Records(open_engine(sys.argv[1]))
+print("ready", flush=True)
+while True:
+    with records.writing() as session:
+        session.add(User(id=new_id(), login=new_id()))
+        session.flush()
+        time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    migrate(url)
+    return url
+
+
+def test_a_process_that_writes_without_a_pause_keeps_no_other_waiting(url: str):
+    """SQLite alone lets the other one ask again every tenth of a second, which is never the right moment."""
+    busy = subprocess.Popen([sys.executable, "-c", WRITING, url], stdout=subprocess.PIPE)
+    try:
+        assert busy.stdout is not None
+        assert busy.stdout.readline() == b"ready\n"
+        records, waited = Records(open_engine(url)), []
+        for _ in range(20):
+            started = time.monotonic()
+            with records.writing() as session:
+                session.add(User(id=new_id(), login=new_id()))
+            waited.append(time.monotonic() - started)
+        records.engine.dispose()
+    finally:
+        busy.kill()
+        busy.wait()
+    assert max(waited) < BUSY_MS / 1000 / 2, "where turns are taken it is one of the other's transactions"
+
+
+def test_one_has_the_turn_at_a_time_and_none_who_waits_is_passed_over(tmp_path: Path):
+    """Two processes, as far as files know: each has locks of its own."""
+    sides = [WriteTurns(tmp_path / "a.db", wait_s=PATIENCE_S) for _ in range(2)]
+    inside, order, over = [0], list[int](), threading.Event()
+
+    def write(side: int) -> None:
+        while not over.is_set():
+            with sides[side]:
+                inside[0] += 1
+                assert inside[0] == 1
+                order.append(side)
+                time.sleep(0.003)
+                inside[0] -= 1
+                if len(order) >= 200:
+                    over.set()
+
+    threads = [threading.Thread(target=write, args=(side,)) for side in (0, 0, 0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert over.is_set()
+    assert order.count(1) > 50
+
+
+def test_a_turn_within_a_turn_is_the_same(tmp_path: Path):
+    turns, other = WriteTurns(tmp_path / "a.db", wait_s=0.1), WriteTurns(tmp_path / "a.db", wait_s=0.1)
+    with turns:
+        with turns:
+            pass
+        with other:
+            assert other._held is None, "it was not given back early"
+    with other:
+        assert other._held is not None
+
+
+def test_the_end_of_a_process_gives_its_turn_back(tmp_path: Path):
+    code = (
+        "import sys, time; from pathlib import Path; from api.write_turns import WriteTurns\n"
+        "with WriteTurns(Path(sys.argv[1]), wait_s=9): print('ready', flush=True); time.sleep(99)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a.db")], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"ready\n"
+    turns = WriteTurns(tmp_path / "a.db", wait_s=0.1)
+    with turns:
+        assert turns._held is None
+    holder.kill()
+    holder.wait()
+    with turns:
+        assert turns._held is not None
