@@ -5,9 +5,11 @@ A picture decoder is the part of a service most often broken into or brought dow
 
 from __future__ import annotations
 
+import importlib
+import math
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +23,18 @@ class Confined:
     """A pool of such processes, started when the first work comes."""
 
     workers: int
+    needs: tuple[str, ...] = ()
+    """Modules that each process imports before its first work, whose time that would otherwise take."""
     _pool: Any = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def begin(self, work: Callable[..., Any], *args: Any, timeout_s: float) -> Any:
+    def begin(self, work: Callable[..., Any], *args: Any, cpu_s: float, timeout_s: float) -> Any:
         """Do a function of a module in one of the processes; a future.
 
-        Its result raises TimeoutError where the process was ended after `timeout_s`, pebble.ProcessExpired where it ended by itself.
+        Its result raises TimeoutError where the process was ended after `timeout_s`, which says as much of the machine as of the work;
+        pebble.ProcessExpired where it ended by itself, or took `cpu_s` of processor time.
         """
-        return self._opened().schedule(work, args=list(args), timeout=timeout_s)
+        return self._opened().schedule(_bounded, args=[work, cpu_s, *args], timeout=timeout_s)
 
     def close(self) -> None:
         """End the processes."""
@@ -44,11 +49,22 @@ class Confined:
                 from pebble import ProcessPool
 
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPool(max_workers=self.workers, initializer=_confine, context=context)
+                self._pool = ProcessPool(
+                    max_workers=self.workers, initializer=_confine, initargs=[self.needs], context=context
+                )
             return self._pool
 
 
-def _confine() -> None:
+def _bounded(work: Callable[..., Any], cpu_s: float, *args: Any) -> Any:
+    import resource
+
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(spent.ru_utime + spent.ru_stime + cpu_s)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+    return work(*args)
+
+
+def _confine(needs: Sequence[str]) -> None:
     """Less memory than the machine has, one thread, no core dump with a photo in it, and no word of what decoders complain of."""
     import os
     import resource
@@ -58,3 +74,5 @@ def _confine() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for module in needs:
+        importlib.import_module(module)

@@ -33,6 +33,7 @@ from sqlalchemy import (
     create_engine,
     event,
     make_url,
+    select,
     text,
 )
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -532,6 +533,12 @@ def is_rolled_back(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in AGAIN
 
 
+def hold_owner(session: Session, kind: Any, row_id: str) -> None:
+    """Keep the owner of a row from being deleted, before the row is locked: a notice of it refers to them, which locks them, too."""
+    owner = select(kind.user_id).where(kind.id == row_id).scalar_subquery()
+    session.execute(select(User.id).where(User.id == owner).with_for_update(read=True, key_share=True))
+
+
 def is_away(error: DBAPIError) -> bool:
     """Whether the database could not be reached, is starting or stopping, or (SQLite) is written to by others for long."""
     if isinstance(error.orig, sqlite3.Error):
@@ -542,7 +549,7 @@ def is_away(error: DBAPIError) -> bool:
 
 def _write_turns(engine: Engine) -> WriteTurns:
     file = engine.url.database
-    return WriteTurns(Path(file).absolute() if file and file != ":memory:" else None, wait_s=BUSY_MS / 1000)
+    return WriteTurns(Path(file).absolute() if file and file != ":memory:" else None, wait_s=BUSY_MS / 2000)
 
 
 class Records:
@@ -587,11 +594,12 @@ class Records:
         """
         if self.engine.dialect.name != "sqlite":
             return
-        connection = self.engine.raw_connection()  # a checkpoint cannot be part of a transaction
-        try:
-            busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        finally:
-            connection.close()
+        with self._turn:
+            connection = self.engine.raw_connection()  # a checkpoint cannot be part of a transaction
+            try:
+                busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                connection.close()
         if busy:
             raise TimeoutError("the database's log is in use and was not emptied; try again")
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SIDE_MAX = 2048
 """Pixels of a side of what is asked for: a picture of this size takes 0.1 GB and two seconds to convert."""
-WAIT_S, CONVERT_S = 10.0, 30.0
-"""How long a conversion waits for its turn before it is sent away, and may take then."""
+WAIT_S, CPU_S, TIMEOUT_S = 10.0, 20.0, 60.0
+"""How long a conversion waits for its turn before it is sent away; processor time that it may take then, and time."""
 BUSY = "Many pictures are being converted; ask for yours again in a moment."
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff"}
 
@@ -43,7 +43,7 @@ class Delivery:
     credentials: Credentials
     turns: Turns = field(default_factory=lambda: Turns(1, per_person=1, wait_s=WAIT_S, told=BUSY))
     """Conversions for requests: one at a time, in a process that is started when the first one comes."""
-    processes: Confined = field(default_factory=lambda: Confined(1))
+    processes: Confined = field(default_factory=lambda: Confined(1, needs=("api.delivery", "PIL.Image")))
     answers: Turns = field(default_factory=lambda: Turns(64, per_person=8, wait_s=WAIT_S, told=BUSY))
     """Pictures on their way to whoever asked: browsers ask for six at a time."""
 
@@ -65,7 +65,7 @@ class Delivery:
             wanted, fmt = parse_size(size) if size else header.size, fmt or kept
             if (wanted, fmt) == (header.size, kept):
                 return file
-        job = self.processes.begin(convert, file, wanted, fmt, provenance, timeout_s=CONVERT_S)
+        job = self.processes.begin(convert, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
         try:
             return self.credentials.sign(job.result(), MEDIA_TYPES[fmt])
         except TimeoutError as error:

@@ -35,6 +35,7 @@ from api.db import (
     Usage,
     User,
     Webhook,
+    hold_owner,
     new_id,
     now_ms,
     retried,
@@ -111,6 +112,7 @@ class Exports:
     @retried
     def _end(self, export_id: str, state: str, code: str, why: str) -> str:
         with self.records.writing() as session:
+            hold_owner(session, Export, export_id)
             row = session.get(Export, export_id, with_for_update=True)
             if row is None:
                 return "cancelled"

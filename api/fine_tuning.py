@@ -22,7 +22,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.db import ACTIVE, AccountClosed, Generation, Model, Records, Run, Subject, now_ms, retried
+from api.db import ACTIVE, AccountClosed, Generation, Model, Records, Run, Subject, hold_owner, now_ms, retried
 from api.generations import end_generation
 from api.journal import SYSTEM, Journal
 from photoflux.errors import PhotoFluxError
@@ -136,8 +136,11 @@ class FineTuning:
             return self._settle(row, attempt, ended)
         except (AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
             return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
-        except RunGone:  # deleted with what was learnt of the subject: a consent was withdrawn
-            return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
+        except RunGone:  # deleted with what was learnt of the subject, where a consent was withdrawn
+            current = self._row(run_id)
+            if current is None or current.cancel_ms:
+                return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
+            return self.fail(run_id, "internal", "what the run made is gone; start it anew")
 
     def _settle(self, row: Run, attempt: int, ended: str) -> str:
         if ended != State.succeeded:
@@ -284,6 +287,7 @@ class FineTuning:
     def fail(self, run_id: str, code: str, why: str, *, cancelled: bool = False) -> str:
         """Record that there will be no model; returns the state the run is in then."""
         with self.records.writing() as session:
+            hold_owner(session, Run, run_id)
             row = session.get(Run, run_id, with_for_update=True)
             if row is None or row.state not in ACTIVE:
                 return row.state if row else State.cancelled
@@ -293,6 +297,7 @@ class FineTuning:
     def give_up(self, run_id: str, code: str, why: str) -> str:
         """As `fail`, for a run of which nobody knows how its pipeline stands: that is ended too."""
         with self.records.writing() as session:
+            hold_owner(session, Run, run_id)
             row = session.get(Run, run_id, with_for_update=True)
             if row is None or row.state not in ACTIVE:
                 return row.state if row else State.cancelled

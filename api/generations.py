@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from api.db import ACTIVE, AccountClosed, Generation, Model, Picture, Records, new_id, now_ms, retried
+from api.db import ACTIVE, AccountClosed, Generation, Model, Picture, Records, hold_owner, new_id, now_ms, retried
 from api.delivery import Delivery, Order
 from api.drawing import EngineClient, GivenUp, Refused, Wanted
 from api.journal import SYSTEM, Journal
@@ -111,6 +111,7 @@ class Generations:
     def end(self, generation_id: str, state: str, code: str, why: str) -> str:
         """Record that there will be no pictures."""
         with self.records.writing() as session:
+            hold_owner(session, Generation, generation_id)
             row = session.get(Generation, generation_id, with_for_update=True)
             if row is None or row.state not in ACTIVE:
                 return row.state if row else "cancelled"

@@ -10,11 +10,12 @@ import json
 import logging
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import TimeoutError as TooLong
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from api.confined import Confined
+from api.held import RETRY_S
+from api.problems import Problem
 from photoflux.params import ValidateParams
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SECONDS = 30.0
+CPU_S, TIMEOUT_S = 30.0, 120.0
+"""Of processor time for a photo; and all told, where the machine is busy with other things."""
 STORED_PX, LONGEST_PX, THUMBNAIL_PX = 2048, 16_384, 320
 """Short and long side of what is stored at most: enough for training at 1024² with room to crop, and no more than JPEG can hold.
 Long side of what is shown in lists."""
+BUSY = "The machine is busy, and a photo took too long to look at; send it again in a moment."
 CRASHED = "could not be decoded: export the photo again as JPEG or PNG"
 
 
@@ -50,16 +53,16 @@ class Intake:
     """Takes photos, in processes that are started when the first one comes."""
 
     params: ValidateParams
-    processes: Confined = field(default_factory=lambda: Confined(2))
+    processes: Confined = field(default_factory=lambda: Confined(2, needs=("photoflux.photos.table",)))
 
     def take(self, files: Sequence[bytes]) -> list[Taken]:
-        """Decode, measure and shrink files; one after which a process had to be ended is no photo.
+        """Decode, measure and shrink files; one that ended its process is no photo. A problem of 503 where one took too long.
 
         Few of them are in front of others' at a time, so that one photo does not wait behind twenty.
         """
         jobs, taken = deque[Any](), list[Taken]()
         for data in files:
-            jobs.append(self.processes.begin(take, data, self.params, timeout_s=SECONDS))
+            jobs.append(self.processes.begin(take, data, self.params, cpu_s=CPU_S, timeout_s=TIMEOUT_S))
             if len(jobs) >= self.processes.workers:
                 taken.append(_result(jobs.popleft()))
         return taken + [_result(job) for job in jobs]
@@ -76,8 +79,10 @@ def _result(job: Any) -> Taken:
         taken = job.result()
         assert isinstance(taken, Taken)
         return taken
+    except TimeoutError as error:
+        raise Problem(503, "busy", BUSY, headers={"Retry-After": str(RETRY_S)}) from error
     except Exception as error:  # whatever a file does to a decoder is said of the file
-        expected = isinstance(error, TooLong | ProcessExpired | MemoryError)
+        expected = isinstance(error, ProcessExpired | MemoryError)
         (log.info if expected else log.exception)("a photo could not be decoded: %s", type(error).__name__)
         return refused("corrupt", CRASHED)
 

@@ -152,22 +152,25 @@ class Bodies:
         Of a body of a `length` something arrives every IDLE_S, and it is never later by more than them than one that comes evenly.
         """
         now = asyncio.get_running_loop().time
-        since, received, arrived = now(), 0, False
+        last, received, waited, arrived = now() + self.seconds, 0, 0.0, False
 
-        def until() -> float:
-            last = since + self.seconds
-            return min(last, now() + IDLE_S, since + IDLE_S + self.seconds * received / length) if length else last
+        def most() -> float:
+            """Until when the next piece is waited for; what the service itself took since the last one does not count."""
+            behind = IDLE_S + self.seconds * received / length - waited if length else float("inf")
+            return min(last, now() + min(IDLE_S if length else float("inf"), behind))
 
         async def receiving() -> Message:
-            nonlocal arrived, received
+            nonlocal arrived, received, waited
             if arrived:
                 return await receive()
+            since = now()
             try:
-                async with asyncio.timeout_at(until()):
+                async with asyncio.timeout_at(most()):
                     message = await receive()
             except TimeoutError as error:
                 arrived = True
                 raise HTTPException(408, headers={"Connection": "close"}) from error
+            waited += now() - since
             received += len(message.get("body", b""))
             arrived = message["type"] != "http.request" or not message.get("more_body", False)
             return message

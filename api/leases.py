@@ -68,15 +68,16 @@ class Lease:
         if lost:
             self._give_up()
         away_s, self._beat_at = time.monotonic() - self._beat_at, time.monotonic()
-        if away_s > LEASE_S / 2:  # others may have been kept from the database, too, and beat in a moment
-            return
+        late = (
+            now - 1000 * LEASE_S if away_s < LEASE_S else 0
+        )  # others were kept from the database, too, and beat in a moment
         with self.records.writing() as session:
             # Whoever holds a row is recording work; it is looked at again with the next beat.
             others = (
                 select(Worker).where(Worker.id != self.id, Worker.dead_ms.is_(None)).with_for_update(skip_locked=True)
             )
             for worker in session.scalars(others):
-                if worker.beat_ms < now - 1000 * LEASE_S or self._has_ended(worker.id):
+                if worker.beat_ms < late or self._has_ended(worker.id):
                     worker.dead_ms = now
 
     def live(self) -> set[str]:

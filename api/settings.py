@@ -97,7 +97,7 @@ class ApiSettings(Settings):
     rates: dict[str, str] = Field(default={}, description="requests allowed by kind, over the usual, as JSON")
     body_s: float = Field(default=60.0, gt=0, description="seconds in which a request's body must have arrived")
     uploads_at_once: int = Field(
-        default=32, ge=1, description="uploads that arrive at a time; an eighth of them one person's"
+        default=16, ge=1, description="uploads that arrive at a time; an eighth of them one person's"
     )
     metrics_token: SecretStr = Field(
         default=SecretStr(""), description="what /metrics is asked with; empty: it answers on loopback only"

@@ -25,7 +25,20 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.addresses import Address, is_public
-from api.db import ACTIVE, AccountClosed, Export, Generation, Notice, Records, Run, User, Webhook, new_id, now_ms
+from api.db import (
+    ACTIVE,
+    AccountClosed,
+    Export,
+    Generation,
+    Notice,
+    Records,
+    Run,
+    User,
+    Webhook,
+    new_id,
+    now_ms,
+    retried,
+)
 from api.schemas import iso
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault.keyring import KeyMissing, Keyring
@@ -169,6 +182,7 @@ class Messenger:
         """Record that it was not taken."""
         return self._end(notice_id, "failed")
 
+    @retried
     def _put_off(self, notice: Notice, attempt: int) -> str:
         if attempt >= ATTEMPTS:
             return self.fail(notice.id)
@@ -179,12 +193,14 @@ class Messenger:
                 return "queued"
         return "cancelled"
 
+    @retried
     def _unsubscribe(self, webhook: Webhook) -> str:
         with suppress(AccountClosed), self.records.writing_for(webhook.user_id) as session:
             if row := session.get(Webhook, webhook.id, with_for_update=True):
                 session.delete(row)
         return "cancelled"
 
+    @retried
     def _end(self, notice_id: str, state: str) -> str:
         with self.records.writing() as session:
             notice = session.get(Notice, notice_id, with_for_update=True)

@@ -213,12 +213,15 @@ def outlasting(step: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(step)
     def patient(*args: P.args, **kwargs: P.kwargs) -> R:
-        until = time.monotonic() + AWAY_S
+        since = last = float("-inf")
         while True:
             try:
                 return step(*args, **kwargs)
             except DBAPIError as error:
-                if not is_away(error) or time.monotonic() > until:
+                if time.monotonic() - last > AWAY_S:  # another outage than the last
+                    since = time.monotonic()
+                last = time.monotonic()
+                if not is_away(error) or last - since > AWAY_S:
                     raise
                 log.warning("the database cannot be reached; %s is done again", step.__name__)
                 time.sleep(AWAY_AGAIN_S)

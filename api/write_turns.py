@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-POLL_S = 0.002
+POLL_S, PLACE_S = 0.002, 1.0
+"""How often a lock is asked for, and how long for the place in front: a process that was stopped while it waited holds up nobody."""
 
 
 class WriteTurns:
@@ -48,11 +49,12 @@ class WriteTurns:
     def _taken(self) -> int | None:
         """A descriptor that holds the turn until it is closed, also by the end of the process; None where it could not be had."""
         until = time.monotonic() + self.wait_s
-        place = _locked(self._files[0], until)
-        turn = _locked(self._files[1], until)
-        if place is not None:
-            os.close(place)
-        return turn
+        place = _locked(self._files[0], min(until, time.monotonic() + PLACE_S))
+        try:
+            return _locked(self._files[1], until)
+        finally:
+            if place is not None:
+                os.close(place)
 
 
 def _locked(file: Path, until: float) -> int | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from photoflux.errors import InputError, PhotoFluxError
-from photoflux.runs import Failure, Run, State, StepRun, load_run, new_run, save_run
+from photoflux.runs import RECORD, Failure, Run, State, StepRun, load_run, new_run, save_run
 from photoflux.vault.blobs import BlobStore, open_store
 from pipelines import outputs, process
 from pipelines.graph import COMPILED, Spec, parse_spec, read_spec, step_titles
@@ -96,10 +96,9 @@ class LocalOrchestrator:
 
     def find(self, name: str) -> RunRef:
         folder = (self.runs_dir / _run_id(read_spec(self.compiled), name)).resolve()
-        try:
-            return RunRef(load_run(folder).id, str(folder))
-        except InputError as error:
-            raise RunGone(f"{folder.name}: is not here, or was deleted") from error
+        if not (folder / RECORD).exists():
+            raise RunGone(f"{folder.name}: is not here, or was deleted")
+        return RunRef(load_run(folder).id, str(folder))
 
     def status(self, ref: RunRef) -> Run:
         """How the run stands. It is lost once its own process is dead and the steps that outlived it are ended, too."""

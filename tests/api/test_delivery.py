@@ -26,7 +26,7 @@ def test_a_conversion_that_takes_too_long_is_given_up_and_the_next_is_made(monke
     wanted: dict[str, Any] = {"size": "32x32", "fmt": "jpeg", "kept": "png", "provenance": {}}
     with monkeypatch.context() as patch:
         patch.setattr(module, "convert", stall)
-        patch.setattr(module, "CONVERT_S", 0.5)
+        patch.setattr(module, "TIMEOUT_S", 0.5)
         with pytest.raises(Problem) as problem:
             delivery.converted(buffer.getvalue(), **wanted)
     assert (problem.value.status, problem.value.kind) == (503, "busy")

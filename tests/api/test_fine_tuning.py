@@ -434,3 +434,12 @@ def test_a_call_that_fails_now_and_then_does_not_end_a_watch(ada: Person, work):
     tuning, _, _ = work(unreachable)
     with pytest.raises(ConnectionError):
         tuning.follow(run, 1)
+
+
+def test_a_pipeline_that_is_gone_for_no_reason_of_its_owners_has_failed(ada: Person, work):
+    run, _ = begun(ada)
+    tuning, orchestrator, _ = work(passed)
+    tuning.follow(run, 1)
+    shutil.rmtree(orchestrator.folder / f"{run}-1")
+    assert tuning.settle(run, 1, State.succeeded) == "failed"
+    assert "is gone" in why(ada, run, "internal")

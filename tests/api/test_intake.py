@@ -10,6 +10,7 @@ from PIL import Image
 
 from api import intake as module
 from api.intake import CRASHED, LONGEST_PX, Intake, Taken, take
+from api.problems import Problem
 from benchmarks.fuzz import COUNT, MEMORY_BYTES, seeds, take_all
 from photoflux.params import ValidateParams, load_params
 
@@ -51,6 +52,11 @@ def fill(*_: object) -> Taken:
     return Taken({"problem": str(len(bytearray(8 << 30)))})
 
 
+def burn(*_: object) -> Taken:
+    while True:
+        pass
+
+
 def stall(*_: object) -> Taken:
     import time
 
@@ -62,18 +68,28 @@ def fail(*_: object) -> Taken:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("hostile", [die, fill, stall, fail])
+@pytest.mark.parametrize("hostile", [die, fill, burn, fail])
 def test_what_ends_a_decoder_is_said_of_the_file_and_the_next_is_taken(
     intake: Intake, params: ValidateParams, monkeypatch: pytest.MonkeyPatch, hostile: object
 ):
     """Stand-ins for flaws in a decoder that nobody knows yet: a crash, all memory, no end, an exception."""
     with monkeypatch.context() as patch:
         patch.setattr(module, "take", hostile)
-        patch.setattr(module, "SECONDS", 1.0)
+        patch.setattr(module, "CPU_S", 1.0)
         (taken,) = intake.take([b"x"])
     assert (taken.photo, taken.row["problem_message"]) == (b"", CRASHED)
     (taken,) = intake.take([png((600, 600))])
     assert taken.photo
+
+
+def test_a_photo_that_only_took_long_is_not_said_to_be_damaged(intake: Intake, monkeypatch: pytest.MonkeyPatch):
+    """The machine may be busy with other things."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "take", stall)
+        patch.setattr(module, "TIMEOUT_S", 0.5)
+        with pytest.raises(Problem) as problem:
+            intake.take([b"x"])
+    assert (problem.value.status, problem.value.kind) == (503, "busy")
 
 
 def test_seeds_of_the_mutations_are_what_they_should_be(params: ValidateParams):

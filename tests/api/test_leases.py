@@ -159,3 +159,14 @@ def test_who_was_away_itself_declares_nobody_dead(records: Records, tmp_path: Pa
     assert first.live() == {first.id, second.id}
     second.beat()
     assert first.live() == {second.id}
+
+
+def test_an_ended_process_is_known_however_late_a_beat_is(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = lease_of(records, tmp_path), lease_of(records, tmp_path)
+    assert first._lock is not None
+    os.close(first._lock)
+    monkeypatch.setattr(second, "_beat_at", time.monotonic() - 2 * leases.LEASE_S)
+    second.beat()
+    assert second.live() == {second.id}

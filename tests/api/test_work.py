@@ -448,3 +448,19 @@ def test_work_outlasts_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch):
     left += [OperationalError("", {}, busy)] * 1000
     with pytest.raises(OperationalError):
         work.outlasting(step)()
+
+
+def test_each_outage_has_its_own_time(monkeypatch: pytest.MonkeyPatch):
+    """A watch of hours meets several."""
+    monkeypatch.setattr(work, "AWAY_AGAIN_S", 0.01)
+    monkeypatch.setattr(work, "AWAY_S", 0.2)
+    away = OperationalError("", {}, psycopg.OperationalError("connection refused"))
+    left = [away, away, away]
+
+    def step() -> str:
+        time.sleep(0.3)
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert work.outlasting(step)() == "done"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from api import write_turns
 from api.db import BUSY_MS, Records, User, migrate, new_id, open_engine
 from api.write_turns import WriteTurns
 
@@ -102,5 +105,35 @@ def test_the_end_of_a_process_gives_its_turn_back(tmp_path: Path):
         assert turns._held is None
     holder.kill()
     holder.wait()
+    with turns:
+        assert turns._held is not None
+
+
+def test_one_that_was_stopped_while_it_waited_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(write_turns, "PLACE_S", 0.05)
+    turns = WriteTurns(tmp_path / "a.db", wait_s=PATIENCE_S)
+    waiting = write_turns._locked(turns._files[0], 0.0)
+    assert waiting is not None
+    with turns:
+        assert turns._held is not None
+    os.close(waiting)
+
+
+def test_a_lock_that_cannot_be_made_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    turns, other = WriteTurns(tmp_path / "a.db", wait_s=0.1), WriteTurns(tmp_path / "a.db", wait_s=0.1)
+    locked = write_turns._locked
+
+    def full(file: Path, until: float) -> int | None:
+        if file.name.endswith("turn"):
+            raise OSError(errno.EMFILE, "too many open files")
+        return locked(file, until)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write_turns, "_locked", full)
+        with pytest.raises(OSError), turns:
+            pass
+    place = locked(other._files[0], 0.0)
+    assert place is not None
+    os.close(place)
     with turns:
         assert turns._held is not None
