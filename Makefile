@@ -83,7 +83,7 @@ bench: $(STAMP) ## measure the pocket base and twelve unseen subjects; tables in
 	$(BIN)/python -m benchmarks.pocket_base
 	$(BIN)/python -m benchmarks.subjects
 
-test: $(STAMP) ## the tests a change must pass (about six minutes on two cores)
+test: $(STAMP) ## the tests a change must pass (about ten minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## the tests that take longer
