@@ -475,7 +475,8 @@ def open_engine(url: str) -> Engine:
         )  # fmt: skip
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000}, pool_size=CONNECTIONS, pool_use_lifo=True)
+    pool: dict[str, Any] = {"pool_size": CONNECTIONS, "pool_use_lifo": True} if parsed.database else {}
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000}, **pool)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

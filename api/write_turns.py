@@ -26,7 +26,9 @@ class WriteTurns:
 
     def __init__(self, database: Path | None, *, wait_s: float) -> None:
         self._threads, self._depth, self.wait_s = threading.RLock(), 0, wait_s
-        self._files = [database.with_name(f".{database.name}.{name}.lock") for name in ("next", "turn")] if database else []
+        self._files = (
+            [database.with_name(f".{database.name}.{name}.lock") for name in ("next", "turn")] if database else []
+        )
         self._held: int | None = None
 
     def __enter__(self) -> None:

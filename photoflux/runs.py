@@ -114,7 +114,7 @@ def now() -> str:
 
 def new_run(pipeline: str, *, steps: Mapping[str, str], params: Mapping[str, Any], name: str = "") -> Run:
     """A queued run, its id made of `name` or fresh; `steps` maps names to titles in the order they run."""
-    run_id = f"{pipeline}-{name or f'{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}'}"
+    run_id = f"{pipeline}-{name or f'{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}'}"
     titled = tuple(StepRun(name, title) for name, title in steps.items())
     return Run(id=run_id, pipeline=pipeline, steps=titled, params=dict(params), created=now())
 

@@ -62,7 +62,7 @@ def test_on_one_machine_an_ended_process_is_known_at_once(records: Records, tmp_
     second.beat()
     assert second.live() == {second.id}
     second.forget_dead()
-    assert [file.stem for file in tmp_path.glob("*.lock")] == [second.id]
+    assert [file.stem for file in tmp_path.glob("[!.]*.lock")] == [second.id]
 
 
 def test_whoever_was_declared_dead_exits_with_its_next_beat(records: Records, tmp_path: Path):
