@@ -454,7 +454,8 @@ def logged_errors(folder: Path) -> dict[str, int]:
                     continue
                 if told.get("level") in ("error", "critical"):
                     event = re.sub("[0-9a-f]{32}", "…", str(told.get("event")))
-                    counts[f"{file.name}: {event} {told.get('place') or ''} {told.get('exception') or ''}"[:300]] += 1
+                    where = " < ".join(reversed([told["place"]] if "place" in told else told.get("places", [])[-4:]))
+                    counts[f"{file.name}: {event} {told.get('exception') or ''} {where}"[:400]] += 1
     return dict(counts.most_common(20))
 
 
