@@ -7,14 +7,16 @@ deleted, and at last the rows that named it.
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx2
-from sqlalchemy import select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from api.db import (
@@ -40,6 +42,9 @@ from api.journal import SYSTEM, Journal
 from photoflux.errors import PhotoFluxError
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
+
+if TYPE_CHECKING:
+    from photoflux.tracking import Doomed
 
 log = logging.getLogger(__name__)
 
@@ -149,9 +154,9 @@ def begin_erasure(session: Session, user: User, journal: Journal) -> str:
 class Erasure:
     """Finishes what `begin_erasure`, `erase_subject` and `erase_models` began; may be repeated until it is done.
 
-    `forget` has the engine drop the owner's adapters, `unregister` deletes a model from the registry, `discard` what the pipelines of a
-    run left. `require` raises where this worker's work is another's by now; `is_idle` takes what waits for an owner out of the line and
-    says whether nothing is being done for them; `recorded` is called when an erasure is in the log.
+    `forget` has the engine drop the owner's adapters, `unregister` deletes versions of a model from the registry, `discard` what the
+    pipelines of a run left. `require` raises where this worker's work is another's by now; `is_idle` takes what waits for an owner out
+    of the line and says whether nothing is being done for them; `recorded` is called when an erasure is in the log.
     """
 
     records: Records
@@ -159,7 +164,7 @@ class Erasure:
     keyring: Keyring
     journal: Journal
     forget: Callable[[str], None]
-    unregister: Callable[[str], int]
+    unregister: Callable[[str, Doomed], int]
     discard: Callable[[str], None]
     cache_dir: Path
     require: Callable[[], None] = lambda: None
@@ -196,8 +201,21 @@ class Erasure:
         for run in gone.runs:
             self.discard(run)
         for name in gone.registered:
-            self.unregister(name)
+            self.unregister(name, functools.partial(self._superseded, name, gone))
         gone.clear(self.objects)
+
+    def _superseded(self, name: str, gone: Gone, versions: Sequence[int]) -> set[int]:
+        """Which versions of a subject's model are to go: it may have been trained on anew since, where a removal was put off.
+
+        Raises UnderWay while that goes on, since a version may be there that no row names yet.
+        """
+        with self.records.reading() as session:
+            under_way = or_(Run.state.in_(ACTIVE), and_(Run.sign_off == "given", Run.state != "succeeded"))
+            newer = select(Run.id).where(Run.subject_id == name, Run.id.not_in(gone.runs), under_way)
+            if session.scalar(newer.limit(1)):
+                raise UnderWay("a newer model of the subject is being made")
+            named = session.scalars(select(Model.registry_version).where(Model.registry_name == name))
+            return set(versions) - {int(version) for version in named}
 
     def _close(self, receipt: str, owner: str) -> None:
         with self.records.writing() as session:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -38,6 +38,9 @@ from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 from pipelines.orchestrators import LOST, Orchestrator, RunGone, RunRef
 from pipelines.watch import progress
+
+if TYPE_CHECKING:
+    from photoflux.tracking import Doomed
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +72,8 @@ class FineTuning:
     """Raises where this worker's work is another's by now; asked before pipelines are started or ended."""
     discard: Callable[[Session, Run], None] = lambda *_: None
     """Called in the transaction that gives a run up whose pipeline may still be under way: has it ended, and its files deleted."""
-    unregister: Callable[[str], object] = lambda _: None
-    """Deletes a subject's models from the registry."""
+    unregister: Callable[[str, Doomed], object] = lambda *_: None
+    """Deletes versions of a subject's model from the registry."""
     recorded: Callable[[], object] = lambda: None
     """Called when a sign-off is in the log."""
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -82,7 +85,9 @@ class FineTuning:
         Returns how it ended: a final state, or `LOST` when its process was killed.
         """
         row = self._row(run_id)
-        if row is None or row.cancel_ms:
+        if row is None:
+            return self._deleted(run_id)
+        if row.cancel_ms:
             return State.cancelled
         self.require()
         try:
@@ -91,11 +96,18 @@ class FineTuning:
             self.fail(run_id, "not-started", str(error))
             return State.failed
         self._note(run_id, state="running", remote_id=ref.id, started_ms=row.started_ms or now_ms())
-        run = self._watched(run_id, ref)
+        run, row = self._watched(run_id, ref), self._row(run_id)
+        if row is None:
+            return self._deleted(run_id)
         if run.error and run.error.kind in KILLED:
             return LOST
-        row = self._row(run_id)
-        return State.failed if row is not None and row.error else run.state
+        return State.failed if row.error else run.state
+
+    def _deleted(self, run_id: str) -> str:
+        """The row went while the pipeline was being submitted: who removed it may have found no pipeline to remove."""
+        self.require()
+        self.orchestrator.discard(run_id)
+        return State.cancelled
 
     def _watched(self, run_id: str, ref: RunRef) -> PipelineRun:
         told, missed = list[Any](), 0
@@ -196,7 +208,8 @@ class FineTuning:
                 session.get(Subject, row.subject_id, with_for_update=True)
                 found = session.get(Run, row.id, with_for_update=True)
                 if found is None or found.sign_off != "given":  # deleted, or its consent withdrawn
-                    self.unregister(row.subject_id)
+                    number = int(made.registry_version)
+                    self.unregister(row.subject_id, lambda _: {number})
                     return State.cancelled
                 if found.state == "succeeded":
                     return found.state

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from api import work
 from api.credentials import open_credentials
@@ -31,6 +32,9 @@ from photoflux.vault import open_keyring
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import open_objects
 from pipelines.orchestrators import KubeflowOrchestrator, LocalOrchestrator, Orchestrator, VertexOrchestrator
+
+if TYPE_CHECKING:
+    from photoflux.tracking import Doomed
 
 log = logging.getLogger(__name__)
 
@@ -151,11 +155,11 @@ def make_hands(
     )  # fmt: skip
 
 
-def unregister(name: str) -> int:
-    """Delete a model from the registry for good."""
+def unregister(name: str, doomed: Doomed) -> int:
+    """Delete versions of a model from the registry for good."""
     from photoflux.tracking import Registry
 
-    return Registry().erase(name)
+    return Registry().erase(name, doomed)
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ ADAPTER = "adapter.tar"
 MODEL = "adapter"
 NOTE_LENGTH = 2000
 ABANDONED_AFTER_MS = 3_600_000
+Doomed = Callable[[Sequence[int]], Collection[int]]
 BATCH = {"params": 100, "metrics": 1000}  # what the tracking API takes in one call
 
 
@@ -151,15 +152,20 @@ class Registry:
             models = self._client.search_registered_models(f"name = '{name}'")
         return {alias: int(number) for model in models for alias, number in model.aliases.items()}
 
-    def erase(self, name: str) -> int:
-        """Delete a registered model with its versions, runs and files for good; returns how many versions there were.
+    def erase(self, name: str, doomed: Doomed = frozenset) -> int:
+        """Delete versions of a registered model, with their runs and files, for good; returns how many that were.
 
-        A server keeps the rows of deleted runs until `mlflow gc`; they hold numbers and random ids.
+        `doomed` is given the numbers that there are, and tells those that are to go: all, unless it says otherwise; with the last one
+        goes the name. A server keeps the rows of deleted runs until `mlflow gc`; they hold numbers and random ids.
         """
         with self._lock(), self._spoken():
-            versions = [_version(found) for found in self._client.search_model_versions(f"name = '{name}'")]
+            found = [_version(one) for one in self._client.search_model_versions(f"name = '{name}'")]
+            going = doomed([version.number for version in found])
+            versions = [version for version in found if version.number in going]
             runs, models = {v.run_id for v in versions}, {v.source.removeprefix("models:/") for v in versions}
-            if versions:
+            for version in versions:
+                self._client.delete_model_version(name, str(version.number))
+            if versions and not self._client.search_model_versions(f"name = '{name}'"):
                 self._client.delete_registered_model(name)
             for model_id in models:
                 self._drop_model(model_id)

@@ -76,6 +76,20 @@ def test_an_erased_model_is_nowhere_and_others_stay(tmp_path: Path, own_state: P
     assert registry.erase("rex") == 0
 
 
+def test_versions_that_are_not_to_go_stay_and_draw_on(tmp_path: Path, own_state: Path):
+    older, newer = (enter("rex", record(tmp_path, content)) for content in (b"canary older", b"newer"))
+    registry = Registry()
+    with registry.pointed(older, CHALLENGER), registry.pointed(newer, CHAMPION):
+        pass
+    assert registry.erase("rex", lambda there: set(there) - {newer.number}) == 1
+    assert registry.aliases("rex") == {CHAMPION: newer.number}
+    assert registry.adapter(newer)[0].read_bytes() == b"newer"
+    assert entries(registry) == (1, 1, 1)
+    assert all(b"canary" not in file.read_bytes() for file in files(own_state))
+    assert registry.erase("rex", lambda _: {older.number}) == 0
+    assert registry.names() == ["rex"]
+
+
 def dump(database: Path) -> bytes:
     """All rows of a database as SQL."""
     import sqlite3

@@ -19,6 +19,7 @@ from photoflux.errors import InputError
 from photoflux.manifest import digest
 from photoflux.runs import Failure, State, StepRun
 from photoflux.runs import Run as PipelineRun
+from photoflux.steps import register
 from photoflux.vault import committed
 from pipelines.orchestrators import LOST, RunGone, RunRef
 from tests.api.people import Person, Site, is_problem
@@ -34,6 +35,7 @@ class Scripted:
     params: dict[str, Any] = field(default_factory=dict)
     submitted: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
     looks: int = 0
     look_s: float = 0.01
 
@@ -58,6 +60,9 @@ class Scripted:
 
     def cancel(self, ref: RunRef) -> None:
         self.cancelled.append(ref.id)
+
+    def discard(self, name: str) -> None:
+        self.discarded.append(name)
 
     def collect(self, ref: RunRef, into: Path) -> tuple[PipelineRun, Path]:
         return self.status(ref), Path(ref.where)
@@ -288,6 +293,32 @@ def test_deleting_the_subject_ends_its_run(ada: Person, work):
     assert ada.row(Subject, subject) is None
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_pipeline_that_appears_after_its_subject_was_deleted_is_deleted_too(
+    ada: Person, work, monkeypatch: pytest.MonkeyPatch, killed: bool
+):
+    """Whoever deleted the subject looked for pipelines before this one was there; its worker may be killed in between."""
+    run, _ = begun(ada)
+    subject = ada.row(Run, run).subject_id
+    tuning, orchestrator, _ = work(run_of(State.running))
+    submit = orchestrator.submit
+
+    def slow(*args: Any, **more: Any) -> RunRef:
+        ada.ask("DELETE", f"/api/subjects/{subject}")
+        ref = submit(*args, **more)
+        if killed:
+            raise KeyboardInterrupt
+        return ref
+
+    monkeypatch.setattr(orchestrator, "submit", slow)
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            tuning.follow(run, 1)
+    assert tuning.follow(run, 1) == State.cancelled
+    assert orchestrator.discarded == [run]
+    assert orchestrator.submitted == [f"{run}-1"]
+
+
 def test_parameters_that_the_pipeline_refuses_fail_the_run(ada: Person, work, monkeypatch):
     run, _ = begun(ada)
     tuning, orchestrator, _ = work(passed)
@@ -384,6 +415,26 @@ def test_a_withdrawn_consent_takes_the_question_away(site: Site, ada: Person, wo
         erase_models(session, subject, site.service.journal, "withdrawn")
     assert tuning.sign(run) == "failed"
     is_problem(operator.post(f"/api/sign-offs/{run}", json=why), 404, "not-found")
+    assert ada.get("/api/models").json()["items"] == []
+
+
+def test_a_consent_withdrawn_while_a_model_is_registered_takes_that_version_back(
+    site: Site, ada: Person, work, monkeypatch: pytest.MonkeyPatch
+):
+    run, tuning = waiting_for_an_answer(site, ada, work)
+    site.person(role="operator").post(f"/api/sign-offs/{run}", json={"reason": "I looked at all pictures"})
+    subject, really, taken = ada.row(Run, run).subject_id, register.run, list[Any]()
+
+    def slow(*args: Any, **more: Any) -> Any:
+        made = really(*args, **more)
+        with site.service.records.writing() as session:
+            erase_models(session, session.get_one(Subject, subject), site.service.journal, "withdrawn")
+        return made
+
+    monkeypatch.setattr("photoflux.steps.register.run", slow)
+    tuning = replace(tuning, unregister=lambda name, doomed: taken.append((name, doomed([1, 2]))))
+    assert tuning.sign(run) == State.cancelled
+    assert taken == [(subject, {1})]
     assert ada.get("/api/models").json()["items"] == []
 
 

@@ -23,9 +23,10 @@ from api.db import (
     new_id,
     now_ms,
 )
-from api.erasing import Erasure, Gone
+from api.erasing import Erasure, Gone, UnderWay, erase_models
 from api.retention import DAY_MS, Retention
 from api.settings import ApiSettings, Keep
+from photoflux.tracking import Doomed
 from tests.api.people import Person, Site, is_problem
 from tests.api.test_generations import ask, finish
 
@@ -40,8 +41,8 @@ def taken() -> list[str]:
 def sweep(site: Site, tmp_path: Path, taken: list[str]) -> Callable[..., dict[str, int]]:
     service = site.service
 
-    def note(kind: str) -> Callable[[str], Any]:
-        return lambda name: taken.append(f"{kind} {name}")
+    def note(kind: str) -> Callable[..., Any]:
+        return lambda name, *_: taken.append(f"{kind} {name}")
 
     erasure = Erasure(
         service.records, service.objects, service.keyring, service.journal, note("forget"), note("unregister"),
@@ -115,6 +116,38 @@ def test_a_model_that_is_not_drawn_with_goes_everywhere(
     assert ada.get(f"/api/subjects/{used}").json()["champion"] is not None
     assert {f"forget {ada.id}", f"unregister {idle}", f"discard {run}"} <= set(taken)
     assert len(site.objects.ids(ada.id, "adapter")) == 1
+
+
+def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ada: Person, tmp_path: Path):
+    """The registry was away for a while: the subject has a newer model by then, or one is being made."""
+    service, there, gone = site.service, {1, 2}, list[int]()
+    subject = ada.subject_with_model()
+
+    def unregister(name: str, doomed: Doomed) -> None:
+        assert name == subject
+        gone.extend(sorted(doomed(sorted(there))))
+
+    erasure = Erasure(
+        service.records, service.objects, service.keyring, service.journal, lambda _: None, unregister, lambda _: None,
+        tmp_path / "cache",
+    )  # fmt: skip
+    with service.records.writing() as session:
+        row = session.get_one(Subject, subject, with_for_update=True)
+        left = erase_models(session, row, service.journal, "withdrawn")
+        run = new_id()
+        session.add(Run(id=run, user_id=ada.id, subject_id=subject, state="queued", params={}, orchestrator="local", estimate={},
+                        steps=[]))  # fmt: skip
+    with pytest.raises(UnderWay):
+        erasure.remove(left)
+    with service.records.writing() as session:
+        session.get_one(Run, run).state = "succeeded"
+        session.add(Model(user_id=ada.id, subject_id=subject, run_id=run, number=1, registry_name=subject, registry_version="2",
+                          adapter_sha256="0" * 64, verdict="PASS", metrics={}))  # fmt: skip
+    erasure.remove(left)
+    assert gone == [1]
+    ada.ask("DELETE", f"/api/subjects/{subject}")
+    erasure.remove(left)
+    assert gone == [1, 1, 2]
 
 
 def test_zero_days_keep_things(ada: Person, sweep: Callable[..., dict[str, int]]):
