@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from photoflux.priority import stand_back
 from photoflux.settings import get_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,8 @@ GRACE_S, KILLED_S = 5.0, 30.0
 STARTING_S = 60.0
 """Within this many seconds a runner records its process id, or is taken for stuck."""
 POLL_S = 0.05
+NICE = 10
+"""A training takes all cores for minutes; people who wait for a page or a picture on the same machine go first."""
 
 
 @contextlib.contextmanager
@@ -49,7 +52,7 @@ def start(folder: Path, compiled: Path, *, lock: int) -> subprocess.Popen[bytes]
     scratch.mkdir(mode=0o700, exist_ok=True)
     (folder / LOG).parent.mkdir(exist_ok=True)
     with (folder / LOG).open("wb") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.local", str(folder), str(compiled)],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -58,6 +61,8 @@ def start(folder: Path, compiled: Path, *, lock: int) -> subprocess.Popen[bytes]
             start_new_session=True,
             pass_fds=[lock],
         )
+    stand_back(process.pid, NICE)
+    return process
 
 
 @contextlib.contextmanager

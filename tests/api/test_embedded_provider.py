@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +15,19 @@ from urllib.parse import urlencode
 
 import pytest
 from fastapi import FastAPI
+from pwdlib import PasswordHash
 from starlette.testclient import TestClient
 
 from api import embedded_provider as module
-from api.embedded_provider import CHECKS_AT_ONCE, CLIENT_ID, FORM_BYTES, Account, Accounts, make_provider
+from api.embedded_provider import (
+    CHECKS_AT_ONCE,
+    CLIENT_ID,
+    FORM_BYTES,
+    HASHING_NICE,
+    Account,
+    Accounts,
+    make_provider,
+)
 from tests.api.clocks import moved_by_hand
 from tests.api.people import is_problem
 from tests.api.test_identity import QUICK
@@ -231,3 +242,26 @@ def test_pages_of_others_cannot_send_the_form(provider: FastAPI, site: str):
     for _ in range(8):
         assert tried(provider, "wrong", headers={"Sec-Fetch-Site": site}).status_code == 403
     assert tried(provider, PASSWORD, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 302
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux weighs threads")
+def test_hashing_yields_to_whoever_answers_requests(own_state: Path):
+    hasher = Weighed(QUICK.hashers)
+    accounts = Accounts(own_state / "accounts", hasher=hasher)
+    accounts.add(EMAIL, name="Somebody", password=PASSWORD)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert accounts.check(EMAIL, PASSWORD) is not None
+    assert hasher.seen == [min(19, before + HASHING_NICE)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+class Weighed(PasswordHash):
+    """Notes with which priority it checks."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.seen: list[int] = []
+
+    def verify(self, password: str | bytes, hash: str | bytes) -> bool:  # noqa: A002
+        self.seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return super().verify(password, hash)

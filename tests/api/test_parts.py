@@ -66,6 +66,16 @@ def test_a_part_ends_kindly_or_for_good(tmp_path: Path, monkeypatch: pytest.Monk
     part(tmp_path, WAIT).stop()
 
 
+def test_drawing_yields_to_answering(tmp_path: Path):
+    yielding = {part.name: part.stands_back for part in make_site(ApiSettings(state_dir=tmp_path), mlflow=False).parts}
+    assert yielding == {"engine": serve.ENGINE_NICE, "api": 0, "worker": 0}
+    one = part(tmp_path, WAIT, stands_back=3)
+    one.start(dict(os.environ))
+    assert one.process is not None
+    assert os.getpriority(os.PRIO_PROCESS, one.process.pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 3)
+    one.stop()
+
+
 LEAVES = """
 import os, pathlib, subprocess, sys, time
 code = "import os, pathlib, time; pathlib.Path({0!r}, str(os.getpid())).touch(); time.sleep(600)"
