@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from api.intake import Intake
 from api.journal import AuditHeads, Journal
 from api.layers import Bodies, Revalidated, SafeHeaders
 from api.limits import Limits
+from api.memory import give_back
 from api.observing import Requests, Telemetry, set_up_logs
 from api.problems import Problem, answers
 from api.routes import (
@@ -116,9 +118,11 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = make_service(settings)
+        app.state.service, ended = make_service(settings), threading.Event()
         telemetry.watch(app.state.service.records)
+        threading.Thread(target=give_back, args=[ended], name="memory", daemon=True).start()
         yield
+        ended.set()
         app.state.service.close()
 
     telemetry = Telemetry("api")
