@@ -6,10 +6,11 @@ A hostile file can end such a process, and its sender is told that the photo can
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,14 @@ from photoflux.params import ValidateParams
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.photos.table import Examined
+    from photoflux.photos.inspect import Fingerprint, Likeness
+    from photoflux.photos.table import Examined, Pair
 
 log = logging.getLogger(__name__)
 
 CPU_S, TIMEOUT_S = 30.0, 120.0
 """Of processor time for a photo; and all told, where the machine is busy with other things."""
+PAIRS_AT_ONCE = 100
 STORED_PX, LONGEST_PX, THUMBNAIL_PX = 2048, 16_384, 320
 """Short and long side of what is stored at most: enough for training at 1024² with room to crop, and no more than JPEG can hold.
 Long side of what is shown in lists."""
@@ -67,6 +70,25 @@ class Intake:
                 taken.append(_result(jobs.popleft()))
         return taken + [_result(job) for job in jobs]
 
+    def compare(self, prints: Sequence[Fingerprint], known: Mapping[Pair, Likeness]) -> dict[Pair, Likeness]:
+        """How alike photos are, each with each, but for pairs that are known. A problem of 503 where it took too long.
+
+        Some pairs at a time, so that others' photos do not wait behind a large set.
+        """
+        from photoflux.photos.table import likenesses, pair_of
+
+        pairs = {pair_of(a, b): (a, b) for a, b in itertools.combinations(prints, 2)}
+        missing = [pair for pair in pairs if pair not in known]
+        found: dict[Pair, Likeness] = {}
+        for start in range(0, len(missing), PAIRS_AT_ONCE):
+            some = missing[start : start + PAIRS_AT_ONCE]
+            job = self.processes.begin(likenesses, [pairs[pair] for pair in some], cpu_s=CPU_S, timeout_s=TIMEOUT_S)
+            try:
+                found |= zip(some, job.result(), strict=True)
+            except TimeoutError as error:
+                raise _busy() from error
+        return found
+
     def close(self) -> None:
         """End the processes."""
         self.processes.close()
@@ -80,11 +102,15 @@ def _result(job: Any) -> Taken:
         assert isinstance(taken, Taken)
         return taken
     except TimeoutError as error:
-        raise Problem(503, "busy", BUSY, headers={"Retry-After": str(RETRY_S)}) from error
+        raise _busy() from error
     except Exception as error:  # whatever a file does to a decoder is said of the file
         expected = isinstance(error, ProcessExpired | MemoryError)
         (log.info if expected else log.exception)("a photo could not be decoded: %s", type(error).__name__)
         return refused("corrupt", CRASHED)
+
+
+def _busy() -> Problem:
+    return Problem(503, "busy", BUSY, headers={"Retry-After": str(RETRY_S)})
 
 
 def refused(problem: str, message: str) -> Taken:

@@ -82,6 +82,7 @@ def make_service(settings: ApiSettings) -> Service:
     records, keyring = Records(open_engine(url)), open_keyring()
     objects, key = open_objects(keyring), pepper(keyring)
     checks = load_params("validate")
+    intake = Intake(checks)
     embedded = settings.provider == "embedded"
     provider = Provider(
         f"{public}{PROVIDER_PATH}" if embedded else settings.oidc_issuer,
@@ -97,7 +98,7 @@ def make_service(settings: ApiSettings) -> Service:
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
         sign_ins=SignIns(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
-        objects=objects, album=Album(objects, key, checks, settings.photos_max), intake=Intake(checks),
+        objects=objects, album=Album(objects, key, checks, settings.photos_max, intake.compare), intake=intake,
         journal=journal, heads=AuditHeads(records, objects, journal), line=line, subscriptions=subscriptions,
         limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
         guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(),

@@ -36,6 +36,7 @@ from api.schemas import (
     failure,
     utc,
 )
+from api.subjects import Compared
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
 router = make_router(prefix="/api", tags=["pictures"], responses=answers(*SIGNED_IN, 422))
@@ -47,17 +48,21 @@ WAIT_S, LOOK_S, LOOKED_S = 30, 0.25, 1.0
 def generate(asked: GenerateAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> ResultShown:
     """Draw pictures of a subject. One without a model is fine-tuned first, and drawn when the model is ready."""
     checked_size(asked.size)
-    with service.records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, ResultShown):
-            return answered
-        subject = owned(session, Subject, asked.subject, caller, lock=True)
-        consents.required(session, caller.user_id, person=subject.depicts != consents.NOBODY)
-        _check(asked, subject)
-        _check_quota(session, service, caller.user_id)
-        check_storage(session, caller.user_id, limit=service.settings.stored_bytes_max)
-        row = _new(session, service, subject, asked)
-        service.journal.note(session, caller.user_id, "generation.created", row.id)
-        return once.keep(session, shown(session, service, row), status=202)
+
+    def created(known: Compared) -> ResultShown:
+        with service.records.writing_for(caller.user_id) as session:
+            if answered := once.answered(session, ResultShown):
+                return answered
+            subject = owned(session, Subject, asked.subject, caller, lock=True)
+            consents.required(session, caller.user_id, person=subject.depicts != consents.NOBODY)
+            _check(asked, subject)
+            _check_quota(session, service, caller.user_id)
+            check_storage(session, caller.user_id, limit=service.settings.stored_bytes_max)
+            row = _new(session, service, subject, asked, known)
+            service.journal.note(session, caller.user_id, "generation.created", row.id)
+            return once.keep(session, shown(session, service, row), status=202)
+
+    return service.album.apart(created)
 
 
 def _check(asked: GenerateAsked, subject: Subject) -> None:
@@ -78,8 +83,8 @@ def _check_quota(session: Session, service: Service, user_id: str) -> None:
         )  # fmt: skip
 
 
-def _new(session: Session, service: Service, subject: Subject, asked: GenerateAsked) -> Generation:
-    """Record a generation and put it in line, or behind the run that makes its model."""
+def _new(session: Session, service: Service, subject: Subject, asked: GenerateAsked, known: Compared) -> Generation:
+    """Record a generation and put it in line, or behind the run that makes its model. Raises NotCompared."""
     row = Generation(
         id=new_id(), user_id=subject.user_id, subject_id=subject.id, model_id=subject.champion_id, n=asked.n, seed=asked.seed,
         size=asked.size, format=asked.format, style=asked.style,
@@ -89,7 +94,7 @@ def _new(session: Session, service: Service, subject: Subject, asked: GenerateAs
         active = session.scalar(
             select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE)).with_for_update()
         )  # one that ends just now has looked for who waits for it before
-        row.run_id = (active or begin_run(session, service, subject, {})).id
+        row.run_id = (active or begin_run(session, service, subject, {}, known)).id
     session.add(row)
     session.flush()
     if row.run_id is None:

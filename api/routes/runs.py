@@ -23,6 +23,7 @@ from api.problems import BODY, SIGNED_IN, Problem, answers
 from api.quotas import check_storage, count_start
 from api.routing import make_router
 from api.schemas import Id, Listed, RunAsked, RunFailure, RunShown, StepShown, failure, utc
+from api.subjects import Compared
 from api.tokens import Bearer
 from photoflux.photos.sets import write_set
 from pipelines.graph import COMPILED, read_spec
@@ -61,20 +62,27 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 @router.post("", operation_id="createRun", status_code=202, responses=answers(*BODY, 403, 404, 409))
 def create_run(asked: RunAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> RunShown:
     """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
-    with service.records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, RunShown):
-            return answered
-        subject = owned(session, Subject, asked.subject, caller, lock=True)
-        run = begin_run(session, service, subject, asked.params)
-        return once.keep(session, shown(session, run), status=202)
+
+    def created(known: Compared) -> RunShown:
+        with service.records.writing_for(caller.user_id) as session:
+            if answered := once.answered(session, RunShown):
+                return answered
+            subject = owned(session, Subject, asked.subject, caller, lock=True)
+            run = begin_run(session, service, subject, asked.params, known)
+            return once.keep(session, shown(session, run), status=202)
+
+    return service.album.apart(created)
 
 
-def begin_run(session: Session, service: Service, subject: Subject, changes: dict[str, Any]) -> Run:
-    """Record a run and put it in line. A problem where the photos, the parameters, a quota or another run stand against it."""
+def begin_run(session: Session, service: Service, subject: Subject, changes: dict[str, Any], known: Compared) -> Run:
+    """Record a run and put it in line. A problem where the photos, the parameters, a quota or another run stand against it.
+
+    Raises NotCompared.
+    """
     consents.required(session, subject.user_id, person=subject.depicts != consents.NOBODY)
     _check_quota(session, service, subject)
     run = Run(id=new_id(), user_id=subject.user_id, subject_id=subject.id, orchestrator=service.settings.orchestrator)
-    photos = service.album.usable(session, subject)
+    photos = service.album.usable(session, subject, known)
     run.params = _params(service, subject, run.id, changes)
     run.estimate = estimate(session, run.params, price_per_hour=service.settings.price_per_hour)
     write_set(service.objects, subject.user_id, run.id, photos)

@@ -23,6 +23,7 @@ from api.quotas import check_capacity, check_storage
 from api.routing import make_router
 from api.safety import UnsafePicture
 from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, utc
+from api.subjects import Compared
 
 router = make_router(prefix="/api", tags=["subjects and photos"], responses=answers(*SIGNED_IN, 422))
 UPLOAD_BYTES, FILES_MAX = 128_000_000, 20
@@ -95,13 +96,18 @@ def list_photos(subject_id: Id, service: ServiceDep, caller: Caller) -> Uploaded
     with service.records.reading() as session:
         subject = owned(session, Subject, subject_id, caller)
         if subject.verdict is not None:
-            return _listed(session, service, subject)
-    with service.records.writing_for(caller.user_id) as session:  # the verdict on the set is kept
-        return _listed(session, service, owned(session, Subject, subject_id, caller, lock=True))
+            return _listed(session, service, subject, Compared())
+
+    def listed(known: Compared) -> Uploaded:
+        with service.records.writing_for(caller.user_id) as session:  # the verdict on the set is kept
+            return _listed(session, service, owned(session, Subject, subject_id, caller, lock=True), known)
+
+    return service.album.apart(listed)
 
 
-def _listed(session: Session, service: Service, subject: Subject) -> Uploaded:
-    return _judged(session, service, subject, [(photo, None) for photo in service.album.photos(session, subject)])
+def _listed(session: Session, service: Service, subject: Subject, known: Compared) -> Uploaded:
+    photos = service.album.photos(session, subject)
+    return _judged(session, service, subject, [(photo, None) for photo in photos], known=known)
 
 
 @uploads.post("/upload", operation_id="upload", status_code=201, max_body_size=UPLOAD_BYTES)
@@ -127,7 +133,7 @@ def upload(
         for one in _taken(service, photos[start:][:DECODED_AT_ONCE])
     ]
     names = [photo.filename or "" for photo in photos]
-    return _stored(service, caller.user_id, subject, caller, once, list(zip(names, taken, strict=True)))
+    return _stored(service, subject, caller, once, list(zip(names, taken, strict=True)))
 
 
 def _taken(service: Service, photos: Sequence[UploadFile]) -> list[Taken]:
@@ -155,34 +161,22 @@ def _looked_at(service: Service, taken: Taken) -> Taken:
         return refused("unsafe", str(error))
 
 
-@retried
 def _stored(
-    service: Service, owner: str, subject_id: str, caller: Caller, once: OnceDep, taken: list[tuple[str, Taken]]
+    service: Service, subject_id: str, caller: Caller, once: OnceDep, taken: list[tuple[str, Taken]]
 ) -> Uploaded:
     """Seal the pixels, then record them all or none; what was sealed for nothing is deleted."""
-    stored: list[str] = []
-    kept: set[str] = set()
+    owner, stored, kept = caller.user_id, list[str](), set[str]()
     try:
         for _, one in taken:  # one by one, so that what was stored before one that cannot be is deleted
             stored.append(service.album.store(owner, one) if one.photo else "")
-        with service.records.writing_for(owner) as session:
-            if answered := once.answered(session, Uploaded):
-                return answered
-            more = sum(len(one.photo) for _, one in taken)
-            check_storage(session, owner, limit=service.settings.stored_bytes_max, more=more)
-            subject = owned(session, Subject, subject_id, caller, lock=True)
-            rows: list[tuple[Photo | None, Taken]] = []
-            for (name, one), photo_id in zip(taken, stored, strict=True):
-                photo = None
-                if photo_id:
-                    photo = service.album.known(session, subject, one)
-                    photo = photo or service.album.add(session, subject, one, name=_plain(name), photo_id=photo_id)
-                rows.append((photo, one))
-            names = {id(one): _plain(name) for name, one in taken}
-            answer = _judged(session, service, subject, rows, names=names)
-            service.journal.note(session, owner, "photos.uploaded", subject.id)
-            once.keep(session, answer, status=201)
-            recorded = {photo.id for photo, _ in rows if photo}
+        arrived = [(photo_id, name, one) for photo_id, (name, one) in zip(stored, taken, strict=True)]
+        with service.records.reading() as session:
+            subject = owned(session, Subject, subject_id, caller)
+            missing, known = service.album.foreseen(session, subject, [(photo_id, one) for photo_id, _, one in arrived])
+        service.album.look(missing, known)
+        answer, recorded = service.album.apart(
+            lambda known: _recorded(service, subject_id, caller, once, arrived, known), known
+        )
         kept = recorded & set(stored)
         return answer
     except DBAPIError as error:  # it may have been committed all the same; the sweep tells by the rows
@@ -191,6 +185,37 @@ def _stored(
     finally:
         for photo_id in set(filter(None, stored)) - kept:
             service.album.drop(owner, photo_id)
+
+
+@retried
+def _recorded(
+    service: Service,
+    subject_id: str,
+    caller: Caller,
+    once: OnceDep,
+    arrived: list[tuple[str, str, Taken]],
+    known: Compared,
+) -> tuple[Uploaded, set[str]]:
+    """Record photos that are stored, by id and name; the answer, and the ids of photos that it names. Raises NotCompared."""
+    owner = caller.user_id
+    with service.records.writing_for(owner) as session:
+        if answered := once.answered(session, Uploaded):
+            return answered, set()
+        more = sum(len(one.photo) for _, _, one in arrived)
+        check_storage(session, owner, limit=service.settings.stored_bytes_max, more=more)
+        subject = owned(session, Subject, subject_id, caller, lock=True)
+        rows: list[tuple[Photo | None, Taken]] = []
+        for photo_id, name, one in arrived:
+            photo = None
+            if photo_id:
+                photo = service.album.known(session, subject, one)
+                photo = photo or service.album.add(session, subject, one, name=_plain(name), photo_id=photo_id)
+            rows.append((photo, one))
+        names = {id(one): _plain(name) for _, name, one in arrived}
+        answer = _judged(session, service, subject, rows, names=names, known=known)
+        service.journal.note(session, owner, "photos.uploaded", subject.id)
+        once.keep(session, answer, status=201)
+        return answer, {photo.id for photo, _ in rows if photo}
 
 
 @router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204, responses=answers(404))
@@ -221,9 +246,11 @@ def _judged(
     subject: Subject,
     rows: list[tuple[Photo | None, Taken | None]] | list[tuple[Photo | None, Taken]] | list[tuple[Photo, None]],
     names: dict[int, str] | None = None,
+    *,
+    known: Compared,
 ) -> Uploaded:
-    """Photos with the verdict that the set gives each of them."""
-    said = service.album.verdict(session, subject)
+    """Photos with the verdict that the set gives each of them. Raises NotCompared."""
+    said = service.album.verdict(session, subject, known)
     by_id = {photo["file"]: photo for photo in said["photos"]}
     photos = [
         _photo(service, photo, by_id[photo.id]) if photo else _refused(service, taken, (names or {}).get(id(taken), ""))

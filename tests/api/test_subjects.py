@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from api.db import Photo, Subject
+from photoflux.photos.table import likenesses
 from photoflux.vault.blobs import BlobMissing
 from tests.api.people import SAMPLES, Person, Site, is_problem
 
@@ -249,3 +252,37 @@ def test_lists_come_in_pages_that_new_rows_do_not_shift(ada: Person):
         is_problem(ada.get("/api/subjects", params={"cursor": wrong}), 422, "invalid")
     is_problem(ada.get("/api/subjects", params={"limit": 101}), 422, "invalid")
     is_problem(ada.get("/api/subjects", params={"limit": 10**30}), 422, "invalid")
+
+
+def test_photos_are_compared_while_nothing_is_locked(site: Site, ada: Person, monkeypatch: pytest.MonkeyPatch):
+    """Forty photos are 780 pairs: others waited five seconds for whoever uploaded the last. A photo that comes meanwhile is compared, too."""
+    comparing, go_on, begin = threading.Event(), threading.Event(), site.service.intake.processes.begin
+    pairs: list[int] = []
+
+    def slow(work: Any, *args: Any, **more: Any) -> Any:
+        if work is likenesses:
+            pairs.append(len(args[0]))
+            comparing.set()
+            assert go_on.wait(60)
+        return begin(work, *args, **more)
+
+    monkeypatch.setattr(site.service.intake.processes, "begin", slow)
+    monkeypatch.setattr("photoflux.photos.table.likeness", None)  # not in this process
+    subject, bob = ada.subject(), site.person()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ada.upload, subject, {f"{n}.jpg": SAMPLES[n].read_bytes() for n in range(3)})
+        assert comparing.wait(60)
+        assert bob.post("/api/subjects", json={"class_noun": "dog", "depicts": "no_person"}).status_code == 201
+        assert ada.upload(subject, {"alone.jpg": SAMPLES[4].read_bytes()}).status_code == 201
+        go_on.set()
+        assert first.result().status_code == 201
+    assert pairs == [3, 3], "three, and each of them with the one that came meanwhile"
+    assert len(ada.get(f"/api/subjects/{subject}/photos").json()["photos"]) == 4
+    photo = ada.get(f"/api/subjects/{subject}/photos").json()["photos"][0]["id"]
+    assert ada.ask("DELETE", f"/api/photos/{photo}").status_code == 204
+    ada.upload(subject, {f"more {n}.jpg": SAMPLES[n].read_bytes() for n in range(6)})
+    photo = ada.get(f"/api/subjects/{subject}/photos").json()["photos"][0]["id"]
+    ada.ask("DELETE", f"/api/photos/{photo}")
+    pairs.clear()
+    assert ada.post("/api/runs", json={"subject": subject}).status_code == 202
+    assert pairs == [10]
