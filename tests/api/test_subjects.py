@@ -255,7 +255,7 @@ def test_lists_come_in_pages_that_new_rows_do_not_shift(ada: Person):
 
 
 def test_photos_are_compared_while_nothing_is_locked(site: Site, ada: Person, monkeypatch: pytest.MonkeyPatch):
-    """Forty photos are 780 pairs: others waited five seconds for whoever uploaded the last. A photo that comes meanwhile is compared, too."""
+    """Forty photos are 780 pairs: others waited five seconds for whoever sent the last. One that comes meanwhile is compared, too."""
     comparing, go_on, begin = threading.Event(), threading.Event(), site.service.intake.processes.begin
     pairs: list[int] = []
 
