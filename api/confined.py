@@ -1,67 +1,239 @@
 """Processes for work on pictures: with little memory and little time, and after whoever answers requests.
 
 A picture decoder is the part of a service most often broken into or brought down, and one that works keeps Python's lock for long.
+Each process has a pipe of its own, so that one that ends at any moment takes nothing with it but its work; and what it answers is
+read with a few types known, so that one that was taken over cannot have this process run anything.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import math
 import multiprocessing
+import pickle
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 MEMORY_BYTES = 4 << 30
 NICE = 10
 """How far they stand back where all cores are busy."""
+IDLE_S = 300.0
+"""After so long without work they are ended: the last person's picture would stay in their memory."""
+
+
+class Ended(Exception):
+    """The process ended while it worked: by itself, by somebody's hand, or after its processor time."""
+
+
+class _NotBegun(Ended):
+    """It had ended before."""
+
+
+class Failed(Exception):
+    """The work raised an error, whose kind this names."""
 
 
 @dataclass
 class Confined:
-    """A pool of such processes, started when the first work comes."""
+    """So many processes, each started when there is work for it; what does not find one free waits in the order that it came."""
 
     workers: int
     needs: tuple[str, ...] = ()
     """Modules that each process imports before its first work, whose time that would otherwise take."""
-    _pool: Any = field(default=None, repr=False)
+    gives: tuple[type, ...] = ()
+    """Types of what work answers with, beside those that Python's literals have."""
+    idle_s: float = IDLE_S
+    _processes: dict[int, _Process] = field(default_factory=dict, repr=False)
+    """By the thread that talks to each."""
+    _under_way: int = 0
+    _closed: bool = False
+    _idle: threading.Timer | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def begin(self, work: Callable[..., Any], *args: Any, cpu_s: float, timeout_s: float) -> Any:
-        """Do a function of a module in one of the processes; a future.
+    def __post_init__(self) -> None:
+        self._threads = ThreadPoolExecutor(self.workers, "confined")
 
-        Its result raises TimeoutError where the process was ended after `timeout_s`, which says as much of the machine as of the work;
-        pebble.ProcessExpired where it ended by itself, or took `cpu_s` of processor time.
+    def begin(self, work: Callable[..., Any], *args: Any, cpu_s: float, timeout_s: float) -> Future[Any]:
+        """Do a function of a module in one of the processes.
+
+        The result raises TimeoutError where that took `timeout_s` from its turn on, which says as much of the machine as of the work;
+        Ended where the process ended, also after `cpu_s` of processor time; Failed where the work did; CancelledError where this was
+        closed meanwhile.
         """
-        return self._opened().schedule(_bounded, args=[work, cpu_s, *args], timeout=timeout_s)
+        with self._lock:
+            self._under_way += 1
+            if self._idle:
+                self._idle.cancel()
+        try:
+            return self._threads.submit(self._done, work, args, cpu_s, timeout_s)
+        except BaseException:
+            self._over()
+            raise
+
+    def _done(self, work: Callable[..., Any], args: tuple[Any, ...], cpu_s: float, timeout_s: float) -> Any:
+        try:
+            try:
+                return self._process().ask(work, args, cpu_s=cpu_s, timeout_s=timeout_s)
+            except _NotBegun:  # it was killed while it had no work
+                return self._process().ask(work, args, cpu_s=cpu_s, timeout_s=timeout_s)
+        except Ended as error:
+            if self._closed:
+                raise CancelledError from error
+            raise
+        finally:
+            self._over()
+
+    def _process(self) -> _Process:
+        """This thread's process, which lives."""
+        me = threading.get_ident()
+        with self._lock:
+            found = self._processes.get(me)
+            if found is None or not found.is_alive():
+                found = self._processes[me] = _Process(self.needs, self.gives)
+            return found
+
+    def _over(self) -> None:
+        with self._lock:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle = threading.Timer(self.idle_s, self._end_idle)
+                self._idle.daemon = True
+                self._idle.start()
+
+    def _end_idle(self) -> None:
+        with self._lock:
+            if not self._under_way:
+                self._end_all()
+
+    def _end_all(self) -> None:
+        for process in self._processes.values():
+            process.end()
+        self._processes.clear()
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes; whoever still waits for one is told so."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            if self._pool is not None:
-                self._pool.stop()
-                self._pool.join()
+            if self._idle:
+                self._idle.cancel()
+            self._end_all()
 
-    def _opened(self) -> Any:
+
+class _Process:
+    """One process and the pipe to it; used by one thread at a time."""
+
+    def __init__(self, needs: Sequence[str], gives: Sequence[type]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._known = {(one.__module__, one.__qualname__) for one in gives}
+        self._process = context.Process(target=_serve, args=(theirs, tuple(needs)), daemon=True, name="confined")
+        self._process.start()
+        theirs.close()
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def ask(self, work: Callable[..., Any], args: tuple[Any, ...], *, cpu_s: float, timeout_s: float) -> Any:
+        """What the work answers; raises as `Confined.begin` says."""
+        ended: type[Ended] = _NotBegun
+        with _Deadline(timeout_s, self.end) as deadline:
+            try:
+                self._ours.send((work, args, cpu_s))
+                self._ours.recv_bytes()
+                ended = Ended
+                failed, answer = self._read(self._ours.recv_bytes())
+            except (EOFError, OSError) as error:
+                self.end()
+                if deadline.passed:
+                    raise TimeoutError("the work took too long") from error
+                raise ended(f"the process ended with {self._process.exitcode}") from error
+            except Exception as error:
+                self.end()
+                raise Ended("the process answered with something else than it should") from error
+        if failed:
+            raise Failed(failed)
+        return answer
+
+    def _read(self, answer: bytes) -> tuple[str, Any]:
+        failed, value = _Careful(io.BytesIO(answer), self._known).load()
+        return str(failed), value
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+class _Deadline:
+    """Calls `late` after so many seconds, unless the block is left before."""
+
+    def __init__(self, seconds: float, late: Callable[[], None]) -> None:
+        self.passed, self._left, self._late, self._lock = False, False, late, threading.Lock()
+        self._timer = threading.Timer(seconds, self._call)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         with self._lock:
-            if self._pool is None:
-                from pebble import ProcessPool
+            self._left = True
+        self._timer.cancel()
 
-                context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPool(
-                    max_workers=self.workers, initializer=_confine, initargs=[self.needs], context=context
-                )
-            return self._pool
+    def _call(self) -> None:
+        with self._lock:
+            if not self._left:
+                self.passed = True
+                self._late()
+
+
+class _Careful(pickle.Unpickler):
+    """Reads answers that hold nothing but what is known: a pickle may name any function, to be called where it is read."""
+
+    def __init__(self, file: io.BytesIO, known: set[tuple[str, str]]) -> None:
+        super().__init__(file)
+        self._known = known
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._known:
+            raise pickle.UnpicklingError(f"{module}.{name} is not among what may be answered")
+        return super().find_class(module, name)
+
+
+def _serve(channel: Any, needs: Sequence[str]) -> None:
+    """What a process does: one piece of work after the other, until nobody is there to ask for more."""
+    _confine(needs)
+    while True:
+        try:
+            work, args, cpu_s = channel.recv()
+        except EOFError:
+            return
+        channel.send_bytes(b"begun")
+        try:
+            answer = pickle.dumps(("", _bounded(work, cpu_s, *args)))
+        except Exception as error:
+            answer = pickle.dumps((type(error).__name__, None))
+        del work, args
+        channel.send_bytes(answer)
+        del answer
 
 
 def _bounded(work: Callable[..., Any], cpu_s: float, *args: Any) -> Any:
+    """Only the work itself is bounded: the process would else be ended while it asks for more."""
     import resource
 
     spent = resource.getrusage(resource.RUSAGE_SELF)
     most = math.ceil(spent.ru_utime + spent.ru_stime + cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
-    return work(*args)
+    try:
+        return work(*args)
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def _confine(needs: Sequence[str]) -> None:

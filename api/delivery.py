@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from api.confined import Confined
+from api.confined import Confined, Ended
 from api.held import RETRY_S, Turns
 from api.problems import Problem
 from photoflux.images import encoded, fitted, parse_size
@@ -68,7 +69,7 @@ class Delivery:
         job = self.processes.begin(convert, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
         try:
             return self.credentials.sign(job.result(), MEDIA_TYPES[fmt])
-        except TimeoutError as error:
+        except (TimeoutError, CancelledError, Ended) as error:
             raise Problem(503, "busy", BUSY, headers={"Retry-After": str(RETRY_S)}) from error
 
     def close(self) -> None:

@@ -11,18 +11,20 @@ import json
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from api.confined import Confined
+from api.confined import Confined, Ended, Failed
 from api.held import RETRY_S
 from api.problems import Problem
 from photoflux.params import ValidateParams
+from photoflux.photos.inspect import Likeness
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.photos.inspect import Fingerprint, Likeness
+    from photoflux.photos.inspect import Fingerprint
     from photoflux.photos.table import Examined, Pair
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,9 @@ class Intake:
     """Takes photos, in processes that are started when the first one comes."""
 
     params: ValidateParams
-    processes: Confined = field(default_factory=lambda: Confined(2, needs=("photoflux.photos.table",)))
+    processes: Confined = field(
+        default_factory=lambda: Confined(2, needs=("photoflux.photos.table",), gives=(Taken, Likeness))
+    )
 
     def take(self, files: Sequence[bytes]) -> list[Taken]:
         """Decode, measure and shrink files; one that ended its process is no photo. A problem of 503 where one took too long.
@@ -85,7 +89,7 @@ class Intake:
             job = self.processes.begin(likenesses, [pairs[pair] for pair in some], cpu_s=CPU_S, timeout_s=TIMEOUT_S)
             try:
                 found |= zip(some, job.result(), strict=True)
-            except TimeoutError as error:
+            except (TimeoutError, CancelledError, Ended) as error:
                 raise _busy() from error
         return found
 
@@ -95,18 +99,17 @@ class Intake:
 
 
 def _result(job: Any) -> Taken:
-    from pebble import ProcessExpired
-
     try:
         taken = job.result()
         assert isinstance(taken, Taken)
         return taken
-    except TimeoutError as error:
+    except (TimeoutError, CancelledError) as error:
         raise _busy() from error
-    except Exception as error:  # whatever a file does to a decoder is said of the file
-        expected = isinstance(error, ProcessExpired | MemoryError)
-        (log.info if expected else log.exception)("a photo could not be decoded: %s", type(error).__name__)
-        return refused("corrupt", CRASHED)
+    except Ended:  # whatever a file does to a decoder is said of the file
+        log.info("a photo ended its decoder")
+    except Failed as error:
+        (log.info if str(error) == "MemoryError" else log.error)("a photo could not be decoded: %s", error)
+    return refused("corrupt", CRASHED)
 
 
 def _busy() -> Problem:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastapi import Request
 from limits import RateLimitItem, parse_many
-from limits.storage import Storage, storage_from_string
+from limits.storage import MemoryStorage, Storage, storage_from_string
 from limits.strategies import MovingWindowRateLimiter
 
 from api.addresses import counted_as
@@ -37,6 +38,7 @@ request, `make` uploads and starts work.
 """
 FAILURES_S = 24 * 3600
 """How long failures are counted, from the first on."""
+SWEEP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,56 @@ BACK_OFFS = {
 """Wrong passwords: for an account from one address; from an address, whatever the accounts; for an account, from anywhere."""
 
 
+class MemoryCounts(MemoryStorage):
+    """The library's counts of one process, for many threads.
+
+    By itself it sweeps in a timer's thread that is begun anew with nearly every request: two threads that meet there start one timer
+    twice, which raises; and it goes over every name that it ever saw, since it drops none. Names are dropped here once nothing of
+    them counts, now and then, by whoever counts just then.
+    """
+
+    def __init__(self) -> None:
+        self._alone, self._swept = threading.RLock(), time.monotonic()
+        super().__init__()
+
+    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        with self._alone:
+            return super().acquire_entry(key, limit, expiry, amount)
+
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        with self._alone:
+            return super().incr(key, expiry, amount)
+
+    def get(self, key: str) -> int:
+        with self._alone:
+            return super().get(key)
+
+    def clear(self, key: str) -> None:
+        with self._alone:
+            super().clear(key)
+
+    def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
+        with self._alone:
+            return super().get_moving_window(key, limit, expiry)
+
+    def _MemoryStorage__schedule_expiry(self) -> None:  # noqa: N802 (the library's own name)
+        if time.monotonic() - self._swept < SWEEP_S:
+            return
+        self._swept, now = time.monotonic(), time.time()
+        for key, entries in list(self.events.items()):
+            self.events[key] = [entry for entry in entries if entry.expiry > now]
+            if not self.events[key]:
+                del self.events[key]
+        for key, until in list(self.expirations.items()):
+            if until <= now:
+                del self.expirations[key]
+                self.storage.pop(key, None)
+        self.locks.clear()  # nobody holds one: all of them are taken within `_alone`
+
+    def _MemoryStorage__expire_events(self) -> None:  # noqa: N802
+        """What the library's own timer does, which is begun once where this is made."""
+
+
 class Limits:
     """Counts in `storage`: of this process (`memory://`), or of all (`redis://…`)."""
 
@@ -67,7 +119,7 @@ class Limits:
         """`rates` go before RATES. Raises InputError for a kind that is not there, or a rate that cannot be read."""
         if unknown := set(rates or {}) - set(RATES):
             raise InputError(f"there is no rate '{min(unknown)}'; PHOTOFLUX_RATES knows {', '.join(RATES)}")
-        opened = storage_from_string(storage)
+        opened = MemoryCounts() if storage.startswith("memory:") else storage_from_string(storage)
         if not isinstance(opened, Storage):
             raise InputError("PHOTOFLUX_LIMITS: use memory:// or redis://host:port")
         self._storage = opened

@@ -2,18 +2,24 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits.storage import memory
 from starlette.requests import Request
 
-from api.limits import BACK_OFFS, RATES, BackOff, Limits, address_of
+from api.limits import BACK_OFFS, RATES, BackOff, Limits, MemoryCounts, address_of
 from api.problems import Problem
 from api.settings import ApiSettings
 from api.tokens import Bearer
@@ -131,6 +137,71 @@ def test_what_is_counted_does_not_say_who_it_is(counting: Callable[..., Limits],
     limits = Limits(redis)
     limits.failed("password", "ada@example.org")
     assert not any(b"ada" in key for key in limits._storage.storage.keys("*"))  # type: ignore[attr-defined]
+
+
+def test_threads_that_meet_in_the_library_start_no_timer_twice(monkeypatch: pytest.MonkeyPatch):
+    """Where one had made a timer and another thread made the next before it was started, that one was started twice: a 500.
+
+    Storing the new timer drops the last reference to the old one, whose end runs Python code, where threads may change: here a callback
+    stands in for the other thread.
+    """
+
+    class Watched(threading.Timer):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            weakref.finalize(self, meet)
+
+    def meet() -> None:
+        if not met:
+            met.append(True)
+            limits.check("make", "bob")
+
+    met = [True]
+    limits = Limits("memory://", rates={"make": "100/minute"})
+    monkeypatch.setattr(memory, "threading", SimpleNamespace(Timer=Watched, RLock=threading.RLock))
+    for turn in range(3):
+        if turn:
+            met.clear()
+        limits.check("make", "ada")
+        time.sleep(0.1)
+
+
+def test_threads_count_together(monkeypatch: pytest.MonkeyPatch):
+    limits = Limits("memory://", rates={"make": "100/minute"})
+    monkeypatch.setattr("api.limits.SWEEP_S", 0.0)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            refused = sum(pool.map(lambda _: sum(limited(limits) for _ in range(10)), range(40)))
+            list(pool.map(lambda n: [limits.failed("password-account", f"{n} {at}") for at in range(10)], range(8)))
+    finally:
+        sys.setswitchinterval(before)
+    assert refused == 300
+
+
+def limited(limits: Limits) -> bool:
+    """Whether one more is too many."""
+    try:
+        limits.check("make", "ada")
+    except Problem:
+        return True
+    return False
+
+
+def test_names_are_dropped_once_nothing_of_them_counts(later: Callable[[float], None], monkeypatch: pytest.MonkeyPatch):
+    """The library kept every name that it ever saw, and went over all of them a hundred times a second."""
+    monkeypatch.setattr("api.limits.SWEEP_S", 0.0)
+    limits = Limits("memory://")
+    for number in range(50):
+        limits.check("refresh", f"sign-in {number}")
+        limits.failed("password", f"somebody {number}")
+    later(25 * 3600)
+    limits.check("ask", "ada")
+    counts = limits._storage
+    assert isinstance(counts, MemoryCounts)
+    assert (len(counts.events), len(counts.expirations), len(counts.storage)) == (1, 0, 0)
+    assert len(counts.locks) <= 1
 
 
 @pytest.mark.parametrize("rates", [{"sign-in": "9/minute"}, {"ask": "often"}, {"ask": ""}])
