@@ -64,6 +64,7 @@ class TimedProtocol(Base):  # type: ignore[misc]
         self._head_since: float | None = None
         self._stuck_since: float | None = None
         self._answer_since: float | None = None
+        self._answering: set[Any] = set()
         self._closing_since: float | None = None
         self._in_head = True
         self._body_bytes = self._other_bytes = 0
@@ -73,6 +74,13 @@ class TimedProtocol(Base):  # type: ignore[misc]
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._head_since = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn tells the newest request that its client is gone; the one before it may be what is still answered."""
+        super().connection_lost(exc)
+        for cycle in self._answering:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._head_since is None and not self._is_busy():
@@ -137,17 +145,24 @@ class TimedProtocol(Base):  # type: ignore[misc]
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, its answer cut into pieces: a client that does not take one has no more made for it."""
 
+        cycle: Any = receive.__self__  # type: ignore[attr-defined]
+        since: float | None = None
+
         async def sending(message: Message) -> None:
+            nonlocal since
             if message["type"] == "http.response.start":
                 endless = media_type(Headers(raw=list(message["headers"]))) in ENDLESS
-                self._answer_since = None if endless else self.loop.time()
+                self._answer_since = since = None if endless else self.loop.time()
             for piece in _pieces(message):
                 await send(piece)
 
+        self._answering.add(cycle)
         try:
             await self._inner(scope, receive, sending)
         finally:
-            self._answer_since = None
+            self._answering.discard(cycle)
+            if self._answer_since is since:  # and not that of a request that was sent ahead and is answered by now
+                self._answer_since = None
 
 
 def _pieces(message: Message) -> Iterator[Message]:

@@ -90,8 +90,8 @@ def get_caller(
 
 def _count(service: Service, bearer: Bearer) -> None:
     """Count a request for whom it is made. A problem of 401 where the sign-in is over: what a stolen token does is not its owner's."""
+    service.limits.check("ask", bearer.sign_in_id)
     if not service.sign_ins.is_open(bearer.sign_in_id):
-        service.limits.check("ask", bearer.sign_in_id)
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
     service.limits.check("ask", bearer.user_id)
 

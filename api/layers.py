@@ -25,8 +25,8 @@ HEADERS = {
     "Cache-Control": "private, no-store",
 }
 UPLOAD = ("POST", "/api/upload")
-UPLOADS_BYTES = 160_000_000
-"""Of uploads that are in memory at a time, all told."""
+UPLOADS_BYTES = 256_000_000
+"""Of uploads that are in memory at a time, all told: two of the largest, since a person may have half of it."""
 LENGTH_DIGITS, PERSONS = 16, 8
 """PERSONS: how many people together can take all places for uploads, each their share."""
 WAIT_S, IDLE_S = 20.0, 15.0

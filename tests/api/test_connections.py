@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -226,6 +227,46 @@ def test_an_answer_has_an_end_but_for_exports(served: tuple[int, Server, Answers
     assert taken[b"/large"] < LARGE <= taken[b"/export"]
 
 
+def test_the_end_of_an_answer_is_not_put_off_by_the_one_before_it(patience: None, monkeypatch: pytest.MonkeyPatch):
+    """The first one's tidying up ends when the second, which was sent ahead, is under way."""
+    monkeypatch.setattr(connections, "ANSWER_S", 1.0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            if scope["path"] == "/first":
+                await send({"type": "http.response.body", "body": b"1"})
+                await asyncio.sleep(0.2)
+                return
+            for _ in range(int(PATIENCE_S / 0.1)):
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+                await asyncio.sleep(0.1)
+
+    with running(app) as (port, _), connected(port) as one:
+        one.sendall(b"".join(b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % path for path in (b"first", b"second")))
+        since = time.monotonic()
+        with suppress(ConnectionError):
+            while one.recv(4096):
+                assert time.monotonic() - since < PATIENCE_S / 2
+
+
+def test_an_answer_knows_that_its_client_is_gone_whatever_was_sent_after_it(patience: None):
+    gone: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            gone.append((await receive())["type"])
+
+    with running(app) as (port, _):
+        with connected(port) as one:
+            one.sendall(GET + GET)
+            assert one.recv(4096)
+        wait_for(lambda: gone[:1] == ["http.disconnect"])
+
+
 def test_a_large_answer_arrives_whole(served: tuple[int, Server, Answers]):
     answer = httpx2.get(f"http://127.0.0.1:{served[0]}/large", timeout=PATIENCE_S)
     assert len(answer.content) == LARGE
@@ -286,9 +327,16 @@ def test_a_handshake_that_stalls_is_counted_and_ends(patience: None, certified: 
         wait_for(lambda: all(map(is_closed, stalled)))
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with context.wrap_socket(connected(port, source="127.0.0.2")) as one:
-            one.sendall(GET)
-            assert one.recv(100).startswith(b"HTTP/1.1 200")
+
+        def answered() -> bool:
+            try:
+                with context.wrap_socket(connected(port, source="127.0.0.2")) as one:
+                    one.sendall(GET)
+                    return one.recv(100).startswith(b"HTTP/1.1 200")
+            except ConnectionError:  # the places are given back a moment after the connections are closed
+                return False
+
+        wait_for(answered)
 
 
 def test_over_tls_who_does_not_listen_is_let_go_of(patience: None, certified: dict[str, str]):
