@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class Lease:
     def __init__(self, records: Records, folder: Path, *, on_lost: Callable[[], object] = exit_at_once) -> None:
         self.records, self.folder, self.id, self.on_lost = records, folder, new_id(), on_lost
         self._lock: int | None = None
-        self._beat_at = float("-inf")
+        self._last_ms = self._steady_since_ms = 0
 
     def acquire(self) -> None:
         """Lock the file and add the row, before any work can be taken under this id."""
@@ -57,20 +56,24 @@ class Lease:
         with self.records.writing() as session:
             now = database_ms(session)
             session.add(Worker(id=self.id, started_ms=now, beat_ms=now))
-        self._beat_at = time.monotonic()
+        self._last_ms = self._steady_since_ms = now
 
     def beat(self) -> None:
-        """Say that this worker lives, and declare those dead that have not for `LEASE_S`, or whose process has ended here."""
+        """Say that this worker lives, and declare those dead that have not for `LEASE_S`, or whose process has ended here.
+
+        Where this one could not beat for as long, or has only just begun, others may have been kept from the database, too: they are given
+        LEASE_S more. By the database's clock, since a machine's own may stand still while it sleeps.
+        """
         with self.records.writing() as session:
             now = database_ms(session)
             mine = update(Worker).where(Worker.id == self.id, Worker.dead_ms.is_(None)).values(beat_ms=now)
             lost = session.execute(mine).rowcount == 0  # type: ignore[attr-defined]
         if lost:
             self._give_up()
-        away_s, self._beat_at = time.monotonic() - self._beat_at, time.monotonic()
-        late = (
-            now - 1000 * LEASE_S if away_s < LEASE_S else 0
-        )  # others were kept from the database, too, and beat in a moment
+        if not 0 <= now - self._last_ms < 1000 * LEASE_S:
+            self._steady_since_ms = now
+        self._last_ms = now
+        late = now - 1000 * LEASE_S if now - self._steady_since_ms >= 1000 * LEASE_S else 0
         with self.records.writing() as session:
             # Whoever holds a row is recording work; it is looked at again with the next beat.
             others = (

@@ -11,13 +11,14 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.consents import ConsentRequired
-from api.db import AccountClosed
+from api.db import AccountClosed, is_away
 from api.identity import SignInFailed
 from api.media_types import media_type
 from api.safety import Unchecked
@@ -176,6 +177,15 @@ def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = Mapp
         broken = any(one["type"] == "json_invalid" for one in error.errors())
         return problem(422, "invalid", NOT_JSON if broken else "Some fields are not as they should be.", errors=found)
 
+    async def of_database(_: Request, error: Exception) -> JSONResponse:
+        """One that is away, or written to by others for long, says nothing of the request."""
+        assert isinstance(error, DBAPIError)
+        if not is_away(error):
+            raise error
+        log.warning("the database could not be reached, or was busy for long")
+        return problem(503, "unavailable", headers={"Retry-After": "5"})
+
+    app.add_exception_handler(DBAPIError, of_database)
     app.add_exception_handler(PhotoFluxError, of_ours)
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(RequestValidationError, of_fields)

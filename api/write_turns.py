@@ -14,49 +14,63 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-POLL_S, PLACE_S = 0.002, 1.0
-"""How often a lock is asked for, and how long for the place in front: a process that was stopped while it waited holds up nobody."""
+POLL_S, PLACE_S, WITHOUT_S = 0.002, 1.0, (10.0, 2.0)
+"""How often a lock is asked for, and how long for the place in front; how long is done without the place, and without the turn, where
+it was not had in time."""
 
 
 class WriteTurns:
     """A context manager for the threads of this process; with a `database`, for all processes that write to that file.
 
-    After `wait_s` it gives way to SQLite's own lock: a process that was stopped while it wrote is told of there.
+    Whoever does not get the turn in `wait_s` does without: SQLite's own lock decides then, and who was stopped while writing is told of
+    there. For WITHOUT_S the others do without at once, so that not every writer waits for one that was stopped.
     """
 
     def __init__(self, database: Path | None, *, wait_s: float) -> None:
-        self._threads, self._depth, self.wait_s = threading.RLock(), 0, wait_s
+        self._threads, self._mine, self.wait_s = threading.Lock(), threading.local(), wait_s
         self._files = (
             [database.with_name(f".{database.name}.{name}.lock") for name in ("next", "turn")] if database else []
         )
         self._held: int | None = None
+        self._without_until = [float("-inf")] * 2
 
     def __enter__(self) -> None:
-        self._threads.acquire()
-        self._depth += 1
-        if self._depth == 1 and self._files:
-            try:
+        self._mine.depth = getattr(self._mine, "depth", 0) + 1
+        if self._mine.depth > 1:
+            return
+        self._mine.has_turn = False
+        try:
+            self._mine.has_turn = self._threads.acquire(timeout=self.wait_s)
+            if self._mine.has_turn and self._files:
                 self._held = self._taken()
-            except BaseException:
-                self.__exit__(None, None, None)
-                raise
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._held is not None:
-            os.close(self._held)
-            self._held = None
-        self._threads.release()
+        self._mine.depth -= 1
+        if self._mine.depth == 0 and self._mine.has_turn:
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
+            self._threads.release()
 
     def _taken(self) -> int | None:
         """A descriptor that holds the turn until it is closed, also by the end of the process; None where it could not be had."""
-        until = time.monotonic() + self.wait_s
-        place = _locked(self._files[0], min(until, time.monotonic() + PLACE_S))
+        place = self._locked(0, min(self.wait_s, PLACE_S))
         try:
-            return _locked(self._files[1], until)
+            return self._locked(1, self.wait_s)
         finally:
             if place is not None:
                 os.close(place)
+
+    def _locked(self, which: int, wait_s: float) -> int | None:
+        if time.monotonic() < self._without_until[which]:
+            return None
+        lock = _locked(self._files[which], time.monotonic() + wait_s)
+        if lock is None:
+            self._without_until[which] = time.monotonic() + WITHOUT_S[which]
+        return lock
 
 
 def _locked(file: Path, until: float) -> int | None:

@@ -231,7 +231,7 @@ def test_the_end_of_an_answer_is_not_put_off_by_the_one_before_it(patience: None
     """The first one's tidying up ends when the second, which was sent ahead, is under way."""
     monkeypatch.setattr(connections, "ANSWER_S", 1.0)
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
+    async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             if scope["path"] == "/first":

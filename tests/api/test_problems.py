@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
+import psycopg
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from api.problems import reason_of
 from tests.api.people import Person, Site, is_problem
@@ -50,6 +53,25 @@ def test_what_is_wrong_with_a_form_is_told(ada: Person, kind: str) -> None:
     answer = ada.post("/api/upload", content=body, headers=headers)
     assert told in is_problem(answer, 400, "bad-request")["detail"]
     assert CANARY.decode() not in answer.text
+
+
+def test_a_database_that_is_away_or_busy_is_not_the_requests_fault(
+    site: Site, ada: Person, monkeypatch: pytest.MonkeyPatch
+):
+    busy = sqlite3.OperationalError("database is locked")
+    busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    broken = sqlite3.OperationalError("no such table")
+    broken.sqlite_errorcode = sqlite3.SQLITE_ERROR
+    away = psycopg.OperationalError("connection refused")
+    for error, status in ((busy, 503), (away, 503), (broken, 500)):
+
+        def failing(*_: Any, error: Exception = error) -> Any:
+            raise OperationalError("select 1", {}, error)
+
+        monkeypatch.setattr(type(site.service.sign_ins), "is_open", failing)
+        answer = ada.get("/api/subjects")
+        assert is_problem(answer, status, "unavailable" if status == 503 else "internal")
+        assert ("retry-after" in answer.headers) is (status == 503)
 
 
 def test_a_missing_boundary_is_told(ada: Person) -> None:

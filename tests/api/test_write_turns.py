@@ -30,6 +30,11 @@ while True:
 """
 
 
+@pytest.fixture(autouse=True)
+def asked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_turns, "WITHOUT_S", (0.0, 0.0))
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     url = f"sqlite:///{tmp_path / 'a.db'}"
@@ -135,5 +140,44 @@ def test_a_lock_that_cannot_be_made_leaves_none_behind(tmp_path: Path, monkeypat
     place = locked(other._files[0], 0.0)
     assert place is not None
     os.close(place)
+    with turns:
+        assert turns._held is not None
+
+
+def test_only_one_waits_for_who_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(write_turns, "WITHOUT_S", (0.5, 0.5))
+    monkeypatch.setattr(write_turns, "PLACE_S", 0.2)
+    turns, asked = WriteTurns(tmp_path / "a.db", wait_s=0.2), list[str]()
+    stopped = [write_turns._locked(file, 0.0) for file in turns._files]
+    locked = write_turns._locked
+    monkeypatch.setattr(write_turns, "_locked", lambda file, until: (asked.append(file.name), locked(file, until))[1])
+    for _ in range(5):
+        with turns:
+            assert turns._held is None
+    assert len(asked) == 2
+    for lock in stopped:
+        assert lock is not None
+        os.close(lock)
+    time.sleep(0.5)
+    with turns:
+        assert turns._held is not None
+
+
+def test_a_thread_that_does_not_get_the_turn_does_without(tmp_path: Path):
+    """SQLite's own lock tells it, then; it would else wait as long as there are others in front."""
+    turns, inside, over = WriteTurns(tmp_path / "a.db", wait_s=0.1), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with turns:
+            inside.set()
+            over.wait(PATIENCE_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert inside.wait(PATIENCE_S)
+    with turns, turns:
+        pass
+    over.set()
+    holder.join(PATIENCE_S)
     with turns:
         assert turns._held is not None
