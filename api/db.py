@@ -56,6 +56,8 @@ LOCK_ORDER = (
 )  # fmt: skip
 """Transactions lock rows of tables in this order and no other, so that no two wait for each other; a test reads the statements."""
 TRIES, TRY_AGAIN_S = 5, 0.02
+AWAY_S, AWAY_AGAIN_S = 300.0, 1.0
+"""How long what must be recorded goes on asking for a database that cannot be reached; the library of durable work waits without an end."""
 AGAIN = ("40P01", "40001")
 """PostgreSQL's deadlock_detected and serialization_failure: the transaction was rolled back and may be repeated."""
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -546,6 +548,27 @@ def is_away(error: DBAPIError) -> bool:
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN)
     state = getattr(error.orig, "sqlstate", None)
     return isinstance(error, OperationalError) and (state is None or str(state).startswith(("08", "57P")))
+
+
+def outlasting(step: Callable[P, R]) -> Callable[P, R]:
+    """The same, done again for as long as the database cannot be reached: an outage says nothing of the work."""
+
+    @functools.wraps(step)
+    def patient(*args: P.args, **kwargs: P.kwargs) -> R:
+        since = last = float("-inf")
+        while True:
+            try:
+                return step(*args, **kwargs)
+            except DBAPIError as error:
+                if time.monotonic() - last > AWAY_S:  # another outage than the last
+                    since = time.monotonic()
+                last = time.monotonic()
+                if not is_away(error) or last - since > AWAY_S:
+                    raise
+                log.warning("the database cannot be reached; %s is done again", step.__name__)
+                time.sleep(AWAY_AGAIN_S)
+
+    return patient
 
 
 def _write_turns(engine: Engine) -> WriteTurns:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from photoflux.tracking import Doomed
 
 log = logging.getLogger(__name__)
+R = TypeVar("R")
 
 KILLED = (LOST, "SIGKILL", "SIGTERM")
 """Kinds of failure that say nothing about the run itself: it is tried again."""
@@ -51,8 +52,8 @@ CARD = "card"
 SIGNED = (("finetune", "adapter"), ("gate", "decision"), ("evaluate", "evaluation"), ("audit", "audit"))
 """What registering takes, by the step that wrote it."""
 CANCELLED = "the run was cancelled"
-MISSED_MAX = 5
-"""How often in a row nothing may be learnt of a pipeline: a watch takes hours, and each call over a network may fail."""
+AWAY_S = 300.0
+"""For how long nothing may be learnt of a pipeline: a watch takes hours, and who runs it may be away for minutes."""
 GUESS_S = 240.0
 """How long a run takes on one machine before any has been timed."""
 
@@ -85,44 +86,49 @@ class FineTuning:
         Returns how it ended: a final state, or `LOST` when its process was killed.
         """
         row = self._row(run_id)
-        if row is None:
+        if row is None or row.state == State.cancelled:
             return self._deleted(run_id)
         if row.cancel_ms:
             return State.cancelled
         self.require()
+        params = pipeline_params(row)
         try:
-            ref = self.orchestrator.submit(pipeline_params(row), name=f"{run_id}-{attempt}")
+            ref = self._asked(run_id, lambda: self.orchestrator.submit(params, name=f"{run_id}-{attempt}"))
         except PhotoFluxError as error:
             self.fail(run_id, "not-started", str(error))
             return State.failed
         self._note(run_id, state="running", remote_id=ref.id, started_ms=row.started_ms or now_ms())
         run, row = self._watched(run_id, ref), self._row(run_id)
-        if row is None:
+        if row is None or row.state == State.cancelled:
             return self._deleted(run_id)
         if run.error and run.error.kind in KILLED:
             return LOST
         return State.failed if row.error else run.state
 
     def _deleted(self, run_id: str) -> str:
-        """The row went while the pipeline was being submitted: who removed it may have found no pipeline to remove."""
+        """It was ended while its pipeline was being submitted: who removes what it left may have found no pipeline yet."""
         self.require()
         self.orchestrator.discard(run_id)
         return State.cancelled
 
-    def _watched(self, run_id: str, ref: RunRef) -> PipelineRun:
-        told, missed = list[Any](), 0
+    def _asked(self, run_id: str, ask: Callable[[], R]) -> R:
+        """What the orchestrator answers, asked again where a call fails: that says nothing of the run."""
+        until = time.monotonic() + AWAY_S
         while True:
             try:
-                run, missed = self.orchestrator.status(ref), 0
-            except RunGone:
+                return ask()
+            except PhotoFluxError:
                 raise
             except Exception:
-                missed += 1
-                if missed > MISSED_MAX:
+                if time.monotonic() > until:
                     raise
-                log.warning("how run %s stands could not be learnt; it is asked again", run_id)
+                log.warning("who runs the pipeline of %s could not be asked; it is asked again", run_id)
                 time.sleep(self.orchestrator.look_s)
-                continue
+
+    def _watched(self, run_id: str, ref: RunRef) -> PipelineRun:
+        told: list[Any] = []
+        while True:
+            run = self._asked(run_id, lambda: self.orchestrator.status(ref))
             while self.stopping.is_set():
                 time.sleep(self.orchestrator.look_s)
             if (steps := steps_of(run, Path(ref.where) / "logs")) != told:
@@ -157,9 +163,9 @@ class FineTuning:
     def _settle(self, row: Run, attempt: int, ended: str) -> str:
         if ended != State.succeeded:
             return self.fail(row.id, *self._why(row, attempt, ended), cancelled=ended == State.cancelled)
-        ref = self.orchestrator.find(f"{row.id}-{attempt}")
+        ref = self._asked(row.id, lambda: self.orchestrator.find(f"{row.id}-{attempt}"))
         with TemporaryDirectory(prefix="photoflux-") as scratch:
-            run, folder = self.orchestrator.collect(ref, Path(scratch))
+            run, folder = self._asked(row.id, lambda: self.orchestrator.collect(ref, Path(scratch)))
             self._keep_reports(row, run, folder)
             made = self._published(row, run, folder)
             left = read_document(run, folder, "gate", "decision") if made is None else None
@@ -196,9 +202,10 @@ class FineTuning:
         return State.cancelled
 
     def _sign(self, row: Run) -> str:
-        ref = self.orchestrator.find(f"{row.id}-{(row.actual or {}).get('attempt', 1)}")
+        attempt = (row.actual or {}).get("attempt", 1)
+        ref = self._asked(row.id, lambda: self.orchestrator.find(f"{row.id}-{attempt}"))
         with TemporaryDirectory(prefix="photoflux-") as scratch:
-            run, folder = self.orchestrator.collect(ref, Path(scratch) / "run")
+            run, folder = self._asked(row.id, lambda: self.orchestrator.collect(ref, Path(scratch) / "run"))
             self.require()
             run = self._registered(row, run, folder, Path(scratch))
             self._keep_reports(row, run, folder)
@@ -250,7 +257,8 @@ class FineTuning:
             return "killed", "the run was killed again and again and was given up; start it anew"
         if row.error:
             return row.error_code or "failed", row.error
-        run = self.orchestrator.status(self.orchestrator.find(f"{row.id}-{attempt}"))
+        name = f"{row.id}-{attempt}"
+        run = self._asked(row.id, lambda: self.orchestrator.status(self.orchestrator.find(name)))
         return "failed", run.error.message if run.error else "the run failed"
 
     def _published(self, row: Run, run: PipelineRun, folder: Path) -> Model | None:

@@ -37,6 +37,7 @@ from api.db import (
     Webhook,
     new_id,
     now_ms,
+    outlasting,
     retried,
 )
 from api.schemas import iso
@@ -182,6 +183,7 @@ class Messenger:
         """Record that it was not taken."""
         return self._end(notice_id, "failed")
 
+    @outlasting  # recording alone: what is sent again is a second message
     @retried
     def _put_off(self, notice: Notice, attempt: int) -> str:
         if attempt >= ATTEMPTS:
@@ -193,6 +195,7 @@ class Messenger:
                 return "queued"
         return "cancelled"
 
+    @outlasting
     @retried
     def _unsubscribe(self, webhook: Webhook) -> str:
         with suppress(AccountClosed), self.records.writing_for(webhook.user_id) as session:
@@ -200,6 +203,7 @@ class Messenger:
                 session.delete(row)
         return "cancelled"
 
+    @outlasting
     @retried
     def _end(self, notice_id: str, state: str) -> str:
         with self.records.writing() as session:

@@ -7,10 +7,8 @@ worker's slot for better times: what did not work out puts a successor in line t
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -18,10 +16,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from dbos import DBOS, DBOSClient, DBOSConfig, Serializer
 from sqlalchemy import func, make_url, select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from api.db import Export, Generation, Notice, Records, Run, is_away, new_id, only_one
+from api.db import Export, Generation, Notice, Records, Run, new_id, only_one, outlasting
 from api.erasing import Erasure, Gone, UnderWay
 from api.exporting import Exports
 from api.fine_tuning import FineTuning
@@ -62,8 +59,6 @@ TAKEN_UP_RUN, TAKEN_UP = 50, 10
 LAST_PAUSE_S, SOON_S = 300.0, 1.0
 """Longest pause between attempts at what must be done in the end, and the first one while something else is only awaited."""
 EXHAUSTED, PENDING, WAITING = "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "PENDING", ["ENQUEUED", "DELAYED"]
-AWAY_S, AWAY_AGAIN_S = 300.0, 1.0
-"""How long a step goes on asking for a database that cannot be reached; the library's own calls wait without an end."""
 
 
 class Json(Serializer):
@@ -206,27 +201,6 @@ class Hands:
 
 hands: Hands
 """Set by `launch`."""
-
-
-def outlasting(step: Callable[P, R]) -> Callable[P, R]:
-    """The same, done again for as long as the database cannot be reached: an outage says nothing of the work."""
-
-    @functools.wraps(step)
-    def patient(*args: P.args, **kwargs: P.kwargs) -> R:
-        since = last = float("-inf")
-        while True:
-            try:
-                return step(*args, **kwargs)
-            except DBAPIError as error:
-                if time.monotonic() - last > AWAY_S:  # another outage than the last
-                    since = time.monotonic()
-                last = time.monotonic()
-                if not is_away(error) or last - since > AWAY_S:
-                    raise
-                log.warning("the database cannot be reached; %s is done again", step.__name__)
-                time.sleep(AWAY_AGAIN_S)
-
-    return patient
 
 
 @DBOS.workflow(name="fine_tune", max_recovery_attempts=TAKEN_UP_RUN)

@@ -294,17 +294,23 @@ def test_deleting_the_subject_ends_its_run(ada: Person, work):
 
 
 @pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("how", ["deleted", "withdrawn"])
 def test_a_pipeline_that_appears_after_its_subject_was_deleted_is_deleted_too(
-    ada: Person, work, monkeypatch: pytest.MonkeyPatch, killed: bool
+    site: Site, ada: Person, work, monkeypatch: pytest.MonkeyPatch, killed: bool, how: str
 ):
-    """Whoever deleted the subject looked for pipelines before this one was there; its worker may be killed in between."""
+    """Whoever deleted what is its subject's looked for pipelines before this one was there; its worker may be killed in between."""
     run, _ = begun(ada)
     subject = ada.row(Run, run).subject_id
     tuning, orchestrator, _ = work(run_of(State.running))
     submit = orchestrator.submit
 
     def slow(*args: Any, **more: Any) -> RunRef:
-        ada.ask("DELETE", f"/api/subjects/{subject}")
+        if how == "deleted":
+            ada.ask("DELETE", f"/api/subjects/{subject}")
+        else:
+            with site.service.records.writing() as session:
+                row = session.get_one(Subject, subject, with_for_update=True)
+                erase_models(session, row, site.service.journal, "withdrawn")
         ref = submit(*args, **more)
         if killed:
             raise KeyboardInterrupt
@@ -470,7 +476,32 @@ def test_a_pipeline_that_was_deleted_is_not_begun_anew_to_be_settled(site: Site,
     assert ada.get("/api/models").json()["items"] == []
 
 
-def test_a_call_that_fails_now_and_then_does_not_end_a_watch(ada: Person, work):
+def test_whoever_runs_pipelines_may_be_away_for_a_while(ada: Person, work, monkeypatch: pytest.MonkeyPatch):
+    """Whatever is asked of them: a training of hours was given up, and deleted, after a minute."""
+    run, _ = begun(ada)
+    tuning, orchestrator, _ = work(passed)
+    away: list[str] = []
+
+    def failing(name: str) -> None:
+        really, left = getattr(orchestrator, name), [True] * 20
+
+        def call(*args: Any, **more: Any) -> Any:
+            if left:
+                left.pop()
+                away.append(name)
+                raise ConnectionError
+            return really(*args, **more)
+
+        monkeypatch.setattr(orchestrator, name, call)
+
+    for name in ("submit", "status", "find", "collect"):
+        failing(name)
+    assert tuning.follow(run, 1) == State.succeeded
+    assert tuning.settle(run, 1, State.succeeded) == "succeeded"
+    assert {name: away.count(name) for name in away} == dict.fromkeys(("submit", "status", "find", "collect"), 20)
+
+
+def test_a_call_that_fails_now_and_then_does_not_end_a_watch(ada: Person, work, monkeypatch: pytest.MonkeyPatch):
     run, _ = begun(ada)
     away: list[bool] = []
 
@@ -483,6 +514,7 @@ def test_a_call_that_fails_now_and_then_does_not_end_a_watch(ada: Person, work):
     assert len(away) == 15
     run, _ = begun(ada)
     tuning, _, _ = work(unreachable)
+    monkeypatch.setattr("api.fine_tuning.AWAY_S", 0.1)
     with pytest.raises(ConnectionError):
         tuning.follow(run, 1)
 

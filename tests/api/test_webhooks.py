@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 import ssl
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import trustme
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 from standardwebhooks import Webhook as Receiver
 from standardwebhooks import WebhookVerificationError
 
@@ -133,6 +135,29 @@ def test_a_message_is_worth_nothing_when_altered_late_or_of_another(site: Site, 
     headers, body = listener.heard[-1]
     with pytest.raises(WebhookVerificationError, match="too old"):
         Receiver(other["secret"]).verify(body, headers)
+
+
+def test_what_could_not_be_recorded_is_not_sent_again(
+    site: Site, ada: Person, listener: Listener, monkeypatch: pytest.MonkeyPatch
+):
+    """The database was written to by others for long: recording waits for it, and the message is out."""
+    ada.post(f"/api/webhooks/{subscribed(ada, listener)['id']}/test")
+    notice = notices(site, ada)[-1]
+    busy = sqlite3.OperationalError("database is locked")
+    busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    records, left = site.service.records, [True] * 3
+    writing = records.writing
+
+    def late() -> Any:
+        if left:
+            left.pop()
+            raise OperationalError("begin", {}, busy)
+        return writing()
+
+    monkeypatch.setattr("api.db.AWAY_AGAIN_S", 0.01)
+    monkeypatch.setattr(records, "writing", late)
+    assert messenger(site).perform(notice.id) == "succeeded"
+    assert (len(listener.heard), left) == (1, [])
 
 
 @pytest.mark.parametrize("status", [302, 400, 404, 500, 503])

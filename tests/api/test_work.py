@@ -15,7 +15,7 @@ from dbos import DBOS
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, OperationalError
 
-from api import work
+from api import db, work
 from api.db import Generation, Notice, Records, Run, Subject, User, Webhook, new_id, now_ms, open_engine
 from api.erasing import Gone, UnderWay
 from pipelines.orchestrators import LOST
@@ -427,7 +427,7 @@ def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[R
 
 
 def test_work_outlasts_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(work, "AWAY_AGAIN_S", 0.01)
+    monkeypatch.setattr(db, "AWAY_AGAIN_S", 0.01)
     busy = sqlite3.OperationalError("database is locked")
     busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
     wrong = sqlite3.OperationalError("no such table")
@@ -439,21 +439,21 @@ def test_work_outlasts_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch):
             raise left.pop()
         return "done"
 
-    assert work.outlasting(step)() == "done"
+    assert db.outlasting(step)() == "done"
     for told in (OperationalError("", {}, wrong), DataError("", {}, psycopg.DataError("too long"))):
         left.append(told)
         with pytest.raises(type(told)):
-            work.outlasting(step)()
-    monkeypatch.setattr(work, "AWAY_S", 0.05)
+            db.outlasting(step)()
+    monkeypatch.setattr(db, "AWAY_S", 0.05)
     left += [OperationalError("", {}, busy)] * 1000
     with pytest.raises(OperationalError):
-        work.outlasting(step)()
+        db.outlasting(step)()
 
 
 def test_each_outage_has_its_own_time(monkeypatch: pytest.MonkeyPatch):
     """A watch of hours meets several."""
-    monkeypatch.setattr(work, "AWAY_AGAIN_S", 0.01)
-    monkeypatch.setattr(work, "AWAY_S", 0.2)
+    monkeypatch.setattr(db, "AWAY_AGAIN_S", 0.01)
+    monkeypatch.setattr(db, "AWAY_S", 0.2)
     away = OperationalError("", {}, psycopg.OperationalError("connection refused"))
     left = [away, away, away]
 
@@ -463,4 +463,4 @@ def test_each_outage_has_its_own_time(monkeypatch: pytest.MonkeyPatch):
             raise left.pop()
         return "done"
 
-    assert work.outlasting(step)() == "done"
+    assert db.outlasting(step)() == "done"
