@@ -48,7 +48,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 BUSY_MS, IDLE_IN_TRANSACTION_MS, CONNECTIONS = 5000, 20_000, 40
 """CONNECTIONS: how many a process keeps open to SQLite; one for each thread that answers requests, since opening one takes longer than
-what most requests ask of it. The last one used is taken first, since each keeps two megabytes of what it read."""
+what most requests ask of it. The last one used is taken first, since each keeps up to CACHE_KIB of what it read."""
+CACHE_KIB = 512
 LOCK_ORDER = (
     "login_flows", "signing_keys", "users", "sign_ins", "refresh_tokens", "consents", "subjects", "photos", "runs", "generations",
     "pictures", "feedback", "models", "exports", "webhooks", "idempotency", "usage", "complaints",
@@ -489,6 +490,7 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     for setting in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {setting}")
+    cursor.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
     cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
     cursor.close()
 
