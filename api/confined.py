@@ -13,8 +13,9 @@ import math
 import multiprocessing
 import pickle
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,9 +38,23 @@ class Failed(Exception):
     """The work raised an error, whose kind this names."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Job:
+    work: Callable[..., Any]
+    args: tuple[Any, ...]
+    cpu_s: float
+    timeout_s: float
+    person: str
+    future: Future[Any] = field(default_factory=Future)
+
+
 @dataclass
 class Confined:
-    """So many processes, each started when there is work for it; what does not find one free waits in the order that it came."""
+    """So many processes, each started when there is work for it.
+
+    Of what waits, that comes next for whose person the fewest processes work, and then what came first: who sends what takes long is in
+    front of themselves and of nobody else.
+    """
 
     workers: int
     needs: tuple[str, ...] = ()
@@ -47,81 +62,98 @@ class Confined:
     gives: tuple[type, ...] = ()
     """Types of what work answers with, beside those that Python's literals have."""
     idle_s: float = IDLE_S
-    _processes: dict[int, _Process] = field(default_factory=dict, repr=False)
-    """By the thread that talks to each."""
-    _under_way: int = 0
+    _waiting: list[_Job] = field(default_factory=list, repr=False)
+    _working_for: Counter[str] = field(default_factory=Counter, repr=False)
+    _threads: list[threading.Thread] = field(default_factory=list, repr=False)
+    _processes: set[_Process] = field(default_factory=set, repr=False)
     _closed: bool = False
-    _idle: threading.Timer | None = field(default=None, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
-    def __post_init__(self) -> None:
-        self._threads = ThreadPoolExecutor(self.workers, "confined")
-
-    def begin(self, work: Callable[..., Any], *args: Any, cpu_s: float, timeout_s: float) -> Future[Any]:
-        """Do a function of a module in one of the processes.
+    def begin(
+        self, work: Callable[..., Any], *args: Any, cpu_s: float, timeout_s: float, person: str = ""
+    ) -> Future[Any]:
+        """Do a function of a module in one of the processes, on behalf of a person.
 
         The result raises TimeoutError where that took `timeout_s` from its turn on, which says as much of the machine as of the work;
         Ended where the process ended, also after `cpu_s` of processor time; Failed where the work did; CancelledError where this was
         closed meanwhile.
         """
-        with self._lock:
-            self._under_way += 1
-            if self._idle:
-                self._idle.cancel()
-        try:
-            return self._threads.submit(self._done, work, args, cpu_s, timeout_s)
-        except BaseException:
-            self._over()
-            raise
-
-    def _done(self, work: Callable[..., Any], args: tuple[Any, ...], cpu_s: float, timeout_s: float) -> Any:
-        try:
-            try:
-                return self._process().ask(work, args, cpu_s=cpu_s, timeout_s=timeout_s)
-            except _NotBegun:  # it was killed while it had no work
-                return self._process().ask(work, args, cpu_s=cpu_s, timeout_s=timeout_s)
-        except Ended as error:
+        job = _Job(work, args, cpu_s, timeout_s, person)
+        with self._changed:
             if self._closed:
-                raise CancelledError from error
-            raise
-        finally:
-            self._over()
-
-    def _process(self) -> _Process:
-        """This thread's process, which lives."""
-        me = threading.get_ident()
-        with self._lock:
-            found = self._processes.get(me)
-            if found is None or not found.is_alive():
-                found = self._processes[me] = _Process(self.needs, self.gives)
-            return found
-
-    def _over(self) -> None:
-        with self._lock:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle = threading.Timer(self.idle_s, self._end_idle)
-                self._idle.daemon = True
-                self._idle.start()
-
-    def _end_idle(self) -> None:
-        with self._lock:
-            if not self._under_way:
-                self._end_all()
-
-    def _end_all(self) -> None:
-        for process in self._processes.values():
-            process.end()
-        self._processes.clear()
+                job.future.cancel()
+            else:
+                self._waiting.append(job)
+                self._changed.notify()
+            while not self._closed and len(self._threads) < self.workers:
+                self._threads.append(threading.Thread(target=self._attend, name="confined", daemon=True))
+                self._threads[-1].start()
+        return job.future
 
     def close(self) -> None:
         """End the processes; whoever still waits for one is told so."""
-        self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            if self._idle:
-                self._idle.cancel()
-            self._end_all()
+        with self._changed:
+            self._closed = True
+            for job in self._waiting:
+                job.future.cancel()
+            self._waiting.clear()
+            for process in self._processes:
+                process.end()
+            self._changed.notify_all()
+
+    def _attend(self) -> None:
+        """One process and its work, job by job; without any for long, the process is ended."""
+        process: _Process | None = None
+        while not self._closed:
+            job = self._next(patience_s=self.idle_s if process else None)
+            if job is None:
+                self._end(process)
+                process = None
+                continue
+            try:
+                process = self._living(process)
+                try:
+                    answer = process.ask(job)
+                except _NotBegun:  # it was killed while it had no work
+                    process = self._living(process)
+                    answer = process.ask(job)
+                job.future.set_result(answer)
+            except BaseException as error:
+                closed = self._closed and isinstance(error, Ended)
+                job.future.set_exception(CancelledError() if closed else error)
+            finally:
+                with self._changed:
+                    self._working_for[job.person] -= 1
+                    self._working_for += Counter()  # without those that are at zero
+        self._end(process)
+
+    def _next(self, *, patience_s: float | None) -> _Job | None:
+        """What is to be done next; None where nothing came in time, or this was closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed, patience_s)
+            if not self._waiting:
+                return None
+            job = min(self._waiting, key=lambda one: self._working_for[one.person])
+            self._waiting.remove(job)
+            self._working_for[job.person] += 1
+            return job
+
+    def _living(self, process: _Process | None) -> _Process:
+        if process is not None and process.is_alive():
+            return process
+        self._end(process)
+        with self._changed:
+            if self._closed:
+                raise CancelledError
+            process = _Process(self.needs, self.gives)
+            self._processes.add(process)
+            return process
+
+    def _end(self, process: _Process | None) -> None:
+        if process is not None:
+            process.end()
+            with self._changed:
+                self._processes.discard(process)
 
 
 class _Process:
@@ -138,12 +170,12 @@ class _Process:
     def is_alive(self) -> bool:
         return self._process.is_alive()
 
-    def ask(self, work: Callable[..., Any], args: tuple[Any, ...], *, cpu_s: float, timeout_s: float) -> Any:
+    def ask(self, job: _Job) -> Any:
         """What the work answers; raises as `Confined.begin` says."""
         ended: type[Ended] = _NotBegun
-        with _Deadline(timeout_s, self.end) as deadline:
+        with _Deadline(job.timeout_s, self.end) as deadline:
             try:
-                self._ours.send((work, args, cpu_s))
+                self._ours.send((job.work, job.args, job.cpu_s))
                 self._ours.recv_bytes()
                 ended = Ended
                 failed, answer = self._read(self._ours.recv_bytes())

@@ -62,19 +62,21 @@ class Intake:
         default_factory=lambda: Confined(2, needs=("photoflux.photos.table",), gives=(Taken, Likeness))
     )
 
-    def take(self, files: Sequence[bytes]) -> list[Taken]:
-        """Decode, measure and shrink files; one that ended its process is no photo. A problem of 503 where one took too long.
+    def take(self, files: Sequence[bytes], person: str = "") -> list[Taken]:
+        """Decode, measure and shrink a person's files; one that ended its process is no photo. A problem of 503 where one took too long.
 
-        Few of them are in front of others' at a time, so that one photo does not wait behind twenty.
+        Few of them wait in front of others' at a time, so that one photo does not wait behind twenty.
         """
         jobs, taken = deque[Any](), list[Taken]()
         for data in files:
-            jobs.append(self.processes.begin(take, data, self.params, cpu_s=CPU_S, timeout_s=TIMEOUT_S))
+            jobs.append(self.processes.begin(take, data, self.params, cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person))
             if len(jobs) >= self.processes.workers:
                 taken.append(_result(jobs.popleft()))
         return taken + [_result(job) for job in jobs]
 
-    def compare(self, prints: Sequence[Fingerprint], known: Mapping[Pair, Likeness]) -> dict[Pair, Likeness]:
+    def compare(
+        self, prints: Sequence[Fingerprint], known: Mapping[Pair, Likeness], person: str = ""
+    ) -> dict[Pair, Likeness]:
         """How alike photos are, each with each, but for pairs that are known. A problem of 503 where it took too long.
 
         Some pairs at a time, so that others' photos do not wait behind a large set.
@@ -86,7 +88,9 @@ class Intake:
         found: dict[Pair, Likeness] = {}
         for start in range(0, len(missing), PAIRS_AT_ONCE):
             some = missing[start : start + PAIRS_AT_ONCE]
-            job = self.processes.begin(likenesses, [pairs[pair] for pair in some], cpu_s=CPU_S, timeout_s=TIMEOUT_S)
+            job = self.processes.begin(
+                likenesses, [pairs[pair] for pair in some], cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person
+            )
             try:
                 found |= zip(some, job.result(), strict=True)
             except (TimeoutError, CancelledError, Ended) as error:

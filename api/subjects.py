@@ -61,7 +61,7 @@ class Album:
     pepper: bytes
     params: ValidateParams
     photos_max: int
-    compare: Callable[[Sequence[Fingerprint], Mapping[Pair, Likeness]], dict[Pair, Likeness]]
+    compare: Callable[[Sequence[Fingerprint], Mapping[Pair, Likeness], str], dict[Pair, Likeness]]
 
     def apart(self, work: Callable[[Compared], R], known: Compared | None = None) -> R:
         """Do work that asks for verdicts in transactions of its own; photos are compared between two tries of it."""
@@ -79,7 +79,7 @@ class Album:
                 plain = self._opened(missing.owner, photo_id, measured)
                 known.photos[photo_id] = unpack(plain, name=photo_id)
         prints = [found.print for photo_id, _ in missing.photos if (found := known.photos[photo_id]).print]
-        known.alike |= self.compare(prints, known.alike)  # type: ignore[arg-type]
+        known.alike |= self.compare(prints, known.alike, missing.owner)  # type: ignore[arg-type]
 
     def verdict_alone(self, taken: Taken) -> tuple[str, list[dict[str, str]]]:
         """Status and reasons of one photo, before it is compared with others."""

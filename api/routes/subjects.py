@@ -130,15 +130,16 @@ def upload(
     taken = [
         one
         for start in range(0, len(photos), DECODED_AT_ONCE)
-        for one in _taken(service, photos[start:][:DECODED_AT_ONCE])
+        for one in _taken(service, photos[start:][:DECODED_AT_ONCE], caller.user_id)
     ]
     names = [photo.filename or "" for photo in photos]
     return _stored(service, subject, caller, once, list(zip(names, taken, strict=True)))
 
 
-def _taken(service: Service, photos: Sequence[UploadFile]) -> list[Taken]:
+def _taken(service: Service, photos: Sequence[UploadFile], person: str) -> list[Taken]:
     """What is kept of a few files, whose memory is given back then."""
-    found = [_looked_at(service, one) for one in service.intake.take([photo.file.read() for photo in photos])]
+    files = [photo.file.read() for photo in photos]
+    found = [_looked_at(service, one) for one in service.intake.take(files, person)]
     for photo in photos:
         photo.file.close()
     return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from api.intake import Taken
 from api.main import make_app
 from api.settings import ApiSettings
 from benchmarks.postgres import Unavailable, postgres_server
+from photoflux.photos.inspect import Fingerprint, Likeness
+from photoflux.photos.table import Pair, pair_of
 from tests.api.lock_order import LockOrder
-from tests.api.people import Person, Site
+from tests.api.people import PAIRS, Person, Site
 from tests.cloud import GOOGLE_KEY, cloud_kms, new_bucket
 
 
@@ -118,6 +121,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
             service = innermost(app).state.service
             service.intake.take = remembering(service.intake.take)
+            object.__setattr__(service.album, "compare", comparing_once(service.album.compare))
             order = LockOrder(service.records.engine)
             yield Site(client, service, folder)
             if (
@@ -126,19 +130,33 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 assert order.wrong == [], "transactions lock rows in the order of api.db.LOCK_ORDER"
 
 
-def remembering(take: Callable[[Sequence[bytes]], list[Taken]]) -> Callable[[Sequence[bytes]], list[Taken]]:
+def remembering(take: Callable[[Sequence[bytes], str], list[Taken]]) -> Callable[[Sequence[bytes], str], list[Taken]]:
     """`take` that decodes each file once in a session: the sample photos are uploaded by most tests."""
 
-    def remembered(files: Sequence[bytes]) -> list[Taken]:
+    def remembered(files: Sequence[bytes], person: str = "") -> list[Taken]:
         keys = [hashlib.sha256(data).digest() for data in files]
         new = [number for number, key in enumerate(keys) if key not in TAKEN]
-        fresh = dict(zip((keys[n] for n in new), take([files[n] for n in new]) if new else (), strict=True))
+        fresh = dict(zip((keys[n] for n in new), take([files[n] for n in new], person) if new else (), strict=True))
         TAKEN.update(
             {key: taken for key, taken in fresh.items() if taken.photo}
         )  # a slow machine's refusal is not kept
         return [TAKEN.get(key) or fresh[key] for key in keys]
 
     return remembered
+
+
+def comparing_once(compare: Callable[..., dict[Pair, Likeness]]) -> Callable[..., dict[Pair, Likeness]]:
+    """`compare` that compares two photos once in a session."""
+
+    def compared(prints: Sequence[Fingerprint], known: Mapping[Pair, Likeness], person: str) -> dict[Pair, Likeness]:
+        PAIRS.update(compare(prints, {**PAIRS, **known}, person))
+        return {
+            pair: PAIRS[pair]
+            for pair in itertools.starmap(pair_of, itertools.combinations(prints, 2))
+            if pair not in known
+        }
+
+    return compared
 
 
 TAKEN: dict[bytes, Taken] = {}

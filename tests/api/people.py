@@ -13,8 +13,12 @@ from sqlalchemy import select
 from api.db import Model, Run, Subject, User, new_id
 from api.deps import Service
 from api.tokens import Bearer
+from photoflux.photos.inspect import Likeness
+from photoflux.photos.table import Pair
 from photoflux.vault.objects import Objects
 
+PAIRS: dict[Pair, Likeness] = {}
+"""What was compared in this session."""
 SAMPLES = sorted((Path(__file__).parents[2] / "data/samples/dog").glob("*.jpg"))
 
 

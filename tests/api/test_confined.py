@@ -150,3 +150,16 @@ def test_whoever_waits_when_all_is_closed_is_told_so():
     for job in jobs:
         with pytest.raises(CancelledError):
             job.result(timeout=20)
+
+
+def test_whoever_sends_what_takes_long_is_in_front_of_nobody_else():
+    made, order = Confined(2), list[str]()
+    jobs = []
+    for name, person in [(f"ada {n}", "ada") for n in range(6)] + [(f"bob {n}", "bob") for n in range(2)]:
+        jobs.append(made.begin(time.sleep, 0.3, cpu_s=30, timeout_s=60, person=person))
+        jobs[-1].add_done_callback(lambda _, name=name: order.append(name))
+    for job in jobs:
+        job.result(timeout=60)
+    assert order.index("bob 1") < order.index("ada 4")
+    assert not +made._working_for
+    made.close()

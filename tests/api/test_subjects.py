@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from api.db import Photo, Subject
 from photoflux.photos.table import likenesses
 from photoflux.vault.blobs import BlobMissing
-from tests.api.people import SAMPLES, Person, Site, is_problem
+from tests.api.people import PAIRS, SAMPLES, Person, Site, is_problem
 
 
 def encoded(image: Image.Image, fmt: str, **more: object) -> bytes:
@@ -269,6 +269,7 @@ def test_photos_are_compared_while_nothing_is_locked(site: Site, ada: Person, mo
     monkeypatch.setattr(site.service.intake.processes, "begin", slow)
     monkeypatch.setattr("photoflux.photos.table.likeness", None)  # not in this process
     subject, bob = ada.subject(), site.person()
+    PAIRS.clear()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(ada.upload, subject, {f"{n}.jpg": SAMPLES[n].read_bytes() for n in range(3)})
         assert comparing.wait(60)
@@ -284,5 +285,6 @@ def test_photos_are_compared_while_nothing_is_locked(site: Site, ada: Person, mo
     photo = ada.get(f"/api/subjects/{subject}/photos").json()["photos"][0]["id"]
     ada.ask("DELETE", f"/api/photos/{photo}")
     pairs.clear()
+    PAIRS.clear()
     assert ada.post("/api/runs", json={"subject": subject}).status_code == 202
     assert pairs == [10]
