@@ -163,7 +163,7 @@ def erased(site: Site, person: Person, busy: threading.Event, cache: Path) -> No
     """Somebody asks for their erasure, and a worker does it once nothing is under way for them."""
     service = site.service
     erasure = Erasure(
-        service.records, service.objects, service.keyring, service.journal, lambda _: None, lambda _: 0, lambda _: None,
+        service.records, service.objects, service.keyring, service.journal, lambda _: None, lambda *_: 0, lambda _: None,
         cache, is_idle=lambda _: not busy.is_set(),
     )  # fmt: skip
     answer = person.ask("DELETE", "/api/me")

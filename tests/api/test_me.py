@@ -38,7 +38,7 @@ def erasure(site: Site, tmp_path: Path) -> Erasure:
     service, gone = site.service, list[str]()
     return Erasure(
         service.records, service.objects, service.keyring, service.journal, gone.append,
-        lambda name: gone.append(name) or 1, gone.append, tmp_path / "cache",
+        lambda name, _: gone.append(name) or 1, gone.append, tmp_path / "cache",
     )  # fmt: skip
 
 
