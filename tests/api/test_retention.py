@@ -20,6 +20,7 @@ from api.db import (
     SigningKey,
     Subject,
     Tombstone,
+    User,
     new_id,
     now_ms,
 )
@@ -145,9 +146,15 @@ def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ad
                           adapter_sha256="0" * 64, verdict="PASS", metrics={}))  # fmt: skip
     erasure.remove(left)
     assert gone == [1]
+    with service.records.writing() as session:
+        session.get_one(User, ada.id).state = "erasing"
+    erasure.remove(Gone(ada.id, runs=[run], registered=[subject]))
+    assert gone == [1, 1, 2], "of a closed account all go, whose rows are there until the end"
+    with service.records.writing() as session:
+        session.get_one(User, ada.id).state = "active"
     ada.ask("DELETE", f"/api/subjects/{subject}")
     erasure.remove(left)
-    assert gone == [1, 1, 2]
+    assert gone == [1, 1, 2, 1, 2]
 
 
 def test_zero_days_keep_things(ada: Person, sweep: Callable[..., dict[str, int]]):
