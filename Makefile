@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,train,track,vault,serve,orchestrate,dev]'
 	@touch $@
 
-demo: $(STAMP) ## photos in, an audited, registered model and pictures out (about four minutes on two cores)
+demo: $(STAMP) ## photos in, an audited, registered model and pictures out (two to three minutes on two cores)
 	$(BIN)/python -m pipelines.demo
 
 demo-bad: $(STAMP) ## the same with an over-trained recipe: the gate must say FAIL and name the rule

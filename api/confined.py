@@ -74,8 +74,8 @@ class Confined:
     ) -> Future[Any]:
         """Do a function of a module in one of the processes, on behalf of a person.
 
-        The result raises TimeoutError where that took `timeout_s` from its turn on, which says as much of the machine as of the work;
-        Ended where the process ended, also after `cpu_s` of processor time; Failed where the work did; CancelledError where this was
+        The result raises TimeoutError where that took `timeout_s` from its turn on, or no process begins, which says as much of the
+        machine as of the work; Ended where the process ended, also after `cpu_s` of processor time; Failed where the work did; CancelledError where this was
         closed meanwhile.
         """
         job = _Job(work, args, cpu_s, timeout_s, person)
@@ -120,7 +120,9 @@ class Confined:
                 job.future.set_result(answer)
             except BaseException as error:
                 closed = self._closed and isinstance(error, Ended)
-                job.future.set_exception(CancelledError() if closed else error)
+                begun = not isinstance(error, _NotBegun)
+                told = error if begun else TimeoutError("no process begins")  # which says nothing of the work
+                job.future.set_exception(CancelledError() if closed else told)
             finally:
                 with self._changed:
                     self._working_for[job.person] -= 1

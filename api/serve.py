@@ -69,7 +69,8 @@ class Part:
                 list(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        stand_back(self.process.pid, self.stands_back)
+        if self.stands_back:
+            stand_back(self.process.pid, self.stands_back)
         self.started, self.killed = time.monotonic(), False
 
     def stop(self) -> None:

@@ -96,7 +96,7 @@ def examine(name: str, data: bytes, *, params: ValidateParams, keep: Callable[[s
 def compare(
     prints: Sequence[Fingerprint | None], known: Mapping[Pair, Likeness] = MappingProxyType({})
 ) -> dict[tuple[int, int], Likeness]:
-    """Likeness of every pair of decoded photos, by index (≈ 6 ms a pair that is not `known`)."""
+    """Likeness of every pair of decoded photos, by index (≈ 10 ms a pair that is not `known`)."""
     pairs = itertools.combinations([(i, one) for i, one in enumerate(prints) if one is not None], 2)
     return {(i, j): known.get(pair_of(a, b)) or likeness(a, b) for (i, a), (j, b) in pairs}
 

@@ -163,3 +163,11 @@ def test_whoever_sends_what_takes_long_is_in_front_of_nobody_else():
     assert order.index("bob 1") < order.index("ada 4")
     assert not +made._working_for
     made.close()
+
+
+def test_a_process_that_does_not_begin_says_nothing_of_the_work():
+    """It cannot be started, say, or memory is short: no photo is damaged for that."""
+    made = Confined(1, needs=("there.is.no.such.module",))
+    with pytest.raises(TimeoutError):
+        child_of(made)
+    made.close()
