@@ -75,8 +75,8 @@ class Confined:
         """Do a function of a module in one of the processes, on behalf of a person.
 
         The result raises TimeoutError where that took `timeout_s` from its turn on, or no process begins, which says as much of the
-        machine as of the work; Ended where the process ended, also after `cpu_s` of processor time; Failed where the work did; CancelledError where this was
-        closed meanwhile.
+        machine as of the work; Ended where the process ended, also after `cpu_s` of processor time; Failed where the work did;
+        CancelledError where this was closed meanwhile.
         """
         job = _Job(work, args, cpu_s, timeout_s, person)
         with self._changed:
