@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.pocket_base import machine
+from photoflux import fingerprint
 from photoflux.judges.evaluation_page import interval_of
 from photoflux.judges.plots import BLUE, DOUBTFUL, INK, SOFT, blank
 from photoflux.manifest import digest, read_manifest, to_json, write_bytes, write_json, write_text
@@ -182,7 +183,8 @@ def open_bench(params: Mapping[str, Any], *, audit: bool) -> Bench:
     if spec.judges is None:
         raise SystemExit(f"base '{spec.name}' has no judges: nothing can be measured on it")
     judges = Judges.load(Path(spec.judges), device=get_settings().device or None)
-    about = {"base": spec.hash, "judges": judges.hash, "prompts": digest(_prompts(params)), "machine": machine(),
+    code = fingerprint.code_digest(*(f"photoflux.steps.{step}" for step in STEPS))
+    about = {"base": fingerprint.of_drawing(spec), "code": code, "judges": judges.hash, "prompts": digest(_prompts(params)), "machine": machine(),
              "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"}, "seed": SEED}  # fmt: skip
     return Bench(params, spec, judges, Path(".cache/bench") / short_hash(about), audit)
 

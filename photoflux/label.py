@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.manifest import digest, to_json, write_json, write_text
 
@@ -92,7 +93,7 @@ def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) 
     classes = {name: list(artist.judges.classes[name]) for name in audited}
     flat = {name: grid.seen.labels(name).ravel()[order] for name in classes}
     read = {picture: {name: classes[name][int(flat[name][k])] for name in classes} for k, picture in enumerate(names)}
-    write_json(folder / SECRET, {"judges": artist.judges.hash, "base": artist.spec.hash, "seed": seed,
+    write_json(folder / SECRET, {"judges": artist.judges.hash, "base": fingerprint.of_base(artist.spec), "seed": seed,
                                  "classes": classes, "read": read})  # fmt: skip
     _write_csv(folder / "labels-empty.csv", names, classes)
     return write_text(folder / "label.html", _page(names, classes))

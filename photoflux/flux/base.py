@@ -63,6 +63,11 @@ class BaseSpec:
         return hashlib.sha256(json.dumps(drawing, sort_keys=True).encode()).hexdigest()
 
     @property
+    def call(self) -> dict[str, Any]:
+        """How the pipeline is called; together with `hash` it decides what a prompt and a seed give."""
+        return {key: getattr(self, key) for key in ("resolution_px", "steps", "guidance_scale", "text_length", "dtype")}
+
+    @property
     def training_files(self) -> tuple[Path, ...]:
         """Files that only fine-tuning reads: the training adapter and the starting adapter."""
         return tuple(file for file in (self.training_adapter, self.start_adapter) if file)

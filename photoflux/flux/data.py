@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from photoflux.errors import InputError
+from photoflux.fingerprint import of_base
 from photoflux.flux.lora import acting
 from photoflux.flux.sampling import noise_for, schedule
 from photoflux.flux.step import TokenGrid, add_noise, draw_sigmas, pack, predict
@@ -121,7 +122,7 @@ def _latents(file: Path, image: Image.Image, pipe: FluxPipeline, *, spec: BaseSp
     """[16, H/8, W/8] of one picture, from the cache when it was encoded before."""
     from safetensors.torch import load, save
 
-    name = f"{hashlib.sha256(f'{digest(file)} {spec.hash}'.encode()).hexdigest()[:32]}.safetensors"
+    name = f"{hashlib.sha256(f'{digest(file)} {of_base(spec)}'.encode()).hexdigest()[:32]}.safetensors"
     if kept := cache.get(name):
         return load(kept)["latents"]
     latents = encode_images(pipe.vae, [image])[0]

@@ -91,12 +91,8 @@ class Judges:
 
     @property
     def hash(self) -> str:
-        """Digest over every file of the folder: which judges spoke."""
-        total = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file():
-                total.update(str(path.relative_to(self.folder)).encode() + b"\0" + path.read_bytes())
-        return total.hexdigest()
+        """Which judges spoke: the digest of their folder."""
+        return folder_digest(self.folder)
 
     @property
     def confusion(self) -> dict[str, np.ndarray]:
@@ -205,3 +201,12 @@ def _channels(values: Sequence[float]) -> Tensor:
 
 def _unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors, dim=-1)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 (hex) over every file of a folder of judges and its name there."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            total.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()

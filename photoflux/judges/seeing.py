@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.judges.colour import lab_histograms
 from photoflux.judges.copying import structure
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 log = logging.getLogger(__name__)
-CACHE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Seen:
         return self._each(lambda x: x[np.asarray(index)])
 
     def arrays(self) -> dict[str, Array]:
-        """Flat names to arrays, for storing."""
+        """Flat names to arrays."""
         plain = {name: getattr(self, name) for name in PLAIN}
         return {**plain, **{f"read.{name}": values for name, values in self.probabilities.items()}}
 
@@ -135,46 +133,42 @@ class Artist:
         return Grid(pictures, look(self.judges, pictures).grid(len(prompts)))
 
     def draw_base(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int = 0) -> Grid:
-        """The same with the adapter off; drawn once per base, judges, prompts and seeds, then read from the cache."""
+        """The same with the adapter off. The pictures are kept, and what the judges see in them is looked up anew every time."""
         from photoflux.flux.lora import using_base
 
-        path = self._cache_path(prompts, seed=seed, seeds=seeds, skip=skip)
-        if path and (grid := _read_grid(path)):
-            return grid
+        parts = self._drawn_by(prompts, seed=seed, seeds=seeds, skip=skip)
+        path = self.cache / f"{fingerprint.name(parts)}.tar" if self.cache else None
+        if path and (kept := _read_pictures(path, len(prompts) * seeds)):
+            return Grid(kept, look(self.judges, kept).grid(len(prompts)))
         with using_base(self.pipe):
             grid = self.draw(prompts, seed=seed, seeds=seeds, skip=skip)
         if path:
-            _write_grid(path, grid)
+            _write_pictures(path, grid.pictures, parts)
         return grid
 
-    def _cache_path(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int) -> Path | None:
-        key = {
-            "version": CACHE_VERSION, "base": self.spec.hash, "steps": self.spec.steps, "judges": self.judges.hash,
-            "prompts": [prompt.text for prompt in prompts], "seeds": [seed, seeds, skip],
-        }  # fmt: skip
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        return self.cache / f"{name}.tar" if self.cache else None
+    def _drawn_by(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int) -> dict[str, Any]:
+        """What the base's pictures hang on; their last bits also on the device and on how many are drawn at once."""
+        asked = {"prompts": [prompt.text for prompt in prompts], "seeds": [seed, seeds, skip]}
+        return fingerprint.of_drawing(self.spec) | asked | {"device": self.pipe.device.type, "batch": self.batch_size}
 
 
-def _write_grid(path: Path, grid: Grid) -> None:
-    arrays = io.BytesIO()
-    np.savez(arrays, **grid.seen.arrays())  # type: ignore[arg-type]
-    files = {f"pictures/{i:05}.png": _png(picture) for i, picture in enumerate(grid.pictures)}
-    write_tar(path, files={**files, "seen.npz": arrays.getvalue()}, manifest={"version": CACHE_VERSION})
+def _write_pictures(path: Path, pictures: Sequence[Image.Image], parts: Mapping[str, Any]) -> None:
+    files = {f"pictures/{i:05}.png": _png(picture) for i, picture in enumerate(pictures)}
+    write_tar(path, files=files, manifest={"drawn_by": dict(parts)})
 
 
-def _read_grid(path: Path) -> Grid | None:
-    """A kept grid; None when there is none or when it is damaged, which only costs drawing it again."""
+def _read_pictures(path: Path, count: int) -> list[Image.Image] | None:
+    """Kept pictures; None when there are none or when they are damaged, which only costs drawing them again."""
     if not path.is_file():
         return None
     try:
         with tempfile.TemporaryDirectory() as scratch:
             unpack(path, Path(scratch))
-            with np.load(Path(scratch) / "seen.npz") as arrays:
-                seen = Seen.of(dict(arrays))
-            files = sorted(Path(scratch, "pictures").iterdir())
-            return Grid([Image.open(file).convert("RGB") for file in files], seen)
-    except (InputError, OSError, ValueError, KeyError) as error:
+            pictures = [Image.open(file).convert("RGB") for file in sorted(Path(scratch, "pictures").iterdir())]
+        if len(pictures) != count:
+            raise ValueError(f"{len(pictures)} of {count} pictures")
+        return pictures
+    except (InputError, OSError, ValueError) as error:
         log.warning("kept base pictures %s are damaged (%s); drawing them again", path.name, error)
         return None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.judges.bias import Audit, Finding, Limits, People, audit_people
 from photoflux.judges.prompts import PEOPLE, PromptSet
@@ -96,7 +97,7 @@ def _judge_card(path: str, artist: Artist) -> JudgeCard:
         raise InputError(f"{path}: not a readable judge card ({error}); make one with `photoflux label`") from error
     if content.get("judges") != artist.judges.hash:
         raise InputError(f"{path}: this judge card is about other judges; label pictures again with the current ones")
-    if content.get("base") != artist.spec.hash:
+    if content.get("base") != fingerprint.of_base(artist.spec):
         raise InputError(
             f"{path}: this judge card is about pictures of another base; label '{artist.spec.name}' pictures"
         )

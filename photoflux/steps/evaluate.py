@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.judges.colour import monk_lab
 from photoflux.judges.copying import structure
@@ -131,13 +132,20 @@ def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, para
     subject = manifest["subject"]
     noun, trigger = subject["class_noun"], subject["trigger"]
     count, _ = SHAPES[params.profile]
+    hashes = {
+        "dataset": digest(data), "adapter": digest(weights), "judges": artist.judges.hash, "prompts": prompts.hash,
+    }  # fmt: skip
+    judged_by = fingerprint.of_judging(
+        artist.spec, judges=hashes["judges"], prompts=hashes["prompts"], photos=hashes["dataset"], profile=params.profile,
+        seed=params.seed,
+    )  # fmt: skip
     facts = {
         "base": {"name": artist.spec.name, "hash": artist.spec.hash},
-        "hashes": {
-            "dataset": digest(data), "adapter": digest(weights), "judges": artist.judges.hash, "prompts": prompts.hash,
-        },
+        "hashes": hashes,
+        "judged_by": judged_by,
+        "fingerprint": fingerprint.name(judged_by),
         "training": read_manifest(weights).get("params", {}),
-    }  # fmt: skip
+    }
     return Case(
         subject=subject,
         asked=prompts.about(noun, trigger=trigger, count=count),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from photoflux import fingerprint
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.manifest import digest, read_manifest, to_json, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
@@ -255,9 +255,12 @@ def _metrics(trained: Trained) -> dict[str, float]:
 
 def _identity(dataset: Path, spec: BaseSpec, params: FinetuneParams) -> str:
     """Name of what is trained: the same inputs go on where they stopped, others start afresh."""
-    base = {"base": spec.hash, "adapters": [_digest_of(file) for file in (spec.training_adapter, spec.start_adapter)]}
-    text = to_json({"dataset": digest(dataset), **base, "params": as_dict(params)})
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    from photoflux.judges.encoders import folder_digest
+
+    files = {"training": _digest_of(spec.training_adapter), "start": _digest_of(spec.start_adapter)}
+    files["judges"] = folder_digest(spec.judges) if spec.judges else None
+    parts = fingerprint.of_training(spec, dataset=digest(dataset), params=as_dict(params), files=files)
+    return fingerprint.name(parts)[:16]
 
 
 def _owner(key: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from photoflux.errors import InputError
+from photoflux.fingerprint import of_base
 from photoflux.flux.base import load_spec
 from photoflux.judges.encoders import Judges
 from photoflux.manifest import digest, write_json
@@ -83,7 +84,7 @@ def card_for(spec: Path, **changes: Any) -> dict[str, Any]:
         name: {"classes": list(judges.classes[name]), "counts": (np.eye(len(judges.classes[name])) * 100).tolist()}
         for name in ("gender", "band", "hair")
     }
-    return {"judges": judges.hash, "base": load_spec(str(spec)).hash, "attributes": tables} | changes
+    return {"judges": judges.hash, "base": of_base(load_spec(str(spec))), "attributes": tables} | changes
 
 
 def test_a_judge_card_replaces_the_shipped_error_rates(base: Path, adapter: Path, tmp_path: Path) -> None:

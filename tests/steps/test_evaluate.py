@@ -197,16 +197,41 @@ def test_a_base_without_judges_says_so(files: dict[str, Path], base: Path, tmp_p
         evaluate(files, tmp_path, replace(params(base), base=str(pin(tmp_path / "tiny.yaml"))))
 
 
-def test_kept_grids_come_back_as_they_were(base: Path, tmp_path: Path) -> None:
-    from photoflux.flux.base import load_spec
-    from photoflux.judges.encoders import Judges
-
-    judges = Judges.load(Path(str(load_spec(str(base)).judges)), device="cpu")
+def test_kept_pictures_come_back_as_they_were(tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (128, 128), colour) for colour in ("red", "green", "blue", "white")]
-    grid = seeing.Grid(pictures, seeing.look(judges, pictures).grid(2))
-    seeing._write_grid(tmp_path / "grid.tar", grid)
-    back = seeing._read_grid(tmp_path / "grid.tar")
+    seeing._write_pictures(tmp_path / "grid.tar", pictures, {"seeds": 2})
+    back = seeing._read_pictures(tmp_path / "grid.tar", 4)
     assert back is not None
-    assert [p.tobytes() for p in back.pictures] == [p.tobytes() for p in pictures]
-    for name, values in grid.seen.arrays().items():
-        assert (back.seen.arrays()[name] == values).all()
+    assert [p.tobytes() for p in back] == [p.tobytes() for p in pictures]
+    assert seeing._read_pictures(tmp_path / "grid.tar", 5) is None
+
+
+def test_what_is_kept_is_measured_by_the_code_of_today(
+    files: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept measurements of the base beside new ones of the tuned model would double the ratio of sharpness."""
+    first, _ = evaluate(files, tmp_path, params(base))
+    usual = seeing.measure_quality
+
+    def doubled(images: Any) -> Any:
+        quality = usual(images)
+        return replace(quality, sharpness=2 * quality.sharpness)
+
+    monkeypatch.setattr(seeing, "measure_quality", doubled)
+    second, _ = evaluate(files, tmp_path, params(base))
+    assert second["metrics"]["sharpness"]["point"] == pytest.approx(first["metrics"]["sharpness"]["point"])
+
+
+@pytest.mark.parametrize("change", [{"resolution_px": 64}, {"steps": 2}, {"text_length": 12}, {"dtype": "bfloat16"}])
+def test_a_base_called_otherwise_is_drawn_anew_and_compared_with_itself(
+    files: dict[str, Path], base: Path, tmp_path: Path, own_state: Path, change: dict[str, Any]
+) -> None:
+    first, _ = evaluate(files, tmp_path, params(base))
+    kept = set((own_state / "cache" / "judging").iterdir())
+    shutil.copytree(base.with_suffix(""), tmp_path / "tiny")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(yaml.safe_load(base.read_text()) | change))
+    idle = make_adapter(tmp_path / "idle.tar", base, class_noun="dog", strength=0.0)
+    second, _ = evaluate({**files, "adapter": idle}, tmp_path, params(tmp_path / "tiny.yaml"))
+    assert len(set((own_state / "cache" / "judging").iterdir()) - kept) == len(kept)
+    assert second["metrics"]["drift_paired"]["point"] == pytest.approx(0, abs=1e-6)
+    assert second["fingerprint"] != first["fingerprint"]

@@ -1,0 +1,130 @@
+"""One thing at a time is changed, and what hangs on it gets another name, and nothing else does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from photoflux import fingerprint
+from photoflux.flux.base import BaseSpec
+from photoflux.judges.encoders import folder_digest
+
+SPEC = BaseSpec(
+    name="b", folder="gs://b", resolution_px=128, steps=4, guidance_scale=0.0, text_length=24, dtype="float32",
+    lora_targets=("attn.to_q",), class_nouns=("dog",), judges=Path("judges"), manifest={"vae/x": "1", "judges/y": "2"},
+)  # fmt: skip
+
+
+def names(spec: BaseSpec = SPEC, **given: Any) -> dict[str, str]:
+    """What drawing, judging and training are named by."""
+    how = {"judges": "j", "prompts": "p", "photos": "d", "profile": "smoke", "seed": 1}
+    trained = {"dataset": "d", "params": {"rank": 4}, "files": {"judges": "j"}}
+    parts = {
+        "drawing": fingerprint.of_drawing(spec),
+        "judging": fingerprint.of_judging(spec, **how | {key: given[key] for key in how if key in given}),
+        "training": fingerprint.of_training(spec, **trained | {key: given[key] for key in trained if key in given}),
+    }
+    return {kind: fingerprint.name(part) for kind, part in parts.items()}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {kind for kind in before if before[kind] != after[kind]}
+
+
+ALL = {"drawing", "judging", "training"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "follow"),
+    [
+        ("resolution_px", 256, ALL), ("steps", 8, ALL), ("guidance_scale", 3.5, ALL), ("text_length", 32, ALL),
+        ("dtype", "bfloat16", ALL), ("manifest", {"vae/x": "9", "judges/y": "2"}, ALL),
+        ("manifest", {"vae/x": "1", "judges/y": "9"}, set()),  # judges count by their bytes, which are given
+        ("lora_targets", ("attn.to_k",), {"training"}), ("class_nouns", ("cat",), {"training"}), ("name", "c", set()),
+        ("folder", "gs://c", set()), ("recipe", {"rank": 1}, set()),
+    ],
+)  # fmt: skip
+def test_each_setting_of_a_base_renames_what_hangs_on_it(field: str, value: Any, follow: set[str]) -> None:
+    assert changed(names(), names(replace(SPEC, **{field: value}))) == follow
+
+
+@pytest.mark.parametrize(
+    ("given", "follow"),
+    [
+        ({"judges": "k"}, {"judging"}), ({"prompts": "q"}, {"judging"}), ({"photos": "e"}, {"judging"}),
+        ({"profile": "release"}, {"judging"}), ({"seed": 2}, {"judging"}), ({"dataset": "e"}, {"training"}),
+        ({"params": {"rank": 5}}, {"training"}), ({"files": {"judges": "k"}}, {"training"}),
+    ],
+)  # fmt: skip
+def test_each_input_renames_what_hangs_on_it(given: dict[str, Any], follow: set[str]) -> None:
+    assert changed(names(), names(**given)) == follow
+
+
+def test_every_byte_of_the_judges_and_every_name_counts(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "a").write_bytes(b"1")
+    digests = {folder_digest(tmp_path)}
+    for change in (lambda f: f.write_bytes(b"2"), lambda f: f.rename(f.with_name("b"))):
+        change(tmp_path / "clip" / "a")
+        digests.add(folder_digest(tmp_path))
+    assert len(digests) == 3
+
+
+@pytest.fixture
+def edit(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Adds a line to a file of a copy of our code, which then is the code."""
+    shutil.copytree(root / "photoflux", tmp_path / "photoflux", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
+
+    def edited(file: str) -> None:
+        with (tmp_path / file).open("a") as opened:
+            opened.write("\n# edited\n")
+        fingerprint.code_digest.cache_clear()
+
+    fingerprint.code_digest.cache_clear()
+    yield edited
+    fingerprint.code_digest.cache_clear()
+
+
+def test_an_edit_renames_exactly_what_uses_the_file(edit: Callable[[str], None]) -> None:
+    uses = {
+        "drawing": fingerprint.sources(*fingerprint.DRAWS),
+        "judging": fingerprint.sources(*fingerprint.DRAWS, *fingerprint.MEASURES),
+        "training": fingerprint.sources(*fingerprint.DRAWS, *fingerprint.TRAINS),
+    }
+    others = ("generate.py", "tracking.py", "steps/gate.py", "steps/register.py", "judges/bias.py", "judges/plots.py")
+    for file in sorted({*uses["judging"], *uses["training"], *(f"photoflux/{other}" for other in others)}):
+        before = names()
+        edit(file)
+        assert changed(before, names()) == {kind for kind, files in uses.items() if file in files}, file
+
+
+@pytest.mark.parametrize(
+    ("file", "follow"),
+    [
+        ("photoflux/flux/sampling.py", ALL), ("photoflux/flux/text.py", ALL), ("photoflux/judges/quality.py", {"judging"}),
+        ("photoflux/judges/stats.py", {"judging"}), ("photoflux/flux/module.py", {"training"}),
+        ("photoflux/judges/copying.py", {"judging", "training"}), ("photoflux/tracking.py", set()),
+    ],
+)  # fmt: skip
+def test_code_that_draws_measures_or_trains_counts_where_it_should(
+    edit: Callable[[str], None], file: str, follow: set[str]
+) -> None:
+    before = names()
+    edit(file)
+    assert changed(before, names()) == follow
+
+
+@pytest.mark.parametrize(("step", "modules"), [
+    ("finetune", fingerprint.TRAINS), ("evaluate", (*fingerprint.DRAWS, *fingerprint.MEASURES)), ("audit", fingerprint.DRAWS),
+])  # fmt: skip
+def test_dvc_watches_every_file_of_it(root: Path, step: str, modules: tuple[str, ...]) -> None:
+    deps = yaml.safe_load((root / "dvc.yaml").read_text())["stages"][step]["deps"]
+    files = fingerprint.sources(*modules)
+    assert [f for f in files if not any(f == dep or f.startswith(f"{dep}/") for dep in deps)] == []
