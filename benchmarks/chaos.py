@@ -312,8 +312,8 @@ def left_of(served: Served, user_id: str) -> list[str]:
 
     folders = (served.state, served.folder / "runs")
     found = []
-    for file in (file for folder in folders for file in folder.rglob("*")):
-        with suppress(OSError):
+    for file in (Path(place) / name for folder in folders for place, below, files in os.walk(folder) for name in (*below, *files)):
+        with suppress(OSError):  # it is being erased: what is gone between a look and the next is not left
             named = user_id in str(file) or (file.is_file() and file.suffix not in (".db", ".log") and _is_sealed_for(file, user_id))
             if named and file.is_file() and file.parent.name != "erased":
                 found.append(str(file.relative_to(served.folder)))
