@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from photoflux.params import RegisterParams
 from photoflux.report import sealed_beside
 from photoflux.runs import Run as PipelineRun
 from photoflux.runs import State, read_document
+from photoflux.signing import SignOff, open_findings
 from photoflux.vault import opened
 from photoflux.vault.blobs import BlobExists
 from photoflux.vault.keyring import KeyMissing, Keyring
@@ -169,10 +170,18 @@ class FineTuning:
             self._keep_reports(row, run, folder)
             made = self._published(row, run, folder)
             left = read_document(run, folder, "gate", "decision") if made is None else None
-            return self._conclude(row, run, made, decision=left, attempt=attempt)
+            champion = _is_champion(run, folder)
+            return self._conclude(row, run, made, champion=champion, decision=left, attempt=attempt)
 
     def _conclude(
-        self, row: Run, run: PipelineRun, made: Model | None, *, decision: dict[str, Any] | None, attempt: int
+        self,
+        row: Run,
+        run: PipelineRun,
+        made: Model | None,
+        *,
+        champion: bool,
+        decision: dict[str, Any] | None,
+        attempt: int,
     ) -> str:
         """Record the end of a run that the pipeline went through; `made` is its model, `decision` says why there is none."""
         with self.records.writing_for(row.user_id) as session:
@@ -187,9 +196,11 @@ class FineTuning:
             cost = round(seconds / 3600 * self.price_per_hour, 4)
             row.actual = {"seconds": round(seconds, 1), "cost": cost, "verdict": run.verdict, "attempt": attempt}
             if made is None:
-                row.sign_off = "open" if decision and decision.get("sign_off_possible") else None
+                if decision and decision.get("sign_off_possible"):
+                    row.sign_off = "open"
+                    row.actual = {**row.actual, "open": sorted(open_findings(decision))}
                 return self._end(session, row, "failed", "refused", refusal(run.verdict, decision))
-            self._enter(session, row, made)
+            self._enter(session, row, made, champion=champion)
             return self._end(session, row, "succeeded")
 
     def sign(self, run_id: str) -> str:
@@ -220,7 +231,7 @@ class FineTuning:
                     return State.cancelled
                 if found.state == "succeeded":
                     return found.state
-                self._enter(session, found, made)
+                self._enter(session, found, made, champion=_is_champion(run, folder))
                 self._end(session, found, "succeeded")
         self.recorded()
         return State.succeeded
@@ -240,12 +251,13 @@ class FineTuning:
         assert row.sign_off_reason is not None
         label = Label(row.user_id, "sign-off", row.id)
         said = json.loads(unseal_bytes(row.sign_off_reason, label=label, keyring=self.objects.keyring))
-        params = RegisterParams(
-            name=row.params["register_name"], sign_off_by=said["by"], sign_off_reason=said["reason"]
-        )
+        decision = read_document(run, folder, "gate", "decision") or {"reasons": []}
+        findings = said.get("findings") or open_findings(decision)  # one that was given before they were named
+        signed = SignOff(said["by"], said["reason"], tuple(findings))
+        params = RegisterParams(name=row.params["register_name"])
         made = {"card": scratch / "card.md", "receipt": scratch / "receipt.json"}
         inputs = [folder / run.artifacts[step][name] for step, name in SIGNED]
-        register.run(*inputs, **made, params=params, key=key_of(row))
+        register.run(*inputs, **made, params=params, key=key_of(row), sign_off=signed)
         written = {name: os.path.relpath(file, folder) for name, file in made.items()}
         return replace(run, artifacts={**run.artifacts, "register": written})
 
@@ -295,14 +307,15 @@ class FineTuning:
                     self.objects.put(row.user_id, "report", f"{row.id}.{step}", page.read_bytes())
 
     @staticmethod
-    def _enter(session: Session, row: Run, made: Model) -> None:
-        """Record the model; it draws from now on."""
+    def _enter(session: Session, row: Run, made: Model, *, champion: bool) -> None:
+        """Record the model; it draws from now on, unless the one that draws was found better."""
         subject = session.get_one(Subject, row.subject_id, with_for_update=True)
         last = session.scalar(select(func.max(Model.number)).where(Model.subject_id == subject.id)) or 0
         made.number = last + 1
         session.add(made)
         session.flush()
-        subject.champion_id = made.id
+        if champion or subject.champion_id is None:
+            subject.champion_id = made.id
 
     @retried
     def fail(self, run_id: str, code: str, why: str, *, cancelled: bool = False) -> str:
@@ -368,9 +381,15 @@ def cancel_run(session: Session, row: Run, journal: Journal) -> None:
         end_run(session, row, "cancelled", journal, code="cancelled", why=CANCELLED)
 
 
-def sign_off(session: Session, row: Run, *, by: str, reason: str, keyring: Keyring) -> None:
-    """Record that an operator, by their pseudonym, answers for a run that the check left open."""
-    said = json.dumps({"by": by, "reason": reason}).encode()
+def _is_champion(run: PipelineRun, folder: Path) -> bool:
+    """Whether the registry's alias went to what a run registered."""
+    receipt = read_document(run, folder, "register", "receipt")
+    return receipt is not None and receipt["alias"] == "champion"
+
+
+def sign_off(session: Session, row: Run, *, by: str, reason: str, findings: Sequence[str], keyring: Keyring) -> None:
+    """Record that an operator, by their pseudonym, answers for what the check of a run left open, which they named."""
+    said = json.dumps({"by": by, "reason": reason, "findings": list(findings)}).encode()
     row.sign_off = "given"
     row.sign_off_reason = seal_bytes(said, label=Label(row.user_id, "sign-off", row.id), keyring=keyring)
     session.flush()

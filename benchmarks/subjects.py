@@ -184,8 +184,9 @@ def open_bench(params: Mapping[str, Any], *, audit: bool) -> Bench:
         raise SystemExit(f"base '{spec.name}' has no judges: nothing can be measured on it")
     judges = Judges.load(Path(spec.judges), device=get_settings().device or None)
     code = fingerprint.code_digest(*(f"photoflux.steps.{step}" for step in STEPS))
-    about = {"base": fingerprint.of_drawing(spec), "code": code, "judges": judges.hash, "prompts": digest(_prompts(params)), "machine": machine(),
-             "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"}, "seed": SEED}  # fmt: skip
+    about = {"base": fingerprint.of_drawing(spec), "code": code, "judges": judges.hash,
+             "prompts": digest(_prompts(params)), "machine": machine(), "seed": SEED,
+             "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"}}  # fmt: skip
     return Bench(params, spec, judges, Path(".cache/bench") / short_hash(about), audit)
 
 

@@ -10,13 +10,14 @@ from photoflux.params import EvaluateParams
 def evaluate(
     dataset: Input[Dataset],
     adapter: Input[Model],
+    champion: Input[Artifact],
     evaluation: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
     key: str,
     params: EvaluateParams,
 ) -> None:
-    """Measure likeness, prompt following, leakage, diversity and copying against the base."""
+    """Measure likeness, prompt following, leakage, diversity and copying against the base, and compare with the champion."""
     from pathlib import Path
 
     from photoflux.steps import evaluate
@@ -27,6 +28,7 @@ def evaluate(
         evaluation=Path(evaluation.path),
         report=Path(report.path),
         params=params,
+        champion=Path(champion.path),
         key=key,
     )
     for name, value in result.metrics.items():

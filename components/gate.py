@@ -14,19 +14,12 @@ def gate(
     report: Output[HTML],
     metrics: Output[Metrics],
     key: str,
-    signed_off_by: str,
     params: GateParams,
 ) -> bool:
-    """Hold the measurements against the limits and say whether the adapter may be registered.
-
-    Args:
-        signed_off_by: Who answers for a decision that only the audit left open; empty for nobody
-    """
-    import json
+    """Hold the measurements against the limits and the champion, and say whether the adapter may be registered."""
     from pathlib import Path
 
     from photoflux.steps import gate
-    from photoflux.vault import opened
 
     result = gate.run(
         Path(evaluation.path),
@@ -38,6 +31,4 @@ def gate(
     )
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)
-    with opened(Path(decision.path), key=key) as readable:
-        decided = json.loads(readable.read_text())
-    return decided["promote"] or bool(signed_off_by and decided["sign_off_possible"])
+    return bool(result.metrics["promote"])

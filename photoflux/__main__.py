@@ -18,10 +18,12 @@ from photoflux.params import load_params
 
 STEPS = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit", "gate", "register")
 COMMANDS = {
+    "fetch_champion": ("photoflux.steps.fetch_champion", "fetch the champion of a model, for evaluate"),
     "generate": ("photoflux.generate", "draw pictures with a registered model"),
     "keys": ("photoflux.vault.commands", "make the key of this machine, or move all keysets to a new one"),
     "label": ("photoflux.label", "label generated pictures by hand and make a judge card"),
     "pretrain": ("photoflux.pocket.pretrain", "train the pocket base and its judges from a seed"),
+    "sign-off": ("photoflux.signing", "answer for a run that the bias audit left open, and register its model"),
     "samples": ("photoflux.pocket.photosets", "draw a sample photo set of the pocket world"),
 }
 
@@ -107,7 +109,7 @@ def _step(name: str) -> Callable[..., Any]:
 
 
 def _paths(run: Callable[..., Any]) -> list[inspect.Parameter]:
-    return [p for p in inspect.signature(run).parameters.values() if p.name not in ("params", "key")]
+    return [p for p in inspect.signature(run).parameters.values() if p.name not in ("params", "key", "sign_off")]
 
 
 def _argument_type(parameter: inspect.Parameter) -> type:

@@ -222,7 +222,10 @@ class GateParams:
         default=6.0, metadata={"help": "Shift of a person's skin lightness L* against the photos that fails (0-100)"}
     )
     champion_drop_max: float = field(
-        default=0.05, metadata={"help": "Most overall score lost against the current champion (0-1)"}
+        default=0.05,
+        metadata={
+            "help": "Overall score lost against the champion, beyond which a model is not registered at all (0-1)"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -592,7 +595,7 @@ class FinetuneParams:
 
 @dataclass(frozen=True)
 class RegisterParams:
-    """Under which name an adapter enters the registry, and who answers for it when its gate did not decide."""
+    """Under which name an adapter enters the registry."""
 
     name: str = field(
         default="", metadata={"help": "Name of the registered model: a-z, 0-9, - and _; empty: the subject's id"}
@@ -600,10 +603,6 @@ class RegisterParams:
     experiment: str = field(
         default="photoflux", metadata={"help": "MLflow experiment that holds the run: a-z, 0-9, - and _"}
     )
-    sign_off_by: str = field(
-        default="", metadata={"help": "Person who signs off an INCONCLUSIVE decision; empty: only a PASS is registered"}
-    )
-    sign_off_reason: str = field(default="", metadata={"help": "Why the person signs off (at least 10 characters)"})
 
     def __post_init__(self) -> None:
         for name, pattern in (("name", r"([a-z0-9][a-z0-9_-]{0,62})?"), ("experiment", r"[a-z0-9][a-z0-9_-]{0,62}")):
@@ -611,12 +610,6 @@ class RegisterParams:
                 raise InputError(
                     f"register.{name} is {getattr(self, name)!r}: use 1-63 of a-z, 0-9, - and _, such as rex-2."
                 )
-        if bool(self.sign_off_by.strip()) != bool(self.sign_off_reason.strip()):
-            raise InputError("register: a sign-off needs both sign_off_by (a name) and sign_off_reason (why).")
-        if self.sign_off_by and len(self.sign_off_reason.strip()) < 10:
-            raise InputError(
-                "register.sign_off_reason is too short: say in at least 10 characters why this may be registered."
-            )
 
 
 FORMATS = ("png", "jpeg", "webp", "tiff")

@@ -108,13 +108,16 @@ class Registry:
 
     @contextmanager
     def pointed(self, version: Version, alias: str) -> Iterator[None]:
-        """Point an alias at a version; if the block raises, it points where it did before."""
+        """Point an alias at a version; if the block raises, it points where it did before, unless somebody has moved it since."""
         before = self.at(version.name, alias)
         with self._spoken():
             self._client.set_registered_model_alias(version.name, alias, str(version.number))
         try:
             yield
         except BaseException:
+            now = self.at(version.name, alias)
+            if now is None or now.number != version.number:
+                raise
             if before:
                 self._client.set_registered_model_alias(version.name, alias, str(before.number))
             else:
@@ -140,6 +143,29 @@ class Registry:
                 if _missing(error):
                     return None
                 raise
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of a model, oldest first."""
+        with self._spoken():
+            found = [_version(one) for one in self._client.search_model_versions(f"name = '{name}'")]
+        return sorted(found, key=lambda version: version.number)
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Write tags of a version anew; those that it has already stay as they are."""
+        with self._spoken():
+            for key in (key for key, value in tags.items() if version.tags.get(key) != value):
+                self._client.set_model_version_tag(version.name, str(version.number), key, tags[key])
+
+    def document(self, version: Version, name: str) -> Path | None:
+        """A file that was recorded with a version, as it was stored; None where there is none of that name."""
+        import mlflow
+
+        with self._spoken():
+            if name not in {file.path for file in self._client.list_artifacts(version.run_id)}:
+                return None
+            return Path(
+                mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=name, tracking_uri=self.uri)
+            )
 
     def names(self) -> list[str]:
         """The names of all registered models."""
@@ -255,15 +281,29 @@ class Registry:
 
     def _create_version(self, name: str, record: Record, ids: tuple[str, str], undo: ExitStack) -> Version:
         client, (run_id, model_id) = self._client, ids
-        if name not in self.names():
-            client.create_registered_model(name, tags={"subject": record.subject})
-            undo.callback(client.delete_registered_model, name)
+        self._create_model(name, record, undo)
         tags = {**record.tags, "adapter": record.digest, "subject": record.subject, "key": record.key}
         made = client.create_model_version(
             name, f"models:/{model_id}", run_id, tags=tags, description=record.note[:NOTE_LENGTH], model_id=model_id
         )
         undo.callback(client.delete_model_version, name, made.version)
         return _version(made)
+
+    def _create_model(self, name: str, record: Record, undo: ExitStack) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name, tags={"subject": record.subject})
+            undo.callback(self._drop_empty, name)
+        except MlflowException as error:
+            if not _exists(error):
+                raise
+            self._refuse_other_subject(name, record.subject)  # another machine may have been first
+
+    def _drop_empty(self, name: str) -> None:
+        """Delete a model unless another machine has given it a version meanwhile."""
+        if not self._client.search_model_versions(f"name = '{name}'"):
+            self._client.delete_registered_model(name)
 
     def _refuse_other_subject(self, name: str, subject: str) -> None:
         for model in self._client.search_registered_models(f"name = '{name}'"):
@@ -274,11 +314,18 @@ class Registry:
                 )
 
     def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
         known = self._client.get_experiment_by_name(name)
         if known:
             return str(known.experiment_id)
         folder = (self._state / "artifacts").as_uri() if self.local else None
-        return str(self._client.create_experiment(name, artifact_location=folder))
+        try:
+            return str(self._client.create_experiment(name, artifact_location=folder))
+        except MlflowException as error:
+            if not _exists(error):
+                raise
+            return str(self._client.get_experiment_by_name(name).experiment_id)  # another machine was first
 
     def _log_file(self, run_id: str, target: str, file: Path) -> None:
         folder, _, name = target.rpartition("/")
@@ -386,6 +433,10 @@ def _version(found: Any) -> Version:
 def _missing(error: Any) -> bool:
     """Whether MLflow says that a model, version or alias does not exist (an unknown alias counts as invalid)."""
     return error.error_code == "RESOURCE_DOES_NOT_EXIST" or "alias" in str(error).lower()
+
+
+def _exists(error: Any) -> bool:
+    return bool(error.error_code == "RESOURCE_ALREADY_EXISTS")
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

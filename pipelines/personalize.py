@@ -11,6 +11,7 @@ from kfp import dsl
 from components.audit import audit
 from components.augment import augment
 from components.evaluate import evaluate
+from components.fetch_champion import fetch_champion
 from components.finetune import finetune
 from components.gate import gate
 from components.import_data import import_data
@@ -27,6 +28,7 @@ TITLES = {
     "validate": "Check the photos",
     "augment": "Prepare the training set",
     "finetune": "Fine-tune the adapter",
+    "fetch-champion": "Fetch the champion",
     "evaluate": "Evaluate likeness and prompts",
     "audit": "Audit for bias",
     "gate": "Decide on promotion",
@@ -39,7 +41,7 @@ def personalize(key: str, **given: Mapping[str, Any]) -> None:
     """Turn photos of one subject into a private adapter of the base model.
 
     Photos are imported and checked, a training set is prepared, an adapter is fine-tuned, evaluated and
-    audited, and only one that passes the gate is registered. However it ends, a last step tells so.
+    audited, held against the present champion, and only one that passes the gate is registered. However it ends, a last step tells so.
     """
     with dsl.ExitHandler(_named(notify(), cached=False), name="Personalise"):
         imported = _named(import_data(key=key, **given["import_photos"]), cached=False).set_retry(
@@ -50,12 +52,21 @@ def personalize(key: str, **given: Mapping[str, Any]) -> None:
         dataset = prepared.outputs["dataset"]
         trained = _named(placed(finetune(dataset=dataset, key=key, **given["finetune"]), "finetune"))
         adapter = trained.outputs["adapter"]
-        measured = _named(placed(evaluate(dataset=dataset, adapter=adapter, key=key, **given["evaluate"]), "evaluate"))
+        name = given["register"]["name"]
+        present = _named(fetch_champion(dataset=dataset, key=key, name=name), cached=False).set_retry(
+            2, backoff_duration="30s"
+        )
+        judged = {
+            "dataset": dataset,
+            "adapter": adapter,
+            "champion": present.after(trained).outputs["champion"],
+            "key": key,
+        }
+        measured = _named(placed(evaluate(**judged, **given["evaluate"]), "evaluate"))
         audited = _named(placed(audit(adapter=adapter, key=key, **given["audit"]), "audit"))
         findings = {"evaluation": measured.outputs["evaluation"], "audit": audited.outputs["audit"]}
-        signed = given["register"]["sign_off_by"]
-        decided = _named(gate(**findings, key=key, signed_off_by=signed, **given["gate"]), cached=False)
-        with dsl.If(decided.outputs["Output"] == True, name="Passed or signed for"):  # noqa: E712
+        decided = _named(gate(**findings, key=key, **given["gate"]), cached=False)
+        with dsl.If(decided.outputs["Output"] == True, name="Passed"):  # noqa: E712
             _named(
                 register(
                     adapter=adapter,

@@ -24,12 +24,16 @@ class OpenRun(BaseModel):
 
     run: str
     reasons: str = Field(description="what the check left open, in its own words")
+    findings: list[str] = Field(description="the rules that are open, each of which whoever signs has to name")
     signed: bool
     created: Time
 
 
 class SignOffAsked(Asked):
     reason: Annotated[Words, Field(min_length=10, max_length=400, description="why this model may be used")]
+    findings: list[Annotated[str, Field(max_length=60)]] = Field(
+        max_length=20, description="the rules that are open, by name: what you answer for"
+    )
 
 
 @router.get("", operation_id="listSignOffs")
@@ -57,12 +61,20 @@ def sign_off_run(run_id: Id, asked: SignOffAsked, service: ServiceDep, operator:
         if row.sign_off == "open":
             if row.remote_id is None:
                 raise Problem(409, "too-late", "The files of this run are not kept any more; have it run again.")
+            if sorted(asked.findings) != _open(row):
+                named = ", ".join(_open(row))
+                raise Problem(422, "invalid", f"Name in `findings` exactly what you answer for, which is: {named}.")
             by = service.journal.pseudonym(operator.user_id)
-            sign_off(session, row, by=by, reason=asked.reason, keyring=service.keyring)
+            sign_off(session, row, by=by, reason=asked.reason, findings=asked.findings, keyring=service.keyring)
             service.line.put_sign_off(session, row)
             service.journal.note(session, operator.user_id, "run.signed-off", row.id)
         return _shown(row)
 
 
 def _shown(row: Run) -> OpenRun:
-    return OpenRun(run=row.id, reasons=row.error or "", signed=row.sign_off == "given", created=utc(row.created_ms))
+    signed = row.sign_off == "given"
+    return OpenRun(run=row.id, reasons=row.error or "", findings=_open(row), signed=signed, created=utc(row.created_ms))
+
+
+def _open(row: Run) -> list[str]:
+    return list((row.actual or {}).get("open", []))

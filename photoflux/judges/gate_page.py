@@ -50,13 +50,24 @@ def write_report(
     page.text(_next(document))
     page.section("Limits and hashes")
     page.facts({**document["limits"], **{f"{k} hash": v for k, v in document["hashes"].items()},
-                "audit severity": audit["severity"], "champion": document["champion"] or "none yet"})  # fmt: skip
+                "audit severity": audit["severity"], "champion": _champion(document)})  # fmt: skip
     return page.save(report)
+
+
+def _champion(document: Mapping[str, Any]) -> str:
+    """Which version was held against, how, and what follows."""
+    champion, succeeds = document["champion"], document["succeeds"]
+    if not champion:
+        return "none yet"
+    takes = "this one takes its place" if succeeds["takes"] else "it stays"
+    return f"version {champion['version']} of {champion['name']} ({champion['how']}); {takes}: {succeeds['why']}"
 
 
 def _next(document: Mapping[str, Any]) -> str:
     if document["promote"]:
-        return "The model is registered and takes the champion alias."
+        if document["succeeds"]["takes"]:
+            return "The model is registered and takes the champion alias."
+        return f"The model is registered as challenger; the champion stays: {document['succeeds']['why']}."
     if document["sign_off_possible"]:
         return "Nothing failed, but the audit leaves a question open: register this model with a recorded sign-off, or mend it."
     return "The model is not registered. Each rule above that is not a pass says what to change."

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from photoflux.judges.champion import Cells
 from photoflux.judges.colour import appearance_distance
 from photoflux.judges.copying import likeness, structure_spread
 from photoflux.judges.prompts import Prompt
@@ -354,3 +355,16 @@ def expected(prompts: Sequence[Prompt], classes: Mapping[str, Sequence[str]]) ->
         {name: classes[name].index(v) for name, v in p.labels.items() if name in classes and v in classes[name]}
         for p in prompts
     ]
+
+
+def cells(evidence: Evidence) -> Cells:
+    """What each picture of T and B is worth, for pairing with another adapter of the same subject."""
+    held_out = evidence.held_out.identity
+    equal = [np.full((1, len(photos)), 1 / len(photos)) for photos in (evidence.trained.identity, held_out)]
+    real, _ = _ceilings((evidence.trained.identity, equal[0]), (held_out, equal[1]))
+    likeness, base = ((seen.identity @ held_out.T).mean(-1) for seen in (evidence.tuned, evidence.base))
+    followed, followed_base = (
+        _followed(seen, evidence.asked, evidence.words, exact=evidence.exact)
+        for seen in (evidence.tuned, evidence.base)
+    )
+    return Cells(likeness, base, followed, followed_base, float(real[0]))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +16,11 @@ from PIL import Image
 
 from photoflux import fingerprint
 from photoflux.errors import InputError
+from photoflux.judges.champion import Cells, comparable, difference
 from photoflux.judges.colour import monk_lab
 from photoflux.judges.copying import structure
 from photoflux.judges.prompts import SHAPES, Prompt, PromptSet, load_prompts
-from photoflux.judges.scores import Evidence, Scores, expected, made_share, measure
+from photoflux.judges.scores import Evidence, Scores, cells, expected, made_share, measure
 from photoflux.judges.seeing import Artist, Grid, Seen, look
 from photoflux.manifest import digest, unpack, write_json
 from photoflux.params import EvaluateParams
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
     from photoflux.judges.encoders import Judges
 
 log = logging.getLogger(__name__)
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+ADAPTER, EVALUATION, WEIGHTS = "adapter.tar", "evaluation.json", "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,14 @@ def run(
     evaluation: Path,
     report: Path,
     params: EvaluateParams,
+    champion: Path | None = None,
     key: str = "plain://demo",
 ) -> StepResult:
-    """Measure identity, prompt following, leakage, drift, diversity, copying and quality against the base."""
+    """Measure identity, prompt following, leakage, drift, diversity, copying and quality against the base.
+
+    `champion`, as `fetch_champion` writes it, is compared with picture by picture; the same prompts and seeds are drawn with it where its
+    own evaluation is about other photos, or was made otherwise.
+    """
     from photoflux.judges.evaluation_page import write_report
 
     with opened(dataset, key=key) as data, opened(adapter, key=key) as weights:
@@ -85,6 +94,9 @@ def run(
         case = _case(data, weights, artist=artist, prompts=prompts, params=params)
         pictures, evidence, scores = _evaluate(case, artist, prompts, params)
     document = _document(case, evidence, scores, params)
+    if champion:
+        with opened(champion, key=key) as rival:
+            document["champion"] = _against(rival, document, case, evidence, artist, params)
     with committed(evaluation, key=key) as path:
         write_json(path, document)
     write_report(report, case=case, pictures=pictures, scores=scores, document=document, key=key)
@@ -107,7 +119,7 @@ def open_artist(adapter: Path, *, params: Any) -> tuple[Artist, PromptSet]:
         manifest = unpack(adapter, Path(scratch))
         _same_base(manifest, spec)
         pipe = load_pipeline(spec, device=settings.device or None)
-        load_adapter(pipe, Path(scratch) / "pytorch_lora_weights.safetensors")
+        load_adapter(pipe, Path(scratch) / WEIGHTS)
     judges = Judges.load(Path(spec.judges), device=settings.device or None)
     cache = settings.cache_dir / "judging"
     prompts = load_prompts(params.prompts or spec.name, folder=settings.models_dir)
@@ -218,6 +230,41 @@ def _evidence(case: Case, pictures: Pictures, artist: Artist, prompts: PromptSet
     )
 
 
+def _against(
+    champion: Path, mine: Mapping[str, Any], case: Case, evidence: Evidence, artist: Artist, params: EvaluateParams
+) -> dict[str, Any] | None:
+    """Which version the champion is, and by how much the candidate is better; None where there is none."""
+    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        about = unpack(champion, Path(scratch))
+        if not about["version"]:
+            return None
+        theirs, how = _their_cells(Path(scratch), about, mine, case, evidence, artist, params)
+    shown = None
+    if theirs:
+        shown = difference(Cells.of(mine), theirs, draws=params.bootstrap, seed=params.seed).as_dict()
+    return {**about, "how": how, "difference": shown}
+
+
+def _their_cells(
+    folder: Path, about: Mapping[str, Any], mine: Mapping[str, Any], case: Case, evidence: Evidence, artist: Artist,
+    params: EvaluateParams,
+) -> tuple[Cells | None, str]:  # fmt: skip
+    """The champion's cells on this subject's photos, and how they were come by; None for an adapter of another base."""
+    from photoflux.flux.lora import load_adapter
+
+    judged = folder / EVALUATION
+    theirs = json.loads(judged.read_text(encoding="utf-8")) if judged.is_file() else {}
+    if comparable(mine, theirs):
+        return Cells.of(theirs), "its own evaluation"
+    base = unpack(folder / ADAPTER, folder / "adapter")["base"]
+    if base["hash"] != artist.spec.hash:
+        return None, f"cannot be drawn: it belongs to another base, '{base['name']}'"
+    log.info("drawing version %d, the champion, on the same prompts and seeds", about["version"])
+    load_adapter(artist.pipe, folder / "adapter" / WEIGHTS)  # in place of the candidate, whose pictures are all drawn
+    drawn = artist.draw(case.asked, seed=params.seed, seeds=evidence.tuned.shape[1])
+    return cells(replace(evidence, tuned=drawn.seen)), "drawn again on these photos"
+
+
 def _lightness(
     case: Case, tuned: Seen, photos: tuple[Seen, Seen], judges: Judges, prompts: PromptSet
 ) -> dict[str, np.ndarray]:
@@ -248,6 +295,8 @@ def _document(case: Case, evidence: Evidence, scores: Scores, params: EvaluatePa
             name: {side: value.as_dict() for side, value in sides.items()} for name, sides in scores.attributes.items()
         },
         "invalid": scores.invalid,
+        "cells": cells(evidence).as_dict(),
+        "champion": None,
     }
 
 

@@ -14,7 +14,8 @@ from photoflux.params import GateParams
 from photoflux.steps import StepResult
 from photoflux.vault import committed, opened
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READS = {"evaluation": 2, "audit": 1}
 SEVERITY_ORDER = ("PASS", "INCONCLUSIVE", "FAIL", "INVALID")
 
 
@@ -52,15 +53,13 @@ def run(
     decision: Path,
     report: Path,
     params: GateParams,
-    champion: Path | None = None,
     key: str = "plain://demo",
 ) -> StepResult:
-    """Hold evaluation and audit against the limits, and say PASS, FAIL, INCONCLUSIVE or INVALID."""
+    """Hold evaluation and audit against limits and champion; say PASS, FAIL, INCONCLUSIVE or INVALID, and who is champion then."""
     from photoflux.judges.gate_page import write_report
 
     measured, audited = (_read(path, kind, key) for path, kind in ((evaluation, "evaluation"), (audit, "audit")))
-    rival = _read(champion, "evaluation", key) if champion else None
-    document = decide(measured, audited, params=params, champion=rival)
+    document = decide(measured, audited, params=params)
     with committed(decision, key=key) as path:
         write_json(path, document)
     write_report(report, document=document, evaluation=measured, audit=audited)
@@ -71,16 +70,11 @@ def run(
     return StepResult(metrics={"promote": float(document["promote"]), **counts}, report=report)
 
 
-def decide(
-    evaluation: Mapping[str, Any],
-    audit: Mapping[str, Any],
-    *,
-    params: GateParams,
-    champion: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+def decide(evaluation: Mapping[str, Any], audit: Mapping[str, Any], *, params: GateParams) -> dict[str, Any]:
     """The decision document. The verdict is the most serious of the rules'; only PASS promotes.
 
-    A sign-off by a person may stand in where nothing failed and only the audit leaves a question open.
+    A sign-off by a person may stand in where nothing failed and only the audit leaves a question open. `champion` is the version that
+    the candidate was held against, and `succeeds` says whether the candidate takes its place, and why.
     """
     _same_subject(evaluation, audit)
     reasons = [
@@ -88,8 +82,9 @@ def decide(
         *(judge(rule, evaluation["metrics"]) for rule in rules(evaluation, params)),
     ]
     reasons += [*_lightness_reasons(evaluation, params), _audit_reason(audit)]
-    if champion:
-        reasons.append(_champion_reason(evaluation, champion, params))
+    champion = evaluation["champion"]
+    if champion and champion["difference"]:
+        reasons.append(_champion_reason(champion, params))
     verdict = max((reason.verdict for reason in reasons), key=SEVERITY_ORDER.index)
     opens = [reason for reason in reasons if reason.verdict != "PASS"]
     return {
@@ -102,7 +97,8 @@ def decide(
         "summary": _summary(verdict, opens),
         "reasons": [asdict(reason) for reason in reasons],
         "limits": asdict(params),
-        "champion": (champion or {}).get("hashes", {}).get("adapter"),
+        "champion": champion,
+        "succeeds": succeeds(champion, verdict=verdict, adapter=evaluation["hashes"]["adapter"]),
         "hashes": {**evaluation["hashes"], "base": evaluation["base"]["hash"]},
     }
 
@@ -215,16 +211,44 @@ def _audit_reason(audit: Mapping[str, Any]) -> Reason:
     return Reason("bias audit", audit["verdict"], text)
 
 
-def _champion_reason(evaluation: Mapping[str, Any], champion: Mapping[str, Any], params: GateParams) -> Reason:
-    """Non-inferiority against the champion, the two intervals taken as independent."""
-    mine, theirs = evaluation["metrics"]["overall"], champion["metrics"]["overall"]
-    point = mine["point"] - theirs["point"]
-    below = ((mine["point"] - mine["lo"]) ** 2 + (theirs["hi"] - theirs["point"]) ** 2) ** 0.5
-    above = ((mine["hi"] - mine["point"]) ** 2 + (theirs["point"] - theirs["lo"]) ** 2) ** 0.5
-    rule = Rule(
-        "previous champion", "overall", -params.champion_drop_max, True, "the current champion is better: keep it"
+def _champion_reason(champion: Mapping[str, Any], params: GateParams) -> Reason:
+    """FAIL for a candidate that is surely worse by more than may be lost; one that is a little worse is registered, but not as champion."""
+    value, bound = champion["difference"], -params.champion_drop_max
+    worse = value["hi"] < bound
+    text = (
+        f"overall {value['point']:+.2f} [{value['lo']:+.2f}, {value['hi']:+.2f}] against version {champion['version']}"
     )
-    return judge(rule, {"overall": {"point": point, "lo": point - below, "hi": point + above}})
+    if worse:
+        text += f", may lose {params.champion_drop_max:g}; the champion is better: keep it"
+    elif value["point"] < 0:
+        text += "; within what may be lost, but the champion stays"
+    verdict = "FAIL" if worse else "PASS"
+    bounds = (value["point"], value["lo"], value["hi"], bound)
+    return Reason(
+        "previous champion", verdict, f"previous champion: {text}", *bounds, warning=not worse and value["point"] < 0
+    )
+
+
+def succeeds(champion: Mapping[str, Any] | None, *, verdict: str, adapter: str) -> dict[str, Any]:
+    """Whether a candidate takes the champion's place, once it is registered, and why: what is better does.
+
+    One that a person has signed for does not displace one that passed by itself.
+    """
+    if not champion:
+        return {"takes": True, "why": "there was no champion"}
+    version, change = f"version {champion['version']}", champion["difference"]
+    if champion["adapter"] == adapter:
+        return {"takes": True, "why": "it is the champion"}
+    if verdict != "PASS" and champion["verdict"] == "PASS":
+        return {"takes": False, "why": f"{version} passed by itself, this one did not"}
+    if change is None:
+        return {"takes": True, "why": f"{version} {champion['how']}"}
+    told = f"{change['point']:+.3f} [{change['lo']:+.3f}, {change['hi']:+.3f}]"
+    better = change["point"] > 0
+    return {
+        "takes": better,
+        "why": f"overall {told} against {version}, which {'was worse' if better else 'is no worse'}",
+    }
 
 
 def _summary(verdict: str, opens: Sequence[Reason]) -> str:
@@ -245,10 +269,6 @@ def _read(path: Path, kind: str, key: str) -> dict[str, Any]:
             document = json.loads(plain.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); run the {kind} step again") from error
-    if (
-        not isinstance(document, dict)
-        or document.get("kind") != kind
-        or document.get("schema_version") != SCHEMA_VERSION
-    ):
-        raise InputError(f"{path}: not an {kind} of schema {SCHEMA_VERSION}; run the {kind} step again")
+    if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != READS[kind]:
+        raise InputError(f"{path}: not an {kind} of schema {READS[kind]}; run the {kind} step again")
     return document

@@ -7,7 +7,7 @@ import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.errors import GateRejected, InputError
+from photoflux.judges.champion import is_better
 from photoflux.manifest import digest, read_manifest, write_json, write_text
 from photoflux.params import RegisterParams
 from photoflux.settings import get_settings
+from photoflux.signing import SignOff, check_signed
 from photoflux.steps import StepResult
 from photoflux.vault import committed, opened
 
 if TYPE_CHECKING:
-    from photoflux.tracking import Record, Version
+    from photoflux.tracking import Record, Registry, Version
 
 SCHEMA_VERSION = 1
 CURVES, TEMPLATE = "curves.json", "card.md.j2"
@@ -32,7 +34,7 @@ REPORT_NAMES = ("report", "report.html")
 
 
 @dataclass(frozen=True)
-class Dossier:
+class ModelRecord:
     """All that is known about one adapter: the documents of the steps that made and judged it, and its digest."""
 
     manifest: dict[str, Any]
@@ -43,16 +45,14 @@ class Dossier:
     digest: str
 
     @property
-    def overall_lo(self) -> float:
-        """Lower bound of the overall score: what versions of one model are ranked by."""
-        return float(self.evaluation["metrics"]["overall"]["lo"])
+    def overall(self) -> float:
+        """The overall score: identity gained times prompts followed."""
+        return float(self.evaluation["metrics"]["overall"]["point"])
 
     @property
-    def yardstick(self) -> str:
-        """What the overall score was measured with. Scores by different yardsticks cannot be compared."""
-        hashes = self.evaluation["hashes"]
-        parts = (self.evaluation["base"]["hash"], hashes["judges"], hashes["prompts"])
-        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
+    def held_against(self) -> int:
+        """The version that was champion when this adapter was judged; 0 for none."""
+        return int((self.decision["champion"] or {}).get("version", 0))
 
 
 def run(
@@ -65,33 +65,35 @@ def run(
     receipt: Path,
     params: RegisterParams,
     key: str = "plain://demo",
+    sign_off: SignOff | None = None,
 ) -> StepResult:
-    """Register the adapter as a model version; it becomes champion unless the present champion is better.
+    """Register the adapter as a model version, and carry out what the gate decided about the champion.
 
-    The same adapter registered again is the same version. Raises GateRejected naming the rule that stands against it
-    when its decision is not to promote and no sign-off is possible or given; InputError when the documents belong to
-    different adapters. On any error the registry is as it was before.
+    Where another version became champion meanwhile, the better of the two is champion afterwards, whichever of them ends last. The same
+    adapter registered again is the same version. Raises GateRejected naming the rule that stands against it when its decision is not to
+    promote and no sign-off is possible or given; InputError when the documents belong to different adapters or the sign-off does not name
+    what it answers for. On any error the registry is as it was before.
     """
     from photoflux.tracking import CHALLENGER, CHAMPION, Registry
 
-    found = _dossier(adapter, decision, evaluation, audit, key=key)
-    check_promotable(found.decision, params)
+    found = _model_record(adapter, decision, evaluation, audit, key=key)
+    check_promotable(found.decision, sign_off)
     name = params.name or found.manifest["subject"]["id"]
     registry = Registry()
-    with _record(found, adapter, (decision, evaluation, audit), params, key=key) as record, ExitStack() as undo:
+    documents = (decision, evaluation, audit)
+    with _record(found, adapter, documents, params, sign_off, key=key) as record, ExitStack() as undo:
         version = undo.enter_context(registry.entered(name, record))
-        better, why = outranks(version, registry.at(name, CHAMPION))
+        registry.tag(version, _claim(found))
         undo.enter_context(registry.pointed(version, CHALLENGER))
-        if better:
-            undo.enter_context(registry.pointed(version, CHAMPION))
-        alias = CHAMPION if better else CHALLENGER
+        champion, why = _settle(registry, version, found, undo)
+        alias = CHAMPION if champion else CHALLENGER
         with committed(card, key=key) as page, committed(receipt, key=key) as slip:
-            write_text(page, render_card(found, params, name=name, version=version.number, alias=alias))
+            write_text(page, render_card(found, sign_off, name=name, version=version.number, alias=alias))
             write_json(slip, _receipt(version, alias, why, params))
-    return StepResult(metrics={"version": version.number, "champion": float(better), "overall_lo": found.overall_lo})
+    return StepResult(metrics={"version": version.number, "champion": float(champion), "overall": found.overall})
 
 
-def check_promotable(decision: Mapping[str, Any], params: RegisterParams) -> None:
+def check_promotable(decision: Mapping[str, Any], sign_off: SignOff | None) -> None:
     """Raises GateRejected unless the gate promotes, or a person signs for what it left open."""
     if decision["promote"]:
         return
@@ -99,27 +101,89 @@ def check_promotable(decision: Mapping[str, Any], params: RegisterParams) -> Non
     rule = "; ".join(str(reason["message"]) for reason in against[:3]) or "no rule is named"
     if not decision.get("sign_off_possible"):
         raise GateRejected(f"the gate said {decision['verdict']} and nothing is registered: {rule}")
-    if not params.sign_off_by:
+    if sign_off is None:
         raise GateRejected(
-            f"the gate said {decision['verdict']}: {rule}; to register it all the same, set register.sign_off_by "
-            "and register.sign_off_reason"
+            f"the gate said {decision['verdict']}: {rule}; a person may answer for it with `photoflux sign-off`"
         )
+    check_signed(decision, sign_off)
 
 
-def outranks(version: Version, champion: Version | None) -> tuple[bool, str]:
-    """Whether a version takes the champion's alias, and why: it does if its overall lower bound is no lower."""
-    if champion is None:
-        return True, "there was no champion"
-    if champion.number == version.number:
-        return True, "it is the champion"
-    if version.tags["yardstick"] != champion.tags.get("yardstick"):
-        return True, f"version {champion.number} was measured on another base, with other judges or other prompts"
-    mine, theirs = (float(v.tags["overall_lo"]) for v in (version, champion))
-    word = "lower" if mine < theirs else "no lower"
-    return mine >= theirs, f"its overall lower bound {mine:.3f} is {word} than version {champion.number}'s {theirs:.3f}"
+def _claim(found: ModelRecord) -> dict[str, str]:
+    """What a version says of the champion's place, so that others that were judged at the same time can see it."""
+    return {"held_against": str(found.held_against), "takes": str(found.decision["succeeds"]["takes"]).lower()}
 
 
-def render_card(found: Dossier, params: RegisterParams, *, name: str, version: int | None, alias: str) -> str:
+def _settle(registry: Registry, version: Version, found: ModelRecord, undo: ExitStack) -> tuple[bool, str]:
+    """Carry out the gate's decision; returns whether the version is champion now, and why.
+
+    Registries have no compare-and-set. So a version says first that it claims the place, then the best of all that claim it against the
+    same champion is given the alias, then is looked whether others have claimed it meanwhile: whoever looks last has seen all claims.
+    """
+    from photoflux.tracking import CHAMPION
+
+    succeeds = found.decision["succeeds"]
+    present = registry.at(version.name, CHAMPION)
+    if not succeeds["takes"] and present:
+        return False, str(succeeds["why"])
+    rivals: list[Version] | None = None
+    while rivals != (now := _rivals(registry, version, found.held_against)):
+        rivals, present = now, registry.at(version.name, CHAMPION)
+        known = {found.held_against, version.number, *(rival.number for rival in rivals)}
+        if present and present.number not in known:
+            return _moved_on(registry, version, present, found, undo)
+        best = _best(registry, version, rivals, found)
+        if best.number == version.number:
+            undo.enter_context(registry.pointed(best, CHAMPION))
+        elif present is None or present.number != best.number:
+            with registry.pointed(best, CHAMPION):  # its own claim, which stands however this one ends
+                pass
+    if best.number != version.number:
+        return False, f"version {best.number}, registered meanwhile, is no worse"
+    return True, str(succeeds["why"])
+
+
+def _rivals(registry: Registry, version: Version, held_against: int) -> list[Version]:
+    """The other versions that claim the place of the same champion, oldest first."""
+    claim = str(held_against)
+    versions = (v for v in registry.versions(version.name) if v.number != version.number)
+    return [v for v in versions if v.tags.get("takes") == "true" and v.tags.get("held_against") == claim]
+
+
+def _best(registry: Registry, version: Version, rivals: Sequence[Version], found: ModelRecord) -> Version:
+    """The best of a version and its rivals; the older one where two are equal or cannot be compared."""
+    documents = {version.number: found.evaluation}
+    first, *others = sorted([version, *rivals], key=lambda one: one.number)
+    for other in others:
+        for one in (first, other):
+            documents.setdefault(one.number, _evaluation_of(registry, one))
+        if is_better(documents[other.number], documents[first.number]):
+            first = other
+    return first
+
+
+def _moved_on(
+    registry: Registry, version: Version, present: Version, found: ModelRecord, undo: ExitStack
+) -> tuple[bool, str]:
+    """The champion that this version was judged against is champion no more: it has to be better than the present one."""
+    from photoflux.tracking import CHAMPION
+
+    better = is_better(found.evaluation, _evaluation_of(registry, present))
+    if better:
+        undo.enter_context(registry.pointed(version, CHAMPION))
+        return True, f"it is better than version {present.number}, which became champion meanwhile"
+    if better is None:
+        why = "was measured on other photos or otherwise; run again to have them compared"
+        return False, f"version {present.number} became champion meanwhile, and {why}"
+    return False, f"version {present.number}, which became champion meanwhile, is no worse"
+
+
+def _evaluation_of(registry: Registry, version: Version) -> dict[str, Any]:
+    """The evaluation that a version was registered with; empty where there is none."""
+    kept = registry.document(version, "evaluation.json")
+    return _read(kept, "evaluation", version.tags["key"]) if kept else {}
+
+
+def render_card(found: ModelRecord, sign_off: SignOff | None, *, name: str, version: int | None, alias: str) -> str:
     """The model card, from `card.md.j2` in the models folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -135,7 +199,7 @@ def render_card(found: Dossier, params: RegisterParams, *, name: str, version: i
     )
     pages.filters |= {"plain": _plain, "number": "{:.3f}".format}
     return pages.get_template(TEMPLATE).render(
-        name=name, version=version, alias=alias, adapter=found.digest, code=code_version(), sign_off=params,
+        name=name, version=version, alias=alias, adapter=found.digest, code=code_version(), sign_off=sign_off,
         **{part: getattr(found, part) for part in ("manifest", "decision", "evaluation", "audit")},
     )  # fmt: skip
 
@@ -152,7 +216,7 @@ def code_version() -> str:
     return f"{photoflux.__version__}+{state.hexdigest()[:12]}"
 
 
-def _dossier(adapter: Path, decision: Path, evaluation: Path, audit: Path, *, key: str) -> Dossier:
+def _model_record(adapter: Path, decision: Path, evaluation: Path, audit: Path, *, key: str) -> ModelRecord:
     """Read everything, and refuse documents about different adapters."""
     paths = {"decision": decision, "evaluation": evaluation, "audit": audit}
     documents = {kind: _read(path, kind, key) for kind, path in paths.items()}
@@ -164,12 +228,18 @@ def _dossier(adapter: Path, decision: Path, evaluation: Path, audit: Path, *, ke
             raise InputError(
                 f"{paths[kind].name} is about adapter {about[:12]}, not {sha[:12]}; run {kind} on this one"
             )
-    return Dossier(manifest, curves, **documents, digest=sha)
+    return ModelRecord(manifest, curves, **documents, digest=sha)
 
 
 @contextmanager
 def _record(
-    found: Dossier, adapter: Path, documents: tuple[Path, ...], params: RegisterParams, *, key: str
+    found: ModelRecord,
+    adapter: Path,
+    documents: tuple[Path, ...],
+    params: RegisterParams,
+    sign_off: SignOff | None,
+    *,
+    key: str,
 ) -> Iterator[Record]:
     """What goes into the registry; files of it exist while the block runs."""
     from photoflux.tracking import Record
@@ -177,7 +247,7 @@ def _record(
     subject = found.manifest["subject"]
     name = params.name or subject["id"]
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-        card = write_text(Path(scratch) / "card.md", render_card(found, params, name=name, version=None, alias=""))
+        card = write_text(Path(scratch) / "card.md", render_card(found, sign_off, name=name, version=None, alias=""))
         yield Record(
             adapter=adapter,
             digest=found.digest,
@@ -189,12 +259,12 @@ def _record(
             params=found.manifest.get("params", {}),
             metrics=_metrics(found),
             curves=found.curves,
-            tags=_tags(found, params),
+            tags=_tags(found, sign_off),
             files={"card.md": card, **_files(adapter, documents)},
         )
 
 
-def _tags(found: Dossier, params: RegisterParams) -> dict[str, str]:
+def _tags(found: ModelRecord, sign_off: SignOff | None) -> dict[str, str]:
     """The lineage of a version: what it was made from, with what, and how it was judged."""
     base, evaluation = found.manifest["base"], found.evaluation
     tags = {
@@ -207,14 +277,17 @@ def _tags(found: Dossier, params: RegisterParams) -> dict[str, str]:
         "consent": found.manifest["subject"].get("consent", ""),
         "class_noun": found.manifest["subject"]["class_noun"],
         "trigger": found.manifest["subject"]["trigger"],
-        "overall_lo": repr(found.overall_lo),
-        "yardstick": found.yardstick,
+        "overall": repr(found.overall),
+        "fingerprint": found.evaluation["fingerprint"],
+        **_claim(found),
     }
-    signed = {"sign_off_by": params.sign_off_by, "sign_off_reason": params.sign_off_reason}
-    return tags | (signed if not found.decision["promote"] else {})
+    if found.decision["promote"] or sign_off is None:
+        return tags
+    findings = ", ".join(sorted(sign_off.findings))
+    return tags | {"sign_off_by": sign_off.by, "sign_off_reason": sign_off.reason, "sign_off_findings": findings}
 
 
-def _metrics(found: Dossier) -> dict[str, float]:
+def _metrics(found: ModelRecord) -> dict[str, float]:
     sides = (("", "point"), ("_lo", "lo"), ("_hi", "hi"))
     about = found.manifest
     trained = {f"training/{name}": float(about[name]) for name in ("step", "seconds") if name in about}

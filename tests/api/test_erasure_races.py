@@ -150,7 +150,9 @@ def begin(
         runs = tuning(left_open)
         runs.settle(name, 1, runs.follow(name, 1))
         operator = site.person(role="operator")
-        said = operator.post(f"/api/sign-offs/{name}", json={"reason": "I looked at all pictures"})
+        said = operator.post(
+            f"/api/sign-offs/{name}", json={"reason": "I looked at all pictures", "findings": ["bias audit"]}
+        )
         assert said.status_code == 202, said.text
         return lambda: runs.sign(name)
 

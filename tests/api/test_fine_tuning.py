@@ -202,7 +202,7 @@ def test_a_kill_between_publishing_and_recording_is_made_good(site: Site, ada: P
     tuning, _, _ = work(passed)
     tuning.follow(run, 1)
 
-    def killed(*_: Any) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
@@ -347,6 +347,28 @@ def test_the_published_adapter_is_the_plaintexts_digest(site: Site, ada: Person,
     assert model.adapter_sha256 == digest(tmp_path / "plain")
 
 
+SIGNS = {"reason": "I looked at all pictures", "findings": ["bias audit"]}
+
+
+def no_better(folder: Path, params: dict[str, Any]) -> PipelineRun:
+    """A run whose model is registered, but not as champion."""
+    run = passed(folder, params)
+    with committed(folder / "receipt.json", key=params["key"]) as plain:
+        plain.write_text(json.dumps({"name": params["register_name"], "version": 4, "alias": "challenger"}))
+    return run
+
+
+def test_a_model_that_is_no_better_is_kept_and_does_not_draw(site: Site, ada: Person, work):
+    first, _ = begun(ada)
+    tuning, *_ = work(passed, no_better)
+    tuning.settle(first, 1, tuning.follow(first, 1))
+    second = ada.post("/api/runs", json={"subject": ada.row(Run, first).subject_id}).json()["id"]
+    tuning.settle(second, 1, tuning.follow(second, 1))
+    drawn = {run: ada.get(f"/api/runs/{run}").json()["model"] for run in (first, second)}
+    champions = {run: ada.get(f"/api/models/{model}").json()["champion"] for run, model in drawn.items()}
+    assert champions == {first: True, second: False}
+
+
 def left_open(folder: Path, params: dict[str, Any]) -> PipelineRun:
     """A run whose audit could not tell, with the documents that the real steps write."""
     key, made = params["key"], folder.parent / f"{folder.name}-judged"
@@ -379,8 +401,15 @@ def test_an_operator_signs_for_what_the_check_left_open(site: Site, ada: Person,
     operator = site.person(role="operator")
     listed = {one["run"]: one for one in operator.get("/api/sign-offs?limit=100").json()["items"]}
     assert "INCONCLUSIVE" in listed[run]["reasons"]
-    is_problem(operator.post(f"/api/sign-offs/{run}", json={"reason": "fine"}), 422, "invalid")
-    answer = operator.post(f"/api/sign-offs/{run}", json={"reason": "I looked at all pictures"})
+    assert listed[run]["findings"] == ["bias audit"]
+    for wrong in (
+        {"reason": "fine"},
+        {"findings": []},
+        {"findings": ["class leakage"]},
+        {"findings": ["bias audit"] * 2},
+    ):
+        is_problem(operator.post(f"/api/sign-offs/{run}", json=SIGNS | wrong), 422, "invalid")
+    answer = operator.post(f"/api/sign-offs/{run}", json=SIGNS)
     assert (answer.status_code, answer.json()["signed"]) == (202, True)
     assert run not in {one["run"] for one in operator.get("/api/sign-offs?limit=100").json()["items"]}
     assert b"looked" not in ada.row(Run, run).sign_off_reason
@@ -403,7 +432,7 @@ def test_nobody_signs_for_what_was_refused_or_is_gone(site: Site, ada: Person, w
     tuning, *_ = work(refused)
     tuning.follow(run, 1)
     tuning.settle(run, 1, State.succeeded)
-    operator, why = site.person(role="operator"), {"reason": "I looked at all pictures"}
+    operator, why = site.person(role="operator"), SIGNS
     is_problem(operator.post(f"/api/sign-offs/{run}", json=why), 404, "not-found")
     assert tuning.sign(run) == "failed"
     left, tuning = waiting_for_an_answer(site, ada, work)
@@ -414,7 +443,7 @@ def test_nobody_signs_for_what_was_refused_or_is_gone(site: Site, ada: Person, w
 
 def test_a_withdrawn_consent_takes_the_question_away(site: Site, ada: Person, work):
     run, tuning = waiting_for_an_answer(site, ada, work)
-    operator, why = site.person(role="operator"), {"reason": "I looked at all pictures"}
+    operator, why = site.person(role="operator"), SIGNS
     operator.post(f"/api/sign-offs/{run}", json=why)
     with site.service.records.writing() as session:
         subject = session.get_one(Subject, session.get_one(Run, run).subject_id)
@@ -428,7 +457,7 @@ def test_a_consent_withdrawn_while_a_model_is_registered_takes_that_version_back
     site: Site, ada: Person, work, monkeypatch: pytest.MonkeyPatch
 ):
     run, tuning = waiting_for_an_answer(site, ada, work)
-    site.person(role="operator").post(f"/api/sign-offs/{run}", json={"reason": "I looked at all pictures"})
+    site.person(role="operator").post(f"/api/sign-offs/{run}", json=SIGNS)
     subject, really, taken = ada.row(Run, run).subject_id, register.run, list[Any]()
 
     def slow(*args: Any, **more: Any) -> Any:
@@ -446,7 +475,7 @@ def test_a_consent_withdrawn_while_a_model_is_registered_takes_that_version_back
 
 def test_what_could_not_be_registered_is_open_again(site: Site, ada: Person, work, monkeypatch: pytest.MonkeyPatch):
     run, tuning = waiting_for_an_answer(site, ada, work)
-    operator, why = site.person(role="operator"), {"reason": "I looked at all pictures"}
+    operator, why = site.person(role="operator"), SIGNS
     operator.post(f"/api/sign-offs/{run}", json=why)
 
     def away(*_: Any, **__: Any) -> None:

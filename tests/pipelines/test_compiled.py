@@ -21,7 +21,7 @@ EXECUTORS = {
     name.removeprefix("exec-").replace("-", "_"): executor["container"]
     for name, executor in SPEC["deploymentSpec"]["executors"].items()
 }
-NEVER_CACHED = {"import_data", "gate", "register", "notify"}
+NEVER_CACHED = {"import_data", "fetch_champion", "gate", "register", "notify"}
 ON_A_DEVICE = {"finetune", "evaluate", "audit"}
 
 
@@ -42,7 +42,7 @@ def test_the_committed_file_is_fresh(tmp_path: Path):
 
 def test_every_step_of_the_pipeline_is_there():
     assert set(tasks()) == set(EXECUTORS) == {
-        "import_data", "validate", "augment", "finetune", "evaluate", "audit", "gate", "register", "notify",
+        "import_data", "validate", "augment", "finetune", "fetch_champion", "evaluate", "audit", "gate", "register", "notify",
     }  # fmt: skip
 
 
@@ -65,7 +65,10 @@ def test_steps_that_look_at_or_change_the_world_are_never_cached():
 
 
 def test_only_steps_that_may_lose_their_machine_or_remote_are_retried():
-    assert {name for name, task in tasks().items() if "retryPolicy" in task} == ON_A_DEVICE | {"import_data"}
+    assert {name for name, task in tasks().items() if "retryPolicy" in task} == ON_A_DEVICE | {
+        "import_data",
+        "fetch_champion",
+    }
 
 
 def test_titles_read_as_prose():
@@ -99,7 +102,8 @@ def test_the_graph_is_the_designed_one():
         "validate": {"import_data"},
         "augment": {"validate"},
         "finetune": {"augment"},
-        "evaluate": {"augment", "finetune"},
+        "fetch_champion": {"augment"},
+        "evaluate": {"augment", "finetune", "fetch_champion"},
         "audit": {"finetune"},
         "gate": {"evaluate", "audit"},
         "register": {"finetune", "gate", "evaluate", "audit"},
@@ -130,9 +134,8 @@ def test_a_digest_changes_image_lines_only():
         assert after.strip() == "image: registry.example/photoflux@sha256:" + "0" * 64
 
 
-@pytest.mark.parametrize("name", sorted(set(EXECUTORS) - {"notify"}))
+@pytest.mark.parametrize("name", sorted(set(EXECUTORS) - {"fetch_champion", "notify"}))
 def test_a_component_takes_exactly_its_blocks_fields(name: str):
     block = STEP_PARAMS["import_photos" if name == "import_data" else name]
     inputs = SPEC["components"][f"comp-{name.replace('_', '-')}"]["inputDefinitions"]["parameters"]
-    own = {"key", "signed_off_by"} if name == "gate" else {"key"}
-    assert set(inputs) == {f.name for f in dataclasses.fields(block)} | own
+    assert set(inputs) == {f.name for f in dataclasses.fields(block)} | {"key"}

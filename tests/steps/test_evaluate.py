@@ -53,7 +53,7 @@ def test_a_run_says_what_it_compared_and_writes_a_self_contained_page(
     files: dict[str, Path], base: Path, tmp_path: Path
 ) -> None:
     document, result = evaluate(files, tmp_path, params(base))
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["subject"]["id"] == "dog-test"
     assert document["hashes"]["dataset"] == digest(files["dataset"])
     assert document["hashes"]["adapter"] == digest(files["adapter"])
@@ -235,3 +235,50 @@ def test_a_base_called_otherwise_is_drawn_anew_and_compared_with_itself(
     assert len(set((own_state / "cache" / "judging").iterdir()) - kept) == len(kept)
     assert second["metrics"]["drift_paired"]["point"] == pytest.approx(0, abs=1e-6)
     assert second["fingerprint"] != first["fingerprint"]
+
+
+def champion_of(folder: Path, adapter: Path, document: dict[str, Any] | None) -> Path:
+    about = {"name": "dog-test", "version": 3, "adapter": digest(adapter), "verdict": "PASS"}
+    judged = {"evaluation.json": json.dumps(document).encode()} if document else {}
+    write_tar(folder / "champion.tar", files={"adapter.tar": adapter, **judged}, manifest=about)
+    return folder / "champion.tar"
+
+
+def held_against(champion: Path, files: dict[str, Path], folder: Path, how: EvaluateParams) -> dict[str, Any]:
+    run(**files, evaluation=folder / "against.json", report=folder / "against.html", params=how, champion=champion)
+    document: dict[str, Any] = json.loads((folder / "against.json").read_text())
+    return document
+
+
+def test_the_champion_is_compared_by_its_own_evaluation_or_drawn_again_with_the_same_result(
+    files: dict[str, Path], base: Path, tmp_path: Path
+) -> None:
+    """Drawing the same adapter on the same photos gives the numbers that its evaluation holds."""
+    theirs, _ = evaluate(files, tmp_path, params(base))
+    other = {**files, "adapter": make_adapter(tmp_path / "other.tar", base, class_noun="dog", strength=2.0)}
+    by_numbers = held_against(champion_of(tmp_path, files["adapter"], theirs), other, tmp_path, params(base))[
+        "champion"
+    ]
+    drawn = held_against(champion_of(tmp_path, files["adapter"], None), other, tmp_path, params(base))["champion"]
+    assert (by_numbers["how"], drawn["how"]) == ("its own evaluation", "drawn again on these photos")
+    assert (by_numbers["version"], by_numbers["adapter"]) == (3, digest(files["adapter"]))
+    for side in ("point", "lo", "hi"):
+        assert drawn["difference"][side] == pytest.approx(by_numbers["difference"][side], abs=1e-4)
+
+
+def test_an_adapter_against_itself_differs_by_nothing(files: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    itself = held_against(champion_of(tmp_path, files["adapter"], None), files, tmp_path, params(base))["champion"]
+    assert list(itself["difference"].values()) == pytest.approx([0, 0, 0], abs=1e-5)
+
+
+def test_a_champion_of_another_base_and_none_at_all(files: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    unpack(files["adapter"], tmp_path / "parts")
+    manifest = read_manifest(files["adapter"]) | {"base": {"name": "old", "hash": "0" * 64}}
+    write_tar(
+        tmp_path / "old.tar", files={path.name: path for path in (tmp_path / "parts").iterdir()}, manifest=manifest
+    )
+    found = held_against(champion_of(tmp_path, tmp_path / "old.tar", None), files, tmp_path, params(base))["champion"]
+    assert found["difference"] is None
+    assert "another base, 'old'" in found["how"]
+    write_tar(tmp_path / "none.tar", files={}, manifest={"name": "dog-test", "version": 0})
+    assert held_against(tmp_path / "none.tar", files, tmp_path, params(base))["champion"] is None

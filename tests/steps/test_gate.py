@@ -23,7 +23,7 @@ GOOD = {
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
     return {
-        "kind": "evaluation", "schema_version": 1, "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
+        "kind": "evaluation", "schema_version": 2, "champion": None, "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
         "base": {"name": "pocket", "hash": "b"}, "hashes": {"adapter": "a", "dataset": "d"}, "profile": "standard",
         "made_share": 1.0, "exact_attributes": True, "invalid": [],
         "metrics": {name: dict(zip(("point", "lo", "hi"), value, strict=True)) for name, value in GOOD.items()},
@@ -136,22 +136,75 @@ def test_a_signature_cannot_settle_a_straddling_measure(evaluation: dict[str, An
     assert not decide(wide, audit, params=GateParams())["sign_off_possible"]
 
 
-def test_a_worse_challenger_does_not_pass_its_champion(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
-    champion = copy.deepcopy(evaluation)
-    champion["hashes"]["adapter"] = "old"
-    equal = decide(evaluation, audit, params=GateParams(champion_drop_max=0.2), champion=champion)
-    assert equal["verdict"] == "PASS"
-    assert equal["champion"] == "old"
-    worse = with_metric(evaluation, "overall", 0.3, 0.25, 0.35)
-    decision = decide(worse, audit, params=GateParams(), champion=champion)
-    assert verdict_of(decision, "previous champion") == "FAIL"
+def held_against(point: float, lo: float, hi: float, **about: Any) -> dict[str, Any]:
+    change = {"point": point, "lo": lo, "hi": hi}
+    return {
+        "name": "rex",
+        "version": 3,
+        "adapter": "old",
+        "verdict": "PASS",
+        "how": "its own evaluation",
+        "difference": change,
+        **about,
+    }
 
 
-def test_champion_interval_by_hand(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
-    """0.68 - 0.68 = 0, half-widths 0.1 and 0.1 combine to 0.1 * sqrt 2."""
-    decision = decide(evaluation, audit, params=GateParams(), champion=evaluation)
+@pytest.mark.parametrize(
+    ("change", "verdict", "takes"),
+    [
+        ((0.1, 0.02, 0.2), "PASS", True), ((0.01, -0.2, 0.2), "PASS", True), ((0.0, -0.1, 0.1), "PASS", False),
+        ((-0.02, -0.1, 0.06), "PASS", False), ((-0.1, -0.14, -0.06), "FAIL", False),
+    ],
+)  # fmt: skip
+def test_the_better_one_is_champion_and_what_is_surely_worse_is_not_registered(
+    evaluation: dict[str, Any], audit: dict[str, Any], change: tuple[float, float, float], verdict: str, takes: bool
+) -> None:
+    decision = decide(
+        evaluation | {"champion": held_against(*change)}, audit, params=GateParams(champion_drop_max=0.05)
+    )
+    assert (decision["verdict"], decision["succeeds"]["takes"]) == (verdict, takes)
     reason = next(r for r in decision["reasons"] if r["rule"] == "previous champion")
-    assert (reason["value"], reason["lo"], reason["hi"]) == pytest.approx((0, -(0.02**0.5), 0.02**0.5))
+    assert (reason["value"], reason["lo"], reason["hi"], reason["bound"]) == (*change, -0.05)
+    assert "version 3" in reason["message"]
+    assert "version 3" in decision["succeeds"]["why"]
+
+
+def test_who_was_signed_for_does_not_displace_who_passed(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    audit |= {"severity": "inconclusive", "verdict": "INCONCLUSIVE"}
+    better = held_against(0.3, 0.2, 0.4)
+    takes = [
+        decide(evaluation | {"champion": better | {"verdict": verdict}}, audit, params=GateParams())["succeeds"][
+            "takes"
+        ]
+        for verdict in ("PASS", "INCONCLUSIVE")
+    ]
+    assert takes == [False, True]
+
+
+def test_without_a_champion_or_with_one_of_another_base_the_place_is_free(
+    evaluation: dict[str, Any], audit: dict[str, Any]
+) -> None:
+    other = held_against(0, 0, 0, how="cannot be drawn: it belongs to another base, 'old'") | {"difference": None}
+    for champion, why in ((None, "no champion"), (other, "another base")):
+        decision = decide(evaluation | {"champion": champion}, audit, params=GateParams())
+        assert decision["succeeds"]["takes"]
+        assert why in decision["succeeds"]["why"]
+        assert "previous champion" not in {reason["rule"] for reason in decision["reasons"]}
+
+
+def test_the_page_names_the_champion_and_the_paired_difference(
+    tmp_path: Path, evaluation: dict[str, Any], audit: dict[str, Any]
+) -> None:
+    evaluation["champion"] = held_against(-0.02, -0.1, 0.06)
+    paths = [write_json(tmp_path / name, value) for name, value in (("e.json", evaluation), ("a.json", audit))]
+    run(*paths, decision=tmp_path / "decision.json", report=tmp_path / "gate.html", params=GateParams())
+    page = (tmp_path / "gate.html").read_text()
+    for told in (
+        "version 3 of rex (its own evaluation)",
+        "-0.02 [-0.10, +0.06] against version 3",
+        "registered as challenger",
+    ):
+        assert told in page
 
 
 def test_warnings_pass_but_are_marked(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from photoflux.errors import GateRejected, InputError
+from photoflux.judges.champion import Cells, comparable, difference
 from photoflux.manifest import write_json, write_tar, write_text
 from photoflux.params import GateParams, RegisterParams
+from photoflux.signing import SignOff
 from photoflux.steps import gate, register
 from photoflux.tracking import Registry
 
 SUBJECT = {"id": "rex", "class_noun": "dog", "trigger": "sks", "consent": "sample"}
+SIGNED = SignOff("Ada", "looked at 200 pictures", ("bias audit",))
 GOOD = {
     "identity_gain": 0.7, "prompt_change": 0.0, "leakage": 0.05, "drift_change": 0.0, "drift_kid_sd": 0.0,
     "diversity": 1.0, "class_diversity": 1.0, "copy_rate": 0.0, "memorisation_gap": 0.0, "broken_rate": 0.0,
@@ -30,6 +37,7 @@ class Case:
 
     folder: Path
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    signed: SignOff | None = None
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -37,13 +45,13 @@ class Case:
     def run(self, **params: str) -> dict[str, Any]:
         inputs = [self.path(name) for name in ("adapter.tar", "decision.json", "evaluation.json", "audit.json")]
         outputs = {"card": self.path("card.md"), "receipt": self.path("receipt.json")}
-        self.metrics = register.run(*inputs, **outputs, params=RegisterParams(**params)).metrics
+        self.metrics = register.run(*inputs, **outputs, params=RegisterParams(**params), sign_off=self.signed).metrics
         return json.loads(self.path("receipt.json").read_text())
 
 
 def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit: str = "PASS", judges: str = "j1",
-           weights: bytes = b"w", subject: dict[str, str] | None = None, **changed: float) -> Case:  # fmt: skip
-    """An adapter with its evaluation and audit, decided on by the real gate."""
+           weights: bytes = b"w", subject: dict[str, str] | None = None, name: str = "m", **changed: float) -> Case:  # fmt: skip
+    """An adapter with its evaluation and audit, held against the champion of now and decided on by the real gate."""
     folder.mkdir()
     about = subject or SUBJECT
     curves = {
@@ -58,11 +66,13 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
     sha = write_tar(folder / "adapter.tar", files=files, manifest=manifest)
     points = GOOD | {"overall": overall} | changed
     evaluation = {
-        "kind": "evaluation", "schema_version": 1, "subject": about, "base": manifest["base"], "profile": "smoke",
+        "kind": "evaluation", "schema_version": 2, "subject": about, "base": manifest["base"], "profile": "smoke",
         "hashes": {"dataset": "d" * 64, "adapter": sha, "judges": judges, "prompts": "p"},
         "photos": {"trained": 5, "held_out": 1}, "made_share": 1.0, "exact_attributes": True, "invalid": [],
         "metrics": {name: {"point": v, "lo": v - 0.01, "hi": v + 0.01} for name, v in points.items()},
+        "fingerprint": judges, "cells": cells_of(overall), "champion": None,
     }  # fmt: skip
+    evaluation["champion"] = held_against(evaluation, name)
     finding = {"name": "skin tone", "severity": severity, "reason": "judges err too often"}
     audited = {
         "kind": "audit", "schema_version": 1, "subject": about, "verdict": audit, "severity": severity,
@@ -76,19 +86,46 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
     return Case(folder)
 
 
+def cells_of(overall: float) -> dict[str, Any]:
+    """Pictures that come to this overall score."""
+    flat = np.ones((5, 2))
+    return Cells((0.2 + 0.5 * overall) * flat, 0.2 * flat, flat, flat, 0.7).as_dict()
+
+
+def held_against(evaluation: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """What `evaluate` says of the present champion."""
+    registry = Registry()
+    if (version := registry.at(name, "champion")) is None:
+        return None
+    theirs = json.loads(registry.document(version, "evaluation.json").read_text())
+    about = {"name": name, "version": version.number, "adapter": version.digest, "verdict": version.tags["verdict"]}
+    if not comparable(evaluation, theirs):
+        return {**about, "how": "cannot be drawn: it belongs to another base, 'old'", "difference": None}
+    change = difference(Cells.of(evaluation), Cells.of(theirs), draws=200)
+    return {**about, "how": "its own evaluation", "difference": change.as_dict()}
+
+
 @pytest.fixture(autouse=True)
 def tables(empty_registry: Path, own_state: Path) -> None:
     shutil.copy(empty_registry, own_state / "mlflow.db")
 
 
+def make_better(folder: Path) -> Case:
+    return judged(folder / "better", overall=0.7, weights=b"better")
+
+
+def make_worse(folder: Path) -> Case:
+    return judged(folder / "worse", overall=0.66, weights=b"worse")
+
+
 @pytest.fixture
 def better(tmp_path: Path) -> Case:
-    return judged(tmp_path / "better", overall=0.7, weights=b"better")
+    return make_better(tmp_path)
 
 
 @pytest.fixture
 def worse(tmp_path: Path) -> Case:
-    return judged(tmp_path / "worse", overall=0.5, weights=b"worse")
+    return make_worse(tmp_path)
 
 
 def test_first_version_becomes_champion_with_its_lineage(better: Case):
@@ -128,26 +165,92 @@ def test_the_run_shows_parameters_metrics_curves_and_reports(better: Case):
     assert reports == {"reports/decision.html", "reports/evaluation.html", "reports/finetune.html"}
 
 
-def test_a_worse_version_does_not_take_the_crown(better: Case, worse: Case):
+def test_a_worse_version_does_not_take_the_crown(better: Case, tmp_path: Path):
     better.run(name="m")
+    worse = make_worse(tmp_path)
     receipt = worse.run(name="m")
     assert receipt["alias"] == "challenger"
-    assert "0.490 is lower than version 1's 0.690" in receipt["why"]
+    assert "overall -0.040" in receipt["why"]
+    assert "version 1" in receipt["why"]
     assert Registry().aliases("m") == {"champion": 1, "challenger": 2}
     assert worse.metrics["champion"] == 0
 
 
-def test_a_better_version_takes_it(better: Case, worse: Case):
+def test_a_better_version_takes_it(worse: Case, tmp_path: Path):
     worse.run(name="m")
-    assert better.run(name="m")["alias"] == "champion"
+    assert make_better(tmp_path).run(name="m")["alias"] == "champion"
     assert Registry().aliases("m") == {"champion": 2, "challenger": 2}
 
 
-def test_scores_by_another_yardstick_are_not_compared(better: Case, tmp_path: Path):
+@pytest.mark.parametrize("first", ["better", "worse"])
+def test_of_two_that_were_judged_at_the_same_time_the_better_one_is_champion(better: Case, worse: Case, first: str):
+    """Both were held against nobody; whichever is registered last."""
+    order = [better, worse] if first == "better" else [worse, better]
+    for case in order:
+        case.run(name="m")
+    champion = Registry().at("m", "champion")
+    assert champion.tags["overall"] == "0.7"
+
+
+def test_who_was_held_against_one_that_is_champion_no_more_has_to_be_better_than_the_present_one(tmp_path: Path):
+    judged(tmp_path / "first", overall=0.6, weights=b"1").run(name="m")
+    late, stray = (
+        judged(tmp_path / "late", overall=0.68, weights=b"l"),
+        judged(tmp_path / "s", overall=0.9, judges="j2", weights=b"s"),
+    )
+    judged(tmp_path / "second", overall=0.65, weights=b"2").run(name="m")
+    judged(tmp_path / "third", overall=0.7, weights=b"3").run(name="m")
+    assert Registry().aliases("m")["champion"] == 3
+    receipt = late.run(name="m")
+    assert (receipt["alias"], receipt["why"]) == (
+        "challenger",
+        "version 3, which became champion meanwhile, is no worse",
+    )
+    receipt = stray.run(name="m")
+    assert receipt["alias"] == "challenger"
+    assert "run again to have them compared" in receipt["why"]
+    assert Registry().aliases("m")["champion"] == 3
+
+
+def test_one_of_another_base_makes_room(better: Case, tmp_path: Path):
     better.run(name="m")
     receipt = judged(tmp_path / "x", overall=0.5, judges="j2", weights=b"x").run(name="m")
     assert receipt["alias"] == "champion"
-    assert "other judges" in receipt["why"]
+    assert "another base" in receipt["why"]
+
+
+@pytest.mark.parametrize("delays", [(0.0, 0.0), (0.0, 0.3), (0.3, 0.0)])
+def test_two_machines_that_register_at_once_leave_the_better_one(
+    better: Case, worse: Case, own_state: Path, tmp_path: Path, delays: tuple[float, float]
+):
+    """Each process has a state folder, and so a lock, of its own; what they share is the registry's database alone."""
+    code = (
+        "import sys, time; from pathlib import Path; from photoflux.params import RegisterParams; from photoflux.steps import register\n"
+        "from photoflux.tracking import Registry; Registry().names(); print('ready', flush=True); sys.stdin.readline()\n"
+        "time.sleep(float(sys.argv[2])); f = Path(sys.argv[1])\n"
+        "register.run(f/'adapter.tar', f/'decision.json', f/'evaluation.json', f/'audit.json', card=f/'card.md',"
+        " receipt=f/'receipt.json', params=RegisterParams(name='m'))"
+    )
+    (tmp_path / "work").mkdir()
+    started = []
+    for number, (case, delay) in enumerate(zip((better, worse), delays, strict=True)):
+        state = tmp_path / f"state-{number}"
+        settings = {
+            "PHOTOFLUX_TRACKING_URI": f"sqlite:///{own_state / 'mlflow.db'}", "PHOTOFLUX_STATE_DIR": str(state),
+            "PHOTOFLUX_MODELS_DIR": str(Path(gate.__file__).resolve().parents[2] / "models"),
+        }  # fmt: skip
+        started.append(subprocess.Popen(
+            [sys.executable, "-c", code, str(case.folder), str(delay)], cwd=tmp_path / "work", env=os.environ | settings,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ))  # fmt: skip
+    assert [one.stdout.readline() for one in started] == ["ready\n"] * 2
+    for one in started:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    assert [one.wait(120) for one in started] == [0, 0]
+    registry = Registry()
+    assert len(registry.versions("m")) == 2
+    assert registry.at("m", "champion").digest == json.loads(better.path("receipt.json").read_text())["adapter"]
 
 
 def test_the_same_adapter_again_is_the_same_version(better: Case):
@@ -162,7 +265,7 @@ def test_name_defaults_to_the_subject(better: Case):
 
 def test_another_subject_may_not_move_in(better: Case, tmp_path: Path):
     better.run(name="m")
-    other = judged(tmp_path / "other", weights=b"o", subject=SUBJECT | {"id": "bello"})
+    other = judged(tmp_path / "other", overall=0.7, weights=b"o", subject=SUBJECT | {"id": "bello"})
     with pytest.raises(InputError, match="holds the subject 'rex', not 'bello'"):
         other.run(name="m")
     assert Registry().aliases("m") == {"champion": 1, "challenger": 1}
@@ -170,26 +273,51 @@ def test_another_subject_may_not_move_in(better: Case, tmp_path: Path):
 
 def test_a_failed_gate_names_its_rule_and_registers_nothing(tmp_path: Path):
     bad = judged(tmp_path / "bad", leakage=0.9)
+    bad.signed = SignOff("Ada", "because I like it", ("class leakage",))
     with pytest.raises(GateRejected, match=r"said FAIL .* class leakage: 0\.90"):
-        bad.run(sign_off_by="Ada", sign_off_reason="because I like it")
+        bad.run()
     assert Registry().names() == []
     assert not bad.path("card.md").exists()
 
 
 def test_an_open_question_needs_a_signature_which_is_recorded(tmp_path: Path):
     case = judged(tmp_path / "case", severity="inconclusive", audit="INCONCLUSIVE")
-    with pytest.raises(GateRejected, match=r"bias audit: inconclusive.*set register\.sign_off_by"):
+    with pytest.raises(GateRejected, match=r"bias audit: inconclusive.*`photoflux sign-off`"):
         case.run()
-    assert case.run(sign_off_by="Ada", sign_off_reason="looked at 200 pictures")["alias"] == "champion"
+    for findings, told in (((), "does not name .*bias audit"), (("bias audit", "leakage"), "'leakage' is not open")):
+        case.signed = SignOff("Ada", "looked at 200 pictures", findings)
+        with pytest.raises(InputError, match=told):
+            case.run()
+    case.signed = SIGNED
+    assert case.run()["alias"] == "champion"
     tags = Registry().at("rex", "champion").tags
-    assert (tags["sign_off_by"], tags["sign_off_reason"]) == ("Ada", "looked at 200 pictures")
-    assert "Ada: looked at 200 pictures" in case.path("card.md").read_text()
+    signed = tuple(tags[f"sign_off_{name}"] for name in ("by", "reason", "findings"))
+    assert signed == ("Ada", "looked at 200 pictures", "bias audit")
+    assert "Ada, for bias audit: looked at 200 pictures" in case.path("card.md").read_text()
+
+
+def test_one_that_was_signed_for_leaves_the_place_to_one_that_passed(better: Case, tmp_path: Path):
+    better.run(name="m")
+    case = judged(tmp_path / "case", overall=0.9, weights=b"c", severity="inconclusive", audit="INCONCLUSIVE")
+    case.signed = SIGNED
+    receipt = case.run(name="m")
+    assert receipt["alias"] == "challenger"
+    assert "version 1 passed by itself" in receipt["why"]
 
 
 def test_a_straddled_limit_cannot_be_signed_away(tmp_path: Path):
     case = judged(tmp_path / "case", identity_gain=GateParams().identity_gain_min)
+    case.signed = SignOff("Ada", "looked at 200 pictures", ("identity gain",))
     with pytest.raises(GateRejected, match="said INCONCLUSIVE and nothing is registered: identity gain"):
-        case.run(sign_off_by="Ada", sign_off_reason="looked at 200 pictures")
+        case.run()
+
+
+@pytest.mark.parametrize(
+    ("by", "reason"), [("", "looked at 200 pictures"), (" ", "looked at 200 pictures"), ("Ada", "fine")]
+)
+def test_a_signature_says_who_and_why(by: str, reason: str):
+    with pytest.raises(InputError, match=r"name of who signs|too short"):
+        SignOff(by, reason, ("bias audit",))
 
 
 def test_documents_of_another_adapter_are_refused(better: Case, worse: Case):
@@ -232,9 +360,10 @@ def test_the_card_tells_what_matters(better: Case):
 
 def test_text_in_the_card_is_no_markup(tmp_path: Path):
     case = judged(tmp_path / "case", severity="inconclusive", audit="INCONCLUSIVE")
-    case.run(sign_off_by="<b>Ada</b>", sign_off_reason="a | b\nnew line and more")
+    case.signed = SignOff("<b>Ada</b>", "a | b\nnew line and more", ("bias audit",))
+    case.run()
     card = case.path("card.md").read_text()
-    assert r"\<b\>Ada\</b\>: a \| b new line and more |" in card
+    assert r"\<b\>Ada\</b\>, for bias audit: a \| b new line and more |" in card
 
 
 def test_a_broken_document_is_named(better: Case):
