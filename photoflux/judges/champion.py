@@ -7,7 +7,7 @@ that: what each picture was worth.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from photoflux.judges.stats import Array, Interval, cluster_weights, interval, weighted_mean
 
 DIGITS = 7
+ARRAYS = ("likeness", "likeness_base", "followed", "followed_base")
 SPAN_LEAST, FOLLOWED_LEAST = 5e-3, 1e-6
 """Least denominators; an evaluation that comes near them is INVALID anyway."""
 
@@ -36,16 +37,11 @@ class Cells:
     def of(cls, document: Mapping[str, Any]) -> Cells:
         """The cells of an evaluation."""
         kept = document["cells"]
-        return cls(
-            **{
-                name: np.asarray(kept[name], float) if name != "real" else float(kept[name])
-                for name in cls.__annotations__
-            }
-        )
+        return cls(**{name: np.asarray(kept[name], float) for name in ARRAYS}, real=float(kept["real"]))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes them."""
-        arrays = {name: np.round(value, DIGITS).tolist() for name, value in vars(self).items() if name != "real"}
+        arrays = {name: np.round(getattr(self, name), DIGITS).tolist() for name in ARRAYS}
         return {**arrays, "real": round(self.real, DIGITS)}
 
     def overall(self, weights: Array) -> Array:
@@ -57,7 +53,7 @@ class Cells:
 
     def first(self, seeds: int) -> Cells:
         """The same with the first `seeds` seeds of each prompt."""
-        return Cells(**{name: value[:, :seeds] if name != "real" else value for name, value in vars(self).items()})
+        return replace(self, **{name: getattr(self, name)[:, :seeds] for name in ARRAYS})
 
 
 def comparable(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

@@ -37,8 +37,9 @@ def run(dataset: Path, *, champion: Path, name: str = "", key: str = "plain://de
         files: dict[str, bytes | Path] = {}
         if version:
             stored, own_key = registry.adapter(version)
-            files[ADAPTER] = stack.enter_context(opened(stored, key=own_key))
-            about |= {"adapter": digest(files[ADAPTER]), "verdict": version.tags.get("verdict", "")}
+            adapter = stack.enter_context(opened(stored, key=own_key))
+            files[ADAPTER] = adapter
+            about |= {"adapter": digest(adapter), "verdict": version.tags.get("verdict", "")}
             if judged := registry.document(version, EVALUATION):
                 files[EVALUATION] = stack.enter_context(opened(judged, key=own_key))
         with committed(champion, key=key) as out:
