@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 FINAL_RATE = 0.1
 """Share of the learning rate that is left at the last step."""
 VALIDATION_SEED = 17
+SCALE_FLOOR = 1.0
+"""A loss scale above this is still searched for: float16 gradients that overflow then say nothing of the training."""
 
 
 class Batch(NamedTuple):
@@ -173,9 +175,20 @@ class FineTuning(pl.LightningModule):
         finite = bool(torch.isfinite(norm))
         if self._spoilt or not finite:
             optimizer.zero_grad(set_to_none=True)
-        if not finite:
-            self._skip("gradient")
+        if not self._spoilt and not finite:
+            self._overflowed()
         self._spoilt = False
+
+    def _overflowed(self) -> None:
+        """A gradient is not finite though the loss is: the loss scaler's search for its scale, or a step that is skipped.
+
+        A scaler begins far too high by design, halves its scale at each such step and raises it again after 2,000 good ones.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and (scale := scaler.get_scale()) > SCALE_FLOOR:
+            log.info("step %d overflows at a loss scale of %g, which is lowered", self.done + 1, scale)
+        else:
+            self._skip("gradient")
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         for group in optimizer.param_groups:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
+from torch.amp.grad_scaler import GradScaler
 
 from photoflux.errors import PhotoFluxError
 from photoflux.flux import fit
@@ -207,6 +211,62 @@ def test_too_many_broken_steps_end_the_training(make: Make) -> None:
     with pytest.raises(PhotoFluxError, match=r"diverged: 2 steps were not finite, the last of them step 5"):
         training.run()
     assert training.state()["done"] == 4
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], GradScaler]:
+    """Has the next training compute in float16 as GPUs without bfloat16 do, with a real scaler; Lightning has none for CPUs."""
+
+    def scaled(begin: float) -> GradScaler:
+        scaler, trainer = GradScaler("cpu", init_scale=begin), pl.Trainer
+
+        def made(*, precision: str, **more: Any) -> pl.Trainer:
+            assert precision == fit.PRECISIONS["float32"]
+            return trainer(**more, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+        monkeypatch.setattr(pl, "Trainer", made)
+        return scaler
+
+    return scaled
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_scalers_search_for_its_scale_is_no_divergence(
+    half: Callable[[float], GradScaler], make: Make, micro_batches: int
+) -> None:
+    """It begins too high, halves its scale at each step that overflows, and the training goes on from there."""
+    scaler = half(2.0**36)
+    training = make(steps=30, skipped_max=0, save_every=30, checkpoint_every=30, micro_batches=micro_batches)
+    before = {name: p.detach().clone() for name, p in training.tuning.trained.items()}
+    training.run()
+    halved = round(36 - math.log2(scaler.get_scale()))
+    assert 3 < halved < 30, "otherwise nothing is shown"
+    assert training.tuning.skipped == 0
+    assert any(not torch.equal(p, before[name]) for name, p in training.tuning.trained.items())
+    assert all(torch.isfinite(p).all() for p in training.tuning.trained.values())
+
+
+def test_a_gradient_that_no_scale_helps_is_a_divergence(half: Callable[[float], GradScaler], make: Make) -> None:
+    """From 16 down to 1 it may be the scale; from there on it is the training, whose loss stays finite all the while."""
+    scaler = half(16.0)
+    training = make(steps=30, skipped_max=2)
+    next(iter(training.tuning.trained.values())).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(PhotoFluxError, match=r"diverged: 3 steps were not finite, the last of them step 7;"):
+        training.run()
+    assert scaler.get_scale() < 1
+
+
+def test_a_loss_that_is_not_finite_counts_whatever_the_scale(half: Callable[[float], GradScaler], make: Make) -> None:
+    """No scale is in it yet."""
+    scaler = half(1024.0)
+    training = make(skipped_max=1)
+    batch = training.draws.batch
+    training.draws.batch = lambda step: (  # type: ignore[method-assign]
+        batch(step)._replace(targets=batch(step).targets * float("nan")) if step > 2 else batch(step)
+    )
+    with pytest.raises(PhotoFluxError, match=r"diverged: 2 steps were not finite, the last of them step 5"):
+        training.run()
+    assert scaler.get_scale() == 1024
 
 
 def test_progress_is_told(make: Make, caplog: pytest.LogCaptureFixture) -> None:
