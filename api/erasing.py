@@ -200,6 +200,7 @@ class Erasure:
             )
         for run in gone.runs:
             self.discard(run)
+            shutil.rmtree(self.cache_dir / "finetune" / gone.owner / run, ignore_errors=True)
         for name in gone.registered:
             self.unregister(name, functools.partial(self._superseded, name, gone))
         gone.clear(self.objects)

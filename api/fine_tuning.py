@@ -32,11 +32,11 @@ from photoflux.report import sealed_beside
 from photoflux.runs import Run as PipelineRun
 from photoflux.runs import State, read_document
 from photoflux.signing import SignOff, open_findings
-from photoflux.vault import opened
+from photoflux.vault import VaultKey, opened
 from photoflux.vault.blobs import BlobExists
 from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.objects import Objects
-from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
+from photoflux.vault.sealed import Label, SealBroken, seal_bytes, unseal_bytes
 from pipelines.orchestrators import LOST, Orchestrator, RunGone, RunRef
 from pipelines.watch import progress
 
@@ -155,6 +155,8 @@ class FineTuning:
             return self._settle(row, attempt, ended)
         except (AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
             return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
+        except SealBroken:
+            return self.fail(run_id, "internal", "what the run made was altered or exchanged; start it anew")
         except RunGone:  # deleted with what was learnt of the subject, where a consent was withdrawn
             current = self._row(run_id)
             if current is None or current.cancel_ms:
@@ -167,6 +169,7 @@ class FineTuning:
         ref = self._asked(row.id, lambda: self.orchestrator.find(f"{row.id}-{attempt}"))
         with TemporaryDirectory(prefix="photoflux-") as scratch:
             run, folder = self._asked(row.id, lambda: self.orchestrator.collect(ref, Path(scratch)))
+            check_key(row, run)
             self._keep_reports(row, run, folder)
             made = self._published(row, run, folder)
             left = read_document(run, folder, "gate", "decision") if made is None else None
@@ -217,6 +220,7 @@ class FineTuning:
         ref = self._asked(row.id, lambda: self.orchestrator.find(f"{row.id}-{attempt}"))
         with TemporaryDirectory(prefix="photoflux-") as scratch:
             run, folder = self._asked(row.id, lambda: self.orchestrator.collect(ref, Path(scratch) / "run"))
+            check_key(row, run)
             self.require()
             run = self._registered(row, run, folder, Path(scratch))
             self._keep_reports(row, run, folder)
@@ -257,7 +261,7 @@ class FineTuning:
         params = RegisterParams(name=row.params["register_name"])
         made = {"card": scratch / "card.md", "receipt": scratch / "receipt.json"}
         inputs = [folder / run.artifacts[step][name] for step, name in SIGNED]
-        register.run(*inputs, **made, params=params, key=key_of(row), sign_off=signed)
+        register.run(*inputs, **made, params=params, key=run.params["key"], sign_off=signed)
         written = {name: os.path.relpath(file, folder) for name, file in made.items()}
         return replace(run, artifacts={**run.artifacts, "register": written})
 
@@ -279,7 +283,7 @@ class FineTuning:
         if receipt is None:
             return None
         model_id = uuid.uuid5(uuid.NAMESPACE_OID, row.id).hex
-        with opened(folder / run.artifacts["finetune"]["adapter"], key=key_of(row)) as adapter:
+        with opened(folder / run.artifacts["finetune"]["adapter"], key=run.params["key"]) as adapter:
             sha256, stored = digest(adapter), adapter.stat().st_size
             with suppress(BlobExists):
                 self.objects.put(row.user_id, "adapter", model_id, adapter.read_bytes())
@@ -291,8 +295,9 @@ class FineTuning:
 
     def _keep_reports(self, row: Run, run: PipelineRun, folder: Path) -> None:
         """The model's card and the full reports, sealed: those with the subject's pictures where there are two."""
+        key = run.params["key"]
         if named := run.artifacts.get("register", {}).get("card"):
-            with opened(folder / named, key=key_of(row)) as plain, suppress(BlobExists):
+            with opened(folder / named, key=key) as plain, suppress(BlobExists):
                 self.objects.put(row.user_id, "report", f"{row.id}.{CARD}", plain.read_bytes())
         for step in REPORTS:
             if not (named := run.artifacts.get(step, {}).get("report")):
@@ -301,7 +306,7 @@ class FineTuning:
             sealed = sealed_beside(page)
             with suppress(BlobExists):
                 if sealed.is_file():
-                    with opened(sealed, key=key_of(row)) as plain:
+                    with opened(sealed, key=key) as plain:
                         self.objects.put(row.user_id, "report", f"{row.id}.{step}", plain.read_bytes())
                 else:
                     self.objects.put(row.user_id, "report", f"{row.id}.{step}", page.read_bytes())
@@ -396,12 +401,18 @@ def sign_off(session: Session, row: Run, *, by: str, reason: str, findings: Sequ
 
 
 def key_of(row: Run) -> str:
-    """Under which everything of the run is sealed."""
-    return f"vault://{row.user_id}"
+    """Under which everything of the run is sealed: nothing of another run opens in its place."""
+    return str(VaultKey(row.user_id, row.id))
+
+
+def check_key(row: Run, run: PipelineRun) -> None:
+    """Raises SealBroken unless the pipeline was given the run's own key, or its owner's as runs were before they had one."""
+    if run.params.get("key") not in (key_of(row), str(VaultKey(row.user_id))):
+        raise SealBroken(f"run {row.id}: its pipeline's record names a key that it was not given; start it anew")
 
 
 def pipeline_params(row: Run) -> dict[str, Any]:
-    """What the pipeline is given: the run's own parameters, its photos, and its owner's key."""
+    """What the pipeline is given: the run's own parameters, its photos, and its key."""
     return {**row.params, "key": key_of(row)}
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.runs import RECORD, Failure, Run, State, StepRun, load_run, new_run, save_run
+from photoflux.vault import key_for_run
 from photoflux.vault.blobs import BlobStore, open_store
 from pipelines import outputs, process
 from pipelines.graph import COMPILED, Spec, parse_spec, read_spec, step_titles
@@ -84,7 +85,7 @@ class LocalOrchestrator:
         return self.start(resolve(params, read_spec(self.compiled)), name=name)
 
     def start(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
-        """Start a run of whatever pipeline `compiled` holds, with exactly these parameters."""
+        """Start a run of whatever pipeline `compiled` holds, with these parameters and no checks of them."""
         run = _new(read_spec(self.compiled), params, name)
         folder = (self.runs_dir / run.id).resolve()
         folder.mkdir(parents=True, exist_ok=bool(name))
@@ -368,7 +369,11 @@ def _outputs_of(job: str) -> str:
 
 
 def _new(spec: Spec, params: Mapping[str, Any], name: str = "") -> Run:
-    return new_run(spec["pipelineInfo"]["name"], steps=step_titles(spec), params=params, name=name)
+    """A queued run; what it seals for an owner is bound to it, unless whoever submits it has bound it already."""
+    run = new_run(spec["pipelineInfo"]["name"], steps=step_titles(spec), params=params, name=name)
+    if "key" not in run.params:
+        return run
+    return replace(run, params={**run.params, "key": key_for_run(str(run.params["key"]), run.id)})
 
 
 def _run_id(spec: Spec, name: str) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from photoflux.errors import InputError
+from photoflux.vault import VAULT, VaultKey
 from photoflux.vault.blobs import BlobExists, BlobMissing
 
 if TYPE_CHECKING:
     from photoflux.vault.objects import Objects
 
-SCHEME, VAULT = "blob:", "vault://"
+SCHEME = "blob:"
 SUFFIX = ".jpg"
 
 
@@ -34,8 +35,8 @@ def fetch_set(source: str, *, key: str, into: Path, objects: Objects | None = No
     from photoflux.vault.objects import open_objects
 
     if not key.startswith(VAULT):
-        raise InputError(f"{source}: uploaded photos are sealed; give their owner's key, vault://<owner>, not '{key}'")
-    owner, set_id = key.removeprefix(VAULT), source.removeprefix(SCHEME)
+        raise InputError(f"{source}: uploaded photos are sealed; give their owner's key, {VAULT}<owner>, not '{key}'")
+    owner, set_id = VaultKey.parse(key).owner, source.removeprefix(SCHEME)
     objects = objects or open_objects()
     try:
         photos = json.loads(objects.get(owner, "set", set_id))["photos"]

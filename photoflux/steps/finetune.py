@@ -22,7 +22,7 @@ from photoflux.manifest import digest, read_manifest, to_json, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
-from photoflux.vault import committed, opened
+from photoflux.vault import VAULT, VaultKey, committed, opened
 from photoflux.vault.drawer import Drawer
 
 if TYPE_CHECKING:
@@ -66,16 +66,17 @@ def run(
 ) -> StepResult:
     """Train the subject into an adapter; a killed run, started again, goes on from its last saved state.
 
-    `workdir` holds that state, sealed under `key` and named by default after dataset, base and parameters; it is removed at
-    the end. Raises InputError for a dataset that this base cannot be trained on, PhotoFluxError when training diverges, the
+    `workdir` holds that state, sealed under `key` and named by default after owner, run, dataset, base and parameters; it is
+    removed at the end. Raises InputError for a dataset that this base cannot be trained on, PhotoFluxError when training diverges, the
     disk is full or another training is at work in that folder.
     """
     from photoflux.flux.base import load_spec
     from photoflux.flux.report import write_report
 
     spec = load_spec(params.base)
+    works = get_settings().cache_dir / "finetune"
     with opened(dataset, key=key) as plain, _unpacked(plain) as (pictures, manifest):
-        folder = workdir or get_settings().cache_dir / "finetune" / _owner(key) / _identity(plain, spec, params)
+        folder = workdir or works / _owned_by(key) / _identity(plain, spec, params)
         with _space_on(folder), _only_one_in(folder), ExitStack() as stack:
             trained = _train(pictures, manifest, spec=spec, params=params, kept=Drawer(folder, key))
             weights = stack.enter_context(_weights(trained))
@@ -86,7 +87,8 @@ def run(
             shutil.rmtree(folder, ignore_errors=True)  # while it is ours: another training may wait for it
     if workdir is None:
         with suppress(OSError):  # others of the same owner may be under way
-            folder.parent.rmdir()
+            for above in folder.relative_to(works).parents[:-1]:
+                (works / above).rmdir()
     return StepResult(_metrics(trained), report)
 
 
@@ -263,9 +265,15 @@ def _identity(dataset: Path, spec: BaseSpec, params: FinetuneParams) -> str:
     return fingerprint.name(parts)[:16]
 
 
-def _owner(key: str) -> str:
-    """The folder of whoever a key belongs to, so that all of theirs can be found."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", key.partition("://")[2]) or "anybody"
+def _owned_by(key: str) -> Path:
+    """The folder of whoever a key belongs to, so that all of theirs can be found, and in it the folder of the run.
+
+    A run's work is sealed under its own key, so that another run of the same inputs could not go on with it.
+    """
+    if key.startswith(VAULT):
+        named = VaultKey.parse(key)
+        return Path(named.owner, named.run)
+    return Path(re.sub(r"[^A-Za-z0-9._-]+", "-", key.partition("://")[2]) or "anybody")
 
 
 def _digest_of(file: Path | None) -> str | None:

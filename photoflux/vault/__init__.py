@@ -1,15 +1,19 @@
 """How a step opens its inputs and commits its outputs; what is sealed, and how, is decided by a key URI.
 
 `plain://<anything>` leaves artifacts readable: sample data and machines whose disk is the owner's own.
-`vault://<owner>` seals them under that owner's keyset, which no step ever sees more of than its name.
+`vault://<owner>/<run>` seals them under that owner's keyset, which no step ever sees more of than its name, and binds them
+to that run: what another run of the same owner made does not open in their place. `vault://<owner>` is for what belongs to
+no run, and for what runs made before they had keys of their own.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +23,37 @@ from photoflux.vault.blobs import open_store
 from photoflux.vault.kek import LOCAL, KeyFileExists, create_kek
 from photoflux.vault.keyring import Keyring, OwnerErased, check_owner
 from photoflux.vault.sealed import Label, seal, unseal
+
+VAULT = "vault://"
+RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,126}")
+
+
+@dataclass(frozen=True)
+class VaultKey:
+    """`vault://<owner>/<run>` in its parts; `run` is empty for what belongs to no run."""
+
+    owner: str
+    run: str = ""
+
+    def __str__(self) -> str:
+        return f"{VAULT}{self.owner}/{self.run}" if self.run else f"{VAULT}{self.owner}"
+
+    @classmethod
+    def parse(cls, key: str) -> VaultKey:
+        """Raises InputError for a URI of another kind, an owner or a run that cannot be one."""
+        owner, separator, run = key.removeprefix(VAULT).partition("/")
+        if not key.startswith(VAULT):
+            raise InputError(f"key '{key}': is no sealing key; use {VAULT}<owner>/<run>")
+        if separator and not RUN.fullmatch(run):
+            raise InputError(f"key '{key}': a run is 1 to 127 of a-z, 0-9 and '-', as in {VAULT}<owner>/<run>")
+        return cls(check_owner(owner), run)
+
+
+def key_for_run(key: str, run: str) -> str:
+    """The key URI that a run's steps are given: an owner's own is bound to the run, any other stays as it is."""
+    if not key.startswith(VAULT):
+        return key
+    return key if VaultKey.parse(key).run else str(VaultKey.parse(f"{key}/{run}"))
 
 
 class Sealer(Protocol):
@@ -50,12 +85,15 @@ class Plain:
 
 
 class Sealed:
-    """Ciphertext of one owner, bound to what the file is: `dataset.tar` does not open as `adapter.tar`."""
+    """Ciphertext of one owner, bound to the run and to what the file is.
+
+    `dataset.tar` opens neither as `adapter.tar` nor as another run's `dataset.tar`.
+    """
 
     private = True
 
-    def __init__(self, owner: str) -> None:
-        self.owner, self.keyring = check_owner(owner), open_keyring()
+    def __init__(self, key: VaultKey) -> None:
+        self.key, self.keyring = key, open_keyring()
 
     def seal(self, plain: Path, stored: Path) -> None:
         with plain.open("rb") as source, stored.open("wb") as sink:
@@ -68,20 +106,20 @@ class Sealed:
             unseal(source, sink, label=self._label(stored), keyring=self.keyring)
 
     def confirm(self) -> None:
-        self.keyring.check_not_erased(self.owner)
+        self.keyring.check_not_erased(self.key.owner)
 
     def _label(self, file: Path) -> Label:
-        return Label(self.owner, "artifact", file.name.split(".")[0])
+        stem = file.name.split(".")[0]
+        return Label(self.key.owner, "artifact", f"{self.key.run}/{stem}" if self.key.run else stem)
 
 
 def sealer(key: str) -> Sealer:
     """The sealer a key URI names. Raises InputError for an unknown scheme."""
-    scheme, separator, name = key.partition("://")
-    if separator and scheme == "plain":
+    if key.startswith("plain://"):
         return Plain()
-    if separator and scheme == "vault":
-        return Sealed(name)
-    raise InputError(f"key '{key}': no such kind of key here; use plain://<name> or vault://<owner>")
+    if key.startswith(VAULT):
+        return Sealed(VaultKey.parse(key))
+    raise InputError(f"key '{key}': no such kind of key here; use plain://<name> or {VAULT}<owner>/<run>")
 
 
 def open_keyring() -> Keyring:

@@ -153,5 +153,8 @@ def _checked(line: bytes, label: Label) -> int:
     except (ValueError, KeyError, TypeError) as error:
         raise SealBroken(f"{label.kind} {label.id}: is not sealed; it was not made by this program") from error
     if line != _line(label, version) or not isinstance(version, int):
-        raise SealBroken(f"{label.kind} {label.id}: these are the sealed bytes of something else")
+        raise SealBroken(
+            f"{label.kind} {label.id}: these are the sealed bytes of something else, of another run or another owner "
+            "perhaps; put back the file that belongs here, or make it again"
+        )
     return version

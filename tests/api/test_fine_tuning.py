@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from api.db import AuditEntry, Generation, Model, Run, Subject
 from api.erasing import erase_models
-from api.fine_tuning import FineTuning, estimate
+from api.fine_tuning import FineTuning, estimate, pipeline_params
 from photoflux.errors import InputError
 from photoflux.manifest import digest
 from photoflux.runs import Failure, State, StepRun
@@ -149,7 +149,7 @@ def test_a_passed_run_makes_a_model_that_draws(site: Site, ada: Person, work):
     run, generation = begun(ada)
     tuning, orchestrator, drawn = work(run_of(State.running), passed)
     assert tuning.follow(run, 1) == State.succeeded
-    assert orchestrator.params["key"] == f"vault://{ada.id}"
+    assert orchestrator.params["key"] == f"vault://{ada.id}/{run}"
     assert [step["name"] for step in ada.row(Run, run).steps] == ["finetune", "evaluate", "gate", "register"]
     assert tuning.settle(run, 1, State.succeeded) == "succeeded"
     shown = ada.get(f"/api/runs/{run}").json()
@@ -162,6 +162,49 @@ def test_a_passed_run_makes_a_model_that_draws(site: Site, ada: Person, work):
     assert ada.get(f"/api/media/reports/{run}/gate").text == "<img> of a dog"
     card = ada.get(model["card"])
     assert (card.text, card.headers["content-type"]) == ("# A dog", "text/markdown; charset=utf-8")
+
+
+def made_by(other: str, person: Person, name: str) -> Callable[[Path, dict[str, Any]], PipelineRun]:
+    """A run that passed, one artifact of which was exchanged for that of another run of the same person."""
+
+    def exchanged(folder: Path, params: dict[str, Any]) -> PipelineRun:
+        theirs = folder.with_name("theirs")
+        theirs.mkdir(exist_ok=True)
+        passed(theirs, {**params, "key": pipeline_params(person.row(Run, other))["key"]})
+        run = passed(folder, params)
+        shutil.copy(theirs / name, folder / name)
+        return run
+
+    return exchanged
+
+
+@pytest.mark.parametrize("name", ["adapter.tar", "receipt.json", "card.md", "report-sealed.html"])
+def test_nothing_is_made_of_what_another_run_of_the_same_person_left(site: Site, ada: Person, work, name: str):
+    run, _ = begun(ada)
+    other, _ = begun(ada)
+    tuning, _, drawn = work(made_by(other, ada, name))
+    assert tuning.settle(run, 1, tuning.follow(run, 1)) == "failed"
+    assert "altered or exchanged" in why(ada, run, "internal")
+    assert site.objects.ids(ada.id, "adapter") == drawn == []
+    assert ada.row(Subject, ada.row(Run, run).subject_id).champion_id is None
+
+
+def test_a_record_that_names_another_runs_key_is_not_believed(ada: Person, work):
+    """Or whoever can exchange a run's files and its record had made another run's model of it."""
+    run, _ = begun(ada)
+    other, _ = begun(ada)
+    theirs = pipeline_params(ada.row(Run, other))["key"]
+    tuning, *_ = work(lambda folder, params: passed(folder, {**params, "key": theirs}))
+    assert tuning.settle(run, 1, tuning.follow(run, 1)) == "failed"
+    assert "altered or exchanged" in why(ada, run, "internal")
+
+
+def test_a_run_that_began_before_runs_had_keys_is_settled_with_its_owners(site: Site, ada: Person, work):
+    run, _ = begun(ada)
+    tuning, *_ = work(lambda folder, params: passed(folder, {**params, "key": f"vault://{ada.id}"}))
+    assert tuning.settle(run, 1, tuning.follow(run, 1)) == "succeeded"
+    (model,) = site.objects.ids(ada.id, "adapter")
+    assert site.objects.get(ada.id, "adapter", model) == b"an adapter"
 
 
 def test_a_run_that_takes_too_long_is_ended_and_says_so(ada: Person, work):

@@ -144,8 +144,11 @@ def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ad
         session.get_one(Run, run).state = "succeeded"
         session.add(Model(user_id=ada.id, subject_id=subject, run_id=run, number=1, registry_name=subject, registry_version="2",
                           adapter_sha256="0" * 64, verdict="PASS", metrics={}))  # fmt: skip
+    (work,) = (erasure.cache_dir / "finetune" / ada.id / trained for trained in left.runs)
+    work.mkdir(parents=True)
     erasure.remove(left)
     assert gone == [1]
+    assert not work.exists(), "what a training that was killed left is learnt of the subject, too"
     with service.records.writing() as session:
         session.get_one(User, ada.id).state = "erasing"
     erasure.remove(Gone(ada.id, runs=[run], registered=[subject]))

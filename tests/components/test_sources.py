@@ -38,7 +38,7 @@ def test_an_uploaded_set_is_opened_for_its_owner_alone(tmp_path: Path):
         assert origin == "blob:set-1"
     assert not Path(folder).exists()
     assert write_set(objects, "ada", "set-1", ["p1"]) == source  # the first one stands
-    with fetched(source, key="vault://ada") as (folder, _):
+    with fetched(source, key="vault://ada/run-1") as (folder, _):
         assert len(list(Path(folder).iterdir())) == 2
     for key, named in (("vault://bob", "is gone"), ("plain://demo", "give their owner's key")):
         with pytest.raises(InputError, match=named), fetched(source, key=key):

@@ -231,6 +231,14 @@ def test_vertex_gets_the_compiled_file_with_the_image_pinned(vertex: VertexServe
     assert job["labels"] == {"team": "photos"}
 
 
+def test_a_run_is_given_a_key_of_its_own(vertex: VertexServer, orchestrator: VertexOrchestrator):
+    """An owner's key is bound to the run by who submits it; a key that is bound already stays, and sample data open."""
+    for key in ("vault://ada", "vault://ada/mine", "plain://demo"):
+        orchestrator.submit({"key": key}, name="abc-1")
+    given = [dict(request.pipeline_job.runtime_config.parameter_values)["key"] for request in vertex.sent]
+    assert given == ["vault://ada/personalize-abc-1", "vault://ada/mine", "plain://demo"]
+
+
 def test_vertex_has_a_named_job_once(vertex: VertexServer, orchestrator: VertexOrchestrator):
     """The name is the job's id; where the service says that it exists, it is that one."""
     first = orchestrator.submit({}, name="abc-1")

@@ -33,7 +33,9 @@ from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
 from photoflux.steps import StepResult, finetune
 from photoflux.steps.finetune import WEIGHTS, run
+from photoflux.vault import committed, opened
 from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed import SealBroken
 from tests.judges.tiny import make_base, make_dataset, subject_of
 
 
@@ -282,6 +284,27 @@ def test_another_training_does_not_go_on_there(
             train(source, tmp_path / "out", how, **more)
     assert len(left(own_state)) == 3
     assert (tmp_path / "mine" / fit.STATE).is_file()
+
+
+def test_a_run_does_not_go_on_with_what_another_run_left(
+    dataset: Path, base: Path, tmp_path: Path, own_state: Path, deadly: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one owner with the same photos and parameters: each begins anew, under its owner's folder."""
+    sources = {}
+    for number in (1, 2):
+        source = tmp_path / f"run-{number}" / "dataset.tar"
+        with committed(source, key=f"vault://ada/run-{number}") as plain:
+            shutil.copy(dataset, plain)
+        sources[number] = source
+    with pytest.raises(Killed):
+        train(sources[1], tmp_path / "out", params(base), key="vault://ada/run-1")
+    deadly.undo()
+    train(sources[2], tmp_path / "out", params(base), key="vault://ada/run-2")
+    assert left(own_state) == ["run-1"]
+    with pytest.raises(SealBroken), opened(sources[1], key="vault://ada/run-2"):
+        pass
+    train(sources[1], tmp_path / "out", params(base), key="vault://ada/run-1")
+    assert left(own_state) == []
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from photoflux.errors import InputError, PhotoFluxError
-from photoflux.vault import committed, open_keyring, opened
+from photoflux.vault import VaultKey, committed, key_for_run, open_keyring, opened
 from photoflux.vault.keyring import KeyMissing
 from photoflux.vault.sealed import SealBroken
 
@@ -64,6 +64,59 @@ def test_a_sealed_artifact_does_not_open_as_another(tmp_path: Path):
     (tmp_path / "dataset.tar").rename(tmp_path / "adapter.tar")
     with pytest.raises(SealBroken, match="something else"), opened(tmp_path / "adapter.tar", key="vault://ada"):
         pass
+
+
+def sealed(file: Path, content: bytes, *, key: str) -> Path:
+    with committed(file, key=key) as plain:
+        plain.write_bytes(content)
+    return file
+
+
+def test_an_artifact_does_not_open_in_the_place_of_another_runs(tmp_path: Path):
+    """Of one owner, under one keyset, of the same name: only the run that made it can open it."""
+    first, second = (
+        sealed(tmp_path / run / "dataset.tar", run.encode(), key=f"vault://ada/{run}") for run in ("run-1", "run-2")
+    )
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    for file, run in ((first, "run-1"), (second, "run-2")):
+        for key in (f"vault://ada/{run}", "vault://ada"):
+            with pytest.raises(SealBroken, match="another run or another owner"), opened(file, key=key):
+                pass
+    with opened(first, key="vault://ada/run-2") as plain:
+        assert plain.read_bytes() == b"run-2"
+
+
+def test_what_was_sealed_before_runs_had_keys_opens_with_its_own_key_alone(tmp_path: Path):
+    """The registry keeps the key of each version beside it, and erasing an owner closes both kinds."""
+    before = sealed(tmp_path / "old" / "adapter.tar", b"old", key="vault://ada")
+    after = sealed(tmp_path / "new" / "adapter.tar", b"new", key="vault://ada/run-1")
+    with opened(before, key="vault://ada") as plain:
+        assert plain.read_bytes() == b"old"
+    with pytest.raises(SealBroken), opened(before, key="vault://ada/run-1"):
+        pass
+    assert open_keyring().owners() == ["ada"]
+    open_keyring().erase("ada")
+    for file, key in ((before, "vault://ada"), (after, "vault://ada/run-1")):
+        with pytest.raises(KeyMissing), opened(file, key=key):
+            pass
+
+
+@pytest.mark.parametrize("key", ["vault://ada/", "vault://ada/a/b", "vault://ada/Run", "vault:///run", "vault://"])
+def test_a_run_or_owner_that_cannot_be_one_is_refused(tmp_path: Path, key: str):
+    with pytest.raises(InputError, match=r"a-z, 0-9 and '-'"), committed(tmp_path / "a", key=key):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_is_bound_to_a_run_once():
+    assert key_for_run("vault://ada", "run-1") == "vault://ada/run-1" == str(VaultKey("ada", "run-1"))
+    assert key_for_run("vault://ada/run-1", "run-2") == "vault://ada/run-1"
+    assert key_for_run("plain://demo", "run-1") == "plain://demo"
+    assert VaultKey.parse("vault://ada") == VaultKey("ada")
+    with pytest.raises(InputError, match="no sealing key"):
+        VaultKey.parse("plain://demo")
 
 
 def test_an_erased_owners_artifacts_stay_shut(tmp_path: Path):
