@@ -110,7 +110,11 @@ def spread(pictures: Sequence[Image.Image]) -> float:
 
 
 class Contest:
-    """Draws, judges and keeps candidates in `kept`. Judges see the plain serving stack: no training adapter."""
+    """Draws, judges and keeps candidates in `kept`. Judges see the plain serving stack: no training adapter.
+
+    Candidates are held against the trained photos, each of them once. Held-out photos judge the chosen one later, so their
+    loss is told and chooses nothing.
+    """
 
     def __init__(
         self, pipe: FluxPipeline, drawn: Drawing, *, spec: BaseSpec, photos: Photos, heldout: Photos, kept: Drawer
@@ -119,8 +123,7 @@ class Contest:
         with using_base(pipe):
             self.base = self._pictures(drawn.plain)
         judges = load_judges(spec, device=str(pipe.device))
-        originals = [*{id(image): image for image in (*photos.images, *heldout.images)}.values()]
-        self.scorer = judges and Scorer(judges, originals, drawn.prompts, self.base)
+        self.scorer = judges and Scorer(judges, photos.originals, drawn.prompts, self.base)
 
     def enter(self, module: FineTuning) -> dict[str, Any]:
         """Judge the module's averaged weights as they are now, and keep them."""
@@ -175,20 +178,16 @@ def _weights(step: int) -> str:
 
 
 def chosen(candidates: Sequence[Mapping[str, Any]], *, select: str) -> Mapping[str, Any]:
-    """The candidate to keep: the last, or the best score; without judges the least loss on held-out photos."""
-    if select == "last":
+    """The candidate to keep: the best score, or the last where that is asked for or nothing was scored."""
+    if select == "last" or "score" not in candidates[-1]:
         return candidates[-1]
-    if "score" in candidates[-1]:
-        return max(candidates, key=lambda candidate: candidate["score"])
-    if candidates[-1]["validation"] is None:
-        return candidates[-1]
-    return min(candidates, key=lambda candidate: candidate["validation"])
+    return max(candidates, key=lambda candidate: candidate["score"])
 
 
 def load_judges(spec: BaseSpec, *, device: str) -> Judges | None:
     """The base's judges, or None with a word about what that means."""
     if spec.judges is None:
-        log.warning("base '%s' has no judges: the candidate with the least validation loss is kept", spec.name)
+        log.warning("base '%s' has no judges: the last candidate is kept", spec.name)
         return None
     from photoflux.judges.encoders import Judges
 

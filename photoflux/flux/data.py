@@ -52,14 +52,26 @@ ENCODED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos of one split: `tokens` [N, T, 64] in float32, their captions' embeddings, and the pictures themselves."""
+    """Photos of one split: `tokens` [N, T, 64] in float32, their captions' embeddings, and the pictures themselves.
+
+    Several pictures may be of one photo: `sources` [N] names it.
+    """
 
     tokens: Tensor
     captions: PromptEmbeds
     images: tuple[Image.Image, ...]
+    sources: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def originals(self) -> list[Image.Image]:
+        """One picture per photo, the first of each, which is the one that nothing was varied in."""
+        first: dict[str, Image.Image] = {}
+        for source, image in zip(self.sources, self.images, strict=True):
+            first.setdefault(source, image)
+        return list(first.values())
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,8 @@ def read_photos(
     _check_sizes(files, images)
     latents = [_latents(file, image, pipe, spec=spec, cache=cache) for file, image in zip(files, images, strict=True)]
     captions = encode_prompts(pipe, [str(item["caption"]) for item in items], spec=spec)
-    return Photos(pack(torch.stack(latents)), captions.to("cpu"), tuple(images))
+    sources = tuple(str(item["source"]) for item in items)
+    return Photos(pack(torch.stack(latents)), captions.to("cpu"), tuple(images), sources)
 
 
 def _opened(file: Path) -> Image.Image:

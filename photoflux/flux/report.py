@@ -69,20 +69,20 @@ def _why(trained: Trained) -> str:
     if params.select == "last":
         return f"The last candidate, step {step}, was kept as asked (finetune.select is last)."
     if "score" not in trained.kept:
-        return f"This base has no judges: step {step} was kept, which has the least loss on held-out photos."
+        return f"This base has no judges: the last candidate, step {step}, was kept."
     return (
         f"Step {step} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f} "
-        f"and what is missing to a diversity of {DIVERSITY_FREE:.2f}."
+        f"and what is missing to a diversity of {DIVERSITY_FREE:.2f}. Held-out photos had no part in that."
     )
 
 
 def _what_numbers_mean(trained: Trained) -> str:
     if "score" not in trained.kept:
-        return "validation: loss on held-out photos"
+        return "validation: loss on held-out photos, which chooses nothing"
     return (
-        "identity: 0 like the base, 1 as alike as two photos; prompt: text-image cosine over the base's; leakage: "
-        "identity of pictures without the trigger; diversity: how differently pictures of one prompt are composed, over "
-        "the base's; validation: loss on held-out photos"
+        "identity: likeness to the trained photos, 0 like the base, 1 as alike as two of them; prompt: text-image cosine "
+        "over the base's; leakage: identity of pictures without the trigger; diversity: how differently pictures of one "
+        "prompt are composed, over the base's; validation: loss on held-out photos, which chooses nothing"
     )
 
 

@@ -134,7 +134,8 @@ class Learner:
         captions = [caption(scene, trigger=trigger) for _, scene in taken]
         plain = [data.class_prompt(text, trigger=trigger, class_noun=noun) for text in captions]
         tokens = pack(data.encode_images(self.pipe.vae, images))
-        photos = data.Photos(tokens, encode_prompts(self.pipe, captions, spec=self.spec), images)
+        sources = tuple(map(str, range(len(images))))
+        photos = data.Photos(tokens, encode_prompts(self.pipe, captions, spec=self.spec), images, sources)
         held = data.preserve_photos(
             self.transformer, photos, encode_prompts(self.pipe, plain, spec=self.spec), spec=self.spec, seed=number,
             count=KEPT_POINTS, serving_share=self.params.serving_sigmas,

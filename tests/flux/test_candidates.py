@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from photoflux.flux import candidates
 from photoflux.flux.base import BaseSpec, load_pipeline
@@ -28,9 +28,10 @@ from photoflux.flux.candidates import (
     chosen,
     load_judges,
 )
+from photoflux.flux.data import Photos
 from photoflux.flux.lora import load_adapter, save_adapter
 from photoflux.flux.sampling import noise_for
-from tests.flux.training import Training, prepare, randomise, small, stock, train_photos
+from tests.flux.training import Training, pictures, prepare, randomise, small, stock, train_photos
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -115,13 +116,13 @@ def test_a_subject_like_its_class_does_not_blow_up() -> None:
         ("best", [0.2, 0.5, 0.4], [3, 2, 1], 2),
         ("best", [0.5, 0.5, 0.4], [3, 2, 1], 1),
         ("last", [0.2, 0.5, 0.4], [3, 2, 1], 3),
-        ("best", None, [3.0, 1.0, 2.0], 2),
+        ("best", None, [3.0, 1.0, 2.0], 3),
         ("best", None, [None, None, None], 3),
     ],
-    ids=["score", "first of equals", "last", "least loss without judges", "nothing to judge by"],
+    ids=["score", "first of equals", "last", "last without judges", "nothing held out"],
 )
 def test_which_candidate_is_kept(select: str, scores: list[float] | None, losses: list[Any], step: int) -> None:
-    """By score; without judges by validation loss; without held-out photos, or as asked, the last."""
+    """By score; without judges, or as asked, the last. The loss on held-out photos chooses nothing."""
     made = [{"step": i + 1, "validation": loss} for i, loss in enumerate(losses)]
     entered = [{**c, "score": score} for c, score in zip(made, scores, strict=True)] if scores else made
     assert chosen(entered, select=select)["step"] == step
@@ -158,6 +159,37 @@ def training(pipe: FluxPipeline, spec: BaseSpec, base: Path, dataset: Path, tmp_
     randomise(pipe.transformer, seed=2)
     made.tuning.done = 40
     return made
+
+
+def contest_on(training: Training, photos: Photos, heldout: Photos) -> Contest:
+    """The contest of that training with other photos."""
+    found = training.contest
+    return Contest(found.pipe, found.drawn, spec=found.spec, photos=photos, heldout=heldout, kept=found.kept)
+
+
+def test_a_photo_counts_once_however_many_pictures_are_of_it(training: Training) -> None:
+    """Crops and copies of one photo, objects of their own, change no score; nor does their order."""
+    photos, heldout = training.draws.photos, training.contest.heldout
+    mirrored = ImageOps.mirror(photos.images[1])
+    several = replace(
+        photos,
+        images=(*photos.images, photos.images[0].copy(), photos.images[0].copy(), mirrored),
+        sources=(*photos.sources, photos.sources[0], photos.sources[0], photos.sources[1]),
+    )
+    first = training.contest.enter(training.tuning)
+    found = contest_on(training, several, heldout)
+    assert found.enter(training.tuning) == first
+    assert found.scorer is not None
+    assert len(found.scorer.photos) == len(set(photos.sources)) == 4
+
+
+def test_held_out_photos_are_told_of_and_choose_nothing(training: Training) -> None:
+    """With others in their place only the reported loss is another."""
+    photos, heldout = training.draws.photos, training.contest.heldout
+    others = replace(heldout, tokens=heldout.tokens.flip(0) * 2, images=tuple(pictures(len(heldout))))
+    first, second = (contest_on(training, photos, held).enter(training.tuning) for held in (heldout, others))
+    assert first.pop("validation") != second.pop("validation")
+    assert first == second
 
 
 def close(a: Image.Image, b: Image.Image) -> bool:
@@ -219,7 +251,7 @@ def test_validation_is_the_averages(training: Training) -> None:
 def test_a_base_without_judges_says_what_that_means(spec: BaseSpec, caplog: pytest.LogCaptureFixture) -> None:
     """No judges, a warning, and no scorer; with judges they load."""
     assert load_judges(replace(spec, judges=None), device="cpu") is None
-    assert "the candidate with the least validation loss is kept" in caplog.text
+    assert "the last candidate is kept" in caplog.text
     assert load_judges(spec, device="cpu") is not None
 
 

@@ -79,7 +79,10 @@ def write(folder: Path, images: Sequence[Image.Image]) -> list[dict[str, str]]:
     folder.mkdir(exist_ok=True)
     for number, image in enumerate(images):
         image.save(folder / f"{number}.png")
-    return [{"file": f"{number}.png", "caption": f"a dog number {number}"} for number in range(len(images))]
+    return [
+        {"file": f"{number}.png", "caption": f"a dog number {number}", "source": f"{number}.jpg"}
+        for number in range(len(images))
+    ]
 
 
 def test_a_picture_is_encoded_once(pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path, encoded: list[int]) -> None:
@@ -88,7 +91,7 @@ def test_a_picture_is_encoded_once(pipe: FluxPipeline, spec: BaseSpec, tmp_path:
     first = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=Drawer(cache, KEY))
     assert sum(encoded) == 3
     (tmp_path / "photos" / "0.png").rename(tmp_path / "photos" / "zero.png")
-    renamed = [*items[1:], {"file": "zero.png", "caption": "a dog number 0"}]
+    renamed = [*items[1:], {"file": "zero.png", "caption": "a dog number 0", "source": "zero.jpg"}]
     again = data.read_photos(tmp_path / "photos", renamed, pipe, spec=spec, cache=Drawer(cache, KEY))
     assert sum(encoded) == 3
     assert torch.equal(again.tokens, first.tokens[[1, 2, 0]])

@@ -76,7 +76,7 @@ def test_the_page_says_what_was_done_and_why(trained: Trained, tmp_path: Path) -
     assert "Fine-tuning: sks dog" in text
     assert "3 training pictures, 6 steps in 12 s on base tiny" in text
     assert "Step 3 was kept: the best of identity gain times prompt following, less leakage beyond 0.10" in text
-    assert "and what is missing to a diversity of 0.90." in text
+    assert "and what is missing to a diversity of 0.90. Held-out photos had no part in that." in text
     for shown in ("1.250", "1.125", "0.600", "memory plan for cpu", "cuda, 24 GB", "ba5e", "da7a", "3e1947", "0.01"):
         assert shown in text
     assert text.count(">kept<") == 1
@@ -108,9 +108,9 @@ def test_the_sheet_has_a_row_per_candidate_and_one_of_the_base(trained: Trained,
 @pytest.mark.parametrize(
     ("candidates", "select", "kept", "why"),
     [
-        (UNSCORED, "best", 6, "This base has no judges: step 6 was kept, which has the least loss on held-out photos."),
+        (UNSCORED, "best", 6, "This base has no judges: the last candidate, step 6, was kept."),
         (SCORED, "last", 6, "The last candidate, step 6, was kept as asked (finetune.select is last)."),
-        ([{"step": 3, "validation": None}], "best", 3, "This base has no judges: step 3 was kept"),
+        ([{"step": 3, "validation": None}], "best", 3, "This base has no judges: the last candidate, step 3"),
     ],
     ids=["no judges", "last", "nothing held out"],
 )
