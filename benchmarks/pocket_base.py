@@ -23,8 +23,9 @@ import torch
 from PIL import Image
 
 from photoflux.judges.encoders import Judges
+from photoflux.manifest import write_json
 from photoflux.pocket import world
-from photoflux.pocket.data import classes, label_ids, write_json
+from photoflux.pocket.data import classes, label_ids
 
 HELD_OUT_SEED = 987_654_321
 

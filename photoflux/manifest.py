@@ -7,7 +7,9 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,13 @@ def write_tar(path: Path, *, files: Mapping[str, bytes | Path], manifest: Mappin
 
     Returns the SHA-256 (hex) of the written file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
             _add(tar, MANIFEST, to_json(manifest).encode())
             for name in sorted(files):
                 content = files[name]
                 _add(tar, name, content.read_bytes() if isinstance(content, Path) else content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return digest(path)
+        return digest(partial)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -83,15 +79,23 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write, of the same name; it takes the place of `path` when the block ends well, and is gone when not.
+
+    It lies in a folder of this writer's own beside `path`, so that several may write one path at once: whoever ends last
+    is read from then on, and nobody ever reads half a file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".photoflux-", dir=path.parent) as beside:
+        partial = Path(beside) / path.name
+        yield partial
+        os.replace(partial, path)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

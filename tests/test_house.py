@@ -117,6 +117,36 @@ def test_no_machine_path_and_no_registry_host_is_tracked():
     assert found == []
 
 
+RENAMING = {
+    "photoflux/flux/base.py", "photoflux/manifest.py", "photoflux/pocket/pretrain.py", "photoflux/vault/__init__.py",
+}  # fmt: skip
+"""Where files and folders are renamed into place: each under a temporary name that is the writer's own."""
+
+
+def test_whatever_replaces_a_file_is_written_under_a_name_of_its_own():
+    """A fixed one (`.x.partial`) is another writer's too: everybody else uses `manifest.replacing` or `vault.committed`."""
+    written = [path for folder in ("api", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))] + CODE
+    fixed, renaming = [], set[str]()
+    for path in written:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and re.search(
+                r"^\.?partial\.|\.(partial|tmp|temp|old|bak)$", str(node.value)
+            ):
+                fixed.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+            if isinstance(node, ast.Call) and _renames(node):
+                renaming.add(str(path.relative_to(ROOT)))
+    assert fixed == []
+    assert renaming == RENAMING
+
+
+def _renames(call: ast.Call) -> bool:
+    """`os.replace(a, b)`, or `a.replace(b)` of paths: that of texts takes two arguments, that of dates names them."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("replace", "rename") or call.keywords:
+        return False
+    of_os = isinstance(call.func.value, ast.Name) and call.func.value.id == "os"
+    return len(call.args) == (2 if of_os else 1)
+
+
 def test_no_shipped_configuration_says_where_it_was_loaded_from():
     found = [
         path.relative_to(ROOT) for path in tracked() if path.suffix == ".json" and "_name_or_path" in path.read_text()

@@ -3,7 +3,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
+import os
 import tarfile
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from photoflux.errors import InputError
-from photoflux.manifest import digest, read_manifest, unpack, write_json, write_tar
+from photoflux.manifest import digest, read_manifest, replacing, unpack, write_json, write_tar, write_text
 
 NAMES = st.text("abcdefghij", min_size=1, max_size=8)
 
@@ -79,3 +82,42 @@ def test_json_has_no_nan(tmp_path: Path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "b.json", {"x": float("nan")})
     assert not (tmp_path / "b.json").exists()
+
+
+ALIKE = 4000
+"""How often one line stands in a file that many write: whatever is read must hold it that often, and no other."""
+
+
+def test_many_may_write_one_path_at_once_and_readers_see_whole_files(tmp_path: Path):
+    """Threads of two processes; nobody fails, and nothing stays beside the file."""
+    file, texts = tmp_path / "shared" / "note.txt", [f"{writer}\n" * ALIKE for writer in range(8)]
+    write_text(file, texts[0])
+    spawn = multiprocessing.get_context("spawn")
+    with ThreadPoolExecutor(6) as threads, ProcessPoolExecutor(2, mp_context=spawn) as processes:
+        written = [pool.submit(write_text, file, text) for text in 25 * texts for pool in (threads, processes)]
+        while not all(one.done() for one in written):
+            assert file.read_text() in texts
+    assert {one.result() for one in written} == {file}
+    assert os.listdir(file.parent) == ["note.txt"]
+
+
+def test_many_may_write_one_artifact_at_once(tmp_path: Path):
+    """Each is told the digest of what it wrote itself, whichever of them stays."""
+    contents = [bytes([writer]) * 200_000 for writer in range(4)]
+    with ThreadPoolExecutor(8) as threads:
+        told = list(
+            threads.map(lambda one: write_tar(tmp_path / "a.tar", files={"x": one}, manifest={}), 20 * contents)
+        )
+    assert len(set(told)) == 4
+    assert told == 20 * told[:4]
+    assert digest(tmp_path / "a.tar") in told
+    assert os.listdir(tmp_path) == ["a.tar"]
+
+
+def test_whoever_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path):
+    file = write_text(tmp_path / "note.txt", "old")
+    with pytest.raises(ZeroDivisionError), replacing(file) as partial:
+        assert partial.name == file.name
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert (os.listdir(tmp_path), file.read_text()) == (["note.txt"], "old")

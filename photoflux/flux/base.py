@@ -337,9 +337,14 @@ def pin(path: Path) -> Path:
     folder = Path(_located(content["folder"], path.parent))
     if not folder.is_dir():
         raise InputError(f"{path}: pinning needs the files in a local folder; {folder} is none")
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-    content["manifest"] = {file.relative_to(folder).as_posix(): digest(file) for file in files}
+    content["manifest"] = files_of(folder)
     return write_text(path, yaml.safe_dump(content, sort_keys=False, width=110))
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a base by its path below the folder; nothing hidden, nor what a killed writer left."""
+    names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return {name.as_posix(): digest(folder / name) for name in names if not any(p.startswith(".") for p in name.parts)}
 
 
 if __name__ == "__main__":

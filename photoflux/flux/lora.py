@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from photoflux.errors import InputError
 from photoflux.flux.base import quietly
+from photoflux.manifest import replacing
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -202,24 +201,22 @@ def save_adapter(transformer: Any, file: Path, *, weights: Mapping[str, Tensor] 
     with holding(transformer, weights or {}):
         layers = get_peft_model_state_dict(transformer, adapter_name=SUBJECT)
         layers = {name: value.detach().float().cpu().clone().contiguous() for name, value in layers.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=file.parent) as scratch:
+    with replacing(file) as partial:
         FluxPipeline.save_lora_weights(
-            scratch, transformer_lora_layers=layers, weight_name=file.name,
+            str(partial.parent), transformer_lora_layers=layers, weight_name=partial.name,
             transformer_lora_adapter_metadata=_metadata(transformer.peft_config[SUBJECT]),
         )  # fmt: skip
-        os.replace(_in_order(Path(scratch) / file.name), file)
+        _in_order(partial)
     return file
 
 
-def _in_order(file: Path) -> Path:
+def _in_order(file: Path) -> None:
     """Sort the header, whose metadata safetensors writes in any order, so that equal adapters are equal files."""
     content = file.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     file.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
-    return file
 
 
 def _metadata(config: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from photoflux.manifest import write_json
 from photoflux.pocket import world
 from photoflux.pocket.tokenizers import TRIGGERS
 
@@ -237,12 +238,3 @@ class Cache:
         self.coverage[start:stop] = batch.coverage
         self.pixels[start : start + kept] = batch.pixels[:kept]
         write_json(self.folder / "filled.json", stop)
-
-
-def write_json(file: Path, value: object) -> Path:
-    """JSON under a temporary name, then renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(file)
-    return file

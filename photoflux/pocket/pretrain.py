@@ -13,7 +13,9 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +23,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from photoflux.errors import InputError
-from photoflux.manifest import digest
+from photoflux.manifest import write_json, write_text
 from photoflux.pocket import models, train_adapter, train_flow, train_judges, train_start, train_vae
-from photoflux.pocket.data import Cache, classes, write_json
+from photoflux.pocket.data import Cache, classes
 from photoflux.pocket.training import Budget, load_average
 
 if TYPE_CHECKING:
@@ -241,7 +243,7 @@ def export_base(pipe: FluxPipeline, folder: Path) -> Path:
     shared = copy.deepcopy(pipe).to("cpu")
     models.share_case(shared)
     shared.to(torch.float16)
-    with _Fresh(folder) as fresh:
+    with _replacing_folder(folder) as fresh:
         shared.save_pretrained(fresh, safe_serialization=True)
         for part in ("text_encoder", "text_encoder_2"):
             models.declare_fp32(fresh / part / "config.json")
@@ -251,33 +253,29 @@ def export_base(pipe: FluxPipeline, folder: Path) -> Path:
     return folder
 
 
-class _Fresh:
-    """A sibling folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.fresh = folder, folder.with_name(f".{folder.name}.partial")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.fresh, ignore_errors=True)
-        self.fresh.mkdir(parents=True)
-        return self.fresh
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            old = self.folder.with_name(f".{self.folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if self.folder.exists():
-                self.folder.replace(old)
-            self.fresh.replace(self.folder)
-            shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(self.fresh, ignore_errors=True)
+@contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill; it takes the place of `folder` when the block ends well, and is gone when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".photoflux-", dir=folder.parent) as beside:
+        fresh, before = Path(beside) / folder.name, Path(beside) / "before"
+        fresh.mkdir()
+        yield fresh
+        if folder.exists():
+            folder.replace(before)  # a folder that is not empty cannot be renamed over
+        try:
+            fresh.replace(folder)
+        except OSError:
+            before.replace(folder)
+            raise
 
 
 def write_spec(folder: Path, *, config: models.PocketConfig) -> Path:
     """Write `<folder>.yaml` beside the folder: how to call this base, and the SHA-256 of each of its files."""
     import yaml
 
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    from photoflux.flux.base import files_of
+
     spec = {
         "name": "pocket",
         "folder": folder.name,
@@ -291,14 +289,11 @@ def write_spec(folder: Path, *, config: models.PocketConfig) -> Path:
         "start_adapter": f"{folder.name}/{START}/{train_start.FILE}" if (folder / START).exists() else None,
         "judges": f"{folder.name}/judges",
         "class_nouns": list(classes()["kind"]),
-        "manifest": {file.relative_to(folder).as_posix(): digest(file) for file in files},
+        "manifest": files_of(folder),
     }
     head = "# Written by `python -m photoflux.pocket.pretrain`; the manifest pins every file of the base.\n"
     path = folder.with_name(f"{folder.name}.yaml")
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(head + yaml.safe_dump(spec, sort_keys=False, width=100))
-    partial.replace(path)
-    return path
+    return write_text(path, head + yaml.safe_dump(spec, sort_keys=False, width=100))
 
 
 def main(arguments: list[str] | None = None) -> None:

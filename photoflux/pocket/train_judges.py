@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from photoflux.manifest import replacing, write_json
 from photoflux.pocket import models
-from photoflux.pocket.data import Cache, classes, draw, draw_views, stream, write_json
+from photoflux.pocket.data import Cache, classes, draw, draw_views, stream
 from photoflux.pocket.train_vae import decode, encode, to_unit
 from photoflux.pocket.training import Budget, Recipe, Run, load_average, mixed_precision, plain_attention
 
@@ -234,8 +235,8 @@ def decoded_views(vae: AutoencoderKL, *, file: Path, seed: int, subjects: int, s
     pixels, _ = draw_views(0, seed=seed, subjects=subjects, views=VIEWS, size_px=size_px)
     pool = np.concatenate([through_vae(vae, part) for part in _parts(pixels, 64)])
     pool = pool.reshape(subjects, VIEWS, size_px, size_px, 3)
-    np.save(file.with_name("partial.npy"), pool)
-    file.with_name("partial.npy").replace(file)
+    with replacing(file) as written:
+        np.save(written, pool)
     return pool
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from photoflux.params import FinetuneParams
 from photoflux.pocket.tokenizers import TRIGGERS
-from photoflux.pocket.training import Budget
+from photoflux.pocket.training import Budget, save_atomically
 
 if TYPE_CHECKING:
     from photoflux.flux.base import BaseSpec
@@ -169,9 +169,7 @@ def _restored(state: Path, learner: Learner, *, seed: int) -> tuple[dict[str, Te
 
 
 def _save(state: Path, start: dict[str, Tensor], following: int, seconds: float, seed: int) -> None:
-    partial = state.with_name(f".{state.name}.partial")
-    torch.save({"start": start, "next": following, "seconds": seconds, "seed": seed}, partial)
-    partial.replace(state)
+    save_atomically({"start": start, "next": following, "seconds": seconds, "seed": seed}, state)
 
 
 def export_start(start: dict[str, Tensor], folder: Path) -> Path:

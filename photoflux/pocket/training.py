@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from photoflux.manifest import replacing
+
 log = logging.getLogger(__name__)
 
 
@@ -229,10 +231,8 @@ class Run:
 
 def save_atomically(state: Any, file: Path) -> None:
     """`torch.save` under a temporary name, then rename: a reader never sees half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    torch.save(state, partial)
-    partial.replace(file)
+    with replacing(file) as partial:
+        torch.save(state, partial)
 
 
 def load_average(file: Path, module: nn.Module) -> bool:

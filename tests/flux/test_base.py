@@ -140,9 +140,11 @@ def test_pinning_lists_every_file_with_its_hash(own: Path) -> None:
     """SHA-256 of all files but hidden ones, the rest of the spec unchanged; twice is the same file."""
     before = yaml.safe_load(own.read_text())
     (own.parent / "tiny" / ".DS_Store").write_text("x")
+    (own.parent / "tiny" / "vae" / ".photoflux-left").mkdir()
+    (own.parent / "tiny" / "vae" / ".photoflux-left" / "half.safetensors").write_text("x")
     content = yaml.safe_load(pin(own).read_text())
     assert content == before
-    files = [path for path in (own.parent / "tiny").rglob("*") if path.is_file() and path.name != ".DS_Store"]
+    files = [path for path in (own.parent / "tiny").rglob("*") if path.is_file() and "/." not in str(path)]
     assert content["manifest"] == {str(f.relative_to(own.parent / "tiny")): digest(f) for f in files}
     text = own.read_text()
     assert pin(own).read_text() == text

@@ -19,7 +19,7 @@ from photoflux.manifest import digest
 from photoflux.pocket import train_judges, train_vae, world
 from photoflux.pocket.data import Cache, classes, draw, draw_crops, draw_views, label_ids, stream
 from photoflux.pocket.models import PocketConfig, build_vae
-from photoflux.pocket.pretrain import Plan, cache_of, init_base, pretrain
+from photoflux.pocket.pretrain import Plan, _replacing_folder, cache_of, init_base, pretrain
 from photoflux.pocket.tokenizers import TRIGGERS, t5_tokenizer
 from photoflux.pocket.train_flow import (
     Samples,
@@ -362,6 +362,18 @@ def test_all_stages_make_a_base_that_stock_diffusers_draws_with(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_export_that_fails_leaves_the_folder_as_it_was(tmp_path):
+    (tmp_path / "pocket").mkdir()
+    (tmp_path / "pocket" / "old").write_text("old")
+    with pytest.raises(ZeroDivisionError), _replacing_folder(tmp_path / "pocket") as fresh:
+        (fresh / "new").write_text("half")
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.rglob("*")] == ["pocket", "old"]
+    with _replacing_folder(tmp_path / "pocket") as fresh:
+        (fresh / "new").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["pocket", "new"]
+
+
 def test_untrained_base_has_judges_with_an_honest_card(tmp_path):
     from safetensors.torch import load_file
     from transformers import CLIPModel, ResNetModel
