@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import hashlib
 import logging
 import re
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 SHEET_COLUMNS = 4
+NAMES_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,13 @@ def open_model(model: str, *, base: str = "") -> Painter:
     """A painter for a registered model or an adapter file. Raises InputError naming what is not there."""
     if model.endswith(".tar") or "/" in model:
         return open_painter(Path(model), base=base)
-    from photoflux.tracking import CHAMPION, Registry
+    from photoflux.tracking import Registry, parse_model
 
-    name, _, reference = model.partition("@")
+    name, reference = parse_model(model)
     registry = Registry()
-    version = registry.at(name, reference or CHAMPION)
+    version = registry.at(name, reference)
     if version is None:
-        raise InputError(_no_such_model(name, reference or CHAMPION, registry.names(), registry.aliases(name)))
+        raise InputError(_no_such_model(name, reference, registry.names(), registry.aliases(name)))
     adapter, key = registry.adapter(version)
     return open_painter(adapter, key=key, base=base, name=f"{name} version {version.number}")
 
@@ -194,10 +196,21 @@ def _base_of(manifest: dict[str, Any]) -> str:
 
 def _no_such_model(name: str, reference: str, names: list[str], aliases: dict[str, int]) -> str:
     if name not in names:
-        known = f"registered are {', '.join(sorted(names))}" if names else "run the pipeline first, which registers one"
-        return f"no model is called '{name}'; {known}"
+        return f"no model is called '{name}'; {_known(name, names)}"
     known = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(aliases.items()))
     return f"model '{name}' has no '@{reference}'; it has {known or 'versions but no alias: name a version, as in @1'}"
+
+
+def _known(name: str, names: list[str]) -> str:
+    """What is registered; of many models those whose names are alike."""
+    if not names:
+        return "run the pipeline first, which registers one"
+    if len(names) <= NAMES_TOLD:
+        return f"registered are {', '.join(sorted(names))}"
+    alike = difflib.get_close_matches(name, names, n=NAMES_TOLD)
+    return (
+        f"{len(names)} others are registered{', such as ' if alike else ''}{', '.join(alike)}; `make mlflow` lists them"
+    )
 
 
 def _write_sheet(path: Path, tiles: list[Image.Image], painter: Painter, *, seed: int, style: str) -> Path:

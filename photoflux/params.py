@@ -593,6 +593,10 @@ class FinetuneParams:
             )
 
 
+MODEL_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
+"""What a registered model may be called."""
+
+
 @dataclass(frozen=True)
 class RegisterParams:
     """Under which name an adapter enters the registry."""
@@ -605,7 +609,7 @@ class RegisterParams:
     )
 
     def __post_init__(self) -> None:
-        for name, pattern in (("name", r"([a-z0-9][a-z0-9_-]{0,62})?"), ("experiment", r"[a-z0-9][a-z0-9_-]{0,62}")):
+        for name, pattern in (("name", f"({MODEL_NAME})?"), ("experiment", MODEL_NAME)):
             if not re.fullmatch(pattern, getattr(self, name)):
                 raise InputError(
                     f"register.{name} is {getattr(self, name)!r}: use 1-63 of a-z, 0-9, - and _, such as rex-2."

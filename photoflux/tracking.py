@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import tempfile
 import time
 from base64 import b64encode
@@ -19,12 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.errors import InputError
+from photoflux.params import MODEL_NAME
 from photoflux.settings import get_settings
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
     from mlflow.models import ModelSignature
+    from mlflow.store.entities import PagedList
 
     from photoflux.generate import Painter
 
@@ -34,10 +38,50 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 """The best version of a model, and the newest; one version may be both."""
 ADAPTER = "adapter.tar"
 MODEL = "adapter"
-NOTE_LENGTH = 2000
+NOTE_LENGTH, SHOWN = 2000, 80
 ABANDONED_AFTER_MS = 3_600_000
 Doomed = Callable[[Sequence[int]], Collection[int]]
 BATCH = {"params": 100, "metrics": 1000}  # what the tracking API takes in one call
+
+
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
+ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9_-]{1,255}")
+"""How a version is named beside the model's name: by its number, or by an alias as MLflow takes them."""
+
+
+def parse_model(text: str) -> tuple[str, str]:
+    """`NAME`, `NAME@alias` or `NAME@3` as name and reference, which is the champion unless one is given.
+
+    Raises InputError.
+    """
+    name, _, reference = text.partition("@")
+    return check_name(name), check_reference(reference or CHAMPION)
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises InputError for one that no registered model can have."""
+    if not re.fullmatch(MODEL_NAME, name):
+        raise InputError(
+            f"no model is called {_short(name)}: names are 1-63 of a-z, 0-9, - and _, such as rex-2; see `make mlflow`"
+        )
+    return name
+
+
+def check_reference(reference: str) -> str:
+    """The reference itself. Raises InputError for what is neither an alias nor the number of a version."""
+    if not (_is_number(reference) or ALIAS.fullmatch(reference)):
+        raise InputError(
+            f"{_short(reference)} is no version of a model: write its number, as in @3, or an alias, as in @{CHAMPION}"
+        )
+    return reference
+
+
+def _is_number(reference: str) -> bool:
+    return bool(VERSION.fullmatch(reference))
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
 
 
 @dataclass(frozen=True)
@@ -127,28 +171,23 @@ class Registry:
     def find(self, name: str, digest: str) -> Version | None:
         """The version of this adapter under `name`, if it was registered before."""
         with self._spoken():
-            found = self._client.search_model_versions(f"name = '{name}' and tags.adapter = '{digest}'")
+            wanted = f"name = '{check_name(name)}' and tags.adapter = '{digest}'"
+            found = self._client.search_model_versions(wanted, max_results=1)
         return _version(found[0]) if found else None
 
     def at(self, name: str, reference: str) -> Version | None:
-        """The version an alias or a number points to, or None."""
-        from mlflow.exceptions import MlflowException
-
+        """The version an alias or a number points to, or None. Raises InputError for what can be neither."""
+        check_name(name)
+        ask = self._client.get_model_version if _is_number(reference) else self._client.get_model_version_by_alias
         with self._spoken():
-            try:
-                if reference.isdigit():
-                    return _version(self._client.get_model_version(name, reference))
-                return _version(self._client.get_model_version_by_alias(name, reference))
-            except MlflowException as error:
-                if _missing(error):
-                    return None
-                raise
+            found = _unless_missing(ask, name, check_reference(reference))
+        return _version(found) if found else None
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, oldest first."""
         with self._spoken():
-            found = [_version(one) for one in self._client.search_model_versions(f"name = '{name}'")]
-        return sorted(found, key=lambda version: version.number)
+            found = list(_all_pages(self._client.search_model_versions, f"name = '{check_name(name)}'"))
+        return sorted((_version(one) for one in found), key=lambda version: version.number)
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         """Write tags of a version anew; those that it has already stay as they are."""
@@ -161,7 +200,7 @@ class Registry:
         import mlflow
 
         with self._spoken():
-            if name not in {file.path for file in self._client.list_artifacts(version.run_id)}:
+            if name not in {file.path for file in self._client.list_artifacts(version.run_id)}:  # it lists all, in one answer
                 return None
             return Path(
                 mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=name, tracking_uri=self.uri)
@@ -170,13 +209,12 @@ class Registry:
     def names(self) -> list[str]:
         """The names of all registered models."""
         with self._spoken():
-            return [model.name for model in self._client.search_registered_models()]
+            return [model.name for model in _all_pages(self._client.search_registered_models)]
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias → version number of a registered model; empty when there is no such model."""
-        with self._spoken():
-            models = self._client.search_registered_models(f"name = '{name}'")
-        return {alias: int(number) for model in models for alias, number in model.aliases.items()}
+        model = self._registered(name)
+        return {alias: int(number) for alias, number in model.aliases.items()} if model else {}
 
     def erase(self, name: str, doomed: Doomed = frozenset) -> int:
         """Delete versions of a registered model, with their runs and files, for good; returns how many that were.
@@ -184,14 +222,15 @@ class Registry:
         `doomed` is given the numbers that there are, and tells those that are to go: all, unless it says otherwise; with the last one
         goes the name. A server keeps the rows of deleted runs until `mlflow gc`; they hold numbers and random ids.
         """
+        versions_of = f"name = '{check_name(name)}'"
         with self._lock(), self._spoken():
-            found = [_version(one) for one in self._client.search_model_versions(f"name = '{name}'")]
+            found = [_version(one) for one in _all_pages(self._client.search_model_versions, versions_of)]
             going = doomed([version.number for version in found])
             versions = [version for version in found if version.number in going]
             runs, models = {v.run_id for v in versions}, {v.source.removeprefix("models:/") for v in versions}
             for version in versions:
                 self._client.delete_model_version(name, str(version.number))
-            if versions and not self._client.search_model_versions(f"name = '{name}'"):
+            if versions and not self._client.search_model_versions(versions_of, max_results=1):
                 self._client.delete_registered_model(name)
             for model_id in models:
                 self._drop_model(model_id)
@@ -215,6 +254,10 @@ class Registry:
         """The stored adapter file of a version (downloaded from a server) and the key URI it is sealed under."""
         import mlflow
 
+        if not {"adapter", "key"} <= version.tags.keys():
+            raise InputError(
+                f"{version.name} version {version.number} is no adapter of PhotoFlux; name another version"
+            )
         model_id = version.source.removeprefix("models:/")
         with self._spoken():
             folder = self._client.get_logged_model(model_id).artifact_location
@@ -306,12 +349,17 @@ class Registry:
             self._client.delete_registered_model(name)
 
     def _refuse_other_subject(self, name: str, subject: str) -> None:
-        for model in self._client.search_registered_models(f"name = '{name}'"):
-            owner = model.tags.get("subject", subject)
-            if owner != subject:
-                raise InputError(
-                    f"model '{name}' holds the subject '{owner}', not '{subject}'; choose another register.name"
-                )
+        model = self._registered(name)
+        owner = model.tags.get("subject", subject) if model else subject
+        if owner != subject:
+            raise InputError(
+                f"model '{name}' holds the subject '{owner}', not '{subject}'; choose another register.name"
+            )
+
+    def _registered(self, name: str) -> RegisteredModel | None:
+        with self._spoken():
+            found: RegisteredModel | None = _unless_missing(self._client.get_registered_model, check_name(name))
+        return found
 
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -339,9 +387,10 @@ class Registry:
         before = int(time.time() * 1000) - (0 if self.local else ABANDONED_AFTER_MS)
         wanted = f"attributes.status = 'RUNNING' and tags.adapter = '{record.digest}'"
         experiment = self._experiment(record.experiment)
-        for run in self._client.search_runs([experiment], wanted):
+        search = self._client.search_logged_models
+        for run in list(_all_pages(self._client.search_runs, [experiment], wanted)):  # pages shift when rows go
             if run.info.start_time <= before:
-                for model in self._client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
+                for model in list(_all_pages(search, [experiment], f"source_run_id = '{run.info.run_id}'")):
                     self._drop_model(model.model_id)
                 self._drop_run(run.info.run_id)
 
@@ -430,9 +479,26 @@ def _version(found: Any) -> Version:
     return Version(found.name, int(found.version), str(found.run_id), str(found.source), dict(found.tags))
 
 
-def _missing(error: Any) -> bool:
-    """Whether MLflow says that a model, version or alias does not exist (an unknown alias counts as invalid)."""
-    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or "alias" in str(error).lower()
+def _all_pages(search: Callable[..., PagedList[Any]], *wanted: Any) -> Iterator[Any]:
+    """What a search of the client finds: it answers with a page, a hundred models by default, and a token for the next."""
+    token = None
+    while True:
+        page = search(*wanted, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def _unless_missing(get: Callable[..., Any], *what: str) -> Any:
+    """What is asked for; None where MLflow says that there is no such model, version or alias."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(*what)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "alias" in str(error).lower():
+            return None  # an unknown alias counts as an invalid parameter
+        raise
 
 
 def _exists(error: Any) -> bool:

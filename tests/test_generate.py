@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,9 @@ def test_mlflow_draws_a_picture_from_a_prompt(registered: None, painter: module.
         ("bello@champion", "no model is called 'bello'; registered are rex"),
         ("rex@challenger", "model 'rex' has no '@challenger'; it has @champion (version 1)"),
         ("rex@7", "model 'rex' has no '@7'"),
+        ("rex@99999999999999999999", "'99999999999999999999' is no version of a model: write its number, as in @3"),
+        ("it's@champion", 'no model is called "it\'s": names are 1-63 of a-z, 0-9, - and _, such as rex-2'),
+        ("Rex", "no model is called 'Rex': names are"),
         ("nowhere/adapter.tar", "nowhere/adapter.tar: no such file"),
     ],
 )
@@ -182,6 +186,19 @@ def test_an_unknown_model_is_answered_with_what_there_is(registered: None, tmp_p
         generate(model, PROMPT, n=1, out_dir=tmp_path)
     assert sentence in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_models_those_are_named_that_are_called_alike(tmp_path: Path, own_state: Path, empty_registry: Path):
+    shutil.copy(empty_registry, own_state / "mlflow.db")
+    client = Registry()._client
+    for name in (*(f"a{number:03}" for number in range(110)), "zoe", "zoo"):
+        client.create_registered_model(name)
+    with pytest.raises(InputError, match=r"model 'zoo' has no '@champion'; it has versions but no alias"):
+        generate("zoo", PROMPT, out_dir=tmp_path)
+    with pytest.raises(
+        InputError, match=r"no model is called 'zooo'; 112 others are registered, such as zoo.*make mlflow"
+    ):
+        generate("zooo", PROMPT, out_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

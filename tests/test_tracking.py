@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from photoflux.errors import InputError
 from photoflux.manifest import digest
 from photoflux.params import RegisterParams
-from photoflux.tracking import CHALLENGER, CHAMPION, Record, Registry, Version
+from photoflux.tracking import CHALLENGER, CHAMPION, Record, Registry, Version, parse_model
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +187,128 @@ def test_what_does_not_exist_is_none_or_empty(tmp_path: Path):
     enter("rex", record(tmp_path))
     assert [registry.at(*where) for where in (("rex", "champion"), ("rex", "9"), ("bello", "champion"))] == [None] * 3
     assert (registry.find("bello", "0" * 64), registry.aliases("bello"), registry.names()) == (None, {}, ["rex"])
+
+
+@pytest.fixture
+def crowd(own_state: Path) -> list[str]:
+    """More registered models than the client answers with at once."""
+    client, names = Registry()._client, [f"a{number:03}" for number in range(120)]
+    for name in names:
+        client.create_registered_model(name)
+    return names
+
+
+def test_a_registry_of_many_models_is_known_to_its_end(tmp_path: Path, crowd: list[str]):
+    registry = Registry()
+    version = enter("rex", record(tmp_path))
+    with registry.pointed(version, CHAMPION):
+        pass
+    assert sorted(registry.names()) == [*crowd, "rex"]
+    assert registry.at("rex", CHAMPION) == registry.at("rex", "1") == registry.find("rex", version.digest) == version
+    assert registry.aliases("rex") == {CHAMPION: 1}
+    assert enter("rex", record(tmp_path, b"newer")).number == 2
+    assert registry.erase("rex") == 2
+    assert sorted(registry.names()) == crowd
+
+
+def test_a_registration_that_begins_again_clears_all_that_a_killed_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """More runs, and more models of one run, than a page holds."""
+    registry, one = Registry(), record(tmp_path)
+    client, experiment = registry._client, registry._experiment("photoflux")
+    monkeypatch.setattr(client, "search_runs", partial(client.search_runs, max_results=3))
+    monkeypatch.setattr(client, "search_logged_models", partial(client.search_logged_models, max_results=2))
+    for _ in range(8):
+        run = client.create_run(experiment, tags={"adapter": one.digest}).info
+    for _ in range(5):
+        client.create_logged_model(experiment, name="adapter", source_run_id=run.run_id)
+    time.sleep(0.01)
+    with registry.entered("rex", one):
+        pass
+    assert entries(registry) == (1, 1, 1)
+
+
+ODD = (
+    "",
+    "'",
+    "it's",
+    "rex' or '1' = '1",
+    "Rex",
+    "rex/2",
+    "models:/rex",
+    "rex\n",
+    "写真",
+    "\ud800",
+    "a" * 64,
+    "%",
+    "\0",
+)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_cannot_be_a_name_is_said_before_the_registry_is_asked(name: str):
+    """As registering says it: by the pattern, in one sentence."""
+    registry = Registry()
+    asks = (
+        lambda: registry.at(name, CHAMPION), lambda: registry.find(name, "0" * 64), lambda: registry.aliases(name),
+        lambda: registry.erase(name), lambda: parse_model(f"{name}@champion"),
+    )  # fmt: skip
+    for ask in asks:
+        with pytest.raises(InputError, match=r"no model is called .* names are 1-63 of a-z, 0-9, - and _"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "reference", ["99999999999999999999", "0", "007", "my alias", "it's", "ünïcode", "a" * 300, "3\n"]
+)
+def test_what_cannot_be_a_version_is_said_before_the_registry_is_asked(tmp_path: Path, reference: str):
+    enter("rex", record(tmp_path))
+    for ask in (lambda: Registry().at("rex", reference), lambda: parse_model(f"rex@{reference}")):
+        with pytest.raises(InputError, match=r"is no version of a model: write its number, as in @3, or an alias"):
+            ask()
+
+
+def test_a_model_without_a_reference_is_its_champion():
+    assert parse_model("rex") == parse_model("rex@") == ("rex", CHAMPION)
+    assert parse_model("rex@3") == ("rex", "3")
+
+
+TEXTS = st.one_of(
+    st.text(), st.sampled_from(["rex", "'", "v1", "latest", "@", "1", "٣", "²", "-", "_"]), st.from_regex(r"\d+")
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=TEXTS, reference=TEXTS)
+def test_any_text_finds_a_version_or_nothing_or_is_refused_in_a_sentence(
+    one_model: Registry, name: str, reference: str
+):
+    for ask in (one_model.at, lambda name, reference: one_model.at(*parse_model(f"{name}@{reference}"))):
+        for asked in ((name, reference), ("rex", reference), (name, CHAMPION)):
+            try:
+                found = ask(*asked)
+            except InputError as error:
+                assert "registry" not in str(error)
+                assert len(str(error)) < 300
+            else:
+                assert found is None or found.name == "rex"
+
+
+@pytest.fixture
+def one_model(tmp_path: Path) -> Registry:
+    registry = Registry()
+    with registry.entered("rex", record(tmp_path)) as version, registry.pointed(version, CHAMPION):
+        return registry
+
+
+def test_a_version_that_others_registered_is_no_adapter(own_state: Path):
+    client = Registry()._client
+    client.create_registered_model("rex")
+    client.create_model_version("rex", (own_state / "elsewhere").as_uri())
+    version = Registry().at("rex", "1")
+    with pytest.raises(InputError, match="rex version 1 is no adapter of PhotoFlux"):
+        Registry().adapter(version)
 
 
 def test_an_unreachable_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
