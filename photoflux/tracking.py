@@ -200,7 +200,9 @@ class Registry:
         import mlflow
 
         with self._spoken():
-            if name not in {file.path for file in self._client.list_artifacts(version.run_id)}:  # it lists all, in one answer
+            if name not in {
+                file.path for file in self._client.list_artifacts(version.run_id)
+            }:  # it lists all, in one answer
                 return None
             return Path(
                 mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=name, tracking_uri=self.uri)
