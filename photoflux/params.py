@@ -281,7 +281,10 @@ class ImportParams:
     )
     trigger: str = field(default="sks", metadata={"help": "Rare word that will stand for this one subject in prompts"})
     subject_id: str = field(
-        default="dog-demo", metadata={"help": "Name of the subject in reports and in the registry: a-z, 0-9 and -"}
+        default="",
+        metadata={
+            "help": "Name of the subject in reports and in the registry: a-z, 0-9 and -; empty: made of the source"
+        },
     )
     consent: str = field(
         default="sample", metadata={"help": f"On what ground the photos may be used: {', '.join(CONSENTS)}"}
@@ -298,7 +301,7 @@ class ImportParams:
             )
         if not re.fullmatch(r"[a-z0-9]{1,20}", self.trigger):
             raise InputError(f"import.trigger is {self.trigger!r}: use 1-20 lower-case letters or digits, such as sks.")
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", self.subject_id):
+        if not re.fullmatch(r"([a-z0-9][a-z0-9-]{0,62})?", self.subject_id):
             raise InputError(f"import.subject_id is {self.subject_id!r}: use 1-63 of a-z, 0-9 and -, such as rex-2.")
         if self.consent not in CONSENTS:
             raise InputError(f"import.consent is {self.consent!r}: choose one of {', '.join(CONSENTS)}.")

@@ -44,6 +44,12 @@ Doomed = Callable[[Sequence[int]], Collection[int]]
 BATCH = {"params": 100, "metrics": 1000}  # what the tracking API takes in one call
 
 
+IDENTITY = {
+    "subject": ("subject", "import_photos.subject_id (--subject)"),
+    "class_noun": ("class noun", "import_photos.class_noun (--class-noun)"),
+    "trigger": ("trigger", "import_photos.trigger (--trigger)"),
+}
+"""Tags that a registered model keeps for good, with what a person calls each and where it is given."""
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9_-]{1,255}")
 """How a version is named beside the model's name: by its number, or by an alias as MLflow takes them."""
@@ -105,6 +111,12 @@ class Record:
     tags: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Whom the adapter draws, and how prompts call it: what all versions of one model have in common."""
+        known = {"subject": self.subject, **self.tags}
+        return {kind: known[kind] for kind in IDENTITY if kind in known}
+
 
 @dataclass(frozen=True)
 class Version:
@@ -139,7 +151,7 @@ class Registry:
         Raises InputError when the name belongs to another subject or the registry cannot be reached.
         """
         with self._lock(), self._spoken(), ExitStack() as undo:
-            self._refuse_other_subject(name, record.subject)
+            self._refuse_another(name, record.identity)
             version = self.find(name, record.digest)
             if version is None:
                 self._drop_abandoned(record)
@@ -335,28 +347,42 @@ class Registry:
         return _version(made)
 
     def _create_model(self, name: str, record: Record, undo: ExitStack) -> None:
+        """The name with its identity, which one that was registered before these tags were kept is given now."""
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.create_registered_model(name, tags={"subject": record.subject})
+            self._client.create_registered_model(name, tags=dict(record.identity))
             undo.callback(self._drop_empty, name)
         except MlflowException as error:
             if not _exists(error):
                 raise
-            self._refuse_other_subject(name, record.subject)  # another machine may have been first
+            self._refuse_another(name, record.identity)  # another machine may have been first
+            model = self._registered(name)
+            for kind in record.identity.keys() - (model.tags.keys() if model else set()):
+                self._client.set_registered_model_tag(name, kind, record.identity[kind])
+                undo.callback(self._client.delete_registered_model_tag, name, kind)
 
     def _drop_empty(self, name: str) -> None:
         """Delete a model unless another machine has given it a version meanwhile."""
-        if not self._client.search_model_versions(f"name = '{name}'"):
+        if not self._client.search_model_versions(f"name = '{name}'", max_results=1):
             self._client.delete_registered_model(name)
 
-    def _refuse_other_subject(self, name: str, subject: str) -> None:
-        model = self._registered(name)
-        owner = model.tags.get("subject", subject) if model else subject
-        if owner != subject:
-            raise InputError(
-                f"model '{name}' holds the subject '{owner}', not '{subject}'; choose another register.name"
-            )
+    def _refuse_another(self, name: str, wanted: Mapping[str, str]) -> None:
+        """Raises InputError, with the way out, where the name is that of another subject."""
+        held = self._identity(name)
+        for kind, (what, parameter) in IDENTITY.items():
+            if kind in held and kind in wanted and held[kind] != wanted[kind]:
+                raise InputError(
+                    f"model '{name}' holds the {what} '{held[kind]}', not '{wanted[kind]}'; choose another register.name "
+                    f"(--name), or, if it is the same subject, give {parameter} '{held[kind]}'"
+                )
+
+    def _identity(self, name: str) -> dict[str, str]:
+        """What a registered model is of: its tags, and those of its newest version where older ones had fewer."""
+        if (model := self._registered(name)) is None:
+            return {}
+        newest = self._client.search_model_versions(f"name = '{name}'", 1, ["version_number DESC"])
+        return {**(newest[0].tags if newest else {}), **model.tags}
 
     def _registered(self, name: str) -> RegisteredModel | None:
         with self._spoken():

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _photos(name: str) -> list[str]:
-    return ["--photos", str(SAMPLES), "--class-noun", "dog", "--name", name, "--consent", "sample"]
+    subject = ["--class-noun", "dog", "--subject", "dog", "--consent", "sample"]
+    return ["--photos", str(SAMPLES), "--name", name, *subject]
 
 
 def _draw() -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from photoflux.errors import InputError, PhotoFluxError
+from photoflux.params import MODEL_NAME
 from photoflux.runs import Run, State, read_document, sentence
 from photoflux.settings import get_settings
 from pipelines.orchestrators import LocalOrchestrator
@@ -54,15 +55,14 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
         "register_name": args.name,
     }
     named |= {"import_photos_trigger": args.trigger, "import_photos_consent": args.consent}
+    named |= {"import_photos_subject_id": args.subject}
     chosen = {name: value for name, value in named.items() if value is not None}
-    if args.photos and not re.match(r"(dvc|blob):", args.photos):
-        chosen["import_photos_source"] = str(Path(args.photos).expanduser().absolute())
-        chosen["import_photos_subject_id"] = args.subject or _slug(Path(args.photos).absolute().name)
-    elif args.subject:
-        chosen["import_photos_subject_id"] = args.subject
     if args.base:
         chosen |= {f"{step}_base": args.base for step in ("augment", "finetune", "evaluate", "audit")}
-    return chosen | dict(_assignment(text) for text in args.set)
+    chosen |= dict(_assignment(text) for text in args.set)
+    if re.fullmatch(MODEL_NAME, chosen.get("register_name", "")):  # else it is refused, and by its own name
+        chosen.setdefault("import_photos_subject_id", chosen["register_name"].replace("_", "-"))
+    return chosen
 
 
 def conclude(run: Run, folder: Path, *, require: str = "") -> int:
@@ -98,10 +98,6 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63] or "subject"
-
-
 def _assignment(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator:
@@ -117,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.run", description=__doc__)
     parser.add_argument("--photos", help="folder of photos, dvc:REPO@REV:PATH or blob:SET_ID")
     parser.add_argument("--class-noun", help="what the subject is: dog, mug, person, …")
-    parser.add_argument("--name", help="name of the registered model")
-    parser.add_argument("--subject", help="id of the subject; the folder's name unless given")
+    parser.add_argument("--name", help="name of the registered model; the subject's id unless given")
+    parser.add_argument("--subject", help="id of the subject; the model's name, or else made of --photos")
     parser.add_argument("--base", help="base model: a name in models/ or the path of a spec .yaml")
     parser.add_argument("--trigger", help="rare word that stands for the subject in prompts")
     parser.add_argument("--consent", help="on what ground the photos may be used")

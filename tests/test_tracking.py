@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from photoflux.errors import InputError
 from photoflux.manifest import digest
 from photoflux.params import RegisterParams
-from photoflux.tracking import CHALLENGER, CHAMPION, Record, Registry, Version, parse_model
+from photoflux.tracking import CHALLENGER, CHAMPION, IDENTITY, Record, Registry, Version, parse_model
 
 
 @pytest.fixture(autouse=True)
@@ -345,6 +345,7 @@ def test_a_killed_registration_leaves_no_version_and_is_cleared_later(tmp_path: 
 def test_the_registry_page_says_what_the_code_does(root: Path, tmp_path: Path):
     told = yaml.safe_load((root / "mlflow" / "registry.yaml").read_text())
     assert set(told["aliases"]) == {CHAMPION, CHALLENGER}
+    assert told["model"]["tags"] == list(IDENTITY)
     for name in ("rex", "rex-2", "9_lives", "a" * 63, "", "-rex", "Rex", "a" * 64, "rex dog"):
         assert bool(re.fullmatch(told["model"]["name"], name)) == _accepted(name), name
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 from photoflux.errors import InputError
@@ -12,6 +14,9 @@ from photoflux.vault import committed
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".tif", ".tiff", ".webp", ".heic", ".avif", ".gif"}
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"RIFF")
+FETCHED = ("blob:", "dvc:")
+"""How sources begin that are no folders."""
+WORDS_KEPT = 54
 MAX_CAPTION_BYTES = 4096
 MAX_NAME_BYTES = 90  # what a ustar header holds beside the folder's name
 
@@ -19,14 +24,14 @@ MAX_NAME_BYTES = 90  # what a ustar header holds beside the folder's name
 def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://demo", origin: str = "") -> StepResult:
     """Copy the photos in the folder `source`, and captions beside them, to the artifact `photos`, unchanged.
 
-    `origin` is what the person wrote, when `source` is only where it was fetched to. Nothing is decoded here:
+    `origin` says where they came from, when `source` is only where they were fetched to. Nothing is decoded here:
     whether a file is a usable photo is the next step's question. Raises InputError naming what is at fault.
     """
     files = list_photos(_folder(source), params=params)
     described = [{"name": f.name, "sha256": digest(f), "bytes": f.stat().st_size} for f in files]
     manifest = {
         "subject": {
-            "id": params.subject_id,
+            "id": params.subject_id or subject_of(params.source if origin else source),
             "class_noun": params.class_noun,
             "trigger": params.trigger,
             "consent": params.consent,
@@ -38,6 +43,23 @@ def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://
         write_tar(out, files={f"photos/{f.name}": f for f in [*files, *_captions(files)]}, manifest=manifest)
     total = sum(f.stat().st_size for f in files)
     return StepResult(metrics={"files": len(files), "megabytes": round(total / 1e6, 3)})
+
+
+def subject_of(source: str) -> str:
+    """An id for whoever the photos of `source` show, where none is given: words of it, and a digest that no other one has.
+
+    A folder is told by its path below the working directory, which may be moved with what it holds; one elsewhere by its
+    whole path, a set by all of what was written.
+    """
+    place = source if source.startswith(FETCHED) else _place(Path(source).expanduser().resolve())
+    words = re.sub(r"[^a-z0-9]+", "-", re.split("[/:@]", place.rstrip("/"))[-1].lower()).strip("-")
+    sha = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{words[:WORDS_KEPT].rstrip('-') or 'subject'}-{sha[:8]}"
+
+
+def _place(folder: Path) -> str:
+    here = Path.cwd()
+    return folder.relative_to(here).as_posix() if here in folder.parents else str(folder)
 
 
 def list_photos(folder: Path, *, params: ImportParams) -> list[Path]:
@@ -62,8 +84,7 @@ def _captions(photos: list[Path]) -> list[Path]:
 
 
 def _folder(source: str) -> Path:
-    scheme, separator, _ = source.partition(":")
-    if separator and scheme in ("blob", "dvc"):
+    if source.startswith(FETCHED):
         raise InputError(
             f"{source}: uploaded and DVC-tracked sets are fetched by the pipeline; run it, or give a folder"
         )

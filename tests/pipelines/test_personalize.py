@@ -10,6 +10,7 @@ import pytest
 
 from photoflux.manifest import digest, read_manifest
 from photoflux.runs import State
+from photoflux.steps.import_photos import subject_of
 from pipelines.graph import read_spec, step_titles
 
 PURE = ("import_data", "validate", "augment", "finetune", "evaluate", "audit", "gate")
@@ -66,7 +67,8 @@ def test_every_step_leaves_numbers_and_a_log(personalised, step: str):
 
 
 def test_whose_photos_these_are_is_known_to_the_end(personalised):
-    subject = {"id": "dog", "class_noun": "dog", "trigger": "sks", "consent": "sample"}
+    name = subject_of("data/samples/dog")
+    subject = {"id": name, "class_noun": "dog", "trigger": "sks", "consent": "sample"}
     for step, name in (
         ("import_data", "photos"),
         ("validate", "validated"),
@@ -74,8 +76,8 @@ def test_whose_photos_these_are_is_known_to_the_end(personalised):
         ("finetune", "adapter"),
     ):
         assert manifest(personalised, step, name)["subject"] == subject, step
-    assert document(personalised, "evaluate", "evaluation")["subject"]["id"] == "dog"
-    assert document(personalised, "gate", "decision")["subject"]["id"] == "dog"
+    assert document(personalised, "evaluate", "evaluation")["subject"]["id"] == name
+    assert document(personalised, "gate", "decision")["subject"]["id"] == name
 
 
 def test_judgements_name_the_very_adapter_they_judged(personalised):

@@ -129,7 +129,7 @@ def test_options_are_pipeline_parameters(photos: Path):
     assert given(args) == {
         "import_photos_source": str(photos),
         "import_photos_class_noun": "mug",
-        "import_photos_subject_id": "rex-i",
+        "import_photos_subject_id": "my-mug",
         "register_name": "my-mug",
         "finetune_base": "models/x.yaml",
         "evaluate_base": "models/x.yaml",
@@ -142,6 +142,22 @@ def test_options_are_pipeline_parameters(photos: Path):
 def test_a_dvc_source_is_passed_as_it_is():
     args = _parser().parse_args(["--photos", "dvc:.@main:data/samples/dog"])
     assert given(args) == {"import_photos_source": "dvc:.@main:data/samples/dog"}
+
+
+@pytest.mark.parametrize(
+    ("words", "subject"),
+    [
+        ([], None),
+        (["--name", "rex_2"], "rex-2"),
+        (["--set", "register_name=rex"], "rex"),
+        (["--name", "rex", "--subject", "the-dog"], "the-dog"),
+        (["--name", "rex", "--set", "import_photos_subject_id=the-dog"], "the-dog"),
+        (["--name", "Rex"], None),
+    ],
+)
+def test_a_subject_is_called_as_asked_or_as_its_model_and_else_by_its_photos(words: list[str], subject: str | None):
+    """A name that cannot be one is left to whoever refuses it."""
+    assert given(_parser().parse_args(["--photos", "photos", *words])).get("import_photos_subject_id") == subject
 
 
 def test_a_run_is_recorded_with_every_parameter(root: Path, photos: Path, own_state: Path):

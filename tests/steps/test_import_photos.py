@@ -7,12 +7,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from photoflux.errors import InputError
 from photoflux.manifest import digest, read_manifest
 from photoflux.params import ImportParams
-from photoflux.steps.import_photos import run
+from photoflux.steps.import_photos import run, subject_of
 
 PARAMS = ImportParams(class_noun="mug", trigger="sks", subject_id="red-mug", consent="own")
 
@@ -60,6 +62,57 @@ def test_the_same_photos_give_the_same_bytes_wherever_they_lie(folder: Path, tmp
 def test_an_origin_is_recorded_instead_of_where_it_was_fetched_to(folder: Path, tmp_path: Path):
     run(str(folder), photos=tmp_path / "photos.tar", params=PARAMS, origin="dvc:photos@abc:mug")
     assert read_manifest(tmp_path / "photos.tar")["source"] == "dvc:photos@abc:mug"
+
+
+SOURCES = (
+    "rex/photos",
+    "cup/photos",
+    "写真",
+    "фото",
+    "📷",
+    "photos",
+    "Photos",
+    "photos-",
+    "dvc:.@main:photos",
+    "blob:photos",
+)
+
+
+def test_no_two_sources_are_one_subject():
+    ids = [subject_of(source) for source in SOURCES]
+    assert len(set(ids)) == len(ids)
+    assert [name.rpartition("-")[0] for name in ids] == [
+        "photos", "photos", "subject", "subject", "subject", "photos", "photos", "photos", "photos", "photos",
+    ]  # fmt: skip
+
+
+@given(st.text(min_size=1).filter(lambda text: "\0" not in text))
+def test_any_source_makes_an_id_that_a_subject_can_have(source: str):
+    assert ImportParams(source="x", subject_id=subject_of(source)).subject_id
+
+
+def test_a_subject_stays_the_same_when_its_checkout_moves(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """However the folder is written; one outside the working directory is told by its whole path."""
+    monkeypatch.chdir(tmp_path)
+    same = {subject_of(source) for source in ("mug", "./mug/", "mug/../mug", str(folder))}
+    (tmp_path / "moved").mkdir()
+    folder.rename(tmp_path / "moved" / "mug")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert same == {subject_of("mug")}
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert subject_of("~/moved/mug") == subject_of(str(tmp_path / "moved" / "mug")) not in same
+
+
+def test_without_an_id_the_subject_is_told_by_what_was_written(folder: Path, tmp_path: Path):
+    """Where the photos were fetched to says nothing."""
+    run(str(folder), photos=tmp_path / "a.tar", params=ImportParams())
+    assert read_manifest(tmp_path / "a.tar")["subject"]["id"] == subject_of(str(folder))
+    fetched = ImportParams(source="dvc:.@main:photos/rex")
+    run(str(folder), photos=tmp_path / "b.tar", params=fetched, origin="dvc:photos@abc:photos/rex")
+    assert read_manifest(tmp_path / "b.tar")["subject"]["id"] == subject_of("dvc:.@main:photos/rex")
 
 
 def test_a_text_file_named_jpg_is_left_for_validation_to_judge(tmp_path: Path):

@@ -271,6 +271,43 @@ def test_another_subject_may_not_move_in(better: Case, tmp_path: Path):
     assert Registry().aliases("m") == {"champion": 1, "challenger": 1}
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"class_noun": "mug"},
+            r"model 'rex' holds the class noun 'dog', not 'mug'; choose another register\.name \(--name\)",
+        ),
+        ({"trigger": "zwx"}, r"holds the trigger 'sks', not 'zwx'; .* give import_photos\.trigger \(--trigger\) 'sks'"),
+        (
+            {"id": "bello"},
+            r"holds the subject 'rex', not 'bello'; .* give import_photos\.subject_id \(--subject\) 'rex'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("before", [False, True], ids=["as it is registered", "registered when fewer tags were kept"])
+def test_a_name_stays_that_of_one_subject(better: Case, tmp_path: Path, change: dict, sentence: str, before: bool):
+    better.run(name="rex")
+    client = Registry()._client
+    if before:
+        for tag in ("class_noun", "trigger"):
+            client.delete_registered_model_tag("rex", tag)
+    other = judged(tmp_path / "other", weights=b"o", subject=SUBJECT | change)
+    with pytest.raises(InputError, match=sentence):
+        other.run(name="rex")
+    assert Registry().aliases("rex") == {"champion": 1, "challenger": 1}
+
+
+def test_a_model_of_before_is_told_apart_from_its_next_version_on(better: Case, worse: Case):
+    better.run(name="rex")
+    client = Registry()._client
+    for tag in ("class_noun", "trigger"):
+        client.delete_registered_model_tag("rex", tag)
+        client.delete_model_version_tag("rex", "1", tag)
+    worse.run(name="rex")
+    assert client.get_registered_model("rex").tags == {"subject": "rex", "class_noun": "dog", "trigger": "sks"}
+
+
 def test_a_failed_gate_names_its_rule_and_registers_nothing(tmp_path: Path):
     bad = judged(tmp_path / "bad", leakage=0.9)
     bad.signed = SignOff("Ada", "because I like it", ("class leakage",))
