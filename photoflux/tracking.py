@@ -151,7 +151,7 @@ class Registry:
         Raises InputError when the name belongs to another subject or the registry cannot be reached.
         """
         with self._lock(), self._spoken(), ExitStack() as undo:
-            self._refuse_another(name, record.identity)
+            self.refuse_another(name, record.identity)
             version = self.find(name, record.digest)
             if version is None:
                 self._drop_abandoned(record)
@@ -356,7 +356,7 @@ class Registry:
         except MlflowException as error:
             if not _exists(error):
                 raise
-            self._refuse_another(name, record.identity)  # another machine may have been first
+            self.refuse_another(name, record.identity)  # another machine may have been first
             model = self._registered(name)
             for kind in record.identity.keys() - (model.tags.keys() if model else set()):
                 self._client.set_registered_model_tag(name, kind, record.identity[kind])
@@ -367,9 +367,10 @@ class Registry:
         if not self._client.search_model_versions(f"name = '{name}'", max_results=1):
             self._client.delete_registered_model(name)
 
-    def _refuse_another(self, name: str, wanted: Mapping[str, str]) -> None:
+    def refuse_another(self, name: str, wanted: Mapping[str, str]) -> None:
         """Raises InputError, with the way out, where the name is that of another subject."""
-        held = self._identity(name)
+        with self._spoken():
+            held = self._identity(name)
         for kind, (what, parameter) in IDENTITY.items():
             if kind in held and kind in wanted and held[kind] != wanted[kind]:
                 raise InputError(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from photoflux.errors import InputError
 from photoflux.manifest import digest, read_manifest, write_tar
 from photoflux.steps import StepResult
 from photoflux.vault import committed, opened
@@ -25,13 +24,12 @@ def run(dataset: Path, *, champion: Path, name: str = "", key: str = "plain://de
     from photoflux.tracking import CHAMPION, Registry
 
     with opened(dataset, key=key) as plain:
-        subject = read_manifest(plain)["subject"]["id"]
-    name, registry = name or subject, Registry()
+        subject = read_manifest(plain)["subject"]
+    name, registry = name or subject["id"], Registry()
+    registry.refuse_another(
+        name, {"subject": subject["id"], "class_noun": subject["class_noun"], "trigger": subject["trigger"]}
+    )
     version = registry.at(name, CHAMPION)
-    if version and version.tags.get("subject", subject) != subject:
-        raise InputError(
-            f"model '{name}' holds the subject '{version.tags['subject']}', not '{subject}'; choose another register.name"
-        )
     with ExitStack() as stack:
         about = {"name": name, "version": version.number if version else 0}
         files: dict[str, bytes | Path] = {}
