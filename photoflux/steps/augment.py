@@ -7,12 +7,14 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.errors import InputError
 from photoflux.manifest import unpack, write_tar
 from photoflux.params import AugmentParams
+from photoflux.report import publish
 from photoflux.steps import StepResult
 from photoflux.vault import committed, opened
 
@@ -86,9 +88,8 @@ def run(
         described = _manifest(manifest, samples, base=spec.name, size_px=size_px, params=params)
         with committed(dataset, key=key) as out:
             write_tar(out, files={sample.file: _png(sample.picture) for sample in samples}, manifest=described)
-        page = _report(manifest["subject"], photos, samples, size_px=size_px, params=params)
-        with committed(report, key=key) as out:
-            page.save(out)
+        page = partial(_report, manifest["subject"], photos, samples, size_px=size_px, params=params)
+        publish(report, page, subject=manifest["subject"], key=key)
     train = [item for item in described["items"] if item["split"] == TRAIN]
     metrics: dict[str, float] = {
         "photos": len(photos),
@@ -256,7 +257,9 @@ def _report(
     *,
     size_px: int,
     params: AugmentParams,
+    full: bool,
 ) -> Report:
+    """The page; unless it is `full`, without pictures, names and captions, which are a person's own."""
     from photoflux.report import Report
 
     train = [sample for sample in samples if sample.split == TRAIN]
@@ -265,6 +268,8 @@ def _report(
     page = Report("Training set", subtitle=f"{subject.get('id', '')} · {name} · {params.base} at {size_px} px")
     made = f"{len(photos)} photos became {len(train)} training pictures"
     page.verdict("OK", f"{made}; {len(held)} held out for evaluation.")
+    if not full:
+        return page
     page.section("Trained on")
     page.image(
         _sheet(train, columns=params.variants + 2),

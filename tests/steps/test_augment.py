@@ -15,7 +15,9 @@ from photoflux.errors import InputError
 from photoflux.manifest import digest, read_manifest, write_tar
 from photoflux.params import AugmentParams
 from photoflux.photos.inspect import fingerprint
+from photoflux.report import sealed_beside
 from photoflux.steps import augment
+from photoflux.vault import committed, opened
 from tests.photos.pictures import encoded, photo
 
 SPEC = """
@@ -37,13 +39,20 @@ def params(tmp_path: Path) -> AugmentParams:
     return AugmentParams(base=str(tmp_path / "tiny.yaml"))
 
 
-def validated(folder: Path, pictures: list[Image.Image], *, noun: str = "mug", captions: dict | None = None) -> Path:
+def validated(
+    folder: Path,
+    pictures: list[Image.Image],
+    *,
+    noun: str = "mug",
+    captions: dict | None = None,
+    consent: str = "sample",
+) -> Path:
     entries = [
         {"file": f"images/{i:02}.png", "source": f"{i:02}.jpg", "sha256": fingerprint(picture).sha256}
         for i, picture in enumerate(pictures)
     ]
     manifest = {
-        "subject": {"id": "thing", "class_noun": noun, "trigger": "sks", "consent": "sample"},
+        "subject": {"id": "thing", "class_noun": noun, "trigger": "sks", "consent": consent},
         "validation": {"score": 80},
         "photos": entries,
         "captions": captions or {},
@@ -56,6 +65,21 @@ def validated(folder: Path, pictures: list[Image.Image], *, noun: str = "mug", c
 
 def pictures(count: int) -> list[Image.Image]:
     return [photo(i, size=(260, 200)) for i in range(count)]
+
+
+def test_a_persons_pictures_and_names_are_on_the_sealed_page_alone(tmp_path: Path, params: AugmentParams):
+    """The open page is one that a console can show, and has the numbers."""
+    source = validated(tmp_path, pictures(5), consent="own")
+    plain = source.rename(tmp_path / "plain.tar")
+    with committed(source, key="vault://ada/run-1") as sealed:
+        plain.rename(sealed)
+    outputs = {"dataset": tmp_path / "dataset.tar", "report": tmp_path / "report.html"}
+    augment.run(source, **outputs, params=params, key="vault://ada/run-1")
+    page = outputs["report"].read_text()
+    assert "5 photos became 12 training pictures; 1 held out" in page
+    assert "00.jpg" not in page and "data:image" not in page
+    with opened(sealed_beside(outputs["report"]), key="vault://ada/run-1") as full:
+        assert "00.jpg" in full.read_text() and "data:image" in full.read_text()
 
 
 def run(folder: Path, source: Path, params: AugmentParams) -> dict:
