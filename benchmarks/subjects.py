@@ -244,7 +244,10 @@ def make_dataset(folder: Path, subject: Subject, *, seed: int, params: Mapping[s
     about = replace(params["import_photos"], class_noun=subject.kind, subject_id=f"bench-{subject.kind}")
     photos, validated = folder / "photos.tar", folder / "validated.tar"
     import_photos.run(str(folder / "photos"), photos=photos, params=about)
-    validate.run(photos, validated=validated, report=folder / "validate.html", params=params["validate"])
+    validate.run(
+        photos, validated=validated, report=folder / "validate.html", expectations=folder / "expectations.json",
+        data_docs=folder / "data_docs.html", params=params["validate"],
+    )  # fmt: skip
     augment.run(validated, dataset=dataset, report=folder / "augment.html", params=params["augment"])
     return dataset
 

@@ -1,6 +1,6 @@
 """Component: check the photos."""
 
-from kfp.dsl import HTML, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
 from components._image import step
 from photoflux.params import ValidateParams
@@ -11,6 +11,8 @@ def validate(
     photos: Input[Dataset],
     validated: Output[Dataset],
     report: Output[HTML],
+    expectations: Output[Artifact],
+    data_docs: Output[HTML],
     metrics: Output[Metrics],
     key: str,
     params: ValidateParams,
@@ -21,7 +23,13 @@ def validate(
     from photoflux.steps import validate
 
     result = validate.run(
-        Path(photos.path), validated=Path(validated.path), report=Path(report.path), params=params, key=key
+        Path(photos.path),
+        validated=Path(validated.path),
+        report=Path(report.path),
+        expectations=Path(expectations.path),
+        data_docs=Path(data_docs.path),
+        params=params,
+        key=key,
     )
     for name, value in result.metrics.items():
         metrics.log_metric(name, value)

@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from photoflux.manifest import write_text
 from photoflux.vault import committed
@@ -54,7 +54,13 @@ def sealed_beside(report: Path) -> Path:
     return report.with_name(f"{report.stem}-sealed{report.suffix}")
 
 
-def publish(report: Path, page: Callable[..., Report], *, subject: Mapping[str, Any], key: str) -> Path:
+class Page(Protocol):
+    """What can be written as one HTML file."""
+
+    def save(self, path: Path) -> Path: ...
+
+
+def publish(report: Path, page: Callable[..., Page], *, subject: Mapping[str, Any], key: str) -> Path:
     """Write `page(full=True)`; of a person `page(full=False)`, with the full one sealed under `key` beside it.
 
     Returns `report`.

@@ -16,6 +16,9 @@ class Settings(BaseSettings):
 
     state_dir: Path = Field(default=Path(".photoflux"), description="registry, caches and records of this machine")
     models_dir: Path = Field(default=Path("models"), description="base specs and their weights")
+    expectations_dir: Path = Field(
+        default=Path("data/expectations"), description="Great Expectations suites that decide about photos"
+    )
     runs_dir: Path = Field(default=Path("runs"), description="one folder per pipeline run")
     tracking_uri: str = Field(default="", description="MLflow server; empty: SQLite in state_dir")
     device: str = Field(default="", description="torch device; empty: cuda when there is one, else cpu")

@@ -199,6 +199,7 @@ def test_a_fine_tuning_parameter_runs_fine_tuning_and_its_judges_only(project: P
         ("photoflux/steps/audit.py", {"audit"}),
         ("photoflux/judges/scores.py", {"evaluate", "audit"}),
         ("photoflux/photos/suite.py", {"validate"}),
+        ("data/expectations/photos.json", {"validate"}),
         ("photoflux/photos/captions.py", {"augment"}),
         ("photoflux/steps/gate.py", set()),
         ("photoflux/tracking.py", set()),

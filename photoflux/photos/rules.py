@@ -1,11 +1,13 @@
-"""The one rule table: what a photo and a set of photos must satisfy, and what to say where they do not.
+"""The rule table: what a photo and a set of photos must satisfy, and what to say where they do not.
 
-Everything that judges photos reads it: the step, the Great Expectations suites and an API's boundary.
+It decides at the API, photo by photo and in milliseconds. In the pipeline the suites of `suite.py` decide, in the words of
+this table; a test holds both equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +69,8 @@ class Verdict:
 
 
 UNMEASURED = Rule("unmeasured", PHOTO, REJECT, "", "could not be measured: export the photo again as JPEG or PNG")
-"""Broken by a decoded photo with an empty measure; beside the table, because it looks at every column."""
+UNMEASURED_SET = Rule("unmeasured_set", SET, REJECT, "", "the photos could not be measured together: import them again")
+"""Broken by a decoded photo, or a set, with an empty measure; beside the table, because they look at every column."""
 
 
 def rule_table(params: ValidateParams) -> tuple[Rule, ...]:
@@ -146,13 +149,13 @@ def _set_rules(params: ValidateParams) -> tuple[Rule, ...]:
     return (
         Rule("too_few", SET, REJECT, "usable", low=params.min_photos,
              message="only {usable} of {files} photos can be used and {low} are needed",
-             advice=f"Add {{missing}} more good photos: {params.min_photos} are needed, {full}."),
+             advice=f"Add {{missing}} more good photos: {{low}} are needed, {full}."),
         Rule("few", SET, WARN, "usable", low=params.advised_min, message="{usable} good photos",
              advice=f"Add more photos: {{usable}} will do, {full}."),
         Rule("too_many", SET, REJECT, "usable", high=params.max_photos,
              message="{usable} photos are more than the {high} that are taken", advice="Choose the best 20."),
         Rule("many", SET, WARN, "usable", high=params.advised_max, message="{usable} good photos",
-             advice=f"Keep the best {params.advised_max}: more than that add little and take longer."),
+             advice="Keep the best {high}: more than that add little and take longer."),
         Rule("near_copies", SET, WARN, "near_copy_share", high=params.duplicate_share_max,
              message="{near_copies} of {files} photos repeat others"),
         Rule("one_view", SET, WARN, "closeness", high=params.closeness_max,
@@ -160,8 +163,8 @@ def _set_rules(params: ValidateParams) -> tuple[Rule, ...]:
              advice="More angles: these are framed alike; walk around the subject, come closer, step back."),
         Rule("backgrounds", SET, WARN, "backgrounds", low=params.backgrounds_min,
              message="{backgrounds} kinds of background",
-             advice=f"More backgrounds: {{backgrounds}} seen, {params.backgrounds_min} or more are better, "
-             "because what never changes is learnt with the subject."),
+             advice="More backgrounds: {backgrounds} seen, {low} or more are better, because what never changes is "
+             "learnt with the subject."),
         Rule("dim", SET, WARN, "dim_share", high=0.5, message="most photos are dim",
              advice="More light: most photos are dim; daylight shows colours and surfaces best."),
     )  # fmt: skip
@@ -169,13 +172,30 @@ def _set_rules(params: ValidateParams) -> tuple[Rule, ...]:
 
 def judge(photos: Sequence[Row], *, params: ValidateParams) -> Verdict:
     """Hold a table of photos (one row each, as `survey` makes it) against the rules; pure, and quick."""
-    from photoflux.photos.score import advice_for, score_parts
-
     rules = rule_table(params)
     broken = {row["file"]: broken_rules(row, rules) for row in photos}
+    return conclude(photos, broken, rules=rules, judge_set=lambda whole: broken_set_rules(whole, rules), params=params)
+
+
+def conclude(
+    photos: Sequence[Row],
+    broken: Mapping[str, Sequence[Rule]],
+    *,
+    rules: Sequence[Rule],
+    judge_set: Callable[[Row], Sequence[Rule]],
+    params: ValidateParams,
+) -> Verdict:
+    """The verdict that follows from which rules each photo breaks, and from those that the usable ones break as a set.
+
+    `rules` are those that photos were held against, in the order in which advice is given; `judge_set` is asked about the
+    set's row, once it is known which photos can be used.
+    """
+    from photoflux.photos.score import advice_for, score_parts
+
     judged = [_judged(row, broken[row["file"]]) for row in photos]
-    whole = whole_row(photos, judged, params=params)
-    set_broken = [rule for rule in rules if rule.level == SET and not rule.holds(whole[rule.column])]
+    whole = whole_row(photos, judged)
+    set_broken = judge_set(whole)
+    whole["missing"] = _missing(whole, set_broken)
     rejected = any(rule.severity == REJECT for rule in set_broken)
     parts = score_parts(whole, params=params)
     score = round(sum(part["points"] for part in parts))
@@ -199,10 +219,22 @@ def broken_rules(row: Row, rules: Sequence[Rule]) -> list[Rule]:
     files = [rule for rule in rules if rule.level == FILE and not rule.holds(row[rule.column])]
     if files:
         return files
-    measured = [rule for rule in rules if rule.level == PHOTO]
-    empty = any(row[rule.column] is None for rule in measured)
-    found = [rule for rule in measured if row[rule.column] is not None and not rule.holds(row[rule.column])]
-    return found + [UNMEASURED] * empty
+    return _broken(row, [rule for rule in rules if rule.level == PHOTO], empty=UNMEASURED)
+
+
+def broken_set_rules(whole: Row, rules: Sequence[Rule]) -> list[Rule]:
+    """The rules that a set breaks, by its row."""
+    return _broken(whole, [rule for rule in rules if rule.level == SET], empty=UNMEASURED_SET)
+
+
+def _broken(row: Row, rules: Sequence[Rule], *, empty: Rule) -> list[Rule]:
+    found = [rule for rule in rules if not is_empty(row[rule.column]) and not rule.holds(row[rule.column])]
+    return found + [empty] * any(is_empty(row[rule.column]) for rule in rules)
+
+
+def is_empty(value: Any) -> bool:
+    """Whether there is no such measure: nothing, or not a number, which no bound can be held against."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def status_of(found: Sequence[Rule]) -> str:
@@ -211,14 +243,13 @@ def status_of(found: Sequence[Rule]) -> str:
     return REJECT if REJECT in severities else WARN if WARN in severities else "ok"
 
 
-def whole_row(photos: Sequence[Row], judged: Sequence[Row], *, params: ValidateParams) -> dict[str, Any]:
+def whole_row(photos: Sequence[Row], judged: Sequence[Row]) -> dict[str, Any]:
     """The set in one row, from its photos: counts, shares and variety of what can be used."""
     usable = [row for row, photo in zip(photos, judged, strict=True) if photo["status"] != REJECT]
     copies = sum(bool(row["duplicate_of"]) for row in photos)
     return {
         "files": len(photos),
         "usable": len(usable),
-        "missing": max(0, params.min_photos - len(usable)),
         "flawless": sum(photo["status"] == "ok" for photo in judged),
         "near_copies": copies,
         "near_copy_share": copies / max(1, len(photos)),
@@ -226,6 +257,12 @@ def whole_row(photos: Sequence[Row], judged: Sequence[Row], *, params: ValidateP
         "backgrounds": len({row["background"] for row in usable}),
         "dim_share": _mean([float(row["luma_p50"] < 0.2) for row in usable]),
     }
+
+
+def _missing(whole: Row, set_broken: Sequence[Rule]) -> int:
+    """How many more good photos the set needs, by the strictest rule that it breaks."""
+    needed = [rule.low for rule in set_broken if rule.column == "usable" and rule.severity == REJECT and rule.low]
+    return max([0, *(math.ceil(low - whole["usable"]) for low in needed)])
 
 
 def _judged(row: Row, found: Sequence[Rule]) -> dict[str, Any]:

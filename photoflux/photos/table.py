@@ -32,6 +32,8 @@ UNKNOWN: dict[str, Any] = {
 }  # fmt: skip
 Pair = tuple[str, str]
 """Digests of two photos' pixels, the smaller one first."""
+Usable = Callable[[Sequence[Mapping[str, Any]]], Sequence[bool]]
+"""Says of each row of a table, before photos were compared, whether the photo can be used."""
 BACKGROUND_LIKE = 0.6
 SHARPNESS_TIE = 1.5
 
@@ -50,24 +52,30 @@ def survey(
     *,
     params: ValidateParams,
     keep: Callable[[str, Image.Image], None] = lambda _name, _image: None,
+    usable: Usable | None = None,
 ) -> list[dict[str, Any]]:
     """The photo table of named files. `keep` is handed each decoded picture in turn, so that one is in memory
-    at a time.
+    at a time. Of photos that repeat one another the best that is `usable`, by the rule table unless given, stays.
 
     Columns: `file`, `decoded`, `problem`, `problem_message`, the fields of `Measures` (None when not
     decoded), `sha256`, `facts`, `duplicate_of`, `duplicate_note` ("" when unique), `closest` (correlation
     with the most similar other photo) and `background` (number of its kind of background).
     """
-    return tabulated([examine(name, data, params=params, keep=keep) for name, data in files], params=params)
+    examined = [examine(name, data, params=params, keep=keep) for name, data in files]
+    return tabulated(examined, params=params, usable=usable)
 
 
 def tabulated(
-    examined: Sequence[Examined], *, params: ValidateParams, known: Mapping[Pair, Likeness] = MappingProxyType({})
+    examined: Sequence[Examined],
+    *,
+    params: ValidateParams,
+    known: Mapping[Pair, Likeness] = MappingProxyType({}),
+    usable: Usable | None = None,
 ) -> list[dict[str, Any]]:
     """The photo table of examined files: their rows, with what only comparing them shows. `known`: what was compared before."""
     rows = [one.row for one in examined]
     alike = compare([one.print for one in examined], known)
-    _mark_duplicates(rows, alike, params=params)
+    _mark_duplicates(rows, alike, params=params, usable=usable or _by_rules(params))
     _mark_closest(rows, alike)
     _mark_backgrounds(examined)
     return rows
@@ -130,30 +138,37 @@ def clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     return sorted(sorted(i for i in range(count) if group[i] == one) for one in set(group))
 
 
+def _by_rules(params: ValidateParams) -> Usable:
+    rules = rule_table(params)
+    return lambda rows: [status_of(broken_rules(row, rules)) != REJECT for row in rows]
+
+
 def _mark_duplicates(
-    rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Likeness], *, params: ValidateParams
+    rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Likeness], *, params: ValidateParams, usable: Usable
 ) -> None:
     """Each cluster keeps its best photo; the others say what they repeat."""
     same = [pair for pair, one in alike.items() if is_same(one, params=params)]
+    if not same:
+        return
+    can_be_used = usable(rows)
     for members in clusters(len(rows), same):
-        best = _best(members, rows, params=params)
+        best = _best(members, rows, can_be_used)
         for i in set(members) - {best}:
             pair = alike[min(i, best), max(i, best)]
             rows[i]["duplicate_of"] = rows[best]["file"]
             rows[i]["duplicate_note"] = _note(pair, params=params)
 
 
-def _best(members: Sequence[int], rows: Sequence[Mapping[str, Any]], *, params: ValidateParams) -> int:
+def _best(members: Sequence[int], rows: Sequence[Mapping[str, Any]], usable: Sequence[bool]) -> int:
     """A usable photo before a rejected one, then the sharpest; of those about as sharp the likeliest
     original.
 
     A copy that was cropped or saved again can measure a little sharper, so sharpness decides only where it
     differs.
     """
-    rules = rule_table(params)
-    usable = [i for i in members if status_of(broken_rules(rows[i], rules)) != REJECT] or list(members)
-    sharpest = max((rows[i]["sharpness"] or 0.0 for i in usable), default=0.0)
-    sharp = [i for i in usable if (rows[i]["sharpness"] or 0.0) * SHARPNESS_TIE >= sharpest]
+    eligible = [i for i in members if usable[i]] or list(members)
+    sharpest = max((rows[i]["sharpness"] or 0.0 for i in eligible), default=0.0)
+    sharp = [i for i in eligible if (rows[i]["sharpness"] or 0.0) * SHARPNESS_TIE >= sharpest]
 
     def likely_original(i: int) -> tuple[float, ...]:
         row = rows[i]

@@ -1,18 +1,21 @@
-"""validate: decode, measure and judge the photos of one subject; pass on the good ones."""
+"""validate: decode and measure the photos of one subject; pass on those that Great Expectations lets through."""
 
 from __future__ import annotations
 
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from photoflux.errors import PhotoFluxError, ValidationFailed
-from photoflux.manifest import unpack, write_tar
+from photoflux.errors import InputError, ValidationFailed
+from photoflux.manifest import unpack, write_json, write_tar
 from photoflux.params import ImportParams, ValidateParams
-from photoflux.photos.rules import REJECT, SET, Verdict, judge, rule_table
+from photoflux.photos.rules import REJECT, Verdict
 from photoflux.photos.table import read_folder, survey
+from photoflux.report import publish
+from photoflux.settings import get_settings
 from photoflux.steps import StepResult
 from photoflux.steps.import_photos import list_photos
 from photoflux.vault import committed, opened
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from photoflux.photos.suite import Decision, Finding, Suites
     from photoflux.report import Report
 
 THUMB_PX = 132
@@ -36,47 +40,92 @@ MEASURES_NOTE = (
     "Sharpness, re-blur and grain are read at 512 px; likeness is the correlation with the most similar other "
     "photo at the best shift, size and mirroring."
 )
-RULES_NOTE = "Each rule is judged twice, by the rule table and by Great Expectations; both agree."
+RULES_NOTE = "Great Expectations decides, by the suites in data/expectations; its own page lies beside this one."
 REASONS_TOLD = 6
 
 
 def run(
-    photos: Path, *, validated: Path, report: Path, params: ValidateParams, key: str = "plain://demo"
+    photos: Path,
+    *,
+    validated: Path,
+    report: Path,
+    expectations: Path,
+    data_docs: Path,
+    params: ValidateParams,
+    key: str = "plain://demo",
 ) -> StepResult:
-    """Judge the photos of an import artifact; write the good ones as upright sRGB PNG without metadata, and a
-    report.
+    """Hold the photos of an import artifact against the suites; write the good ones as upright sRGB PNG without metadata.
 
-    The report is written whatever the verdict. Raises ValidationFailed, naming the files and what to do, when
-    too few good photos remain; then `validated` is not written.
+    The report, Great Expectations' results (`expectations`, JSON) and its own page (`data_docs`) are written whatever the
+    verdict. Raises ValidationFailed, naming the files and what to do, when too few good photos remain, or another expectation
+    rejects the set; then `validated` is not written. Raises InputError for a suite that cannot be used.
     """
+    suites = _suites(params)  # before photos are measured for a minute
     with opened(photos, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         manifest = unpack(plain, Path(scratch))
         shelf = _Shelf(Path(scratch) / "images", side_px=params.stored_side_px)
         listed = [Path(scratch) / "photos" / entry["name"] for entry in manifest["files"]]
-        rows = survey(read_folder(listed), params=params, keep=shelf.keep)
-        verdict = judge(rows, params=params)
-        expectations = _second_opinion(rows, verdict, params=params)
-        page = _report(manifest, rows, verdict, expectations, shelf.thumbs)
-        with committed(report, key=key) as out:
-            page.save(out)
-        if verdict.verdict == REJECT:
-            raise ValidationFailed(_why(str(manifest.get("source", "the set")), verdict, params=params))
+        rows = survey(read_folder(listed), params=params, keep=shelf.keep, usable=suites.usable)
+        decision = suites.decide(rows)
+        _tell(
+            manifest,
+            rows,
+            decision,
+            shelf.thumbs,
+            report=report,
+            expectations=expectations,
+            data_docs=data_docs,
+            key=key,
+        )
+        if decision.verdict.verdict == REJECT:
+            raise ValidationFailed(_why(str(manifest.get("source", "the set")), decision))
         with committed(validated, key=key) as out:
-            files = {f"images/{shelf.names[name]}": shelf.folder / shelf.names[name] for name in verdict.accepted}
-            write_tar(out, files=files, manifest=_manifest(manifest, rows, verdict, expectations, shelf, listed))
-    return StepResult(metrics=_metrics(verdict), report=report)
+            accepted = decision.verdict.accepted
+            files = {f"images/{shelf.names[name]}": shelf.folder / shelf.names[name] for name in accepted}
+            write_tar(out, files=files, manifest=_manifest(manifest, rows, decision, shelf, listed))
+    return StepResult(metrics=_metrics(decision.verdict), report=report)
 
 
 def validate_folder(folder: Path, *, params: ValidateParams) -> dict[str, Any]:
-    """The verdict on the photos directly in `folder`, as plain JSON values: `verdict` (ok, warn, reject),
+    """The suites' verdict on the photos directly in `folder`, as plain JSON values: `verdict` (ok, warn, reject),
     `score` (0-100), `advice`, and per photo `file`, `status`, `reasons` (`code`, `message`) and
     `duplicate_of`.
 
-    Raises InputError when the folder does not exist or holds no photos.
+    Raises InputError when the folder does not exist or holds no photos, or a suite cannot be used.
     """
-    everything = ImportParams(max_files=500, max_file_mb=500)
-    files = list_photos(folder, params=everything) if folder.is_dir() else _no_folder(folder)
-    return judge(survey(read_folder(files), params=params), params=params).as_json()
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a folder of photos")
+    files = list_photos(folder, params=ImportParams(max_files=500, max_file_mb=500))
+    suites = _suites(params)
+    rows = survey(read_folder(files), params=params, usable=suites.usable)
+    return suites.decide(rows).verdict.as_json()
+
+
+def _suites(params: ValidateParams) -> Suites:
+    from photoflux.photos.suite import Suites
+
+    return Suites(get_settings().expectations_dir, params=params)
+
+
+def _tell(
+    manifest: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    decision: Decision,
+    thumbs: Mapping[str, Image.Image],
+    *,
+    report: Path,
+    expectations: Path,
+    data_docs: Path,
+    key: str,
+) -> None:
+    """Write what was found: results sealed, pages in full or, of a person, open with numbers alone and sealed in full."""
+    from photoflux.photos.data_docs import DataDocs
+
+    with committed(expectations, key=key) as out:
+        write_json(out, decision.as_json())
+    subject = manifest.get("subject", {})
+    publish(data_docs, partial(DataDocs, decision.results), subject=subject, key=key)
+    publish(report, partial(_report, manifest, rows, decision, thumbs), subject=subject, key=key)
 
 
 class _Shelf:
@@ -122,27 +171,14 @@ def _thumb(image: Image.Image) -> Image.Image:
     return thumb
 
 
-def _second_opinion(
-    rows: Sequence[Mapping[str, Any]], verdict: Verdict, *, params: ValidateParams
-) -> list[dict[str, Any]]:
-    """What Great Expectations makes of the same table; the two never differ, or nothing is passed on."""
-    from photoflux.photos.suite import expect
-
-    opinion = expect(rows, verdict.whole, rules=rule_table(params))
-    if opinion.failures != verdict.failures:
-        differing = sorted(opinion.failures ^ verdict.failures)
-        raise PhotoFluxError(f"the rule table and the expectation suites disagree on {differing}; report this as a bug")
-    return opinion.expectations
-
-
 def _manifest(
     manifest: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    verdict: Verdict,
-    expectations: Sequence[Mapping[str, Any]],
+    decision: Decision,
     shelf: _Shelf,
     listed: Sequence[Path],
 ) -> dict[str, Any]:
+    verdict = decision.verdict
     accepted = [row for row in rows if row["file"] in set(verdict.accepted)]
     texts = {file.name: file.with_suffix(".txt") for file in listed if file.with_suffix(".txt").is_file()}
     captions = dict(manifest.get("captions", {})) | {name: _caption(text) for name, text in texts.items()}
@@ -153,7 +189,7 @@ def _manifest(
         "set": verdict.whole,
         "photos": [{**row, "file": f"images/{shelf.names[row['file']]}", "source": row["file"]} for row in accepted],
         "captions": {f"images/{shelf.names[n]}": captions[n] for n in verdict.accepted if captions.get(n)},
-        "expectations": list(expectations),
+        "expectations": [finding.as_json() for finding in decision.findings],
     }
 
 
@@ -174,52 +210,64 @@ def _metrics(verdict: Verdict) -> dict[str, float]:
     }
 
 
-def _why(source: str, verdict: Verdict, *, params: ValidateParams) -> str:
-    """The one sentence of a failed run: how many are missing, and every file's own reason."""
-    codes = {code for name, code in verdict.failures if not name}
-    broken = [r for r in rule_table(params) if r.level == SET and r.severity == REJECT and r.code in codes]
+def _why(source: str, decision: Decision) -> str:
+    """The one sentence of a failed run: what stands against the set, and every file's own reason."""
+    verdict = decision.verdict
     rejected = [photo for photo in verdict.photos if photo["status"] == REJECT]
     reasons = [f"{photo['file']}: {photo['reasons'][0]['message'].split(':')[0]}" for photo in rejected]
     rest = [f"{len(reasons) - REASONS_TOLD} more"] if len(reasons) > REASONS_TOLD else []
     told = f" ({'; '.join(reasons[:REASONS_TOLD] + rest)})" if reasons else ""
-    missing = verdict.whole["missing"]
-    remedy = f"add at least {missing} good {'photo' if missing == 1 else 'photos'}" if missing else "leave some out"
-    return f"{source}: {broken[0].tell(verdict.whole)}{told}; {remedy}"
+    return f"{source}: {decision.rejecting[0].tell(verdict.whole)}{told}; {_remedy(decision)}"
 
 
-def _no_folder(folder: Path) -> list[Path]:
-    from photoflux.errors import InputError
-
-    raise InputError(f"{folder}: no such folder; give a folder of photos")
+def _remedy(decision: Decision) -> str:
+    missing = decision.verdict.whole["missing"]
+    if missing:
+        return f"add at least {missing} good {'photo' if missing == 1 else 'photos'}"
+    return (
+        "leave some out"
+        if decision.rejecting[0].column == "usable"
+        else "change the set, or the suite that asks for it"
+    )
 
 
 def _report(
     manifest: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    verdict: Verdict,
-    expectations: Sequence[Mapping[str, Any]],
+    decision: Decision,
     thumbs: Mapping[str, Image.Image],
+    *,
+    full: bool,
 ) -> Report:
+    """The page; unless it is `full`, without pictures and names, which are a person's own."""
     from photoflux.report import Report
 
-    subject = manifest.get("subject", {})
+    subject, verdict = manifest.get("subject", {}), decision.verdict
+    source = f" from {manifest.get('source', '')}" if full else ""
     page = Report("Photo check", subtitle=f"{subject.get('id', '')} · {subject.get('class_noun', '')} · "
-                  f"{len(rows)} photos from {manifest.get('source', '')}")  # fmt: skip
+                  f"{len(rows)} photos{source}")  # fmt: skip
     page.verdict(verdict.verdict.upper(), _headline(verdict))
     page.section("The set as a whole")
     page.figure(
         _score_figure(verdict),
         f"Score {verdict.score} of 100: what the set is worth for training, in four parts",
     )
+    if full:
+        _add_photos(page, rows, verdict, thumbs)
+    page.section("Rules")
+    page.table([_rule_line(finding, full=full) for finding in decision.findings], caption=RULES_NOTE)
+    return page
+
+
+def _add_photos(
+    page: Report, rows: Sequence[Mapping[str, Any]], verdict: Verdict, thumbs: Mapping[str, Image.Image]
+) -> None:
     if verdict.advice:
         page.table([{"": str(i), "what would make it better": line} for i, line in enumerate(verdict.advice, 1)])
     page.section("Photo by photo")
     page.table([_photo_line(photo, thumbs) for photo in verdict.photos])
     page.section("Measures")
     page.table([_measure_line(row) for row in rows if row["decoded"]], caption=MEASURES_NOTE)
-    page.section("Rules")
-    page.table([_rule_line(line) for line in expectations], caption=RULES_NOTE)
-    return page
 
 
 def _headline(verdict: Verdict) -> str:
@@ -283,14 +331,14 @@ def _measure_line(row: Mapping[str, Any]) -> dict[str, object]:
     return line | {"done": ", ".join(text for fact, text in DONE.items() if facts.get(fact))}
 
 
-def _rule_line(line: Mapping[str, Any]) -> dict[str, object]:
-    verdict = "ok" if line["success"] else "reject" if line["severity"] == "critical" else "warn"
+def _rule_line(finding: Finding, *, full: bool) -> dict[str, object]:
+    rule = finding.rule
     return {
-        "rule": line["rule"].replace("_", " "),
-        "of the": line["level"],
-        "column": line["column"],
-        "verdict": verdict,
-        "photos": ", ".join(name for name in line["files"] if name),
+        "rule": rule.code.replace("_", " "),
+        "of the": rule.level,
+        "column": rule.column,
+        "verdict": "ok" if finding.met else rule.severity,
+        "photos": ", ".join(finding.files) if full else len(finding.files),
     }
 
 

@@ -60,6 +60,15 @@ def test_every_report_stands_alone(personalised, step: str):
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
 
 
+def test_great_expectations_decides_and_leaves_its_results_and_its_page(personalised):
+    found = document(personalised, "validate", "expectations")
+    assert found["verdict"] == manifest(personalised, "validate", "validated")["validation"]["verdict"]
+    assert all(suite["results"] for suite in found["results"].values())
+    page = (personalised.folder / personalised.run.artifacts["validate"]["data_docs"]).read_text()
+    assert "Expectation Suite:" in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+
+
 @pytest.mark.parametrize("step", PURE)
 def test_every_step_leaves_numbers_and_a_log(personalised, step: str):
     assert personalised.run.step(step).metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from photoflux.__main__ import main
 from photoflux.errors import InputError, ValidationFailed
 from photoflux.manifest import digest, read_manifest, write_tar
 from photoflux.params import ValidateParams
+from photoflux.photos import rules
+from photoflux.report import sealed_beside
 from photoflux.steps import validate
+from photoflux.vault import committed, opened
 from tests.photos.pictures import animation, blurred, bomb, cropped, encoded, half, mirrored, photo
 
 PARAMS = ValidateParams()
@@ -24,6 +29,7 @@ SUBJECT = {"id": "thing", "class_noun": "mug", "trigger": "sks", "consent": "sam
 def imported(folder: Path, files: dict[str, bytes], **more: object) -> Path:
     """An import artifact as the step before writes it."""
     manifest = {"subject": SUBJECT, "source": "holiday", "files": [{"name": name} for name in sorted(files)], **more}
+    folder.mkdir(exist_ok=True)
     path = folder / "photos.tar"
     write_tar(path, files={f"photos/{name}": data for name, data in files.items()}, manifest=manifest)
     return path
@@ -33,10 +39,15 @@ def good(count: int) -> dict[str, bytes]:
     return {f"{i:02}.jpg": encoded(photo(i)) for i in range(count)}
 
 
-def run(folder: Path, photos: Path, **params: object):
-    return validate.run(
-        photos, validated=folder / "validated.tar", report=folder / "report.html", params=ValidateParams(**params)
-    )
+PAGES = ["data_docs.html", "expectations.json", "photos.tar", "report.html"]
+"""What a run leaves beside its photos, also where it passes none on."""
+
+
+def run(folder: Path, photos: Path, *, key: str = "plain://demo", **params: object):
+    outputs = {"validated": "validated.tar", "report": "report.html", "expectations": "expectations.json"}
+    outputs["data_docs"] = "data_docs.html"
+    named = {name: folder / file for name, file in outputs.items()}
+    return validate.run(photos, **named, params=ValidateParams(**params), key=key)
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +121,97 @@ def test_the_report_is_one_file_that_shows_every_photo(mixed: Path):
     assert "SecretMaker" not in html
 
 
-def test_the_same_photos_give_the_same_artifact(tmp_path: Path):
+def test_the_same_photos_give_the_same_artifacts(tmp_path: Path):
+    photos, outputs = imported(tmp_path, good(5)), ("validated.tar", *PAGES)
+    run(tmp_path, photos)
+    first = [digest(tmp_path / name) for name in outputs]
+    run(tmp_path, photos)
+    assert [digest(tmp_path / name) for name in outputs] == first
+
+
+def test_great_expectations_results_and_page_are_artifacts(mixed: Path):
+    """The results as it gives them, and its own page, which says the same."""
+    document = json.loads((mixed / "expectations.json").read_text())
+    assert (document["kind"], document["verdict"]) == ("expectations", "warn")
+    (blurry,) = (
+        one for one in document["results"]["photos"]["results"] if one["expectation_config"]["meta"]["rule"] == "blurry"
+    )
+    assert not blurry["success"]
+    assert [row["file"] for row in blurry["result"]["unexpected_index_list"]] == ["12-blur.jpg"]
+    assert "12-blur.jpg" in (mixed / "data_docs.html").read_text()
+
+
+def test_the_rule_table_has_no_say_in_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rules.Rule, "holds", lambda *_: pytest.fail("the rule table was asked"))
+    files = good(5) | {"copy.jpg": encoded(photo(1)), "text.jpg": b"text"}
+    assert run(tmp_path, imported(tmp_path, files)).metrics["usable"] == 5
+
+
+def test_a_persons_pictures_and_names_are_on_the_sealed_pages_alone(tmp_path: Path):
+    """The open pages keep the numbers; results name files, so that they are sealed."""
+    files = {f"grandma-{name}": data for name, data in good(5).items()} | {
+        "grandma-blur.jpg": encoded(blurred(photo(3), 9))
+    }
+    manifest = {"subject": {**SUBJECT, "consent": "own"}, "source": "grandmas-birthday"}
+    with committed(tmp_path / "photos.tar", key="vault://ada/run-1") as plain:
+        imported(tmp_path / "made", files, **manifest).rename(plain)
+    run(tmp_path, tmp_path / "photos.tar", key="vault://ada/run-1")
+    for name, shown in (("report.html", "Rules"), ("data_docs.html", "unexpected values found")):
+        page = (tmp_path / name).read_text()
+        assert shown in page
+        assert "grandma" not in page
+        assert page.count("data:image") == (name == "report.html"), "of the score alone"
+        with opened(sealed_beside(tmp_path / name), key="vault://ada/run-1") as full:
+            assert "grandma-blur.jpg" in full.read_text()
+    left = [file for file in tmp_path.iterdir() if file.is_file() and b"grandma" in file.read_bytes()]
+    assert left == []
+    with opened(tmp_path / "expectations.json", key="vault://ada/run-1") as full:
+        assert "grandma-blur.jpg" in full.read_text()
+
+
+@pytest.fixture
+def suites(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped suites in a folder of their own, which the settings name."""
+    folder = tmp_path / "suites"
+    shutil.copytree(root / "data" / "expectations", folder)
+    monkeypatch.setenv("PHOTOFLUX_EXPECTATIONS_DIR", str(folder))
+    return folder
+
+
+def test_an_edited_suite_changes_the_verdict_and_no_code(suites: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """What `photoflux validate` says of good photos of 800 px, before and after somebody tightens a bound in the file."""
+    (tmp_path / "photos").mkdir()
+    for name, data in good(8).items():
+        (tmp_path / "photos" / name).write_bytes(data)
+    command = ["validate", "--photos", str(tmp_path / "photos")]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("OK")
+    file = suites / "photos.json"
+    file.write_text(file.read_text().replace('{"$PARAMETER": "short_side_min_px"}', "900"))
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("REJECT")
+    assert "800 px on its short side, 900 are needed" in said
+    file.write_text(file.read_text().replace('"expect_column_values_to_be_in_set"', '"expect_nothing"'))
+    assert main(command) == 2
+    assert "photos.json: expectation 1, expect_nothing, is broken" in capsys.readouterr().err
+
+
+def test_a_set_that_only_its_suite_rejects_is_told_in_its_words(suites: Path, tmp_path: Path):
     photos = imported(tmp_path, good(5))
-    run(tmp_path, photos)
-    first = digest(tmp_path / "validated.tar")
-    run(tmp_path, photos)
-    assert digest(tmp_path / "validated.tar") == first
+    file = suites / "photo_set.json"
+    content = json.loads(file.read_text())
+    content["expectations"].append({
+        "type": "expect_column_values_to_be_between", "kwargs": {"column": "backgrounds", "min_value": 9},
+        "severity": "critical", "meta": {"message": "{backgrounds} backgrounds, this project needs {low}"},
+    })  # fmt: skip
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        ValidationFailed, match=r"holiday: \d backgrounds, this project needs 9; change the set, or the suite"
+    ):
+        run(tmp_path, photos)
+    assert not (tmp_path / "validated.tar").exists()
+    assert json.loads((tmp_path / "expectations.json").read_text())["verdict"] == "reject"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +236,7 @@ def test_an_unusable_set_ends_in_one_sentence(files: dict[str, bytes], words: li
         assert word in sentence
     assert not (tmp_path / "validated.tar").exists()
     assert "REJECT" in (tmp_path / "report.html").read_text()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos.tar", "report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == PAGES
 
 
 def test_a_long_list_of_reasons_is_cut(tmp_path: Path):
@@ -185,4 +281,4 @@ def test_nothing_is_left_when_the_disk_is_full(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(validate, "write_tar", full)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, photos)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos.tar", "report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == PAGES
