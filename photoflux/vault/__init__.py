@@ -20,7 +20,7 @@ from typing import Protocol
 from photoflux.errors import InputError
 from photoflux.settings import get_settings
 from photoflux.vault.blobs import open_store
-from photoflux.vault.kek import LOCAL, OWN, KeyFileExists, create_kek
+from photoflux.vault.kek import LOCAL, KeyFileExists, create_kek
 from photoflux.vault.keyring import Keyring, OwnerErased, check_owner
 from photoflux.vault.sealed import Label, seal, unseal
 
@@ -125,7 +125,7 @@ def sealer(key: str) -> Sealer:
 def open_keyring() -> Keyring:
     """The keyring of the settings. On one machine its key file is made at first use; in production it never is."""
     settings = get_settings()
-    uri = settings.kek_uri or OWN
+    uri = settings.kek_uri or f"{LOCAL}{(settings.state_dir / 'kek').resolve()}"
     if uri.startswith(LOCAL) and settings.environment == "production":
         raise InputError(
             "PHOTOFLUX_KEK_URI: production wraps keys with Cloud KMS; give gcp-kms://projects/…/cryptoKeys/name"

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from photoflux.errors import InputError
-from photoflux.settings import get_settings
 
 if TYPE_CHECKING:
     from tink.aead import Aead
 
 LOCAL, GOOGLE = "local-kms://", "gcp-kms://"
-OWN = f"{LOCAL}state/kek"
-"""The key file of this installation: `kek` in its state folder. Keysets name it so, that the folder may be moved."""
 
 
 class KeyFileExists(InputError):
@@ -25,15 +22,15 @@ class KeyFileExists(InputError):
 def open_kek(uri: str) -> Aead:
     """The key that wraps keysets, ready to use.
 
-    `local-kms:///folder/name` is a key file, OWN that of this installation; `gcp-kms://projects/…/cryptoKeys/name` a Cloud
-    KMS key, named without a version, so that rotation there needs no change here. Raises InputError for any other URI, and
-    for a key file that is missing, damaged or readable by others.
+    `local-kms:///folder/name` is a key file; `gcp-kms://projects/…/cryptoKeys/name` a Cloud KMS key, named without a
+    version, so that rotation there needs no change here. Raises InputError for any other URI, and for a key file that is
+    missing, damaged or readable by others.
     """
     from tink import aead
 
     aead.register()
     if uri.startswith(LOCAL):
-        return _open_file(_moved(_file(uri)))
+        return _open_file(_file(uri))
     if uri.startswith(GOOGLE) and "/cryptoKeyVersions/" not in uri:
         from tink.integration import gcpkms
 
@@ -71,15 +68,7 @@ def destroy_kek(uri: str) -> None:
     file.unlink()
 
 
-def _moved(file: Path) -> Path:
-    """The file, or the installation's own where it is gone: older keysets name that by where it was when they were made."""
-    own = _file(OWN)
-    return own if file.name == own.name and own.is_file() and not file.is_file() else file
-
-
 def _file(uri: str) -> Path:
-    if uri == OWN:
-        return get_settings().state_dir.absolute() / "kek"
     path = Path(uri.removeprefix(LOCAL))
     if not path.is_absolute():
         raise InputError(
