@@ -76,8 +76,8 @@ def test_every_step_leaves_numbers_and_a_log(personalised, step: str):
 
 
 def test_whose_photos_these_are_is_known_to_the_end(personalised):
-    name = subject_of("data/samples/dog")
-    subject = {"id": name, "class_noun": "dog", "trigger": "sks", "consent": "sample"}
+    subject_id = subject_of("data/samples/dog")
+    subject = {"id": subject_id, "class_noun": "dog", "trigger": "sks", "consent": "sample"}
     for step, name in (
         ("import_data", "photos"),
         ("validate", "validated"),
@@ -85,8 +85,8 @@ def test_whose_photos_these_are_is_known_to_the_end(personalised):
         ("finetune", "adapter"),
     ):
         assert manifest(personalised, step, name)["subject"] == subject, step
-    assert document(personalised, "evaluate", "evaluation")["subject"]["id"] == name
-    assert document(personalised, "gate", "decision")["subject"]["id"] == name
+    assert document(personalised, "evaluate", "evaluation")["subject"]["id"] == subject_id
+    assert document(personalised, "gate", "decision")["subject"]["id"] == subject_id
 
 
 def test_judgements_name_the_very_adapter_they_judged(personalised):

@@ -262,7 +262,7 @@ def test_vertex_tasks_are_steps(vertex: VertexServer, orchestrator: VertexOrches
     assert run.state is State.running
     assert {s.name: s.state for s in run.steps if s.state is not State.queued} == {
         "import_data": State.succeeded, "validate": State.running, "register": State.skipped}  # fmt: skip
-    assert len(run.steps) == 9
+    assert len(run.steps) == 10
 
 
 def test_vertex_errors_are_passed_on(vertex: VertexServer, orchestrator: VertexOrchestrator):
