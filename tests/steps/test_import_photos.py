@@ -86,6 +86,12 @@ def test_no_two_sources_are_one_subject():
     ]  # fmt: skip
 
 
+def test_a_home_that_nobody_has_is_a_folder_that_is_not_there(tmp_path: Path):
+    assert subject_of("~nobody-has-this/rex").startswith("rex-")
+    with pytest.raises(InputError, match="nobody-has-this"):
+        run("~nobody-has-this/rex", photos=tmp_path / "photos.tar", params=ImportParams(class_noun="dog"))
+
+
 @given(st.text(min_size=1).filter(lambda text: "\0" not in text))
 def test_any_source_makes_an_id_that_a_subject_can_have(source: str):
     assert ImportParams(source="x", subject_id=subject_of(source)).subject_id
