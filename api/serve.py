@@ -29,7 +29,7 @@ from photoflux.priority import stand_back
 
 EMAIL, NAME = "demo@photoflux.local", "Demo"
 GIVEN_BACK = {
-    "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "2097152", "MALLOC_TRIM_THRESHOLD_": "8388608",
+    "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "2097152", "MALLOC_TRIM_THRESHOLD_": "8388608",
     "MALLOC_MMAP_MAX_": "65536",
 }  # fmt: skip
 """Has glibc give memory back that uploads and downloads took: by itself it keeps some for each of forty threads. Both thresholds are
