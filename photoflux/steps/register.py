@@ -289,8 +289,7 @@ def _tags(found: ModelRecord, sign_off: SignOff | None) -> dict[str, str]:
 
 def _metrics(found: ModelRecord) -> dict[str, float]:
     sides = (("", "point"), ("_lo", "lo"), ("_hi", "hi"))
-    about = found.manifest
-    trained = {f"training/{name}": float(about[name]) for name in ("step", "seconds") if name in about}
+    trained = {"training/step": float(found.manifest["step"])} if "step" in found.manifest else {}
     return trained | {
         f"{name}{suffix}": float(value[side])
         for name, value in found.evaluation["metrics"].items()
