@@ -298,9 +298,9 @@ class Registry:
             self._state.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self.uri)  # the registry resolves models:/ through the process-wide setting
             mlflow.set_registry_uri(self.uri)
+            _know_artifacts()  # also for a server: it may serve what was a local registry
             made = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             if self.local:
-                _know_artifacts()
                 self._forget_places()
             self._made = made
         return self._made

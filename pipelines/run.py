@@ -16,7 +16,7 @@ from photoflux.errors import InputError, PhotoFluxError
 from photoflux.params import MODEL_NAME
 from photoflux.runs import Run, State, read_document, sentence
 from photoflux.settings import get_settings
-from photoflux.steps.import_photos import FETCHED
+from photoflux.steps.import_photos import expand_home
 from pipelines.orchestrators import LocalOrchestrator
 from pipelines.watch import follow
 
@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The parameters that the command line sets, by their names in the pipeline."""
     named = {
-        "import_photos_source": args.photos and _source(args.photos),
+        "import_photos_source": args.photos,
         "import_photos_class_noun": args.class_noun,
         "register_name": args.name,
     }
@@ -59,8 +59,9 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     named |= {"import_photos_subject_id": args.subject}
     chosen = {name: value for name, value in named.items() if value is not None}
     if args.base:
-        chosen |= {f"{step}_base": _shown(Path(args.base)) for step in ("augment", "finetune", "evaluate", "audit")}
+        chosen |= {f"{step}_base": args.base for step in ("augment", "finetune", "evaluate", "audit")}
     chosen |= dict(_assignment(text) for text in args.set)
+    chosen = {name: _from_here(value) for name, value in chosen.items()}
     if re.fullmatch(MODEL_NAME, chosen.get("register_name", "")):  # else it is refused, and by its own name
         chosen.setdefault("import_photos_subject_id", chosen["register_name"].replace("_", "-"))
     return chosen
@@ -94,9 +95,10 @@ def _verdict(run: Run, folder: Path) -> list[str]:
     return lines
 
 
-def _source(text: str) -> str:
-    """Where the photos are; of a folder below this one what is below, since the record of a run moves with both."""
-    return text if text.startswith(FETCHED) else _shown(Path(text).expanduser())
+def _from_here(value: str) -> str:
+    """A path below the working directory as it is called from here, since the record of a run moves with both; else the value."""
+    path = expand_home(Path(value))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else value
 
 
 def _shown(path: Path) -> str:
