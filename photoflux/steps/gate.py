@@ -123,9 +123,9 @@ def rules(evaluation: Mapping[str, Any], params: GateParams) -> list[Rule]:
              warn=params.leakage_warn),
         Rule("unrelated drift", "drift_change", -params.drift_drop_max if exact else -params.cosine_drop_max, True,
              "unrelated prompts are followed less than by the base: train fewer steps or at a lower rank"),
-        Rule("unrelated distribution", "drift_kid_sd", params.drift_kid_sd_max, False,
+        Rule("unrelated distribution", "drift_kid", params.drift_kid_max, False,
              "unrelated pictures no longer look like the base's: train fewer steps or at a lower rank",
-             warn=0.0, point_only=True),
+             warn=params.drift_kid_max / 2),
         Rule("diversity with trigger", "diversity", params.diversity_min, True,
              "pictures of one prompt are composed alike: train fewer steps or give more varied photos",
              warn=params.diversity_warn),
@@ -162,6 +162,8 @@ def _lightness_reasons(evaluation: Mapping[str, Any], params: GateParams) -> lis
 
 def judge(rule: Rule, metrics: Mapping[str, Mapping[str, float]]) -> Reason:
     """PASS with the whole interval inside the limit, FAIL with all of it outside, else INCONCLUSIVE."""
+    if rule.metric not in metrics:
+        raise InputError(f"the evaluation does not hold '{rule.metric}'; run the evaluate step again with this version")
     value = metrics[rule.metric]
     sign = 1 if rule.floor else -1
     lo, hi = (value["point"],) * 2 if rule.point_only else (value["lo"], value["hi"])
@@ -186,7 +188,9 @@ def judge(rule: Rule, metrics: Mapping[str, Mapping[str, float]]) -> Reason:
 
 def _message(rule: Rule, value: Mapping[str, float], verdict: str, warns: bool) -> str:
     side = "at least" if rule.floor else "at most"
-    span = f"{value['point']:.2f} [{value['lo']:.2f}, {value['hi']:.2f}], must be {side} {rule.bound:g}"
+    digits = 2 if abs(rule.bound) >= 0.1 else 3
+    point, lo, hi = (f"{value[name]:.{digits}f}" for name in ("point", "lo", "hi"))
+    span = f"{point} [{lo}, {hi}], must be {side} {rule.bound:g}"
     if verdict == "FAIL":
         return f"{rule.name}: {span}; {rule.says}"
     if verdict == "INCONCLUSIVE":

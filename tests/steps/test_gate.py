@@ -14,7 +14,7 @@ from photoflux.steps.gate import decide, rules, run
 
 GOOD = {
     "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
-    "drift_change": (0.0, -0.02, 0.02), "drift_kid_sd": (-1.0, -2.0, 0.5), "diversity": (0.98, 0.95, 1.01),
+    "drift_change": (0.0, -0.02, 0.02), "drift_kid": (0.002, 0.001, 0.003), "diversity": (0.98, 0.95, 1.01),
     "class_diversity": (0.99, 0.96, 1.02), "copy_rate": (0.0, 0.0, 0.037), "memorisation_gap": (0.01, -0.03, 0.05),
     "broken_rate": (0.0, 0.0, 0.02), "sharpness": (0.97, 0.95, 0.99), "overall": (0.68, 0.58, 0.78),
 }  # fmt: skip
@@ -59,6 +59,7 @@ def test_a_good_candidate_is_promoted(evaluation: dict[str, Any], audit: dict[st
         ("prompt following", "prompt_change", (-0.08, -0.15, -0.01), (-0.3, -0.4, -0.2)),
         ("class leakage", "leakage", (0.3, 0.2, 0.4), (0.6, 0.5, 0.7)),
         ("unrelated drift", "drift_change", (-0.04, -0.08, 0.0), (-0.2, -0.3, -0.1)),
+        ("unrelated distribution", "drift_kid", (0.02, 0.01, 0.03), (0.5, 0.4, 0.6)),
         ("diversity with trigger", "diversity", (0.82, 0.7, 0.9), (0.6, 0.5, 0.7)),
         ("diversity of the class", "class_diversity", (0.82, 0.7, 0.9), (0.6, 0.5, 0.7)),
         ("copying", "copy_rate", (0.01, 0.002, 0.054), (0.5, 0.4, 0.6)),
@@ -84,7 +85,6 @@ def test_each_rule_fails_outside_and_is_open_across_its_limit(
 @pytest.mark.parametrize(
     ("rule", "metric", "value"),
     [
-        ("unrelated distribution", "drift_kid_sd", 4.0),
         ("memorisation", "memorisation_gap", 0.2),
         ("sharpness", "sharpness", 0.7),
     ],
@@ -94,6 +94,19 @@ def test_rules_on_points_never_stay_open(
 ) -> None:
     decision = decide(with_metric(evaluation, metric, value, -9, 9), audit, params=GateParams())
     assert verdict_of(decision, rule) == "FAIL"
+
+
+def test_an_evaluation_of_before_is_named_with_what_it_lacks(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    del evaluation["metrics"]["drift_kid"]
+    with pytest.raises(InputError, match=r"'drift_kid'; run the evaluate step again"):
+        decide(evaluation, audit, params=GateParams())
+
+
+def test_small_limits_are_told_with_as_many_digits_as_they_have(
+    evaluation: dict[str, Any], audit: dict[str, Any]
+) -> None:
+    decision = decide(with_metric(evaluation, "drift_kid", 0.5, 0.4, 0.6), audit, params=GateParams(drift_kid_max=0.02))
+    assert "unrelated distribution: 0.500 [0.400, 0.600], must be at most 0.02;" in decision["summary"]
 
 
 def test_failing_outranks_open_and_invalid_outranks_both(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
