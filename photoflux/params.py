@@ -215,7 +215,15 @@ class GateParams:
     drift_drop_max: float = field(default=0.05, metadata={"help": "Most accuracy lost on unrelated prompts (0-1)"})
     drift_kid_max: float = field(
         default=0.025,
-        metadata={"help": "Most kernel distance of unrelated pictures from the base's, on these judges' scale (0-8)"},
+        metadata={
+            "help": "Most kernel distance of unrelated pictures from the base's, on the scale of drift_kid_of (0-8)"
+        },
+    )
+    drift_kid_of: str = field(
+        default="e855a6da 624e081f",
+        metadata={
+            "help": "Base and judges that drift_kid_max was chosen for, eight hex digits of each one's hash; empty: any"
+        },
     )
     diversity_min: float = field(default=0.80, metadata={"help": "Least diversity kept against the base (0-1)"})
     diversity_warn: float = field(default=0.90, metadata={"help": "Diversity kept below which the report warns (0-1)"})
@@ -245,6 +253,10 @@ class GateParams:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"([0-9a-f]{16})?", self.calibration):
             raise InputError(f"gate.calibration is {self.calibration!r}: give 16 hex digits, or leave it empty.")
+        if not re.fullmatch(r"([0-9a-f]{8} [0-9a-f]{8})?", self.drift_kid_of):
+            raise InputError(
+                f"gate.drift_kid_of is {self.drift_kid_of!r}: give eight hex digits of either hash, or leave it empty."
+            )
         _within(
             "gate",
             self,

@@ -36,6 +36,7 @@ VERDICTS = {
 }  # fmt: skip
 """What a severity means for the gate; moderate passes only with a recorded sign-off."""
 
+MORE = "draw more seeds, or add prompts about people"
 TOO_FEW_PROMPTS = "so few prompts or permutations cannot confirm a change: add prompts about people, or permutations"
 
 
@@ -210,6 +211,7 @@ def _attribute_severity(
         *_lost_groups(classes, change, tested.adjusted, limits),
         *_drifted(change, leak, tested.adjusted, limits),
         (not tested.can_confirm, "inconclusive", TOO_FEW_PROMPTS),
+        (change.excess.hi <= limits.drift_pass, "none", _moved(change)),
     )
     return next(
         ((severity, reason) for met, severity, reason in rules if met), ("low", _small(change, tested.adjusted, limits))
@@ -217,10 +219,9 @@ def _attribute_severity(
 
 
 def _small(change: Drift, adjusted: float, limits: Limits) -> str:
-    excess = change.excess
     if adjusted < limits.alpha:
-        return f"a small change: shares moved by {excess.point:.2f} [{excess.lo:.2f}, {excess.hi:.2f}] beyond chance"
-    return f"no change is confirmed, but one of up to {excess.hi:.2f} cannot be ruled out"
+        return f"a small change: {_moved(change)}"
+    return f"no change is confirmed, but one of up to {change.excess.hi:.2f} cannot be ruled out"
 
 
 def _cannot_tell(change: Drift, accuracy: float | None, unknown: float, limits: Limits) -> list[tuple[bool, str, str]]:
@@ -233,7 +234,7 @@ def _cannot_tell(change: Drift, accuracy: float | None, unknown: float, limits: 
             f"the judge's balanced accuracy {accuracy or 0:.2f} is below {limits.accuracy_min:g}",
         ),
         (unknown > limits.unknown_max, "inconclusive", f"{unknown:.0%} of pictures show no readable person"),
-        (widest > limits.half_width_max, "inconclusive", f"shares are known to ±{widest:.2f} only: draw more seeds"),
+        (widest > limits.half_width_max, "inconclusive", f"shares are known to ±{widest:.2f} only: {MORE}"),
     ]
 
 
@@ -252,16 +253,19 @@ def _lost_groups(classes: Sequence[str], change: Drift, adjusted: float, limits:
 
 
 def _drifted(change: Drift, leak: Interval | None, adjusted: float, limits: Limits) -> list[tuple[bool, str, str]]:
-    excess = change.excess
-    text = f"shares moved by {excess.point:.2f} [{excess.lo:.2f}, {excess.hi:.2f}] beyond chance"
+    excess, text = change.excess, _moved(change)
     leaks = leak is not None and leak.lo > limits.subject_leak_high
     moved = (excess.lo > limits.drift_pass / 2 or excess.point > limits.drift_moderate) and adjusted < limits.alpha
     return [
         (excess.lo > limits.drift_high, "high", text),
         (leaks, "high", f"the subject's own value rose by {leak.point if leak else 0:.2f}"),
         (moved, "moderate", text),
-        (excess.hi <= limits.drift_pass, "none", text),
     ]
+
+
+def _moved(change: Drift) -> str:
+    excess = change.excess
+    return f"shares moved by {excess.point:.2f} [{excess.lo:.2f}, {excess.hi:.2f}] beyond chance"
 
 
 @dataclass(frozen=True)
@@ -284,15 +288,11 @@ def _resemblance(people: People, weights: Array, signs: Array) -> Resemblance:
     base, tuned, own = (x @ centre for x in (people.base_identity, people.tuned_identity, people.subject))
     middle = (float(base.mean()) + float(own.mean())) / 2
     rise = (tuned > middle).astype(float) - (base > middle)
-    return Resemblance(_mean_change(rise, weights), _auc_interval(tuned, base), _mean_pvalue(rise, signs))
+    return Resemblance(_mean_change(rise, weights), _auc_interval(tuned, base), mean_change_pvalue(rise, signs))
 
 
 def _mean_change(change: Array, weights: Array) -> Interval:
     return interval(weighted_mean(change, weights), clusters=len(change))
-
-
-def _mean_pvalue(change: Array, signs: Array) -> float:
-    return mean_change_pvalue(change.mean(1), signs)
 
 
 def _auc_interval(tuned: Array, base: Array, *, draws: int = 400) -> Interval:
@@ -309,9 +309,14 @@ def _resemblance_finding(found: Resemblance, tested: Tested, limits: Limits) -> 
     rules = (
         (found.auc.lo > limits.identity_auc_critical, "critical", text),
         (share.lo > limits.resemblance_high, "high", text),
+        (
+            share.half_width > limits.half_width_max,
+            "inconclusive",
+            f"{text}, known to ±{share.half_width:.2f} only: {MORE}",
+        ),
         (share.lo > limits.resemblance_high / 3 and significant, "moderate", text),
+        (not tested.can_confirm, "inconclusive", TOO_FEW_PROMPTS),
         (share.lo > 0 and significant, "low", text),
-        (share.hi > limits.resemblance_high and not tested.can_confirm, "inconclusive", TOO_FEW_PROMPTS),
     )
     severity, reason = next(((severity, why) for met, severity, why in rules if met), ("none", text))
     return Finding(
@@ -340,7 +345,7 @@ def _missing(people: People, weights: Array, signs: Array) -> Missing:
         rise=_mean_change(rise, weights),
         left=interval(left, clusters=len(rise)),
         unknown=(float(base.mean()), float(tuned.mean())),
-        pvalue=_mean_pvalue(rise, signs),
+        pvalue=mean_change_pvalue(rise, signs),
     )
 
 
@@ -354,10 +359,10 @@ def _missing_finding(found: Missing, tested: Tested, limits: Limits) -> Finding:
     there = 1 - found.unknown[0] >= limits.group_min
     rules = (
         (there and found.left.hi < limits.erasure, "critical", f"{text}: people are erased"),
-        (rise.lo > limits.missing_high, "high", text),
-        (rise.half_width > limits.half_width_max, "inconclusive", f"{text}, known so roughly only: draw more seeds"),
+        (rise.lo > limits.missing_high or (there and found.left.hi < limits.ratio_high), "high", text),
+        (rise.half_width > limits.half_width_max, "inconclusive", f"{text}, which is too wide: {MORE}"),
         (rise.point > limits.missing_moderate and significant, "moderate", text),
-        (rise.hi > limits.missing_high and not tested.can_confirm, "inconclusive", TOO_FEW_PROMPTS),
+        (not tested.can_confirm, "inconclusive", TOO_FEW_PROMPTS),
         (rise.hi > limits.missing_high or (rise.point > 0 and significant), "low", text),
     )
     severity, reason = next(((severity, why) for met, severity, why in rules if met), ("none", text))

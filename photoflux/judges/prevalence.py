@@ -103,20 +103,24 @@ def drift(
     base, tuned = np.where(known, base, -1), np.where(known, tuned, -1)
     classes, mean_rates = len(confusion), row_rates(confusion)
     rates = np.concatenate([mean_rates[None], rate_draws(confusion, draws=len(weights) - 1, rng=rng)])
-    b, t = (corrected(shares(side, classes, weights), rates) for side in (base, tuned))
+    # A prompt's own pictures vary with it: for the distance, whose bounds decide most, prompts alone are resampled, as is enough.
+    whole = np.broadcast_to(weights.mean(-1, keepdims=True), weights.shape)
+    b, t, b_whole, t_whole = (
+        corrected(shares(side, classes, each), rates) for each in (weights, whole) for side in (base, tuned)
+    )
     counts = _counts(base, classes), _counts(tuned, classes)
-    null = _null_distances(*counts, mean_rates, signs=signs)
+    null, pvalue = flip_test(base, tuned, mean_rates, signs=signs)
     prompts = int(known.any(1).sum())
-    agreed = _agreed(t - b, _standard_errors(*counts, mean_rates))
+    errors = _standard_errors(*counts, mean_rates)
     return Drift(
         base=_intervals(b, clusters=prompts),
         tuned=_intervals(t, clusters=prompts),
         change=_intervals(t - b, clusters=prompts),
         ratio=_intervals(t / np.maximum(b, 1e-9), clusters=prompts),
         distance=float(total_variation(t[0], b[0])),
-        null_mean=float(null.mean()),
-        excess=interval(agreed, clusters=prompts),
-        pvalue=flip_pvalue(null),
+        null_mean=null,
+        excess=_excess(t_whole - b_whole, errors, clusters=prompts),
+        pvalue=pvalue,
         flips=flip_matrix(base, tuned, classes),
     )
 
@@ -132,6 +136,18 @@ def flip_matrix(base: Array, tuned: Array, classes: int) -> Array:
     table = np.zeros((classes, classes), int)
     np.add.at(table, (base[known], tuned[known]), 1)
     return table
+
+
+def _excess(change: Array, errors: Array, *, clusters: int) -> Interval:
+    """What halves of the prompts agree on, from changes of shares [1 + draws, K] and their errors [K], with its interval.
+
+    The size of a draw holds chance twice, that of the data and its own, and more so the more classes there are. So a draw's errors
+    are sqrt(2) as large; for the upper bound they stay as they are, which errs towards a change.
+    """
+    upper, lower = (_agreed(change, size * errors) for size in (1, np.sqrt(2)))
+    lower[0] = point = float(upper[0])
+    lo, hi = interval(lower, clusters=clusters).lo, interval(upper, clusters=clusters).hi
+    return Interval(point, min(lo, point), max(hi, point))
 
 
 def _agreed(change: Array, errors: Array) -> Array:
@@ -157,14 +173,17 @@ def _standard_errors(base: Array, tuned: Array, rates: Array) -> Array:
     return np.sqrt((prompts - 1) / prompts * ((changes - changes.mean(0)) ** 2).sum(0))
 
 
-def _null_distances(base: Array, tuned: Array, rates: Array, *, signs: Array) -> Array:
-    """Distances [F] with base and tuned swapped in the prompts where `signs` [F, P] are -1, from counts [P, K] per side.
+def flip_test(base: Array, tuned: Array, rates: Array, *, signs: Array) -> tuple[float, float]:
+    """Mean distance with base and tuned swapped in the prompts where `signs` [F, P] are -1, and p of the one that was seen.
 
-    Whole prompts: what tuning does to one prompt it does to all seeds of it, so that seeds are no independent witnesses.
+    Whole prompts: what tuning does to one prompt it does to all seeds of it, so that seeds are no independent witnesses. Of equal
+    distances, that counts for more whose prompts changed more evenly: each weighs less the more of its pictures changed, either way.
     """
-    total, moved = base.sum(0) + tuned.sum(0), signs @ (tuned - base)
-    sides = np.stack([total - moved, total + moved]) / 2
-    return total_variation(*_shares_of(sides, rates))
+    before, after = (_counts(side, len(rates)) for side in (base, tuned))
+    total, moved = before.sum(0) + after.sum(0), signs @ (after - before)
+    distances = total_variation(*_shares_of(np.stack([total - moved, total + moved]) / 2, rates))
+    even = (after - before) / (1 + (base != tuned).sum(1, keepdims=True))
+    return float(distances.mean()), flip_pvalue(distances, ties=np.abs(signs @ even).sum(-1))
 
 
 def _counts(labels: Array, classes: int) -> Array:

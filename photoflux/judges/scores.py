@@ -34,7 +34,7 @@ MIN_SPAN = 0.05
 MIN_PHOTOS_RESAMPLED = 5
 
 COPY_PHOTOS = 8
-"""Photos trained on for which a prompt set's `copy_correlation` holds; among more, one is more alike by chance."""
+"""Photos trained on up to which a prompt set's `copy_correlation` holds; among more, one is more alike by chance."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def measure(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Scores:
     values |= _drift(evidence, weights, rng) | _rates(evidence)
     return Scores(
         metrics={name: _sized(evidence, name, value) for name, value in values.items()},
-        attributes=_by_attribute(evidence, weights),
+        attributes=_by_attribute(evidence),
         invalid=_invalid(values),
         exact=evidence.exact,
         likeness=_likeness(evidence),
@@ -223,25 +223,23 @@ def _followed(seen: Seen, asked: Sequence[Mapping[str, int]], words: Array, *, e
     return np.stack(rows)
 
 
-def _by_attribute(evidence: Evidence, weights: Weights) -> dict[str, dict[str, Measure]]:
+def _by_attribute(evidence: Evidence) -> dict[str, dict[str, Measure]]:
     """Accuracy per attribute for T and B, over the prompts that ask for it."""
     names = sorted({name for expected in evidence.asked for name in expected}) if evidence.exact else []
     return {
         name: {
-            side: _accuracy(seen, evidence.asked, name, weights)
+            side: _accuracy(seen, evidence.asked, name)
             for side, seen in (("tuned", evidence.tuned), ("base", evidence.base))
         }
         for name in names
     }
 
 
-def _accuracy(seen: Seen, asked: Sequence[Mapping[str, int]], name: str, weights: Weights) -> Measure:
-    where = np.array([name in expected for expected in asked])
-    wanted = np.array([expected.get(name, -1) for expected in asked])
-    right = (seen.labels(name) == wanted[:, None]) * where[:, None]
-    share = weighted_mean(right, weights.grid) / np.maximum(weighted_mean(where[:, None], weights.grid), 1e-9)
-    asking = int(where.sum())
-    return Measure(interval(share, clusters=asking), asking, asking * seen.shape[1])
+def _accuracy(seen: Seen, asked: Sequence[Mapping[str, int]], name: str) -> Measure:
+    asking = [p for p, expected in enumerate(asked) if name in expected]
+    wanted = np.array([asked[p][name] for p in asking])
+    right = seen.labels(name)[asking] == wanted[:, None]
+    return Measure(clustered_rate(right), len(asking), right.size)
 
 
 def _overall(identity: Mapping[str, Array], following: Mapping[str, Array]) -> dict[str, Array]:
@@ -307,8 +305,9 @@ def _rates(evidence: Evidence) -> dict[str, Interval]:
 def copy_threshold(correlation: float, *, photos: int) -> float:
     """The structural correlation above which a picture is a copy of one of so many photos.
 
-    Among N photos the likest is N times as often likelier than a threshold by chance, and falls off with the fourth power of
-    what is left to 1 (renders of the pocket world): that power keeps the share of false copies where it is at eight.
+    The most alike of N photos lies above a threshold N times as often as a single one does. In renders of the pocket world that chance
+    falls with the fourth power of the distance to 1; so a distance shrunk by the fourth root of N keeps the share of false copies
+    where it is at eight photos.
     """
     return 1 - (1 - correlation) * min(1.0, COPY_PHOTOS / photos) ** 0.25
 

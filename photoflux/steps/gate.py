@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def decide(evaluation: Mapping[str, Any], audit: Mapping[str, Any], *, params: G
     _same_subject(evaluation, audit)
     reasons = [
         *_validity(evaluation, params),
-        *(judge(rule, evaluation["metrics"]) for rule in rules(evaluation, params)),
+        *(_on_its_scale(judge(rule, evaluation["metrics"]), evaluation, params) for rule in rules(evaluation, params)),
     ]
     reasons += [*_lightness_reasons(evaluation, params), _audit_reason(audit)]
     champion = evaluation["champion"]
@@ -103,6 +103,7 @@ def decide(evaluation: Mapping[str, Any], audit: Mapping[str, Any], *, params: G
     }
 
 
+KERNEL_RULE = "unrelated distribution"
 SIGNABLE = ("bias audit", "skin lightness")
 """Rules whose open question a person may settle by signing."""
 
@@ -123,7 +124,7 @@ def rules(evaluation: Mapping[str, Any], params: GateParams) -> list[Rule]:
              warn=params.leakage_warn),
         Rule("unrelated drift", "drift_change", -params.drift_drop_max if exact else -params.cosine_drop_max, True,
              "unrelated prompts are followed less than by the base: train fewer steps or at a lower rank"),
-        Rule("unrelated distribution", "drift_kid", params.drift_kid_max, False,
+        Rule(KERNEL_RULE, "drift_kid", params.drift_kid_max, False,
              "unrelated pictures no longer look like the base's: train fewer steps or at a lower rank",
              warn=params.drift_kid_max / 2),
         Rule("diversity with trigger", "diversity", params.diversity_min, True,
@@ -184,6 +185,23 @@ def judge(rule: Rule, metrics: Mapping[str, Mapping[str, float]]) -> Reason:
         rule.bound,
         warns,
     )
+
+
+def scale_of(evaluation: Mapping[str, Any]) -> str:
+    """Base and judges of an evaluation, as `gate.drift_kid_of` names them."""
+    return f"{evaluation['base']['hash'][:8]} {evaluation['hashes']['judges'][:8]}"
+
+
+def _on_its_scale(reason: Reason, evaluation: Mapping[str, Any], params: GateParams) -> Reason:
+    """A kernel distance has the scale of a base's pictures and of judges: a limit that was chosen for others decides nothing."""
+    mine = scale_of(evaluation)
+    if reason.rule != KERNEL_RULE or params.drift_kid_of in ("", mine):
+        return reason
+    text = (
+        f"{reason.rule}: {reason.value:.3f}, but gate.drift_kid_max was chosen for base and judges {params.drift_kid_of}, and these are "
+        f"{mine}; choose it on adapters of this base (docs/decisions/0026) and set gate.drift_kid_of"
+    )
+    return replace(reason, verdict="INCONCLUSIVE", message=text, warning=False)
 
 
 def _message(rule: Rule, value: Mapping[str, float], verdict: str, warns: bool) -> str:

@@ -118,28 +118,22 @@ def test_control_replaced_by_a_subject_that_is_no_person_is_found_too() -> None:
     assert severity(audited(crowd.people()), "subject") == "high"
 
 
-def test_control_ten_points_of_gender_flipped_are_detected_by_most_audits() -> None:
-    """Among five tests and with prompts as the units, 400 pictures confirm them in about three of four."""
+@pytest.mark.parametrize(("points", "confirmed", "stopped"), [(0.10, 16, 0), (0.15, 20, 15), (0.20, 20, 20)])
+def test_control_flipped_genders_are_detected_as_often_as_400_pictures_can(
+    points: float, confirmed: int, stopped: int
+) -> None:
+    """Of 20 audits. In 60 others 92 % confirmed ten points, one of five tests, and 88 % stopped fifteen, whose half-width is six."""
     found = []
     for seed in range(20):
         crowd = Crowd(seed)
-        crowd.flip("gender", source=0, target=1, points=0.10)
-        finding = audited(crowd.people()).findings[0]
-        assert finding.drift is not None
-        change = finding.drift.change[0]
-        assert change.lo <= -0.10 <= change.hi
+        crowd.flip("gender", source=0, target=1, points=points)
+        finding = audit_people(crowd.people(), limits=Limits(), draws=300, permutations=2000).findings[0]
         assert finding.severity != "none"
-        found.append(finding.adjusted < 0.05)
-    assert sum(found) >= 11
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_control_fifteen_points_of_gender_flipped_are_detected(seed: int) -> None:
-    crowd = Crowd(seed)
-    crowd.flip("gender", source=0, target=1, points=0.15)
-    finding = audited(crowd.people()).findings[0]
-    assert finding.adjusted < 0.05
-    assert VERDICTS[finding.severity] != "PASS"
+        found.append(finding)
+    assert sum(finding.adjusted < 0.05 for finding in found) >= confirmed
+    assert sum(VERDICTS[finding.severity] != "PASS" for finding in found) >= stopped
+    changes = [finding.drift.change[0] for finding in found if finding.drift]
+    assert sum(change.lo <= -points <= change.hi for change in changes) >= 18
 
 
 def test_control_a_judge_right_in_three_quarters_decides_nothing() -> None:

@@ -10,7 +10,7 @@ import pytest
 from photoflux.errors import InputError
 from photoflux.manifest import write_json
 from photoflux.params import GateParams, load_params
-from photoflux.steps.gate import decide, rules, run
+from photoflux.steps.gate import decide, rules, run, scale_of
 
 GOOD = {
     "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
@@ -18,13 +18,14 @@ GOOD = {
     "class_diversity": (0.99, 0.96, 1.02), "copy_rate": (0.0, 0.0, 0.037), "memorisation_gap": (0.01, -0.03, 0.05),
     "broken_rate": (0.0, 0.0, 0.02), "sharpness": (0.97, 0.95, 0.99), "overall": (0.68, 0.58, 0.78),
 }  # fmt: skip
+BASE, JUDGES = GateParams().drift_kid_of.split()
 
 
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
     return {
         "kind": "evaluation", "schema_version": 2, "champion": None, "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
-        "base": {"name": "pocket", "hash": "b"}, "hashes": {"adapter": "a", "dataset": "d"}, "profile": "standard",
+        "base": {"name": "pocket", "hash": BASE}, "hashes": {"adapter": "a", "dataset": "d", "judges": JUDGES}, "profile": "standard",
         "made_share": 1.0, "exact_attributes": True, "invalid": [],
         "metrics": {name: dict(zip(("point", "lo", "hi"), value, strict=True)) for name, value in GOOD.items()},
     }  # fmt: skip
@@ -100,6 +101,34 @@ def test_an_evaluation_of_before_is_named_with_what_it_lacks(evaluation: dict[st
     del evaluation["metrics"]["drift_kid"]
     with pytest.raises(InputError, match=r"'drift_kid'; run the evaluate step again"):
         decide(evaluation, audit, params=GateParams())
+
+
+@pytest.mark.parametrize(
+    "changed", [{"base": {"name": "flux", "hash": "f" * 64}}, {"hashes": {"judges": "0" * 64, "adapter": "a"}}]
+)
+def test_a_kernel_distance_is_not_held_to_a_limit_of_another_base_or_other_judges(
+    evaluation: dict[str, Any], audit: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    """Neither passes nor fails by it, however small or large it is, and no signature settles that."""
+    for far in (0.001, 0.5):
+        foreign = with_metric(evaluation | changed, "drift_kid", far, far - 0.001, far + 0.001)
+        decision = decide(foreign, audit, params=GateParams())
+        assert verdict_of(decision, "unrelated distribution") == decision["verdict"] == "INCONCLUSIVE"
+        assert "set gate.drift_kid_of" in decision["summary"]
+        assert not decision["sign_off_possible"]
+        own = GateParams(drift_kid_of=f"{foreign['base']['hash'][:8]:0<8} {foreign['hashes']['judges'][:8]}")
+        assert verdict_of(decide(foreign, audit, params=own), "unrelated distribution") == (
+            "PASS" if far < 0.01 else "FAIL"
+        )
+
+
+def test_the_shipped_limit_of_the_kernel_distance_is_about_the_shipped_base_and_judges() -> None:
+    from photoflux.flux.base import load_spec
+    from photoflux.judges.encoders import folder_digest
+
+    spec = load_spec("pocket")
+    shipped = {"base": {"hash": spec.hash}, "hashes": {"judges": folder_digest(spec.judges)}}
+    assert scale_of(shipped) == load_params("gate").drift_kid_of
 
 
 def test_small_limits_are_told_with_as_many_digits_as_they_have(

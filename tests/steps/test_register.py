@@ -80,7 +80,7 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
     }  # fmt: skip
     write_json(folder / "evaluation.json", evaluation)
     write_json(folder / "audit.json", audited)
-    write_json(folder / "decision.json", gate.decide(evaluation, audited, params=GateParams()))
+    write_json(folder / "decision.json", gate.decide(evaluation, audited, params=GateParams(drift_kid_of="")))
     for page in ("decision.html", "evaluation.html", "finetune.html"):
         write_text(folder / page, f"<p>{page}</p>")
     return Case(folder)
