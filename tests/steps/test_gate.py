@@ -313,6 +313,7 @@ def test_a_wrong_file_is_named_and_nothing_is_written(tmp_path: Path, audit: dic
 
 def test_the_shipped_limits_are_those_of_their_calibration() -> None:
     """`gate.calibration` names the measurements in benchmarks/results, which were held to the limits that ship."""
+    from benchmarks.limits import drift_kid_max
     from benchmarks.subjects import RESULTS, calibration
 
     measured = json.loads((RESULTS / "subjects.json").read_text(encoding="utf-8"))
@@ -322,5 +323,7 @@ def test_the_shipped_limits_are_those_of_their_calibration() -> None:
     assert {one["rule"]: one["limit"] for one in measured["margins"]} == {
         rule.name: rule.bound for rule in rules({"exact_attributes": True}, shipped)
     }
+    assert shipped.drift_kid_max == drift_kid_max(measured["subjects"])
+    assert shipped.drift_kid_of == scale_of(measured)
     assert sum(row["ours"]["verdict"] == "PASS" for row in measured["subjects"]) >= 9
     assert all(row["plain"]["verdict"] == "FAIL" for row in measured["subjects"])
