@@ -380,8 +380,8 @@ def _readme_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield fill(said, 120, break_on_hyphens=False, break_long_words=False)
     yield ""
     body = [
-        [recipe.title, f"{one['passes']} of {count}", f"{one['identity_gain']:.2f}", f"{one['leakage']:.2f}",
-         f"{-one['prompt_change']:.2f}", f"{one['seconds']:.0f}"]
+        [recipe.title, f"{one['passes']} of {count}", short(one["identity_gain"]), short(one["leakage"]),
+         short(-one["prompt_change"]), short(one["seconds"])]
         for recipe in RECIPES for one in (found[recipe.name],)
     ]  # fmt: skip
     yield table(("", "pass", "identity gain", "leakage", "prompt accuracy lost", "seconds"), body)
