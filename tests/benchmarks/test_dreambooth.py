@@ -158,9 +158,11 @@ def test_a_training_goes_where_the_scripts_goes(pocket: BaseSpec, started: bool)
     assert losses == pytest.approx(published, rel=1e-4)
     theirs = subject_parameters(other.transformer)
     for name, parameter in subject_parameters(one.transformer).items():
-        moved = (parameter - begun[name]).abs().max().item()
-        assert moved > how.lr / 2, f"{name} stayed where it was"
-        torch.testing.assert_close(parameter, theirs[name], rtol=0, atol=0.02 * moved, msg=name)
+        way = (theirs[name] - begun[name]).norm().item()
+        assert way > 0
+        assert (parameter - theirs[name]).norm().item() < 5e-4 * way, (
+            f"{name}: other betas or decay part by .001 and more"
+        )
 
 
 def test_a_fresh_adapter_begins_as_the_scripts(pipe: FluxPipeline, pocket: BaseSpec) -> None:
