@@ -79,7 +79,7 @@ pretrain: $(STAMP) ## train the pocket base and its judges from a seed (hours on
 mlflow: $(STAMP) ## open the MLflow UI on the local registry
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(PHOTOFLUX_STATE_DIR)/mlflow.db --host 127.0.0.1 --port 5000
 
-bench: $(STAMP) ## measure the pocket base, twelve unseen subjects and the statistics of judging; tables in benchmarks/results
+bench: $(STAMP) ## measure the pocket base, twelve calibration subjects and the statistics of judging; tables in benchmarks/results
 	$(BIN)/python -m benchmarks.statistics
 	$(BIN)/python -m benchmarks.pocket_base
 	$(BIN)/python -m benchmarks.subjects

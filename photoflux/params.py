@@ -190,7 +190,7 @@ class GateParams:
     calibration: str = field(
         default="e227b8d9d7070ac6",
         metadata={
-            "help": "Calibration these limits come from, as in benchmarks/results/subjects.json; empty: the method's defaults"
+            "help": "Calibration these limits come from, as in benchmarks/results/calibration.json; empty: the method's defaults"
         },
     )
     images_min: float = field(default=0.80, metadata={"help": "Share of planned pictures that must exist (0-1)"})

@@ -316,7 +316,7 @@ def test_the_shipped_limits_are_those_of_their_calibration() -> None:
     from benchmarks.limits import drift_kid_max
     from benchmarks.subjects import RESULTS, calibration
 
-    measured = json.loads((RESULTS / "subjects.json").read_text(encoding="utf-8"))
+    measured = json.loads((RESULTS / "calibration.json").read_text(encoding="utf-8"))
     shipped = load_params("gate")
     assert shipped == GateParams()
     assert shipped.calibration == measured["hashes"]["calibration"] == calibration(measured["subjects"])
