@@ -61,7 +61,7 @@ def _write(file: Path, learner: Any, spec: Any, *, noun: str) -> None:
     with TemporaryDirectory() as scratch:
         weights = save_adapter(learner.transformer, Path(scratch) / "pytorch_lora_weights.safetensors")
         subject = {"id": f"load-{file.stem}", "class_noun": noun, "trigger": "sks", "consent": "sample"}
-        manifest = {"subject": subject, "base": {"name": spec.name, "hash": spec.hash, "spec": ""}}
+        manifest = {"subject": subject, "base": {"name": spec.name, "hash": spec.hash}}
         write_tar(file, files={weights.name: weights}, manifest=manifest)
 
 

@@ -11,18 +11,21 @@ from pathlib import Path
 from photoflux.errors import InputError
 from photoflux.photos.sets import SCHEME, fetch_set
 
+UPLOADED = "the upload"
+
 
 @contextmanager
 def fetched(source: str, *, key: str) -> Iterator[tuple[str, str]]:
-    """A folder holding the set that `source` names, and the source with its revision resolved.
+    """A folder holding the set that `source` names, and where that came from, as artifacts record it.
 
-    `dvc:REPO@REV:PATH` and `blob:SET_ID` (uploaded photos of the owner of `key`) are fetched to a scratch folder, gone when
-    the block ends; anything else is passed on.
+    `dvc:REPO@REV:PATH`, recorded with its revision resolved, and `blob:SET_ID` (photos that the owner of `key` uploaded; a set
+    is made for one run, so that its id tells nothing of them) are fetched to a scratch folder, gone when the block ends;
+    anything else is passed on.
     """
     if source.startswith(SCHEME):
         with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
             fetch_set(source, key=key, into=Path(scratch))
-            yield scratch, source
+            yield scratch, UPLOADED
         return
     if not source.startswith("dvc:"):
         yield source, ""
@@ -63,4 +66,5 @@ def _fetch(repo: str, *, rev: str, path: str, into: Path) -> str:
 
 def _public(repo: str) -> str:
     """The repository as records may name it: no login of a URL, no path of this machine."""
-    return Path(repo).resolve().name if Path(repo).is_dir() else re.sub(r"//[^/@]*@", "//", repo)
+    here = Path(repo)
+    return here.name if here.is_absolute() and here.is_dir() else re.sub(r"//[^/@]*@", "//", repo)

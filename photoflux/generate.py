@@ -122,7 +122,7 @@ def open_model(model: str, *, base: str = "") -> Painter:
 
 def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", name: str = "") -> Painter:
     """The adapter on the base it was trained on; `base` names the spec of that base when it is kept elsewhere."""
-    from photoflux.flux.base import load_pipeline, load_spec
+    from photoflux.flux.base import find_spec, load_pipeline, load_spec
     from photoflux.flux.lora import load_adapter
     from photoflux.manifest import digest, unpack
     from photoflux.settings import get_settings
@@ -130,11 +130,11 @@ def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", na
 
     with opened(adapter, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         manifest, sha = unpack(plain, Path(scratch)), digest(plain)
-        spec = load_spec(base or _base_of(manifest))
+        spec = load_spec(base) if base else find_spec(manifest["base"])
         if spec.hash != manifest["base"]["hash"]:
             raise InputError(
                 f"{name or adapter.name} was trained on base '{manifest['base']['name']}' "
-                f"({manifest['base']['hash'][:12]}), not on '{spec.name}' ({spec.hash[:12]}); name that base's spec"
+                f"({manifest['base']['hash'][:12]}), not on '{spec.name}' ({spec.hash[:12]}); name that base's spec (--base)"
             )
         pipe = load_pipeline(spec, device=get_settings().device or None)
         load_adapter(pipe, Path(scratch) / WEIGHTS)
@@ -186,12 +186,6 @@ def _default_folder() -> Path:
     from photoflux.settings import get_settings
 
     return get_settings().state_dir / "pictures"
-
-
-def _base_of(manifest: dict[str, Any]) -> str:
-    """The spec to load: the file that fine-tuning was given if it is still there, else the one of the base's name."""
-    given = str(manifest["base"].get("spec", ""))
-    return given if given.endswith((".yaml", ".yml")) and Path(given).is_file() else str(manifest["base"]["name"])
 
 
 def _no_such_model(name: str, reference: str, names: list[str], aliases: dict[str, int]) -> str:

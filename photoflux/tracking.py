@@ -10,14 +10,16 @@ import fcntl
 import logging
 import os
 import re
+import sqlite3
 import tempfile
 import time
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from photoflux.errors import InputError
 from photoflux.params import MODEL_NAME
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
     from mlflow.models import ModelSignature
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.entities import PagedList
 
     from photoflux.generate import Painter
@@ -40,6 +43,14 @@ ADAPTER = "adapter.tar"
 MODEL = "adapter"
 NOTE_LENGTH, SHOWN = 2000, 80
 ABANDONED_AFTER_MS = 3_600_000
+SCHEME, ARTIFACTS = "photoflux-artifacts", "artifacts"
+"""How the local registry says where files are: below this folder of the state folder, which may be moved."""
+LOCATIONS = (
+    ("experiments", "artifact_location", 0), ("runs", "artifact_uri", 2), ("logged_models", "artifact_location", 3),
+    ("model_versions", "storage_location", 3),
+)  # fmt: skip
+"""Tables and columns of MLflow's that hold locations, and how many names of one are below that folder."""
+LOCKED_S = 60.0
 Doomed = Callable[[Sequence[int]], Collection[int]]
 BATCH = {"params": 100, "metrics": 1000}  # what the tracking API takes in one call
 
@@ -287,8 +298,38 @@ class Registry:
             self._state.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self.uri)  # the registry resolves models:/ through the process-wide setting
             mlflow.set_registry_uri(self.uri)
-            self._made = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            _know_artifacts()  # also for a server: it may serve what was a local registry
+            made = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            if self.local:
+                self._forget_places()
+            self._made = made
         return self._made
+
+    def _forget_places(self) -> None:
+        """Have the database say `photoflux-artifacts:/…` where it names folders of this machine.
+
+        MLflow writes where its own default folder would be, and older versions of ours wrote where the state folder was: what
+        was below that is found again wherever it is now. Raises InputError where the database cannot be written.
+        """
+        try:
+            with closing(sqlite3.connect(self._state / "mlflow.db", timeout=LOCKED_S)) as database, database:
+                for table, column, depth in LOCATIONS:
+                    local = f"SELECT rowid, {column} FROM {table} WHERE {column} LIKE 'file:%' OR {column} LIKE '/%'"
+                    for row, location in database.execute(local).fetchall():
+                        if here := self._moved(location, depth):
+                            database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (here, row))
+        except sqlite3.OperationalError as error:
+            raise InputError(
+                f"the registry at {self.uri} still names the folder it was in, and cannot be corrected ({error}); see that it "
+                "can be written and is not in use, and try again"
+            ) from error
+
+    def _moved(self, location: str, depth: int) -> str | None:
+        """A location by our scheme, whose last names are a run's or a model's; None while its files are at the old place alone."""
+        folder = Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
+        names = folder.parts[-depth:] if depth else ()
+        here = self._state.joinpath(ARTIFACTS, *names)
+        return f"{SCHEME}:/{'/'.join(names)}" if not depth or here.exists() or not folder.exists() else None
 
     def _record_run(self, record: Record, name: str, undo: ExitStack) -> str:
         """A run with parameters, metrics, curves, tags and files; returns its id."""
@@ -396,7 +437,7 @@ class Registry:
         known = self._client.get_experiment_by_name(name)
         if known:
             return str(known.experiment_id)
-        folder = (self._state / "artifacts").as_uri() if self.local else None
+        folder = f"{SCHEME}:/" if self.local else None
         try:
             return str(self._client.create_experiment(name, artifact_location=folder))
         except MlflowException as error:
@@ -455,6 +496,31 @@ class Registry:
         except MlflowException as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"the registry at {self.uri} refused: {first}; check PHOTOFLUX_TRACKING_URI") from error
+
+
+def open_artifacts(
+    artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
+) -> LocalArtifactRepository:
+    """What lies at `photoflux-artifacts:/…`: files in the state folder of this process, wherever that is.
+
+    MLflow's processes find this by the entry point in pyproject.toml. Raises MlflowException for what leaves the folder: the
+    key file lies beside it, and MLflow's pages serve whatever an artifact's location names.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    names = [name for name in unquote(urlsplit(artifact_uri).path).split("/") if name]
+    if ".." in names:
+        raise MlflowException.invalid_parameter_value(f"{artifact_uri}: leaves the folder of artifacts")
+    folder = get_settings().state_dir.absolute().joinpath(ARTIFACTS, *names)
+    return LocalArtifactRepository(folder.as_uri(), tracking_uri, registry_uri)
+
+
+def _know_artifacts() -> None:
+    """Tell this process's MLflow of our scheme, also where the installation is older than its entry point."""
+    from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+
+    _artifact_repository_registry.register(SCHEME, open_artifacts)
 
 
 class Model:

@@ -106,7 +106,8 @@ class Recorder:
         if killed := _signal(exit_code):
             hint = "; most often memory ran out" if killed == "SIGKILL" else ""
             return Failure(step, f"{step} was killed ({killed}){hint}: run again; nothing half-made was kept", killed)
-        return Failure(step, f"{step} ended with code {exit_code}: see {self.log(step)}", "internal")
+        log = self.log(step).relative_to(self.folder)
+        return Failure(step, f"{step} ended with code {exit_code}: see {log} in the run's folder", "internal")
 
     def _save(self, run: Run) -> None:
         self.run = run

@@ -16,6 +16,7 @@ from photoflux.errors import InputError, PhotoFluxError
 from photoflux.params import MODEL_NAME
 from photoflux.runs import Run, State, read_document, sentence
 from photoflux.settings import get_settings
+from photoflux.steps.import_photos import expand_home
 from pipelines.orchestrators import LocalOrchestrator
 from pipelines.watch import follow
 
@@ -60,6 +61,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     if args.base:
         chosen |= {f"{step}_base": args.base for step in ("augment", "finetune", "evaluate", "audit")}
     chosen |= dict(_assignment(text) for text in args.set)
+    chosen = {name: _from_here(value) for name, value in chosen.items()}
     if re.fullmatch(MODEL_NAME, chosen.get("register_name", "")):  # else it is refused, and by its own name
         chosen.setdefault("import_photos_subject_id", chosen["register_name"].replace("_", "-"))
     return chosen
@@ -91,6 +93,12 @@ def _verdict(run: Run, folder: Path) -> list[str]:
     if model := read_document(run, folder, "register", "receipt"):
         lines.insert(0, f"{'model':8} {model['name']} version {model['version']}, @{model['alias']}")
     return lines
+
+
+def _from_here(value: str) -> str:
+    """A path below the working directory as it is called from here, since the record of a run moves with both; else the value."""
+    path = expand_home(Path(value))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else value
 
 
 def _shown(path: Path) -> str:

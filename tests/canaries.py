@@ -9,10 +9,11 @@ import io
 import json
 import lzma
 import re
+import sqlite3
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -39,6 +40,18 @@ def files_below(folder: Path) -> Iterator[tuple[str, bytes]]:
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             yield str(file), file.read_bytes()
+
+
+def stored_below(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file; of a database its rows, since what was freed in it may still hold what was written there before."""
+    for name, data in files_below(folder):
+        yield name, rows_of(Path(name)) if data.startswith(b"SQLite format 3") else data
+
+
+def rows_of(database: Path) -> bytes:
+    """All rows of a database as SQL."""
+    with closing(sqlite3.connect(database)) as connection:
+        return "\n".join(connection.iterdump()).encode()
 
 
 def layers(data: bytes, depth: int = DEPTH) -> Iterator[bytes]:

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from photoflux import generate as module
 from photoflux.errors import InputError
 from photoflux.flux import lora
-from photoflux.flux.base import load_pipeline, load_spec, pin
+from photoflux.flux.base import find_spec, load_pipeline, load_spec, pin
 from photoflux.generate import generate, open_painter
 from photoflux.images import SOURCE_TYPE, provenance_of
-from photoflux.manifest import digest, read_manifest, write_tar
+from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.pocket.models import PocketConfig
 from photoflux.pocket.pretrain import init_base
 from photoflux.styles import REDRAWS
@@ -167,6 +167,42 @@ def test_mlflow_draws_a_picture_from_a_prompt(registered: None, painter: module.
     assert pictures[1].tobytes() == painter.draw("a photo of sks dog in space", seed=6).tobytes()
     unseeded = model.predict(asked[["prompt"]].head(1))["image"][0]
     assert Image.open(io.BytesIO(base64.b64decode(unseeded))).tobytes() == painter.draw(PROMPT, seed=0).tobytes()
+
+
+@pytest.fixture
+def checkout(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small checkout to work in, with a base and, in its state folder, the adapter as champion of the model `rex`."""
+    home, parts = tmp_path / "checkout", tmp_path / "parts"
+    shutil.copytree(base.parent / "tiny", home / "models" / "tiny")
+    shutil.copy(base, home / "models" / "other.yaml")
+    facts = unpack(adapter, parts) | {"base": {"name": "tiny", "hash": load_spec(base).hash}}
+    write_tar(home / "adapter.tar", files={module.WEIGHTS: parts / module.WEIGHTS}, manifest=facts)
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("PHOTOFLUX_STATE_DIR")
+    about = {"subject": "rex", "prompt": PROMPT, "key": "plain://demo", "experiment": "photoflux", "note": ""}
+    registry, one = Registry(), Record(Path("adapter.tar"), digest(Path("adapter.tar")), **about)
+    with registry.entered("rex", one) as version, registry.pointed(version, "champion"):
+        return home
+
+
+def test_a_model_draws_the_same_after_its_checkout_was_renamed(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (before,) = generate("rex", PROMPT, n=1, size="96x96", out_dir=Path("pictures"))
+    before, moved = before.read_bytes(), checkout.rename(tmp_path / "moved")
+    monkeypatch.chdir(moved)
+    (after,) = generate("rex", PROMPT, n=1, size="96x96", out_dir=Path("pictures"))
+    assert after.read_bytes() == before
+    assert not checkout.exists()
+
+
+def test_the_base_of_an_adapter_is_found_by_its_hash_whatever_its_file_is_called(checkout: Path, base: Path):
+    facts = {"name": "tiny", "hash": load_spec(base).hash}
+    assert find_spec(facts).folder == checkout / "models" / "tiny"
+    (checkout / "models" / "other.yaml").write_text("no spec")
+    with pytest.raises(InputError, match=r"base 'tiny': models/tiny\.yaml cannot be read"):
+        find_spec(facts)
+    assert find_spec(facts | {"spec": str(base)}).folder == base.parent / "tiny"
 
 
 @pytest.mark.parametrize(

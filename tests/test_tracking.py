@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 from photoflux.errors import InputError
 from photoflux.manifest import digest
 from photoflux.params import RegisterParams
-from photoflux.tracking import CHALLENGER, CHAMPION, IDENTITY, Record, Registry, Version, parse_model
+from photoflux.tracking import CHALLENGER, CHAMPION, IDENTITY, Record, Registry, Version, open_artifacts, parse_model
+from tests.canaries import forms, holding, rows_of, stored_below
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,7 @@ def test_an_erased_model_is_nowhere_and_others_stay(tmp_path: Path, own_state: P
     assert registry.names() == ["mia"]
     assert entries(registry) == (1, 1, 1)
     assert all(b"canary" not in file.read_bytes() for file in files(own_state))
-    assert version.run_id.encode() not in dump(own_state / "mlflow.db")
+    assert version.run_id.encode() not in rows_of(own_state / "mlflow.db")
     assert registry.erase("rex") == 0
 
 
@@ -91,16 +93,6 @@ def test_versions_that_are_not_to_go_stay_and_draw_on(tmp_path: Path, own_state:
     assert all(b"canary" not in file.read_bytes() for file in files(own_state))
     assert registry.erase("rex", lambda _: {older.number}) == 0
     assert registry.names() == ["rex"]
-
-
-def dump(database: Path) -> bytes:
-    """All rows of a database as SQL."""
-    import sqlite3
-
-    connection = sqlite3.connect(database)
-    text = "\n".join(connection.iterdump())
-    connection.close()
-    return text.encode()
 
 
 def test_many_parameters_and_long_curves_are_kept(tmp_path: Path):
@@ -309,6 +301,127 @@ def test_a_version_that_others_registered_is_no_adapter(own_state: Path):
     version = Registry().at("rex", "1")
     with pytest.raises(InputError, match="rex version 1 is no adapter of PhotoFlux"):
         Registry().adapter(version)
+
+
+def naming(folder: Path, *places: Path) -> list[str]:
+    """The files and databases below a folder in which one of the places stands."""
+    return holding([form for place in places for form in forms(str(place))], stored_below(folder))
+
+
+def test_nothing_that_is_stored_names_a_folder_of_this_machine(tmp_path: Path, own_state: Path, root: Path):
+    (tmp_path / "page.html").write_text("<p>a page</p>")
+    enter("rex", record(tmp_path, params={"rank": 4}, files={"reports/page.html": tmp_path / "page.html"}))
+    assert len(files(own_state)) > 5
+    assert naming(own_state, own_state, tmp_path, root, Path.cwd()) == []
+
+
+@pytest.fixture(params=["now", "before"])
+def state(request: pytest.FixtureRequest, tmp_path: Path, own_state: Path) -> Path:
+    """The state folder of a registry with one version of one model; versions of ours before stored where that was."""
+    (tmp_path / "page.html").write_text("<p>a page</p>")
+    one, before = record(tmp_path, files={"reports/page.html": tmp_path / "page.html"}), request.param == "before"
+    with pytest.MonkeyPatch.context() as patch:
+        if before:
+            patch.setattr(Registry, "_forget_places", lambda _: None)
+            Registry()._client.create_experiment("photoflux", artifact_location=(own_state / "artifacts").as_uri())
+        with Registry().entered("rex", one) as version, Registry().pointed(version, CHAMPION):
+            pass
+    assert (str(own_state).encode() in rows_of(own_state / "mlflow.db")) == before
+    return own_state
+
+
+def check_whole(folder: Path, tmp_path: Path) -> None:
+    """The model there draws, its run shows its pages, it gets another version, and nothing is left when it is erased."""
+    import mlflow
+
+    registry = Registry()
+    version = registry.at("rex", CHAMPION)
+    adapter, _ = registry.adapter(version)
+    assert adapter.is_relative_to(folder)
+    assert adapter.read_bytes() == b"weights"
+    assert [page.path for page in registry._client.list_artifacts(version.run_id, "reports")] == ["reports/page.html"]
+    assert mlflow.artifacts.load_text(f"runs:/{version.run_id}/reports/page.html") == "<p>a page</p>"
+    assert mlflow.pyfunc.load_model("models:/rex@champion").metadata.metadata["subject"] == "rex"
+    assert enter("rex", record(tmp_path, b"newer")).number == 2
+    assert (folder / "artifacts" / version.run_id).is_dir()
+    assert registry.adapter(registry.at("rex", "2"))[0].is_relative_to(folder)
+    assert registry.erase("rex") == 2
+    assert (entries(registry), files(folder)) == ((0, 0, 0), [])
+
+
+def test_a_registry_is_whole_where_it_was_made(state: Path, tmp_path: Path):
+    check_whole(state, tmp_path)
+    assert naming(state, state) == []
+
+
+def test_a_registry_is_whole_after_its_folder_was_renamed(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(state.rename(tmp_path / "new place")))
+    check_whole(tmp_path / "new place", tmp_path)
+    assert not state.exists()
+    assert naming(tmp_path / "new place", state) == []
+
+
+def test_a_copy_of_a_registry_is_one_of_its_own(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is erased in the copy stays where it was copied from."""
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(shutil.copytree(state, tmp_path / "copy")))
+    check_whole(tmp_path / "copy", tmp_path)
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(state))
+    check_whole(state, tmp_path)
+
+
+@pytest.mark.parametrize("state", ["before"], indirect=True)
+def test_what_went_to_the_old_place_after_a_renaming_is_found_there_and_then_here(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Versions of ours before stored the next version where the state folder had been."""
+    moved = state.rename(tmp_path / "moved")
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(moved))
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_forget_places", lambda _: None)
+        enter("rex", record(tmp_path, b"newer"))
+    assert files(state)
+    for _ in range(2):
+        first, second = (Registry().adapter(Registry().at("rex", number))[0] for number in ("1", "2"))
+        assert (first.read_bytes(), second.read_bytes()) == (b"weights", b"newer")
+        assert (first.is_relative_to(moved), second.is_relative_to(state)) == (True, True)
+    shutil.copytree(state / "artifacts", moved / "artifacts", dirs_exist_ok=True)
+    shutil.rmtree(state)
+    assert Registry().adapter(Registry().at("rex", "2"))[0].read_bytes() == b"newer"
+    assert str(state).encode() not in rows_of(moved / "mlflow.db")
+
+
+LOADED = """
+import sys, mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+print(mlflow.pyfunc.load_model("models:/rex/1")._model_impl._adapter)
+"""
+
+
+def test_mlflow_alone_finds_the_files_by_the_entry_point(tmp_path: Path, own_state: Path, root: Path):
+    """An installation made of pyproject.toml as it stands: the one that runs these tests may be older."""
+    enter("rex", record(tmp_path))
+    groups = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
+    installed = tmp_path / "site" / "photoflux_here-1.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: photoflux-here\nVersion: 1\n")
+    lines = [
+        line for group, points in groups.items() for line in (f"[{group}]", *(f"{k} = {v}" for k, v in points.items()))
+    ]
+    (installed / "entry_points.txt").write_text("\n".join(lines))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed.parent), str(root)])}
+    command = [sys.executable, "-c", LOADED, Registry().uri]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.split()[-1]).read_bytes() == b"weights"
+    assert Path(done.stdout.split()[-1]).is_relative_to(own_state)
+
+
+@pytest.mark.parametrize("path", ["/../kek", "/a/../../kek", "/%2e%2e/kek", "/a/%2E%2E/b/../../kek"])
+def test_an_artifacts_location_never_leaves_its_folder(path: str):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match="leaves the folder"):
+        open_artifacts(f"photoflux-artifacts:{path}")
 
 
 def test_an_unreachable_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,19 @@ def load_spec(name_or_path: str | Path) -> BaseSpec:
         raise InputError(f"base '{name_or_path}': {path} cannot be read ({error.strerror}); {_choices()}") from error
     except (yaml.YAMLError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: not a base spec ({error}); compare it with the specs in models/") from error
+
+
+def find_spec(base: Mapping[str, str]) -> BaseSpec:
+    """The spec of the base that an adapter's manifest names: one in the models folder with its hash, else of its name.
+
+    Manifests made before named the spec's file too, which is taken where it still lies there. Raises InputError.
+    """
+    folder = get_settings().models_dir
+    for file in (folder / f"{base['name']}.yaml", Path(base.get("spec", "")), *sorted(folder.glob("*.yaml"))):
+        with suppress(InputError):
+            if file.suffix in (".yaml", ".yml") and (spec := load_spec(file)).hash == base["hash"]:
+                return spec
+    return load_spec(base["name"])
 
 
 def _spec_path(name: str) -> Path:

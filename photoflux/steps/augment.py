@@ -88,7 +88,7 @@ def run(
         described = _manifest(manifest, samples, base=spec.name, size_px=size_px, params=params)
         with committed(dataset, key=key) as out:
             write_tar(out, files={sample.file: _png(sample.picture) for sample in samples}, manifest=described)
-        page = partial(_report, manifest["subject"], photos, samples, size_px=size_px, params=params)
+        page = partial(_report, manifest["subject"], photos, samples, base=spec.name, size_px=size_px, params=params)
         publish(report, page, subject=manifest["subject"], key=key)
     train = [item for item in described["items"] if item["split"] == TRAIN]
     metrics: dict[str, float] = {
@@ -255,6 +255,7 @@ def _report(
     photos: Sequence[Photo],
     samples: Sequence[Sample],
     *,
+    base: str,
     size_px: int,
     params: AugmentParams,
     full: bool,
@@ -265,7 +266,7 @@ def _report(
     train = [sample for sample in samples if sample.split == TRAIN]
     held = [sample for sample in samples if sample.split == HELDOUT]
     name = f"{subject['trigger']} {subject['class_noun']}"
-    page = Report("Training set", subtitle=f"{subject.get('id', '')} · {name} · {params.base} at {size_px} px")
+    page = Report("Training set", subtitle=f"{subject.get('id', '')} · {name} · {base} at {size_px} px")
     made = f"{len(photos)} photos became {len(train)} training pictures"
     page.verdict("OK", f"{made}; {len(held)} held out for evaluation.")
     if not full:

@@ -232,17 +232,17 @@ def _lineage(
     spec: BaseSpec,
     params: FinetuneParams,
 ) -> dict[str, Any]:
+    """What the adapter came from; nothing of when, where or how fast, since the artifact is named by its digest."""
     return {
         "subject": manifest["subject"],
-        "base": {"name": spec.name, "hash": spec.hash, "spec": params.base},
+        "base": {"name": spec.name, "hash": spec.hash},
         "training_adapter": _digest_of(spec.training_adapter),
         "start_adapter": _digest_of(spec.start_adapter),
-        "params": as_dict(params),
+        "params": _told(params, spec),
         "dataset": digest(dataset),
         "weights": digest(weights),
         "step": trained.kept["step"],
         "scores": dict(trained.kept),
-        "seconds": round(trained.seconds, 1),
     }
 
 
@@ -261,8 +261,13 @@ def _identity(dataset: Path, spec: BaseSpec, params: FinetuneParams) -> str:
 
     files = {"training": _digest_of(spec.training_adapter), "start": _digest_of(spec.start_adapter)}
     files["judges"] = folder_digest(spec.judges) if spec.judges else None
-    parts = fingerprint.of_training(spec, dataset=digest(dataset), params=as_dict(params), files=files)
+    parts = fingerprint.of_training(spec, dataset=digest(dataset), params=_told(params, spec), files=files)
     return fingerprint.name(parts)[:16]
+
+
+def _told(params: FinetuneParams, spec: BaseSpec) -> dict[str, Any]:
+    """The parameters as plain values, the base by its name: where its spec lies is this machine's."""
+    return as_dict(params) | {"base": spec.name}
 
 
 def _owned_by(key: str) -> Path:

@@ -51,13 +51,13 @@ def subject_of(source: str) -> str:
     A folder is told by its path below the working directory, which may be moved with what it holds; one elsewhere by its
     whole path, a set by all of what was written.
     """
-    place = source if source.startswith(FETCHED) else _place(_home(Path(source)).resolve())
+    place = source if source.startswith(FETCHED) else _place(expand_home(Path(source)).resolve())
     words = re.sub(r"[^a-z0-9]+", "-", re.split("[/:@]", place.rstrip("/"))[-1].lower()).strip("-")
     sha = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{words[:WORDS_KEPT].rstrip('-') or 'subject'}-{sha[:8]}"
 
 
-def _home(path: Path) -> Path:
+def expand_home(path: Path) -> Path:
     """`~` as the person's home; a path that names nobody's home is a path like any other."""
     try:
         return path.expanduser()
@@ -96,7 +96,7 @@ def _folder(source: str) -> Path:
         raise InputError(
             f"{source}: uploaded and DVC-tracked sets are fetched by the pipeline; run it, or give a folder"
         )
-    folder = _home(Path(source))
+    folder = expand_home(Path(source))
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{source}: {what}; give a folder of photos")

@@ -83,7 +83,8 @@ def run(
     documents = (decision, evaluation, audit)
     with _record(found, adapter, documents, params, sign_off, key=key) as record, ExitStack() as undo:
         version = undo.enter_context(registry.entered(name, record))
-        registry.tag(version, _claim(found))
+        if found.held_against != version.number:  # the champion, trained again, claims nobody's place
+            registry.tag(version, _claim(found))
         undo.enter_context(registry.pointed(version, CHALLENGER))
         champion, why = _settle(registry, version, found, undo)
         alias = CHAMPION if champion else CHALLENGER
@@ -125,6 +126,9 @@ def _settle(registry: Registry, version: Version, found: ModelRecord, undo: Exit
     present = registry.at(version.name, CHAMPION)
     if not succeeds["takes"] and present:
         return False, str(succeeds["why"])
+    if found.held_against == version.number and present:
+        stays = present.number == version.number
+        return stays, str(succeeds["why"]) if stays else f"version {present.number} became champion meanwhile"
     rivals: list[Version] | None = None
     while rivals != (now := _rivals(registry, version, found.held_against)):
         rivals, present = now, registry.at(version.name, CHAMPION)
@@ -289,8 +293,7 @@ def _tags(found: ModelRecord, sign_off: SignOff | None) -> dict[str, str]:
 
 def _metrics(found: ModelRecord) -> dict[str, float]:
     sides = (("", "point"), ("_lo", "lo"), ("_hi", "hi"))
-    about = found.manifest
-    trained = {f"training/{name}": float(about[name]) for name in ("step", "seconds") if name in about}
+    trained = {"training/step": float(found.manifest["step"])} if "step" in found.manifest else {}
     return trained | {
         f"{name}{suffix}": float(value[side])
         for name, value in found.evaluation["metrics"].items()

@@ -125,7 +125,8 @@ def sealer(key: str) -> Sealer:
 def open_keyring() -> Keyring:
     """The keyring of the settings. On one machine its key file is made at first use; in production it never is."""
     settings = get_settings()
-    uri = settings.kek_uri or f"{LOCAL}{(settings.state_dir / 'kek').resolve()}"
+    own = f"{LOCAL}{(settings.state_dir / 'kek').resolve()}"
+    uri = settings.kek_uri or own
     if uri.startswith(LOCAL) and settings.environment == "production":
         raise InputError(
             "PHOTOFLUX_KEK_URI: production wraps keys with Cloud KMS; give gcp-kms://projects/…/cryptoKeys/name"
@@ -133,7 +134,7 @@ def open_keyring() -> Keyring:
     if not settings.kek_uri and not (settings.state_dir / "kek").exists():
         with suppress(KeyFileExists):  # another process was first
             create_kek(uri)
-    return Keyring(open_store(settings.keyring or str(settings.state_dir / "keyring")), uri)
+    return Keyring(open_store(settings.keyring or str(settings.state_dir / "keyring")), uri, own)
 
 
 @contextmanager

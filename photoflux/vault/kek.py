@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tink.aead import Aead
 
 LOCAL, GOOGLE = "local-kms://", "gcp-kms://"
+OWN = f"{LOCAL}state/kek"
+"""What keysets call the key file in the state folder, which may be moved with them."""
 
 
 class KeyFileExists(InputError):

@@ -18,11 +18,12 @@ import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault.blobs import BlobExists, BlobMissing, BlobStore
-from photoflux.vault.kek import open_kek
+from photoflux.vault.kek import LOCAL, OWN, open_kek
 
 if TYPE_CHECKING:
     from tink import KeysetHandle
@@ -48,10 +49,11 @@ class OwnerErased(KeyMissing):
 
 @dataclass
 class Keyring:
-    """Keysets in `store`, new ones wrapped by the key at `kek_uri`."""
+    """Keysets in `store`, new ones wrapped by the key at `kek_uri`; `own` is the key file of this installation."""
 
     store: BlobStore
     kek_uri: str
+    own: str = ""
     _opened: OrderedDict[tuple[str, int], tuple[float, Any]] = field(default_factory=OrderedDict)
     _newest: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -165,7 +167,7 @@ class Keyring:
     def _rewrapped(self, name: str) -> bool:
         """Bring one keyset under `kek_uri`, unless it is. Raises BlobMissing and OwnerErased when its owner was erased."""
         entry = _entry(self.store.get(name))
-        if entry["kek"] == self.kek_uri:
+        if entry["kek"] == self._named(self.kek_uri):
             return False
         _, owner, _ = name.split("/")
         with suppress(BlobExists):
@@ -190,8 +192,8 @@ class Keyring:
         bound = _bound(check_owner(owner), version)
         wrapped = proto_keyset_format.serialize_encrypted(handle, open_kek(uri), bound)
         proto_keyset_format.parse_encrypted(wrapped, open_kek(uri), bound)
-        content = {"kek": uri, "wrapped": base64.b64encode(wrapped).decode()}
-        name = _name(owner, version, uri)
+        content = {"kek": self._named(uri), "wrapped": base64.b64encode(wrapped).decode()}
+        name = _name(owner, version, content["kek"])
         self.check_not_erased(owner)
         self.store.put_new(name, json.dumps(content).encode())
         if self.is_erased(owner):
@@ -217,12 +219,24 @@ class Keyring:
         _, owner, _ = name.split("/")
         try:
             wrapped = base64.b64decode(entry["wrapped"], validate=True)
-            return proto_keyset_format.parse_encrypted(wrapped, open_kek(entry["kek"]), _bound(owner, _version(name)))
+            kek = open_kek(self._kek(entry["kek"]))
+            return proto_keyset_format.parse_encrypted(wrapped, kek, _bound(owner, _version(name)))
         except (tink.TinkError, binascii.Error) as error:
             raise PhotoFluxError(
                 f"keyset {name} cannot be unwrapped by {entry['kek']}: the key was destroyed or changed, or the keyset is "
                 "damaged; restore them from one epoch"
             ) from error
+
+    def _named(self, uri: str) -> str:
+        """What keysets call a key: their own installation's by a name that stays when its folder is moved."""
+        return OWN if uri == self.own else uri
+
+    def _kek(self, named: str) -> str:
+        """The key that a keyset names; those of before name the installation's own by where it was when they were made."""
+        if named == OWN:
+            return self.own or self.kek_uri
+        gone = named.startswith(LOCAL) and not Path(named.removeprefix(LOCAL)).is_file()
+        return self.own if self.own and gone and Path(named).name == Path(self.own).name else named
 
 
 def check_owner(owner: str) -> str:

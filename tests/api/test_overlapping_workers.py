@@ -40,7 +40,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.normal_(0, 0.05)
     weights = lora.save_adapter(transformer, folder / WEIGHTS)
     subject = {"id": "s", "class_noun": "dog", "trigger": "sks", "consent": "sample"}
-    manifest = {"subject": subject, "base": {"name": spec.name, "hash": spec.hash, "spec": ""}}
+    manifest = {"subject": subject, "base": {"name": spec.name, "hash": spec.hash}}
     write_tar(folder / "000.tar", files={WEIGHTS: weights}, manifest=manifest)
     return folder / "000.tar"
 

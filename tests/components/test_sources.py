@@ -22,6 +22,12 @@ def test_a_tracked_set_is_fetched_at_its_revision(dvc_repo):
     assert not Path(folder).exists()
 
 
+def test_a_repository_is_recorded_as_it_was_written_where_it_may_be_moved(dvc_repo, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(dvc_repo.folder)
+    with fetched(f"dvc:.@{dvc_repo.first}:photos/dog", key=KEY) as (_, origin):
+        assert origin == f"dvc:.@{dvc_repo.first}:photos/dog"
+
+
 def test_a_branch_is_recorded_as_the_commit_it_stood_for(dvc_repo):
     with fetched(f"dvc:{dvc_repo.folder}@main:photos/dog/", key=KEY) as (folder, origin):
         assert len(list(Path(folder).iterdir())) == 5
@@ -35,7 +41,7 @@ def test_an_uploaded_set_is_opened_for_its_owner_alone(tmp_path: Path):
     source = write_set(objects, "ada", "set-1", ["p2", "p1"])
     with fetched(source, key="vault://ada") as (folder, origin):
         assert [file.read_bytes() for file in sorted(Path(folder).iterdir())] == [b"photo 2", b"photo 1"]
-        assert origin == "blob:set-1"
+        assert origin == "the upload"
     assert not Path(folder).exists()
     assert write_set(objects, "ada", "set-1", ["p1"]) == source  # the first one stands
     with fetched(source, key="vault://ada/run-1") as (folder, _):

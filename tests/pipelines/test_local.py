@@ -109,7 +109,7 @@ def test_a_false_condition_skips_its_steps_and_the_run_succeeds(local: LocalOrch
         ("input", "the picture is upside down: turn it and run again"),
         ("full disk", "no space left to write the output: free some disk space and run again"),
         ("killed", "draw was killed (SIGKILL); most often memory ran out: run again; nothing half-made was kept"),
-        ("silent", "draw ended with code 7: see "),
+        ("silent", "draw ended with code 7: see logs/draw.log in the run's folder"),
     ],
 )
 def test_a_failing_step_ends_the_run_with_one_sentence(local: LocalOrchestrator, trouble: str, message: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from photoflux.manifest import digest, read_manifest
 from photoflux.runs import State
 from photoflux.steps.import_photos import subject_of
 from pipelines.graph import read_spec, step_titles
+from tests.canaries import stored_below
 
 PURE = ("import_data", "validate", "augment", "finetune", "evaluate", "audit", "gate")
 
@@ -103,6 +105,14 @@ def test_it_leaves_nothing_else_behind(personalised):
         "run.json",
         "steps.lock",
     ]
+
+
+def test_nothing_it_keeps_names_a_folder_of_this_machine(personalised, root: Path):
+    """But for the logs, in which libraries warn about their own files."""
+    state = personalised.folder.parents[1]
+    stored = [(name, data) for name, data in stored_below(state) if "/logs/" not in name]
+    assert len(stored) > 20
+    assert [name for name, data in stored if str(state).encode() in data or str(root).encode() in data] == []
 
 
 def test_the_orchestrator_itself_costs_little(personalised):

@@ -144,6 +144,15 @@ def test_a_dvc_source_is_passed_as_it_is():
     assert given(args) == {"import_photos_source": "dvc:.@main:data/samples/dog"}
 
 
+def test_what_lies_below_the_working_directory_is_recorded_from_there(photos: Path, monkeypatch: pytest.MonkeyPatch):
+    """So that the record of a run still says where, when the checkout was moved."""
+    monkeypatch.chdir(photos.parent)
+    words = ["--photos", str(photos), "--base", str(photos.parent / "models" / "x.yaml")]
+    found = given(_parser().parse_args(words))
+    assert found["import_photos_source"] == photos.name
+    assert {value for name, value in found.items() if name.endswith("_base")} == {"models/x.yaml"}
+
+
 @pytest.mark.parametrize(
     ("words", "subject"),
     [

@@ -46,7 +46,7 @@ def make_artifact(spec: BaseSpec, tmp_path_factory: pytest.TempPathFactory) -> C
         weights = lora.save_adapter(transformer, folder / WEIGHTS)
         manifest = {
             "subject": {"id": f"s{number}", "class_noun": "dog", "trigger": "sks", "consent": "sample"},
-            "base": {"name": spec.name, "hash": spec.hash, "spec": ""},
+            "base": {"name": spec.name, "hash": spec.hash},
         }
         write_tar(folder / "adapter.tar", files={WEIGHTS: weights}, manifest=manifest)
         return made.setdefault(number, folder / "adapter.tar")

@@ -36,7 +36,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
                 parameter.normal_(0, 0.05, generator=rng)
         weights = lora.save_adapter(transformer, folder / f"{number}.safetensors")
         subject = {"id": f"s{number}", "class_noun": "dog", "trigger": "sks", "consent": "sample"}
-        manifest = {"subject": subject, "base": {"name": spec.name, "hash": spec.hash, "spec": ""}}
+        manifest = {"subject": subject, "base": {"name": spec.name, "hash": spec.hash}}
         write_tar(folder / f"{number}.tar", files={WEIGHTS: weights}, manifest=manifest)
         files.append(folder / f"{number}.tar")
     return files

@@ -39,6 +39,20 @@ def test_the_champion_comes_with_what_it_is_judged_by(tmp_path: Path) -> None:
         assert (tmp_path / "out" / kept).read_bytes() == case.path(written).read_bytes()
 
 
+def test_the_champion_is_there_after_the_state_folder_was_moved(
+    tmp_path: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fetched is the same artifact, byte for byte, so that steps after it are the same."""
+    judged(tmp_path / "case", weights=b"1").run()
+    run(dataset(tmp_path), champion=tmp_path / "before.tar")
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(own_state.rename(tmp_path / "moved")))
+    run(dataset(tmp_path), champion=tmp_path / "after.tar")
+    assert unpack(tmp_path / "after.tar", tmp_path / "out")["version"] == 1
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["adapter.tar", "evaluation.json"]
+    assert (tmp_path / "after.tar").read_bytes() == (tmp_path / "before.tar").read_bytes()
+    assert not own_state.exists()
+
+
 def test_a_name_chosen_by_hand_is_looked_up(tmp_path: Path) -> None:
     judged(tmp_path / "case", weights=b"1").run(name="m")
     assert run(dataset(tmp_path), champion=tmp_path / "a.tar").metrics == {"version": 0.0}

@@ -52,7 +52,7 @@ class Case:
 def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit: str = "PASS", judges: str = "j1",
            weights: bytes = b"w", subject: dict[str, str] | None = None, name: str = "m", **changed: float) -> Case:  # fmt: skip
     """An adapter with its evaluation and audit, held against the champion of now and decided on by the real gate."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     about = subject or SUBJECT
     curves = {
         "steps": [0, 10, 20], "subject": [1.0, 0.5, 0.25], "preserved": [],
@@ -61,7 +61,7 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
         ],
     }  # fmt: skip
     manifest = {"subject": about, "base": {"name": "pocket", "hash": "b" * 64}, "params": {"rank": 8, "lr": 0.001},
-                "step": 20, "seconds": 61.5}  # fmt: skip
+                "step": 20}  # fmt: skip
     files = {"pytorch_lora_weights.safetensors": weights, "curves.json": json.dumps(curves).encode()}
     sha = write_tar(folder / "adapter.tar", files=files, manifest=manifest)
     points = GOOD | {"overall": overall} | changed
@@ -149,7 +149,7 @@ def test_the_run_shows_parameters_metrics_curves_and_reports(better: Case):
     assert run.info.status == "FINISHED"
     assert run.data.params == {"rank": "8", "lr": "0.001"}
     assert run.data.metrics["overall_lo"] == pytest.approx(0.69)
-    assert run.data.metrics["training/seconds"] == 61.5
+    assert run.data.metrics["training/step"] == 20
     curves = {
         name: sorted((p.step, p.value) for p in client.get_metric_history(receipt["run_id"], name))
         for name in ("loss/subject", "candidate/identity", "candidate/validation")
@@ -257,6 +257,29 @@ def test_the_same_adapter_again_is_the_same_version(better: Case):
     first, second = better.run(name="m"), better.run(name="m")
     assert (first["version"], first["run_id"]) == (second["version"], second["run_id"])
     assert second["alias"] == "champion"
+
+
+def test_the_same_training_run_again_is_held_against_itself_and_stays_one_version(better: Case, tmp_path: Path):
+    """As `make demo` twice is: another evaluation and another decision, which know of a champion, about the same adapter."""
+    first = better.run(name="m")
+    again = make_better(tmp_path / "again")
+    decided = json.loads(again.path("decision.json").read_text())
+    assert (decided["champion"]["version"], decided["champion"]["adapter"]) == (1, first["adapter"])
+    second = again.run(name="m")
+    assert [second[name] for name in ("version", "run_id", "alias")] == [1, first["run_id"], "champion"]
+    assert [version.number for version in Registry().versions("m")] == [1]
+    assert make_worse(tmp_path).run(name="m")["alias"] == "challenger"
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_champion_trained_again_claims_nothing_of_whoever_takes_its_place(better: Case, tmp_path: Path, order: str):
+    """One that cannot be compared with it by their numbers, registered before or after the champion is once more."""
+    better.run(name="m")
+    again, other = make_better(tmp_path / "again"), judged(tmp_path / "x", overall=0.5, judges="j2", weights=b"x")
+    for case in [again, other] if order == "after" else [other, again]:
+        receipt = case.run(name="m")
+        assert receipt["alias"] == ("champion" if case is other or order == "after" else "challenger")
+    assert Registry().aliases("m")["champion"] == 2
 
 
 def test_name_defaults_to_the_subject(better: Case):

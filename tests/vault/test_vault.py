@@ -6,8 +6,11 @@ import pytest
 
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault import VaultKey, committed, key_for_run, open_keyring, opened
-from photoflux.vault.keyring import KeyMissing
+from photoflux.vault.blobs import FolderStore
+from photoflux.vault.kek import LOCAL, create_kek
+from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.sealed import SealBroken
+from tests.canaries import files_below, holding
 
 
 def test_a_committed_file_can_be_opened(tmp_path: Path):
@@ -139,6 +142,36 @@ def test_a_named_key_file_is_not_made_by_the_way(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match="missing"), committed(tmp_path / "a", key="vault://ada") as plain:
         plain.write_bytes(b"x")
     assert not (tmp_path / "kek").exists() and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["named as it is now", "named by where it was"])
+def test_what_is_sealed_opens_where_the_state_folder_was_moved(
+    tmp_path: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+):
+    """The keysets of older versions name the key file by the folder that it was in."""
+    if before:
+        create_kek(f"{LOCAL}{own_state / 'kek'}")
+        Keyring(FolderStore(own_state / "keyring"), f"{LOCAL}{own_state / 'kek'}").create("ada")
+    with committed(tmp_path / "a.tar", key="vault://ada") as plain:
+        plain.write_bytes(b"photos")
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(own_state.rename(tmp_path / "moved")))
+    named = holding([str(own_state).encode()], files_below(tmp_path / "moved" / "keyring"))
+    assert bool(named) == before
+    with opened(tmp_path / "a.tar", key="vault://ada") as plain:
+        assert plain.read_bytes() == b"photos"
+    with committed(tmp_path / "b.tar", key="vault://ada") as plain:
+        plain.write_bytes(b"more")
+    assert open_keyring().rewrap() == before
+    assert holding([str(own_state).encode()], files_below(tmp_path / "moved")) == []
+
+
+def test_another_installations_key_file_opens_nothing(tmp_path: Path, own_state: Path):
+    with committed(tmp_path / "a.tar", key="vault://ada") as plain:
+        plain.write_bytes(b"photos")
+    (own_state / "kek").unlink()
+    create_kek(f"{LOCAL}{own_state / 'kek'}")
+    with pytest.raises(PhotoFluxError, match="cannot be unwrapped"), opened(tmp_path / "a.tar", key="vault://ada"):
+        pass
 
 
 def test_plaintext_that_is_sealed_never_lies_beside_it(tmp_path: Path):
