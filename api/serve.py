@@ -168,10 +168,8 @@ def make_site(settings: ApiSettings, *, mlflow: bool = True) -> Site:
         Part("worker", [python, "-m", "api.worker"]),
     ]
     if mlflow:
-        registry = f"sqlite:///{(settings.state_dir / 'mlflow.db').absolute()}"
         where = f"http://127.0.0.1:{ports['mlflow']}"
-        command = [python, "-m", "api.registry_pages", "--backend-store-uri", registry, "--port", str(ports["mlflow"]),
-                   "--workers", "1"]  # fmt: skip
+        command = [python, "-m", "api.registry_pages", "--port", str(ports["mlflow"]), "--workers", "1"]
         parts.append(Part("mlflow", command, ready=where))
     for part in parts:
         part.log, part.scratch = logs / f"{part.name}.log", scratch / part.name

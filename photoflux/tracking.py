@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from photoflux.errors import InputError
 from photoflux.params import MODEL_NAME
-from photoflux.settings import get_settings
+from photoflux.settings import get_settings, sqlite_url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +141,7 @@ class Registry:
         settings = get_settings()
         self._state = settings.state_dir.absolute()
         self.local = not settings.tracking_uri
-        self.uri = settings.tracking_uri or f"sqlite:///{self._state / 'mlflow.db'}"
+        self.uri = settings.tracking_uri or sqlite_url(self._state / "mlflow.db")
 
     @contextmanager
     def entered(self, name: str, record: Record) -> Iterator[Version]:
