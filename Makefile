@@ -48,6 +48,7 @@ help: ## list what can be done here
 install: $(STAMP) ## set up the Python environment in .venv (the other targets do it when needed)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "setting up the environment in $(VENV), which takes some minutes the first time"
 	@command -v -- "$$PYTHON" >/dev/null || { echo "error: $$PYTHON not found; install Python 3.11 or name one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || "$$PYTHON" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -90,6 +91,7 @@ pretrain: $(STAMP) ## train the pocket base and its judges from a seed (hours on
 	$(BIN)/python -m dvc commit --force pretrain
 
 mlflow: $(STAMP) ## open the MLflow UI on the local registry
+	@echo "MLflow's pages will be at http://127.0.0.1:5000; Ctrl-C ends them"
 	$(BIN)/python -m api.registry_pages --host 127.0.0.1 --port 5000
 
 bench: $(STAMP) ## measure the pocket base and twelve unseen subjects; tables in benchmarks/results

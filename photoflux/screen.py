@@ -6,16 +6,17 @@ Elsewhere than on a terminal the bar is left out, and each line of progress is a
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 OURS = ("photoflux", "components", "pipelines", "api")
 LOUD = ("diffusers", "transformers")
@@ -41,6 +42,7 @@ def set_up(stream: TextIO | None = None) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     for name in LOUD:
         _speaks_through(logging.getLogger(name), handler)
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # it would have its own loggers write past ours, too
     if not sys.warnoptions:
         warnings.showwarning = _log_warning
 
@@ -75,24 +77,32 @@ class Matters(logging.Filter):
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """On a terminal, a bar until the block ends: filled as far as the last line of progress says, moving where none does."""
-    handler = next((one for one in logging.root.handlers if isinstance(one.formatter, Lines)), None)
-    if not (isinstance(handler, logging.StreamHandler) and handler.stream.isatty()):
+    """On a terminal, a bar until the block ends: filled as far as the last line of progress says, moving where none does.
+
+    Nothing is to be printed meanwhile; what is logged appears above the bar.
+    """
+    if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[said]}")
-    console = Console(file=handler.stream)
-    with Progress(*columns, console=console, transient=True) as bar, _onto(bar, handler, what):
+    shown = Progress(
+        *columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+    ours = [one for one in logging.root.handlers if isinstance(one.formatter, Lines)]
+    with shown as bar, ExitStack() as stack:
+        task = bar.add_task(what, total=None, said="")
+        for handler in ours:
+            stack.enter_context(_onto(bar, task, handler))
         yield
 
 
 @contextmanager
-def _onto(bar: Progress, handler: logging.StreamHandler[Any], what: str) -> Iterator[None]:
-    """Have the handler write above the bar, and lines of progress into it."""
-    task, write = bar.add_task(what, total=None, said=""), handler.emit
+def _onto(bar: Progress, task: TaskID, handler: logging.Handler) -> Iterator[None]:
+    """Have a handler write above the bar, and lines of progress into it."""
+    write = handler.emit
 
     def emit(record: logging.LogRecord) -> None:
         said = handler.format(record)
@@ -112,7 +122,7 @@ def _speaks_through(library: logging.Logger, handler: logging.Handler) -> None:
     """Have a library, imported or not yet, write to our handler alone."""
     library.handlers[:] = [handler]
     library.propagate = False
-    library.addHandler = lambda _: None  # type: ignore[method-assign]
+    library.addHandler = lambda hdlr: None  # type: ignore[method-assign] # noqa: ARG005
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
@@ -123,7 +133,14 @@ def _package(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _log_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
     """A warning of Python's, as a record of the library that it came from; not what its own callers have to mend."""
     if issubclass(category, FOR_PROGRAMMERS):
         return

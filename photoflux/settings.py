@@ -52,7 +52,8 @@ class Settings(BaseSettings):
 
 def sqlite_url(file: Path) -> str:
     """The SQLAlchemy URL of a SQLite file, its path quoted: who opens a URL unquotes it, and takes what follows a `?` for options."""
-    return f"sqlite:///{quote(str(file), safe='/ +')}"
+    # The driver is named because MLflow makes a folder of what follows a mere sqlite:///, without unquoting it.
+    return f"sqlite+pysqlite:///{quote(str(file), safe='/ +')}"
 
 
 def get_settings() -> Settings:
