@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 import yaml
 
@@ -145,7 +152,7 @@ def test_a_python_that_is_not_there_is_named(checkout: Path, given: str):
 
 
 CLONED = ["Makefile", "README.md", "pyproject.toml", "constraints.txt", "dvc.yaml", "dvc.lock", "params.yaml", ".dvc", ".dvcignore",
-          ".gitignore", "photoflux", "components", "pipelines", "data", "metrics", "models"]  # fmt: skip
+          ".gitignore", "api", "photoflux", "components", "pipelines", "data", "metrics", "models"]  # fmt: skip
 
 
 @pytest.fixture
@@ -162,7 +169,8 @@ def clone(root: Path, tmp_path: Path) -> Path:
     subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
     venv.create(folder / ".venv", symlinks=True)
     (packages,) = (folder / ".venv").glob("lib/python*/site-packages")
-    (packages / "shared.pth").write_text(sysconfig.get_paths()["purelib"])
+    (folder / ".venv/shared").symlink_to(sysconfig.get_paths()["purelib"])
+    (packages / "shared.pth").write_text(str(folder / ".venv/shared"))
     (folder / ".venv/bin/dvc").write_text('#!/bin/sh\nexec python -m dvc "$@"\n')
     (folder / ".venv/bin/dvc").chmod(0o755)
     (folder / ".venv/.installed").touch()
@@ -228,3 +236,75 @@ def test_a_stage_that_fails_leaves_what_git_keeps(clone: Path, bare: dict[str, s
     assert done.returncode != 0
     assert "No module named 'PIL'" in done.stderr
     assert carried(clone) == before
+
+
+SHORT = {
+    "finetune_steps": 8, "finetune_checkpoint_every": 8, "finetune_preservation_prompts": 8, "evaluate_profile": "smoke",
+    "evaluate_half_width_max": 1, "evaluate_bootstrap": 200, "audit_profile": "smoke", "audit_bootstrap": 200,
+    "audit_permutations": 200, "gate_identity_gain_min": 0, "gate_identity_gain_warn": 0,
+}  # fmt: skip
+"""The shortest way through every step."""
+
+
+@pytest.mark.slow
+def test_a_run_and_its_pictures_from_a_folder_of_an_unlucky_name(clone: Path, bare: dict[str, str]):
+    photos = clone / 'Rex\' & "I" $5'
+    shutil.copytree(clone / "data/samples/dog", photos)
+    words = [word for name, value in SHORT.items() for word in ("--set", f"{name}={value}")]
+    args = shlex.join(["--name", "rex", "--consent", "sample", *words])
+    done = subprocess.run(
+        ["make", "run", f"PHOTOS={photos.name}", "CLASS=dog", f"ARGS={args}"], cwd=clone, env=bare, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) <= 40
+    assert re.search(r"^verdict  \w+$", done.stdout, re.MULTILINE)
+    (adapter,) = clone.glob("runs/*/artifacts/finetune/adapter.tar")
+    prompt = 'a photo of sks dog\'s "house", 100% $5'
+    done = subprocess.run(
+        ["make", "generate", f"MODEL={adapter}", f"PROMPT={prompt}", "N=2"], cwd=clone, env=bare, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.splitlines() == ["picture 1 of 2", "picture 2 of 2"]
+    pictures = [Path(line) for line in done.stdout.splitlines()[1:]]
+    assert [picture.parent for picture in pictures] == [clone / ".photoflux/pictures"] * 2
+    assert all(picture.is_file() for picture in pictures)
+
+
+@contextmanager
+def served(clone: Path, environment: dict[str, str]) -> Iterator[str]:
+    """`make serve`, from its last line on until Ctrl-C; yields what it printed."""
+    log = clone / "serve.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            ["make", "serve"], cwd=clone, env=environment, stdout=out, stderr=out, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + 180
+        while "ready; " not in log.read_text():
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.2)
+        yield log.read_text()
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(120)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_the_service_from_a_folder_of_an_unlucky_name(clone: Path, bare: dict[str, str]):
+    ports = {name: f"http://127.0.0.1:{free_port()}" for name in ("PHOTOFLUX_PUBLIC_URL", "PHOTOFLUX_ENGINE_URL")}
+    with served(clone, bare | ports) as said:
+        lines = said.splitlines()
+        assert len(lines) <= 8, said
+        addresses = dict(line.split() for line in lines if re.match(r"(address|engine|mlflow) ", line))
+        assert httpx2.get(f"{addresses['address']}/readyz", timeout=30).status_code == 200
+        assert httpx2.get(addresses["mlflow"], timeout=30).status_code == 200
+        assert not [file for file in clone.parent.iterdir() if file.name not in (clone.name, "bare")]
