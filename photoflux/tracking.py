@@ -287,7 +287,8 @@ class Registry:
             import mlflow
             from mlflow import MlflowClient
 
-            bear_percent_signs()
+            if not self.uri.startswith(("http:", "https:")):
+                bear_percent_signs()
             if self.local:  # else it writes the working folder into an SQL statement, as it is
                 os.environ[DEFAULT_ROOT] = (self._state / "artifacts").as_uri()
             self._state.mkdir(parents=True, exist_ok=True)
