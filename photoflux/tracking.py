@@ -101,7 +101,8 @@ def _is_number(reference: str) -> bool:
 
 
 def _short(text: str) -> str:
-    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+    told = repr(text)  # of a character may come ten
+    return told if len(told) <= SHOWN else f"{told[:SHOWN]}…{told[-1]}"
 
 
 @dataclass(frozen=True)
