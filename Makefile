@@ -5,7 +5,16 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export PHOTOFLUX_STATE_DIR ?= $(CURDIR)/.photoflux
+
+# What is given on the command line is text: make would expand it again for every recipe, which runs $(shell …) and eats $5.
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(eval override $(name) := $$(value $(name)))))
+
+# Programs that recipes start, stages of DVC among them, find the environment's `python` first.
+export PATH := $(CURDIR)/$(BIN):$(value PATH)
+ifeq ($(origin PHOTOFLUX_STATE_DIR),undefined)
+PHOTOFLUX_STATE_DIR := $(CURDIR)/.photoflux
+endif
+export PHOTOFLUX_STATE_DIR
 export HF_HUB_OFFLINE ?= 1
 export GX_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := true
@@ -26,6 +35,10 @@ SIZE ?= 512x512
 FORMAT ?= png
 STYLE ?= none
 ARGS ?=
+# Recipes read these from their environment, as "$$PROMPT": written into a recipe, the shell would read them.
+export PYTHON PHOTOS CLASS MODEL PROMPT N SEED SIZE FORMAT STYLE ARGS
+# Runs a command with the words of ARGS after its own.
+WITH_ARGS := $(BIN)/python -m pipelines.with_args $(BIN)/python
 
 .PHONY: help install demo demo-bad serve load chaos attack test test-slow lint compile run repro pretrain generate mlflow bench clean
 
@@ -35,8 +48,9 @@ help: ## list what can be done here
 install: $(STAMP) ## set up the Python environment in .venv (the other targets do it when needed)
 
 $(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or name one: make PYTHON=python3.12 …" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up the environment in $(VENV), which takes some minutes the first time"
+	@command -v -- "$$PYTHON" >/dev/null || { echo "error: $$PYTHON not found; install Python 3.11 or name one: make PYTHON=python3.12 …" >&2; exit 1; }
+	test -x $(BIN)/python || "$$PYTHON" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,train,track,vault,serve,orchestrate,dev]'
 	@touch $@
@@ -48,36 +62,37 @@ demo-bad: $(STAMP) ## the same with an over-trained recipe: the gate must say FA
 	$(BIN)/python -m pipelines.demo --bad
 
 serve: $(STAMP) ## the whole service on this machine: API, engine, worker, sign-in, MLflow (ARGS=--tls for https)
-	$(BIN)/python -m api.serve $(ARGS)
+	$(WITH_ARGS) -m api.serve
 
 load: $(STAMP) ## a hundred people at once on this machine; figures in benchmarks/results/load.json
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[load]'
-	$(BIN)/python -m benchmarks.load $(ARGS)
+	$(WITH_ARGS) -m benchmarks.load
 
 chaos: $(STAMP) ## a day of twenty people under fifty kills, on SQLite and PostgreSQL; benchmarks/results/chaos.json
-	$(BIN)/python -m benchmarks.chaos $(ARGS)
+	$(WITH_ARGS) -m benchmarks.chaos
 
 attack: $(STAMP) ## a quarter of an hour under attack; figures in benchmarks/results/attack.json
-	$(BIN)/python -m benchmarks.attack $(ARGS)
+	$(WITH_ARGS) -m benchmarks.attack
 
 run: $(STAMP) ## personalise your own photos: make run PHOTOS=folder CLASS=dog
-	$(BIN)/python -m pipelines.run --photos '$(PHOTOS)' --class-noun '$(CLASS)' $(ARGS)
+	$(WITH_ARGS) -m pipelines.run --photos="$$PHOTOS" --class-noun="$$CLASS"
 
 generate: $(STAMP) ## draw pictures: make generate MODEL=demo PROMPT="a photo of sks dog in space" N=4
-	$(BIN)/photoflux generate --model '$(MODEL)@champion' --prompt '$(PROMPT)' --n $(N) --seed $(SEED) --size $(SIZE) --format $(FORMAT) --style $(STYLE)
+	$(BIN)/python -m photoflux generate --model="$$MODEL" --prompt="$$PROMPT" --n="$$N" --seed="$$SEED" --size="$$SIZE" --format="$$FORMAT" --style="$$STYLE"
 
 compile: $(STAMP) ## write pipelines/compiled/personalize.yaml from the pipeline and params.yaml
 	$(BIN)/python -m pipelines.compile
 
-repro: $(STAMP) ## re-run what changed: dvc repro
-	PATH='$(CURDIR)/$(BIN)':"$$PATH" $(BIN)/dvc repro
+repro: $(STAMP) ## re-run what changed: dvc repro (ARGS=STAGE: up to one stage)
+	$(WITH_ARGS) -m dvc repro
 
 pretrain: $(STAMP) ## train the pocket base and its judges from a seed (hours on a CPU; can be interrupted)
-	$(BIN)/photoflux pretrain --out models/pocket $(ARGS)
-	$(BIN)/dvc commit --force pretrain
+	$(WITH_ARGS) -m photoflux pretrain --out models/pocket
+	$(BIN)/python -m dvc commit --force pretrain
 
 mlflow: $(STAMP) ## open the MLflow UI on the local registry
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(PHOTOFLUX_STATE_DIR)/mlflow.db --host 127.0.0.1 --port 5000
+	@echo "MLflow's pages will be at http://127.0.0.1:5000; Ctrl-C ends them"
+	$(BIN)/python -m api.registry_pages --host 127.0.0.1 --port 5000
 
 bench: $(STAMP) ## measure the pocket base, twelve calibration subjects and the statistics of judging; tables in benchmarks/results
 	$(BIN)/python -m benchmarks.statistics
@@ -85,15 +100,15 @@ bench: $(STAMP) ## measure the pocket base, twelve calibration subjects and the 
 	$(BIN)/python -m benchmarks.subjects
 
 test: $(STAMP) ## the tests a change must pass (about ten minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(WITH_ARGS) -m pytest -m 'not slow' -n auto --dist loadfile
 
 test-slow: $(STAMP) ## the tests that take longer
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(WITH_ARGS) -m pytest -m slow
 
 lint: $(STAMP) ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check photoflux components pipelines api tests
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check photoflux components pipelines api tests
+	$(BIN)/python -m mypy
 
 clean: ## remove what runs left behind (not the environment, not the registry)
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .coverage* lightning_logs

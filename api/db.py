@@ -673,7 +673,8 @@ def migrate(url: str) -> None:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    folder = Path(__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))  # else it takes %… for a name to fill in
     config.attributes["url"] = url
     with only_one(url, "migrate"):
         command.upgrade(config, "head")

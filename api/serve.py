@@ -25,6 +25,7 @@ import httpx2
 
 from api.embedded_provider import Accounts
 from api.settings import ApiSettings, settings_or_exit
+from photoflux import screen
 from photoflux.priority import stand_back
 
 EMAIL, NAME = "demo@photoflux.local", "Demo"
@@ -114,7 +115,8 @@ class Site:
         for part in self.parts:
             part.start(self.environment)
         try:
-            self._wait_until_ready()
+            with screen.working("starting"):
+                self._wait_until_ready()
             self._say()
             while True:
                 time.sleep(WATCH_S)
@@ -168,10 +170,8 @@ def make_site(settings: ApiSettings, *, mlflow: bool = True) -> Site:
         Part("worker", [python, "-m", "api.worker"]),
     ]
     if mlflow:
-        registry = f"sqlite:///{(settings.state_dir / 'mlflow.db').absolute()}"
         where = f"http://127.0.0.1:{ports['mlflow']}"
-        command = [python, "-m", "api.registry_pages", "--backend-store-uri", registry, "--port", str(ports["mlflow"]),
-                   "--workers", "1"]  # fmt: skip
+        command = [python, "-m", "api.registry_pages", "--port", str(ports["mlflow"])]
         parts.append(Part("mlflow", command, ready=where))
     for part in parts:
         part.log, part.scratch = logs / f"{part.name}.log", scratch / part.name

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict, SettingsError
 
-from photoflux.settings import Settings
+from photoflux.settings import Settings, sqlite_url
 from photoflux.vault.kek import GOOGLE
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class ApiSettings(Settings):
     @property
     def records_url(self) -> str:
         """The database of the records."""
-        return self.database_url or f"sqlite:///{self.state_dir / 'photoflux.db'}"
+        return self.database_url or sqlite_url(self.state_dir / "photoflux.db")
 
     @property
     def issuer(self) -> str:

@@ -40,6 +40,7 @@ from benchmarks.pocket_base import machine
 from benchmarks.postgres import free_port, postgres_server
 from photoflux.manifest import write_json
 from photoflux.pocket.photosets import jpeg, photo_set, unseen_subjects
+from photoflux.settings import sqlite_url
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {
@@ -317,7 +318,7 @@ def left_of(served: Served, user_id: str) -> list[str]:
             named = user_id in str(file) or (file.is_file() and file.suffix not in (".db", ".log") and _is_sealed_for(file, user_id))
             if named and file.is_file() and file.parent.name != "erased":
                 found.append(str(file.relative_to(served.folder)))
-    engine = open_engine(served.environment.get("PHOTOFLUX_DATABASE_URL") or f"sqlite:///{served.state / 'photoflux.db'}")
+    engine = open_engine(served.environment.get("PHOTOFLUX_DATABASE_URL") or sqlite_url(served.state / "photoflux.db"))
     with Records(engine).reading() as session:
         tables = [table for table in Base.metadata.sorted_tables if "user_id" in table.c and table.name != "tombstones"]
         found += [t.name for t in tables if session.execute(select(t.c.user_id).where(t.c.user_id == user_id)).first()]

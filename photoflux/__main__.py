@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import inspect
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from photoflux import screen
 from photoflux.errors import PhotoFluxError
 from photoflux.manifest import write_json
-from photoflux.params import load_params
+from photoflux.params import STEP_PARAMS, load_params
 
 STEPS = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit", "gate", "register")
 COMMANDS = {
@@ -31,7 +32,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a person's mistake ends in one sentence on stderr and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    screen.set_up()
     try:
         if words and words[0] in COMMANDS:
             module = importlib.import_module(COMMANDS[words[0]][0])
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_step(command: argparse.ArgumentParser, step: str) -> None:
     for parameter in _paths(_step(step)):
-        required = parameter.default is inspect.Parameter.empty
+        required = parameter.default is inspect.Parameter.empty and not _is_param(step, parameter.name)
         command.add_argument(f"--{parameter.name}", required=required, type=_argument_type(parameter))
     command.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of defaults")
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one parameter")
@@ -74,8 +75,11 @@ def _run_step(args: argparse.Namespace) -> int:
     run = _step(args.step)
     overrides = dict(_assignment(text) for text in args.set)
     params = load_params(args.step, path=args.params, overrides=overrides)
-    given = {p.name: getattr(args, p.name) for p in _paths(run) if getattr(args, p.name) is not None}
-    result = run(**given, params=params, key=args.key)
+    named = [p.name for p in _paths(run)]
+    given = {name: getattr(params, name) for name in named if _is_param(args.step, name)}
+    given |= {name: getattr(args, name) for name in named if getattr(args, name) is not None}
+    with screen.working(args.step):
+        result = run(**given, params=params, key=args.key)
     if args.metrics:
         write_json(args.metrics, result.metrics)
     print(json.dumps({name: round(value, 4) for name, value in result.metrics.items()}))
@@ -90,7 +94,8 @@ def _check_folder(words: Sequence[str]) -> int:
     args = parser.parse_args(words)
     from photoflux.steps.validate import validate_folder
 
-    verdict = validate_folder(args.photos, params=load_params("validate", path=args.params))
+    with screen.working("looking at the photos"):
+        verdict = validate_folder(args.photos, params=load_params("validate", path=args.params))
     print(json.dumps(verdict, ensure_ascii=False) if args.json else _readable(verdict))
     return 0 if verdict["verdict"] != "reject" else 1
 
@@ -110,6 +115,11 @@ def _step(name: str) -> Callable[..., Any]:
 
 def _paths(run: Callable[..., Any]) -> list[inspect.Parameter]:
     return [p for p in inspect.signature(run).parameters.values() if p.name not in ("params", "key", "sign_off")]
+
+
+def _is_param(step: str, name: str) -> bool:
+    """Whether what a step is given by that name has a default among its parameters."""
+    return name in {field.name for field in dataclasses.fields(STEP_PARAMS[step])}
 
 
 def _argument_type(parameter: inspect.Parameter) -> type:

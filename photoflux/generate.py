@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from photoflux import screen
 from photoflux.errors import InputError
 from photoflux.images import SUFFIXES, encoded, fitted, parse_size
 from photoflux.manifest import write_bytes
@@ -95,6 +96,7 @@ def generate(
     stem = f"{_slug(painter.name)}-{_fingerprint(prompt, size, style)}"
     tiles, files = [], []
     for number in range(seed, seed + n):
+        log.info("picture %d of %d", number - seed + 1, n)
         image = fitted(painter.draw(prompt, seed=number, style=style), parse_size(size))
         image = FILTERS.get(style, lambda same: same)(image)
         content = encoded(image, fmt, provenance=painter.provenance(seed=number, style=style))
@@ -165,7 +167,8 @@ def main(argv: Sequence[str]) -> int:
     params = load_params("generate", path=args.params, overrides=given)
     out = args.out or _default_folder()
     how = {"n": params.n, "seed": params.seed, "size": params.size, "fmt": params.format, "style": params.style}
-    files = generate(args.model, args.prompt, **how, out_dir=out, base=args.base)
+    with screen.working("drawing"):
+        files = generate(args.model, args.prompt, **how, out_dir=out, base=args.base)
     print("\n".join(str(file) for file in files))
     return 0
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from photoflux import fingerprint
+from photoflux import fingerprint, screen
 from photoflux.errors import InputError
 from photoflux.manifest import digest, to_json, write_json, write_text
 
@@ -49,7 +49,8 @@ def main(words: Sequence[str]) -> int:
     """Run `label make` or `label card`."""
     args = _parser().parse_args(words)
     if args.verb == "make":
-        page = make_sheet(args.folder, base=args.base, prompts=args.prompts, count=args.count, seed=args.seed)
+        with screen.working("drawing"):
+            page = make_sheet(args.folder, base=args.base, prompts=args.prompts, count=args.count, seed=args.seed)
         print(f"label the pictures on {page}, save labels.csv into {args.folder}, then run: photoflux label card")
         return 0
     card = write_card(args.folder, labels=args.labels or [args.folder / "labels.csv"], card=args.card)

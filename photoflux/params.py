@@ -21,6 +21,10 @@ PROFILES = ("smoke", "standard", "release")
 """How many pictures judging draws: smoke shows that the step runs, standard decides, release decides narrowly."""
 
 
+FILLED_IN = ("{{", "/kfp-workspace")
+"""What Kubeflow, Vertex and Argo look for in the texts of a run: `{{$}}` becomes a step's whole input, its key URI with it."""
+
+
 def _within(block: str, params: object, limits: dict[str, tuple[float, float]]) -> None:
     for name, (low, high) in limits.items():
         value = getattr(params, name)
@@ -722,6 +726,16 @@ def read_blocks(path: Path) -> dict[str, dict[str, Any]]:
     return blocks
 
 
+def check_text(name: str, text: str) -> str:
+    """The text itself. Raises InputError for one that an orchestrator would replace parts of."""
+    for replaced in FILLED_IN:
+        if replaced in text:
+            raise InputError(
+                f"{name}: holds '{replaced}', which a pipeline replaces by what it knows; write it without"
+            )
+    return text
+
+
 def as_dict(params: Any) -> dict[str, Any]:
     """A params object as plain values, for manifests and lineage."""
     return dataclasses.asdict(params)
@@ -748,6 +762,6 @@ def _convert(name: str, value: Any, kind: type) -> Any:
             if not math.isfinite(float(value)):
                 raise ValueError
             return float(value)
-        return str(value)
+        return check_text(name, str(value))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(f"{name}: '{value}' is not a valid {kind.__name__}") from error

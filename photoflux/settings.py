@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -47,6 +48,12 @@ class Settings(BaseSettings):
     def blobs_uri(self) -> str:
         """Where sealed objects are."""
         return self.blobs or str(self.state_dir / "blobs")
+
+
+def sqlite_url(file: Path) -> str:
+    """The SQLAlchemy URL of a SQLite file, its path quoted: who opens a URL unquotes it, and takes what follows a `?` for options."""
+    # The driver is named because MLflow makes a folder of what follows a mere sqlite:///, without unquoting it.
+    return f"sqlite+pysqlite:///{quote(str(file), safe='/ +')}"
 
 
 def get_settings() -> Settings:

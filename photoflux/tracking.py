@@ -17,13 +17,14 @@ from base64 import b64encode
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from photoflux.errors import InputError
 from photoflux.params import MODEL_NAME
-from photoflux.settings import get_settings
+from photoflux.settings import get_settings, sqlite_url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +53,8 @@ LOCATIONS = (
 """Tables and columns of MLflow's that hold locations, and how many names of one are below that folder."""
 LOCKED_S = 60.0
 Doomed = Callable[[Sequence[int]], Collection[int]]
+DEFAULT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+"""Variable in which MLflow looks for the place of files of its experiment 0, which nothing of ours is in."""
 BATCH = {"params": 100, "metrics": 1000}  # what the tracking API takes in one call
 
 
@@ -98,7 +101,8 @@ def _is_number(reference: str) -> bool:
 
 
 def _short(text: str) -> str:
-    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+    told = repr(text)  # of a character may come ten
+    return told if len(told) <= SHOWN else f"{told[:SHOWN]}…{told[-1]}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class Registry:
         settings = get_settings()
         self._state = settings.state_dir.absolute()
         self.local = not settings.tracking_uri
-        self.uri = settings.tracking_uri or f"sqlite:///{self._state / 'mlflow.db'}"
+        self.uri = settings.tracking_uri or sqlite_url(self._state / "mlflow.db")
 
     @contextmanager
     def entered(self, name: str, record: Record) -> Iterator[Version]:
@@ -295,6 +299,10 @@ class Registry:
             import mlflow
             from mlflow import MlflowClient
 
+            if not self.uri.startswith(("http:", "https:")):
+                bear_percent_signs()
+            if self.local:  # else it writes the working folder into an SQL statement, as it is
+                os.environ[DEFAULT_ROOT] = (self._state / "artifacts").as_uri()
             self._state.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self.uri)  # the registry resolves models:/ through the process-wide setting
             mlflow.set_registry_uri(self.uri)
@@ -604,9 +612,30 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     yield from (items[start : start + size] for start in range(0, len(items), size))
 
 
+def bear_percent_signs() -> None:
+    """Let MLflow work from a folder with a percent sign in its name: it names that to Alembic, which takes it for something to fill in."""
+    from mlflow.store.db import utils
+
+    migrations = str(Path(utils.__file__).parents[1] / "db_migrations").replace("%", "%%")
+    if "%" in migrations and not isinstance(utils._get_alembic_config, partial):
+        utils._get_alembic_config = partial(utils._get_alembic_config, alembic_dir=migrations)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m photoflux.tracking …`: MLflow's own command line."""
+    from mlflow.cli import cli
+
+    bear_percent_signs()
+    cli(arguments)
+
+
 def _quieten() -> None:
     """No telemetry, and of MLflow's own voice only what matters to a person."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

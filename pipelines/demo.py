@@ -9,7 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from photoflux import screen
 from photoflux.errors import PhotoFluxError
 from photoflux.settings import get_settings
 from pipelines import run
@@ -24,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.demo", description=__doc__)
     parser.add_argument("--bad", action="store_true", help="an over-trained recipe: the gate must say FAIL")
     args = parser.parse_args(argv)
+    screen.set_up()
     if args.bad:
         words = [word for change in OVERTRAINED for word in ("--set", change)]
         return run.main([*_photos("demo-bad"), "--require", "FAIL", *words])
@@ -40,18 +43,11 @@ def _draw() -> int:
     from photoflux.generate import generate
 
     folder = get_settings().state_dir / "demo"
+    how: dict[str, Any] = {"n": 2, "size": "512x512", "fmt": "png", "style": "none", "out_dir": folder}
     try:
-        for number, prompt in enumerate(PROMPTS):
-            generate(
-                "demo@champion",
-                prompt,
-                n=2,
-                seed=number,
-                size="512x512",
-                fmt="png",
-                style="none",
-                out_dir=folder,
-            )
+        with screen.working("drawing"):
+            for number, prompt in enumerate(PROMPTS):
+                generate("demo@champion", prompt, seed=number, **how)
     except PhotoFluxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

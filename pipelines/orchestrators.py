@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from photoflux.errors import InputError, PhotoFluxError
+from photoflux.params import check_text
 from photoflux.runs import RECORD, Failure, Run, State, StepRun, load_run, new_run, save_run
 from photoflux.vault import key_for_run
 from photoflux.vault.blobs import BlobStore, open_store
@@ -88,6 +89,9 @@ class LocalOrchestrator:
         """Start a run of whatever pipeline `compiled` holds, with these parameters and no checks of them."""
         run = _new(read_spec(self.compiled), params, name)
         folder = (self.runs_dir / run.id).resolve()
+        check_text(
+            f"the runs folder {self.runs_dir}", str(folder)
+        )  # a step's files are named to it like its parameters
         folder.mkdir(parents=True, exist_ok=bool(name))
         with process.claimed(folder, begun=lambda: _has_begun(folder)) as lock:
             if lock is not None and not _has_begun(folder):

@@ -60,7 +60,7 @@ def resolve(given: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
     for name, flat in flat_parameters().items():
         blocks[flat.step][flat.field] = values.pop(name)
     checked = {step: params.make_params(step, block) for step, block in blocks.items()}
-    return {name: str(value) for name, value in values.items()} | _flat(checked)
+    return {name: params.check_text(name, str(value)) for name, value in values.items()} | _flat(checked)
 
 
 def _flat(blocks: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from photoflux.runs import Run, State, StepRun
+from photoflux.screen import COUNTED
 
 COLOURS = {
     State.queued: "dim",
@@ -22,7 +24,7 @@ COLOURS = {
     State.skipped: "dim",
     State.cancelled: "yellow",
 }
-REFRESH_S = 0.25
+REFRESH_S, BAR_WIDTH = 0.25, 10
 TAIL_BYTES = 4096
 PROGRESS = re.compile(r"\]: (.*\b\d+ of \d+\b.*)$", re.MULTILINE)
 
@@ -36,16 +38,19 @@ def follow(status: Callable[[], Run], console: Console, *, logs: Path | None = N
 
 
 def table(run: Run, *, logs: Path | None = None) -> Table:
-    """The steps of a run: title, state, seconds, progress."""
+    """The steps of a run: title, state, seconds, and of a running one a bar and what it last said of its progress."""
     grid = Table(box=None, pad_edge=False, header_style="dim")
     grid.add_column("step", min_width=32)
     grid.add_column("state", min_width=10)
     grid.add_column("seconds", justify="right", min_width=8)
+    grid.add_column("", width=BAR_WIDTH)
     grid.add_column("", style="dim", no_wrap=True, overflow="ellipsis")
     for step in run.steps:
         seconds = f"{step.seconds:.1f}" if step.started else ""
-        said = progress(logs / f"{step.name}.log") if logs and step.state is State.running else ""
-        grid.add_row(step.title, f"[{COLOURS[step.state]}]{step.state}[/]", seconds, escape(said))
+        running = step.state is State.running
+        said = progress(logs / f"{step.name}.log") if logs and running else ""
+        bar = _bar(said) if running else ""
+        grid.add_row(step.title, f"[{COLOURS[step.state]}]{step.state}[/]", seconds, bar, escape(said))
     return grid
 
 
@@ -57,6 +62,13 @@ def progress(log: Path) -> str:
         stream.seek(max(0, log.stat().st_size - TAIL_BYTES))
         said = PROGRESS.findall(stream.read().decode(errors="replace"))
     return said[-1] if said else ""
+
+
+def _bar(said: str) -> ProgressBar:
+    """Filled as far as the words say; moving where they say nothing."""
+    if counted := COUNTED.search(said):
+        return ProgressBar(total=int(counted[2]), completed=int(counted[1]), width=BAR_WIDTH)
+    return ProgressBar(pulse=True, width=BAR_WIDTH)
 
 
 def _follow_live(status: Callable[[], Run], console: Console, logs: Path | None) -> Run:

@@ -92,6 +92,9 @@ def test_stages_are_the_steps_and_watch_their_own_parameters(root: Path):
     assert set(found) == {"sample_data", "pretrain", *PURE}
     for step in PURE:
         assert f"python -m photoflux {step} " in str(found[step].cmd)
+        assert "${" not in str(yaml.safe_load((root / "dvc.yaml").read_text())["stages"][step]["cmd"]), (
+            "a shell reads it"
+        )
         assert yaml.safe_load((root / "dvc.yaml").read_text())["stages"][step]["params"] == [step]
 
 
@@ -107,11 +110,14 @@ def test_the_graph_is_a_line_that_ends_in_two_judges(root: Path):
     assert {user for maker, user in edges if maker == "pretrain"} == {"augment", "finetune", "evaluate", "audit"}
 
 
-def test_what_git_carries_is_kept_out_of_the_cache(root: Path):
+def test_what_git_carries_is_kept_out_of_the_cache_and_outlasts_a_stage_that_fails(root: Path):
+    """DVC deletes other outputs before it runs their stage."""
     found = stages(root)
-    carried = {out.def_path: out.persist for name in ("sample_data", "pretrain") for out in found[name].outs}
-    assert carried == {"data/samples/dog": False, "models/pocket": True, "models/pocket.yaml": True}
-    assert not any(out.use_cache for name in ("sample_data", "pretrain") for out in found[name].outs)
+    outs = [out for stage in found.values() for out in stage.outs]
+    carried = {out.def_path for out in outs if not out.use_cache}
+    metrics = {f"metrics/{name}.json" for name in (*PURE, "curves")}
+    assert carried == {"data/samples/dog", "models/pocket", "models/pocket.yaml", *metrics}
+    assert {out.def_path for out in outs if out.persist} == carried
     assert found["pretrain"].frozen
     assert all(out.def_path.startswith("build/") for step in PURE for out in found[step].outs if out.use_cache)
 

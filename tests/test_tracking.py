@@ -261,6 +261,14 @@ def test_what_cannot_be_a_version_is_said_before_the_registry_is_asked(tmp_path:
             ask()
 
 
+@pytest.mark.parametrize("text", ["a" * 300, "\U0002ebe1" * 50, "\x1f" * 80])
+def test_what_is_refused_is_told_shortened_however_its_characters_are_written(text: str):
+    for asked in (text, f"rex@{text}"):
+        with pytest.raises(InputError) as refused:
+            parse_model(asked)
+        assert len(str(refused.value)) < 300
+
+
 def test_a_model_without_a_reference_is_its_champion():
     assert parse_model("rex") == parse_model("rex@") == ("rex", CHAMPION)
     assert parse_model("rex@3") == ("rex", "3")

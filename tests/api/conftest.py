@@ -23,6 +23,7 @@ from api.settings import ApiSettings
 from benchmarks.postgres import Unavailable, postgres_server
 from photoflux.photos.inspect import Fingerprint, Likeness
 from photoflux.photos.table import Pair, pair_of
+from photoflux.settings import sqlite_url
 from tests.api.lock_order import LockOrder
 from tests.api.people import PAIRS, Person, Site
 from tests.cloud import GOOGLE_KEY, cloud_kms, new_bucket
@@ -43,7 +44,7 @@ def postgres() -> Iterator[str]:
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'records' / 'photoflux.db'}"
+        yield sqlite_url(tmp_path / "records" / "photoflux.db")
     else:
         with new_database(request.getfixturevalue("postgres")) as url:
             yield url
@@ -66,8 +67,8 @@ def new_database(server: str, *, like: str = "template0") -> Iterator[str]:
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated file, to be copied."""
     file = tmp_path_factory.mktemp("migrated") / "photoflux.db"
-    migrate(f"sqlite:///{file}")
-    work.prepare(f"sqlite:///{file}")
+    migrate(sqlite_url(file))
+    work.prepare(sqlite_url(file))
     return file
 
 
@@ -95,7 +96,7 @@ def migrated(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
     with ExitStack() as stack:
         if request.param == "sqlite":
             shutil.copy(request.getfixturevalue("migrated_sqlite"), folder / "photoflux.db")
-            yield f"sqlite:///{folder / 'photoflux.db'}"
+            yield sqlite_url(folder / "photoflux.db")
         else:
             server, like = (request.getfixturevalue(name) for name in ("postgres", "migrated_postgres"))
             yield stack.enter_context(new_database(server, like=like))

@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from api import db
 from api.db import Base, Consent, Photo, Records, Run, Subject, User, migrate, new_id, now_ms, open_engine
+from photoflux.settings import sqlite_url
 
 
 def add_user(records: Records, **facts: object) -> str:
@@ -147,7 +148,7 @@ def test_readers_do_not_wait_for_a_writer(records: Records):
 
 def test_what_is_deleted_is_in_no_file(tmp_path: Path):
     """SQLite keeps deleted rows in free pages and in its log, unless told otherwise."""
-    url, canary = f"sqlite:///{tmp_path / 'a.db'}", "canary" * 9
+    url, canary = sqlite_url(tmp_path / "a.db"), "canary" * 9
     migrate(url)
     records = Records(open_engine(url))
     user = add_user(records, profile=canary.encode())

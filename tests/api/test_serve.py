@@ -36,8 +36,11 @@ ROOT = Path(__file__).parents[2]
 def start(tmp_path: Path) -> Iterator[Any]:
     running: list[Served] = []
 
+    folder = tmp_path / "50%20off, Rex' photos"
+    folder.mkdir()
+
     def started(*options: str, **settings: str) -> Served:
-        running.append(Served(tmp_path, *options, **settings))
+        running.append(Served(folder, *options, **settings))
         return running[-1]
 
     yield started

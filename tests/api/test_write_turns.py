@@ -15,6 +15,7 @@ import pytest
 from api import write_turns
 from api.db import BUSY_MS, Records, User, migrate, new_id, open_engine
 from api.write_turns import WriteTurns
+from photoflux.settings import sqlite_url
 
 PATIENCE_S = 30.0
 WRITING = """
@@ -37,7 +38,7 @@ def asked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
+    url = sqlite_url(tmp_path / "a.db")
     migrate(url)
     return url
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
+import yaml
 
 from photoflux.errors import InputError
 from pipelines.graph import parameters, read_spec
-from pipelines.parameters import resolve
+from pipelines.parameters import defaults, flat_parameters, resolve
 
 SPEC = read_spec()
 
@@ -48,6 +50,33 @@ def test_a_mistake_is_named(given: dict, message: str):
     with pytest.raises(InputError) as error:
         resolve(given, SPEC)
     assert message in str(error.value)
+
+
+TEXTS = [name for name, flat in flat_parameters().items() if flat.kind is str]
+REPLACED = ["{{$}}", "photos/{{$.inputs.parameters['key']}}", "{{$.", "{{workflow.name}}", "/kfp-workspace/photos"]
+"""What Kubeflow, Vertex or Argo fill in; half of a mark meets its other half in what it is written into."""
+
+
+@pytest.mark.parametrize("text", REPLACED)
+@pytest.mark.parametrize("name", ["key", *TEXTS])
+def test_what_an_orchestrator_would_replace_is_refused(name: str, text: str):
+    with pytest.raises(InputError) as error:
+        resolve({name: text}, SPEC)
+    assert name.rpartition("_")[2] in str(error.value)
+
+
+@pytest.mark.parametrize("text", REPLACED)
+def test_and_so_it_is_in_the_file_of_defaults(tmp_path: Path, text: str):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"import_photos": {"source": text}}))
+    with pytest.raises(
+        InputError, match=r"import_photos.source: holds '(\{\{|/kfp-workspace)', which a pipeline replaces"
+    ):
+        defaults(tmp_path / "params.yaml")
+
+
+def test_braces_that_nothing_fills_in_are_text():
+    for text in ("photos/{1}", "photos/$}}", "photos/{$}", "photos/50%"):
+        assert resolve({"import_photos_source": text}, SPEC)["import_photos_source"] == text
 
 
 def test_a_pipeline_older_than_the_code_is_named():

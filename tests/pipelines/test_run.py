@@ -111,6 +111,9 @@ def test_an_interrupt_ends_everything_and_says_so(root: Path, photos: Path, own_
         (["--set", "finetune_rnk=8"], "error: finetune_rnk: no such parameter; did you mean finetune_rank"),
         (["--set", "finetune_rank"], "error: --set finetune_rank: write NAME=VALUE"),
         (["--class-noun", "d0g!"], "class_noun is 'd0g!'"),
+        (["--photos", "{{$}}"], "error: import_photos.source: holds '{{', which a pipeline replaces by what it knows"),
+        (["--class-noun", "{{$}}"], "error: import_photos.class_noun: holds '{{'"),
+        (["--set", "key=plain://{{$}}"], "error: key: holds '{{'"),
     ],
 )
 def test_a_mistake_on_the_command_line_starts_nothing(root: Path, own_state: Path, words: list[str], message: str):

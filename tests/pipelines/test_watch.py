@@ -54,9 +54,17 @@ def test_a_running_steps_progress_stands_beside_it(tmp_path: Path):
     Console(file=out, width=100).print(table(history()[2], logs=tmp_path))
     assert "step 2 of 8, loss [1.1]" in out.getvalue()
     assert "step 1 of 8" not in out.getvalue()
+    assert 0 < out.getvalue().count("━") <= 10
     out = io.StringIO()
     Console(file=out, width=100).print(table(history()[4], logs=tmp_path))
     assert "of 8" not in out.getvalue()
+    assert "━" not in out.getvalue()
+
+
+def test_a_running_step_that_says_nothing_has_a_bar_that_moves():
+    out = io.StringIO()
+    Console(file=out, width=100).print(table(history()[2]))
+    assert "━" in out.getvalue()
 
 
 def test_the_table_has_a_row_per_step():

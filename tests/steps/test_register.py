@@ -18,6 +18,7 @@ from photoflux.errors import GateRejected, InputError
 from photoflux.judges.champion import Cells, comparable, difference
 from photoflux.manifest import write_json, write_tar, write_text
 from photoflux.params import GateParams, RegisterParams
+from photoflux.settings import sqlite_url
 from photoflux.signing import SignOff
 from photoflux.steps import gate, register
 from photoflux.tracking import Registry
@@ -236,7 +237,7 @@ def test_two_machines_that_register_at_once_leave_the_better_one(
     for number, (case, delay) in enumerate(zip((better, worse), delays, strict=True)):
         state = tmp_path / f"state-{number}"
         settings = {
-            "PHOTOFLUX_TRACKING_URI": f"sqlite:///{own_state / 'mlflow.db'}", "PHOTOFLUX_STATE_DIR": str(state),
+            "PHOTOFLUX_TRACKING_URI": sqlite_url(own_state / "mlflow.db"), "PHOTOFLUX_STATE_DIR": str(state),
             "PHOTOFLUX_MODELS_DIR": str(Path(gate.__file__).resolve().parents[2] / "models"),
         }  # fmt: skip
         started.append(subprocess.Popen(
