@@ -2,7 +2,8 @@
 
 Of each of twelve subjects, which nothing else uses, there are five: our adapter of the next subject, of another kind; our adapter of
 another subject of its kind; the starting adapter as it is, which has seen no photo; one that was taught the photos under the class's own
-name, without preservation; and our own, broken. Each is evaluated on the subject's photos, and held to the gate's rules about that.
+name, without preservation; and our own at three times its strength. Each is evaluated on the subject's photos, and held to the gate's
+rules about that.
 """
 
 from __future__ import annotations
@@ -128,9 +129,9 @@ def overwritten(place: Place, folder: Path) -> Path:
     return adapter
 
 
-def broken(place: Place, folder: Path) -> Path:
-    """Every second of its matrices turned round."""
-    return altered(place.ours(), folder / "adapter.tar", turned)
+def too_strong(place: Place, folder: Path) -> Path:
+    """At several times its strength: shapes come apart, and everything else with them."""
+    return altered(place.ours(), folder / "adapter.tar", strengthened)
 
 
 CONTROLS = (
@@ -138,7 +139,7 @@ CONTROLS = (
     Control("another individual", "our adapter of another subject of its kind", another_individual),
     Control("untrained", "the starting adapter, which saw no photo", untrained),
     Control("class overwritten", "taught as the class itself, without preservation", overwritten),
-    Control("broken", "our adapter with the sign of every second layer turned", broken),
+    Control("too strong", "our adapter at three times its strength", too_strong),
 )
 
 
@@ -168,12 +169,6 @@ def altered(adapter: Path, out: Path, change: Callable[[Mapping[str, Tensor]], d
         save_file(change(load_file(file)), file, metadata=said)
         write_tar(out, files={WEIGHTS: file}, manifest={**manifest, "weights": digest(file)})
     return out
-
-
-def turned(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sign of every second update turned."""
-    ups = sorted(name for name in layers if ".lora_B." in name)
-    return {name: -value if name in ups[::2] else value for name, value in layers.items()}
 
 
 def strengthened(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:

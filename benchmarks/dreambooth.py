@@ -242,7 +242,7 @@ def class_pictures(pipe: FluxPipeline, subject: Mapping[str, Any], *, spec: Base
     """Pictures of the class as the base draws them, encoded: [CLASS_PICTURES, T, 64]."""
     from safetensors.torch import load, save
 
-    kept, name = Drawer(cache, KEY), f"class-{spec.hash[:16]}-{subject['class_noun']}.safetensors"
+    kept, name = Drawer(cache, KEY), f"class-{spec.hash[:16]}-{subject['class_noun']}-{CLASS_PICTURES}.safetensors"
     if found := kept.get(name):
         return load(found)["tokens"]
     seeds = range(CLASS_SEED, CLASS_SEED + CLASS_PICTURES)

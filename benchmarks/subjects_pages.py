@@ -74,11 +74,17 @@ def grouped(rows: Sequence[Sequence[Group]], *, heads: Sequence[tuple[str, Seque
     for left, (name, names) in zip(starts, heads, strict=False):
         draw.text((left, 3), name, fill=INK, font=ImageFont.load_default(13))
         for place, text in enumerate(names):
-            draw.text((left + place * (TILE_PX + GAP_PX), LINE_PX + 2), text, fill=SOFT, font=font)
+            said = _fit(draw, text, font, TILE_PX)
+            draw.text((left + place * (TILE_PX + GAP_PX), LINE_PX + 2), said, fill=SOFT, font=font)
     for number, row in enumerate(rows):
         top = 2 * LINE_PX + number * height
         for left, group in zip(starts, row, strict=False):
-            draw.text((left, top + 2), _fit(draw, group.text, font, len(group.tiles)), fill=INK, font=font)
+            draw.text(
+                (left, top + 2),
+                _fit(draw, group.text, font, len(group.tiles) * (TILE_PX + GAP_PX) + BETWEEN_PX - 2 * GAP_PX),
+                fill=INK,
+                font=font,
+            )
             for place, tile in enumerate(group.tiles):
                 fitted = tile.resize((TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
                 page.paste(fitted, (left + place * (TILE_PX + GAP_PX), top + LINE_PX))
@@ -93,10 +99,9 @@ def _starts(counts: Sequence[int]) -> list[int]:
     return starts
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, tiles: int) -> str:
-    """The text, cut where it is wider than its tiles."""
-    room = tiles * (TILE_PX + GAP_PX) + BETWEEN_PX - 2 * GAP_PX
-    while draw.textlength(text, font=font) > room and len(text) > 2:
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, room_px: int) -> str:
+    """The text, cut where it is wider than its room."""
+    while draw.textlength(text, font=font) > room_px and len(text) > 2:
         text = text[:-2].rstrip(" ,…") + "…"
     return text
 

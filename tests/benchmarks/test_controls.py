@@ -61,8 +61,10 @@ def test_captions_name_the_class_alone(tmp_path: Path) -> None:
     assert all((tmp_path / "again" / item["file"]).read_bytes() == files[item["file"]].read_bytes() for item in items)
 
 
-def test_a_broken_adapter_is_the_same_but_for_every_second_sign(adapter: Path, base: Path, tmp_path: Path) -> None:
-    out = controls.altered(adapter, tmp_path / "broken.tar", controls.turned)
+def test_an_adapter_that_is_too_strong_is_the_same_but_for_the_size_of_its_updates(
+    adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    out = controls.altered(adapter, tmp_path / "strong.tar", controls.strengthened)
     before, after = (tmp_path / name for name in ("before", "after"))
     manifest, other = unpack(adapter, before), unpack(out, after)
     assert other["base"] == manifest["base"] and other["subject"] == manifest["subject"]
@@ -70,8 +72,7 @@ def test_a_broken_adapter_is_the_same_but_for_every_second_sign(adapter: Path, b
     ups = [name for name in sorted(one) if ".lora_B." in name]
     assert one.keys() == two.keys() and len(ups) > 4
     for name in one:
-        sign = -1 if name in ups[::2] else 1
-        assert torch.equal(two[name], sign * one[name])
+        assert torch.equal(two[name], (3 if name in ups else 1) * one[name])
     with safe_open(before / controls.WEIGHTS, "pt") as a, safe_open(after / controls.WEIGHTS, "pt") as b:
         assert a.metadata() == b.metadata()
     load_adapter(load_pipeline(load_spec(str(base))), after / controls.WEIGHTS)
@@ -82,7 +83,7 @@ def test_rows_are_counted_by_control_with_what_stopped_them() -> None:
     rows = [
         {"control": "untrained", "verdict": "FAIL", "rules": rules},
         {"control": "untrained", "verdict": "PASS", "rules": {}},
-        {"control": "broken", "verdict": "INCONCLUSIVE", "rules": {}},
+        {"control": "too strong", "verdict": "INCONCLUSIVE", "rules": {}},
     ]
     found = controls.counted(rows, "untrained")
     assert (found["count"], found["passed"], found["stopped_by"]) == (2, 1, {"identity gain": 1})
