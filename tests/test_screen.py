@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SPEAKS = """
 import logging, sys, time, warnings
 from photoflux import screen
@@ -99,6 +101,7 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_when_the_work_is_done():
     assert "finetune" not in shown
 
 
+@pytest.mark.slow
 def test_a_folder_is_judged_without_the_libraries_words(root: Path):
     command = [sys.executable, "-m", "photoflux", "validate", "--photos", "data/samples/dog"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -107,6 +110,7 @@ def test_a_folder_is_judged_without_the_libraries_words(root: Path):
     assert len(done.stdout.splitlines()) <= 12
 
 
+@pytest.mark.slow
 def test_steps_say_their_measurements_and_nothing_else(root: Path, tmp_path: Path):
     photos = ["--photos", str(tmp_path / "photos.tar")]
     outputs = ("validated", "report", "expectations", "data_docs")

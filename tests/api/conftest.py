@@ -56,7 +56,7 @@ def new_database(server: str, *, like: str = "template0") -> Iterator[str]:
     name, driver = f"t{uuid.uuid4().hex}", server.replace("postgresql", "postgresql+psycopg")
     admin = create_engine(f"{driver}/postgres", isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {like}"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {like} STRATEGY FILE_COPY"))
     yield f"{server}/{name}"
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))

@@ -227,6 +227,7 @@ def test_an_answer_has_an_end_but_for_exports(served: tuple[int, Server, Answers
     assert taken[b"/large"] < LARGE <= taken[b"/export"]
 
 
+@pytest.mark.slow
 def test_the_end_of_an_answer_is_not_put_off_by_the_one_before_it(patience: None, monkeypatch: pytest.MonkeyPatch):
     """The first one's tidying up ends when the second, which was sent ahead, is under way."""
     monkeypatch.setattr(connections, "ANSWER_S", 1.0)

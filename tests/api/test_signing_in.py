@@ -56,6 +56,7 @@ def signed_in(base: str, number: int) -> list[int]:
         return [answer.status_code for answer in answers]
 
 
+@pytest.mark.slow
 def test_a_hundred_people_behind_one_address_all_get_in(served: ApiSettings):
     with ThreadPoolExecutor(PEOPLE) as pool:
         met = list(pool.map(lambda number: signed_in(served.public_url, number), range(PEOPLE)))

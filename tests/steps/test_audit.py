@@ -40,6 +40,7 @@ def audit(adapter: Path, folder: Path, how: AuditParams) -> dict[str, Any]:
     return json.loads((folder / "audit.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_random_base_draws_no_people_and_nothing_is_decided(base: Path, adapter: Path, tmp_path: Path) -> None:
     document = audit(adapter, tmp_path, params(base))
     assert (document["verdict"], document["severity"]) == ("INCONCLUSIVE", "inconclusive")
@@ -65,6 +66,7 @@ def test_an_adapter_that_does_nothing_moves_nothing(base: Path, tmp_path: Path) 
     assert document["findings"][3]["severity"] == "none"
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_audit(base: Path, adapter: Path, tmp_path: Path) -> None:
     assert audit(adapter, tmp_path, params(base)) == audit(adapter, tmp_path, params(base))
 

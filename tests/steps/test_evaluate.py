@@ -222,7 +222,15 @@ def test_what_is_kept_is_measured_by_the_code_of_today(
     assert second["metrics"]["sharpness"]["point"] == pytest.approx(first["metrics"]["sharpness"]["point"])
 
 
-@pytest.mark.parametrize("change", [{"resolution_px": 64}, {"steps": 2}, {"text_length": 12}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resolution_px": 64},
+        {"steps": 2},
+        pytest.param({"text_length": 12}, marks=pytest.mark.slow),
+        pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_base_called_otherwise_is_drawn_anew_and_compared_with_itself(
     files: dict[str, Path], base: Path, tmp_path: Path, own_state: Path, change: dict[str, Any]
 ) -> None:

@@ -234,6 +234,7 @@ def unpacked(folder: Path) -> Path:
     return folder / "parts"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judged", [True, False])
 def test_other_held_out_photos_give_the_same_adapter(
     judged: bool, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -220,7 +220,9 @@ def test_one_of_another_base_makes_room(better: Case, tmp_path: Path):
     assert "another base" in receipt["why"]
 
 
-@pytest.mark.parametrize("delays", [(0.0, 0.0), (0.0, 0.3), (0.3, 0.0)])
+@pytest.mark.parametrize(
+    "delays", [(0.0, 0.0), *(pytest.param(x, marks=pytest.mark.slow) for x in [(0.0, 0.3), (0.3, 0.0)])]
+)
 def test_two_machines_that_register_at_once_leave_the_better_one(
     better: Case, worse: Case, own_state: Path, tmp_path: Path, delays: tuple[float, float]
 ):
