@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from benchmarks import heifs
 from photoflux.photos.decode import Decoded, PhotoProblem, decode
-from tests.photos import heifs
 from tests.photos.pictures import animation, bomb, encoded, half, photo
 
 SMALL = (48, 32)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from benchmarks import heifs
 from photoflux.photos.decode import PhotoProblem, decode
-from tests.photos import heifs, pngs, tiffs
+from tests.photos import pngs, tiffs
 from tests.photos.pictures import encoded
 
 H, W = 13, 21

@@ -1,6 +1,7 @@
 """HEIC files of known pixels, written from the standards alone (ITU-T H.265, ISO/IEC 23008-12): no encoder has a say in them.
 
-Every coding unit is IPCM, so that the samples stand in the bitstream as they are.
+Every coding unit is IPCM, so that the samples stand in the bitstream as they are. What is `noisy` has all of H.265's intra coding and
+means nothing: its bits are random, and a decoder makes something of any.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ RANGE_LPS = (
     12, 12, 11, 11, 10, 9, 2,
 )  # fmt: skip
 """rangeTabLps of H.265 9.3.4.3.2 by state, for ranges of 448 to 510, which are all that occur here."""
+
+
+PROFILE = bytes([4]) + struct.pack(">I", 1 << 27) + b"\x90\0\0\0\0\0" + bytes([93])
+"""general_profile_space to general_level_idc: format range extensions, which any chroma format is within."""
 
 
 class Bits:
@@ -48,21 +53,18 @@ class Bits:
 def hevc(planes: Sequence[np.ndarray], *, chroma: int, bits: int = 8) -> tuple[bytes, bytes]:
     """One picture as (decoder configuration for `hvcC`, item data): planes are Y or Y, Cb, Cr of unsigned integers."""
     height, width = planes[0].shape
-    headers = [_nal(32, _vps(bits)), _nal(33, _sps(width, height, chroma, bits)), _nal(34, _pps())]
-    coded = _nal(19, _slice(planes, chroma, bits))
+    return _stream(_sps(width, height, chroma, bits), _pps(), _slice(planes, chroma, bits), chroma=chroma, bits=bits)
+
+
+def _stream(sps: bytes, pps: bytes, coded: bytes, *, chroma: int, bits: int) -> tuple[bytes, bytes]:
+    headers, coded = [_nal(32, _vps()), _nal(33, sps), _nal(34, pps)], _nal(19, coded)
     arrays = b"".join(
         struct.pack(">BHH", 0x80 | kind, 1, len(nal)) + nal for kind, nal in zip((32, 33, 34), headers, strict=True)
     )
     idc = SUBSAMPLING[chroma][0]
-    config = b"\x01" + _profile(bits) + struct.pack(">HBBBBHBB", 0xF000, 0xFC, 0xFC | idc, 0xF8 | bits - 8, 0xF8 | bits - 8,
+    config = b"\x01" + PROFILE + struct.pack(">HBBBBHBB", 0xF000, 0xFC, 0xFC | idc, 0xF8 | bits - 8, 0xF8 | bits - 8,
                                                     0, 0x0F, 3)  # fmt: skip
     return config + arrays, struct.pack(">I", len(coded)) + coded
-
-
-def _profile(bits: int) -> bytes:
-    """general_profile_space to general_level_idc: format range extensions, which any chroma format is within."""
-    del bits
-    return bytes([4]) + struct.pack(">I", 1 << 27) + b"\x90\0\0\0\0\0" + bytes([93])
 
 
 def _nal(kind: int, payload: bytes) -> bytes:
@@ -76,11 +78,11 @@ def _nal(kind: int, payload: bytes) -> bytes:
     return struct.pack(">BB", kind << 1, 1) + bytes(out)
 
 
-def _vps(bits: int) -> bytes:
+def _vps() -> bytes:
     out = Bits()
     out.flags("0000110000000001")
     out.u(0xFFFF, 16)
-    out.u(int.from_bytes(_profile(bits), "big"), 96)
+    out.u(int.from_bytes(PROFILE, "big"), 96)
     out.flags("1")
     out.ue(0, 0, 0)
     out.u(0, 6)
@@ -89,12 +91,12 @@ def _vps(bits: int) -> bytes:
     return out.aligned(stop=True)
 
 
-def _sps(width: int, height: int, chroma: int, bits: int) -> bytes:
+def _sps(width: int, height: int, chroma: int, bits: int, *, pcm: bool = True) -> bytes:
     idc, across, down = SUBSAMPLING[chroma]
     coded = [-(-side // CTB) * CTB for side in (width, height)]
     out = Bits()
     out.flags("00000001")
-    out.u(int.from_bytes(_profile(bits), "big"), 96)
+    out.u(int.from_bytes(PROFILE, "big"), 96)
     out.ue(0, idc)
     if idc == 3:
         out.flags("0")
@@ -104,26 +106,31 @@ def _sps(width: int, height: int, chroma: int, bits: int) -> bytes:
     out.ue(bits - 8, bits - 8, 0)
     out.flags("1")
     out.ue(0, 0, 0)
-    out.ue(1, 0, 0, 2, 0, 0)  # coding blocks of 16, transforms of 4 to 16
-    out.flags("0001")  # no scaling lists, no AMP, no SAO; PCM
-    out.u(bits - 1, 4)
-    out.u(bits - 1, 4)
-    out.ue(1, 0)  # PCM blocks of 16
-    out.flags("1")
+    if pcm:
+        out.ue(1, 0, 0, 2, 0, 0)  # coding blocks of 16, transforms of 4 to 16
+        out.flags("0001")  # no scaling lists, no AMP, no SAO; PCM
+        out.u(bits - 1, 4)
+        out.u(bits - 1, 4)
+        out.ue(1, 0)  # PCM blocks of 16
+        out.flags("1")
+    else:
+        out.ue(0, 3, 0, 3, 0, 2)  # coding blocks of 8 to 64, transforms of 4 to 32
+        out.flags("10110")  # default scaling lists, AMP, SAO; no PCM
     out.ue(0)
-    out.flags("00000")
+    out.flags("00" + "01"[not pcm] + "00")
     return out.aligned(stop=True)
 
 
-def _pps() -> bytes:
+def _pps(*, plain: bool = True) -> bytes:
+    """`plain`: without any tool of coding that can be left out, the deblocking filter among them."""
     out = Bits()
     out.ue(0, 0)
-    out.flags("0000000")
+    out.flags("0000000" if plain else "0000010")
     out.ue(0, 0, 0)
-    out.flags("000")
-    out.ue(0, 0)
-    out.flags("0000000")
-    out.flags("101")  # deblocking off
+    out.flags("000" if plain else "011")
+    out.ue(*(0, 0) if plain else (0, 0, 0))
+    out.flags("0000000" if plain else "0001000")
+    out.flags("101" if plain else "0")
     out.flags("00")
     out.ue(0)
     out.flags("00")
@@ -144,7 +151,7 @@ def _slice(planes: Sequence[np.ndarray], chroma: int, bits: int) -> bytes:
         data += _unit_start(number)
         for plane, (height, width) in zip(padded, sides, strict=True):
             data += _samples(plane[row * height :][:height, column * width :][:, :width], bits)
-    return data + _flush(508, 508)
+    return data + _flush(508)
 
 
 def _padded(plane: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -165,11 +172,11 @@ def _unit_start(number: int) -> bytes:
     """
     span = 510 if number == 0 else 508
     span -= RANGE_LPS[min(number, 62)]
-    return _flush(span - 2, span - 2)
+    return _flush(span - 2)
 
 
-def _flush(low: int, _: int) -> bytes:
-    """EncodeFlush of H.265 9.3.4.? after a terminating bin: seven renormalisations and three bits."""
+def _flush(low: int) -> bytes:
+    """What H.265's arithmetic coder writes after a terminating bin: seven renormalisations and three bits, then up to a byte."""
     bits, outstanding, first = "", 0, True
 
     def put(bit: int) -> None:
@@ -313,6 +320,21 @@ def picture(
     )
     colours = [nclx(matrix=matrix, full_range=full_range)] if colour is None else [colour] * bool(colour)
     return Item(b"hvc1", data, [box(b"hvcC", config), ispe(rgb.shape[1], rgb.shape[0]), *colours, *more])
+
+
+def noisy(size: int, *, seed: int, chroma: int = 420, bits: int = 8) -> Item:
+    """An item whose picture is whatever a decoder makes of random bits."""
+    head = Bits()
+    head.flags("10")
+    head.ue(0, 2)
+    head.flags("1" if chroma == 400 else "11")
+    head.ue(0)
+    noise = np.random.default_rng(seed).integers(0, 256, size * size // 4, dtype=np.uint8).tobytes()
+    coded = head.aligned(stop=True) + noise
+    config, data = _stream(
+        _sps(size, size, chroma, bits, pcm=False), _pps(plain=False), coded, chroma=chroma, bits=bits
+    )
+    return Item(b"hvc1", data, [box(b"hvcC", config), ispe(size, size), nclx()])
 
 
 def exif(payload: bytes, *, of: int = 1) -> Item:
