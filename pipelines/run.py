@@ -20,6 +20,9 @@ from photoflux.steps.import_photos import expand_home
 from pipelines.orchestrators import LocalOrchestrator
 from pipelines.watch import follow
 
+LEFT_OUT = re.compile(r"\]: (left out, .*)$", re.MULTILINE)
+"""What the import logs of files that are no photos."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Submit one run here, show it and say how it ended: 0 with a verdict, 2 without one, 130 interrupted.
@@ -72,6 +75,8 @@ def conclude(run: Run, folder: Path, *, require: str = "") -> int:
     for step in run.steps:
         if report := run.artifacts.get(step.name, {}).get("report"):
             print(f"{'report':8} {step.name:9} {_shown(folder / report)}")
+    if left_out := _left_out(folder / "logs" / "import_data.log"):
+        print(f"{'note':8} {left_out}")
     if run.error or run.state is not State.succeeded:
         where = folder / "logs" / f"{run.error.step}.log" if run.error and run.error.step else folder / "logs"
         print(f"{'log':8} {_shown(where)}")
@@ -84,6 +89,12 @@ def conclude(run: Run, folder: Path, *, require: str = "") -> int:
     sys.stdout.flush()
     print(f"error: the verdict is {run.verdict}, {require} was required", file=sys.stderr)
     return 3
+
+
+def _left_out(log: Path) -> str:
+    """What the import said of files that are no photos, or nothing."""
+    said = LEFT_OUT.findall(log.read_text(errors="replace")) if log.is_file() else []
+    return said[-1] if said else ""
 
 
 def _verdict(run: Run, folder: Path) -> list[str]:

@@ -49,7 +49,10 @@ def test_the_failing_steps_sentence_comes_last(root: Path, photos: Path, own_sta
     process = start(root, "--photos", str(photos), "--class-noun", "dog")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert err == f"error: {photos}: holds no photos; give a folder with JPEG, PNG, TIFF or WebP files directly in it\n"
+    assert err == (
+        f"error: {photos}: holds no photos; give a folder with JPEG, PNG, TIFF, WebP, HEIC or AVIF files directly in it; "
+        "there is notes.txt (a text)\n"
+    )
     lines = out.splitlines()
     assert lines[0].startswith("run personalize-")
     assert any(re.fullmatch(r"Import the photos +failed +[0-9.]+ s", line) for line in lines)
