@@ -16,7 +16,7 @@ from photoflux.errors import InputError, PhotoFluxError
 from photoflux.params import MODEL_NAME
 from photoflux.runs import Run, State, read_document, sentence
 from photoflux.settings import get_settings
-from photoflux.steps.import_photos import expand_home
+from photoflux.steps.import_photos import expand_home, readable
 from pipelines.orchestrators import LocalOrchestrator
 from pipelines.watch import follow
 
@@ -52,7 +52,11 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The parameters that the command line sets, by their names in the pipeline."""
+    """The parameters that the command line sets, by their names in the pipeline. Raises InputError."""
+    if any("\ud800" <= letter <= "\udfff" for letter in args.photos or ""):
+        raise InputError(
+            f"{readable(args.photos)}: its path is not UTF-8, which records of runs are; rename the folder"
+        )
     named = {
         "import_photos_source": args.photos,
         "import_photos_class_noun": args.class_noun,

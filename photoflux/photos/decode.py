@@ -120,7 +120,7 @@ def _flatten(image: Image.Image) -> Image.Image:
     if not _has_alpha(image):
         return _srgb(image)
     rgba = image.convert("RGBA")
-    colour = rgba.convert("RGB")
+    colour = rgba.convert("L" if image.mode in ("L", "LA") else "RGB")
     colour.info["icc_profile"] = image.info.get("icc_profile")
     white = Image.new("RGB", image.size, "white")
     return Image.composite(_srgb(colour), white, rgba.getchannel("A"))
@@ -144,13 +144,17 @@ def _srgb(image: Image.Image) -> Image.Image:
     """Convert to sRGB through the embedded profile; a damaged or mismatched profile is ignored."""
     if image.mode == "LAB":
         return _through(image, ImageCms.createProfile("LAB"))
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "CMYK", "L"):
-        return image.convert("RGB")
+    data = image.info.get("icc_profile")
     try:
-        return _through(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data)) if data else None
+        space = profile.profile.xcolor_space.strip() if profile else ""
+        if profile and space == "RGB" and image.mode != "CMYK":
+            return _through(image.convert("RGB"), profile)  # whatever it was stored as: a palette, greys
+        if profile and space == {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode):
+            return _through(image, profile)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image.convert("RGB")
+        pass
+    return image.convert("RGB")
 
 
 def _through(image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:

@@ -6,7 +6,9 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 
+import numpy as np
 from PIL import Image
 
 from photoflux.photos.colour import HDR_TRANSFERS, profile_of, profile_of_codes
@@ -84,7 +86,9 @@ def _profile(chunks: dict[bytes, bytes]) -> bytes:
     low, high = USUAL_GAMMA
     if not gamma or (low < gamma < high and not points):
         return b""
-    return profile_of([point / 100_000 for point in points], gamma=1 / gamma)
+    with suppress(ZeroDivisionError, np.linalg.LinAlgError, struct.error):  # colours that no display could have
+        return profile_of([point / 100_000 for point in points], gamma=1 / gamma)
+    return b""
 
 
 def _inflated(packed: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,10 +82,13 @@ class Layout:
         bits, further = _numbers(tags, BITS, (1,)), samples - CHANNELS.get(colours, 1)
         bits = bits * samples if len(bits) == 1 else bits[:samples]
         extras = _numbers(tags, EXTRA, (STRAIGHT,) * further)[:further]  # without the tag it is taken for opacity
+        planes = samples if _number(tags, PLANAR, 1) == 2 else 1
+        if planes > 1 and not any(extras):  # planes of no known meaning can be left out
+            extras, bits = (), bits[: samples - further]
         formats = set(_numbers(tags, FORMAT, (1,)))
         return cls(
             colours, bits, formats.pop() if len(formats) == 1 else 0, extras,
-            samples if _number(tags, PLANAR, 1) == 2 else 1, _number(tags, COMPRESSION, PLAIN),
+            planes, _number(tags, COMPRESSION, PLAIN),
             _numbers(tags, SUBSAMPLING, (2, 2)), _number(tags, FILL_ORDER, 1) == 2, tags.prefix == b"MM",
         )  # fmt: skip
 
@@ -108,8 +112,8 @@ class Layout:
 
     def _order_is_read(self) -> bool:
         """Orders of bytes, bits and planes that are known to be undone."""
-        if self.planes > 1:
-            known = (self.colours, self.depth) in PLANES and PREMULTIPLIED not in self.extras
+        if len(self.bits) > 1 and self.planes > 1:
+            known = (self.colours, self.depth) in PLANES
             return known and self.compression != JPEG and not self.reversed_bits
         if self.format == FLOAT or self.depth == 12:
             return not self.big_endian or (self.format == FLOAT and self.compression == PLAIN)
@@ -168,13 +172,14 @@ def _opened(data: bytes, offset: int, tags: TiffImagePlugin.ImageFileDirectory_v
     layout = Layout.of(tags)
     if what := layout.unread():
         raise unread(f"a TIFF with {what}")
-    if layout.planes > 1:
+    if len(layout.bits) > 1 and layout.planes > 1:
         return _from_planes(data, offset, layout)
     if (layout.colours, layout.depth) == (WHITE_IS_ZERO, 16):
-        image = _as_grey(data, offset, 0, planes=1)
+        image = _as_grey(data, offset, 0, planes=layout.planes)
         return _like(image, Image.fromarray(np.uint16(65535) - np.asarray(image).astype(np.uint16)))
     planar = _number(tags, PLANAR, 1) != 1  # of one plane, which some depths are misread for
-    image = _rewritten(data, offset, {PLANAR: 1}) if planar else _at(data, offset)
+    one = {SAMPLES: 1, PLANAR: 1}
+    image = _rewritten(data, offset, one, (EXTRA,), 0, layout.planes) if planar else _at(data, offset)
     if layout.depth == 12:
         image.info["white"] = 4095
     colours = _numbers(tags, COLOUR_MAP, ())
@@ -186,17 +191,18 @@ def _opened(data: bytes, offset: int, tags: TiffImagePlugin.ImageFileDirectory_v
 
 
 def _from_planes(data: bytes, offset: int, layout: Layout) -> Image.Image:
-    """Each plane opened as a grey picture, and all put together in 8 bits; planes of no known meaning are left out."""
+    """Each plane opened as a grey picture, and all put together in 8 bits."""
     mode = PLANES[layout.colours, layout.depth]
-    alpha = STRAIGHT in layout.extras
-    planes = [_as_grey(data, offset, number, planes=layout.planes) for number in range(len(mode) + alpha)]
-    return _like(planes[0], Image.merge(mode + "A" * alpha, [_eight_bit(plane) for plane in planes]))
+    mode += {STRAIGHT: "A", PREMULTIPLIED: "a"}.get(next(iter(layout.extras), NONE), "")
+    planes = [_as_grey(data, offset, number, planes=layout.planes) for number in range(Image.getmodebands(mode))]
+    return _like(planes[0], Image.merge(mode, [_eight_bit(plane) for plane in planes]))
 
 
 def _like(source: Image.Image, made: Image.Image) -> Image.Image:
     """With the profile and the metadata of what it was made from."""
-    made.info = source.info | {"exif": source.getexif().tobytes()}
-    made.format = source.format
+    made.info, made.format = source.info, source.format
+    with suppress(Exception):  # odd tags fail in many ways, and a photo is not lost for its label
+        made.info["exif"] = source.getexif().tobytes()
     return made
 
 

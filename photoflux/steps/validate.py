@@ -19,7 +19,7 @@ from photoflux.photos.words import plain_words, read_words
 from photoflux.report import publish
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
-from photoflux.steps.import_photos import Gathered, gather
+from photoflux.steps.import_photos import Gathered, gather, readable
 from photoflux.vault import committed, opened
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def validate_folder(folder: Path, *, params: ValidateParams) -> dict[str, Any]:
     Raises InputError when the folder does not exist or holds no photos, or a suite cannot be used.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a folder of photos")
+        raise InputError(f"{readable(str(folder))}: no such folder; give a folder of photos")
     found = gather(folder, params=ImportParams(max_files=500, max_file_mb=500))
     suites = _suites(params)
     rows = survey(read_files(found.photos), params=params, usable=suites.usable)
