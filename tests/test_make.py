@@ -260,7 +260,7 @@ def test_a_run_and_its_pictures_from_a_folder_of_an_unlucky_name(clone: Path, ba
     assert len(done.stdout.splitlines()) <= 40
     assert re.search(r"^verdict  \w+$", done.stdout, re.MULTILINE)
     (adapter,) = clone.glob("runs/*/artifacts/finetune/adapter.tar")
-    prompt = 'a photo of sks dog\'s "house", 100% $5'
+    prompt = 'sks dog\'s "house", 100% $5'
     done = subprocess.run(
         ["make", "generate", f"MODEL={adapter}", f"PROMPT={prompt}", "N=2"], cwd=clone, env=bare, capture_output=True,
         text=True, check=False,
