@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,10 +28,16 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope="session")
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests have their state folders. Beside the temporary folders, which are counted for each new one, they would double those."""
+    return tmp_path_factory.mktemp("states")
+
+
 @pytest.fixture(autouse=True)
-def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_state(states: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test has registry, caches and runs of its own."""
-    state = tmp_path_factory.mktemp("state")
+    state = Path(tempfile.mkdtemp(dir=states))
     monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(state))
     monkeypatch.setenv("PHOTOFLUX_RUNS_DIR", str(state / "runs"))
     return state

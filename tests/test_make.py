@@ -305,6 +305,6 @@ def test_the_service_from_a_folder_of_an_unlucky_name(clone: Path, bare: dict[st
         lines = said.splitlines()
         assert len(lines) <= 8, said
         addresses = dict(line.split() for line in lines if re.match(r"(address|engine|mlflow) ", line))
-        assert httpx2.get(f"{addresses['address']}/readyz", timeout=30).status_code == 200
+        assert httpx2.get(f"{addresses['address']}/readyz", timeout=30).status_code == 204
         assert httpx2.get(addresses["mlflow"], timeout=30).status_code == 200
         assert not [file for file in clone.parent.iterdir() if file.name not in (clone.name, "bare")]
