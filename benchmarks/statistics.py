@@ -829,7 +829,7 @@ TITLES = {
 
 def _points_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        [row["metric"], f"{row['truth']:.4f}", "; ".join(f"{name}: {value:.4f}" for name, value in row["means"].items()),
+        [row["metric"], f"{row['truth']:.4f}", "; ".join(f"{name}: {value:.4f}" for name, value in sorted(row["means"].items())),
          _yes(row["holds"])]
         for row in rows
     ]  # fmt: skip
