@@ -96,15 +96,6 @@ def _position(values: tuple[str, ...], value: str) -> int:
     return values.index(value) if value else -1
 
 
-def draw_crops(index: int, *, seed: int, count: int, size_px: int, crop_px: int, per_render: int = 4) -> np.ndarray:
-    """Random square crops uint8 `[count, crop, crop, 3]`, `per_render` from each fresh render."""
-    pixels = draw(index, seed=seed, count=count // per_render, size_px=size_px).pixels
-    rng = np.random.default_rng([seed, index, crop_px])
-    corners = rng.integers(0, size_px - crop_px + 1, size=(count, 2))
-    sources = np.repeat(pixels, per_render, axis=0)
-    return np.stack([image[y : y + crop_px, x : x + crop_px] for image, (y, x) in zip(sources, corners, strict=True)])
-
-
 def draw_views(
     index: int, *, seed: int, subjects: int, views: int, size_px: int, heldout: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -148,18 +139,18 @@ def stream(task: Callable[[int], T], *, start: int = 0, workers: int = 1, ahead:
     if workers < 1:
         yield from map(task, _count(start))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent) as pool:
         pending = deque(pool.submit(task, start + offset) for offset in range(ahead))
         try:
             for index in _count(start + ahead):
                 yield pending.popleft().result()
                 pending.append(pool.submit(task, index))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # and wait: a process that ends before its pool hangs
 
 
-def _end_with_parent() -> None:
-    """Workers of a killed training would wait for work for ever: leave as soon as the parent is gone."""
+def end_with_parent() -> None:
+    """Processes of a killed training would wait for work for ever: this one leaves as soon as its parent is gone."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -184,7 +175,6 @@ class Cache:
     capacity: int
     latent_shape: tuple[int, int, int]
     text_length: int
-    pictures: int
     size_px: int
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: str) -> np.memmap:
@@ -222,19 +212,37 @@ class Cache:
 
     @cached_property
     def pixels(self) -> np.memmap:
-        """The first pictures themselves, uint8 `[M, H, W, 3]` (the judges' share)."""
-        return self._array("pixels", (self.pictures, self.size_px, self.size_px, 3), "uint8")
+        """The pictures themselves, uint8 `[N, H, W, 3]`."""
+        return self._array("pixels", (self.capacity, self.size_px, self.size_px, 3), "uint8")
+
+    def create(self) -> None:
+        """Make the files of all arrays where they are missing."""
+        for name in ("latents", "clip_ids", "t5_ids", "labels", "coverage", "pixels"):
+            getattr(self, name)
+
+    @property
+    def drawn(self) -> int:
+        """How many pictures are there, with captions and labels."""
+        return self._count("drawn")
 
     @property
     def filled(self) -> int:
-        file = self.folder / "filled.json"
+        """How many of them have latents."""
+        return self._count("filled")
+
+    def _count(self, name: str) -> int:
+        file = self.folder / f"{name}.json"
         return json.loads(file.read_text()) if file.exists() else 0
 
-    def put(self, start: int, batch: Batch, *, latents: np.ndarray, clip_ids: np.ndarray, t5_ids: np.ndarray) -> None:
-        """Write one batch at `start` and only then count it."""
-        stop, kept = start + len(batch), max(0, min(len(batch), self.pictures - start))
-        self.latents[start:stop], self.labels[start:stop] = latents, batch.labels
+    def put(self, start: int, batch: Batch, *, clip_ids: np.ndarray, t5_ids: np.ndarray) -> None:
+        """Write one batch of pictures at `start` and only then count it."""
+        stop = start + len(batch)
+        self.pixels[start:stop], self.labels[start:stop] = batch.pixels, batch.labels
         self.clip_ids[start:stop], self.t5_ids[start:stop] = clip_ids, t5_ids
         self.coverage[start:stop] = batch.coverage
-        self.pixels[start : start + kept] = batch.pixels[:kept]
-        write_json(self.folder / "filled.json", stop)
+        write_json(self.folder / "drawn.json", stop)
+
+    def put_latents(self, start: int, latents: np.ndarray) -> None:
+        """Write the latents of pictures from `start` on and only then count them."""
+        self.latents[start : start + len(latents)] = latents
+        write_json(self.folder / "filled.json", start + len(latents))

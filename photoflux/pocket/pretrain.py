@@ -1,8 +1,8 @@
 """Make the pocket base and its judges from nothing but the pocket world: `python -m photoflux.pocket.pretrain`.
 
-Stages: `vae` → `latents` → `judges` → `flow` → `distil` → `adapter` → `export` → `start`. Each keeps its state in the work folder, so a
-killed run is simply started again, stages can run as separate processes, and `--stages export` ships the averaged
-weights of the moment while a training goes on.
+Stages: `pictures` → `vae` → `latents` → `judges` → `flow` → `distil` → `adapter` → `export` → `start`. Each keeps
+its state in the work folder, so a killed run is simply started again, stages can run as separate processes, and `--stages export`
+ships the averaged weights of the moment while a training goes on.
 """
 
 from __future__ import annotations
@@ -11,33 +11,41 @@ import argparse
 import copy
 import json
 import logging
+import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from photoflux.errors import InputError
 from photoflux.manifest import write_json, write_text
 from photoflux.pocket import models, train_adapter, train_flow, train_judges, train_start, train_vae
-from photoflux.pocket.data import Cache, classes
+from photoflux.pocket.data import Cache, classes, end_with_parent
 from photoflux.pocket.training import Budget, load_average
 
 if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
     from diffusers import FluxPipeline
 
 log = logging.getLogger(__name__)
 
 SHARES = {"vae": 0.2, "judges": 0.2, "flow": 0.38, "distil": 0.08, "adapter": 0.06, "start": 0.08}
-"""How the budget is divided. Rendering and encoding the latents comes on top: it is a count, not a time."""
-CAPACITY = 120_000
-"""Room in the cache of latents; files are sparse, so that only what is filled takes space."""
-STAGES = ("vae", "latents", "judges", "flow", "distil", "adapter", "export", "start")
+"""How the budget is divided. Drawing and encoding the pictures comes on top: it is a count, not a time."""
+CAPACITY = 240_000
+"""Room in the cache; files are sparse, so that only what is filled takes space."""
+STAGES = ("pictures", "vae", "latents", "judges", "flow", "distil", "adapter", "export", "start")
+ON_GPU: dict[str, Any] = {"vae_batch": 128, "batch": 512, "judge_batch": 256}
+"""Batches that keep a data-centre GPU busy: networks this small otherwise wait for their kernels to be started."""
+GIVEN = ("budget_min", "minutes", "steps", "pictures", "decoded", "workers")
 ADAPTER, START = "training_adapter", "start_adapter"
 """Folders of the training adapter and the starting adapter in that of the base."""
 
@@ -49,10 +57,11 @@ class Plan:
     config: models.PocketConfig = field(default_factory=models.PocketConfig)
     seed: int = 0
     budget_min: float = 110.0
+    minutes: Mapping[str, float] = field(default_factory=dict)
     steps: int | None = None
-    latents: int = 64_000
-    pictures: int = 32_000
+    pictures: int = 64_000
     decoded: int = 24_000
+    vae_batch: int = 4
     batch: int = 64
     judge_batch: int = 128
     workers: int = 1
@@ -64,11 +73,12 @@ class Plan:
     def smoke(cls) -> Plan:
         """Every stage in seconds: shapes and files are real, weights are not worth anything."""
         return cls(
-            config=models.PocketConfig.tiny(), steps=3, latents=64, pictures=64, decoded=64, batch=32, judge_batch=32,
+            config=models.PocketConfig.tiny(), steps=3, pictures=64, decoded=64, batch=32, judge_batch=32,
         )  # fmt: skip
 
     def budget(self, stage: str) -> Budget:
-        return Budget(seconds=60 * self.budget_min * SHARES[stage], steps=self.steps)
+        """What a stage may take: its own `minutes`, or its share of `budget_min`."""
+        return Budget(seconds=60 * self.minutes.get(stage, self.budget_min * SHARES[stage]), steps=self.steps)
 
 
 def pretrain(
@@ -84,6 +94,7 @@ def pretrain(
     for stage in stages or STAGES:
         log.info("stage %s", stage)
         getattr(steps, stage)()
+    steps.wait_for_pictures()
     return out
 
 
@@ -125,11 +136,11 @@ def cache_of(work: Path, plan: Plan) -> Cache:
     side = plan.config.resolution_px // 8
     return Cache(
         work / "cache", capacity=CAPACITY, latent_shape=(16, side, side), text_length=plan.config.text_length,
-        pictures=plan.pictures, size_px=plan.config.resolution_px,
+        size_px=plan.config.resolution_px,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stages:
     """The stages over one pipeline and one work folder; each can be repeated and continues where it was."""
 
@@ -137,24 +148,48 @@ class Stages:
     out: Path
     work: Path
     plan: Plan
+    drawing: SpawnProcess | None = None
+
+    def pictures(self) -> None:
+        """Draw the pictures, their captions and labels; with workers in the background, while the autoencoder trains."""
+        plan, cache = self.plan, self.cache
+        how = {"count": plan.pictures, "seed": plan.seed, "workers": plan.workers}
+        tokenizers = self.pipe.tokenizer, self.pipe.tokenizer_2
+        if not plan.workers:
+            train_vae.draw_pictures(cache, tokenizers, **how)
+            return
+        cache.create()  # two processes would else make the same files
+        spawn = multiprocessing.get_context("spawn")
+        self.drawing = spawn.Process(target=_draw_pictures, args=(self.cache, tokenizers), kwargs=how)
+        self.drawing.start()
+
+    def wait_for_pictures(self) -> None:
+        """Return when all pictures are drawn; raises `RuntimeError` when that failed."""
+        if self.drawing is not None:
+            self.drawing.join()
+            if self.drawing.exitcode:
+                raise RuntimeError(f"drawing the pictures ended with exit code {self.drawing.exitcode}")
 
     def vae(self) -> None:
         """Train the autoencoder, then measure the scale of its latents."""
         plan, work = self.plan, self.work
+        pictures = train_vae.Pictures(self.cache, next(self.pipe.vae.parameters()).device, count=plan.pictures)
+        while pictures.take_in() < min(train_vae.AT_LEAST, plan.pictures - plan.pictures % 64):
+            if self.drawing is None or self.drawing.exitcode is not None:
+                raise InputError("the VAE learns from pictures: run --stages pictures,vae first")
+            time.sleep(0.2)
         train_vae.train_vae(
-            self.pipe.vae, file=work / "vae.pt", budget=plan.budget("vae"), seed=plan.seed, workers=plan.workers,
-            recipe=train_vae.RECIPE.scaled(plan.rate),
+            self.pipe.vae, pictures, file=work / "vae.pt", budget=plan.budget("vae"), seed=plan.seed,
+            batch=plan.vae_batch, recipe=train_vae.RECIPE.scaled(plan.rate), compiled=plan.compiled,
         )  # fmt: skip
         facts = train_vae.fit_scale(self.pipe.vae.eval(), seed=plan.seed + 3, batches=2 if plan.steps else 16)
         write_json(work / "vae.json", facts)
         log.info("vae: PSNR %(psnr_db).2f dB, scaling %(scaling_factor).4f, shift %(shift_factor).4f", facts)
 
     def latents(self) -> None:
-        """Fill the cache of latents, captions, labels and pictures."""
-        plan, tokenizers = self.plan, (self.pipe.tokenizer, self.pipe.tokenizer_2)
-        train_vae.fill_cache(
-            self.cache, self.pipe.vae, tokenizers, count=plan.latents, seed=plan.seed, workers=plan.workers
-        )
+        """Encode all pictures."""
+        self.wait_for_pictures()
+        train_vae.fill_latents(self.cache, self.pipe.vae)
 
     def judges(self) -> None:
         """Train and measure both judges."""
@@ -222,6 +257,11 @@ class Stages:
     def cache(self) -> Cache:
         """The cache of latents, captions, labels and pictures of this work folder."""
         return cache_of(self.work, self.plan)
+
+
+def _draw_pictures(cache: Cache, tokenizers: tuple[Any, Any], **how: Any) -> None:
+    end_with_parent()
+    train_vae.draw_pictures(cache, tokenizers, **how)
 
 
 def init_base(folder: Path, *, seed: int = 0, config: models.PocketConfig | None = None) -> Path:
@@ -304,26 +344,49 @@ def main(arguments: list[str] | None = None) -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
     if options.threads:
         torch.set_num_threads(options.threads)
-    plan = Plan.smoke() if options.smoke else Plan(budget_min=options.budget_min)
-    plan = replace(plan, seed=options.seed, device=_device(options.device), compiled=options.compile, rate=options.rate)
-    plan = replace(plan, latents=options.latents or plan.latents, decoded=options.decoded or plan.decoded)
+    plan = _plan(options)
     stages = options.stages.split(",") if options.stages else STAGES
     if unknown := set(stages) - set(STAGES):
         raise InputError(f"--stages: no stage {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
     pretrain(options.out, work=options.work, plan=plan, stages=stages, init_from=options.init_from)
 
 
+def _plan(options: argparse.Namespace) -> Plan:
+    plan, device = Plan.smoke() if options.smoke else Plan(), _device(options.device)
+    if device == "cuda" and not options.smoke:
+        workers = max(1, (os.cpu_count() or 2) - 2)
+        plan = replace(plan, budget_min=8.0, pictures=200_000, decoded=100_000, workers=workers, **ON_GPU)
+    given = {name: value for name in GIVEN if (value := getattr(options, name)) is not None}
+    return replace(plan, device=device, seed=options.seed, rate=options.rate, compiled=options.compile, **given)
+
+
+def _minutes(text: str) -> dict[str, float]:
+    """`"vae=2.5,flow=4"` -> minutes by stage."""
+    minutes = {}
+    for part in filter(None, text.split(",")):
+        stage, _, value = part.partition("=")
+        if stage not in SHARES or not value.replace(".", "", 1).isdigit():
+            raise argparse.ArgumentTypeError(f"'{part}': write STAGE=MINUTES, with a stage of {', '.join(SHARES)}")
+        minutes[stage] = float(value)
+    return minutes
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="photoflux.pocket.pretrain", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("models/pocket"), help="folder of the base")
     parser.add_argument("--work", type=Path, default=Path(".cache/pretrain"), help="folder of states and caches")
-    parser.add_argument("--budget-min", type=float, default=110.0, help="minutes of training over all stages")
+    parser.add_argument(
+        "--budget-min", type=float, help="minutes of training over all stages; default: 110, on a GPU 8"
+    )
+    parser.add_argument("--minutes", type=_minutes, help="what single stages take instead of their share: vae=2,flow=5")
+    parser.add_argument("--steps", type=int, help="end each training after so many steps")
     parser.add_argument("--stages", default="", help=f"comma-separated, of {', '.join(STAGES)}; default: all")
-    parser.add_argument("--latents", type=int, help="pictures to cache; more can be added to a cache later")
+    parser.add_argument("--pictures", type=int, help="pictures to draw; more can be added to a cache later")
     parser.add_argument("--decoded", type=int, help="cached pictures that the judges also see after the VAE")
     parser.add_argument("--init-from", type=Path, help="continue from exported weights when --work is new")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    parser.add_argument("--workers", type=int, help="processes that draw; default: 1, on a GPU all cores but two")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; default: all cores")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on learning rates, for use with --init-from")
     parser.add_argument("--compile", action="store_true", help="compile the flow (needs a C++ compiler; 1.5x faster)")

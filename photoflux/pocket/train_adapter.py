@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from photoflux.pocket.data import Cache
 from photoflux.pocket.models import PocketConfig, lora_targets
-from photoflux.pocket.train_flow import Flow, draw_batch, hard_captions
+from photoflux.pocket.train_flow import Flow, LatentSet, draw_batch, hard_captions
 from photoflux.pocket.training import Budget, Recipe, Run, load_average, mixed_precision, plain_attention
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ def train_adapter(
     with attached(pipe, config=config, seed=seed) as adapter:
         flow = Flow(pipe)
         run = Run("adapter", adapter, file, budget, recipe, seed=seed + SEED_OFFSET)
-        predict = torch.compile(flow) if compiled else flow
+        predict, data = torch.compile(flow) if compiled else flow, LatentSet.of(cache, run.device, often=often)
         for step in run:
-            samples = draw_batch(cache, count=batch, generator=run.generator(step), device=run.device, often=often)
-            with mixed_precision(run.device), plain_attention():
+            samples = draw_batch(data, count=batch, generator=run.generator(step))
+            with mixed_precision(run.device), plain_attention(run.device):
                 velocity = predict(samples.noisy, samples.sigma, samples.clip_ids, samples.t5_ids)
             run.update(samples.loss(velocity, samples.velocity), images=batch)
     return run

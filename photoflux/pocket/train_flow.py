@@ -116,9 +116,10 @@ class Samples:
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels in (0, 1): `sigmoid(N(LOGIT_MEAN, 1))`, a fifth of them uniform."""
-    logit_normal = (LOGIT_MEAN + torch.randn(count, generator=generator)).sigmoid()
-    uniform = torch.rand(count, generator=generator).clamp(min=1e-3)
-    return torch.where(torch.rand(count, generator=generator) < UNIFORM_SIGMAS, uniform, logit_normal)
+    how: dict[str, Any] = {"generator": generator, "device": generator.device}
+    logit_normal = (LOGIT_MEAN + torch.randn(count, **how)).sigmoid()
+    uniform = torch.rand(count, **how).clamp(min=1e-3)
+    return torch.where(torch.rand(count, **how) < UNIFORM_SIGMAS, uniform, logit_normal)
 
 
 def hard_captions(cache: Cache, tokenizer: Any) -> np.ndarray:
@@ -127,23 +128,39 @@ def hard_captions(cache: Cache, tokenizer: Any) -> np.ndarray:
     return np.argwhere(np.isin(cache.t5_ids[: cache.filled], words).any(axis=-1))
 
 
-def draw_batch(
-    cache: Cache, *, count: int, generator: torch.Generator, device: torch.device, often: np.ndarray | None = None
-) -> Samples:
-    """`count` cached pictures, each with one of its two captions, fresh noise and a noise level.
+@dataclass(frozen=True)
+class LatentSet:
+    """Latents and captions of the cache on the device of a training; on a CPU they stay on disk.
 
-    `often [N, 2]` holds (row, caption) of which `OFTEN` of the batch are made.
+    `latents [N, 16, h, w]`, ids `[N, 2, L]`, `coverage [N, T]` in 0-255; `often [M, 2]` holds (row, caption) of which `OFTEN` of
+    each batch are made, where there are any.
     """
-    rows = torch.randint(cache.filled, (count,), generator=generator).numpy()
-    which = torch.randint(2, (count,), generator=generator).numpy()
-    if often is not None and len(often):
+
+    latents: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+    coverage: Tensor
+    often: Tensor
+
+    @classmethod
+    def of(cls, cache: Cache, device: torch.device, *, often: np.ndarray | None = None) -> LatentSet:
+        """All that is cached now."""
+        arrays = [array[: cache.filled] for array in (cache.latents, cache.clip_ids, cache.t5_ids, cache.coverage)]
+        arrays.append(np.empty((0, 2), dtype=np.int64) if often is None else often)
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def draw_batch(data: LatentSet, *, count: int, generator: torch.Generator) -> Samples:
+    """`count` cached pictures, each with one of its two captions, fresh noise and a noise level."""
+    how: dict[str, Any] = {"generator": generator, "device": generator.device}
+    rows, which = torch.randint(len(data.latents), (count,), **how), torch.randint(2, (count,), **how)
+    if len(data.often):
         some = round(OFTEN * count)
-        rows[:some], which[:some] = often[torch.randint(len(often), (some,), generator=generator).numpy()].T
-    clean = pack(torch.from_numpy(cache.latents[rows].astype(np.float32)))
-    clip_ids, t5_ids = (torch.from_numpy(ids[rows, which].astype(np.int64)) for ids in (cache.clip_ids, cache.t5_ids))
-    coverage = torch.from_numpy(cache.coverage[rows].astype(np.float32)) / 255
-    noise, sigma = torch.randn(clean.shape, generator=generator), draw_sigmas(count, generator)
-    return Samples(*(tensor.to(device) for tensor in (clean, noise, sigma, clip_ids, t5_ids, coverage)))
+        rows[:some], which[:some] = data.often[torch.randint(len(data.often), (some,), **how)].T
+    clean = pack(data.latents[rows].float())
+    noise, sigma = torch.randn(clean.shape, **how), draw_sigmas(count, generator)
+    clip_ids, t5_ids = data.clip_ids[rows, which].long(), data.t5_ids[rows, which].long()
+    return Samples(clean, noise, sigma, clip_ids, t5_ids, data.coverage[rows].float() / 255)
 
 
 def empty_ids(pipe: FluxPipeline, *, length: int) -> tuple[Tensor, Tensor]:
@@ -161,13 +178,13 @@ def train_flow(
     run = Run("flow", flow, file, budget, recipe, seed=seed)
     predict = torch.compile(flow) if compiled else flow
     no_clip, no_t5 = (ids.to(run.device) for ids in empty_ids(pipe, length=cache.text_length))
-    often = hard_captions(cache, pipe.tokenizer_2)
+    data = LatentSet.of(cache, run.device, often=hard_captions(cache, pipe.tokenizer_2))
     for step in run:
         generator = run.generator(step)
-        samples = draw_batch(cache, count=batch, generator=generator, device=run.device, often=often)
-        empty = (torch.rand(batch, 1, generator=generator) < EMPTY_CAPTIONS).to(run.device)
+        samples = draw_batch(data, count=batch, generator=generator)
+        empty = torch.rand(batch, 1, generator=generator, device=run.device) < EMPTY_CAPTIONS
         clip_ids, t5_ids = torch.where(empty, no_clip, samples.clip_ids), torch.where(empty, no_t5, samples.t5_ids)
-        with mixed_precision(run.device), plain_attention():
+        with mixed_precision(run.device), plain_attention(run.device):
             velocity = predict(samples.noisy, samples.sigma, clip_ids, t5_ids)
         run.update(samples.loss(velocity, samples.velocity), images=batch)
     run.ema.copy_to(flow)
@@ -187,12 +204,13 @@ def distil(
     run = Run("distil", student, file, budget, DISTIL, seed=seed + 1)
     predict, teach = (torch.compile(one) if compiled else one for one in (student, teacher))
     empty = tuple(ids.to(run.device) for ids in empty_ids(pipe, length=cache.text_length))
+    data = LatentSet.of(cache, run.device)
     for step in run:
         generator = run.generator(step)
-        samples = draw_batch(cache, count=batch, generator=generator, device=run.device)
+        samples = draw_batch(data, count=batch, generator=generator)
         samples = replace(samples, sigma=visited_sigmas(samples.sigma, generator, steps=steps))
         ids = samples.clip_ids, samples.t5_ids
-        with mixed_precision(run.device), plain_attention():
+        with mixed_precision(run.device), plain_attention(run.device):
             target = mean_velocity(teach, samples.noisy, samples.sigma, ids, empty, scale=scale, span=1 / steps)
             velocity = predict(samples.noisy, samples.sigma, *ids)
         run.update(samples.loss(velocity, target), images=batch)
@@ -202,10 +220,9 @@ def distil(
 
 def visited_sigmas(sigma: Tensor, generator: torch.Generator, *, steps: int) -> Tensor:
     """Three quarters of the noise levels `[B]` replaced by those that sampling in `steps` visits."""
-    visited = 1 - torch.randint(steps, sigma.shape, generator=generator) / steps
-    return torch.where(
-        torch.rand(sigma.shape, generator=generator).to(sigma.device) < 0.75, visited.to(sigma.device), sigma
-    )
+    how: dict[str, Any] = {"generator": generator, "device": generator.device}
+    visited = 1 - torch.randint(steps, sigma.shape, **how) / steps
+    return torch.where(torch.rand(sigma.shape, **how) < 0.75, visited, sigma)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from photoflux.manifest import replacing, write_json
 from photoflux.pocket import models
 from photoflux.pocket.data import Cache, classes, draw, draw_views, stream
-from photoflux.pocket.train_vae import decode, encode, to_unit
+from photoflux.pocket.train_vae import AT_ONCE, decode, encode, to_unit
 from photoflux.pocket.training import Budget, Recipe, Run, load_average, mixed_precision, plain_attention
 
 if TYPE_CHECKING:
@@ -92,23 +92,23 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     count, device = len(images), images.device
 
     def uniform(low: float, high: float) -> Tensor:
-        return (low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)).to(device)
+        return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator, device=device)
 
-    dx, dy = torch.randint(-4, 5, (2,), generator=generator).tolist()
+    dx, dy = torch.randint(-4, 5, (2,), generator=generator, device=device).tolist()
     size = images.shape[-1]
     images = F.pad(images, (4, 4, 4, 4), mode="replicate")[:, :, 4 + dy : 4 + dy + size, 4 + dx : 4 + dx + size]
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = torch.where(uniform(0, 1) < 0.3, soft, images).contiguous(memory_format=torch.channels_last)
-    noise = torch.randn(images.shape, generator=generator).to(device) * uniform(0, 0.04)
+    noise = torch.randn(images.shape, generator=generator, device=device) * uniform(0, 0.04)
     return (images * uniform(0.95, 1.05) + uniform(-0.04, 0.04) + noise).clamp(-1, 1)
 
 
 def attribute_loss(logits: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Sum over attributes of the cross-entropy of the pictures that have the attribute; `labels [N, A]`, -1: none."""
+    has = (labels >= 0).sum(dim=0).clamp(min=1)
     terms = [
-        F.cross_entropy(scores, labels[:, column], ignore_index=-1)
+        F.cross_entropy(scores, labels[:, column], ignore_index=-1, reduction="sum") / has[column]
         for column, scores in enumerate(logits.values())
-        if (labels[:, column] >= 0).any()
     ]
     return torch.stack(terms).sum()
 
@@ -129,49 +129,46 @@ def supervised_contrastive_loss(embeddings: Tensor, subjects: Tensor) -> Tensor:
     return -((log_share * same).sum(dim=1) / same.sum(dim=1).clamp(min=1)).mean()
 
 
-def decoded_pictures(vae: AutoencoderKL, cache: Cache, *, file: Path, count: int, batch: int = 64) -> np.memmap:
-    """`count` cached latents from row `first_decoded` on, decoded once: uint8 `[count, H, W, 3]` on disk.
-
-    Continued after a kill.
-    """
-    done, count = file.with_suffix(".filled.json"), min(count, cache.filled)
-    first = first_decoded(cache, count)
-    shape = (count, cache.size_px, cache.size_px, 3)
+def decoded_pictures(vae: AutoencoderKL, cache: Cache, *, file: Path, count: int) -> np.memmap:
+    """The last `count` cached latents, decoded once: uint8 `[count, H, W, 3]` on disk. Continued after a kill."""
+    done, device, count = file.with_suffix(".filled.json"), next(vae.parameters()).device, min(count, cache.filled)
+    shape, batch = (count, cache.size_px, cache.size_px, 3), 8 * AT_ONCE[device.type]
     mode = "r+" if file.exists() else "w+"
     pool = np.lib.format.open_memmap(file, mode=mode, dtype="uint8", shape=None if mode == "r+" else shape)
+    first = cache.filled - len(pool)
     for start in range(int(done.read_text()) if done.exists() else 0, len(pool), batch):
-        latents = torch.from_numpy(cache.latents[first + start : first + start + batch].astype(np.float32))
-        pool[start : start + batch] = decode(vae, latents.to(next(vae.parameters()).device))[: len(pool) - start]
-        write_json(done, start + batch)
+        stop = min(start + batch, len(pool))
+        latents = torch.from_numpy(cache.latents[first + start : first + stop].astype(np.float32))
+        pool[start:stop] = decode(vae, latents.to(device))
+        write_json(done, stop)
     return pool
 
 
-def first_decoded(cache: Cache, count: int) -> int:
-    """Row of the first decoded picture: after those that are kept as drawn, so that the judges see more scenes."""
-    return max(0, min(len(cache.pixels), cache.filled - count))
-
-
-@dataclass(frozen=True)
 class Pool:
-    """The cached pictures, as drawn and after the VAE: what the judges of attributes and of words learn from."""
+    """The cached pictures, as drawn and after the VAE: what the judges of attributes and of words learn from.
 
-    cache: Cache
-    decoded: np.ndarray
+    On a CPU they stay on disk.
+    """
 
-    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def __init__(self, cache: Cache, decoded: np.ndarray, device: torch.device) -> None:
+        plain, self.device = cache.pixels[: cache.filled], device
+        self.pixels = [torch.from_numpy(pixels).to(device) for pixels in (plain, decoded)]
+        self.first = [0, cache.filled - len(decoded)]
+        self.labels = torch.from_numpy(cache.labels[: cache.filled]).to(device)
+        self.clip_ids = torch.from_numpy(cache.clip_ids[: cache.filled, 0]).to(device)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Varied pictures `[N, 3, H, W]`, half of them after the VAE, class ids `[N, A]`, caption ids `[N, L]`.
 
         Half of all are mirrored: no attribute depends on the side.
         """
-        plain = min(len(self.cache.pixels), self.cache.filled)
-        rows = [torch.randint(n, (count // 2,), generator=generator).numpy() for n in (plain, len(self.decoded))]
-        pixels = np.concatenate([self.cache.pixels[rows[0]], self.decoded[rows[1]]])
-        both = np.concatenate([rows[0], rows[1] + first_decoded(self.cache, len(self.decoded))])
-        mirrored = torch.rand(len(both), generator=generator).numpy() < 0.5
-        pixels[mirrored] = pixels[mirrored, :, ::-1]
-        labels = torch.from_numpy(self.cache.labels[both].astype(np.int64)).to(device)
-        ids = torch.from_numpy(self.cache.clip_ids[both, 0].astype(np.int64)).to(device)
-        return augment(to_unit(pixels, device), generator), labels, ids
+        how: dict[str, Any] = {"generator": generator, "device": self.device}
+        rows = [torch.randint(len(pixels), (count // 2,), **how) for pixels in self.pixels]
+        images = to_unit(torch.cat([pixels[at] for pixels, at in zip(self.pixels, rows, strict=True)]), self.device)
+        mirrored = torch.rand((len(images), 1, 1, 1), **how) < 0.5
+        images = torch.where(mirrored, images.flip(3), images)
+        both = torch.cat([at + first for at, first in zip(rows, self.first, strict=True)])
+        return augment(images, generator), self.labels[both].long(), self.clip_ids[both].long()
 
 
 def train_attribute_judge(
@@ -180,7 +177,7 @@ def train_attribute_judge(
     """Cross-entropy of every attribute that a picture has. Averaged weights at the end."""
     run = Run("judge-attributes", judge, file, budget, CONVOLUTIONAL, seed=seed)
     for step in run:
-        images, labels, _ = pool.draw(batch, run.generator(step), run.device)
+        images, labels, _ = pool.draw(batch, run.generator(step))
         with mixed_precision(run.device):
             loss = attribute_loss(judge(images), labels)
         run.update(loss, images=len(images))
@@ -192,8 +189,8 @@ def train_clip_judge(judge: ClipJudge, pool: Pool, *, file: Path, budget: Budget
     """Contrastive plus attribute loss. Averaged weights at the end."""
     run = Run("judge-clip", judge, file, budget, CLIP, seed=seed)
     for step in run:
-        images, labels, ids = pool.draw(batch, run.generator(step), run.device)
-        with mixed_precision(run.device), plain_attention():
+        images, labels, ids = pool.draw(batch, run.generator(step))
+        with mixed_precision(run.device), plain_attention(run.device):
             embedding, logits = judge(images)
             loss = attribute_loss(logits, labels) + contrastive_loss(embedding, judge.text(ids), judge.clip.logit_scale)
         run.update(loss, images=len(images))
@@ -212,32 +209,38 @@ def train_identity_judge(
     run = Run("judge-identity", judge, file, budget, CONVOLUTIONAL, seed=seed)
     subjects = max(2, batch // VIEWS // 2)
     task = partial(draw_views, seed=seed + 10, subjects=subjects, views=VIEWS, size_px=size_px)
-    fresh = stream(task, start=run.step, workers=workers)
+    fresh = stream(task, start=run.step, workers=workers, ahead=4 * max(1, workers))
     for step in run:
         generator = run.generator(step)
         pixels, numbers = next(fresh)
-        first = torch.randint(len(pool) - subjects + 1, (1,), generator=generator).item()
+        first = torch.randint(len(pool) - subjects + 1, (1,), generator=generator, device=run.device).item()
         pooled = pool[first : first + subjects].reshape(-1, *pool.shape[2:])
         subject_ids = np.concatenate([numbers, np.repeat(np.arange(subjects) + subjects, VIEWS)])
         images = augment(to_unit(np.concatenate([pixels, pooled]), run.device), generator)
         with mixed_precision(run.device):
-            loss = supervised_contrastive_loss(judge(images), torch.from_numpy(subject_ids).to(run.device))
-        run.update(loss, images=len(images))
+            embeddings = judge(images).float()
+        run.update(
+            supervised_contrastive_loss(embeddings, torch.from_numpy(subject_ids).to(run.device)), images=len(images)
+        )
     fresh.close()
     run.ema.copy_to(judge)
     return run
 
 
-def decoded_views(vae: AutoencoderKL, *, file: Path, seed: int, subjects: int, size_px: int) -> np.ndarray:
+def decoded_views(
+    vae: AutoencoderKL, *, file: Path, seed: int, subjects: int, size_px: int, workers: int
+) -> np.ndarray:
     """Views of fresh subjects after the VAE, uint8 `[subjects, VIEWS, H, W, 3]`, kept in `file`."""
     if file.exists():
         return np.load(file, mmap_mode="r")
-    pixels, _ = draw_views(0, seed=seed, subjects=subjects, views=VIEWS, size_px=size_px)
-    pool = np.concatenate([through_vae(vae, part) for part in _parts(pixels, 64)])
-    pool = pool.reshape(subjects, VIEWS, size_px, size_px, 3)
+    some = min(16, subjects)
+    task = partial(draw_views, seed=seed, subjects=some, views=VIEWS, size_px=size_px)
+    drawn = stream(task, workers=workers, ahead=4 * max(1, workers))
+    pool = np.concatenate([through_vae(vae, next(drawn)[0]) for _ in range(-(-subjects // some))])
+    drawn.close()
     with replacing(file) as written:
-        np.save(written, pool)
-    return pool
+        np.save(written, pool.reshape(-1, VIEWS, size_px, size_px, 3)[:subjects])
+    return np.load(file, mmap_mode="r")
 
 
 def through_vae(vae: AutoencoderKL, pixels: np.ndarray) -> np.ndarray:
@@ -327,13 +330,14 @@ def train_judges(
     vae, size_px = pipe.vae.eval().to(memory_format=torch.channels_last), config.resolution_px
     device = next(vae.parameters()).device
     judges = Judges.build(config, pipe.tokenizer, seed=seed).to(device)
-    pool = Pool(cache, decoded_pictures(vae, cache, file=work / "decoded.npy", count=decoded))
+    pool = Pool(cache, decoded_pictures(vae, cache, file=work / "decoded.npy", count=decoded), device)
     how: dict[str, dict[str, Any]] = {name: {"file": work / f"judge-{name}.pt", "budget": part(budget, share), "batch": batch}
            for name, share in SHARES.items()}  # fmt: skip
     train_attribute_judge(judges.attributes, pool, seed=seed + 8, **how["attributes"])
     views = decoded_views(
-        vae, file=work / "views.npy", seed=seed + 5, subjects=max(batch // 4, decoded // 16), size_px=size_px
-    )
+        vae, file=work / "views.npy", seed=seed + 5, subjects=max(batch // 4, decoded // 16), size_px=size_px,
+        workers=workers,
+    )  # fmt: skip
     train_identity_judge(judges.identity, views, seed=seed + 6, size_px=size_px, workers=workers, **how["identity"])
     train_clip_judge(judges.clip, pool, seed=seed + 4, **how["clip"])
     count, subjects = (64, 8) if quick else (1024, 48)

@@ -1,10 +1,9 @@
-"""Pretraining of the pocket VAE on an endless stream of fresh renders, and the latents that it caches for the rest."""
+"""Pretraining of the pocket VAE on the pictures of the cache, and the latents that it adds to them for the rest."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from photoflux.pocket.data import Batch, Cache, draw, draw_crops, stream
+from photoflux.pocket.data import Batch, Cache, draw, stream
 from photoflux.pocket.training import Budget, Recipe, Run, mixed_precision
 
 if TYPE_CHECKING:
@@ -24,17 +23,55 @@ log = logging.getLogger(__name__)
 
 KL_WEIGHT = 1e-3
 """Per latent value against a per-pixel L1: latents stay smooth and near unit scale at no visible cost."""
-CROPS_UNTIL = 0.75
-"""Fraction of the budget on quarter-size crops (four times cheaper); the rest sees whole pictures."""
-AT_ONCE = 8
+CROPS_UNTIL = 0.6
+"""Fraction of the budget on crops of a quarter of the area; the rest sees whole pictures."""
+CROPS_OF_ONE = 4
+"""So many crops have the pixels of one picture."""
+AT_ONCE = {"cpu": 8, "cuda": 256}
 """Pictures that go through the VAE together: with more, activations no longer fit the caches of a core."""
+AT_LEAST = 2048
+"""The VAE begins when so many pictures are drawn; others are drawn meanwhile."""
 RECIPE = Recipe(lr=2e-3, muon_lr=3e-3, warmup_steps=60, weight_decay=1e-3, ema=0.995)
 
 
-def to_unit(pixels: np.ndarray, device: torch.device) -> Tensor:
+def to_unit(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """uint8 `[N, H, W, 3]` -> float `[N, 3, H, W]` in [-1, 1], channels last in memory."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2)
-    return images.float().div_(127.5).sub_(1.0)
+    if isinstance(pixels, np.ndarray):
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+    return pixels.to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+class Pictures:
+    """The pictures of the cache on the device of a training; on a CPU they stay on disk. Some may still be being drawn."""
+
+    def __init__(self, cache: Cache, device: torch.device, *, count: int) -> None:
+        self.cache, self.drawn, self.limit = cache, 0, count
+        side = cache.size_px
+        on_disk = torch.from_numpy(cache.pixels[:count])
+        self.pixels = (
+            on_disk if device.type == "cpu" else torch.empty((count, side, side, 3), dtype=torch.uint8, device=device)
+        )
+        self.take_in()
+
+    def take_in(self) -> int:
+        """Look for pictures drawn since, and return how many there are."""
+        drawn = min(self.cache.drawn, self.limit)
+        if self.pixels.device.type != "cpu" and drawn > self.drawn:
+            self.pixels[self.drawn : drawn] = torch.from_numpy(self.cache.pixels[self.drawn : drawn]).to(
+                self.pixels.device
+            )
+        self.drawn = drawn
+        return drawn
+
+    def draw(self, count: int, *, side_px: int, generator: torch.Generator) -> Tensor:
+        """Random squares of random pictures, uint8 `[count, side, side, 3]`."""
+        how: dict[str, Any] = {"generator": generator, "device": generator.device}
+        rows = torch.randint(self.drawn, (count,), **how)
+        if side_px == self.cache.size_px:
+            return self.pixels[rows]
+        ys, xs = torch.randint(self.cache.size_px - side_px + 1, (2, count, 1), **how)
+        span = torch.arange(side_px, device=generator.device)
+        return self.pixels[rows[:, None, None], (ys + span)[:, :, None], (xs + span)[:, None, :]]
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -62,42 +99,30 @@ def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
 
 
 def train_vae(
-    vae: AutoencoderKL, *, file: Path, budget: Budget, seed: int, batch: int = 16, workers: int = 1,
-    recipe: Recipe = RECIPE,
+    vae: AutoencoderKL, pictures: Pictures, *, file: Path, budget: Budget, seed: int, batch: int = 4,
+    recipe: Recipe = RECIPE, compiled: bool = False,
 ) -> int:  # fmt: skip
-    """Train in place (averaged weights at the end); returns the number of pictures seen by this stage.
+    """Train in place (averaged weights at the end) on `batch` pictures, or their area in crops, a step.
 
-    Never compiled: torch 2.13's CPU compiler gives this encoder gradients that point the wrong way.
+    Returns the number of pictures and crops seen. Compiled on CUDA only: torch 2.13's CPU compiler gives this encoder gradients
+    that point the wrong way.
     """
-    device = next(vae.parameters()).device
+    device, whole_px = next(vae.parameters()).device, pictures.cache.size_px
     vae.to(memory_format=torch.channels_last)
     run = Run("vae", vae, file, budget, recipe, seed=seed)
-    size_px = vae.config.sample_size
-    for step, pixels in _pictures(run, seed=seed, size_px=size_px, batch=batch, workers=workers):
-        images = to_unit(pixels, device)
-        shape = (len(images), 16, images.shape[2] // 8, images.shape[3] // 8)
-        noise = torch.randn(shape, generator=run.generator(step)).to(device)
+    loss_of = torch.compile(vae_loss, dynamic=False) if compiled and device.type == "cuda" else vae_loss
+    for step in run:
+        if step % 50 == 0:
+            pictures.take_in()
+        generator, crops = run.generator(step), run.progress < CROPS_UNTIL
+        count, side_px = (CROPS_OF_ONE * batch, whole_px // 2) if crops else (batch, whole_px)
+        images = to_unit(pictures.draw(count, side_px=side_px, generator=generator), device)
+        noise = torch.randn((count, 16, side_px // 8, side_px // 8), generator=generator, device=device)
         with mixed_precision(device):
-            loss = vae_loss(vae, images, noise)
-        run.update(loss, images=len(images))
+            loss = loss_of(vae, images, noise)
+        run.update(loss, images=count)
     run.ema.copy_to(vae)
     return run.images
-
-
-def _pictures(run: Run, *, seed: int, size_px: int, batch: int, workers: int) -> Iterator[tuple[int, np.ndarray]]:
-    crops = partial(draw_crops, seed=seed, count=batch, size_px=size_px, crop_px=size_px // 2)
-    whole = partial(draw, seed=seed + 1, count=max(1, batch // 4), size_px=size_px)
-    small = large = None
-    for step in run:
-        if run.progress < CROPS_UNTIL:
-            small = small or stream(crops, start=step, workers=workers)
-            yield step, next(small)
-        else:
-            large = large or stream(whole, start=step, workers=workers)
-            yield step, next(large).pixels
-    for pictures in (small, large):
-        if pictures:
-            pictures.close()
 
 
 @torch.no_grad()
@@ -125,36 +150,46 @@ def encode(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
     """uint8 `[N, H, W, 3]` -> the posterior's mean, shifted and scaled, `[N, 16, H/8, W/8]`; in bf16 where it is fast."""
     images = to_unit(pixels, next(vae.parameters()).device)
     with mixed_precision(images.device):
-        latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(AT_ONCE)]).float()
+        parts = images.split(AT_ONCE[images.device.type])
+        latents = torch.cat([vae.encode(part).latent_dist.mean for part in parts]).float()
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
     """Scaled latents `[N, 16, H/8, W/8]` -> uint8 `[N, H, W, 3]`; in bf16, where it is fast, within a few levels."""
-    parts = (latents / vae.config.scaling_factor + vae.config.shift_factor).split(AT_ONCE)
+    parts = (latents / vae.config.scaling_factor + vae.config.shift_factor).split(AT_ONCE[latents.device.type])
     with mixed_precision(latents.device):
         images = torch.cat([vae.decode(part).sample for part in parts]).float()
     unit = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     return (unit * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def fill_cache(
-    cache: Cache, vae: AutoencoderKL, tokenizers: tuple[Any, Any], *, count: int, seed: int, workers: int = 1
-) -> int:
-    """Render, encode and tokenise until `count` pictures are cached; continues where it was cut off."""
-    vae.to(memory_format=torch.channels_last).eval()
+def draw_pictures(cache: Cache, tokenizers: tuple[Any, Any], *, count: int, seed: int, workers: int = 1) -> int:
+    """Render and tokenise until `count` pictures are cached; continues where it was cut off."""
     batch, logged = min(64, count), time.monotonic()
     task = partial(draw, seed=seed + 2, count=batch, size_px=cache.size_px)
-    pictures = stream(task, start=cache.filled // batch, workers=workers)
-    for start in range(cache.filled, count - count % batch, batch):
+    pictures = stream(task, start=cache.drawn // batch, workers=workers, ahead=4 * max(1, workers))
+    for start in range(cache.drawn, count - count % batch, batch):
         drawn = next(pictures)
         clip_ids, t5_ids = (tokenise(tokenizer, drawn, length=cache.text_length) for tokenizer in tokenizers)
-        cache.put(start, drawn, latents=encode(vae, drawn.pixels).cpu().numpy(), clip_ids=clip_ids, t5_ids=t5_ids)
+        cache.put(start, drawn, clip_ids=clip_ids, t5_ids=t5_ids)
         if time.monotonic() - logged > 20:
             logged = time.monotonic()
-            log.info("latents %d of %d", start + batch, count)
+            log.info("pictures %d of %d", start + batch, count)
     pictures.close()
+    return cache.drawn
+
+
+def fill_latents(cache: Cache, vae: AutoencoderKL) -> int:
+    """Encode every picture of the cache; continues where it was cut off."""
+    vae.to(memory_format=torch.channels_last).eval()
+    batch, logged = 8 * AT_ONCE[next(vae.parameters()).device.type], time.monotonic()
+    for start in range(cache.filled, cache.drawn, batch):
+        cache.put_latents(start, encode(vae, cache.pixels[start : min(start + batch, cache.drawn)]).cpu().numpy())
+        if time.monotonic() - logged > 20:
+            logged = time.monotonic()
+            log.info("latents %d of %d", start + batch, cache.drawn)
     return cache.filled
 
 

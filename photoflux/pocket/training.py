@@ -70,23 +70,38 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002 (the interface of optimisers)
         for group in self.param_groups:
-            for weight in (p for p in group["params"] if p.grad is not None):
-                buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                buffer.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(buffer, group["momentum"]).flatten(1).to(self.dtype)).float()
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update.view_as(weight), alpha=-0.2 * group["lr"] * max(update.shape) ** 0.5)
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in weights]
+            torch._foreach_lerp_(buffers, [p.grad for p in weights], 1 - group["momentum"])
+            updates = torch._foreach_lerp([p.grad for p in weights], buffers, group["momentum"])
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            # one product for all matrices of a shape: on a GPU thousands of small ones take longer than the network
+            for alike in _by_shape(updates):
+                stack = orthogonal(torch.stack([updates[i].flatten(1) for i in alike]).to(self.dtype)).float()
+                size = -0.2 * group["lr"] * max(stack.shape[1:]) ** 0.5
+                moves = [update.view_as(weights[i]) for i, update in zip(alike, stack, strict=True)]
+                torch._foreach_add_([weights[i] for i in alike], moves, alpha=size)
 
 
-def orthogonal(matrix: Tensor, *, iterations: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: singular values end near 1."""
+def _by_shape(tensors: list[Tensor]) -> list[list[int]]:
+    """Positions of the tensors that are matrices of one shape when all axes but the first are joined."""
+    groups: dict[torch.Size, list[int]] = {}
+    for position, tensor in enumerate(tensors):
+        groups.setdefault(tensor.flatten(1).shape, []).append(position)
+    return list(groups.values())
+
+
+def orthogonal(matrices: Tensor, *, iterations: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrices `[..., M, N]`, roughly: singular values end near 1."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix) / (matrix.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices) / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -159,8 +174,8 @@ class Run:
         return self.budget.progress(spent_s=self.spent_s, step=self.step)
 
     def generator(self, step: int) -> torch.Generator:
-        """A CPU generator that depends on (seed, step) only."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        """A generator on the device of the module that depends on (seed, step) only."""
+        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + step)
 
     def __iter__(self) -> Iterator[int]:
         self.module.train()
@@ -183,8 +198,9 @@ class Run:
         """Backward, clip, step and average. A loss that is not finite is counted as nothing and skipped."""
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss):
-            log.warning("%s: step %d has a loss of %s, skipped", self.name, self.step, loss.item())
+        value = loss.item()  # the only wait for a GPU in a step: what follows is sent to it in one go
+        if not math.isfinite(value):
+            log.warning("%s: step %d has a loss of %s, skipped", self.name, self.step, value)
             return
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
@@ -195,7 +211,7 @@ class Run:
             optimiser.step()
         self.ema.update(self.module, step=self.step)
         self.images += images
-        self.losses.append(loss.item())
+        self.losses.append(value)
 
     def _report(self, now: float) -> float:
         images, spent_s = self._marked
@@ -258,9 +274,12 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention as two matrix products: at 88 tokens the fused CPU kernel's backward pass costs three times as much."""
+def plain_attention(device: torch.device) -> Iterator[None]:
+    """On a CPU attention as two matrix products: at 88 tokens the fused kernel's backward pass costs three times as much."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    if device.type != "cpu":
+        yield
+        return
     with sdpa_kernel(SDPBackend.MATH):
         yield

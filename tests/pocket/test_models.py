@@ -104,7 +104,7 @@ def test_fast_training_has_the_gradients_of_plain_fp32(pipe, compiled):
     tokens, target = torch.randn(2, 4, 64, 64, generator=generator)
     sigma, ids = torch.rand(4, generator=generator), prompt_ids(pipe, ["a photo of a red dog"] * 4)
     plain = gradients(flow, flow(tokens, sigma, *ids), target)
-    with mixed_precision(torch.device("cpu")), plain_attention():
+    with mixed_precision(torch.device("cpu")), plain_attention(torch.device("cpu")):
         velocity = (torch.compile(flow) if compiled else flow)(tokens, sigma, *ids)
     fast = gradients(flow, velocity.float(), target)
     assert torch.cosine_similarity(fast, plain, dim=0) > 0.99

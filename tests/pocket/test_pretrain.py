@@ -17,11 +17,12 @@ from torch import nn
 
 from photoflux.manifest import digest
 from photoflux.pocket import train_judges, train_vae, world
-from photoflux.pocket.data import Cache, classes, draw, draw_crops, draw_views, label_ids, stream
+from photoflux.pocket.data import Cache, classes, draw, draw_views, label_ids, stream
 from photoflux.pocket.models import PocketConfig, build_vae
 from photoflux.pocket.pretrain import Plan, _replacing_folder, cache_of, init_base, pretrain
 from photoflux.pocket.tokenizers import TRIGGERS, t5_tokenizer
 from photoflux.pocket.train_flow import (
+    LatentSet,
     Samples,
     draw_batch,
     draw_sigmas,
@@ -71,13 +72,40 @@ def test_labels_are_class_positions_and_minus_one_where_none():
     assert named["colour"] == -1
 
 
-def test_crops_are_parts_of_the_renders():
-    whole = draw(5, seed=1, count=2, size_px=64).pixels
-    crops = draw_crops(5, seed=1, count=4, size_px=64, crop_px=32, per_render=2)
+def small_cache(folder, *, count=8, size_px=32, text_length=5):
+    """Pictures with latents that are their row everywhere."""
+    side = size_px // 8
+    cache = Cache(folder, capacity=count, latent_shape=(16, side, side), text_length=text_length, size_px=size_px)
+    ids = np.zeros((count, 2, text_length))
+    cache.put(0, draw(0, seed=0, count=count, size_px=size_px), clip_ids=ids, t5_ids=ids)
+    cache.put_latents(0, np.arange(count)[:, None, None, None] * np.ones((1, 16, side, side)))
+    return cache
+
+
+def test_crops_are_parts_of_the_pictures(tmp_path):
+    cache = small_cache(tmp_path, count=2, size_px=64)
+    pictures = train_vae.Pictures(cache, torch.device("cpu"), count=2)
+    how = {"generator": torch.Generator().manual_seed(1)}
+    crops = pictures.draw(4, side_px=32, **how).numpy()
     assert crops.shape == (4, 32, 32, 3)
-    for number, crop in enumerate(crops):
-        windows = np.lib.stride_tricks.sliding_window_view(whole[number // 2], (32, 32, 3))[:, :, 0]
-        assert (windows == crop).all(axis=(2, 3, 4)).any()
+    windows = [np.lib.stride_tricks.sliding_window_view(one, (32, 32, 3))[:, :, 0] for one in cache.pixels[:2]]
+    for crop in crops:
+        assert any((places == crop).all(axis=(2, 3, 4)).any() for places in windows)
+    whole = pictures.draw(8, side_px=64, **how).numpy()
+    assert all(any(np.array_equal(one, picture) for picture in cache.pixels[:2]) for one in whole)
+
+
+def test_the_vae_sees_what_is_drawn_while_it_trains(tmp_path):
+    cache = Cache(tmp_path, capacity=12, latent_shape=(16, 4, 4), text_length=5, size_px=32)
+    pictures = train_vae.Pictures(cache, torch.device("cpu"), count=8)
+    ids, seen = np.zeros((4, 2, 5)), []
+    for index in range(3):
+        cache.put(4 * index, draw(index, seed=0, count=4, size_px=32), clip_ids=ids, t5_ids=ids)
+        seen.append(pictures.take_in())
+    assert seen == [4, 8, 8]
+    drawn = pictures.draw(200, side_px=32, generator=torch.Generator().manual_seed(0)).numpy()
+    found = {next(row for row in range(12) if np.array_equal(one, cache.pixels[row])) for one in drawn}
+    assert found == set(range(8))
 
 
 def test_views_repeat_each_subject():
@@ -100,7 +128,8 @@ def test_workers_of_a_killed_training_leave_too():
         "import multiprocessing, os, signal, time\n"
         "from photoflux.pocket.data import draw, stream\n"
         "from functools import partial\n"
-        "next(stream(partial(draw, seed=0, count=1, size_px=32), workers=1))\n"
+        "drawn = stream(partial(draw, seed=0, count=1, size_px=32), workers=1)\n"
+        "next(drawn)\n"
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -138,29 +167,34 @@ def test_a_share_of_scenes_is_called_by_name():
 
 def test_cache_counts_only_what_is_written(tmp_path):
     def opened():
-        return Cache(tmp_path, capacity=8, latent_shape=(16, 4, 4), text_length=5, pictures=6, size_px=32)
+        return Cache(tmp_path, capacity=8, latent_shape=(16, 4, 4), text_length=5, size_px=32)
 
     cache, batch = opened(), draw(0, seed=0, count=4, size_px=32)
     ids = np.arange(40).reshape(4, 2, 5)
-    assert cache.filled == 0
+    assert cache.filled == cache.drawn == 0
     for start in (0, 4):
-        cache.put(start, batch, latents=np.ones((4, 16, 4, 4)), clip_ids=ids, t5_ids=ids + 1)
+        cache.put(start, batch, clip_ids=ids, t5_ids=ids + 1)
+    cache.put_latents(0, np.ones((4, 16, 4, 4)))
     again = opened()
-    assert again.filled == 8
-    assert np.array_equal(again.pixels, np.concatenate([batch.pixels, batch.pixels[:2]]))
+    assert (again.drawn, again.filled) == (8, 4)
+    assert np.array_equal(again.pixels, np.concatenate([batch.pixels, batch.pixels]))
     assert np.array_equal(again.t5_ids[4:], ids + 1)
     assert np.array_equal(again.coverage[4:], batch.coverage)
 
 
-def test_judges_see_other_scenes_drawn_than_decoded(tmp_path):
-    cache = Cache(tmp_path, capacity=8, latent_shape=(16, 4, 4), text_length=5, pictures=4, size_px=32)
-    ids = np.zeros((4, 2, 5))
-    for start in (0, 4):
-        batch = draw(start // 4, seed=0, count=4, size_px=32)
-        cache.put(start, batch, latents=np.ones((4, 16, 4, 4)), clip_ids=ids, t5_ids=ids)
-    assert train_judges.first_decoded(cache, 4) == 4
-    assert train_judges.first_decoded(cache, 6) == 2
-    assert train_judges.first_decoded(cache, 8) == 0
+def test_labels_of_decoded_pictures_are_those_of_their_scenes(tmp_path):
+    """The decoded ones are the last of the cache; here every picture is as bright as its row says, drawn or decoded."""
+    cache = small_cache(tmp_path)
+    cache.pixels[:8] = cache.labels[:8] = cache.clip_ids[:8] = 0
+    cache.labels[:8, 0] = cache.clip_ids[:8, 0, 0] = np.arange(8)
+    cache.pixels[:8] += 30 * np.arange(8, dtype=np.uint8)[:, None, None, None]
+    pool = train_judges.Pool(cache, cache.pixels[5:8], torch.device("cpu"))
+    images, labels, ids = pool.draw(64, torch.Generator().manual_seed(0))
+    rows = ((images.mean(dim=(1, 2, 3)) + 1) * 127.5 / 30).round().long().clamp(0, 7)
+    assert (rows - labels[:, 0]).abs().max() <= 1  # brightness is varied a little
+    assert torch.equal(labels[:, 0], ids[:, 0])
+    assert set(labels[:32, 0].tolist()) == set(range(8))
+    assert set(labels[32:, 0].tolist()) == {5, 6, 7}
 
 
 # --- the loop
@@ -204,6 +238,23 @@ def test_orthogonal_brings_singular_values_near_one():
         assert singular.min() > 0.6 and singular.max() < 1.3
 
 
+def test_muon_moves_each_matrix_as_if_it_were_alone():
+    """Matrices of one shape are made orthogonal together; a convolution counts as a matrix of its rows."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 18), (8, 2, 3, 3), (18, 8), (8, 18)]
+    together = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    alone = [nn.Parameter(p.detach().clone()) for p in together]
+    optimisers = [Muon(together, lr=0.1), *(Muon([p], lr=0.1) for p in alone)]
+    for _ in range(3):
+        for a, b in zip(together, alone, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_muon_descends():
     torch.manual_seed(0)
     layer, target = nn.Linear(16, 16, bias=False), torch.randn(16, 16)
@@ -232,10 +283,11 @@ def test_sigmas_cover_both_ends():
 def test_hard_captions_come_often(tmp_path):
 
     tokenizer = t5_tokenizer(list(world.vocabulary()), length=12)
-    cache = Cache(tmp_path, capacity=64, latent_shape=(16, 2, 2), text_length=12, pictures=0, size_px=16)
+    cache = Cache(tmp_path, capacity=64, latent_shape=(16, 2, 2), text_length=12, size_px=16)
     batch = draw(0, seed=0, count=64, size_px=16)
     ids = train_vae.tokenise(tokenizer, batch, length=12)
-    cache.put(0, batch, latents=np.arange(64)[:, None, None, None] * np.ones((1, 16, 2, 2)), clip_ids=ids, t5_ids=ids)
+    cache.put(0, batch, clip_ids=ids, t5_ids=ids)
+    cache.put_latents(0, np.arange(64)[:, None, None, None] * np.ones((1, 16, 2, 2)))
     often = hard_captions(cache, tokenizer)
     named = {
         (row, which)
@@ -244,8 +296,8 @@ def test_hard_captions_come_often(tmp_path):
         if {"details", *TRIGGERS} & set(pair[which].split())
     }
     assert {tuple(place) for place in often.tolist()} == named
-    how = {"count": 50, "generator": torch.Generator().manual_seed(0), "device": torch.device("cpu")}
-    drawn = draw_batch(cache, often=often, **how)
+    data = LatentSet.of(cache, torch.device("cpu"), often=often)
+    drawn = draw_batch(data, count=50, generator=torch.Generator().manual_seed(0))
     hard = torch.tensor([tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("details", *TRIGGERS)])
     assert torch.isin(drawn.t5_ids[:25], hard).any(dim=1).all()
     rows = drawn.clean[:, 0, 0].long()
@@ -353,7 +405,7 @@ def test_all_stages_make_a_base_that_stock_diffusers_draws_with(tmp_path):
     assert {part.dtype for part in (pipe.vae, pipe.transformer, pipe.text_encoder, pipe.text_encoder_2)} == {
         torch.float32
     }
-    assert cache_of(tmp_path / "work", SMOKE).filled == SMOKE.latents
+    assert cache_of(tmp_path / "work", SMOKE).filled == SMOKE.pictures
     assert all(digest(out / name) == value for name, value in spec["manifest"].items())
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     for kind in ("training_adapter", "start_adapter"):

@@ -41,10 +41,11 @@ def cache(tmp_path: Path, base: FluxPipeline) -> Cache:
     """Sixteen scenes whose latents are a constant per channel: something that a few steps can learn."""
     batch = draw(0, seed=0, count=16, size_px=32)
     made = Cache(tmp_path / "cache", capacity=16, latent_shape=(16, HEIGHT, WIDTH), text_length=CONFIG.text_length,
-                 pictures=4, size_px=32)  # fmt: skip
+                 size_px=32)  # fmt: skip
     ids = [_ids(tokenizer, batch.captions) for tokenizer in (base.tokenizer, base.tokenizer_2)]
     latents = np.broadcast_to(np.linspace(-2, 2, 16)[None, :, None, None], (16, 16, HEIGHT, WIDTH))
-    made.put(0, batch, latents=latents, clip_ids=ids[0], t5_ids=ids[1])
+    made.put(0, batch, clip_ids=ids[0], t5_ids=ids[1])
+    made.put_latents(0, latents)
     return made
 
 
@@ -63,9 +64,8 @@ def flow_loss(pipe: FluxPipeline, cache: Cache) -> float:
     flow, total = train_flow.Flow(pipe).eval(), 0.0
     with torch.no_grad():
         for seed in range(3):
-            samples = train_flow.draw_batch(
-                cache, count=16, generator=torch.Generator().manual_seed(seed), device=torch.device("cpu")
-            )
+            data = train_flow.LatentSet.of(cache, torch.device("cpu"))
+            samples = train_flow.draw_batch(data, count=16, generator=torch.Generator().manual_seed(seed))
             velocity = flow(samples.noisy, samples.sigma, samples.clip_ids, samples.t5_ids)
             total += samples.loss(velocity, samples.velocity).item() / 3
     return total
