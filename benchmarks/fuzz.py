@@ -24,7 +24,8 @@ import psutil
 from PIL import Image
 
 from api.confined import MEMORY_BYTES
-from api.intake import CRASHED, Intake, Taken
+from api.decoding import Taken
+from api.intake import CRASHED, Intake
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
 from photoflux.params import load_params
