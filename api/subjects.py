@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.db import Photo, Subject, new_id
-from api.intake import Taken, unpack
+from api.decoding import Taken, unpack
 from api.problems import Problem
 from api.secrets import keyed_digest
 from photoflux.params import ValidateParams

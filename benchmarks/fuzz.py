@@ -26,7 +26,8 @@ import psutil
 from PIL import Image, ImageCms
 
 from api.confined import MEMORY_BYTES
-from api.intake import CRASHED, Intake, Taken
+from api.decoding import Taken
+from api.intake import CRASHED, Intake
 from benchmarks import heifs
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json

@@ -113,9 +113,9 @@ class Report:
         self._figure(_image_uri(image), caption)
 
     def figure(self, figure: Figure, caption: str = "") -> None:
-        """A matplotlib figure as inline SVG-free PNG at 2x, closed by the caller."""
+        """A matplotlib figure, laid out by its layout engine, as inline PNG at 2x."""
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=144, bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
         self._figure(_uri(buffer.getvalue(), "png"), caption)
 
     def facts(self, facts: Mapping[str, object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ Spec = dict[str, Any]
 
 
 def read_spec(path: Path = COMPILED) -> Spec:
-    """The pipeline document of a compiled file."""
+    """The pipeline document of a compiled file; parsed once while the file stays as it is, so not to be changed."""
+    state = path.stat()
+    return _parsed(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=8)
+def _parsed(path: Path, *_: int) -> Spec:
     return parse_spec(path.read_text(encoding="utf-8"))
 
 

@@ -17,11 +17,15 @@ GOOGLE_KEY = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/photoflux"
 def storage_emulator() -> Iterator[str]:
     """Address of a Cloud Storage emulator on loopback."""
     from gcp_storage_emulator.server import create_server
+    from gcp_storage_emulator.storage import Storage
 
-    server = create_server("127.0.0.1", 0, in_memory=True)
-    server.start()
-    yield f"http://127.0.0.1:{server._api._httpd.server_port}"
-    server.stop()
+    # it would write what it knows of all objects anew with every one of them, for a next start that never comes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Storage, "_write_config_to_file", lambda _: None)
+        server = create_server("127.0.0.1", 0, in_memory=True)
+        server.start()
+        yield f"http://127.0.0.1:{server._api._httpd.server_port}"
+        server.stop()
 
 
 def storage_client(emulator: str) -> Any:

@@ -69,6 +69,7 @@ def test_a_state_folder_given_from_below_the_working_folder_stays_there(
     assert str(get_settings().state_dir) == "50%20off"
 
 
+@pytest.mark.slow
 def test_all_databases_open_from_a_checkout_and_an_environment_of_an_unlucky_name(root: Path, tmp_path: Path):
     """MLflow's and our own migrations, and the tables of durable work; each names its folder or its database to a library."""
     checkout, packages = tmp_path / UNLUCKY, tmp_path / UNLUCKY / "site-packages"

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from api import consents
 from api.db import Photo, Subject, is_rolled_back, new_id, retried
+from api.decoding import Taken, refused
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.erasing import erase_subject
 from api.idempotency import OnceDep
-from api.intake import Taken, refused
 from api.paging import PageDep
 from api.problems import BODY, SIGNED_IN, Problem, answers
 from api.quotas import check_capacity, check_storage

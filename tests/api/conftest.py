@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from api import work
 from api.db import Records, migrate, open_engine
-from api.intake import Taken
+from api.decoding import Taken
 from api.main import make_app
 from api.settings import ApiSettings
 from benchmarks.postgres import Unavailable, postgres_server

@@ -234,6 +234,7 @@ def test_so_many_exports_are_begun_a_day(site: Site, ada: Person, bob: Person, e
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="this system does not tell a process its largest memory")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_an_export(root: Path, tmp_path: Path):
     """Packing and downloading 60 MB, each in pieces."""
     others = {name: value for name, value in os.environ.items() if not name.startswith(("PHOTOFLUX_", "STORAGE_"))}

@@ -178,7 +178,14 @@ def made_by(other: str, person: Person, name: str) -> Callable[[Path, dict[str, 
     return exchanged
 
 
-@pytest.mark.parametrize("name", ["adapter.tar", "receipt.json", "card.md", "report-sealed.html"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter.tar",
+        "receipt.json",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("card.md", "report-sealed.html")),
+    ],
+)
 def test_nothing_is_made_of_what_another_run_of_the_same_person_left(site: Site, ada: Person, work, name: str):
     run, _ = begun(ada)
     other, _ = begun(ada)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from api import intake as module
-from api.intake import CRASHED, LONGEST_PX, Intake, Taken, take, unpack
+from api.decoding import LONGEST_PX, Taken, take, unpack
+from api.intake import CRASHED, Intake
 from api.problems import Problem
 from benchmarks import heifs
 from benchmarks.fuzz import COUNT, MEMORY_BYTES, heif_seeds, seeds, take_all
@@ -73,7 +77,7 @@ def fail(*_: object) -> Taken:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("hostile", [die, fill, burn, fail])
+@pytest.mark.parametrize("hostile", [die, fail, *(pytest.param(slow, marks=pytest.mark.slow) for slow in (fill, burn))])
 def test_what_ends_a_decoder_is_said_of_the_file_and_the_next_is_taken(
     intake: Intake, params: ValidateParams, monkeypatch: pytest.MonkeyPatch, hostile: object
 ):
@@ -159,3 +163,10 @@ def test_mutated_pictures_do_no_harm():
     assert found["peak_bytes"] < MEMORY_BYTES
     assert found["growth"] < 0.5
     assert len(found["outcomes"]) >= 5
+
+
+def test_decoding_imports_nothing_of_the_service(root: Path):
+    """Each process that decodes would else begin more slowly and hold the service's libraries beside the picture."""
+    script = "import sys, api.decoding; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert not {"fastapi", "sqlalchemy", "starlette", "dbos"} & set(loaded.stdout.split())

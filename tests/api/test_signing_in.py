@@ -63,6 +63,7 @@ def test_a_hundred_people_behind_one_address_all_get_in(served: ApiSettings):
     assert met == [[302, 302, 302, 200]] * PEOPLE
 
 
+@pytest.mark.slow
 def test_sign_ins_that_are_begun_and_left_are_bounded(served: ApiSettings):
     allowed = int(RATES["login"].split("/")[0])
     with httpx2.Client(base_url=served.public_url, timeout=60) as stranger:

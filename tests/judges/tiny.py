@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import io
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +26,22 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 def make_base(folder: Path) -> Path:
     """An untrained base answers zero to everything, so noise is added to its weights. Returns the spec."""
+    shutil.copytree(_untrained(), folder, dirs_exist_ok=True)
+    return folder / "tiny.yaml"
+
+
+@cache
+def _untrained() -> Path:
+    """Made once in a process: its judges are measured, which takes seconds."""
+    folder = Path(tempfile.mkdtemp(prefix="photoflux-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     base = init_base(folder / "tiny", config=PocketConfig.tiny())
     file = base / "transformer" / "diffusion_pytorch_model.safetensors"
     rng = torch.Generator().manual_seed(0)
     noisy = {name: x + torch.randn(x.shape, generator=rng).to(x) / 8 for name, x in load_file(file).items()}
     save_file(noisy, file, metadata={"format": "pt"})
-    return pin(base.with_name("tiny.yaml"))
+    pin(base.with_name("tiny.yaml"))
+    return folder
 
 
 def subject_of(class_noun: str, *, consent: str = "own") -> dict[str, str]:

@@ -84,3 +84,11 @@ def test_a_pipeline_older_than_the_code_is_named():
     del old["root"]["inputDefinitions"]["parameters"]["finetune_high_sigmas"]
     with pytest.raises(InputError, match=r"does not know finetune_high_sigmas.*run `make compile`"):
         resolve({}, old)
+
+
+def test_a_compiled_file_that_changes_is_read_again(tmp_path: Path):
+    file = tmp_path / "personalize.yaml"
+    file.write_text("root: {}")
+    assert read_spec(file) is read_spec(file) == {"root": {}}
+    file.write_text("root: {dag: {}}")
+    assert read_spec(file) == {"root": {"dag": {}}}

@@ -19,7 +19,7 @@ from photoflux.manifest import digest
 from photoflux.pocket import train_judges, train_vae, world
 from photoflux.pocket.data import Cache, classes, draw, draw_views, label_ids, stream
 from photoflux.pocket.models import PocketConfig, build_vae
-from photoflux.pocket.pretrain import Plan, _replacing_folder, cache_of, init_base, pretrain
+from photoflux.pocket.pretrain import SHARES, Plan, _parser, _plan, _replacing_folder, cache_of, init_base, pretrain
 from photoflux.pocket.tokenizers import TRIGGERS, t5_tokenizer
 from photoflux.pocket.train_flow import (
     LatentSet,
@@ -383,6 +383,21 @@ def test_supervised_contrastive_loss_prefers_the_right_grouping():
     right = train_judges.supervised_contrastive_loss(vectors, subjects)
     wrong = train_judges.supervised_contrastive_loss(vectors, subjects[[0, 2, 1, 3]])
     assert right < 0.01 < wrong
+
+
+def test_single_stages_can_be_given_their_time():
+    plan = _plan(_parser().parse_args(["--minutes", "vae=0.5,flow=4", "--budget-min", "100", "--device", "cpu"]))
+    assert [plan.budget(stage).seconds for stage in ("vae", "flow", "distil")] == [30, 240, 60 * 100 * SHARES["distil"]]
+    for wrong in ("vae", "vae=", "pictures=2", "vae=2m"):
+        with pytest.raises(SystemExit):
+            _parser().parse_args(["--minutes", wrong])
+
+
+def test_a_gpu_gets_larger_batches_and_more_scenes_unless_told_otherwise():
+    cpu, gpu = (_plan(_parser().parse_args(["--device", device])) for device in ("cpu", "cuda"))
+    assert cpu == Plan()
+    assert (gpu.batch, gpu.vae_batch, gpu.pictures) > (cpu.batch, cpu.vae_batch, cpu.pictures)
+    assert _plan(_parser().parse_args(["--device", "cuda", "--pictures", "640"])).pictures == 640
 
 
 # --- the whole

@@ -71,6 +71,7 @@ def test_the_same_inputs_give_the_same_audit(base: Path, adapter: Path, tmp_path
     assert audit(adapter, tmp_path, params(base)) == audit(adapter, tmp_path, params(base))
 
 
+@pytest.mark.slow
 def test_a_persons_own_values_are_compared_but_never_stored(base: Path, tmp_path: Path) -> None:
     own = make_adapter(tmp_path / "person.tar", base, class_noun="person", strength=3.0)
     document = audit(own, tmp_path, params(base))
@@ -89,6 +90,7 @@ def card_for(spec: Path, **changes: Any) -> dict[str, Any]:
     return {"judges": judges.hash, "base": of_base(load_spec(str(spec))), "attributes": tables} | changes
 
 
+@pytest.mark.slow
 def test_a_judge_card_replaces_the_shipped_error_rates(base: Path, adapter: Path, tmp_path: Path) -> None:
     card = write_json(tmp_path / "card.json", card_for(base))
     document = audit(adapter, tmp_path, params(base, judge_card=str(card)))

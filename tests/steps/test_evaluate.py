@@ -226,7 +226,7 @@ def test_what_is_kept_is_measured_by_the_code_of_today(
     "change",
     [
         {"resolution_px": 64},
-        {"steps": 2},
+        pytest.param({"steps": 2}, marks=pytest.mark.slow),
         pytest.param({"text_length": 12}, marks=pytest.mark.slow),
         pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.slow),
     ],

@@ -381,6 +381,7 @@ def test_two_trainings_never_write_to_one_folder(
     assert not (tmp_path / "adapter.tar").exists()
 
 
+@pytest.mark.slow
 def test_a_training_waits_for_one_that_is_about_to_end(
     elsewhere: subprocess.Popen[str], finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
