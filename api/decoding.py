@@ -86,10 +86,12 @@ def unpack(measured: bytes, *, name: str) -> Examined:
     """What `pack` packed, under the name that verdicts call the photo by."""
     import numpy as np
 
-    from photoflux.photos.inspect import Fingerprint
+    from photoflux.photos.inspect import Fingerprint, contrast
     from photoflux.photos.table import Examined
 
     with np.load(io.BytesIO(measured), allow_pickle=False) as file:
         row = json.loads(str(file["row"])) | {"file": name}
+        if "contrast" not in row:  # packed before it was measured: of the small picture that is here it says the same
+            row |= {"contrast": contrast(file["thumb"]), "luma_p1": float(np.percentile(file["thumb"], 1)) / 255}
         phash, dhash = ((file[kind][0], file[kind][1]) for kind in ("phash", "dhash"))
         return Examined(row, Fingerprint(row["sha256"], phash, dhash, file["thumb"]), file["background"])

@@ -2,9 +2,10 @@
 
     python -m benchmarks.fuzz
     python -m benchmarks.fuzz --count 2000 --out build
+    python -m benchmarks.fuzz --heif --count 20000
 
 Pictures of every kind that decoders know are cut, spliced, flipped and have their numbers changed, and go the way of an upload: through
-the confined processes of `api.intake`. Writes `fuzz.json`.
+the confined processes of `api.intake`. Writes `fuzz.json`; with `--heif`, of HEIC and AVIF alone, `fuzz_heif.json`.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
-from PIL import Image
+from PIL import Image, ImageCms
 
 from api.confined import MEMORY_BYTES
 from api.decoding import Taken
 from api.intake import CRASHED, Intake
+from benchmarks import heifs
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
 from photoflux.params import load_params
 
 COUNT, BATCH, SIDE = 100_000, 500, 48
+NOISY = ((420, 8), (420, 10), (444, 8), (400, 8))
 ODD = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x10000, 65535 * 65535 & 0xFFFFFFFF)
 """Numbers that lengths, widths and offsets go wrong at."""
 
@@ -52,7 +56,36 @@ def seeds() -> list[bytes]:
         (grey.convert("I;16"), "TIFF", {}), (grey.convert("F"), "TIFF", {}), (rgb, "WEBP", {}), (rgb, "WEBP", {"lossless": True}),
         (rgb.convert("RGBA"), "WEBP", frames), (rgb.convert("P"), "GIF", {}), (rgb, "BMP", {}), (rgb, "PPM", {}),
     ]  # fmt: skip
-    return [_saved(*kind) for kind in kinds]
+    return [_saved(*kind) for kind in kinds] + heif_seeds()
+
+
+def heif_seeds() -> list[bytes]:
+    """Small HEIC and AVIF files: whole and in tiles, turned, with opacity, EXIF and profiles, and of bits that mean nothing."""
+    rng = np.random.default_rng(0)
+    blocks = np.kron(rng.random((SIDE // 8, SIDE // 8, 3)), np.ones((8, 8, 1)))
+    grey, exif = blocks[..., :1].repeat(3, 2), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    turned = [heifs.irot(1), heifs.imir(0)]
+    heic = [
+        [heifs.picture(blocks, chroma=420, more=turned), heifs.exif(exif.tobytes())],
+        [heifs.picture(blocks, chroma=444, bits=10), heifs.alpha(blocks[..., 0])],
+        [heifs.picture(grey, chroma=400)], [heifs.picture(blocks, chroma=422, colour=heifs.nclx(12, 13, 6))],
+        heifs.grid(blocks, tile=16, more=turned), [heifs.picture(blocks, chroma=420, more=[heifs.icc(srgb())])],
+        *([heifs.noisy(64, seed=n, chroma=chroma, bits=bits)] for n, (chroma, bits) in enumerate(NOISY)),
+    ]  # fmt: skip
+    rgb = Image.fromarray(np.uint8(blocks * 255))
+    avif: list[dict[str, Any]] = [
+        {}, {"exif": exif}, {"quality": 100, "subsampling": "4:4:4"}, {"icc_profile": srgb()}, {"tile_cols": 1, "autotiling": False},
+    ]  # fmt: skip
+    opaque = rgb.copy()
+    opaque.putalpha(rgb.convert("L"))
+    frames: dict[str, Any] = {"save_all": True, "append_images": [rgb.rotate(90)]}
+    saved = [_saved(rgb, "AVIF", more) for more in avif] + [_saved(opaque, "AVIF", {}), _saved(rgb, "AVIF", frames)]
+    return [heifs.container(items) for items in heic] + saved + [_saved(rgb.convert("L"), "AVIF", {})]
+
+
+def srgb() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def _saved(image: Image.Image, fmt: str, more: dict[str, Any]) -> bytes:
@@ -103,9 +136,9 @@ MUTATIONS: tuple[Callable[[bytearray, random.Random, Sequence[bytes]], None], ..
 )  # fmt: skip
 
 
-def mutated(count: int, *, seed: int) -> Iterator[bytes]:
+def mutated(count: int, *, seed: int, heif: bool = False) -> Iterator[bytes]:
     """So many files, the same for the same seed."""
-    rng, known = random.Random(seed), seeds()
+    rng, known = random.Random(seed), heif_seeds() if heif else seeds()
     for _ in range(count):
         data = bytearray(rng.choice(known))
         for _ in range(rng.choice((1, 1, 2, 4))):
@@ -114,10 +147,10 @@ def mutated(count: int, *, seed: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-def take_all(count: int, *, seed: int = 0) -> dict[str, Any]:
+def take_all(count: int, *, seed: int = 0, heif: bool = False) -> dict[str, Any]:
     """What became of so many mutated files, and how much memory the processes that took them had at most."""
     intake, outcomes, crashed = Intake(load_params("validate")), Counter[str](), list[bytes]()
-    files, started, sizes = mutated(count, seed=seed), time.monotonic(), list[tuple[int, int]]()
+    files, started, sizes = mutated(count, seed=seed, heif=heif), time.monotonic(), list[tuple[int, int]]()
     try:
         for done in range(0, count, BATCH):
             batch = [next(files) for _ in range(min(BATCH, count - done))]
@@ -154,10 +187,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--heif", action="store_true", help="mutate HEIC and AVIF files alone")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(argv)
-    result = {"kind": "benchmark-fuzz", "schema_version": 1, "machine": machine(), **take_all(options.count, seed=options.seed)}
-    write_json(options.out / "fuzz.json", result)
+    found = take_all(options.count, seed=options.seed, heif=options.heif)
+    result = {"kind": "benchmark-fuzz", "schema_version": 1, "machine": machine(), **found}
+    write_json(options.out / ("fuzz_heif.json" if options.heif else "fuzz.json"), result)
     print(json.dumps(result, indent=2))
     return 1 if result["crashed"] or result["peak_bytes"] > MEMORY_BYTES else 0
 

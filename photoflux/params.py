@@ -367,15 +367,16 @@ class ValidateParams:
     bright_p99_min: float = field(
         default=0.32, metadata={"help": "Brightest parts (0-1) below which a photo is too dark"}
     )
-    dark_p5_max: float = field(default=0.95, metadata={"help": "Darkest parts (0-1) above which a photo is too light"})
+    dark_p1_max: float = field(default=0.95, metadata={"help": "Darkest parts (0-1) above which a photo is too light"})
     clipped_high_max: float = field(
         default=0.55, metadata={"help": "Share of pure white above which light is doubted (0-1)"}
     )
     clipped_low_max: float = field(
         default=0.40, metadata={"help": "Share of pure black above which light is doubted (0-1)"}
     )
-    entropy_min: float = field(
-        default=2.0, metadata={"help": "Bits of grey-level entropy below which nothing is shown (0-8)"}
+    contrast_min: float = field(
+        default=8.0,
+        metadata={"help": "Strongest edges, in levels of 255 at 64 px, below which nothing is shown (0-255)"},
     )
     duplicate_phash: int = field(default=10, metadata={"help": "pHash distance up to which two photos are one (0-32)"})
     duplicate_dhash: int = field(default=8, metadata={"help": "dHash distance up to which two photos are one (0-32)"})
@@ -418,10 +419,10 @@ class ValidateParams:
                 "sharpness_trust_min": (0, 1),
                 "detail_min": (0, 2),
                 "bright_p99_min": (0, 1),
-                "dark_p5_max": (0, 1),
+                "dark_p1_max": (0, 1),
                 "clipped_high_max": (0, 1),
                 "clipped_low_max": (0, 1),
-                "entropy_min": (0, 8),
+                "contrast_min": (0, 255),
                 "duplicate_phash": (0, 32),
                 "duplicate_dhash": (0, 32),
                 "duplicate_ncc": (0.5, 1),

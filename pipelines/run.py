@@ -16,9 +16,12 @@ from photoflux.errors import InputError, PhotoFluxError
 from photoflux.params import MODEL_NAME
 from photoflux.runs import Run, State, read_document, sentence
 from photoflux.settings import get_settings
-from photoflux.steps.import_photos import expand_home
+from photoflux.steps.import_photos import expand_home, readable
 from pipelines.orchestrators import LocalOrchestrator
 from pipelines.watch import follow
+
+LEFT_OUT = re.compile(r"\]: (left out, .*)$", re.MULTILINE)
+"""What the import logs of files that are no photos."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +52,11 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The parameters that the command line sets, by their names in the pipeline."""
+    """The parameters that the command line sets, by their names in the pipeline. Raises InputError."""
+    if any("\ud800" <= letter <= "\udfff" for letter in args.photos or ""):
+        raise InputError(
+            f"{readable(args.photos)}: its path is not UTF-8, which records of runs are; rename the folder"
+        )
     named = {
         "import_photos_source": args.photos,
         "import_photos_class_noun": args.class_noun,
@@ -72,6 +79,8 @@ def conclude(run: Run, folder: Path, *, require: str = "") -> int:
     for step in run.steps:
         if report := run.artifacts.get(step.name, {}).get("report"):
             print(f"{'report':8} {step.name:9} {_shown(folder / report)}")
+    if left_out := _left_out(folder / "logs" / "import_data.log"):
+        print(f"{'note':8} {left_out}")
     if run.error or run.state is not State.succeeded:
         where = folder / "logs" / f"{run.error.step}.log" if run.error and run.error.step else folder / "logs"
         print(f"{'log':8} {_shown(where)}")
@@ -84,6 +93,12 @@ def conclude(run: Run, folder: Path, *, require: str = "") -> int:
     sys.stdout.flush()
     print(f"error: the verdict is {run.verdict}, {require} was required", file=sys.stderr)
     return 3
+
+
+def _left_out(log: Path) -> str:
+    """What the import said of files that are no photos, or nothing."""
+    said = LEFT_OUT.findall(log.read_text(errors="replace")) if log.is_file() else []
+    return said[-1] if said else ""
 
 
 def _verdict(run: Run, folder: Path) -> list[str]:

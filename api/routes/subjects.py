@@ -116,7 +116,7 @@ def upload(
     caller: Maker,
     once: OnceDep,
     subject: Annotated[str, Form(pattern="^[0-9a-f]{32}$", description="the subject's id")],
-    photos: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF or WebP files, one or many")],
+    photos: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF, WebP, HEIC or AVIF files, one or many")],
 ) -> Uploaded:
     """Add photos to a subject. Each is judged by the same rules as in the pipeline; what is no photo is not kept."""
     once = once.about(subject.encode(), *(part for photo in photos for part in _told_apart(photo)))

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from photoflux.photos.inspect import background_pixels
+from photoflux.photos.words import plain_words
 
-CAPTION_MAX = 300
 ARTICLES = "(?:an?|the|my|our|your|his|her|their|one|this)"
 JOINING = "(?:of|and|with|in|on|at|by|beside|near|under|over)"
 GREY_SATURATION = 0.16
@@ -34,7 +34,7 @@ def caption_for(image: Image.Image, *, trigger: str, class_noun: str, written: s
     """The caption of a photo: what a person wrote about it, with the trigger put in, or a description of its
     surroundings and light.
     """
-    words = " ".join(written.split())[:CAPTION_MAX]
+    words = plain_words(written)
     if words:
         return with_trigger(words, trigger=trigger, class_noun=class_noun)
     return f"a photo of {trigger} {class_noun} {surroundings(image)}"

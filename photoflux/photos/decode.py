@@ -11,34 +11,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from photoflux.errors import PhotoFluxError
+from photoflux.photos import heif, jpeg, png, tiff
+from photoflux.photos.kinds import PhotoProblem, check_pixels, format_of, other_kind, several_frames, unread
 
 PLUGINS = (JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered by import
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")  # MPO opens as the JPEG it begins with
-UNSUPPORTED = {
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"%PDF": "a PDF",
-    b"PK\x03\x04": "a ZIP archive",
-    b"<svg": "an SVG",
-}
-CUT_SHORT = ("truncated", "incomplete", "eof", "not enough")  # how codecs say that data ran out
-HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif")
+CUT_SHORT = ("truncated", "incomplete", "eof", "not enough", "end of file")  # how codecs say that data ran out
 ORIENTATION, GPS, SERIAL, MAKER = 0x0112, 0x8825, 0xA431, 0x927C
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-
-
-class PhotoProblem(PhotoFluxError):
-    """A file that is no usable photo: a `code` for programs and a message that says what to do."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 @dataclass(frozen=True)
@@ -51,7 +34,7 @@ class Decoded:
 
 
 def decode(data: bytes, *, max_pixels: int = 64_000_000, max_bytes: int = 30_000_000) -> Decoded:
-    """Decode one still photo: JPEG (MPO: its first picture), PNG, TIFF or WebP, whatever its name says.
+    """Decode one still photo, whatever its name says: JPEG (MPO: its first picture), PNG, TIFF, WebP, HEIC or AVIF.
 
     The header is held against `max_pixels` before any pixel is decoded. Orientation is applied, colours are
     converted to sRGB, transparency is laid on white, deeper pixels are scaled to 8 bits, all metadata is
@@ -63,65 +46,46 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, max_bytes: int = 30_000
             f"file too large: {len(data) / 1e6:.0f} MB, at most {max_bytes / 1e6:.0f} are taken; export a smaller copy",
         )
     try:
-        with _quiet():
-            _check_header(data, max_pixels=max_pixels)
-            return _read(data)
+        with _quiet(), _open(data, max_pixels=max_pixels) as image:
+            return _read(image)
     except PhotoProblem:
         raise
     except Exception as error:  # a hostile file may raise anything at all inside a codec
         raise _explain(error, data) from error
 
 
-def _check_header(data: bytes, *, max_pixels: int) -> None:
-    """Look at the container only: kind, size, number of frames, checksums."""
-    with _open(data) as image:
-        megapixels = image.width * image.height / 1e6
-        if image.width * image.height > max_pixels:
-            raise PhotoProblem(
-                "too_many_pixels",
-                f"too many pixels: {megapixels:.0f} megapixels, at most {max_pixels / 1e6:.0f} are taken; "
-                "export a smaller copy",
-            )
-        if image.format != "MPO" and _has_second_frame(image):
-            raise PhotoProblem("several_frames", "animated or several pages: export one frame as JPEG or PNG")
-    with _open(data) as image:
-        image.verify()
+def _open(data: bytes, *, max_pixels: int) -> Image.Image:
+    """The file as a picture, of which its header at least was read: kind, size, number of frames."""
+    readers = {
+        "JPEG": jpeg.open_picture, "PNG": png.open_picture, "TIFF": tiff.open_page, "HEIF": heif.open_picture,
+        "WEBP": _open_webp,
+    }  # fmt: skip
+    kind = other_kind(data)
+    if kind:
+        raise unread(kind)
+    reader = readers.get(format_of(data))
+    if reader is None:
+        raise Image.UnidentifiedImageError
+    return reader(data, max_pixels=max_pixels)
 
 
-def _read(data: bytes) -> Decoded:
-    with _open(data) as image:
-        image.load()
-        facts = _facts(image)
-        picture = _flatten(image)
-        turn = UPRIGHT.get(_exif(image).get(ORIENTATION, 1))
-        if turn is not None:
-            picture = picture.transpose(turn)
-        facts["was_rotated"] = turn is not None
-        return Decoded(_bare(picture), str(image.format), facts)
+def _open_webp(data: bytes, *, max_pixels: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=("WEBP",))
+    check_pixels(*image.size, max_pixels)
+    if image.n_frames > 1:  # type: ignore[attr-defined]
+        raise several_frames()
+    return image
 
 
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=FORMATS) if _known(data) else _refuse(data)
-
-
-def _known(data: bytes) -> bool:
-    return data[4:8] != b"ftyp" and not any(data.startswith(magic) for magic in UNSUPPORTED)
-
-
-def _refuse(data: bytes) -> Image.Image:
-    kind = next((name for magic, name in UNSUPPORTED.items() if data.startswith(magic)), "a video")
-    if data[8:12] in HEIF_BRANDS:
-        kind = "a HEIC or AVIF picture"
-    raise PhotoProblem("unsupported_format", f"{kind}, which cannot be read here: export it as JPEG or PNG")
-
-
-def _has_second_frame(image: Image.Image) -> bool:
-    """Ask for frame 1 rather than count: counting walks a hostile TIFF's whole chain of pages."""
-    try:
-        image.seek(1)
-    except EOFError:
-        return False
-    return True
+def _read(image: Image.Image) -> Decoded:
+    image.load()
+    facts = _facts(image)
+    picture = _flatten(image)
+    turn = UPRIGHT.get(_exif(image).get(ORIENTATION, 1))
+    if turn is not None:
+        picture = picture.transpose(turn)
+    facts["was_rotated"] = turn is not None
+    return Decoded(_bare(picture), str(image.format), facts)
 
 
 def _facts(image: Image.Image) -> dict[str, bool]:
@@ -152,27 +116,25 @@ def _has_alpha(image: Image.Image) -> bool:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """RGB in sRGB: depth first, then transparency set aside, then colour, then laid on white."""
-    image = _eight_bit(image)
+    image = image.convert("LA") if image.mode == "La" else _eight_bit(image)
     if not _has_alpha(image):
         return _srgb(image)
     rgba = image.convert("RGBA")
-    colour = rgba.convert("RGB")
+    colour = rgba.convert("L" if image.mode in ("L", "LA") else "RGB")
     colour.info["icc_profile"] = image.info.get("icc_profile")
     white = Image.new("RGB", image.size, "white")
     return Image.composite(_srgb(colour), white, rgba.getchannel("A"))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16- and 32-bit greys to 8 bits; float pictures span 0-1, 0-255 or their own maximum."""
+    """Scale greys of 10 to 16 bits to 8; float pictures span 0-1, 0-255 or their own maximum."""
     if not image.mode.startswith(("I", "F")):
         return image
     pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     peak = pixels.max(initial=0.0)
+    full = image.info.get("white", 65535.0)
     if image.mode == "F":
         full = 1.0 if peak <= 1 else max(255.0, peak)
-    else:
-        full = 65535.0 if image.mode.startswith("I;16") or peak > 255 else 255.0
-        full = max(full, peak)
     scaled = Image.fromarray(np.rint(pixels.clip(0) * (255 / full)).astype(np.uint8), "L")
     scaled.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
     return scaled
@@ -182,13 +144,17 @@ def _srgb(image: Image.Image) -> Image.Image:
     """Convert to sRGB through the embedded profile; a damaged or mismatched profile is ignored."""
     if image.mode == "LAB":
         return _through(image, ImageCms.createProfile("LAB"))
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "CMYK", "L"):
-        return image.convert("RGB")
+    data = image.info.get("icc_profile")
     try:
-        return _through(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data)) if data else None
+        space = profile.profile.xcolor_space.strip() if profile else ""
+        if profile and space == "RGB" and image.mode != "CMYK":
+            return _through(image.convert("RGB"), profile)  # whatever it was stored as: a palette, greys
+        if profile and space == {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode):
+            return _through(image, profile)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image.convert("RGB")
+        pass
+    return image.convert("RGB")
 
 
 def _through(image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
@@ -214,7 +180,9 @@ def _explain(error: Exception, data: bytes) -> PhotoProblem:
 
 
 def _declares_more(data: bytes) -> bool:
-    """A container that names its own length (WebP) or where its directory lies (TIFF), beyond the file's end."""
+    """A container that names its own length (WebP, HEIF) or where its directory lies (TIFF), beyond the file's end."""
+    if data[4:8] == b"ftyp":
+        return heif.ends_early(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(data[:4])

@@ -24,6 +24,9 @@ DETAIL_PX = 1024
 TILES = 8
 HASH_PX = 8
 THUMB_PX = 40
+CONTRAST_PX = 64
+BLOCK_PX, BLANK_LEVELS = 8, 8.0
+"""Of a tile: the side of the blocks that grain cancels out in, and by how much these differ where it shows something."""
 CROP_SIDES = (37, 34, 31, 28)
 PROMISING = 0.6
 SHIFT_OVERLAP, CROP_OVERLAP = 0.65, 0.9
@@ -31,7 +34,7 @@ SHIFT_OVERLAP, CROP_OVERLAP = 0.65, 0.9
 
 @dataclass(frozen=True)
 class Measures:
-    """One photo in numbers. Brightness is 0-1; `noise` is in grey levels of 255; `entropy` in bits.
+    """One photo in numbers. Brightness is 0-1; `noise` and `contrast` are in levels of 255; `entropy` in bits.
 
     `sharpness_trust` is the share of `sharpness` that grain does not explain: white noise of spread σ alone
     gives a Laplacian variance of 20 σ², and hides any blur.
@@ -46,11 +49,12 @@ class Measures:
     sharpness_trust: float
     noise: float
     detail: float
-    luma_p5: float
+    luma_p1: float
     luma_p50: float
     luma_p99: float
     clipped_high: float
     clipped_low: float
+    contrast: float
     entropy: float
 
     def as_row(self) -> dict[str, float]:
@@ -88,7 +92,7 @@ def measure(image: Image.Image) -> Measures:
     """Measure an RGB picture (≈ 80 ms at 1 megapixel)."""
     small = _grey(_short_side(image, MEASURE_PX))
     sharpness, noise = tile_laplacian(small), noise_level(small)
-    luma_p5, luma_p50, luma_p99 = (float(v) for v in np.percentile(small / 255, (5, 50, 99)))
+    luma_p1, luma_p50, luma_p99 = (float(v) for v in np.percentile(small / 255, (1, 50, 99)))
     return Measures(
         width_px=image.width,
         height_px=image.height,
@@ -99,18 +103,33 @@ def measure(image: Image.Image) -> Measures:
         sharpness_trust=max(0.0, 1 - 20 * noise**2 / sharpness) if sharpness else 0.0,
         noise=noise,
         detail=finest_detail(_grey(_short_side(image, DETAIL_PX))),
-        luma_p5=luma_p5,
+        luma_p1=luma_p1,
         luma_p50=luma_p50,
         luma_p99=luma_p99,
         clipped_high=float((small >= 254).mean()),
         clipped_low=float((small <= 1).mean()),
+        contrast=contrast(np.asarray(_boxed(image, CONTRAST_PX), dtype=np.float64)),
         entropy=entropy(small),
     )
 
 
 def tile_laplacian(grey: Grey) -> float:
-    """90th percentile of the Laplacian's variance over 8x8 tiles: a sharp part suffices, as in portraits."""
-    return _p90([tile.var() for tile in _tiles(ndimage.laplace(grey))])
+    """90th percentile of the Laplacian's variance over those of 8x8 tiles that show something, or all where none does.
+
+    A sharp part suffices, as in portraits; and what stands before a plain wall is not blurred for that.
+    """
+    found = list(zip(_tiles(ndimage.laplace(grey)), _tiles(grey), strict=True))
+    return _p90([edges.var() for edges, tile in found if _shows(tile)] or [edges.var() for edges, _ in found])
+
+
+def contrast(pixels: Grey) -> float:
+    """Strength of the strongest thousandth of edges, [H, W] or in any channel of [H, W, C], as differences of neighbours.
+
+    Of a picture that is averaged down to few pixels grain is gone, and shading spread over many of them is weak.
+    """
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    edges = [np.abs(np.diff(pixels, axis=axis)).max(axis=2).ravel() for axis in (0, 1)]
+    return float(np.percentile(np.concatenate(edges), 99.9)) if sum(map(len, edges)) else 0.0
 
 
 def reblur(grey: Grey, *, window_px: int = 11) -> float:
@@ -165,7 +184,7 @@ def background(image: Image.Image) -> NDArray[np.float64]:
 def background_pixels(image: Image.Image) -> NDArray[np.float64]:
     """RGB [N, 3] of the outer sixth of a photo, without its lower side, on which subjects stand."""
     side = 96
-    small = image.resize((side, side), Image.Resampling.BOX, reducing_gap=3)
+    small = _boxed(image, side)
     frame = np.ones((side, side), dtype=bool)
     frame[side // 6 :, side // 6 : -side // 6] = False
     return np.asarray(small, dtype=np.float64)[frame]
@@ -205,6 +224,18 @@ def _short_side(image: Image.Image, side_px: int) -> Image.Image:
         return image
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
+
+
+def _boxed(image: Image.Image, side_px: int) -> Image.Image:
+    """Averaged down to a square."""
+    return image.resize((side_px, side_px), Image.Resampling.BOX, reducing_gap=3)
+
+
+def _shows(tile: Grey) -> bool:
+    """Whether there is more in a tile than grain."""
+    height, width = (side // BLOCK_PX * BLOCK_PX for side in tile.shape)
+    blocks = tile[:height, :width].reshape(height // BLOCK_PX, BLOCK_PX, width // BLOCK_PX, BLOCK_PX)
+    return not blocks.size or bool(np.ptp(blocks.mean(axis=(1, 3))) >= BLANK_LEVELS)
 
 
 def _grey(image: Image.Image) -> Grey:

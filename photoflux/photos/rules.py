@@ -132,14 +132,14 @@ def _light_rules(params: ValidateParams) -> tuple[Rule, ...]:
     return (
         Rule("too_dark", PHOTO, REJECT, "luma_p99", low=params.bright_p99_min,
              message="too dark: retake it with more light", advice="More light: {files} cannot be made out."),
-        Rule("too_light", PHOTO, REJECT, "luma_p5", high=params.dark_p5_max,
+        Rule("too_light", PHOTO, REJECT, "luma_p1", high=params.dark_p1_max,
              message="too light: retake it with less exposure", advice="Less exposure: nothing but white in {files}."),
         Rule("burnt_out", PHOTO, WARN, "clipped_high", high=params.clipped_high_max,
              message="large parts are pure white: retake it with less exposure if the subject is among them"),
         Rule("lost_shadows", PHOTO, WARN, "clipped_low", high=params.clipped_low_max,
              message="large parts are pure black: retake it with more light if the subject is among them",
              advice="More light: large parts of {files} are black."),
-        Rule("empty", PHOTO, REJECT, "entropy", low=params.entropy_min,
+        Rule("empty", PHOTO, REJECT, "contrast", low=params.contrast_min,
              message="shows next to nothing: replace it with a photo of the subject"),
     )  # fmt: skip
 

@@ -36,6 +36,7 @@ Usable = Callable[[Sequence[Mapping[str, Any]]], Sequence[bool]]
 """Says of each row of a table, before photos were compared, whether the photo can be used."""
 BACKGROUND_LIKE = 0.6
 SHARPNESS_TIE = 1.5
+PHASH_SECONDS, CORRELATION_SECONDS = 2, 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +82,9 @@ def tabulated(
     return rows
 
 
-def read_folder(files: Sequence[Path]) -> Iterable[tuple[str, bytes]]:
+def read_files(files: Mapping[str, Path]) -> Iterable[tuple[str, bytes]]:
     """Names and bytes, one file at a time."""
-    return ((file.name, file.read_bytes()) for file in files)
+    return ((name, file.read_bytes()) for name, file in files.items())
 
 
 def examine(name: str, data: bytes, *, params: ValidateParams, keep: Callable[[str, Image.Image], None]) -> Examined:
@@ -120,11 +121,15 @@ def likenesses(pairs: Sequence[tuple[Fingerprint, Fingerprint]]) -> list[Likenes
 
 
 def is_same(pair: Likeness, *, params: ValidateParams) -> bool:
-    """Whether two photos are one for the purpose of training."""
+    """Whether two photos are one for the purpose of training.
+
+    Slopes of brightness (dHash) alone are like in any two drawings of a figure on plain ground: they need a second witness.
+    """
+    seconded = pair.phash <= params.duplicate_phash + PHASH_SECONDS or pair.correlation >= CORRELATION_SECONDS
     return (
         pair.same_pixels
         or pair.phash <= params.duplicate_phash
-        or pair.dhash <= params.duplicate_dhash
+        or (pair.dhash <= params.duplicate_dhash and seconded)
         or pair.correlation >= params.duplicate_ncc
     )
 

@@ -196,7 +196,7 @@ def _of_photo(
     for number in range(1, params.variants + 1) if split == TRAIN else ():
         recipe = plan(image, square, sha256=photo.sha256, number=number, params=params, **switches)
         picture = apply(image, recipe, size_px=size_px)
-        file = f"{split}/{photo.stem}-v{number}.png"
+        file = f"{split}/v{number}/{photo.stem}.png"  # in a folder of their own: any name beside the photos may be a photo's
         samples.append(replace(original, file=file, picture=picture, transforms=recipe.as_json() | {"variant": number}))
     return samples
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,12 @@ from photoflux.errors import InputError, ValidationFailed
 from photoflux.manifest import unpack, write_json, write_tar
 from photoflux.params import ImportParams, ValidateParams
 from photoflux.photos.rules import REJECT, Verdict
-from photoflux.photos.table import read_folder, survey
+from photoflux.photos.table import read_files, survey
+from photoflux.photos.words import plain_words, read_words
 from photoflux.report import publish
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
-from photoflux.steps.import_photos import list_photos
+from photoflux.steps.import_photos import Gathered, gather, readable
 from photoflux.vault import committed, opened
 
 if TYPE_CHECKING:
@@ -64,9 +66,9 @@ def run(
     with opened(photos, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         manifest = unpack(plain, Path(scratch))
         shelf = _Shelf(Path(scratch) / "images", side_px=params.stored_side_px)
-        listed = [Path(scratch) / "photos" / entry["name"] for entry in manifest["files"]]
-        rows = survey(read_folder(listed), params=params, keep=shelf.keep, usable=suites.usable)
-        decision = suites.decide(rows)
+        listed = {entry["name"]: Path(scratch) / "photos" / entry["name"] for entry in manifest["files"]}
+        rows = survey(read_files(listed), params=params, keep=shelf.keep, usable=suites.usable)
+        decision = _with_advice(suites.decide(rows), Gathered(left_out=manifest.get("left_out", {})))
         _tell(
             manifest,
             rows,
@@ -94,11 +96,17 @@ def validate_folder(folder: Path, *, params: ValidateParams) -> dict[str, Any]:
     Raises InputError when the folder does not exist or holds no photos, or a suite cannot be used.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a folder of photos")
-    files = list_photos(folder, params=ImportParams(max_files=500, max_file_mb=500))
+        raise InputError(f"{readable(str(folder))}: no such folder; give a folder of photos")
+    found = gather(folder, params=ImportParams(max_files=500, max_file_mb=500))
     suites = _suites(params)
-    rows = survey(read_folder(files), params=params, usable=suites.usable)
-    return suites.decide(rows).verdict.as_json()
+    rows = survey(read_files(found.photos), params=params, usable=suites.usable)
+    return _with_advice(suites.decide(rows), found).verdict.as_json()
+
+
+def _with_advice(decision: Decision, found: Gathered) -> Decision:
+    """With a last sentence that names the files which are no photos."""
+    told = [f"{found.told[0].upper()}{found.told[1:]}: export as JPEG what is a photo."] if found.told else []
+    return replace(decision, verdict=replace(decision.verdict, advice=[*decision.verdict.advice, *told]))
 
 
 def _suites(params: ValidateParams) -> Suites:
@@ -139,7 +147,7 @@ class _Shelf:
         folder.mkdir(parents=True)
 
     def keep(self, name: str, image: Image.Image) -> None:
-        stored = _stored_name(name, taken=set(self.names.values()))
+        stored = _stored_name(name, taken={other.casefold() for other in self.names.values()})
         self.names[name] = stored
         self.thumbs[name] = _thumb(image)
         buffer = io.BytesIO()
@@ -148,9 +156,9 @@ class _Shelf:
 
 
 def _stored_name(name: str, *, taken: set[str]) -> str:
-    """`<stem>.png`; two photos that differ only in their ending keep it in the stem."""
-    stem = Path(name).stem if f"{Path(name).stem}.png" not in taken else name.replace(".", "-")
-    while f"{stem}.png" in taken:
+    """`<stem>.png`; two photos that differ only in their ending keep it in the stem. `taken` is in lower case."""
+    stem = Path(name).stem if f"{Path(name).stem}.png".casefold() not in taken else name.replace(".", "-")
+    while f"{stem}.png".casefold() in taken:
         stem += "-2"
     return f"{stem}.png"
 
@@ -176,12 +184,13 @@ def _manifest(
     rows: Sequence[Mapping[str, Any]],
     decision: Decision,
     shelf: _Shelf,
-    listed: Sequence[Path],
+    listed: Mapping[str, Path],
 ) -> dict[str, Any]:
     verdict = decision.verdict
     accepted = [row for row in rows if row["file"] in set(verdict.accepted)]
-    texts = {file.name: file.with_suffix(".txt") for file in listed if file.with_suffix(".txt").is_file()}
-    captions = dict(manifest.get("captions", {})) | {name: _caption(text) for name, text in texts.items()}
+    texts = {name: text for name, file in listed.items() if (text := file.with_suffix(".txt")).is_file()}
+    captions = {name: plain_words(words) for name, words in manifest.get("captions", {}).items()}
+    captions |= {name: read_words(text.read_bytes()) for name, text in texts.items()}
     return {
         "subject": manifest.get("subject", {}),
         "source": manifest.get("source", ""),
@@ -191,10 +200,6 @@ def _manifest(
         "captions": {f"images/{shelf.names[n]}": captions[n] for n in verdict.accepted if captions.get(n)},
         "expectations": [finding.as_json() for finding in decision.findings],
     }
-
-
-def _caption(file: Path) -> str:
-    return " ".join(file.read_text(encoding="utf-8", errors="replace").split())[:300]
 
 
 def _metrics(verdict: Verdict) -> dict[str, float]:

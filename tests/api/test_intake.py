@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import io
+import json
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from api import intake as module
-from api.decoding import LONGEST_PX, Taken, take
+from api.decoding import LONGEST_PX, Taken, take, unpack
 from api.intake import CRASHED, Intake
 from api.problems import Problem
-from benchmarks.fuzz import COUNT, MEMORY_BYTES, seeds, take_all
+from benchmarks import heifs
+from benchmarks.fuzz import COUNT, MEMORY_BYTES, heif_seeds, seeds, take_all
 from photoflux.params import ValidateParams, load_params
+from tests.photos.pictures import encoded, photo
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,53 @@ def test_seeds_of_the_mutations_are_what_they_should_be(params: ValidateParams):
     taken = [take(data, params) for data in seeds()]
     assert sum(bool(one.photo) for one in taken) >= 12
     assert {one.row["problem"] for one in taken if not one.photo} >= {"unsupported_format", "several_frames"}
+
+
+@pytest.mark.parametrize("data", heif_seeds(), ids=lambda data: f"{data[8:12].decode()}, {len(data)} bytes")
+def test_heic_and_avif_are_taken_within_the_decoders_limits(intake: Intake, data: bytes):
+    """Under its cap on memory, by one thread, and without anything of the file's but its pixels."""
+    (taken,) = intake.take([data])
+    assert taken.row["problem_message"] != CRASHED
+    if taken.photo:
+        assert b"a description" not in taken.photo + taken.thumbnail
+        assert Image.open(io.BytesIO(taken.photo)).getexif() == {}
+
+
+def test_a_hostile_heic_is_refused_and_the_next_is_taken(intake: Intake):
+    """One that says it is small and is not, one that says it is huge, and one of tiles without end."""
+    item = heifs.picture(np.zeros((16, 16, 3)))
+    large = heifs.noisy(4096, seed=0)
+    large.properties[1] = heifs.ispe(16, 16)
+    huge = heifs.picture(np.zeros((16, 16, 3)))
+    huge.properties[1] = heifs.ispe(60_000, 60_000)
+    layout = struct.pack(">BBBBHH", 0, 0, 255, 255, 65535, 65535)
+    tiles = heifs.Item(b"grid", layout, [heifs.ispe(65_535, 65_535)], [(b"dimg", [2] * 60_000)])
+    for items in ([large], [huge], [tiles, item]):
+        (taken,) = intake.take([heifs.container(items)])
+        assert not taken.photo or max(taken.size) <= 16
+    (taken,) = intake.take([heifs.container([item])])
+    assert taken.row["decoded"]
+
+
+def test_a_photo_that_was_measured_before_contrast_was_is_judged_like_any_other(params: ValidateParams):
+    kept = take(encoded(photo(1)), params)
+    with np.load(io.BytesIO(kept.measured), allow_pickle=False) as file:
+        parts = dict(file)
+    row = json.loads(str(parts["row"]))
+    now = {name: row.pop(name) for name in ("contrast", "luma_p1")}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **(parts | {"row": json.dumps(row)}))
+    before = unpack(buffer.getvalue(), name="x").row
+    assert before["contrast"] > 0.5 * now["contrast"] > params.contrast_min
+    assert before["luma_p1"] == pytest.approx(now["luma_p1"], abs=0.15)
+
+
+@pytest.mark.slow
+def test_mutated_heif_does_no_harm():
+    """What `python -m benchmarks.fuzz --heif --count 20000` does, a part of it."""
+    found = take_all(COUNT // 100, seed=2, heif=True)
+    assert (found["crashed"], found["examples"]) == (0, [])
+    assert found["peak_bytes"] < MEMORY_BYTES
 
 
 @pytest.mark.slow

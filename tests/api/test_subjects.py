@@ -13,6 +13,7 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from api.db import Photo, Subject
+from benchmarks import heifs
 from photoflux.photos.table import likenesses
 from photoflux.vault.blobs import BlobMissing
 from tests.api.people import PAIRS, SAMPLES, Person, Site, is_problem
@@ -207,6 +208,32 @@ def test_a_file_whose_credentials_lie_elsewhere_asks_for_nothing(site: Site, ada
         elsewhere.settimeout(0.2)
         with pytest.raises(TimeoutError):
             elsewhere.accept()
+
+
+def test_what_phones_make_is_taken_without_what_they_say_of_its_owner(site: Site, ada: Person):
+    """HEIC and AVIF, whatever their names and brands are; turned as the file says, and without place, maker and credentials."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "canary-maker", 6
+    exif.get_ifd(0x8825)[2] = (52.0, 30.0, 0.0)
+    picture = heifs.picture(np.asarray(sample(1)) / 255, chroma=420, more=[heifs.irot(3)])
+    credentials = heifs.box(b"uuid", bytes.fromhex("d8fec3d61b0e483c92975828877ec481"), b"canary-credentials")
+    heic = heifs.container([picture, heifs.exif(exif.tobytes())], major=b"mif1") + credentials
+    files = {
+        "IMG_1.HEIC": heic,
+        "IMG_2.jpg": encoded(sample(2), "AVIF", exif=exif, quality=95),
+        "IMG_3.dng": encoded(sample(3), "BMP"),
+    }
+    photos = ada.upload(ada.subject(), files).json()["photos"]
+    assert [photo["status"] for photo in photos] == ["ok", "ok", "reject"]
+    assert photos[2]["reasons"] == [
+        {"code": "unsupported_format", "message": "a BMP, which cannot be read here: export it as JPEG or PNG"}
+    ]
+    for photo, number in zip(photos[:2], (1, 2), strict=True):
+        kept = site.objects.get(ada.id, "photo", photo["id"])
+        assert b"canary" not in kept
+        shown = np.asarray(Image.open(io.BytesIO(kept))).astype(int)
+        upright = np.rot90(np.asarray(sample(number)), -1).astype(int)
+        assert np.abs(shown - upright).mean() < 8
 
 
 def test_too_many_parts_and_too_much_are_refused(ada: Person):

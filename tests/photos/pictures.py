@@ -27,6 +27,42 @@ def photo(seed: int = 0, *, size: tuple[int, int] = (800, 800)) -> Image.Image:
     return Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
 
 
+def cartoon(*, arms: bool = False, turned: bool = False) -> Image.Image:
+    """A figure in five flat colours on white, of 800 px; its arms up, or half turned away."""
+    picture, red, black = Image.new("RGB", (800, 800), "white"), (214, 40, 40), (20, 20, 20)
+    draw = ImageDraw.Draw(picture)
+    for x in (150, 550) if not turned else (170,):
+        y = 230 if arms else 450
+        draw.ellipse((x, y, x + 110, y + 180), fill=red, outline=black, width=8)
+    if turned:
+        draw.ellipse((250, 200, 620, 760), fill=(160, 20, 30), outline=black, width=8)
+    draw.ellipse((220 - 30 * turned, 150, 590 - 30 * turned, 650), fill=red, outline=black, width=8)
+    for x in (300, 430) if not turned else (240, 330):
+        draw.ellipse((x, 280, x + 70, 370), fill="white", outline=black, width=6)
+        draw.ellipse((x + 25, 310, x + 45, 340), fill=black)
+    draw.arc((310 - 60 * turned, 400, 490, 540), 20 + 180 * arms, 160 + 180 * arms, fill=black, width=10)
+    return picture
+
+
+def logo(size: tuple[int, int] = (800, 800), *, ink: str = "black", paper: str = "white") -> Image.Image:
+    """Thin letters and a ring, on three hundredths of the picture."""
+    picture = Image.new("RGB", size, paper)
+    draw = ImageDraw.Draw(picture)
+    draw.text((150, 380), "PHOTO FLUX", fill=ink, font_size=70)
+    draw.ellipse((340, 200, 460, 320), outline=ink, width=10)
+    return picture
+
+
+def toy_on_white(size: tuple[int, int] = (800, 800)) -> Image.Image:
+    """A small soft thing before nothing."""
+    picture = Image.new("RGB", size, "white")
+    x, y = size[0] // 2 - 90, size[1] // 2 - 90
+    mask = Image.new("L", (180, 180), 0)
+    ImageDraw.Draw(mask).ellipse((4, 4, 176, 176), fill=255)
+    picture.paste(photo(5, size=(180, 180)), (x, y), mask)
+    return picture
+
+
 def encoded(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **({"quality": 92} if kind == "JPEG" else {}) | options)

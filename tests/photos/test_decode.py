@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from benchmarks import heifs
 from photoflux.photos.decode import Decoded, PhotoProblem, decode
 from tests.photos.pictures import animation, bomb, encoded, half, photo
 
@@ -156,7 +157,7 @@ def test_a_damaged_profile_is_ignored():
     assert pixels(cmyk_only)[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_truncation_is_named(kind: str):
     found = problem(half(encoded(photo(size=(200, 200)), kind)))
     assert found.code == "truncated"
@@ -174,7 +175,7 @@ def test_truncation_is_named(kind: str):
         (animation("PNG"), "several_frames"),
         (animation("TIFF"), "several_frames"),
         (animation("GIF"), "unsupported_format"),
-        (b"\0\0\0\x18ftypheic" + bytes(64), "unsupported_format"),
+        (b"\0\0\0\x18ftypheic" + bytes(64), "corrupt"),
         (b"\0\0\0\x18ftypmp42" + bytes(64), "unsupported_format"),
         (b"%PDF-1.7 ...", "unsupported_format"),
     ],
@@ -206,6 +207,8 @@ SEEDS = {
     "png": encoded(photo(size=SMALL).convert("P"), "PNG", icc_profile=swapped_primaries()),
     "tiff": encoded(photo(size=SMALL), "TIFF"),
     "webp": encoded(photo(size=SMALL), "WEBP"),
+    "avif": encoded(photo(size=SMALL), "AVIF"),
+    "heic": heifs.container([heifs.picture(np.asarray(photo(size=SMALL)) / 255, chroma=420), heifs.exif(b"II*\0")]),
 }
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from photoflux.photos.decode import decode
 from photoflux.photos.inspect import (
     background,
+    contrast,
     entropy,
     finest_detail,
     fingerprint,
@@ -70,6 +71,33 @@ def test_entropy_of_known_shares():
     assert entropy(np.zeros(10)) == 0
 
 
+def test_contrast_of_known_edges():
+    """One column of 64 differs from the next by so much; grain and shading do not count."""
+    step = np.full((64, 64), 40.0)
+    step[:, 32:] = 100
+    assert contrast(step) == 60
+    assert contrast(np.stack([step, np.full((64, 64), 9.0)], axis=2)) == 60
+    assert contrast(np.tile(np.linspace(0, 255, 64), (64, 1))) == pytest.approx(255 / 63)
+    assert contrast(np.zeros((1, 1))) == 0
+    grain = np.random.default_rng(4).normal(120, 12, (800, 800, 3)).clip(0, 255).astype(np.uint8)
+    assert measure(Image.fromarray(grain)).contrast < 8
+
+
+def test_blank_tiles_say_nothing_of_sharpness():
+    """A toy on white is as sharp as it is before anything else; one out of focus is as blurred."""
+    toy = on_white(photo(0, size=(150, 150)), 800)
+    assert measure(toy).sharpness > 250
+    assert measure(blurred(toy)).sharpness < 100
+    noise = np.random.default_rng(2).normal(128, 5, (512, 512))
+    assert tile_laplacian(noise) == pytest.approx(20 * 25, rel=0.08)
+
+
+def on_white(picture: Image.Image, side: int) -> Image.Image:
+    white = Image.new("RGB", (side, side), "white")
+    white.paste(picture, (side // 2 - picture.width // 2, side // 2 - picture.height // 2))
+    return white
+
+
 def test_a_sharp_region_suffices():
     sharp = grey_of(photo(0, size=(512, 512)))
     soft = grey_of(blurred(photo(0, size=(512, 512)), 6))
@@ -106,7 +134,7 @@ def test_light_is_measured():
     dark = measure(photo(5).point(lambda v: v // 8))
     light = measure(Image.new("RGB", (600, 600), "white"))
     assert dark.luma_p99 < 0.32
-    assert (light.luma_p5, light.clipped_high, light.clipped_low) == (1.0, 1.0, 0.0)
+    assert (light.luma_p1, light.clipped_high, light.clipped_low) == (1.0, 1.0, 0.0)
     assert measure(Image.new("RGB", (600, 700))).aspect == pytest.approx(6 / 7)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw
 
 from photoflux.params import ValidateParams
-from photoflux.photos.rules import REJECT, SET, WARN, judge, rule_table
+from photoflux.photos.rules import REJECT, SET, WARN, broken_rules, judge, rule_table
+from photoflux.photos.table import survey
+from tests.photos.pictures import cartoon, encoded, logo, toy_on_white
 
 PARAMS = ValidateParams()
 EXPECTED = {
@@ -49,6 +53,41 @@ def test_each_defect_is_named(name: str, defects):
 def test_good_photos_among_bad_ones_are_left_alone(i: int, defects):
     photo = next(p for p in judge(defects, params=PARAMS).photos if p["file"] == f"good-{i}.jpg")
     assert photo == {"file": f"good-{i}.jpg", "status": "ok", "reasons": [], "duplicate_of": None}
+
+
+DRAWN = {
+    "cartoon": cartoon(), "logo": logo(), "white logo": logo(ink="white", paper="black"), "toy": toy_on_white(),
+    "dot": Image.new("RGB", (800, 800), "white"),
+}  # fmt: skip
+ImageDraw.Draw(DRAWN["dot"]).ellipse((340, 340, 460, 460), fill=(200, 30, 30))
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG"])
+def test_what_is_drawn_on_plain_ground_shows_something(kind: str, fmt: str):
+    """Illustrations, logos and toys before nothing have few greys, and large parts that are white."""
+    (row,) = survey([("drawn", encoded(DRAWN[kind], fmt))], params=PARAMS)
+    assert judge([row], params=PARAMS).photos[0]["status"] != REJECT
+
+
+def nothing() -> dict[str, Image.Image]:
+    """What a camera sees that looks at nothing."""
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[:800, :800] / 800
+    plain = {
+        "lens cap": np.full((800, 800, 3), 60.0) + rng.normal(0, 12, (800, 800, 3)),
+        "wall": (170 - 200 * ((x - 0.5) ** 2 + (y - 0.5) ** 2))[..., None] + rng.normal(0, 5, (800, 800, 3)),
+        "sky": np.stack([100 + 80 * y, 150 + 60 * y, 230 + 0 * y], axis=2) + rng.normal(0, 3, (800, 800, 3)),
+        "one colour": np.full((800, 800, 3), 140.0),
+        "speck": np.full((800, 800, 3), 200.0),
+    }
+    plain["speck"][400:408, 400:408] = 0
+    return {name: Image.fromarray(values.clip(0, 255).astype(np.uint8)) for name, values in plain.items()}
+
+
+@pytest.mark.parametrize("kind", ["lens cap", "wall", "sky", "one colour", "speck"])
+def test_empty_is_empty_whatever_its_grain_and_shading(kind: str):
+    (row,) = survey([("seen", encoded(nothing()[kind]))], params=PARAMS)
+    assert "empty" in [rule.code for rule in broken_rules(row, rule_table(PARAMS))]
 
 
 def test_of_equal_photos_one_stays(defects):

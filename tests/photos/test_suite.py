@@ -24,8 +24,8 @@ SHIPPED = Path(__file__).resolve().parents[2] / "data" / "expectations"
 OTHER = ValidateParams(
     min_photos=3, advised_min=6, advised_max=9, max_photos=12, short_side_min_px=400, short_side_advised_px=900,
     aspect_min=0.4, aspect_advised=0.7, sharpness_min=40.0, sharpness_advised=400.0, reblur_max=0.4,
-    sharpness_trust_min=0.7, detail_min=0.8, bright_p99_min=0.5, dark_p5_max=0.6, clipped_high_max=0.3,
-    clipped_low_max=0.2, entropy_min=4.0, duplicate_share_max=0.1, closeness_max=0.3, backgrounds_min=2,
+    sharpness_trust_min=0.7, detail_min=0.8, bright_p99_min=0.5, dark_p1_max=0.6, clipped_high_max=0.3,
+    clipped_low_max=0.2, contrast_min=40.0, duplicate_share_max=0.1, closeness_max=0.3, backgrounds_min=2,
 )  # fmt: skip
 """Every bound elsewhere, and none twice, so that a bound that is held against the wrong column shows."""
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from photoflux.params import ValidateParams
-from photoflux.photos.table import clusters, read_folder, survey
-from tests.photos.pictures import blurred, cropped, encoded, half, mirrored, photo
+from photoflux.photos.inspect import Likeness
+from photoflux.photos.table import clusters, is_same, read_files, survey
+from tests.photos.pictures import blurred, cartoon, cropped, encoded, half, mirrored, photo
 
 PARAMS = ValidateParams()
 
@@ -64,6 +65,26 @@ def test_an_unusable_photo_is_never_the_one_that_stays():
     assert [row["duplicate_of"] for row in rows] == ["large.jpg", ""]
 
 
+@pytest.mark.parametrize(
+    ("phash", "dhash", "correlation", "same"),
+    [(16, 7, 0.78, False), (18, 5, 0.79, False), (12, 0, 0.59, True), (14, 5, 0.87, True), (24, 9, 0.95, True), (10, 20, 0.2, True)],
+    ids=["other pose", "another pose", "turned by 4 degrees", "framed", "cropped", "as a whole"],
+)  # fmt: skip
+def test_like_slopes_alone_make_no_copy(phash: int, dhash: int, correlation: float, same: bool):
+    """As measured: of two pictures of one cartoon figure on white, and of photos and their copies."""
+    assert is_same(Likeness(False, phash, dhash, correlation, False, 1.0), params=PARAMS) is same
+
+
+def test_poses_of_a_drawn_figure_are_told_apart_and_its_copies_are_found():
+    pose = cartoon()
+    drawn = {
+        "pose": pose, "arms": cartoon(arms=True), "turned": cartoon(turned=True), "mirrored": mirrored(pose),
+        "tilted": pose.rotate(2, fillcolor="white"),
+    }  # fmt: skip
+    rows = survey([(name, encoded(picture, "PNG")) for name, picture in drawn.items()], params=PARAMS)
+    assert [row["duplicate_of"] for row in rows] == ["", "", "", "pose", "pose"]
+
+
 def test_chains_of_copies_point_at_one():
     files = [(f"{i}.jpg", encoded(photo(5).crop((i * 40, 0, 800, 800)))) for i in range(4)]
     rows = survey(files, params=PARAMS)
@@ -78,4 +99,4 @@ def test_backgrounds_are_counted_and_closeness_known():
 
 def test_a_folder_is_read_by_name(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"1")
-    assert list(read_folder([tmp_path / "a.jpg"])) == [("a.jpg", b"1")]
+    assert list(read_files({"a.jpg": tmp_path / "a.jpg"})) == [("a.jpg", b"1")]

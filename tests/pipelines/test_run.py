@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from photoflux.errors import InputError
 from photoflux.runs import State, load_run
 from pipelines.run import _parser, given
 
@@ -49,13 +51,31 @@ def test_the_failing_steps_sentence_comes_last(root: Path, photos: Path, own_sta
     process = start(root, "--photos", str(photos), "--class-noun", "dog")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert err == f"error: {photos}: holds no photos; give a folder with JPEG, PNG, TIFF or WebP files directly in it\n"
+    assert err == (
+        f"error: {photos}: holds no photos; give a folder with JPEG, PNG, TIFF, WebP, HEIC or AVIF files directly in it; "
+        "there is notes.txt (a text)\n"
+    )
     lines = out.splitlines()
     assert lines[0].startswith("run personalize-")
     assert any(re.fullmatch(r"Import the photos +failed +[0-9.]+ s", line) for line in lines)
     assert lines[-1].endswith("logs/import_data.log")
     assert "Traceback" not in out
     assert "Traceback" in (the_run(own_state) / "logs" / "import_data.log").read_text()
+
+
+def test_what_was_left_out_is_named_on_the_terminal(root: Path, tmp_path: Path, own_state: Path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.jpg")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "b.bmp")
+    process = start(root, "--photos", str(tmp_path), "--class-noun", "dog")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 2
+    assert "only 0 of 1 photos can be used" in err
+    assert "note     left out, being no JPEG, PNG, TIFF, WebP, HEIC or AVIF: b.bmp (a BMP)" in out.splitlines()
+
+
+def test_a_path_that_is_not_utf8_is_named():
+    with pytest.raises(InputError, match=r"^/home/café: its path is not UTF-8"):
+        given(_parser().parse_args(["--photos", os.fsdecode(b"/home/caf\xe9")]))
 
 
 def test_a_full_disk_is_named_and_nothing_half_written_stays(root: Path, tmp_path: Path, own_state: Path):

@@ -175,6 +175,30 @@ def test_a_class_noun_the_base_does_not_know(tmp_path: Path, params: AugmentPara
         run(tmp_path, validated(tmp_path, pictures(5), noun="giraffe"), params)
 
 
+def test_no_photo_is_lost_to_anothers_variant(tmp_path: Path, params: AugmentParams):
+    """Photos may be called whatever a variant could be: `p1-v1.jpg` beside `p1.jpg` was one file with its first variant."""
+    names = ["p1", "p1-v1", "p1-v2", "v1", "p1.v1", "train", "p1-v1-v1", "v1-p1"]
+    source = validated(tmp_path, pictures(len(names)))
+    manifest = read_manifest(source)
+    with tarfile.open(source) as tar:
+        files = {f"images/{name}.png": tar.extractfile(f"images/{i:02}.png").read() for i, name in enumerate(names)}
+    for entry, name in zip(manifest["photos"], names, strict=True):
+        entry |= {"file": f"images/{name}.png", "source": f"{name}.jpg"}
+    write_tar(source, files=files, manifest=manifest)
+    made = run(tmp_path, source, params)
+    sides = split(made)
+    assert sides["train"] | sides["heldout"] == {f"{name}.jpg" for name in names}
+    owners = {}
+    for item in made["items"]:
+        assert owners.setdefault(item["file"], (item["source"], item["transforms"]["variant"])) == (
+            item["source"],
+            item["transforms"]["variant"],
+        )
+    assert len(owners) == 3 * len(sides["train"]) + len(sides["heldout"])
+    with tarfile.open(tmp_path / "dataset.tar") as tar:
+        assert set(tar.getnames()) - {"manifest.json"} == set(owners)
+
+
 def test_a_resolution_of_ones_own(tmp_path: Path, params: AugmentParams):
     manifest = run(tmp_path, validated(tmp_path, pictures(5)), replace(params, resolution_px=96))
     assert manifest["base"]["resolution_px"] == 96

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import os
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks import heifs
 from photoflux.errors import InputError
 from photoflux.manifest import digest, read_manifest
 from photoflux.params import ImportParams
-from photoflux.steps.import_photos import run, subject_of
+from photoflux.steps.import_photos import _named, run, subject_of
 
 PARAMS = ImportParams(class_noun="mug", trigger="sks", subject_id="red-mug", consent="own")
 
@@ -39,6 +43,124 @@ def test_photos_travel_unchanged_and_in_order(folder: Path, tmp_path: Path):
     assert list(contents) == ["photos/a.PNG", "photos/b.jpg", "photos/scan"]
     assert all(content == (folder / Path(name).name).read_bytes() for name, content in contents.items())
     assert result.metrics["files"] == 3
+
+
+def test_what_is_no_photo_is_named(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """By its kind, whatever its ending; what people see nowhere is not told."""
+    others = {
+        "a.bmp": b"BM\x36\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0", "b.jxl": b"\xff\x0a\xfa\x7f", "c.gif": b"GIF89a",
+        "d.NEF": (folder / "scan").read_bytes(), "e.cr3": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "f.mov": b"\0\0\0\x14ftypqt  ",
+        "g.jpg": b"%PDF-1.7", "h.raf": b"FUJIFILMCCD-RAW 0201", "i.jp2": b"\0\0\0\x0cjP  \r\n\x87\n", "j.psd": b"8BPS",
+        "Thumbs.db": b"", "k.txt": b"a caption of nothing", "l.svg": b"<?xml version='1.0'?><svg/>",
+    }  # fmt: skip
+    for name, data in others.items():
+        (folder / name).write_bytes(data)
+    (folder / "gone.jpg").symlink_to(folder / "nowhere")
+    with caplog.at_level("INFO"):
+        result = run(str(folder), photos=tmp_path / "photos.tar", params=PARAMS)
+    manifest = read_manifest(tmp_path / "photos.tar")
+    assert manifest["left_out"] == {
+        "README.md": "no photo", "a.bmp": "a BMP", "b.jxl": "a JPEG XL picture", "c.gif": "a GIF", "d.NEF": "a camera's raw file",
+        "e.cr3": "a camera's raw file", "f.mov": "a video", "g.jpg": "a PDF", "gone.jpg": "no file", "h.raf": "a camera's raw file",
+        "i.jp2": "a JPEG 2000 picture", "j.psd": "a Photoshop file", "k.txt": "a text", "l.svg": "an SVG", "more": "a folder",
+    }  # fmt: skip
+    assert [entry["name"] for entry in manifest["files"]] == ["a.PNG", "b.jpg", "scan"]
+    assert result.metrics["left_out"] == 15
+    told = caplog.messages[-1]
+    assert told.startswith(
+        "left out, being no JPEG, PNG, TIFF, WebP, HEIC or AVIF: README.md (no photo), a.bmp (a BMP), "
+    )
+    assert told.endswith("i.jp2 (a JPEG 2000 picture), j.psd (a Photoshop file), 3 more") or "more" in told
+
+
+@pytest.mark.parametrize("ending", ["heic", "HEIF", "hif", "avif", "jfif", "txt", ""])
+def test_heic_and_avif_are_photos_under_any_ending(ending: str, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    data = heifs.container([heifs.picture(np.zeros((16, 16, 3)))], major=b"mif1", brands=[b"heic"])
+    (tmp_path / "in" / f"photo.{ending}".rstrip(".")).write_bytes(data)
+    assert run(str(tmp_path / "in"), photos=tmp_path / "out.tar", params=PARAMS).metrics["files"] == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("a mug on the tråden".encode(), "a mug on the tråden"),
+        ("a mug on the tråden".encode("utf-8-sig"), "a mug on the tråden"),
+        ("a mug on the tråden".encode("utf-16"), "a mug on the tråden"),
+        (b"\xfe\xff" + "a mug".encode("utf-16-be"), "a mug"),
+        ("a mug on a table".encode("utf-16-le"), "a mug on a table"),
+        ("a mug on a table".encode("utf-16-be"), "a mug on a table"),
+        (codecs.BOM_UTF32_LE + "a mug".encode("utf-32-le"), "a mug"),
+        ("a “mug” on the tråden – red".encode("cp1252"), "a “mug” on the tråden – red"),
+        (b"a\x00 mug\x07 on\x1b[31m\r\n a\ttable\x1a", "a mug on [31m a table"),
+        ("a mug\u202e on a\u200b table\ufeff".encode(), "a mug on a table"),
+        ("家族 👩\u200d👧 e\u0301".encode(), "家族 👩\u200d👧 é"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", [".txt", ".TXT", ".Txt"])
+def test_captions_are_read_as_they_were_meant(data: bytes, words: str, ending: str, folder: Path, tmp_path: Path):
+    (folder / f"b{ending}").write_bytes(data)
+    run(str(folder), photos=tmp_path / "photos.tar", params=PARAMS)
+    manifest = read_manifest(tmp_path / "photos.tar")
+    assert manifest["captions"] == {"b.jpg": words}
+    assert f"b{ending}" not in manifest["left_out"]
+
+
+def test_what_is_no_caption_is_named(folder: Path, tmp_path: Path):
+    for name, data in (("b.txt", bytes(range(256)) * 4), ("a.txt", b"word " * 1000), ("scan.txt", b" \r\n")):
+        (folder / name).write_bytes(data)
+    run(str(folder), photos=tmp_path / "photos.tar", params=PARAMS)
+    manifest = read_manifest(tmp_path / "photos.tar")
+    assert manifest["captions"] == {}
+    assert {"a.txt", "b.txt", "scan.txt"} <= set(manifest["left_out"])
+
+
+def test_names_that_are_not_utf8_are_read_as_they_were_meant(folder: Path, tmp_path: Path):
+    """And those with controls in them, and those that differ in case alone; each photo keeps a name of its own."""
+    data = (folder / "b.jpg").read_bytes()
+    cafe = tmp_path / os.fsdecode(b"caf\xe9")
+    cafe.mkdir()
+    odd = (
+        b"caf\xe9.jpg",
+        "café.jpg".encode(),
+        b"caf\xe9-2.JPG",
+        b"new\nline.jpg",
+        b"P1.jpg",
+        b"p1.jpg",
+        b"bad\x81.jpg",
+    )
+    for name in odd:
+        (cafe / os.fsdecode(name)).write_bytes(data)
+    (cafe / os.fsdecode(b"caf\xe9.txt")).write_bytes("ein Café".encode("cp1252"))
+    run(str(cafe), photos=tmp_path / "photos.tar", params=PARAMS)
+    manifest = read_manifest(tmp_path / "photos.tar")
+    names = [entry["name"] for entry in manifest["files"]]
+    assert sorted(names) == ["P1.jpg", "bad_.jpg", "café-2.JPG", "café-3.jpg", "café.jpg", "new_line.jpg", "p1-2.jpg"]
+    assert list(manifest["captions"].values()) == ["ein Café"]
+    assert manifest["source"] == "café"
+    with tarfile.open(tmp_path / "photos.tar") as tar:
+        assert len({m.name for m in tar}) == len(names) + 1
+
+
+def test_what_is_said_of_odd_names_can_be_printed(folder: Path, tmp_path: Path):
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"\xff\xd8\xff" + bytes(1_000_001))
+    (tmp_path / os.fsdecode(b"empt\xe9")).mkdir()
+    for source, said in ((folder, "café.jpg: is larger"), (tmp_path / os.fsdecode(b"empt\xe9"), "empté: holds no photos"),
+                         (tmp_path / os.fsdecode(b"\xe9"), "é: does not exist")):  # fmt: skip
+        with pytest.raises(InputError, match=said) as caught:
+            run(str(source), photos=tmp_path / "out.tar", params=ImportParams(max_file_mb=1))
+        assert str(caught.value).encode()
+
+
+@given(
+    st.lists(
+        st.binary(min_size=1, max_size=6).filter(lambda n: not {0, 47} & set(n) and n not in (b".", b"..")), max_size=8
+    )
+)
+def test_any_names_become_names_of_their_own(names: list[bytes]):
+    made = _named([Path(os.fsdecode(b"/x/" + name)) for name in names])
+    assert len({name.casefold() for name in made}) == len(made) == len(names)
+    assert all(name.encode() and name.isprintable() for name in made)
 
 
 def test_the_manifest_says_whose_photos_these_are(folder: Path, tmp_path: Path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import heifs
 from photoflux.__main__ import main
 from photoflux.errors import InputError, ValidationFailed
 from photoflux.manifest import digest, read_manifest, write_tar
@@ -263,6 +264,46 @@ def test_a_folder_is_judged_without_an_artifact(tmp_path: Path):
     assert json.loads(json.dumps(verdict)) == verdict
     assert [p["file"] for p in verdict["photos"]] == [*(f"{i:02}.jpg" for i in range(5)), "x.jpg"]
     assert (verdict["verdict"], verdict["photos"][-1]["status"]) == ("warn", "reject")
+
+
+def test_what_was_left_out_is_told_with_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """In the report, in the verdict on a folder and on the terminal, by name and kind."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, data in (good(5) | {"x.bmp": encoded(photo(9), "BMP"), "y.nef": b"II*\0"}).items():
+        (folder / name).write_bytes(data)
+    said = (
+        "Left out, being no JPEG, PNG, TIFF, WebP, HEIC or AVIF: x.bmp (a BMP), y.nef (a camera's raw file): "
+        "export as JPEG what is a photo."
+    )
+    assert validate.validate_folder(folder, params=PARAMS)["advice"][-1] == said
+    assert main(["validate", "--photos", str(folder)]) == 0
+    assert said in capsys.readouterr().out
+    left_out = {"x.bmp": "a BMP", "y.nef": "a camera's raw file"}
+    run(tmp_path, imported(tmp_path, good(5), left_out=left_out))
+    assert read_manifest(tmp_path / "validated.tar")["validation"]["advice"][-1] == said
+    assert "x.bmp (a BMP)" in (tmp_path / "report.html").read_text()
+
+
+def test_heic_photos_are_validated_like_any_other(tmp_path: Path):
+    files = {name.replace("jpg", "HEIC"): heic(photo(i, size=(600, 560))) for i, name in enumerate(good(5))}
+    run(tmp_path, imported(tmp_path, files, captions={"02.HEIC": "a  red\x00 mug"}))
+    manifest = read_manifest(tmp_path / "validated.tar")
+    assert [(entry["facts"]["format"], entry["facts"]["had_gps"]) for entry in manifest["photos"]] == [
+        ("HEIF", True)
+    ] * 5
+    assert manifest["captions"] == {"images/02.png": "a red mug"}
+    with tarfile.open(tmp_path / "validated.tar") as tar:
+        for member in tar:
+            assert b"SecretMaker" not in tar.extractfile(member).read()
+
+
+def heic(picture: Image.Image) -> bytes:
+    """As a phone writes it, with where it was taken and by what."""
+    exif = Image.Exif()
+    exif[0x010F] = "SecretMaker"
+    exif.get_ifd(0x8825)[2] = (52.0, 30.0, 0.0)
+    return heifs.container([heifs.picture(np.asarray(picture) / 255, chroma=420), heifs.exif(exif.tobytes())])
 
 
 def test_folders_without_photos_are_named(tmp_path: Path):
