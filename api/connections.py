@@ -11,6 +11,7 @@ import ipaddress
 import resource
 import socket
 import struct
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -41,6 +42,8 @@ PIECE_BYTES = 64 * 1024
 LOOK_TICKS = 5
 """Every how many ticks of uvicorn, of a tenth of a second each, connections are looked at."""
 STOP_S, CONNECTIONS_MAX = 15, 2000
+ENDING = "ending"
+"""Name in a request's state of the event that is set when the server is about to end."""
 FILES_MAX = 65_536
 REFUSED_AT_ONCE = 64
 RESET = struct.pack("ii", 1, 0)
@@ -177,7 +180,15 @@ def _pieces(message: Message) -> Iterator[Message]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which looks at its connections twice a second."""
+    """uvicorn's server, which looks at its connections twice a second, and tells requests that are held open when it is about to end."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifespan.state[ENDING] = self.ending = threading.Event()
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.ending.set()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % LOOK_TICKS == 0:

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 
+from api.connections import ENDING
 from api.problems import Problem
 
 HELD = {"stream": 5, "poll": 16}
@@ -28,6 +29,12 @@ T = TypeVar("T")
 async def is_gone(request: Request) -> bool:
     """Whether who asked has closed the connection."""
     return await request.is_disconnected() or await request.is_disconnected()  # the first one may read an empty body
+
+
+def is_ending(request: Request) -> bool:
+    """Whether the server is about to end, and waits for its requests."""
+    ending = request.scope.get("state", {}).get(ENDING)
+    return ending is not None and ending.is_set()
 
 
 class HeldRequests:

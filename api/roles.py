@@ -22,7 +22,7 @@ def give(records: Records, journal: Journal, user_id: str, role: str) -> bool:
         if user is None:
             return False
         user.role = role
-        journal.note(session, SYSTEM, "role.given", user_id, role)
+        journal.note(session, SYSTEM, "role.given", journal.pseudonym(user_id), role)
     return True
 
 

@@ -6,6 +6,7 @@ Prints the address and a ready account. Ctrl-C ends everything, in the order in 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import secrets
 import shutil
@@ -14,8 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ above the buffers of a megabyte that sealing works with: below, opening a sealed
 ENGINE_NICE = 5
 """A picture takes all cores for a while; what is answered in milliseconds goes first."""
 READY_S, GRACE_S, CALM_S, WATCH_S = 120.0, 30.0, 1.0, 0.2
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -125,10 +127,35 @@ class Site:
                         print(f"{part.name} ended and is started again; see {part.log}", flush=True)
                         part.start(self.environment)
         except KeyboardInterrupt:
-            print("stopping", flush=True)
+            with suppress(OSError):  # the terminal may be gone
+                print("stopping, which may take a quarter of a minute", flush=True)
         finally:
             for part in self.parts:
                 part.stop()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the state folder: two services in one would take each other's scratch folders away. SystemExit where it is held,
+        and where somebody else answers at an address of this one."""
+        self.settings.state_dir.mkdir(parents=True, exist_ok=True)
+        with (self.settings.state_dir / "serve.lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise SystemExit(
+                    f"error: {self.settings.state_dir} is served by process {lock.read().strip() or '?'}: end that one, or give "
+                    "this one a folder and addresses of its own (PHOTOFLUX_STATE_DIR, PHOTOFLUX_PUBLIC_URL, PHOTOFLUX_ENGINE_URL)"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            for name in ("public_url", "engine_url"):
+                if _is_taken(url := getattr(self.settings, name)):
+                    raise SystemExit(
+                        f"error: another program answers at {url}: end it, or give PHOTOFLUX_{name.upper()} another port"
+                    )
+            yield
 
     def _wait_until_ready(self) -> None:
         until = time.monotonic() + READY_S
@@ -144,6 +171,15 @@ class Site:
             if part.name in ("engine", "mlflow"):
                 print(f"{part.name:8} {part.ready}")
         print("ready; Ctrl-C ends it", flush=True)
+
+
+def _is_taken(url: str) -> bool:
+    address = urlsplit(url)
+    try:
+        with socket.create_connection((address.hostname or "127.0.0.1", address.port or 80), timeout=1.0):
+            return True
+    except OSError:
+        return False
 
 
 def _answers(url: str, settings: ApiSettings) -> bool:
@@ -242,13 +278,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = with_certificate(settings) if options.tls else settings
     for told in settings.warnings:
         print(f"warning: {told}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
-    print(f"sign in  {EMAIL}, password {demo_account(settings)}")
-    make_site(settings, mlflow=not options.no_mlflow).run()
+    site = make_site(settings, mlflow=not options.no_mlflow)
+    with site.alone():
+        for number in ENDING:
+            if (
+                signal.getsignal(number) is not signal.SIG_IGN
+            ):  # whoever started this may want it to outlive the terminal
+                signal.signal(number, _interrupt)
+        print(f"sign in  {EMAIL}, password {demo_account(settings)}")
+        if options.tls:
+            print(f"trust    {settings.ca_file} (curl: export CURL_CA_BUNDLE={settings.ca_file})")
+        site.run()
     return 0
 
 
 def _interrupt(*_: object) -> None:
+    """Ends the service; asked again meanwhile, it goes on ending: what it started would else be left running."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -17,7 +17,7 @@ from api.delivery import checked_size
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.erasing import Gone
 from api.generations import prompt_label
-from api.held import is_gone
+from api.held import is_ending, is_gone
 from api.idempotency import OnceDep
 from api.paging import PageDep
 from api.problems import BODY, SIGNED_IN, Problem, answers
@@ -132,7 +132,9 @@ async def get_result(
         return found
     since = time.monotonic()
     with service.held.hold("poll", caller.user_id):
-        while not found.finished and (waited := time.monotonic() - since) < wait and not await is_gone(request):
+        while not found.finished and (waited := time.monotonic() - since) < wait:
+            if is_ending(request) or await is_gone(request):
+                break
             # a tenth of what was waited already is hardly noticed, and so many looks less are taken
             await asyncio.sleep(min(max(LOOK_S, waited / 10), LOOKED_S, wait - waited))
             found = await service.held.look(_still, result_id, service, caller)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, Query
+from fastapi import Depends, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -17,6 +17,7 @@ from api.db import ACTIVE, Model, Run, Subject, new_id
 from api.deps import Caller, Maker, Service, ServiceDep, owned
 from api.fine_tuning import cancel_run as end_early
 from api.fine_tuning import estimate
+from api.held import is_ending
 from api.idempotency import OnceDep
 from api.paging import PageDep
 from api.problems import BODY, SIGNED_IN, Problem, answers
@@ -166,7 +167,7 @@ async def _held_stream(service: ServiceDep, caller: Caller) -> AsyncIterator[Non
     responses=EVENTS | answers(404),
 )
 async def watch_run(
-    run_id: Id, service: ServiceDep, caller: Caller, first: Annotated[RunShown, Depends(get_run)]
+    run_id: Id, request: Request, service: ServiceDep, caller: Caller, first: Annotated[RunShown, Depends(get_run)]
 ) -> AsyncIterator[ServerSentEvent]:
     """The run whenever it has changed, as server-sent events of the kind `run`.
 
@@ -177,7 +178,7 @@ async def watch_run(
         if now != told:
             told = now
             yield ServerSentEvent(data=now, event="ended" if now.finished else "run")
-        if now.finished:
+        if now.finished or is_ending(request):
             return
         await asyncio.sleep(EVENT_S)
         found = await service.held.look(_still, service, caller, run_id)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import select
 
-from api.db import Complaint, Generation, Model, User
+from api.db import AuditEntry, Complaint, Generation, Model, User
 from api.journal import Journal
 from api.roles import give, main
 from tests.api.people import Person, Site, is_problem
@@ -98,6 +99,16 @@ def test_a_role_is_given_and_holds_from_the_next_token_on(site: Site, ada: Perso
     begun = service.sign_ins.begin(ada.id)
     assert begun.role == "operator"
     assert not give(service.records, service.journal, "0" * 32, "operator")
+
+
+def test_who_was_given_a_role_is_named_by_a_pseudonym(site: Site, ada: Person):
+    """The log is kept longer than an account."""
+    service = site.service
+    assert give(service.records, service.journal, ada.id, "auditor")
+    with service.records.reading() as session:
+        entries = session.scalars(select(AuditEntry).where(AuditEntry.action == "role.given")).all()
+    assert service.journal.pseudonym(ada.id) in {entry.object for entry in entries}
+    assert ada.id not in {entry.object for entry in entries}
 
 
 def test_a_role_is_given_from_the_shell(

@@ -108,6 +108,14 @@ def test_health_and_a_picture(site: Site, ada: Person, subject: str, http: httpx
     assert len(answer.json()["predictions"]) == 1
 
 
+def test_an_engine_of_one_machine_is_reached_by_no_other_name(http: httpx2.Client):
+    """A page of somewhere else whose name was made to mean this machine cannot ask it."""
+    for name in ("photos.example", "127.0.0.1.photos.example"):
+        for method, path in (("POST", "/predict"), ("POST", "/forget"), ("GET", "/metrics")):
+            assert http.request(method, path, headers={"Host": name}).status_code == 421
+    assert http.get("/health", headers={"Host": "photos.example"}).status_code == 200  # whoever watches asks by address
+
+
 @pytest.mark.parametrize("wrong", ["none", "access", "foreign", "other-adapter", "altered"])
 def test_nothing_without_a_capability_for_this_very_adapter(
     site: Site, ada: Person, bob: Person, subject: str, http: httpx2.Client, wrong: str

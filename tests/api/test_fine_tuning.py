@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from api.db import AuditEntry, Generation, Model, Run, Subject
-from api.erasing import erase_models
+from api.erasing import Gone, erase_models
 from api.fine_tuning import FineTuning, estimate, pipeline_params
 from photoflux.errors import InputError
 from photoflux.manifest import digest
@@ -341,6 +342,37 @@ def test_deleting_the_subject_ends_its_run(ada: Person, work):
     assert orchestrator.cancelled == [f"{run}-1"]
     assert tuning.settle(run, 1, State.cancelled) == State.cancelled
     assert ada.row(Subject, subject) is None
+
+
+def test_a_run_that_is_given_up_is_told_of_and_discarded_in_one_transaction(site: Site, ada: Person, work):
+    """What makes it end elsewhere is put in line with the verdict, or neither is there."""
+    run, generation = begun(ada)
+    tuning, _, _ = work(run_of(State.running))
+
+    def put(session: Session, row: Run) -> None:
+        site.service.line.put_removal(session, Gone(row.user_id, runs=[row.id]))
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        replace(tuning, discard=fail).give_up(run, "internal", "it could not be followed")
+    assert ada.row(Run, run).state == "queued"
+    put_before = removals(site)
+    assert replace(tuning, discard=put).give_up(run, "internal", "it could not be followed") == "failed"
+    assert removals(site) == put_before + 1
+    assert why(ada, run, "internal") == "it could not be followed"
+    assert ada.row(Generation, generation).state == "failed"
+    assert (
+        replace(tuning, discard=fail).give_up(run, "internal", "again") == "failed"
+    )  # it is over: nothing to be ended
+
+
+def removals(site: Site) -> int:
+    """How many removals were ever put in line."""
+    with site.service.records.engine.connect() as connection:
+        table = "dbos.workflow_status" if connection.dialect.name == "postgresql" else "workflow_status"
+        return int(connection.scalar(text(f"SELECT count(*) FROM {table} WHERE name = 'remove'")))
 
 
 @pytest.mark.parametrize("killed", [False, True])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import func, select
 
 from api import work
-from api.db import Tombstone, new_id, now_ms
+from api.db import AuditEntry, Tombstone, new_id, now_ms
+from api.journal import HEAD, OWNER, AuditHeads
 from api.serve import with_certificate
 from api.settings import ApiSettings
 from api.worker import WorkerProcess, open_orchestrator
+from photoflux.errors import PhotoFluxError
 from pipelines.orchestrators import KubeflowOrchestrator, LocalOrchestrator, VertexOrchestrator
 from tests.api.people import Site
 
@@ -49,6 +53,7 @@ def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPat
         while site.client.get(f"/api/erasures/{receipt}").json()["state"] != "done":
             assert time.monotonic() < until
             time.sleep(0.05)
+        assert str(newest_entry(site)) in heads(site), "an erasure is in a head of the log before its receipt says done"
         assert work.hands.retention.perform() == {}
         with site.service.records.writing() as session:
             session.add(Tombstone(receipt=new_id(), login="x", user_id="y", erased_ms=now_ms(), done_ms=1))
@@ -59,3 +64,42 @@ def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPat
         )
     finally:
         worker.stop()
+
+
+def test_the_head_of_the_log_is_stored_again_and_again(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Every minute; here every tenth of a second, also after a time in which the store did not answer."""
+    monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(site.folder / "state"))
+    monkeypatch.setattr("api.worker.HEAD_S", 0.1)
+    worker = WorkerProcess(ApiSettings(), LocalOrchestrator(tmp_path))
+    worker.heads = site.service.heads
+    store, tries = AuditHeads.store, iter([True, True, False])
+
+    def failing_at_first(found: AuditHeads) -> int:
+        if next(tries, False):
+            raise PhotoFluxError("away")
+        return store(found)
+
+    monkeypatch.setattr(AuditHeads, "store", failing_at_first)
+    storing = threading.Thread(target=worker._store_heads)
+    storing.start()
+    try:
+        for _ in range(2):
+            site.person()
+            wanted, until = str(newest_entry(site)), time.monotonic() + 30
+            while wanted not in heads(site):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+    finally:
+        worker._ended.set()
+        storing.join(30)
+    assert not storing.is_alive()
+
+
+def newest_entry(site: Site) -> int:
+    with site.service.records.reading() as session:
+        return session.scalar(select(func.max(AuditEntry.number))) or 0
+
+
+def heads(site: Site) -> set[str]:
+    """Numbers of the entries that are heads among the objects."""
+    return {str(int(name)) for name in site.objects.ids(OWNER, HEAD)}

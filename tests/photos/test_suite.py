@@ -103,7 +103,7 @@ def edge_rows(good: Sequence[dict], params: ValidateParams) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("which", ["shipped", "others"])
+@pytest.mark.parametrize("which", ["shipped", pytest.param("others", marks=pytest.mark.slow)])
 def test_both_agree_at_every_bound(which: str, good: list[dict], request: pytest.FixtureRequest) -> None:
     """Also beside it by the least that a float can be, and where there is no measure; for bounds of any parameters."""
     suites: Suites = request.getfixturevalue(which)
@@ -117,7 +117,7 @@ def test_both_agree_at_every_bound(which: str, good: list[dict], request: pytest
     assert broken >= {rule.code for rule in rule_table(suites.params) if rule.level == PHOTO and rule.allowed is None}
 
 
-@pytest.mark.parametrize("which", ["shipped", "others"])
+@pytest.mark.parametrize("which", ["shipped", pytest.param("others", marks=pytest.mark.slow)])
 def test_both_agree_on_every_set(which: str, request: pytest.FixtureRequest) -> None:
     """A row per rule of the set and edge of it: the suite is asked about all at once."""
     suites: Suites = request.getfixturevalue(which)
@@ -149,7 +149,7 @@ def measures(params: ValidateParams) -> st.SearchStrategy[dict[str, Any]]:
     return st.tuples(changed, st.fixed_dictionaries(others)).map(lambda pair: {**pair[0], **pair[1]})
 
 
-@pytest.mark.parametrize("which", ["shipped", "others"])
+@pytest.mark.parametrize("which", ["shipped", pytest.param("others", marks=pytest.mark.slow)])
 @settings(
     max_examples=12,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a smaller example takes minutes to find
