@@ -176,7 +176,8 @@ class Site:
 def _is_taken(url: str) -> bool:
     address = urlsplit(url)
     try:
-        with socket.create_connection((address.hostname or "127.0.0.1", address.port or 80), timeout=1.0):
+        port = address.port or {"http": 80, "https": 443}[address.scheme]
+        with socket.create_connection((address.hostname, port), timeout=1.0):
             return True
     except OSError:
         return False

@@ -28,6 +28,7 @@ import torch
 
 from benchmarks.pocket_base import evaluate_base, machine, table
 from photoflux.manifest import write_json
+from photoflux.pocket.pretrain import stage_minutes
 
 MINUTES = {"vae": 2.3, "judges": 1.2, "flow": 4.2, "distil": 1.0, "adapter": 0.4}
 """On an H100, with 200,000 scenes: about nine and a half minutes in all, since the judges learn beside the flow."""
@@ -73,12 +74,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("build/pretraining"), help="folder of what comes out")
     parser.add_argument("--work", type=Path, default=Path(".cache/pretraining"), help="folder of states and caches")
-    parser.add_argument("--minutes", type=json.loads, default=MINUTES, help='by stage: {"vae": 2, "flow": 5}')
+    parser.add_argument("--minutes", type=stage_minutes, default={}, help="of single stages: vae=2,flow=5")
     parser.add_argument("--pictures", type=int, default=200_000, help="scenes to draw")
     parser.add_argument("--prompts", type=int, default=500, help="held-out prompts to read it on; 0: none")
     parser.add_argument("--compile", action="store_true", help="compile the flow, and on a GPU the autoencoder")
     parser.add_argument("--smoke", action="store_true", help="two steps of everything, to see that it runs")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.minutes = MINUTES | options.minutes
+    return options
 
 
 def started(

@@ -88,6 +88,8 @@ def pretrain(
 
     `work` holds states and caches (some gigabytes). `init_from` continues from exported weights when `work` is new.
     """
+    if plan.pictures > CAPACITY:
+        raise InputError(f"--pictures {plan.pictures}: the cache has room for {CAPACITY}")
     work.mkdir(parents=True, exist_ok=True)
     pipe = start(work, plan=plan, init_from=init_from)
     steps = Stages(pipe, out, work, plan)
@@ -174,10 +176,10 @@ class Stages:
         """Train the autoencoder, then measure the scale of its latents."""
         plan, work = self.plan, self.work
         pictures = train_vae.Pictures(self.cache, next(self.pipe.vae.parameters()).device, count=plan.pictures)
-        while pictures.take_in() < min(train_vae.AT_LEAST, plan.pictures - plan.pictures % 64):
-            if self.drawing is None or self.drawing.exitcode is not None:
-                raise InputError("the VAE learns from pictures: run --stages pictures,vae first")
+        while pictures.take_in() < train_vae.AT_LEAST and self.drawing is not None and self.drawing.is_alive():
             time.sleep(0.2)
+        if not pictures.take_in():
+            raise InputError("the VAE learns from pictures, and there are none: begin with --stages pictures,vae")
         train_vae.train_vae(
             self.pipe.vae, pictures, file=work / "vae.pt", budget=plan.budget("vae"), seed=plan.seed,
             batch=plan.vae_batch, recipe=train_vae.RECIPE.scaled(plan.rate), compiled=plan.compiled,
@@ -360,7 +362,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     return replace(plan, device=device, seed=options.seed, rate=options.rate, compiled=options.compile, **given)
 
 
-def _minutes(text: str) -> dict[str, float]:
+def stage_minutes(text: str) -> dict[str, float]:
     """`"vae=2.5,flow=4"` -> minutes by stage."""
     minutes = {}
     for part in filter(None, text.split(",")):
@@ -378,7 +380,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--budget-min", type=float, help="minutes of training over all stages; default: 110, on a GPU 8"
     )
-    parser.add_argument("--minutes", type=_minutes, help="what single stages take instead of their share: vae=2,flow=5")
+    parser.add_argument(
+        "--minutes", type=stage_minutes, help="what single stages take instead of their share: vae=2,flow=5"
+    )
     parser.add_argument("--steps", type=int, help="end each training after so many steps")
     parser.add_argument("--stages", default="", help=f"comma-separated, of {', '.join(STAGES)}; default: all")
     parser.add_argument("--pictures", type=int, help="pictures to draw; more can be added to a cache later")

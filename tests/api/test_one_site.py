@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from api.inventory import inventory
 from api.serve import make_site
 from api.settings import ApiSettings
 from tests.api.test_serve import signed_in, start
@@ -40,7 +41,9 @@ def test_a_folder_is_served_once(settings: ApiSettings):
     with site.alone(), pytest.raises(SystemExit, match=f"is served by process {os.getpid()}"), other.alone():
         pass
     with other.alone():
-        pass
+        files = [str(path.relative_to(settings.state_dir)) for path in settings.state_dir.rglob("*") if path.is_file()]
+    assert files
+    assert [name for name in files if not inventory().holds_file(name)] == []
 
 
 @pytest.mark.parametrize("name", ["public_url", "engine_url"])

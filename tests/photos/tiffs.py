@@ -13,29 +13,9 @@ TYPES = {1: "B", 3: "H", 4: "I", 12: "d", 16: "Q"}
 PLAIN, LZW, DEFLATE, PACKBITS, OLD_DEFLATE = 1, 5, 8, 32773, 32946
 
 
-def tiff(
-    samples: np.ndarray,
-    *,
-    photometric: int,
-    planar: int = 1,
-    compression: int = PLAIN,
-    order: str = "<",
-    predictor: int = 1,
-    tile: int = 0,
-    rows: int = 0,
-    bits: int = 0,
-    fill_order: int = 1,
-    big: bool = False,
-    tags: Mapping[int, tuple[int, Sequence[Any]]] | None = None,
-) -> bytes:
-    """A file of one page from samples [H, W, N] of unsigned integers or floats.
-
-    `tile`: side of its tiles, in place of strips of `rows` rows (all in one unless given). `bits`: of a sample, where these are fewer
-    than the array's. `tags`: more tags, as (type, values), or others in place of those written.
-    """
-    return pages([page(samples, photometric=photometric, planar=planar, compression=compression, order=order,
-                       predictor=predictor, tile=tile, rows=rows, bits=bits, fill_order=fill_order, tags=tags)],
-                 order=order, big=big)  # fmt: skip
+def tiff(samples: np.ndarray, *, order: str = "<", big: bool = False, **how: Any) -> bytes:
+    """A file of one `page`."""
+    return pages([page(samples, order=order, **how)], order=order, big=big)
 
 
 def page(
@@ -52,7 +32,11 @@ def page(
     fill_order: int = 1,
     tags: Mapping[int, tuple[int, Sequence[Any]]] | None = None,
 ) -> tuple[dict[int, tuple[int, Sequence[Any]]], list[bytes]]:
-    """Tags, and what its strips or tiles hold."""
+    """Tags of a page of samples [H, W, N], unsigned integers or floats, and what its strips or tiles hold.
+
+    `tile`: side of its tiles, in place of strips of `rows` rows (all in one unless given). `bits`: of a sample, where these are fewer
+    than the array's. `tags`: more tags, as (type, values), or others in place of those written.
+    """
     height, width, count = samples.shape
     bits = bits or samples.dtype.itemsize * 8
     planes = [samples[..., n : n + 1] for n in range(count)] if planar == 2 else [samples]

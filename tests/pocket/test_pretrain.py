@@ -15,11 +15,22 @@ import torch
 import yaml
 from torch import nn
 
+from photoflux.errors import InputError
 from photoflux.manifest import digest
 from photoflux.pocket import train_judges, train_vae, world
 from photoflux.pocket.data import Cache, classes, draw, draw_views, label_ids, stream
 from photoflux.pocket.models import PocketConfig, build_vae
-from photoflux.pocket.pretrain import SHARES, Plan, _parser, _plan, _replacing_folder, cache_of, init_base, pretrain
+from photoflux.pocket.pretrain import (
+    CAPACITY,
+    SHARES,
+    Plan,
+    _parser,
+    _plan,
+    _replacing_folder,
+    cache_of,
+    init_base,
+    pretrain,
+)
 from photoflux.pocket.tokenizers import TRIGGERS, t5_tokenizer
 from photoflux.pocket.train_flow import (
     LatentSet,
@@ -398,6 +409,13 @@ def test_a_gpu_gets_larger_batches_and_more_scenes_unless_told_otherwise():
     assert cpu == Plan()
     assert (gpu.batch, gpu.vae_batch, gpu.pictures) > (cpu.batch, cpu.vae_batch, cpu.pictures)
     assert _plan(_parser().parse_args(["--device", "cuda", "--pictures", "640"])).pictures == 640
+
+
+def test_what_cannot_be_trained_on_is_said_first(tmp_path):
+    with pytest.raises(InputError, match=f"the cache has room for {CAPACITY}"):
+        pretrain(tmp_path / "pocket", work=tmp_path / "work", plan=replace(SMOKE, pictures=CAPACITY + 1))
+    with pytest.raises(InputError, match="begin with --stages pictures,vae"):
+        pretrain(tmp_path / "pocket", work=tmp_path / "work", plan=SMOKE, stages=["vae"])
 
 
 # --- the whole
