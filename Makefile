@@ -95,7 +95,8 @@ mlflow: $(STAMP) ## open the MLflow UI on the local registry
 	@echo "MLflow's pages will be at http://127.0.0.1:5000; Ctrl-C ends them"
 	$(BIN)/python -m api.registry_pages --host 127.0.0.1 --port 5000
 
-bench: $(STAMP) ## measure the pocket base and twelve unseen subjects; tables in benchmarks/results
+bench: $(STAMP) ## measure the pocket base, twelve calibration subjects and the statistics of judging; tables in benchmarks/results
+	$(BIN)/python -m benchmarks.statistics
 	$(BIN)/python -m benchmarks.pocket_base
 	$(BIN)/python -m benchmarks.subjects
 

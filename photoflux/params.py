@@ -134,13 +134,22 @@ class AuditParams:
             "help": "Lower bound of how well strangers are told to resemble the subject that is critical (0.5-1)"
         },
     )
+    missing_moderate: float = field(
+        default=0.05, metadata={"help": "Rise of pictures without a readable person that needs a sign-off (0-1)"}
+    )
+    missing_high: float = field(
+        default=0.10,
+        metadata={"help": "Lower bound of the rise of pictures without a readable person that blocks (0-1)"},
+    )
     ratio_moderate: float = field(
         default=0.80, metadata={"help": "Upper bound of tuned/base share that needs a sign-off (0-1)"}
     )
     ratio_high: float = field(default=0.50, metadata={"help": "Upper bound of tuned/base share that blocks (0-1)"})
     erasure: float = field(default=0.25, metadata={"help": "Upper bound of tuned/base share that is critical (0-1)"})
     bootstrap: int = field(default=2000, metadata={"help": "Bootstrap draws behind each 95 % interval (200-20000)"})
-    permutations: int = field(default=2000, metadata={"help": "Same-seed sign flips behind each null (200-20000)"})
+    permutations: int = field(
+        default=2000, metadata={"help": "Swaps of base and tuned in whole prompts behind each p (200-20000)"}
+    )
     batch_size: int = field(default=16, metadata={"help": "Pictures drawn at once (1-256)"})
 
     def __post_init__(self) -> None:
@@ -162,6 +171,8 @@ class AuditParams:
                 "subject_leak_high": (0, 1),
                 "resemblance_high": (0, 1),
                 "identity_auc_critical": (0.5, 1),
+                "missing_moderate": (0, 1),
+                "missing_high": (0, 1),
                 "ratio_moderate": (0, 1),
                 "ratio_high": (0, 1),
                 "erasure": (0, 1),
@@ -172,6 +183,8 @@ class AuditParams:
         )
         if not self.erasure <= self.ratio_high <= self.ratio_moderate:
             raise InputError("audit.erasure, ratio_high and ratio_moderate must rise in this order.")
+        if self.missing_moderate > self.missing_high:
+            raise InputError("audit.missing_moderate must not exceed missing_high: a signature comes before a refusal.")
 
 
 @dataclass(frozen=True)
@@ -181,7 +194,7 @@ class GateParams:
     calibration: str = field(
         default="e227b8d9d7070ac6",
         metadata={
-            "help": "Calibration these limits come from, as in benchmarks/results/subjects.json; empty: the method's defaults"
+            "help": "Calibration these limits come from, as in benchmarks/results/calibration.json; empty: the method's defaults"
         },
     )
     images_min: float = field(default=0.80, metadata={"help": "Share of planned pictures that must exist (0-1)"})
@@ -204,8 +217,17 @@ class GateParams:
     )
     leakage_warn: float = field(default=0.15, metadata={"help": "Leakage above which the report warns (0-1)"})
     drift_drop_max: float = field(default=0.05, metadata={"help": "Most accuracy lost on unrelated prompts (0-1)"})
-    drift_kid_sd_max: float = field(
-        default=3.0, metadata={"help": "Most drift of unrelated pictures, in standard deviations of its null (0-100)"}
+    drift_kid_max: float = field(
+        default=0.025,
+        metadata={
+            "help": "Most kernel distance of unrelated pictures from the base's, on the scale of drift_kid_of (0-8)"
+        },
+    )
+    drift_kid_of: str = field(
+        default="e855a6da 624e081f",
+        metadata={
+            "help": "Base and judges that drift_kid_max was chosen for, eight hex digits of each one's hash; empty: any"
+        },
     )
     diversity_min: float = field(default=0.80, metadata={"help": "Least diversity kept against the base (0-1)"})
     diversity_warn: float = field(default=0.90, metadata={"help": "Diversity kept below which the report warns (0-1)"})
@@ -235,6 +257,10 @@ class GateParams:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"([0-9a-f]{16})?", self.calibration):
             raise InputError(f"gate.calibration is {self.calibration!r}: give 16 hex digits, or leave it empty.")
+        if not re.fullmatch(r"([0-9a-f]{8} [0-9a-f]{8})?", self.drift_kid_of):
+            raise InputError(
+                f"gate.drift_kid_of is {self.drift_kid_of!r}: give eight hex digits of either hash, or leave it empty."
+            )
         _within(
             "gate",
             self,
@@ -247,7 +273,7 @@ class GateParams:
                 "leakage_max": (0, 1),
                 "leakage_warn": (0, 1),
                 "drift_drop_max": (0, 1),
-                "drift_kid_sd_max": (0, 100),
+                "drift_kid_max": (0, 8),
                 "diversity_min": (0, 1),
                 "diversity_warn": (0, 1),
                 "copy_max": (0, 1),

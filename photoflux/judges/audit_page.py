@@ -89,10 +89,12 @@ def _findings(page: Report, found: Audit) -> None:
             }
             for finding in found.findings
         ],
-        caption="'subject' asks whether strangers came to look like the subject",
+        caption="'subject' asks whether strangers came to look like the subject, 'person' whether people went missing",
     )
     rows = [(f.name, f.drift.excess, VERDICTS[f.severity], None) for f in found.findings if f.drift]
     page.figure(forest(rows, title="total variation beyond chance, base to tuned", low=-0.15, high=0.5))
+    rows = [(f"{f.name} missing", f.missing, VERDICTS[f.severity], None) for f in found.findings if f.missing]
+    page.figure(forest(rows, title="rise of pictures without a readable person", low=-0.5, high=1.0))
 
 
 def _attribute(page: Report, finding: Finding, people: People) -> None:
@@ -179,8 +181,9 @@ def _method(page: Report, document: Mapping[str, Any]) -> None:
     page.section("Method and limits")
     page.text(
         "Shares are the most likely ones behind what the judges read, given how often they confuse each value. Intervals "
-        "resample prompts, seeds and the judges' error rates. One permutation test per attribute and one for "
-        "resemblance are confirmatory (Holm); cells are exploratory. Values are perceived attributes of generated "
+        "resample prompts, seeds and the judges' error rates, and are widened for the number of prompts. One test per "
+        "attribute, one for resemblance and one for missing people are confirmatory (Holm): base and tuned change places "
+        "in whole prompts, whose seeds are alike. Cells are exploratory. Values are perceived attributes of generated "
         "pictures, read in few categories; they say nothing about any person."
     )
     page.facts(

@@ -69,7 +69,7 @@ def difference(mine: Cells, theirs: Cells, *, draws: int = 2000, seed: int = 0) 
     seeds = min(mine.likeness.shape[1], theirs.likeness.shape[1])
     a, b = mine.first(seeds), theirs.first(seeds)
     weights = cluster_weights(*a.likeness.shape, draws=draws, rng=np.random.default_rng(seed))
-    return interval(a.overall(weights) - b.overall(weights))
+    return interval(a.overall(weights) - b.overall(weights), clusters=a.likeness.shape[0])
 
 
 def is_better(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from photoflux.judges.plots import forest, paired_bars, trade_off
+from photoflux.judges.scores import copy_threshold
 from photoflux.judges.stats import Interval
 from photoflux.report import Report, contact_sheet, publish
 
@@ -93,8 +94,8 @@ def _headline(document: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
-def _span(value: Mapping[str, float]) -> str:
-    return f"{value['point']:.2f} [{value['lo']:.2f}, {value['hi']:.2f}]"
+def _span(value: Mapping[str, float], *, digits: int = 2) -> str:
+    return f"{value['point']:.{digits}f} [{value['lo']:.{digits}f}, {value['hi']:.{digits}f}]"
 
 
 def _numbers(page: Report, document: Mapping[str, Any]) -> None:
@@ -137,8 +138,8 @@ def _drift(page: Report, pictures: Pictures, case: Case, document: Mapping[str, 
     page.section("Prompts about something else")
     metrics = document["metrics"]
     page.text(
-        f"Same seeds, before and after tuning. Accuracy changed by {_span(metrics['drift_change'])}; distributions "
-        f"lie {metrics['drift_kid_sd']['point']:.1f} standard deviations beyond the base's own seed-to-seed spread."
+        f"Same seeds, before and after tuning. Accuracy changed by {_span(metrics['drift_change'])}; the kernel distance "
+        f"of the distributions is {_span(metrics['drift_kid'], digits=4)}, 0 for a model that stayed as it was."
     )
     sides = (pictures.unrelated_base, pictures.unrelated) if full else (pictures.unrelated_base,)
     shown = case.asked_unrelated[:6]
@@ -234,6 +235,8 @@ def _facts(document: Mapping[str, Any]) -> dict[str, object]:
         "photos trained / held out": f"{document['photos']['trained']} / {document['photos']['held_out']}",
         "bootstrap draws": document["bootstrap"],
         "prompt following measured by": "attributes" if document["exact_attributes"] else "text-image cosine",
-        "copy threshold (structural correlation)": document["copy_correlation"],
+        "copy threshold (structural correlation)": round(
+            copy_threshold(document["copy_correlation"], photos=document["photos"]["trained"]), 3
+        ),
         "pictures made": document["made_share"],
     }

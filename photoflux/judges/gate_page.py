@@ -17,9 +17,8 @@ FRAMES = (
         0.3,
         ("prompt following", "unrelated drift", "copying", "broken pictures", "memorisation", "previous champion"),
     ),
-    (-4, 8, ("unrelated distribution",)),
 )
-"""Rules by the scale they are drawn on."""
+"""Rules by the scale they are drawn on; kernel distances have the scale of their judges, which the limit tells."""
 
 
 def write_report(
@@ -32,7 +31,7 @@ def write_report(
     )
     page.verdict(document["verdict"], document["summary"])
     page.section("Rules, their intervals and limits")
-    for low, high, names in FRAMES:
+    for low, high, names in (*FRAMES, *_kernel_frame(document["limits"]["drift_kid_max"])):
         rows = [
             (r["rule"], Interval(r["value"], r["lo"], r["hi"]), r["verdict"], r["bound"])
             for r in document["reasons"]
@@ -61,6 +60,10 @@ def _champion(document: Mapping[str, Any]) -> str:
         return "none yet"
     takes = "this one takes its place" if succeeds["takes"] else "it stays"
     return f"version {champion['version']} of {champion['name']} ({champion['how']}); {takes}: {succeeds['why']}"
+
+
+def _kernel_frame(limit: float) -> list[tuple[float, float, tuple[str, ...]]]:
+    return [(-limit, 4 * limit, ("unrelated distribution",))] if limit else []
 
 
 def _next(document: Mapping[str, Any]) -> str:

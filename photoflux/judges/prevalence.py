@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from photoflux.judges.stats import Array, Interval, interval
+from photoflux.judges.stats import Array, Interval, flip_pvalue, interval
 
 EM_ROUNDS = 400
 EM_TOLERANCE = 1e-6
@@ -74,7 +74,11 @@ def rate_draws(confusion: Array, *, draws: int, rng: np.random.Generator) -> Arr
 
 @dataclass(frozen=True)
 class Drift:
-    """Shares before and after, and what lies between them; per attribute."""
+    """Shares before and after, and what lies between them; per attribute.
+
+    `distance` is the plain total variation, `null_mean` what whole prompts swapped at random give: both shrink with the number of pictures.
+    `excess` does not.
+    """
 
     base: list[Interval]
     tuned: list[Interval]
@@ -88,29 +92,35 @@ class Drift:
 
 
 def drift(
-    base: Array, tuned: Array, confusion: Array, *, weights: Array, permutations: int, rng: np.random.Generator
+    base: Array, tuned: Array, confusion: Array, *, weights: Array, signs: Array, rng: np.random.Generator
 ) -> Drift:
-    """Compare paired labels [P, S] (-1: unknown) under cluster weights [1 + draws, P, S].
+    """Compare paired labels [P, S] (-1: unknown) under cluster weights [1 + draws, P, S] and `sign_flips` [F, P].
 
     Distance is total variation of the corrected shares. Its plug-in value is positive even between equal models:
-    `excess` takes off the mean over same-seed sign flips, and its draws are centred on it for the same reason.
+    `excess` is what two halves of the prompts agree on.
     """
     known = (base >= 0) & (tuned >= 0)
     base, tuned = np.where(known, base, -1), np.where(known, tuned, -1)
     classes, mean_rates = len(confusion), row_rates(confusion)
     rates = np.concatenate([mean_rates[None], rate_draws(confusion, draws=len(weights) - 1, rng=rng)])
-    b, t = (corrected(shares(side, classes, weights), rates) for side in (base, tuned))
-    distance = total_variation(t, b)
-    null = _null_distances(base, tuned, mean_rates, permutations=permutations, rng=rng)
+    # A prompt's own pictures vary with it: for the distance, whose bounds decide most, prompts alone are resampled, as is enough.
+    whole = np.broadcast_to(weights.mean(-1, keepdims=True), weights.shape)
+    b, t, b_whole, t_whole = (
+        corrected(shares(side, classes, each), rates) for each in (weights, whole) for side in (base, tuned)
+    )
+    counts = _counts(base, classes), _counts(tuned, classes)
+    null, pvalue = flip_test(base, tuned, mean_rates, signs=signs)
+    prompts = int(known.any(1).sum())
+    errors = _standard_errors(*counts, mean_rates)
     return Drift(
-        base=_intervals(b),
-        tuned=_intervals(t),
-        change=_intervals(t - b),
-        ratio=_intervals(t / np.maximum(b, 1e-9)),
-        distance=float(distance[0]),
-        null_mean=float(null.mean()),
-        excess=_excess(distance, float(null.mean())),
-        pvalue=float((1 + (null >= distance[0] - 1e-12).sum()) / (1 + permutations)),
+        base=_intervals(b, clusters=prompts),
+        tuned=_intervals(t, clusters=prompts),
+        change=_intervals(t - b, clusters=prompts),
+        ratio=_intervals(t / np.maximum(b, 1e-9), clusters=prompts),
+        distance=float(total_variation(t[0], b[0])),
+        null_mean=null,
+        excess=_excess(t_whole - b_whole, errors, clusters=prompts),
+        pvalue=pvalue,
         flips=flip_matrix(base, tuned, classes),
     )
 
@@ -128,19 +138,64 @@ def flip_matrix(base: Array, tuned: Array, classes: int) -> Array:
     return table
 
 
-def _excess(distance: Array, null_mean: float) -> Interval:
-    centred = distance[1:] - distance[1:].mean() + distance[0]
-    return interval(np.concatenate([distance[:1], centred]) - null_mean)
+def _excess(change: Array, errors: Array, *, clusters: int) -> Interval:
+    """What halves of the prompts agree on, from changes of shares [1 + draws, K] and their errors [K], with its interval.
+
+    The size of a draw holds chance twice, that of the data and its own, and more so the more classes there are. So a draw's errors
+    are sqrt(2) as large; for the upper bound they stay as they are, which errs towards a change.
+    """
+    upper, lower = (_agreed(change, size * errors) for size in (1, np.sqrt(2)))
+    lower[0] = point = float(upper[0])
+    lo, hi = interval(lower, clusters=clusters).lo, interval(upper, clusters=clusters).hi
+    return Interval(point, min(lo, point), max(hi, point))
 
 
-def _null_distances(base: Array, tuned: Array, rates: Array, *, permutations: int, rng: np.random.Generator) -> Array:
-    """Distances after swapping base and tuned at random within pairs: [permutations]."""
-    classes = len(rates)
-    b, t = ((side.reshape(-1, 1) == np.arange(classes)).astype(float) for side in (base, tuned))
-    moved = rng.integers(0, 2, (permutations, len(b))).astype(float) @ (t - b)
-    total = max(b.sum(), 1)
-    return total_variation(corrected((b.sum(0) + moved) / total, rates), corrected((t.sum(0) - moved) / total, rates))
+def _agreed(change: Array, errors: Array) -> Array:
+    """Total variation [draws] that halves of the prompts agree on, from changes of shares [draws, K] and their errors [K].
+
+    The size of a change by chance alone is never 0. Take its direction from one half of the prompts and its size from the
+    other: chance then cancels, and a true change stays whole. The mean over all halvings of a change d known to s is
+    d (2 Phi(d / s) - 1) - 2 s phi(d / s).
+    """
+    from scipy.special import ndtr
+
+    size = np.abs(change)
+    z = np.divide(size, errors, out=np.full_like(size, np.inf), where=errors > 0)
+    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    return (size * (2 * ndtr(z) - 1) - 2 * errors * density).sum(-1) / 2
 
 
-def _intervals(values: Array) -> list[Interval]:
-    return [interval(values[:, k]) for k in range(values.shape[1])]
+def _standard_errors(base: Array, tuned: Array, rates: Array) -> Array:
+    """Jackknife errors [K] over prompts of the change of corrected shares, from counts [P, K] per side."""
+    prompts = len(base)
+    without = [_shares_of(side.sum(0) - side, rates) for side in (base, tuned)]
+    changes = without[1] - without[0]
+    return np.sqrt((prompts - 1) / prompts * ((changes - changes.mean(0)) ** 2).sum(0))
+
+
+def flip_test(base: Array, tuned: Array, rates: Array, *, signs: Array) -> tuple[float, float]:
+    """Mean distance with base and tuned swapped in the prompts where `signs` [F, P] are -1, and p of the one that was seen.
+
+    Whole prompts: what tuning does to one prompt it does to all seeds of it, so that seeds are no independent witnesses. Of equal
+    distances, that counts for more whose prompts changed more evenly: each weighs less the more of its pictures changed, either way.
+    """
+    before, after = (_counts(side, len(rates)) for side in (base, tuned))
+    total, moved = before.sum(0) + after.sum(0), signs @ (after - before)
+    distances = total_variation(*_shares_of(np.stack([total - moved, total + moved]) / 2, rates))
+    even = (after - before) / (1 + (base != tuned).sum(1, keepdims=True))
+    return float(distances.mean()), flip_pvalue(distances, ties=np.abs(signs @ even).sum(-1))
+
+
+def _counts(labels: Array, classes: int) -> Array:
+    """How often each class is read in each prompt: [P, K] of labels [P, S], unknown left out."""
+    return (labels[..., None] == np.arange(classes)).sum(1).astype(float)
+
+
+def _shares_of(counts: Array, rates: Array) -> Array:
+    """Corrected shares [..., K] behind counts [..., K]."""
+    totals = counts.sum(-1, keepdims=True)
+    return corrected(np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0), rates)
+
+
+def _intervals(values: Array, *, clusters: int) -> list[Interval]:
+    return [interval(values[:, k], clusters=clusters) for k in range(values.shape[1])]

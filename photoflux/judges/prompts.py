@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from photoflux.errors import InputError
+from photoflux.judges.stats import LEAST_KERNEL_PROMPTS
 
 SHAPES = {"smoke": (5, 2), "standard": (25, 4), "release": (50, 4)}
 """Prompts and seeds per set of pictures, by profile."""
@@ -58,8 +59,11 @@ class PromptSet:
     def without(self, class_noun: str, *, count: int) -> list[Prompt]:
         """The first `count` unrelated prompts that name nothing of the class."""
         kept = [p for p in self.unrelated if class_noun not in p.text.split() and class_noun not in p.labels.values()]
-        if not kept:
-            raise InputError(f"every unrelated prompt of this prompt set is about '{class_noun}'; add others to it")
+        if len(kept) < LEAST_KERNEL_PROMPTS:
+            raise InputError(
+                f"only {len(kept)} unrelated prompts of this prompt set are about something else than '{class_noun}'; "
+                f"add others, {LEAST_KERNEL_PROMPTS} at the least"
+            )
         return kept[:count]
 
 

@@ -21,19 +21,20 @@ from photoflux.judges.stats import (
     Array,
     Interval,
     cluster_weights,
+    clustered_rate,
     interval,
     item_weights,
     kid,
-    kid_null,
     weighted_mean,
-    wilson,
 )
 
 MIN_SPAN = 0.05
 """Least distance between 'like the class' and 'like the subject' at which identity gain means anything."""
 
 MIN_PHOTOS_RESAMPLED = 5
-KID_SPLITS = 50
+
+COPY_PHOTOS = 8
+"""Photos trained on up to which a prompt set's `copy_correlation` holds; among more, one is more alike by chance."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ def measure(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Scores:
     following = _following(evidence, weights)
     parts = {**identity, **following, **_overall(identity, following), **_diversity(evidence, weights)}
     parts |= _sharpness(evidence, weights) | _lightness(evidence, weights)
-    values = {name: interval(x) for name, x in parts.items()}
+    values = {name: interval(x, clusters=evidence.tuned.shape[0]) for name, x in parts.items()}
     values |= _drift(evidence, weights, rng) | _rates(evidence)
     return Scores(
         metrics={name: _sized(evidence, name, value) for name, value in values.items()},
-        attributes=_by_attribute(evidence, weights),
+        attributes=_by_attribute(evidence),
         invalid=_invalid(values),
         exact=evidence.exact,
         likeness=_likeness(evidence),
@@ -222,24 +223,23 @@ def _followed(seen: Seen, asked: Sequence[Mapping[str, int]], words: Array, *, e
     return np.stack(rows)
 
 
-def _by_attribute(evidence: Evidence, weights: Weights) -> dict[str, dict[str, Measure]]:
+def _by_attribute(evidence: Evidence) -> dict[str, dict[str, Measure]]:
     """Accuracy per attribute for T and B, over the prompts that ask for it."""
     names = sorted({name for expected in evidence.asked for name in expected}) if evidence.exact else []
     return {
         name: {
-            side: _accuracy(seen, evidence.asked, name, weights)
+            side: _accuracy(seen, evidence.asked, name)
             for side, seen in (("tuned", evidence.tuned), ("base", evidence.base))
         }
         for name in names
     }
 
 
-def _accuracy(seen: Seen, asked: Sequence[Mapping[str, int]], name: str, weights: Weights) -> Measure:
-    where = np.array([name in expected for expected in asked])
-    wanted = np.array([expected.get(name, -1) for expected in asked])
-    right = (seen.labels(name) == wanted[:, None]) * where[:, None]
-    share = weighted_mean(right, weights.grid) / np.maximum(weighted_mean(where[:, None], weights.grid), 1e-9)
-    return Measure(interval(share), int(where.sum()), int(where.sum() * seen.shape[1]))
+def _accuracy(seen: Seen, asked: Sequence[Mapping[str, int]], name: str) -> Measure:
+    asking = [p for p, expected in enumerate(asked) if name in expected]
+    wanted = np.array([asked[p][name] for p in asking])
+    right = seen.labels(name)[asking] == wanted[:, None]
+    return Measure(clustered_rate(right), len(asking), right.size)
 
 
 def _overall(identity: Mapping[str, Array], following: Mapping[str, Array]) -> dict[str, Array]:
@@ -274,47 +274,42 @@ def _lightness(evidence: Evidence, weights: Weights) -> dict[str, Array]:
 
 
 def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> dict[str, Interval]:
-    """Damage on unrelated prompts: accuracy lost, distance of distributions over its null, colours."""
-    after, before = (
-        weighted_mean(
-            _followed(seen, evidence.asked_unrelated, evidence.words_unrelated, exact=evidence.exact), weights.unrelated
-        )
-        for seen in (evidence.unrelated, evidence.unrelated_base)
-    )
-    pairs = (evidence.unrelated.identity * evidence.unrelated_base.identity).sum(-1)
-    colours = appearance_distance(evidence.unrelated.colours, evidence.unrelated_base.colours)
+    """Damage on unrelated prompts: accuracy lost, pairs moved, distance of distributions, colours."""
+    unrelated, before = evidence.unrelated, evidence.unrelated_base
+    clusters, width = unrelated.shape[0], unrelated.image.shape[-1]
+    followed = [
+        _followed(seen, evidence.asked_unrelated, evidence.words_unrelated, exact=evidence.exact)
+        for seen in (unrelated, before)
+    ]
+    pairs = (unrelated.identity * before.identity).sum(-1)
+    # Unit vectors times sqrt(width): the kernel's x.y / width is then their cosine.
+    features = unrelated.image * np.sqrt(width), before.image * np.sqrt(width)
+    colours = appearance_distance(unrelated.colours, before.colours)
     return {
-        "drift_change": interval(after - before),
-        "drift_paired": interval(1 - weighted_mean(pairs, weights.unrelated)),
-        "drift_kid_sd": _kid_excess(evidence.unrelated.image, evidence.unrelated_base.image, rng),
+        "drift_change": interval(weighted_mean(followed[0] - followed[1], weights.unrelated), clusters=clusters),
+        "drift_paired": interval(1 - weighted_mean(pairs, weights.unrelated), clusters=clusters),
+        "drift_kid": kid(*features, draws=len(weights.unrelated) - 1, rng=rng),
         "drift_colour": Interval(colours, colours, colours),
     }
 
 
-def _kid_excess(tuned: Array, base: Array, rng: np.random.Generator) -> Interval:
-    """Kernel distance of tuned and base pictures of other seeds, above the 95th percentile of the base's own
-    seed-split distances, in standard deviations of those; spread over random splits."""
-    prompts, seeds, width = base.shape
-    tuned, base = tuned * np.sqrt(width), base * np.sqrt(width)
-    null = kid_null(base, draws=KID_SPLITS, rng=rng)
-    half = seeds // 2
-    values = []
-    for _ in range(KID_SPLITS):
-        order = rng.permuted(np.tile(np.arange(seeds), (prompts, 1)), axis=1)[..., None]
-        mine = np.take_along_axis(tuned, order[:, :half], axis=1).reshape(-1, width)
-        theirs = np.take_along_axis(base, order[:, half : 2 * half], axis=1).reshape(-1, width)
-        values.append(kid(mine, theirs))
-    excess = (np.asarray(values) - np.quantile(null, 0.95)) / max(float(null.std()), 1e-9)
-    return interval(np.concatenate([[excess.mean()], excess]))
-
-
 def _rates(evidence: Evidence) -> dict[str, Interval]:
     """Shares of copies among T and of broken pictures among T and C."""
-    copied = _likeness(evidence) > evidence.copy_correlation
+    copied = _likeness(evidence) > copy_threshold(evidence.copy_correlation, photos=len(evidence.trained.identity))
     usual = float(np.median(evidence.base.measures.sharpness))
     broken = [_flat(seen.measures).broken(usual_sharpness=usual) for seen in (evidence.tuned, evidence.plain)]
-    bad = np.concatenate(broken)
-    return {"copy_rate": wilson(int(copied.sum()), copied.size), "broken_rate": wilson(int(bad.sum()), bad.size)}
+    bad = np.concatenate([side.reshape(copied.shape) for side in broken], axis=1)
+    return {"copy_rate": clustered_rate(copied), "broken_rate": clustered_rate(bad)}
+
+
+def copy_threshold(correlation: float, *, photos: int) -> float:
+    """The structural correlation above which a picture is a copy of one of so many photos.
+
+    The most alike of N photos lies above a threshold N times as often as a single one does. In renders of the pocket world that chance
+    falls with the fourth power of the distance to 1; so a distance shrunk by the fourth root of N keeps the share of false copies
+    where it is at eight photos.
+    """
+    return 1 - (1 - correlation) * min(1.0, COPY_PHOTOS / photos) ** 0.25
 
 
 def _flat(quality: Quality) -> Quality:

@@ -195,6 +195,9 @@ def _finding(finding: Finding, people: People) -> dict[str, Any]:
         "p_adjusted": finding.adjusted,
         "subject_leak": _optional(finding.leak),
     }
+    unknown = {"base": finding.unknown[0], "tuned": finding.unknown[1]}
+    if finding.missing is not None:
+        return {**row, "missing": finding.missing.as_dict(), "unknown": unknown}
     if finding.drift is None:
         return {**row, "auc": _optional(finding.auc)}
     change = finding.drift
@@ -208,9 +211,8 @@ def _finding(finding: Finding, people: People) -> dict[str, Any]:
         "distance": change.distance,
         "null_mean": change.null_mean,
         "flips": change.flips.tolist(),
-        "p_margins": finding.marginal_pvalue,
         "judge_balanced_accuracy": finding.accuracy,
-        "unknown": {"base": finding.unknown[0], "tuned": finding.unknown[1]},
+        "unknown": unknown,
         "distance_from_uniform": {"base": finding.uniform_distance[0], "tuned": finding.uniform_distance[1]},
     }
 
@@ -240,4 +242,5 @@ def _tones(drawn: Draws, prompts: PromptSet) -> dict[str, list[float]]:
 def _flat_metrics(found: Audit, document: Mapping[str, Any]) -> dict[str, float]:
     ranks = {"none": 0, "low": 1, "moderate": 2, "high": 3, "critical": 4, "inconclusive": -1}
     drifts = {f"{f.name}_drift": f.drift.excess.point for f in found.findings if f.drift}
-    return {**drifts, "severity": float(ranks[document["severity"]])}
+    missing = {f"{f.name}_missing": f.missing.point for f in found.findings if f.missing}
+    return {**drifts, **missing, "severity": float(ranks[document["severity"]])}

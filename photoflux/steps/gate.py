@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def decide(evaluation: Mapping[str, Any], audit: Mapping[str, Any], *, params: G
     _same_subject(evaluation, audit)
     reasons = [
         *_validity(evaluation, params),
-        *(judge(rule, evaluation["metrics"]) for rule in rules(evaluation, params)),
+        *(_on_its_scale(judge(rule, evaluation["metrics"]), evaluation, params) for rule in rules(evaluation, params)),
     ]
     reasons += [*_lightness_reasons(evaluation, params), _audit_reason(audit)]
     champion = evaluation["champion"]
@@ -103,6 +103,7 @@ def decide(evaluation: Mapping[str, Any], audit: Mapping[str, Any], *, params: G
     }
 
 
+KERNEL_RULE = "unrelated distribution"
 SIGNABLE = ("bias audit", "skin lightness")
 """Rules whose open question a person may settle by signing."""
 
@@ -123,9 +124,9 @@ def rules(evaluation: Mapping[str, Any], params: GateParams) -> list[Rule]:
              warn=params.leakage_warn),
         Rule("unrelated drift", "drift_change", -params.drift_drop_max if exact else -params.cosine_drop_max, True,
              "unrelated prompts are followed less than by the base: train fewer steps or at a lower rank"),
-        Rule("unrelated distribution", "drift_kid_sd", params.drift_kid_sd_max, False,
+        Rule(KERNEL_RULE, "drift_kid", params.drift_kid_max, False,
              "unrelated pictures no longer look like the base's: train fewer steps or at a lower rank",
-             warn=0.0, point_only=True),
+             warn=params.drift_kid_max / 2),
         Rule("diversity with trigger", "diversity", params.diversity_min, True,
              "pictures of one prompt are composed alike: train fewer steps or give more varied photos",
              warn=params.diversity_warn),
@@ -162,6 +163,8 @@ def _lightness_reasons(evaluation: Mapping[str, Any], params: GateParams) -> lis
 
 def judge(rule: Rule, metrics: Mapping[str, Mapping[str, float]]) -> Reason:
     """PASS with the whole interval inside the limit, FAIL with all of it outside, else INCONCLUSIVE."""
+    if rule.metric not in metrics:
+        raise InputError(f"the evaluation does not hold '{rule.metric}'; run the evaluate step again with this version")
     value = metrics[rule.metric]
     sign = 1 if rule.floor else -1
     lo, hi = (value["point"],) * 2 if rule.point_only else (value["lo"], value["hi"])
@@ -184,9 +187,28 @@ def judge(rule: Rule, metrics: Mapping[str, Mapping[str, float]]) -> Reason:
     )
 
 
+def scale_of(evaluation: Mapping[str, Any]) -> str:
+    """Base and judges of an evaluation, as `gate.drift_kid_of` names them."""
+    return f"{evaluation['base']['hash'][:8]} {evaluation['hashes']['judges'][:8]}"
+
+
+def _on_its_scale(reason: Reason, evaluation: Mapping[str, Any], params: GateParams) -> Reason:
+    """A kernel distance has the scale of a base's pictures and of judges: a limit that was chosen for others decides nothing."""
+    mine = scale_of(evaluation)
+    if reason.rule != KERNEL_RULE or params.drift_kid_of in ("", mine):
+        return reason
+    text = (
+        f"{reason.rule}: {reason.value:.3f}, but gate.drift_kid_max was chosen for base and judges {params.drift_kid_of}, and these are "
+        f"{mine}; choose it on adapters of this base (docs/decisions/0026) and set gate.drift_kid_of"
+    )
+    return replace(reason, verdict="INCONCLUSIVE", message=text, warning=False)
+
+
 def _message(rule: Rule, value: Mapping[str, float], verdict: str, warns: bool) -> str:
     side = "at least" if rule.floor else "at most"
-    span = f"{value['point']:.2f} [{value['lo']:.2f}, {value['hi']:.2f}], must be {side} {rule.bound:g}"
+    digits = 2 if abs(rule.bound) >= 0.1 else 3
+    point, lo, hi = (f"{value[name]:.{digits}f}" for name in ("point", "lo", "hi"))
+    span = f"{point} [{lo}, {hi}], must be {side} {rule.bound:g}"
     if verdict == "FAIL":
         return f"{rule.name}: {span}; {rule.says}"
     if verdict == "INCONCLUSIVE":

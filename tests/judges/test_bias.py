@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photoflux.judges.bias import Audit, Limits, People, audit_people, worst
+from photoflux.judges.bias import VERDICTS, Audit, Limits, People, audit_people, worst
 
 CLASSES = {
     "gender": ("woman", "man"),
@@ -96,10 +96,11 @@ def test_control_nothing_changed_finds_nothing() -> None:
 
 
 def test_control_base_against_other_seeds_of_itself_finds_nothing() -> None:
-    """At most 3 of 20 comparisons of a model with itself may confirm anything; none may block."""
+    """At most 3 of 20 comparisons of a model with itself may confirm anything; none may block, and one may ask for more."""
     found = [audited(Crowd(100 + seed, redrawn=1.0).people()) for seed in range(20)]
     assert sum(map(confirmed, found)) <= 3
-    assert {audit.severity for audit in found} <= {"none", "low"}
+    assert sum(audit.severity not in ("none", "low") for audit in found) <= 1
+    assert all(audit.verdict != "FAIL" for audit in found)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -117,15 +118,22 @@ def test_control_replaced_by_a_subject_that_is_no_person_is_found_too() -> None:
     assert severity(audited(crowd.people()), "subject") == "high"
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_control_ten_points_of_gender_flipped_are_detected(seed: int) -> None:
-    crowd = Crowd(seed)
-    crowd.flip("gender", source=0, target=1, points=0.10)
-    finding = audited(crowd.people()).findings[0]
-    assert finding.adjusted < 0.05
-    assert finding.drift is not None
-    change = finding.drift.change[0]
-    assert change.lo <= -0.10 <= change.hi
+@pytest.mark.parametrize(("points", "confirmed", "stopped"), [(0.10, 16, 0), (0.15, 20, 15), (0.20, 20, 20)])
+def test_control_flipped_genders_are_detected_as_often_as_400_pictures_can(
+    points: float, confirmed: int, stopped: int
+) -> None:
+    """Of 20 audits. In 60 others 92 % confirmed ten points, one of five tests, and 88 % stopped fifteen, whose half-width is six."""
+    found = []
+    for seed in range(20):
+        crowd = Crowd(seed)
+        crowd.flip("gender", source=0, target=1, points=points)
+        finding = audit_people(crowd.people(), limits=Limits(), draws=300, permutations=2000).findings[0]
+        assert finding.severity != "none"
+        found.append(finding)
+    assert sum(finding.adjusted < 0.05 for finding in found) >= confirmed
+    assert sum(VERDICTS[finding.severity] != "PASS" for finding in found) >= stopped
+    changes = [finding.drift.change[0] for finding in found if finding.drift]
+    assert sum(change.lo <= -points <= change.hi for change in changes) >= 18
 
 
 def test_control_a_judge_right_in_three_quarters_decides_nothing() -> None:
@@ -172,6 +180,70 @@ def test_too_few_readable_people_are_inconclusive() -> None:
     found = audited(crowd.people(tuned=hidden))
     assert "no readable person" in found.findings[0].reason
     assert found.verdict == "INCONCLUSIVE"
+
+
+def without_people(crowd: Crowd, *, base: float, tuned: float) -> People:
+    """About so many of the pictures show no person, the same ones on both sides as far as they go; more in some prompts."""
+    people = crowd.people()
+    lost = crowd.rng.random((40, 10)) / crowd.rng.uniform(0.8, 1.2, (40, 1))
+    sides = {
+        side: {name: np.where(lost < share, -1, labels) for name, labels in getattr(people, side).items()}
+        for side, share in (("base", base), ("tuned", tuned))
+    }
+    return crowd.people(**sides)
+
+
+@pytest.mark.parametrize(("tuned", "expected"), [(0.91, "critical"), (0.6, "high"), (0.3, "high")])
+def test_people_that_are_not_drawn_any_more_block(tuned: float, expected: str) -> None:
+    """A model that leaves people out leaves nobody to compare: no signature may stand in for that."""
+    found = audited(without_people(Crowd(9), base=0.01, tuned=tuned))
+    assert severity(found, "person") == expected
+    assert found.verdict == "FAIL"
+
+
+def test_people_missing_from_the_base_alike_are_unknown_but_not_lost() -> None:
+    found = audited(without_people(Crowd(10), base=0.4, tuned=0.4))
+    assert severity(found, "person") == "none"
+    assert found.verdict == "INCONCLUSIVE"
+
+
+def test_a_few_more_missing_people_need_a_signature() -> None:
+    person = audited(without_people(Crowd(11), base=0.01, tuned=0.11)).findings[-1]
+    assert (person.name, person.severity) == ("person", "moderate")
+    assert person.adjusted < 0.05
+    assert person.missing is not None
+    assert 0 < person.missing.lo < 0.10 < person.missing.hi
+
+
+def test_more_people_than_the_base_draws_are_no_loss() -> None:
+    assert severity(audited(without_people(Crowd(12), base=0.2, tuned=0.01)), "person") == "none"
+
+
+def test_a_change_that_so_few_prompts_cannot_confirm_is_inconclusive() -> None:
+    """Five prompts: no p is below 2 / 2^5, so that a real change would be called small."""
+    crowd = Crowd(13, redrawn=0.0)
+    crowd.flip("gender", source=0, target=1, points=0.12)
+    people = crowd.people()
+    few = {
+        side: {name: np.tile(labels[:5], (1, 40)) for name, labels in getattr(people, side).items()}
+        for side in ("base", "tuned")
+    }
+    identities = {name: np.tile(getattr(people, name)[:5], (1, 40, 1)) for name in ("base_identity", "tuned_identity")}
+    found = audited(crowd.people(**few, **identities, groups=["all"] * 5), half_width_max=0.5)
+    gender = found.findings[0]
+    assert gender.pvalue >= 2 / 2**5
+    assert "cannot confirm" in gender.reason
+    assert found.verdict == "INCONCLUSIVE"
+
+
+def test_strangers_that_resemble_the_subject_in_some_prompts_and_not_in_others_are_not_confirmed() -> None:
+    """All seeds of 21 prompts came nearer to the subject and all of 19 went away: prompts vote, not pictures."""
+    crowd = Crowd(14)
+    near = crowd._unit(crowd.subject + 0.3 * crowd.rng.normal(size=(40, 10, WIDTH)) / np.sqrt(WIDTH))
+    crowd.tuned_identity, crowd.base_identity = crowd.base_identity.copy(), crowd.base_identity.copy()
+    crowd.tuned_identity[:21], crowd.base_identity[21:] = near[:21], near[21:]
+    subject = next(finding for finding in audited(crowd.people()).findings if finding.name == "subject")
+    assert subject.pvalue > 0.2
 
 
 def test_few_pictures_are_inconclusive() -> None:

@@ -91,6 +91,9 @@ def test_a_missing_set_says_where_sets_are() -> None:
 
 def test_a_set_about_one_class_only_cannot_judge_that_class() -> None:
     prompts = load_prompts("pocket", folder=MODELS)
-    dogs = PromptSet(**{**vars(prompts), "unrelated": tuple(p for p in prompts.unrelated if p.labels["kind"] == "dog")})
-    with pytest.raises(InputError, match="every unrelated prompt"):
-        dogs.without("dog", count=5)
+    dogs = tuple(p for p in prompts.unrelated if p.labels["kind"] == "dog")
+    others = tuple(p for p in prompts.unrelated if p.labels["kind"] == "mug")
+    for some, told in ((dogs, "only 0 unrelated"), ((*dogs, *others[:1] * 4), "only 4 unrelated")):
+        with pytest.raises(InputError, match=told):
+            PromptSet(**{**vars(prompts), "unrelated": some}).without("dog", count=5)
+    assert len(PromptSet(**{**vars(prompts), "unrelated": (*dogs, *others[:1] * 5)}).without("dog", count=5)) == 5

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from photoflux.judges.prompts import Prompt
-from photoflux.judges.scores import Evidence, Scores, expected, made_share, measure
+from photoflux.judges.scores import Evidence, Scores, copy_threshold, expected, made_share, measure
 from tests.judges.ruling import verdicts
 
 
@@ -78,6 +78,25 @@ def test_unrelated_pictures_of_another_kind_are_drift(studio: Any) -> None:
     moved = dataclasses.replace(studio.seen(subject=0, right=0.5), image=np.full((25, 4, 32), 32**-0.5))
     found = verdicts(dataclasses.replace(evidence, unrelated=moved))
     assert found["unrelated drift"] == found["unrelated distribution"] == "FAIL"
+
+
+def test_pictures_copied_in_one_prompt_tell_less_than_in_many(studio: Any) -> None:
+    alone, many = healthy(studio), healthy(studio)
+    for seed in range(4):
+        alone.tuned.structure[3, seed] = studio.photo_structures[0]
+        many.tuned.structure[5 * seed, 0] = studio.photo_structures[0]
+    one, other = (measure(each, draws=200).metrics["copy_rate"].value for each in (alone, many))
+    assert one.point == other.point == 0.04
+    assert one.half_width > 1.5 * other.half_width
+
+
+def test_among_more_photos_a_copy_is_what_is_more_alike() -> None:
+    assert [round(copy_threshold(0.9, photos=n), 3) for n in (4, 8, 20, 60)] == [0.9, 0.9, 0.92, 0.94]
+
+
+def test_drift_of_unrelated_pictures_is_zero_for_the_base_itself(studio: Any) -> None:
+    value = measure(healthy(studio), draws=200).metrics["drift_kid"].value
+    assert (value.point, value.lo, value.hi) == pytest.approx((0, 0, 0), abs=1e-12)
 
 
 def test_softer_pictures_fail_sharpness(studio: Any) -> None:

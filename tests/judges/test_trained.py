@@ -161,6 +161,6 @@ def _coverage(stage: Stage, planted: dict[str, tuple[float, ...]], *, prompts: i
         table = stage.judges.confusion[name]
         rates = np.concatenate([row_rates(table)[None], rate_draws(table, draws=500, rng=rng)])
         found = corrected(shares(seen.labels(name), len(truth), weights), rates)
-        bounds = [interval(found[:, k]) for k in range(len(truth))]
+        bounds = [interval(found[:, k], clusters=prompts) for k in range(len(truth))]
         hits += [value.lo <= share <= value.hi for value, share in zip(bounds, truth, strict=True)]
     return hits

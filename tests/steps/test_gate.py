@@ -10,21 +10,22 @@ import pytest
 from photoflux.errors import InputError
 from photoflux.manifest import write_json
 from photoflux.params import GateParams, load_params
-from photoflux.steps.gate import decide, rules, run
+from photoflux.steps.gate import decide, rules, run, scale_of
 
 GOOD = {
     "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
-    "drift_change": (0.0, -0.02, 0.02), "drift_kid_sd": (-1.0, -2.0, 0.5), "diversity": (0.98, 0.95, 1.01),
+    "drift_change": (0.0, -0.02, 0.02), "drift_kid": (0.002, 0.001, 0.003), "diversity": (0.98, 0.95, 1.01),
     "class_diversity": (0.99, 0.96, 1.02), "copy_rate": (0.0, 0.0, 0.037), "memorisation_gap": (0.01, -0.03, 0.05),
     "broken_rate": (0.0, 0.0, 0.02), "sharpness": (0.97, 0.95, 0.99), "overall": (0.68, 0.58, 0.78),
 }  # fmt: skip
+BASE, JUDGES = GateParams().drift_kid_of.split()
 
 
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
     return {
         "kind": "evaluation", "schema_version": 2, "champion": None, "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
-        "base": {"name": "pocket", "hash": "b"}, "hashes": {"adapter": "a", "dataset": "d"}, "profile": "standard",
+        "base": {"name": "pocket", "hash": BASE}, "hashes": {"adapter": "a", "dataset": "d", "judges": JUDGES}, "profile": "standard",
         "made_share": 1.0, "exact_attributes": True, "invalid": [],
         "metrics": {name: dict(zip(("point", "lo", "hi"), value, strict=True)) for name, value in GOOD.items()},
     }  # fmt: skip
@@ -59,6 +60,7 @@ def test_a_good_candidate_is_promoted(evaluation: dict[str, Any], audit: dict[st
         ("prompt following", "prompt_change", (-0.08, -0.15, -0.01), (-0.3, -0.4, -0.2)),
         ("class leakage", "leakage", (0.3, 0.2, 0.4), (0.6, 0.5, 0.7)),
         ("unrelated drift", "drift_change", (-0.04, -0.08, 0.0), (-0.2, -0.3, -0.1)),
+        ("unrelated distribution", "drift_kid", (0.02, 0.01, 0.03), (0.5, 0.4, 0.6)),
         ("diversity with trigger", "diversity", (0.82, 0.7, 0.9), (0.6, 0.5, 0.7)),
         ("diversity of the class", "class_diversity", (0.82, 0.7, 0.9), (0.6, 0.5, 0.7)),
         ("copying", "copy_rate", (0.01, 0.002, 0.054), (0.5, 0.4, 0.6)),
@@ -84,7 +86,6 @@ def test_each_rule_fails_outside_and_is_open_across_its_limit(
 @pytest.mark.parametrize(
     ("rule", "metric", "value"),
     [
-        ("unrelated distribution", "drift_kid_sd", 4.0),
         ("memorisation", "memorisation_gap", 0.2),
         ("sharpness", "sharpness", 0.7),
     ],
@@ -94,6 +95,47 @@ def test_rules_on_points_never_stay_open(
 ) -> None:
     decision = decide(with_metric(evaluation, metric, value, -9, 9), audit, params=GateParams())
     assert verdict_of(decision, rule) == "FAIL"
+
+
+def test_an_evaluation_of_before_is_named_with_what_it_lacks(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
+    del evaluation["metrics"]["drift_kid"]
+    with pytest.raises(InputError, match=r"'drift_kid'; run the evaluate step again"):
+        decide(evaluation, audit, params=GateParams())
+
+
+@pytest.mark.parametrize(
+    "changed", [{"base": {"name": "flux", "hash": "f" * 64}}, {"hashes": {"judges": "0" * 64, "adapter": "a"}}]
+)
+def test_a_kernel_distance_is_not_held_to_a_limit_of_another_base_or_other_judges(
+    evaluation: dict[str, Any], audit: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    """Neither passes nor fails by it, however small or large it is, and no signature settles that."""
+    for far in (0.001, 0.5):
+        foreign = with_metric(evaluation | changed, "drift_kid", far, far - 0.001, far + 0.001)
+        decision = decide(foreign, audit, params=GateParams())
+        assert verdict_of(decision, "unrelated distribution") == decision["verdict"] == "INCONCLUSIVE"
+        assert "set gate.drift_kid_of" in decision["summary"]
+        assert not decision["sign_off_possible"]
+        own = GateParams(drift_kid_of=f"{foreign['base']['hash'][:8]:0<8} {foreign['hashes']['judges'][:8]}")
+        assert verdict_of(decide(foreign, audit, params=own), "unrelated distribution") == (
+            "PASS" if far < 0.01 else "FAIL"
+        )
+
+
+def test_the_shipped_limit_of_the_kernel_distance_is_about_the_shipped_base_and_judges() -> None:
+    from photoflux.flux.base import load_spec
+    from photoflux.judges.encoders import folder_digest
+
+    spec = load_spec("pocket")
+    shipped = {"base": {"hash": spec.hash}, "hashes": {"judges": folder_digest(spec.judges)}}
+    assert scale_of(shipped) == load_params("gate").drift_kid_of
+
+
+def test_small_limits_are_told_with_as_many_digits_as_they_have(
+    evaluation: dict[str, Any], audit: dict[str, Any]
+) -> None:
+    decision = decide(with_metric(evaluation, "drift_kid", 0.5, 0.4, 0.6), audit, params=GateParams(drift_kid_max=0.02))
+    assert "unrelated distribution: 0.500 [0.400, 0.600], must be at most 0.02;" in decision["summary"]
 
 
 def test_failing_outranks_open_and_invalid_outranks_both(evaluation: dict[str, Any], audit: dict[str, Any]) -> None:
@@ -271,14 +313,17 @@ def test_a_wrong_file_is_named_and_nothing_is_written(tmp_path: Path, audit: dic
 
 def test_the_shipped_limits_are_those_of_their_calibration() -> None:
     """`gate.calibration` names the measurements in benchmarks/results, which were held to the limits that ship."""
+    from benchmarks.limits import drift_kid_max
     from benchmarks.subjects import RESULTS, calibration
 
-    measured = json.loads((RESULTS / "subjects.json").read_text(encoding="utf-8"))
+    measured = json.loads((RESULTS / "calibration.json").read_text(encoding="utf-8"))
     shipped = load_params("gate")
     assert shipped == GateParams()
     assert shipped.calibration == measured["hashes"]["calibration"] == calibration(measured["subjects"])
     assert {one["rule"]: one["limit"] for one in measured["margins"]} == {
         rule.name: rule.bound for rule in rules({"exact_attributes": True}, shipped)
     }
+    assert shipped.drift_kid_max == drift_kid_max(measured["subjects"])
+    assert shipped.drift_kid_of == scale_of(measured)
     assert sum(row["ours"]["verdict"] == "PASS" for row in measured["subjects"]) >= 9
     assert all(row["plain"]["verdict"] == "FAIL" for row in measured["subjects"])

@@ -26,7 +26,7 @@ from photoflux.tracking import Registry
 SUBJECT = {"id": "rex", "class_noun": "dog", "trigger": "sks", "consent": "sample"}
 SIGNED = SignOff("Ada", "looked at 200 pictures", ("bias audit",))
 GOOD = {
-    "identity_gain": 0.7, "prompt_change": 0.0, "leakage": 0.05, "drift_change": 0.0, "drift_kid_sd": 0.0,
+    "identity_gain": 0.7, "prompt_change": 0.0, "leakage": 0.05, "drift_change": 0.0, "drift_kid": 0.0,
     "diversity": 1.0, "class_diversity": 1.0, "copy_rate": 0.0, "memorisation_gap": 0.0, "broken_rate": 0.0,
     "sharpness": 1.0, "overall": 0.6,
 }  # fmt: skip
@@ -81,7 +81,7 @@ def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit:
     }  # fmt: skip
     write_json(folder / "evaluation.json", evaluation)
     write_json(folder / "audit.json", audited)
-    write_json(folder / "decision.json", gate.decide(evaluation, audited, params=GateParams()))
+    write_json(folder / "decision.json", gate.decide(evaluation, audited, params=GateParams(drift_kid_of="")))
     for page in ("decision.html", "evaluation.html", "finetune.html"):
         write_text(folder / page, f"<p>{page}</p>")
     return Case(folder)

@@ -1,0 +1,293 @@
+"""The rival: DreamBooth as people run it, the public diffusers recipe for a FLUX LoRA with class pictures.
+
+The base draws pictures of the class before training. Each batch is half photos, all under one prompt that names the subject, and half
+class pictures under one that names the class; the loss is the mean squared velocity error of the one half plus that of the other. Noise
+levels come evenly from the schedule's thousand, and all weigh the same; AdamW at a constant rate, gradients clipped at 1, the last weights.
+Nothing is averaged, varied or chosen, and no training adapter acts. `started` begins at the base's starting adapter instead of a fresh one.
+
+`tests/benchmarks/test_dreambooth.py` holds sampling, loss, gradient and step to the published script's. Three things differ from it:
+latents are the posterior's mode, as everywhere here, and not a draw from it; class pictures do not go through JPEG; and the layers, the
+rank and the strength are those of our own adapters.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from photoflux.flux.data import encode_images, photo_grid, read_photos, with_article
+from photoflux.flux.lora import attach, drawing, save_adapter, subject_parameters
+from photoflux.flux.sampling import decode, generate, sample_latents
+from photoflux.flux.step import TokenGrid, add_noise, flow_loss, pack, predict
+from photoflux.flux.text import PromptEmbeds, encode_prompts
+from photoflux.manifest import digest, unpack, write_tar
+from photoflux.vault.drawer import Drawer
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+    from PIL import Image
+
+    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.data import Photos
+    from photoflux.judges.encoders import Judges
+
+log = logging.getLogger("benchmarks.dreambooth")
+
+LEVELS = 1000
+"""Noise levels of the schedule that is trained on: 1, .999, … .001."""
+CLASS_PICTURES, CLASS_SEED, DRAWN_AT_ONCE = 48, 600_000, 16
+PRIOR_WEIGHT, CLIP_NORM = 1.0, 1.0
+ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
+WEIGHTS = "pytorch_lora_weights.safetensors"
+KEY = "plain://demo"
+PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class DreamBooth:
+    """What whoever runs the recipe decides."""
+
+    lr: float
+    steps: int
+    started: bool = False
+    rank: int = 16
+    alpha: float = 16.0
+    batch_size: int = 4
+    seed: int = 0
+
+
+class Batch(NamedTuple):
+    """B photos, then B class pictures: `clean`, `noise` [2B, T, 64], `sigmas` [2B], and each row's prompt."""
+
+    clean: Tensor
+    noise: Tensor
+    sigmas: Tensor
+    prompts: PromptEmbeds
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is trained on, encoded once: `photos` [N, T, 64], `pictures` of the class [M, T, 64], and the prompt of either."""
+
+    photos: Tensor
+    pictures: Tensor
+    prompts: PromptEmbeds
+
+    def batch(self, step: int, *, size: int, seed: int) -> Batch:
+        """Batch number `step` of `size` photos and as many class pictures; it depends on (seed, step) alone.
+
+        Over an epoch, which is as long as the longer of the two, each picture comes once, and the shorter begins again.
+        """
+        from photoflux.flux.module import in_turn
+
+        rows = in_turn(max(len(self.photos), len(self.pictures)), step=step, count=size, seed=seed)
+        clean = torch.cat([part[[row % len(part) for row in rows]] for part in (self.photos, self.pictures)])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        noise = torch.randn(clean.shape, generator=generator)
+        sigmas = draw_sigmas(len(clean), generator=generator)
+        return Batch(clean, noise, sigmas, self.prompts.take([0] * size + [1] * size))
+
+    def to(self, device: Any) -> Material:
+        return Material(self.photos.to(device), self.pictures.to(device), self.prompts.to(device))
+
+
+def draw_sigmas(count: int, *, generator: torch.Generator) -> Tensor:
+    """Noise levels [count], each of the schedule's as likely as any other."""
+    return (LEVELS - (torch.rand(count, generator=generator) * LEVELS).long()) / LEVELS
+
+
+def loss_of(transformer: Any, batch: Batch, grid: TokenGrid) -> Tensor:
+    """Mean squared velocity error of the photos, plus that of the class pictures."""
+    noisy = add_noise(batch.clean, batch.noise, batch.sigmas)
+    velocity = predict(transformer, noisy, batch.sigmas, batch.prompts, grid)
+    photos, pictures = flow_loss(velocity, batch.clean, batch.noise).chunk(2)
+    return photos.mean() + PRIOR_WEIGHT * pictures.mean()
+
+
+def train(transformer: Any, material: Material, grid: TokenGrid, how: DreamBooth) -> Iterator[tuple[int, float]]:
+    """Train the subject adapter on the transformer; yields every finished step with its loss.
+
+    Whoever runs it saves or judges the adapter between two steps.
+    """
+    trained = list(subject_parameters(transformer).values())
+    optimizer = torch.optim.AdamW(trained, lr=how.lr, **ADAMW)
+    transformer.train()
+    for step in range(how.steps):
+        loss = loss_of(transformer, material.batch(step, size=how.batch_size, seed=how.seed), grid)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, CLIP_NORM)
+        optimizer.step()
+        yield step + 1, loss.item()
+    transformer.eval()
+
+
+def begin(transformer: Any, *, spec: BaseSpec, how: DreamBooth) -> None:
+    """Add the adapter that is trained: the base's starting adapter, or the script's, A from N(0, 1 / rank²) and B = 0."""
+    start = spec.start_adapter if how.started else None
+    bare = replace(spec, training_adapter=None, start_adapter=start)
+    attach(transformer, spec=bare, rank=how.rank, alpha=how.alpha, seed=how.seed)
+    if start is None:
+        generator = torch.Generator().manual_seed(how.seed)
+        with torch.no_grad():
+            for name, parameter in subject_parameters(transformer).items():
+                if ".lora_A." in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) / how.rank)
+
+
+@dataclass
+class Told:
+    """What a training took, in seconds, and how its adapter was judged on the way. Saving and judging are not counted."""
+
+    prepared_s: float = 0.0
+    trained_s: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return self.prepared_s + self.trained_s
+
+
+def run(
+    dataset: Path,
+    *,
+    adapters: Mapping[int, Path],
+    spec: BaseSpec,
+    how: DreamBooth,
+    cache: Path,
+    judges: Judges | None = None,
+    judged: Collection[int] = (),
+) -> Told:
+    """Train on the dataset's photos, and write the adapter as it is after each number of steps in `adapters`.
+
+    With `judges`, it is judged after each number in `judged`, as fine-tuning judges its candidates. `cache` keeps latents.
+    """
+    from photoflux.flux.base import load_pipeline
+
+    told, clock = Told(), Clock()
+    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(dataset, Path(scratch))
+        pipe = load_pipeline(spec)
+        photos = _photos(Path(scratch), manifest, pipe, spec=spec, cache=cache)
+    subject, grid = manifest["subject"], photo_grid(photos, device=pipe.device)
+    material = _material(photos, subject, pipe, spec=spec, cache=cache).to(pipe.device)
+    told.prepared_s = clock.lap()
+    watch = Watch(pipe, photos, subject, spec=spec, judges=judges) if judges and judged else None
+    clock.lap()
+    begin(pipe.transformer, spec=spec, how=how)
+    told.prepared_s += clock.lap()
+    for step, loss in train(pipe.transformer, material, grid, how):
+        told.trained_s += clock.lap()
+        if watch and step in judged:
+            told.curve.append({"seconds": round(told.trained_s, 3), "step": step, **watch.scores()})
+        if step in adapters:
+            _write(adapters[step], dataset, subject, pipe.transformer, spec=spec, how=how, step=step)
+        clock.say(f"step {step} of {how.steps}, loss {loss:.4f}, {step / told.trained_s:.1f} steps/s")
+        clock.lap()
+    return told
+
+
+class Clock:
+    """Seconds since it was last asked, and a line every few seconds."""
+
+    def __init__(self) -> None:
+        self.before = self.said = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        passed, self.before = now - self.before, now
+        return passed
+
+    def say(self, text: str) -> None:
+        if time.perf_counter() - self.said > PROGRESS_EVERY_S:
+            self.said = time.perf_counter()
+            log.info("%s", text)
+
+
+def prompt_of(subject: Mapping[str, Any]) -> str:
+    """The one prompt of all photos."""
+    return f"a photo of {subject['trigger']} {subject['class_noun']}"
+
+
+def class_prompt_of(subject: Mapping[str, Any]) -> str:
+    """The one prompt of all class pictures."""
+    return f"a photo of {with_article(subject['class_noun'])}"
+
+
+def _photos(folder: Path, manifest: Mapping[str, Any], pipe: FluxPipeline, *, spec: BaseSpec, cache: Path) -> Photos:
+    """The photos that are trained on, each once as it was cut, all under one prompt."""
+    items: dict[str, Any] = {}
+    for item in manifest["items"]:
+        if item["split"] == "train":
+            items.setdefault(item["source"], {**item, "caption": prompt_of(manifest["subject"])})
+    return read_photos(folder, list(items.values()), pipe, spec=spec, cache=Drawer(cache, KEY))
+
+
+def _material(
+    photos: Photos, subject: Mapping[str, Any], pipe: FluxPipeline, *, spec: BaseSpec, cache: Path
+) -> Material:
+    prompts = encode_prompts(pipe, [prompt_of(subject), class_prompt_of(subject)], spec=spec)
+    return Material(photos.tokens, class_pictures(pipe, subject, spec=spec, cache=cache), prompts)
+
+
+def class_pictures(pipe: FluxPipeline, subject: Mapping[str, Any], *, spec: BaseSpec, cache: Path) -> Tensor:
+    """Pictures of the class as the base draws them, encoded: [CLASS_PICTURES, T, 64]."""
+    from safetensors.torch import load, save
+
+    kept, name = Drawer(cache, KEY), f"class-{spec.hash[:16]}-{subject['class_noun']}-{CLASS_PICTURES}.safetensors"
+    if found := kept.get(name):
+        return load(found)["tokens"]
+    seeds = range(CLASS_SEED, CLASS_SEED + CLASS_PICTURES)
+    drawn = generate(pipe, [class_prompt_of(subject)] * CLASS_PICTURES, seeds, spec=spec, batch_size=DRAWN_AT_ONCE)
+    tokens = pack(encode_images(pipe.vae, drawn)).contiguous()
+    kept.put(name, save({"tokens": tokens}))
+    return tokens
+
+
+def _write(
+    adapter: Path, dataset: Path, subject: Mapping[str, Any], transformer: Any, *, spec: BaseSpec, how: DreamBooth,
+    step: int,
+) -> None:  # fmt: skip
+    """The adapter as it is now, as an artifact that evaluation reads like any other."""
+    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        weights = save_adapter(transformer, Path(scratch) / WEIGHTS)
+        lineage = {
+            "subject": dict(subject),
+            "base": {"name": spec.name, "hash": spec.hash, "spec": spec.name},
+            "training_adapter": None,
+            "start_adapter": digest(spec.start_adapter) if how.started and spec.start_adapter else None,
+            "params": {"recipe": "dreambooth", **asdict(how), "steps": step, "class_pictures": CLASS_PICTURES},
+            "dataset": digest(dataset),
+            "weights": digest(weights),
+            "step": step,
+        }
+        write_tar(adapter, files={WEIGHTS: weights}, manifest=lineage)
+
+
+class Watch:
+    """Judges the adapter as fine-tuning judges its candidates: on the same prompts and noise, by the same scores."""
+
+    def __init__(
+        self, pipe: FluxPipeline, photos: Photos, subject: Mapping[str, Any], *, spec: BaseSpec, judges: Judges
+    ) -> None:
+        from photoflux.flux.candidates import Drawing, Scorer
+
+        self.pipe, self.spec = pipe, spec
+        self.drawn = Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
+        self.scorer = Scorer(judges, photos.originals, self.drawn.prompts, self._pictures(self.drawn.plain))
+
+    def scores(self) -> dict[str, float]:
+        with drawing(self.pipe.transformer):
+            return self.scorer(self._pictures(self.drawn.subject), self._pictures(self.drawn.plain))
+
+    def _pictures(self, embeds: PromptEmbeds) -> Sequence[Image.Image]:
+        latents = sample_latents(self.pipe.transformer, embeds, self.drawn.noise, spec=self.spec)
+        return decode(self.pipe.vae, latents)
