@@ -50,7 +50,7 @@ install: $(STAMP) ## set up the Python environment in .venv (the other targets d
 $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up the environment in $(VENV), which takes some minutes the first time"
 	@command -v -- "$$PYTHON" >/dev/null || { echo "error: $$PYTHON not found; install Python 3.11 or name one: make PYTHON=python3.12 …" >&2; exit 1; }
-	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || { echo "error: $$PYTHON is older than 3.11.4, whose tarfile opens nothing outside a folder; name another one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$PYTHON is older than Python 3.11; name another one: make PYTHON=python3.12 …" >&2; exit 1; }
 	test -x $(BIN)/python || "$$PYTHON" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[validate,train,track,vault,serve,orchestrate,dev]'

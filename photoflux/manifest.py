@@ -6,11 +6,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from photoflux.errors import InputError
@@ -50,8 +51,10 @@ def unpack(path: Path, into: Path) -> dict[str, Any]:
     into.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(path, "r:") as tar:
-            tar.extractall(into, members=[m for m in tar if m.isfile() and m.name != MANIFEST], filter="data")
-    except (OSError, tarfile.TarError) as error:
+            for member in tar:
+                if member.isfile() and member.name != MANIFEST:
+                    _extract(tar, member, into)
+    except (OSError, ValueError, tarfile.TarError) as error:
         raise InputError(f"{path.name}: cannot be unpacked ({error}); run the step that makes it again") from error
     return manifest
 
@@ -96,6 +99,18 @@ def replacing(path: Path) -> Iterator[Path]:
         partial = Path(beside) / path.name
         yield partial
         os.replace(partial, path)
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> None:
+    """`extractall(filter="data")` would do, but came only with Python 3.11.4."""
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"{member.name!r} leaves the folder")
+    content, target = tar.extractfile(member), into / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if content is not None:
+        with content, target.open("wb") as file:
+            shutil.copyfileobj(content, file)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -48,20 +48,17 @@ def test_a_file_that_is_no_artifact_is_named(tmp_path: Path):
         read_manifest(tmp_path / "a.tar")
 
 
-@pytest.mark.parametrize("name", ["../escape", "/etc/escape"])
+@pytest.mark.parametrize("name", ["../escape", "a/../../escape", "/etc/escape"])
 def test_paths_never_leave_the_folder(tmp_path: Path, name: str):
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         for member, content in (("manifest.json", b"{}"), (name, b"x")):
             info = tarfile.TarInfo(member)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    if name.startswith("/"):  # the tar filter makes it relative
+    with pytest.raises(InputError, match="leaves the folder"):
         unpack(tmp_path / "evil.tar", tmp_path / "out")
-        assert (tmp_path / "out" / "etc" / "escape").exists()
-    else:
-        with pytest.raises(InputError, match="cannot be unpacked"):
-            unpack(tmp_path / "evil.tar", tmp_path / "out")
-        assert not (tmp_path / "escape").exists()
+    assert not (tmp_path / "escape").exists()
+    assert not Path("/etc/escape").exists()
 
 
 def test_links_are_not_extracted(tmp_path: Path):
