@@ -52,7 +52,7 @@ STEPS = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit"
 SHOWN = (0, 2, 3, 4)
 """Prompts whose first picture is shown."""
 REPORTED = ("identity_gain", "prompt_following", "prompt_change", "leakage", "copy_rate", "overall")
-JUDGED_AT_LEAST, JUDGED_TIMES = 25, 8
+JUDGED_AT_LEAST, JUDGED_TIMES = 25, 16
 """A rival's adapter is judged on its way at most this often, and not before as many steps have passed as between our candidates."""
 
 
@@ -170,9 +170,10 @@ def open_bench(params: Mapping[str, Any], *, seed: int) -> Bench:
     if spec.judges is None:
         raise SystemExit(f"base '{spec.name}' has no judges: nothing can be measured on it")
     judges = Judges.load(Path(spec.judges), device=get_settings().device or None)
-    code = fingerprint.code_digest(*(f"photoflux.steps.{step}" for step in STEPS))
+    code = fingerprint.code_digest(*(f"photoflux.steps.{step}" for step in STEPS), "photoflux.pocket.photosets")
+    subjects = {"photos": PHOTOS, "fresh": (FRESH, FRESH_PX, FRESH_SEED), "seed": seed}
     about = {"base": fingerprint.of_drawing(spec), "code": code, "judges": judges.hash,
-             "prompts": digest(prompts_file(params)), "machine": machine(), "seed": seed,
+             "prompts": digest(prompts_file(params)), "machine": machine(), "subjects": subjects,
              "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"}}  # fmt: skip
     return Bench(params, spec, judges, Path(".cache/bench") / short_hash(about), seed)
 

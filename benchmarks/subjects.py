@@ -14,7 +14,10 @@ adapter, so that it is seen what either part gains. Their rates and steps are re
 Writes `calibration` or `subjects` as `.json`, `.md`, `.png` and `_curves.png`, `tuning.json`, and `controls.json` and `.png`. What is
 finished is kept in `.cache/bench`, so that whatever is interrupted goes on where it was.
 
-On two cores: tuning about 35 minutes (24 trainings of 400 steps, 72 evaluations), controls 30 (36 trainings, 60 evaluations), calibration
+The order: tuning, calibration, limits (`python -m benchmarks.limits`, from our recipe alone), then tuning and calibration once more, since
+rivals are chosen by what passes; controls, headline. What was measured is read and judged anew, so that the second time costs seconds.
+
+On two cores: tuning about 45 minutes (24 trainings of 400 steps, 72 evaluations), controls 40 (36 trainings, 60 evaluations), calibration
 and headline 30 each where the rivals train for 200 steps, and 10 more for every hundred steps above; `--audit` adds a minute per subject.
 """
 
@@ -66,6 +69,7 @@ log = logging.getLogger("benchmarks")
 
 SCHEMA_VERSION = 2
 RESULTS, README = Path("benchmarks/results"), Path("README.md")
+BEGUN = "headline-begun.json"
 GAIN_AIM, LEAKAGE_AIM = 0.60, 0.20
 """Identity gain whose time is taken on the curves, and the leakage up to which it is likeness and not overwriting."""
 PASSES_OF_TWELVE = 10
@@ -95,6 +99,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.what is headline and options.seed is None and (options.subjects or options.steps or options.profile):
         parser.error("the headline is drawn whole and with the shipped parameters")
+    if options.seed is not None and options.out == RESULTS:
+        parser.error("subjects from another seed are written elsewhere: name a folder with --out")
     return options
 
 
@@ -110,7 +116,7 @@ def headline(options: argparse.Namespace) -> None:
             f"{options.out / 'subjects.json'} is there: the headline's subjects are drawn once, and reported whatever comes "
             "(docs/decisions/0023); --again draws them again"
         )
-    _measure("subjects", options, seed=HEADLINE_SEED)
+    _measure("subjects", options, seed=HEADLINE_SEED, once=True)
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -149,17 +155,57 @@ def _seed(options: argparse.Namespace, usual: int) -> int:
     return usual if options.seed is None else options.seed
 
 
-def _measure(name: str, options: argparse.Namespace, *, seed: int) -> None:
+def _measure(name: str, options: argparse.Namespace, *, seed: int, once: bool = False) -> None:
     """Every recipe on the subjects from `seed`; writes the files that are called `name`."""
     params = load_bench_params(options.steps, options.profile)
     recipes = [OURS, *rivals(options.out / "tuning.json", params["finetune"], steps=options.steps)]
     bench = open_bench(params, seed=_seed(options, seed))
+    if once:
+        check_tuning(options.out / "tuning.json", bench)
+        begin_once(options.out if options.seed is not None else RESULTS, options.out, bench)
     numbers = range(options.subjects or len(KINDS))
     chosen = subjects_of(numbers, seed=bench.seed)
     rows = [run_subject(bench, recipes, *each, audit=options.audit) for each in chosen]
     result = document(bench, recipes, sorted(rows, key=badness, reverse=True), audit=options.audit)
     write_results(options.out, name, result, bench)
     print(pages.tables(result))
+
+
+def check_tuning(file: Path, bench: Bench) -> None:
+    """Raises SystemExit where the rivals were tuned under other limits, pictures or base than are judged with now."""
+    tuned = read(file) or {}
+    wanted = {
+        "limits": short_hash(as_dict(bench.params["gate"])),
+        "profile": bench.params["evaluate"].profile,
+        "base": {"name": bench.spec.name, "hash": bench.spec.hash},
+    }
+    other = [name for name, value in wanted.items() if tuned.get(name) != value]
+    if other:
+        raise SystemExit(
+            f"{file}: the rivals were tuned with other {' and '.join(other)}; run `python -m benchmarks.subjects --tune` again, "
+            "which reads what it has measured and judges it anew"
+        )
+
+
+def begin_once(folder: Path, out: Path, bench: Bench) -> None:
+    """Write down what the headline is drawn with before its first subject is. Raises SystemExit where that has changed since.
+
+    A draw that was cut short goes on as it began: subjects that were seen under other code, limits or settings cannot be drawn again.
+    """
+    begun = {
+        "bench": bench.folder.name,
+        "gate": short_hash(as_dict(bench.params["gate"])),
+        "files": {name: digest(out / name) for name in ("tuning.json", "calibration.json") if (out / name).is_file()},
+    }
+    before = read(folder / BEGUN)
+    if before is None:
+        write_json(folder / BEGUN, begun)
+    elif before != begun:
+        other = ", ".join(name for name in begun if before.get(name) != begun[name])
+        raise SystemExit(
+            f"{folder / BEGUN}: this headline was begun with other {other} (bench: code, parameters, machine); it goes on as it began, "
+            "or with new seeds (docs/decisions/0023)"
+        )
 
 
 def run_subject(bench: Bench, recipes: Sequence[Recipe], subject: Subject, seed: int, *, audit: bool) -> dict[str, Any]:
@@ -207,14 +253,17 @@ def document(bench: Bench, recipes: Sequence[Recipe], rows: Sequence[dict[str, A
 
 
 def calibration(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What `gate.calibration` is after limits were chosen by these measurements, whatever limits they were held to."""
-    names = ("value", "lo", "hi")
+    """What `gate.calibration` is after limits were chosen by these measurements, whatever limits they were held to.
+
+    Those of the shipped recipe alone: rivals have no part in any limit.
+    """
     found = {
-        f"{row['subject']} {recipe}": {
-            rule: [round(one[name], 4) for name in names] for rule, one in measured["rules"].items()
+        row["subject"]: {
+            rule: [round(one[name], 4) for name in ("value", "lo", "hi")]
+            for rule, one in row[OURS.name]["rules"].items()
         }
-        for row in rows for recipe, measured in row.items() if isinstance(measured, Mapping) and "rules" in measured
-    }  # fmt: skip
+        for row in rows
+    }
     return short_hash(found)
 
 

@@ -36,13 +36,16 @@ log = logging.getLogger("benchmarks.tuning")
 
 SCHEMA_VERSION = 1
 RATES, STEPS = (3e-4, 1e-3, 3e-3), (100, 200, 400)
+LADDER = (1e-5, 3e-5, 1e-4, *RATES, 1e-2, 3e-2, 1e-1)
+"""Rates that follow where the best one is the lowest or the highest tried."""
 EVERY = 3
 """Every how many kinds a subject is tuned on: a dog, a fish, a boat and a backpack."""
 PROFILE = "standard"
 """Nothing passes on fewer pictures, whatever is on them: no copy among 20 leaves up to 16 % open, and the gate allows 5 %."""
 RULE = (
     "Of all pairs of rate and steps the one with most subjects that pass the gate's rules about the evaluation is chosen, and "
-    "of equals the one with the highest score: the mean over subjects of identity gain less leakage, with leakage below 0 as 0."
+    "of equals the one with the highest score: the mean over subjects of identity gain less leakage, with leakage below 0 as 0. "
+    "While the best rate is the lowest or the highest tried, the next one beyond it is tried too; steps end at the most given."
 )
 MEASURED = ("identity_gain", "leakage", "prompt_change")
 
@@ -59,9 +62,12 @@ def tuned(bench: Bench, *, subjects: int | None = None, longest: int | None = No
     chosen = subjects_of(range(0, len(KINDS), EVERY)[:subjects], seed=bench.seed)
     grid: dict[str, list[dict[str, Any]]] = {rival.name: [] for rival in RIVALS}
     for rival in RIVALS:
-        for lr in RATES:
+        waiting = list(RATES)
+        while waiting:
+            lr = waiting.pop(0)
             runs = [_run(bench, rival, subject, seed, lr=lr, counts=counts) for subject, seed in chosen]
             grid[rival.name] += [_cell([run[count] for run in runs], lr=lr, steps=count) for count in counts]
+            waiting = waiting or beyond(grid[rival.name])
     return {
         "kind": "benchmark-tuning",
         "schema_version": SCHEMA_VERSION,
@@ -81,6 +87,14 @@ def best(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rate and steps that the rule chooses; of equals in all, the first."""
     one = max(cells, key=lambda cell: (cell["passes"], cell["score"]))
     return {name: one[name] for name in ("lr", "steps")}
+
+
+def beyond(cells: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The next rate where the best one lies at the edge of those tried, as long as there is one."""
+    tried, lr = sorted({cell["lr"] for cell in cells}), best(cells)["lr"]
+    at = LADDER.index(lr)
+    ends = {tried[0]: LADDER[:at][-1:], tried[-1]: LADDER[at + 1 : at + 2]}
+    return [rate for edge, rates in ends.items() if edge == lr for rate in rates]
 
 
 def score(row: Mapping[str, Any]) -> float:

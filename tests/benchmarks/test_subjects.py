@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from benchmarks import controls, recipes, subjects, tuning
 from benchmarks import subjects_pages as pages
 from benchmarks.recipes import CALIBRATION_SEED, DREAMBOOTH, HEADLINE_SEED, OURS, RECIPES, RIVALS, STARTED
 from photoflux.manifest import write_json
-from photoflux.params import FinetuneParams, GateParams
+from photoflux.params import EvaluateParams, FinetuneParams, GateParams, as_dict
 from photoflux.pocket.world import KINDS
 from photoflux.steps.gate import rules
 
@@ -164,11 +165,51 @@ def test_limits_are_shown_beside_our_worst_and_either_rivals_middle_subject(rows
     assert found["identity gain"]["median"] == {"dreambooth": 0.5, "dreambooth_started": 0.5}
 
 
-def test_a_calibration_is_named_by_every_recipes_measurements(rows: list[dict[str, Any]]) -> None:
+def test_a_calibration_is_named_by_what_limits_are_chosen_on_which_rivals_are_not(rows: list[dict[str, Any]]) -> None:
     before = subjects.calibration(rows)
     assert subjects.calibration(list(reversed(rows))) == before
     rows[1]["dreambooth"]["rules"]["sharpness"]["value"] += 0.001
+    assert subjects.calibration(rows) == before
+    rows[1]["ours"]["rules"]["sharpness"]["value"] += 0.001
     assert subjects.calibration(rows) != before
+
+
+class Opened:
+    """What a headline is drawn with, as far as is looked at before."""
+
+    def __init__(self, folder: str = "a", **gate: Any) -> None:
+        self.folder, self.spec = Path(folder), SimpleNamespace(name="pocket", hash="b")
+        self.params = {"gate": GateParams(**gate), "evaluate": EvaluateParams()}
+
+
+def test_the_headline_goes_on_as_it_began_or_not_at_all(tmp_path: Path) -> None:
+    write_json(tmp_path / "tuning.json", {"chosen": CHOSEN})
+    subjects.begin_once(tmp_path, tmp_path, Opened())  # type: ignore[arg-type]
+    subjects.begin_once(tmp_path, tmp_path, Opened())  # type: ignore[arg-type]
+    for other, named in ((Opened("b"), "bench"), (Opened(leakage_max=0.5), "gate")):
+        with pytest.raises(SystemExit, match=f"begun with other {named} "):
+            subjects.begin_once(tmp_path, tmp_path, other)  # type: ignore[arg-type]
+    write_json(tmp_path / "tuning.json", {"chosen": {}})
+    with pytest.raises(SystemExit, match="begun with other files"):
+        subjects.begin_once(tmp_path, tmp_path, Opened())  # type: ignore[arg-type]
+
+
+def test_rivals_that_were_tuned_under_other_limits_are_tuned_again(tmp_path: Path) -> None:
+    tuned = {"limits": recipes.short_hash(as_dict(GateParams())), "profile": EvaluateParams().profile,
+             "base": {"name": "pocket", "hash": "b"}}  # fmt: skip
+    file = write_json(tmp_path / "tuning.json", tuned)
+    subjects.check_tuning(file, Opened())  # type: ignore[arg-type]
+    with pytest.raises(SystemExit, match=r"other limits; run .*--tune"):
+        subjects.check_tuning(file, Opened(leakage_max=0.5))  # type: ignore[arg-type]
+    write_json(file, tuned | {"profile": "smoke", "base": {"name": "pocket", "hash": "c"}})
+    with pytest.raises(SystemExit, match="other profile and base"):
+        subjects.check_tuning(file, Opened())  # type: ignore[arg-type]
+
+
+def test_subjects_from_another_seed_are_no_results(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        subjects.main(["--headline", "--seed", "7"])
+    assert "written elsewhere" in capsys.readouterr().err
 
 
 def grid() -> dict[str, Any]:
@@ -239,11 +280,12 @@ def test_everything_from_tuning_to_the_readme_on_one_subject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With few steps and pictures, and subjects from a seed that nothing is reported on."""
-    for name in ("models", "params.yaml"):
+    for name in ("models", "params.yaml", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning, "RATES", (1e-3,))
+    monkeypatch.setattr(tuning, "LADDER", (1e-3,))
     few = ["--subjects", "1", "--steps", "4", "--profile", "smoke", "--seed", "7", "--out", "results"]
     for mode in ("--tune", None, "--controls", "--headline"):
         subjects.main([*filter(None, [mode]), *few])
