@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from benchmarks.pocket_base import machine
 from benchmarks.recipes import (
     Bench,
@@ -34,6 +36,7 @@ from benchmarks.recipes import (
 from benchmarks.subjects_pages import Group, grouped, opened
 from photoflux import fingerprint
 from photoflux.flux.data import class_prompt
+from photoflux.judges.stats import clustered_rate
 from photoflux.manifest import digest, read_manifest, unpack, write_json, write_tar
 from photoflux.params import as_dict
 from photoflux.pocket.world import KINDS, Subject
@@ -197,7 +200,7 @@ def controlled(bench: Bench, numbers: Iterable[int]) -> tuple[dict[str, Any], Im
             "gate": short_hash(as_dict(bench.params["gate"])),
         },
         "machine": machine(),
-        "all": counted(rows),
+        "all": {**counted(rows), **subjects_apart(rows)},
         "by_control": {control.name: {"says": control.says, **counted(rows, control.name)} for control in CONTROLS},
         "controls": rows,
     }
@@ -235,6 +238,14 @@ def counted(rows: Sequence[Mapping[str, Any]], control: str | None = None) -> di
     lo, hi = clopper_pearson(passed, len(own))
     return {"count": len(own), "passed": passed, "lo": lo, "hi": hi, "verdicts": dict(Counter(row["verdict"] for row in own)),
             "stopped_by": dict(stopped.most_common())}  # fmt: skip
+
+
+def subjects_apart(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The interval of the rate of all. Its units are subjects: the controls of one share its photos, and some of them an adapter."""
+    kinds, names = sorted({row["subject"] for row in rows}), [control.name for control in CONTROLS]
+    passed = {(row["subject"], row["control"]): row["verdict"] == "PASS" for row in rows}
+    found = clustered_rate(np.array([[passed[kind, name] for name in names] for kind in kinds], dtype=float))
+    return {"lo": found.lo, "hi": found.hi}
 
 
 def clopper_pearson(hits: int, total: int) -> tuple[float, float]:

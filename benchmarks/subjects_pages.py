@@ -339,7 +339,8 @@ def controls_text(controls: Mapping[str, Any]) -> str:
     heads = ("control", "what is wrong with it", "false PASS", "95 % interval", "rules that failed")
     said = (
         f"Adapters that are bad by how they were made, of {len(controls['subjects'])} subjects from seed "
-        f"{controls['seeds']['subjects']}, held to the same rules."
+        f"{controls['seeds']['subjects']}, held to the same rules, without a bias audit. The interval of all counts "
+        "subjects, not adapters; it is about these five faults, which are easy to name, and no others."
     )
     return f"## Negative controls\n{fill(said, 120, break_on_hyphens=False)}\n\n{table(heads, body)}"
 

@@ -90,3 +90,13 @@ def test_rows_are_counted_by_control_with_what_stopped_them() -> None:
     assert found["verdicts"] == {"FAIL": 1, "PASS": 1}
     assert controls.counted(rows)["count"] == 3 and controls.counted(rows)["passed"] == 1
     assert (found["lo"], found["hi"]) == pytest.approx((0.0126, 0.9874), abs=1e-4)
+
+
+def test_controls_of_one_subject_count_for_less_than_as_many_subjects() -> None:
+    rows = [
+        {"control": control.name, "subject": kind, "verdict": "FAIL"} for kind in KINDS for control in controls.CONTROLS
+    ]
+    none = controls.subjects_apart(rows)
+    assert none["lo"] == 0.0 and controls.clopper_pearson(0, 60)[1] < none["hi"] == pytest.approx(0.089, abs=0.002)
+    rows[0]["verdict"] = "PASS"
+    assert 0 < controls.subjects_apart(rows)["lo"] < 1 / 60 < none["hi"] < controls.subjects_apart(rows)["hi"]
