@@ -192,7 +192,7 @@ class GateParams:
     """The limits a candidate is held to; every one is compared with a bound of a 95 % interval."""
 
     calibration: str = field(
-        default="e227b8d9d7070ac6",
+        default="8e1b488e23346196",
         metadata={
             "help": "Calibration these limits come from, as in benchmarks/results/calibration.json; empty: the method's defaults"
         },
