@@ -63,7 +63,7 @@ demo-bad: $(STAMP) ## the same with an over-trained recipe: the gate must say FA
 	$(BIN)/python -m pipelines.demo --bad
 
 serve: $(STAMP) ## the whole service on this machine: API, engine, worker, sign-in, MLflow (ARGS=--tls for https)
-	$(WITH_ARGS) -m api.serve
+	$(WITH_ARGS) -m api.ops.serve
 
 load: $(STAMP) ## a hundred people at once on this machine; figures in benchmarks/results/load.json
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[load]'
@@ -93,7 +93,7 @@ pretrain: $(STAMP) ## train the pocket base and its judges from a seed (hours on
 
 mlflow: $(STAMP) ## open the MLflow UI on the local registry
 	@echo "MLflow's pages will be at http://127.0.0.1:5000; Ctrl-C ends them"
-	$(BIN)/python -m api.registry_pages --host 127.0.0.1 --port 5000
+	$(BIN)/python -m api.ops.registry_pages --host 127.0.0.1 --port 5000
 
 bench: $(STAMP) ## measure the pocket base, twelve calibration subjects and the statistics of judging; tables in benchmarks/results
 	$(BIN)/python -m benchmarks.statistics

@@ -10,22 +10,22 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 from sqlalchemy.orm import Session
 
-from api.db import Base, Records
-from api.delivery import Delivery
-from api.health import Health
-from api.held import HeldRequests, Turns
-from api.identity import Identities
-from api.intake import Intake
-from api.journal import AuditHeads, Journal
-from api.limits import Limits
-from api.problems import Problem
-from api.safety import Guard
-from api.sessions import SignIns
+from api.accounts.login_sessions import SignIns
+from api.accounts.openid_client import Identities
+from api.accounts.tokens import Bearer, Tokens
+from api.images.moderation import Guard
+from api.images.rendering import Delivery
+from api.jobs.webhook_delivery import Subscriptions
+from api.jobs.workflows import Line
+from api.ops.health import Health
+from api.records.audit_log import AuditHeads, Journal
+from api.records.db import Base, Records
 from api.settings import ApiSettings
-from api.subjects import Album
-from api.tokens import Bearer, Tokens
-from api.webhooks import Subscriptions
-from api.work import Line
+from api.training.photo_intake import Intake
+from api.training.photo_sets import Album
+from api.transport.concurrency import HeldRequests, Turns
+from api.transport.problems import Problem
+from api.transport.rate_limits import Limits
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
 

@@ -16,24 +16,22 @@ from fastapi.responses import PlainTextResponse
 from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp
 
-from api import problems
-from api.credentials import open_credentials
-from api.db import Records, migrate, open_engine
-from api.delivery import Delivery
+from api.accounts.embedded_provider import CLIENT_ID, Accounts, make_provider
+from api.accounts.login_sessions import SignedOut, SignIns
+from api.accounts.openid_client import Identities, Provider
+from api.accounts.tokens import Bearer, Tokens
 from api.deps import Service, ServiceDep
-from api.description import TAGS, TEXT, DescribedApp
-from api.embedded_provider import CLIENT_ID, Accounts, make_provider
-from api.health import Health
-from api.held import HeldRequests, Turns
-from api.hosts import known_hosts
-from api.identity import Identities, Provider
-from api.intake import Intake
-from api.journal import AuditHeads, Journal
-from api.layers import Bodies, Revalidated, SafeHeaders
-from api.limits import Limits
-from api.memory import give_back
-from api.observing import Requests, Telemetry, set_up_logs
-from api.problems import Problem, answers
+from api.images.credentials import open_credentials
+from api.images.moderation import open_guard
+from api.images.rendering import Delivery
+from api.jobs.webhook_delivery import Subscriptions
+from api.jobs.workflows import Line, prepare
+from api.ops.health import Health
+from api.ops.memory import give_back
+from api.ops.telemetry import Requests, Telemetry, set_up_logs
+from api.records.audit_log import AuditHeads, Journal
+from api.records.db import Records, migrate, open_engine
+from api.records.service_secrets import pepper, service_secret
 from api.routes import (
     audit,
     auth,
@@ -50,14 +48,16 @@ from api.routes import (
     webhooks,
 )
 from api.routes.pages import add_pages
-from api.safety import open_guard
-from api.secrets import pepper, service_secret
-from api.sessions import SignedOut, SignIns
 from api.settings import LOOPBACK, ApiSettings, get_api_settings, log_warnings, settings_or_exit
-from api.subjects import Album
-from api.tokens import Bearer, Tokens
-from api.webhooks import Subscriptions
-from api.work import Line, prepare
+from api.training.photo_intake import Intake
+from api.training.photo_sets import Album
+from api.transport import problems
+from api.transport.concurrency import HeldRequests, Turns
+from api.transport.hosts import known_hosts
+from api.transport.middleware import Bodies, Revalidated, SafeHeaders
+from api.transport.openapi import TAGS, TEXT, DescribedApp
+from api.transport.problems import Problem, answers
+from api.transport.rate_limits import Limits
 from photoflux import __version__
 from photoflux.params import load_params
 from photoflux.settings import get_settings
@@ -214,7 +214,7 @@ def main() -> int:
     """Serve until SIGTERM; requests that are being answered are finished."""
     from urllib.parse import urlsplit
 
-    from api.connections import serve
+    from api.transport.connections import serve
 
     settings = settings_or_exit()
     set_up_logs("api")

@@ -8,11 +8,11 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 
-from api.db import AuditEntry
 from api.deps import Auditor, ServiceDep
-from api.problems import SIGNED_IN, answers
-from api.routing import make_router
+from api.records.db import AuditEntry
 from api.schemas import Listed, Time, utc
+from api.transport.problems import SIGNED_IN, answers
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api/audit", tags=["audit"], responses=answers(*SIGNED_IN, 403))
 

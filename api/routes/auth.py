@@ -9,15 +9,15 @@ from fastapi import Cookie, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
-from api.db import User
+from api.accounts.login_sessions import Refreshed, SignedOut
+from api.accounts.openid_client import SignInFailed
+from api.accounts.tokens import Bearer
 from api.deps import Caller, Service, ServiceDep
-from api.identity import SignInFailed
-from api.limits import address_of
-from api.problems import SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.records.db import User
 from api.schemas import Role
-from api.sessions import Refreshed, SignedOut
-from api.tokens import Bearer
+from api.transport.problems import SIGNED_IN, Problem, answers
+from api.transport.rate_limits import address_of
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api/auth", tags=["sign-in"])
 REFRESH, STATE, MEDIA = "photoflux_refresh", "photoflux_sign_in", "photoflux_media"

@@ -9,17 +9,17 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from api.complaints import close, new_complaint, take_down, words_of
-from api.db import Complaint
 from api.deps import Operator, Service, ServiceDep
-from api.idempotency import KEY, mismatch
-from api.journal import ANYBODY
-from api.limits import address_of
-from api.paging import PageDep
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.privacy.complaint_handling import close, new_complaint, take_down, words_of
+from api.records.audit_log import ANYBODY
+from api.records.db import Complaint
+from api.records.service_secrets import keyed_digest
 from api.schemas import Asked, Id, Listed, Sha256, Time, Words, utc
-from api.secrets import keyed_digest
+from api.transport.idempotency import KEY, mismatch
+from api.transport.paging import PageDep
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.rate_limits import address_of
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api/complaints", tags=["complaints"])
 Outcome = Literal["removed", "dismissed"]

@@ -11,20 +11,14 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api import consents
-from api.db import ACTIVE, Feedback, Generation, Picture, Run, Subject, new_id
-from api.delivery import checked_size
 from api.deps import Caller, Maker, Service, ServiceDep, owned
-from api.erasing import Gone
-from api.generations import prompt_label
-from api.held import is_ending, is_gone
-from api.idempotency import OnceDep
-from api.paging import PageDep
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.prompts import Unsafe, check_prompt
-from api.quotas import check_storage
+from api.images.generator import prompt_label
+from api.images.prompt_rules import Unsafe, check_prompt
+from api.images.rendering import checked_size
+from api.privacy import consents
+from api.privacy.erasure import Gone
+from api.records.db import ACTIVE, Feedback, Generation, Picture, Run, Subject, new_id
 from api.routes.runs import begin_run
-from api.routing import make_router
 from api.schemas import (
     FeedbackAsked,
     GenerateAsked,
@@ -36,7 +30,13 @@ from api.schemas import (
     failure,
     utc,
 )
-from api.subjects import Compared
+from api.training.photo_sets import Compared
+from api.transport.concurrency import is_ending, is_gone
+from api.transport.idempotency import OnceDep
+from api.transport.paging import PageDep
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.quotas import check_storage
+from api.transport.routing import make_router
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
 router = make_router(prefix="/api", tags=["pictures"], responses=answers(*SIGNED_IN, 422))

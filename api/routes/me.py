@@ -12,14 +12,14 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.db import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.deps import Caller, Maker, Service, ServiceDep, Viewer, owned
-from api.erasing import begin_erasure
-from api.idempotency import OnceDep
-from api.problems import ONCE, SIGNED_IN, Problem, answers
-from api.quotas import count_start
-from api.routing import make_router
+from api.privacy.erasure import begin_erasure
+from api.records.db import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.schemas import ExportFailure, Id, State, Time, failure, utc
+from api.transport.idempotency import OnceDep
+from api.transport.problems import ONCE, SIGNED_IN, Problem, answers
+from api.transport.quotas import count_start
+from api.transport.routing import make_router
 from photoflux.vault.blobs import BlobMissing
 
 router = make_router(prefix="/api", tags=["your data"])

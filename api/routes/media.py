@@ -10,16 +10,16 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from api.db import Generation, Model, Photo, Picture, Run
-from api.delivery import MEDIA_TYPES, checked_size
+from api.accounts.tokens import Bearer
 from api.deps import Service, ServiceDep, Viewer, owned
-from api.fine_tuning import CARD, REPORTS
-from api.generations import provenance
-from api.held import GONE, is_gone
-from api.problems import SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.images.generator import provenance
+from api.images.rendering import MEDIA_TYPES, checked_size
+from api.records.db import Generation, Model, Photo, Picture, Run
 from api.schemas import Format, Id, Size
-from api.tokens import Bearer
+from api.training.finetuning import CARD, REPORTS
+from api.transport.concurrency import GONE, is_gone
+from api.transport.problems import SIGNED_IN, Problem, answers
+from api.transport.routing import make_router
 from photoflux.images import SUFFIXES
 from photoflux.vault.blobs import BlobMissing
 

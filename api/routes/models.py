@@ -8,13 +8,13 @@ from fastapi import Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.db import Model, Subject
 from api.deps import Caller, ServiceDep, owned
-from api.fine_tuning import REPORTS
-from api.paging import PageDep
-from api.problems import SIGNED_IN, answers
-from api.routing import make_router
+from api.records.db import Model, Subject
 from api.schemas import Id, Listed, ModelShown, utc
+from api.training.finetuning import REPORTS
+from api.transport.paging import PageDep
+from api.transport.problems import SIGNED_IN, answers
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api/models", tags=["models"], responses=answers(*SIGNED_IN, 422))
 

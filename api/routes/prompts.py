@@ -8,13 +8,13 @@ from fastapi import Query
 from pydantic import BaseModel
 from sqlalchemy import select
 
-from api.db import Generation, Subject
 from api.deps import Caller, ServiceDep, owned
-from api.generations import prompt_label
-from api.problems import SIGNED_IN, answers
-from api.routing import make_router
+from api.images.generator import prompt_label
+from api.images.suggestions import suggest, templates
+from api.records.db import Generation, Subject
 from api.schemas import Id
-from api.suggestions import suggest, templates
+from api.transport.problems import SIGNED_IN, answers
+from api.transport.routing import make_router
 from photoflux.vault.sealed import unseal_bytes
 
 router = make_router(prefix="/api/prompts", tags=["pictures"], responses=answers(*SIGNED_IN, 404, 422))

@@ -12,20 +12,20 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api import consents
-from api.db import ACTIVE, Model, Run, Subject, new_id
+from api.accounts.tokens import Bearer
 from api.deps import Caller, Maker, Service, ServiceDep, owned
-from api.fine_tuning import cancel_run as end_early
-from api.fine_tuning import estimate
-from api.held import is_ending
-from api.idempotency import OnceDep
-from api.paging import PageDep
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.quotas import check_storage, count_start
-from api.routing import make_router
+from api.privacy import consents
+from api.records.db import ACTIVE, Model, Run, Subject, new_id
 from api.schemas import Id, Listed, RunAsked, RunFailure, RunShown, StepShown, failure, utc
-from api.subjects import Compared
-from api.tokens import Bearer
+from api.training.finetuning import cancel_run as end_early
+from api.training.finetuning import estimate
+from api.training.photo_sets import Compared
+from api.transport.concurrency import is_ending
+from api.transport.idempotency import OnceDep
+from api.transport.paging import PageDep
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.quotas import check_storage, count_start
+from api.transport.routing import make_router
 from photoflux.photos.sets import write_set
 from pipelines.graph import COMPILED, read_spec
 from pipelines.parameters import resolve

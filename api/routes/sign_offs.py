@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from api.db import Run
 from api.deps import Operator, ServiceDep
-from api.fine_tuning import sign_off
-from api.paging import PageDep
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.records.db import Run
 from api.schemas import Asked, Id, Listed, Time, Words, utc
+from api.training.finetuning import sign_off
+from api.transport.paging import PageDep
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.routing import make_router
 
 MISSING = "There is no run here that waits for an answer."
 router = make_router(prefix="/api/sign-offs", tags=["sign-offs"], responses=answers(*SIGNED_IN, 403, 422))

@@ -11,19 +11,19 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from api import consents
-from api.db import Photo, Subject, is_rolled_back, new_id, retried
-from api.decoding import Taken, refused
 from api.deps import Caller, Maker, Service, ServiceDep, owned
-from api.erasing import erase_subject
-from api.idempotency import OnceDep
-from api.paging import PageDep
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.quotas import check_capacity, check_storage
-from api.routing import make_router
-from api.safety import UnsafePicture
+from api.images.moderation import UnsafePicture
+from api.privacy import consents
+from api.privacy.erasure import erase_subject
+from api.records.db import Photo, Subject, is_rolled_back, new_id, retried
 from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, utc
-from api.subjects import Compared
+from api.training.photo_decoding import Taken, refused
+from api.training.photo_sets import Compared
+from api.transport.idempotency import OnceDep
+from api.transport.paging import PageDep
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.quotas import check_capacity, check_storage
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api", tags=["subjects and photos"], responses=answers(*SIGNED_IN, 422))
 UPLOAD_BYTES, FILES_MAX = 128_000_000, 20

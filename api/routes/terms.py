@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from api import consents
-from api.db import Consent
 from api.deps import Caller, ServiceDep
-from api.erasing import end_work, erase_models
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.privacy import consents
+from api.privacy.erasure import end_work, erase_models
+from api.records.db import Consent
 from api.schemas import ConsentAsked, ConsentShown, Listed, WordingShown, utc
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.routing import make_router
 from photoflux.errors import PhotoFluxError
 
 router = make_router(prefix="/api", tags=["terms and consents"])

@@ -9,16 +9,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.db import Notice, Webhook, at_end, retried
+from api.accounts.tokens import Bearer
 from api.deps import Caller, Maker, Service, ServiceDep, owned
-from api.idempotency import Once, OnceDep
-from api.paging import PageDep
-from api.problems import BODY, ONCE, SIGNED_IN, Problem, answers
-from api.quotas import check_capacity
-from api.routing import make_router
+from api.jobs.webhook_delivery import TEST, address_of, check_address, new_webhook
+from api.records.db import Notice, Webhook, at_end, retried
 from api.schemas import Asked, Id, Listed, State, Time, utc
-from api.tokens import Bearer
-from api.webhooks import TEST, address_of, check_address, new_webhook
+from api.transport.idempotency import Once, OnceDep
+from api.transport.paging import PageDep
+from api.transport.problems import BODY, ONCE, SIGNED_IN, Problem, answers
+from api.transport.quotas import check_capacity
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api/webhooks", tags=["webhooks"], responses=answers(*SIGNED_IN, 422))
 WEBHOOKS_MAX = 5

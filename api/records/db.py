@@ -1,0 +1,680 @@
+"""The records: what is kept of whom, in SQLite on one machine or in PostgreSQL, by the same models.
+
+No column holds a person's words, names or pictures in the clear: what is personal is bytes that the vault sealed under
+the owner's keyset, or lies in the blob store. Times are milliseconds since 1970 in UTC, ids are random.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import logging
+import os
+import random
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, ParamSpec, TypeVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Engine,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from api.records.write_turns import WriteTurns
+from photoflux.errors import PhotoFluxError
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+BUSY_MS, IDLE_IN_TRANSACTION_MS, CONNECTIONS = 5000, 20_000, 40
+"""CONNECTIONS: how many a process keeps open to SQLite; one for each thread that answers requests, since opening one takes longer than
+what most requests ask of it. The last one used is taken first, since each keeps up to CACHE_KIB of what it read."""
+CACHE_KIB, STATEMENTS = 512, 16
+"""STATEMENTS: how many prepared ones a connection to SQLite keeps, each about 6 KB; the driver's 128 were 30 MB for all connections."""
+LOCK_ORDER = (
+    "login_flows", "signing_keys", "users", "sign_ins", "refresh_tokens", "consents", "subjects", "photos", "runs", "generations",
+    "pictures", "feedback", "models", "exports", "webhooks", "idempotency", "usage", "complaints",
+    "tombstones", "workers", "notices", "audit_log",
+)  # fmt: skip
+"""Transactions lock rows of tables in this order and no other, so that no two wait for each other; a test reads the statements."""
+TRIES, TRY_AGAIN_S = 5, 0.02
+AWAY_S, AWAY_AGAIN_S = 300.0, 1.0
+"""How long what must be recorded goes on asking for a database that cannot be reached; the library of durable work waits without an end."""
+AGAIN = ("40P01", "40001")
+"""PostgreSQL's deadlock_detected and serialization_failure: the transaction was rolled back and may be repeated."""
+STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+"""Of runs, generations and exports; the last three are final."""
+ACTIVE = STATES[:2]
+ANSWERS_KEPT_MS = 24 * 3600 * 1000
+"""How long a repeated request is given the answer of the first."""
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def new_id() -> str:
+    """A random id of 32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {
+        int: BigInteger,
+        str: String(64),
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+        bytes: LargeBinary,
+    }
+
+
+def _key() -> Mapped[str]:
+    return mapped_column(String(32), primary_key=True, default=new_id)
+
+
+def _owner() -> Mapped[str]:
+    return mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"), index=True)
+
+
+def _state() -> Mapped[str]:
+    return mapped_column(String(16), default="queued")
+
+
+def _known_states(name: str = "state") -> CheckConstraint:
+    return CheckConstraint(f"state in {STATES}", name=name)
+
+
+class User(Base):
+    """A person who signed in. `login` is a keyed digest of the provider's name for them; `profile` holds name and e-mail."""
+
+    __tablename__ = "users"
+    id: Mapped[str] = _key()
+    login: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str] = mapped_column(String(16), default="user")
+    state: Mapped[str] = mapped_column(String(16), default="active")
+    profile: Mapped[bytes | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (
+        CheckConstraint("role in ('user', 'operator', 'auditor')", name="role"),
+        CheckConstraint("state in ('active', 'blocked', 'erasing')", name="state"),
+    )
+
+
+class LoginFlow(Base):
+    """A sign-in under way, from the redirect to the provider until its callback, which uses it up."""
+
+    __tablename__ = "login_flows"
+    state: Mapped[str] = mapped_column(primary_key=True)
+    """Digest of the state parameter."""
+    verifier: Mapped[str] = mapped_column(String(128))
+    nonce: Mapped[str] = mapped_column(String(64))
+    expires_ms: Mapped[int] = mapped_column(index=True)
+
+
+class SignIn(Base):
+    """One sign-in on one device: a family of refresh tokens, each used once, all revoked when one comes back."""
+
+    __tablename__ = "sign_ins"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    expires_ms: Mapped[int]
+    revoked_ms: Mapped[int | None]
+
+
+class RefreshToken(Base):
+    """Known by its digest only. `used_ms` is when it was exchanged for its successor."""
+
+    __tablename__ = "refresh_tokens"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    sign_in_id: Mapped[str] = mapped_column(String(32), ForeignKey("sign_ins.id", ondelete="CASCADE"), index=True)
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    used_ms: Mapped[int | None]
+
+
+class SigningKey(Base):
+    """An ES256 key of the access tokens; the private half is sealed by the service's own keyset."""
+
+    __tablename__ = "signing_keys"
+    kid: Mapped[str] = mapped_column(primary_key=True)
+    private: Mapped[bytes]
+    public: Mapped[dict[str, Any]]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    retired_ms: Mapped[int | None]
+
+
+class Consent(Base):
+    """What a person agreed to, in which wording, and until when."""
+
+    __tablename__ = "consents"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    purpose: Mapped[str] = mapped_column(String(32))
+    version: Mapped[str] = mapped_column(String(32))
+    sha256: Mapped[str]
+    granted_ms: Mapped[int] = mapped_column(default=now_ms)
+    withdrawn_ms: Mapped[int | None]
+
+
+class Subject(Base):
+    """Who or what a person wants pictures of. `name` and `verdict`, on the photos as a set, are sealed; `champion_id` draws."""
+
+    __tablename__ = "subjects"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    class_noun: Mapped[str] = mapped_column(String(32))
+    trigger: Mapped[str] = mapped_column(String(16))
+    depicts: Mapped[str] = mapped_column(String(16))
+    name: Mapped[bytes | None]
+    champion_id: Mapped[str | None] = mapped_column(String(32))
+    verdict: Mapped[bytes | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (
+        CheckConstraint("depicts in ('me', 'consenting_adult', 'no_person')", name="depicts"),
+        Index(None, "user_id", "created_ms", "id"),
+    )
+
+
+class Photo(Base):
+    """An uploaded photo as it was normalised; `name` and `measured` are sealed.
+
+    `fingerprint` is a digest keyed for its owner, so that doubles are seen.
+    """
+
+    __tablename__ = "photos"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    subject_id: Mapped[str] = mapped_column(String(32), ForeignKey("subjects.id", ondelete="CASCADE"))
+    fingerprint: Mapped[str]
+    name: Mapped[bytes | None]
+    measured: Mapped[bytes | None]
+    width: Mapped[int]
+    height: Mapped[int]
+    stored_bytes: Mapped[int]
+    status: Mapped[str] = mapped_column(String(8))
+    reasons: Mapped[list[Any]]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (UniqueConstraint("subject_id", "fingerprint"), Index(None, "subject_id", "created_ms", "id"))
+
+
+class Run(Base):
+    """A fine-tuning from photos to a registered model. At most one of a subject is queued or running.
+
+    `sign_off` is `open` where the check left a question that an operator may answer, `given` once one has; why, is sealed.
+    """
+
+    __tablename__ = "runs"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    subject_id: Mapped[str] = mapped_column(String(32), ForeignKey("subjects.id", ondelete="CASCADE"))
+    state: Mapped[str] = _state()
+    params: Mapped[dict[str, Any]]
+    steps: Mapped[list[Any]] = mapped_column(default=list)
+    error_code: Mapped[str | None] = mapped_column(String(32))
+    error: Mapped[str | None] = mapped_column(String(500))
+    orchestrator: Mapped[str] = mapped_column(String(16))
+    remote_id: Mapped[str | None] = mapped_column(String(256))
+    estimate: Mapped[dict[str, Any]]
+    actual: Mapped[dict[str, Any] | None]
+    cancel_ms: Mapped[int | None]
+    sign_off: Mapped[str | None] = mapped_column(String(16))
+    sign_off_reason: Mapped[bytes | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    started_ms: Mapped[int | None]
+    finished_ms: Mapped[int | None]
+    __table_args__ = (
+        _known_states(),
+        CheckConstraint("sign_off in ('open', 'given')", name="sign_off"),
+        Index(None, "user_id", "created_ms", "id"),
+        Index(
+            "uq_runs_active", "subject_id", unique=True,
+            sqlite_where=state.in_(STATES[:2]), postgresql_where=state.in_(STATES[:2]),
+        ),
+    )  # fmt: skip
+
+
+class Model(Base):
+    """A registered adapter of a subject."""
+
+    __tablename__ = "models"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    subject_id: Mapped[str] = mapped_column(String(32), ForeignKey("subjects.id", ondelete="CASCADE"))
+    run_id: Mapped[str] = mapped_column(String(32), ForeignKey("runs.id", ondelete="CASCADE"), unique=True)
+    number: Mapped[int]
+    registry_name: Mapped[str] = mapped_column(String(64))
+    registry_version: Mapped[str] = mapped_column(String(16))
+    adapter_sha256: Mapped[str]
+    stored_bytes: Mapped[int] = mapped_column(default=0)
+    verdict: Mapped[str] = mapped_column(String(16))
+    metrics: Mapped[dict[str, Any]]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (UniqueConstraint("subject_id", "number"),)
+
+
+class Generation(Base):
+    """Pictures asked for. `prompt` is sealed. It waits for `run_id` when the subject had no model yet."""
+
+    __tablename__ = "generations"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    subject_id: Mapped[str] = mapped_column(String(32), ForeignKey("subjects.id", ondelete="CASCADE"))
+    model_id: Mapped[str | None] = mapped_column(String(32))
+    run_id: Mapped[str | None] = mapped_column(String(32))
+    state: Mapped[str] = _state()
+    prompt: Mapped[bytes]
+    n: Mapped[int]
+    seed: Mapped[int]
+    size: Mapped[str] = mapped_column(String(16))
+    format: Mapped[str] = mapped_column(String(8))
+    style: Mapped[str] = mapped_column(String(16))
+    error_code: Mapped[str | None] = mapped_column(String(32))
+    error: Mapped[str | None] = mapped_column(String(500))
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    finished_ms: Mapped[int | None]
+    __table_args__ = (_known_states(), Index(None, "user_id", "created_ms", "id"))
+
+
+class Picture(Base):
+    """One generated picture; its sealed bytes are the object `object_id`, which names the attempt that stored it."""
+
+    __tablename__ = "pictures"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    generation_id: Mapped[str] = mapped_column(String(32), ForeignKey("generations.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    object_id: Mapped[str] = mapped_column(String(128))
+    seed: Mapped[int]
+    sha256: Mapped[str]
+    stored_bytes: Mapped[int]
+    __table_args__ = (UniqueConstraint("generation_id", "position"),)
+
+
+class Feedback(Base):
+    """What a person thinks of their pictures; `text` is sealed."""
+
+    __tablename__ = "feedback"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    generation_id: Mapped[str] = mapped_column(
+        String(32), ForeignKey("generations.id", ondelete="CASCADE"), unique=True
+    )
+    rating: Mapped[int]
+    reason: Mapped[str | None] = mapped_column(String(32))
+    text: Mapped[bytes | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (CheckConstraint("rating between 1 and 5", name="rating"),)
+
+
+class Idempotency(Base):
+    """A request that may be repeated: the same key gives the stored answer. `answer` is sealed, None while it is made."""
+
+    __tablename__ = "idempotency"
+    user_id: Mapped[str] = mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    """Digest of the key that was sent."""
+    request: Mapped[str]
+    status: Mapped[int | None]
+    answer: Mapped[bytes | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms, index=True)
+
+
+class Usage(Base):
+    """That a person started something of which so many a day are allowed. It outlives what was started."""
+
+    __tablename__ = "usage"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(16))
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    __table_args__ = (Index(None, "user_id", "kind", "created_ms"),)
+
+
+class Webhook(Base):
+    """Where a person wants to be told of finished work; address and secret are sealed."""
+
+    __tablename__ = "webhooks"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    address: Mapped[bytes]
+    secret: Mapped[bytes]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+
+
+class Notice(Base):
+    """That an address is to be told of something: what it was about, and whether it has been."""
+
+    __tablename__ = "notices"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    webhook_id: Mapped[str] = mapped_column(String(32), ForeignKey("webhooks.id", ondelete="CASCADE"), index=True)
+    event: Mapped[str] = mapped_column(String(32))
+    object_id: Mapped[str] = mapped_column(String(32))
+    outcome: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = _state()
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    finished_ms: Mapped[int | None]
+    __table_args__ = (_known_states(),)
+
+
+class Export(Base):
+    """A ZIP of everything kept of a person, sealed in the object `object_id`, which names the attempt that stored it."""
+
+    __tablename__ = "exports"
+    id: Mapped[str] = _key()
+    user_id: Mapped[str] = _owner()
+    state: Mapped[str] = _state()
+    error_code: Mapped[str | None] = mapped_column(String(32))
+    error: Mapped[str | None] = mapped_column(String(500))
+    object_id: Mapped[str | None] = mapped_column(String(96))
+    sha256: Mapped[str | None]
+    stored_bytes: Mapped[int | None]
+    created_ms: Mapped[int] = mapped_column(default=now_ms)
+    expires_ms: Mapped[int | None]
+    __table_args__ = (_known_states(),)
+
+
+class Complaint(Base):
+    """What somebody, who need not have an account, reports; `details` is sealed by the service's own keyset.
+
+    `about` is the adapter's digest as a picture's credentials name it.
+    """
+
+    __tablename__ = "complaints"
+    id: Mapped[str] = _key()
+    reason: Mapped[str] = mapped_column(String(16))
+    about: Mapped[str | None]
+    details: Mapped[bytes]
+    request_key: Mapped[str | None] = mapped_column(unique=True)
+    """Digest of the `Idempotency-Key` that it came with; None once a repeat would be a new complaint."""
+    request: Mapped[str | None]
+    """Digest of what came with that key."""
+    state: Mapped[str] = mapped_column(String(16), default="open")
+    created_ms: Mapped[int] = mapped_column(default=now_ms, index=True)
+    closed_ms: Mapped[int | None]
+    __table_args__ = (CheckConstraint("state in ('open', 'removed', 'dismissed')", name="state"),)
+
+
+class AuditEntry(Base):
+    """What was done, by whom (a pseudonym), to what; each entry holds the digest of the one before. Nothing personal.
+
+    `scheme` says how the digest was made: 2 is keyed (HMAC-SHA256), 1 is the SHA-256 that older programs wrote.
+    """
+
+    __tablename__ = "audit_log"
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at_ms: Mapped[int]
+    actor: Mapped[str]
+    action: Mapped[str]
+    object: Mapped[str | None]
+    outcome: Mapped[str] = mapped_column(String(16))
+    before: Mapped[str]
+    digest: Mapped[str] = mapped_column(unique=True)
+    scheme: Mapped[int] = mapped_column(default=2)
+
+
+class Worker(Base):
+    """A worker process. It beats every few seconds; one that stopped beating is marked dead, and its work taken up by another."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    started_ms: Mapped[int]
+    beat_ms: Mapped[int]
+    """By the database's clock."""
+    dead_ms: Mapped[int | None]
+
+
+class Tombstone(Base):
+    """That somebody was erased, or is being: `login` again, so that a restored backup can be erased anew."""
+
+    __tablename__ = "tombstones"
+    receipt: Mapped[str] = mapped_column(String(32), primary_key=True)
+    login: Mapped[str] = mapped_column(index=True)
+    user_id: Mapped[str] = mapped_column(String(32))
+    erased_ms: Mapped[int]
+    done_ms: Mapped[int | None]
+
+
+def open_engine(url: str) -> Engine:
+    """Connections to the records. On SQLite: WAL, foreign keys, deleted rows overwritten, writers waited for.
+
+    A transaction of SQLite takes the write lock at its start unless it is `reading`: one that read first and wrote later
+    would fail at once where another wrote in between, instead of waiting.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        limits = f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}"  # of a process that was stopped
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10, connect_args={"options": limits}
+        )  # fmt: skip
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pool: dict[str, Any] = {"pool_size": CONNECTIONS, "pool_use_lifo": True} if parsed.database else {}
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000, "cached_statements": STATEMENTS}, **pool)
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # the driver would begin transactions itself, too late
+    cursor = connection.cursor()
+    for setting in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON"):
+        cursor.execute(f"PRAGMA {setting}")
+    cursor.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    reading = connection.get_execution_options().get("reading")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+AT_END = "at_end"
+
+
+def at_end(session: Session, finish: Callable[[Session], object], *, rank: int = 0) -> None:
+    """Put something off to the end of the transaction, behind everything of a lower rank: what everybody waits for is locked last."""
+    session.info.setdefault(AT_END, []).append((rank, finish))
+
+
+class AccountClosed(PhotoFluxError):
+    """The person has no account any more, or it is blocked or being erased: nothing is done for them."""
+
+    def __init__(self) -> None:
+        super().__init__("this account is closed; nothing more is done for it")
+
+
+def retried(transaction: Callable[P, R]) -> Callable[P, R]:
+    """The same function, called again a few times where the database rolled its transaction back for another's sake."""
+
+    @functools.wraps(transaction)
+    def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return transaction(*args, **kwargs)
+            except DBAPIError as error:
+                if attempt == TRIES or not is_rolled_back(error):
+                    raise
+                log.info("a transaction was rolled back by the database and is repeated")
+                time.sleep(random.uniform(0.5, 1.5) * TRY_AGAIN_S * 2**attempt)
+        raise AssertionError("unreachable")
+
+    return repeated
+
+
+def is_rolled_back(error: DBAPIError) -> bool:
+    """Whether the database gave up a transaction so that another could go on."""
+    return getattr(error.orig, "sqlstate", None) in AGAIN
+
+
+def hold_owner(session: Session, kind: Any, row_id: str) -> None:
+    """Keep the owner of a row from being deleted, before the row is locked: a notice of it refers to them, which locks them, too."""
+    owner = select(kind.user_id).where(kind.id == row_id).scalar_subquery()
+    session.execute(select(User.id).where(User.id == owner).with_for_update(read=True, key_share=True))
+
+
+def is_away(error: DBAPIError) -> bool:
+    """Whether the database could not be reached, is starting or stopping, or (SQLite) is written to by others for long."""
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN)
+    state = getattr(error.orig, "sqlstate", None)
+    return isinstance(error, OperationalError) and (state is None or str(state).startswith(("08", "57P")))
+
+
+def outlasting(step: Callable[P, R]) -> Callable[P, R]:
+    """The same, done again for as long as the database cannot be reached: an outage says nothing of the work."""
+
+    @functools.wraps(step)
+    def patient(*args: P.args, **kwargs: P.kwargs) -> R:
+        since = last = float("-inf")
+        while True:
+            try:
+                return step(*args, **kwargs)
+            except DBAPIError as error:
+                if time.monotonic() - last > AWAY_S:  # another outage than the last
+                    since = time.monotonic()
+                last = time.monotonic()
+                if not is_away(error) or last - since > AWAY_S:
+                    raise
+                log.warning("the database cannot be reached; %s is done again", step.__name__)
+                time.sleep(AWAY_AGAIN_S)
+
+    return patient
+
+
+def _write_turns(engine: Engine) -> WriteTurns:
+    file = engine.url.database
+    return WriteTurns(Path(file).absolute() if file and file != ":memory:" else None, wait_s=BUSY_MS / 2000)
+
+
+class Records:
+    """Sessions over one database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._write = sessionmaker(engine, expire_on_commit=False)
+        self._read = sessionmaker(engine.execution_options(reading=True), expire_on_commit=False)
+        self._turn = _write_turns(engine) if engine.dialect.name == "sqlite" else nullcontext()
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A transaction, committed when the block ends well; what was put off with `at_end` is done right before."""
+        with self._turn, self._write.begin() as session:
+            yield session
+            for _, finish in sorted(session.info.pop(AT_END, ()), key=lambda one: one[0]):
+                finish(session)
+
+    @contextmanager
+    def writing_for(self, user_id: str) -> Iterator[Session]:
+        """A transaction on a person's behalf, with their row locked first: others of theirs wait until it is over.
+
+        Raises AccountClosed unless the account is active.
+        """
+        with self.writing() as session:
+            user = session.get(User, user_id, with_for_update=True)
+            if user is None or user.state != "active":
+                raise AccountClosed
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A consistent view; nothing written in it is kept."""
+        with self._read() as session:
+            yield session
+
+    def truncate_log(self) -> None:
+        """On SQLite, move the write-ahead log into the database and empty it: what was deleted is then nowhere.
+
+        Raises TimeoutError when readers kept it busy.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return
+        with self._turn:
+            connection = self.engine.raw_connection()  # a checkpoint cannot be part of a transaction
+            try:
+                busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                connection.close()
+        if busy:
+            raise TimeoutError("the database's log is in use and was not emptied; try again")
+
+
+def database_ms(session: Session) -> int:
+    """Milliseconds since 1970 by the database's clock, the same for all who ask it."""
+    if session.get_bind().dialect.name == "postgresql":
+        return int(session.scalar(text("select (extract(epoch from clock_timestamp()) * 1000)::bigint")) or 0)
+    return now_ms()  # SQLite is used by processes of one machine
+
+
+@contextmanager
+def only_one(url: str, purpose: str) -> Iterator[None]:
+    """Held by one process at a time that uses this database: two that migrate at once would each make the same tables."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        folder = Path(parsed.database).parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder / f".{purpose}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+        return
+    engine = open_engine(url)
+    try:
+        with engine.connect() as connection:
+            lock = {"lock": int.from_bytes(purpose.encode()[:7])}
+            # Asked again and again: an index that is built concurrently waits for every statement, one that waits for us too.
+            while not connection.scalar(text("select pg_try_advisory_lock(:lock)"), lock):
+                connection.commit()
+                time.sleep(TRY_AGAIN_S * 5)
+            connection.commit()
+            yield
+            connection.execute(text("select pg_advisory_unlock(:lock)"), lock)
+    finally:
+        engine.dispose()  # closes the connection, which ends the lock where the block failed
+
+
+def migrate(url: str) -> None:
+    """Bring the database to the newest schema; an empty one is made whole."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    folder = Path(__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))  # else it takes %… for a name to fill in
+    config.attributes["url"] = url
+    with only_one(url, "migrate"):
+        command.upgrade(config, "head")
