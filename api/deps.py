@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Cookie, Depends, Request
+from fastapi import Cookie, Depends, Header, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 from sqlalchemy.orm import Session
@@ -15,8 +15,9 @@ from api.accounts.openid_client import Identities
 from api.accounts.tokens import Bearer, Tokens
 from api.images.moderation import Guard
 from api.images.rendering import Delivery
+from api.jobs.job_queue import Line
+from api.jobs.run_starter import RunStarter
 from api.jobs.webhook_delivery import Subscriptions
-from api.jobs.workflows import Line
 from api.ops.health import Health
 from api.records.audit_log import AuditHeads, Journal
 from api.records.db import Base, Records
@@ -24,6 +25,7 @@ from api.settings import ApiSettings
 from api.training.photo_intake import Intake
 from api.training.photo_sets import Album
 from api.transport.concurrency import HeldRequests, Turns
+from api.transport.idempotency import KEY, Once, once_of
 from api.transport.problems import Problem
 from api.transport.rate_limits import Limits
 from photoflux.vault.keyring import Keyring
@@ -46,6 +48,7 @@ class Service:
     journal: Journal
     heads: AuditHeads
     line: Line
+    run_starter: RunStarter
     limits: Limits
     delivery: Delivery
     guard: Guard
@@ -112,6 +115,19 @@ def get_viewer(
     request.state.actor = service.journal.pseudonym(viewer.user_id)
     _count(service, viewer)
     return viewer
+
+
+async def get_once(
+    request: Request,
+    service: ServiceDep,
+    caller: Caller,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY)] = None,
+) -> Once:
+    """The request by its own key."""
+    return await once_of(request, caller.user_id, idempotency_key, service.keyring)
+
+
+OnceDep = Annotated[Once, Depends(get_once)]
 
 
 def get_maker(service: ServiceDep, caller: Caller) -> Bearer:

@@ -16,16 +16,17 @@ from fastapi.responses import PlainTextResponse
 from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp
 
-from api.accounts.embedded_provider import CLIENT_ID, Accounts, make_provider
+from api.accounts.embedded_provider import CLIENT_ID, Accounts
 from api.accounts.login_sessions import SignedOut, SignIns
 from api.accounts.openid_client import Identities, Provider
 from api.accounts.tokens import Bearer, Tokens
 from api.deps import Service, ServiceDep
 from api.images.credentials import open_credentials
-from api.images.moderation import open_guard
+from api.images.moderation import Unchecked, open_guard
 from api.images.rendering import Delivery
+from api.jobs.job_queue import Line, prepare
+from api.jobs.run_starter import RunStarter
 from api.jobs.webhook_delivery import Subscriptions
-from api.jobs.workflows import Line, prepare
 from api.ops.health import Health
 from api.ops.memory import give_back
 from api.ops.telemetry import Requests, Telemetry, set_up_logs
@@ -48,6 +49,7 @@ from api.routes import (
     webhooks,
 )
 from api.routes.pages import add_pages
+from api.routes.provider_pages import make_provider
 from api.settings import LOOPBACK, ApiSettings, get_api_settings, log_warnings, settings_or_exit
 from api.training.photo_intake import Intake
 from api.training.photo_sets import Album
@@ -93,13 +95,15 @@ def make_service(settings: ApiSettings) -> Service:
     line = Line(url)
     subscriptions = Subscriptions(line)
     journal = Journal(key, heard=subscriptions.heard)
+    album = Album(objects, key, checks, settings.photos_max, intake.compare)
     return Service(
         settings=settings, records=records, keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
         sign_ins=SignIns(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
-        objects=objects, album=Album(objects, key, checks, settings.photos_max, intake.compare), intake=intake,
+        objects=objects, album=album, intake=intake,
         journal=journal, heads=AuditHeads(records, objects, journal), line=line, subscriptions=subscriptions,
+        run_starter=RunStarter(settings, objects, album, line, journal),
         limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
         guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(),
         looking_up=Turns(LOOK_UPS, per_person=1, wait_s=LOOK_UP_S, told=UNKNOWN_HOSTS), class_nouns=class_nouns(settings.base),
@@ -139,7 +143,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         max_body_size=BODY_BYTES,
         telemetry=telemetry.config,
     )
-    problems.install(app)
+    problems.install(app, {Unchecked: (503, "unchecked")})
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
     _add_probes(app, telemetry)
     add_pages(app)

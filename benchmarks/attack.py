@@ -134,8 +134,7 @@ def _code(name: str) -> str:
 
 def plant(plan_file: str) -> None:
     """What would take hours of work to come by: models, a run and a picture that never end, and prompts that are alike."""
-    from api.images.generator import prompt_label
-    from api.records.db import Generation, Records, Run, new_id, open_engine
+    from api.records.db import Generation, Records, Run, new_id, open_engine, prompt_label
     from api.settings import ApiSettings
     from photoflux.vault import open_keyring
     from photoflux.vault.objects import open_objects

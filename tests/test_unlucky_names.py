@@ -34,7 +34,7 @@ NAMES = [
 ]
 OPENS_ALL = """
 import mlflow, api.records.db
-from api.jobs import workflows
+from api.jobs import job_queue
 from api.settings import get_api_settings
 from photoflux.tracking import Registry
 
@@ -42,7 +42,7 @@ assert "%" in mlflow.__file__ and "%" in api.records.db.__file__
 url = get_api_settings().records_url
 api.records.db.migrate(url)
 api.records.db.open_engine(url).connect().close()
-workflows.prepare(url)
+job_queue.prepare(url)
 assert Registry().names() == []
 """
 

@@ -3,15 +3,11 @@
 It knows one client, this service. Codes live for a minute and are used once; PKCE with S256 is demanded when a code is
 asked for, not only when it is exchanged. Accounts are kept sealed. Production refuses to start with it.
 
-A check of a password takes 64 MB and a tenth of a second: two at a time are made, the others wait their turn, and whoever keeps
-failing waits longer each time.
+A check of a password takes 64 MB and a tenth of a second: two at a time are made.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import html
 import json
 import os
 import secrets
@@ -24,49 +20,30 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl
+from urllib.parse import parse_qs
 
-from authlib.oauth2 import OAuth2Error, OAuth2Request
+from authlib.oauth2 import OAuth2Request
 from authlib.oauth2.rfc6749 import AuthorizationServer, InvalidRequestError
 from authlib.oauth2.rfc6749.grants import AuthorizationCodeGrant
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from authlib.oauth2.rfc7636 import CodeChallenge
 from authlib.oidc.core import UserInfo
 from authlib.oidc.core.grants import OpenIDCode
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-from joserfc.jwk import KeySet, RSAKey
+from fastapi.responses import JSONResponse, Response
+from joserfc.jwk import RSAKey
 from pwdlib import PasswordHash
-from starlette.concurrency import run_in_threadpool
 
-from api.transport import problems
-from api.transport.media_types import URLENCODED, media_type
-from api.transport.problems import Problem
-from api.transport.rate_limits import Limits, address_of, too_many
 from photoflux.errors import InputError
 from photoflux.vault import committed, opened
 
 CLIENT_ID = "photoflux"
 KEY = "vault://service"
 CODE_S = 60
-CHECKS_AT_ONCE, TURN_S = 2, 20.0
-"""Passwords that are checked at a time, and how long the next waits for its turn: a hundred people at once have theirs."""
+CHECKS_AT_ONCE = 2
+"""Passwords that are checked at a time."""
 HASHING_NICE = 10
-KNOWN_S = 30 * 24 * 3600
-"""How long an address from which somebody signed in is trusted to be theirs."""
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-FORM_BYTES, FIELDS_MAX = 4096, 16
 EMAIL_LETTERS, PASSWORD_LETTERS = 254, 1000
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Sign in</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body{{font:16px system-ui;max-width:22rem;margin:15vh auto;padding:0 1rem}}input,button{{font:inherit;width:100%;
-box-sizing:border-box;padding:.6rem;margin:.3rem 0}}.error{{color:#a11}}</style>
-<h1>PhotoFlux on this machine</h1><p class="error" role="alert">{error}</p>
-<form method="post" action="{action}"><label>E-mail<input name="email" type="email" autocomplete="username" required></label>
-<label>Password<input name="password" type="password" autocomplete="current-password" required></label>
-<button>Sign in</button></form></html>"""
 
 
 @dataclass(frozen=True)
@@ -123,61 +100,6 @@ def _yielding() -> None:
         with suppress(OSError):
             thread = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + HASHING_NICE)
-
-
-class PasswordChecks:
-    """Checks passwords for whoever sends the form: a few at a time, and ever more slowly for whoever fails.
-
-    Failures count for the account from this address, for the address, and for the account from anywhere. The last two do
-    not hold back somebody who signed in from here before: else anybody could lock them out by failing in their name.
-    Checks that were begun together are all finished, so that CHECKS_AT_ONCE - 1 guesses more than counted may pass.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._places = asyncio.Semaphore(CHECKS_AT_ONCE)
-
-    async def account(self, accounts: Accounts, *, email: str, password: str, address: str) -> Account | None:
-        """The account, if the password is right. Raises a problem of 429 or 503 where nothing was checked."""
-        email = email[: EMAIL_LETTERS + 1].lower()
-        await run_in_threadpool(self._admit, email, address)
-        try:
-            async with asyncio.timeout(TURN_S):
-                await self._places.acquire()
-        except TimeoutError:
-            sentence = "Many people are signing in; try again in a moment."
-            raise Problem(503, "busy", sentence, headers={"Retry-After": "5"}) from None
-        try:
-            return await run_in_threadpool(self._checked, accounts, email, password, address)
-        finally:
-            self._places.release()
-
-    def _admit(self, email: str, address: str) -> None:
-        account, here = _digest(email), _digest(email, address)
-        waits = [self.limits.wait_s("password", here)]
-        if not self.limits.is_known("password", here):
-            waits.append(self.limits.wait_s("password-address", address))
-            waits.append(self.limits.wait_s("password-account", account))
-        if wait := max(waits):
-            raise too_many("Too many wrong passwords", wait_s=wait)
-
-    def _checked(self, accounts: Accounts, email: str, password: str, address: str) -> Account | None:
-        self._admit(email, address)  # again: others may have failed while this one waited for its turn
-        fits = len(email) <= EMAIL_LETTERS and len(password) <= PASSWORD_LETTERS
-        account = accounts.check(email, password) if fits else None
-        who = {"password": _digest(email, address), "password-account": _digest(email), "password-address": address}
-        if account is None:
-            for kind, one in who.items():
-                self.limits.failed(kind, one)
-            return None
-        for kind in ("password", "password-account"):
-            self.limits.forgive(kind, who[kind])
-        self.limits.remember("password", who["password"], seconds=KNOWN_S)
-        return account
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -257,7 +179,7 @@ class Codes:
         return found if found and found.expires > time.monotonic() else None
 
 
-class _Asked(OAuth2Request):
+class CodeRequest(OAuth2Request):
     """A request as Authlib reads it. That it came over loopback is not for Authlib to judge, which wants https."""
 
     def __init__(self, method: str, query: str, form: Mapping[str, str], headers: Mapping[str, str]) -> None:
@@ -365,107 +287,3 @@ def _openid(provider: Server) -> OpenIDCode:
             return UserInfo(sub=user.sub, name=user.name, email=user.email, email_verified=True)
 
     return OpenID(require_nonce=True)
-
-
-def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts, limits: Limits | None = None) -> FastAPI:
-    """The provider's pages, to be mounted at the path of `issuer`. Without `limits` it counts by itself."""
-    provider = Server(issuer=issuer, redirect_uri=redirect_uri, accounts=accounts)
-    checks = PasswordChecks(limits or Limits("memory://"))
-    app = FastAPI(
-        title="PhotoFlux sign-in", docs_url=None, redoc_url=None, openapi_url=None, max_body_size=FORM_BYTES
-    )  # fmt: skip
-    problems.install(app)
-    app.state.provider, app.state.checks = provider, checks
-
-    # What the service itself asks for is answered without a thread: all of them may be waiting for these very answers.
-    @app.get("/.well-known/openid-configuration")
-    async def discovery() -> dict[str, Any]:
-        return {
-            "issuer": issuer,
-            "authorization_endpoint": f"{issuer}/authorize",
-            "token_endpoint": f"{issuer}/token",
-            "jwks_uri": f"{issuer}/jwks",
-            "response_types_supported": ["code"],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["RS256"],
-            "scopes_supported": ["openid", "email", "profile"],
-            "token_endpoint_auth_methods_supported": ["none"],
-            "code_challenge_methods_supported": ["S256"],
-        }
-
-    @app.get("/jwks")
-    async def jwks() -> dict[str, Any]:
-        return dict(KeySet([provider.key]).as_dict(private=False))
-
-    @app.get("/authorize")
-    def ask(request: Request) -> Response:
-        return _page(request, provider)
-
-    @app.post("/authorize")
-    async def answer(request: Request) -> Response:
-        return await _authorized(request, provider, checks)
-
-    @app.post("/token")
-    async def token(request: Request) -> Response:
-        asked = _Asked("POST", "", await _form(request), request.headers)
-        answer: Response = provider.create_token_response(asked)
-        return answer
-
-    return app
-
-
-async def _form(request: Request) -> dict[str, str]:
-    """Its fields. A problem of 415 for anything but a form without files, of 400 for one that cannot be read."""
-    if media_type(request.headers) != URLENCODED:
-        raise Problem(415, "unsupported-media-type", f"Send the fields as {URLENCODED}.")
-    try:
-        text = (await request.body()).decode()
-        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=FIELDS_MAX, errors="strict"))
-    except ValueError as error:
-        raise Problem(400, "bad-request", "The form cannot be read.") from error
-
-
-def _page(
-    request: Request, provider: Server, error: str = "", status: int = 200, headers: Mapping[str, str] = NO_HEADERS
-) -> Response:
-    """The sign-in form, or why this request for a code is refused."""
-    if refusal := _refused(request, provider):
-        return refusal
-    action = html.escape(f"authorize?{request.url.query}")
-    policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
-    return HTMLResponse(PAGE.format(error=html.escape(error), action=action), status, {**policy, **headers})
-
-
-def _refused(request: Request, provider: Server) -> Response | None:
-    """The answer to a request that no code is given for, whoever signs in."""
-    try:
-        provider.get_consent_grant(_Asked("GET", request.url.query, {}, {}), None)
-    except OAuth2Error as refusal:
-        if refusal.redirect_uri:
-            return provider.handle_response(*refusal())
-        return HTMLResponse(html.escape(f"{refusal.error}: {refusal.description}"), 400)
-    return None
-
-
-async def _authorized(request: Request, provider: Server, checks: PasswordChecks) -> Response:
-    """The way back with a code, or the form again with what was wrong."""
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        return HTMLResponse("This form is sent from its own page only.", 403)  # others could lock somebody out with it
-    form, address = await _form(request), address_of(request)
-    if refusal := _refused(request, provider):
-        return refusal
-    try:
-        await run_in_threadpool(checks.limits.check, "form", address)
-        account = await checks.account(
-            provider.accounts, email=form.get("email", ""), password=form.get("password", ""), address=address
-        )
-    except Problem as told:
-        return _page(request, provider, told.detail, told.status, told.headers)
-    if account is None:
-        return _page(request, provider, "E-mail and password do not belong together.", 401)
-    asked = _Asked("GET", request.url.query, {}, {})
-    with suppress(OAuth2Error):
-        grant = provider.get_consent_grant(asked, account)
-        answer: Response = await run_in_threadpool(provider.create_authorization_response, asked, account, grant)
-        return answer
-    return _page(request, provider)

@@ -6,12 +6,10 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from sqlalchemy.orm import Session
-
 from api.images.engine_client import EngineClient, GivenUp, Refused, Wanted
 from api.images.moderation import Guard, UnsafePicture
 from api.images.rendering import Delivery, Order
-from api.records.audit_log import SYSTEM, Journal
+from api.records.audit_log import Journal
 from api.records.db import (
     ACTIVE,
     AccountClosed,
@@ -21,12 +19,13 @@ from api.records.db import (
     Records,
     hold_owner,
     new_id,
-    now_ms,
+    prompt_label,
     retried,
 )
+from api.records.outcomes import end_generation
 from photoflux.vault.keyring import KeyMissing
 from photoflux.vault.objects import Objects
-from photoflux.vault.sealed import Label, unseal_bytes
+from photoflux.vault.sealed import unseal_bytes
 
 log = logging.getLogger(__name__)
 
@@ -133,19 +132,6 @@ class Generations:
         with self.records.reading() as session:
             row = session.get(Generation, generation_id)
             return row is not None and row.state in ACTIVE
-
-
-def end_generation(
-    session: Session, row: Generation, state: str, journal: Journal, *, code: str | None = None, why: str | None = None
-) -> None:
-    """Record how a generation ended; whoever wants to be told is."""
-    row.state, row.error_code, row.error, row.finished_ms = state, code, why and why[:500], now_ms()
-    journal.note(session, SYSTEM, "generation.ended", row.id, state)
-
-
-def prompt_label(row: Generation) -> Label:
-    """What a sealed prompt is bound to."""
-    return Label(row.user_id, "prompt", row.id)
 
 
 def provenance(model: Model, *, seed: int, style: str) -> dict[str, str]:

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import httpx2
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.jobs.job_queue import Line
 from api.records.db import (
     ACTIVE,
     AccountClosed,
@@ -59,10 +60,6 @@ GONE = 410
 
 class Undelivered(PhotoFluxError):
     """An address did not take a message; it is sent again later."""
-
-
-class Line(Protocol):
-    def put_notice(self, session: Session, notice: Notice) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from api.images.generator import Generations
 from api.images.moderation import open_guard
 from api.images.rendering import Delivery
 from api.jobs import workflows
+from api.jobs.job_queue import Line
 from api.jobs.leases import Heartbeat, Lease, LeasedObjects, LeasedRecords, exit_at_once
 from api.jobs.webhook_delivery import Messenger, Subscriptions
 from api.ops.telemetry import quiet_libraries, set_up_logs
@@ -127,7 +128,7 @@ def make_hands(
     objects = LeasedObjects(open_objects(keyring).store, keyring, lease)
     tokens = Tokens(records, keyring, issuer=settings.issuer, access_s=settings.access_token_s)
     engine = EngineClient(settings.engine_url, tokens, predict_route=settings.predict_route)
-    line = workflows.Line(url)
+    line = Line(url)
     journal = Journal(pepper(keyring), heard=Subscriptions(line).heard)
     return workflows.Hands(
         records=records, line=line,

@@ -19,8 +19,6 @@ import httpx2
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
-from api.images.generator import end_generation
-from api.privacy.export import end_export
 from api.records.audit_log import SYSTEM, Journal
 from api.records.db import (
     ACTIVE,
@@ -38,7 +36,7 @@ from api.records.db import (
     new_id,
     now_ms,
 )
-from api.training.finetuning import cancel_run
+from api.records.outcomes import cancel_run, end_export, end_generation
 from photoflux.errors import PhotoFluxError
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects

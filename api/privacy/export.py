@@ -16,8 +16,7 @@ from typing import Any, BinaryIO
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from api.images.generator import prompt_label
-from api.records.audit_log import SYSTEM, Journal
+from api.records.audit_log import Journal
 from api.records.db import (
     ACTIVE,
     AccountClosed,
@@ -40,8 +39,10 @@ from api.records.db import (
     hold_owner,
     new_id,
     now_ms,
+    prompt_label,
     retried,
 )
+from api.records.outcomes import end_export
 from photoflux.errors import PhotoFluxError
 from photoflux.images import SUFFIXES
 from photoflux.manifest import to_json
@@ -197,16 +198,6 @@ class Exports:
         for picture, fmt in session.execute(query.where(Picture.user_id == owner)):
             name = f"pictures/{picture.generation_id}.{picture.position}{SUFFIXES[fmt]}"
             yield name, "picture", picture.object_id
-
-
-def end_export(
-    session: Session, row: Export, state: str, journal: Journal, *, code: str | None = None, why: str | None = None
-) -> None:
-    """Record how an export ended, and tell whoever wants to be told; a state that is final already stays."""
-    if row.state not in ACTIVE:
-        return
-    row.state, row.error_code, row.error = state, code, why and why[:500]
-    journal.note(session, SYSTEM, "export.ended", row.id, state)
 
 
 class _Archive:

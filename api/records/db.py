@@ -41,6 +41,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from api.records.write_turns import WriteTurns
 from photoflux.errors import PhotoFluxError
+from photoflux.vault.sealed import Label
 
 log = logging.getLogger(__name__)
 
@@ -303,6 +304,11 @@ class Generation(Base):
     created_ms: Mapped[int] = mapped_column(default=now_ms)
     finished_ms: Mapped[int | None]
     __table_args__ = (_known_states(), Index(None, "user_id", "created_ms", "id"))
+
+
+def prompt_label(row: Generation) -> Label:
+    """What a sealed prompt is bound to."""
+    return Label(row.user_id, "prompt", row.id)
 
 
 class Picture(Base):

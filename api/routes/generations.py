@@ -11,14 +11,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import Caller, Maker, Service, ServiceDep, owned
-from api.images.generator import prompt_label
+from api.deps import Caller, Maker, OnceDep, Service, ServiceDep, owned
 from api.images.prompt_rules import Unsafe, check_prompt
 from api.images.rendering import checked_size
 from api.privacy import consents
 from api.privacy.erasure import Gone
-from api.records.db import ACTIVE, Feedback, Generation, Picture, Run, Subject, new_id
-from api.routes.runs import begin_run
+from api.records.db import ACTIVE, Feedback, Generation, Picture, Run, Subject, new_id, prompt_label
 from api.schemas import (
     FeedbackAsked,
     GenerateAsked,
@@ -32,7 +30,6 @@ from api.schemas import (
 )
 from api.training.photo_sets import Compared
 from api.transport.concurrency import is_ending, is_gone
-from api.transport.idempotency import OnceDep
 from api.transport.paging import PageDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.quotas import check_storage
@@ -94,7 +91,7 @@ def _new(session: Session, service: Service, subject: Subject, asked: GenerateAs
         active = session.scalar(
             select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE)).with_for_update()
         )  # one that ends just now has looked for who waits for it before
-        row.run_id = (active or begin_run(session, service, subject, {}, known)).id
+        row.run_id = (active or service.run_starter.begin(session, subject, {}, known)).id
     session.add(row)
     session.flush()
     if row.run_id is None:

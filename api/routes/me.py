@@ -12,11 +12,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.deps import Caller, Maker, Service, ServiceDep, Viewer, owned
+from api.deps import Caller, Maker, OnceDep, Service, ServiceDep, Viewer, owned
 from api.privacy.erasure import begin_erasure
 from api.records.db import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.schemas import ExportFailure, Id, State, Time, failure, utc
-from api.transport.idempotency import OnceDep
 from api.transport.problems import ONCE, SIGNED_IN, Problem, answers
 from api.transport.quotas import count_start
 from api.transport.routing import make_router

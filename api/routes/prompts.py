@@ -9,9 +9,8 @@ from pydantic import BaseModel
 from sqlalchemy import select
 
 from api.deps import Caller, ServiceDep, owned
-from api.images.generator import prompt_label
 from api.images.suggestions import suggest, templates
-from api.records.db import Generation, Subject
+from api.records.db import Generation, Subject, prompt_label
 from api.schemas import Id
 from api.transport.problems import SIGNED_IN, answers
 from api.transport.routing import make_router

@@ -9,33 +9,20 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.accounts.tokens import Bearer
-from api.deps import Caller, Maker, Service, ServiceDep, owned
-from api.privacy import consents
-from api.records.db import ACTIVE, Model, Run, Subject, new_id
+from api.deps import Caller, Maker, OnceDep, Service, ServiceDep, owned
+from api.records.db import ACTIVE, Model, Run, Subject
+from api.records.outcomes import cancel_run as end_early
 from api.schemas import Id, Listed, RunAsked, RunFailure, RunShown, StepShown, failure, utc
-from api.training.finetuning import cancel_run as end_early
-from api.training.finetuning import estimate
 from api.training.photo_sets import Compared
 from api.transport.concurrency import is_ending
-from api.transport.idempotency import OnceDep
 from api.transport.paging import PageDep
-from api.transport.problems import BODY, SIGNED_IN, Problem, answers
-from api.transport.quotas import check_storage, count_start
+from api.transport.problems import BODY, SIGNED_IN, answers
 from api.transport.routing import make_router
-from photoflux.photos.sets import write_set
-from pipelines.graph import COMPILED, read_spec
-from pipelines.parameters import resolve
 
 router = make_router(prefix="/api/runs", tags=["runs"], responses=answers(*SIGNED_IN, 422))
-TUNABLE = (
-    "finetune_steps", "finetune_rank", "finetune_alpha", "finetune_lr", "finetune_preservation", "augment_variants",
-    "evaluate_profile", "audit_profile",
-)  # fmt: skip
-"""Pipeline parameters that a person may change: none that reads a path or loosens the gate."""
 EVENT_S, EVENTS_S = 0.5, 3600.0
 
 
@@ -69,59 +56,10 @@ def create_run(asked: RunAsked, service: ServiceDep, caller: Maker, once: OnceDe
             if answered := once.answered(session, RunShown):
                 return answered
             subject = owned(session, Subject, asked.subject, caller, lock=True)
-            run = begin_run(session, service, subject, asked.params, known)
+            run = service.run_starter.begin(session, subject, asked.params, known)
             return once.keep(session, shown(session, run), status=202)
 
     return service.album.apart(created)
-
-
-def begin_run(session: Session, service: Service, subject: Subject, changes: dict[str, Any], known: Compared) -> Run:
-    """Record a run and put it in line. A problem where the photos, the parameters, a quota or another run stand against it.
-
-    Raises NotCompared.
-    """
-    consents.required(session, subject.user_id, person=subject.depicts != consents.NOBODY)
-    _check_quota(session, service, subject)
-    run = Run(id=new_id(), user_id=subject.user_id, subject_id=subject.id, orchestrator=service.settings.orchestrator)
-    photos = service.album.usable(session, subject, known)
-    run.params = _params(service, subject, run.id, changes)
-    run.estimate = estimate(session, run.params, price_per_hour=service.settings.price_per_hour)
-    write_set(service.objects, subject.user_id, run.id, photos)
-    session.add(run)
-    try:
-        session.flush()
-    except IntegrityError as error:
-        raise Problem(
-            409, "run-active", "This subject is being fine-tuned already; wait for it, or cancel it."
-        ) from error
-    service.line.put_run(session, run)
-    service.journal.note(session, subject.user_id, "run.created", run.id)
-    return run
-
-
-def _check_quota(session: Session, service: Service, subject: Subject) -> None:
-    active = select(Run.id).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE))
-    if session.scalar(active):
-        raise Problem(409, "run-active", "This subject is being fine-tuned already; wait for it, or cancel it.")
-    check_storage(session, subject.user_id, limit=service.settings.stored_bytes_max)
-    count_start(session, subject.user_id, "run", limit=service.settings.runs_a_day, what="runs")
-
-
-def _params(service: Service, subject: Subject, run_id: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Every parameter of the pipeline, checked as its steps will check them. Raises InputError."""
-    if unknown := sorted(changes.keys() - set(TUNABLE)):
-        raise Problem(422, "invalid", f"{unknown[0]}: cannot be changed here; what can are {', '.join(TUNABLE)}.")
-    bases = {f"{step}_base": service.settings.base for step in ("augment", "finetune", "evaluate", "audit")}
-    given = {
-        **bases, **service.settings.run_defaults, **changes,
-        "import_photos_source": f"blob:{run_id}", "import_photos_class_noun": subject.class_noun,
-        "import_photos_trigger": subject.trigger, "import_photos_subject_id": subject.id,
-        "import_photos_consent": "granted" if subject.depicts == "consenting_adult" else "own",
-        "register_name": subject.id,
-    }  # fmt: skip
-    resolved = resolve(given, read_spec(COMPILED))
-    del resolved["key"]  # is the owner's, whoever asks
-    return resolved
 
 
 @router.get("", operation_id="listRuns")

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from api.deps import Caller, Maker, Service, ServiceDep, owned
+from api.deps import Caller, Maker, OnceDep, Service, ServiceDep, owned
 from api.images.moderation import UnsafePicture
 from api.privacy import consents
 from api.privacy.erasure import erase_subject
@@ -19,7 +19,6 @@ from api.records.db import Photo, Subject, is_rolled_back, new_id, retried
 from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, utc
 from api.training.photo_decoding import Taken, refused
 from api.training.photo_sets import Compared
-from api.transport.idempotency import OnceDep
 from api.transport.paging import PageDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.quotas import check_capacity, check_storage

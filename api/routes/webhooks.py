@@ -10,11 +10,11 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.accounts.tokens import Bearer
-from api.deps import Caller, Maker, Service, ServiceDep, owned
+from api.deps import Caller, Maker, OnceDep, Service, ServiceDep, owned
 from api.jobs.webhook_delivery import TEST, address_of, check_address, new_webhook
 from api.records.db import Notice, Webhook, at_end, retried
 from api.schemas import Asked, Id, Listed, State, Time, utc
-from api.transport.idempotency import Once, OnceDep
+from api.transport.idempotency import Once
 from api.transport.paging import PageDep
 from api.transport.problems import BODY, ONCE, SIGNED_IN, Problem, answers
 from api.transport.quotas import check_capacity

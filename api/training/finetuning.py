@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.images.generator import end_generation
-from api.records.audit_log import SYSTEM, Journal
+from api.records.audit_log import Journal
 from api.records.db import ACTIVE, AccountClosed, Generation, Model, Records, Run, Subject, hold_owner, now_ms, retried
+from api.records.outcomes import CANCELLED, end_run
 from photoflux.errors import PhotoFluxError
 from photoflux.manifest import digest
 from photoflux.params import RegisterParams
@@ -52,7 +52,6 @@ REPORTS = ("validate", "augment", "finetune", "evaluate", "audit", "gate")
 CARD = "card"
 SIGNED = (("finetune", "adapter"), ("gate", "decision"), ("evaluate", "evaluation"), ("audit", "audit"))
 """What registering takes, by the step that wrote it."""
-CANCELLED = "the run was cancelled"
 AWAY_S = 300.0
 """For how long nothing may be learnt of a pipeline: a watch takes hours, and who runs it may be away for minutes."""
 GUESS_S = 240.0
@@ -360,30 +359,6 @@ class FineTuning:
             if row is not None and row.state in ACTIVE:
                 for name, value in values.items():
                     setattr(row, name, value)
-
-
-def end_run(
-    session: Session, row: Run, state: str, journal: Journal, *, code: str | None = None, why: str | None = None
-) -> list[Generation]:
-    """Record a run's end; returns the generations that waited for it, which share its fate unless it succeeded."""
-    row.state, row.error_code, row.error, row.finished_ms = state, code, why and why[:500], now_ms()
-    query = select(Generation).where(Generation.run_id == row.id, Generation.state == "queued")
-    waiting = list(session.scalars(query.order_by(Generation.id).with_for_update()))
-    for generation in waiting if state != "succeeded" else ():
-        end_generation(
-            session, generation, state, journal, code="no-model", why=f"there is no model to draw with: {why}"
-        )
-    journal.note(session, SYSTEM, "run.ended", row.id, state)
-    return waiting
-
-
-def cancel_run(session: Session, row: Run, journal: Journal) -> None:
-    """End a run that has not begun; have one that is under way ended by who watches it. One that has ended stays."""
-    if row.state not in ACTIVE or row.cancel_ms:
-        return
-    row.cancel_ms = now_ms()
-    if row.state == "queued":
-        end_run(session, row, "cancelled", journal, code="cancelled", why=CANCELLED)
 
 
 def _is_champion(run: PipelineRun, folder: Path) -> bool:

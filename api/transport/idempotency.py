@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-from fastapi import Depends, Header, Request
+from fastapi import Request
 from pydantic import BaseModel
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.deps import Caller, ServiceDep
 from api.records.db import ANSWERS_KEPT_MS, Idempotency, now_ms
 from api.transport.media_types import FORM, URLENCODED, media_type
 from api.transport.problems import Problem
@@ -73,18 +72,13 @@ def mismatch() -> Problem:
     return Problem(422, "idempotency-mismatch", "This Idempotency-Key was used for another request; take a new one.")
 
 
-async def get_once(
-    request: Request,
-    service: ServiceDep,
-    caller: Caller,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY)] = None,
-) -> Once:
-    """The request's own key, and the digest of what it asks for."""
+async def once_of(request: Request, user_id: str, idempotency_key: str | None, keyring: Keyring) -> Once:
+    """A person's request by its key, and the digest of what it asks for."""
     form = media_type(request.headers) in (FORM, URLENCODED)
     body = b"" if form else await request.body()  # a form was read by now, and its files are told apart by `about`
     asked = _digest(request.method.encode(), request.url.path.encode(), request.url.query.encode(), body)
     key = _digest(idempotency_key.encode()) if idempotency_key else None
-    return Once(caller.user_id, key, asked, service.keyring)
+    return Once(user_id, key, asked, keyring)
 
 
 def _digest(*parts: bytes) -> str:
@@ -92,6 +86,3 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         state.update(len(part).to_bytes(8, "big") + part)
     return state.hexdigest()
-
-
-OnceDep = Annotated[Once, Depends(get_once)]

@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.accounts.login_sessions import SignedOut
 from api.accounts.openid_client import SignInFailed
 from api.accounts.tokens import BadToken
-from api.images.moderation import Unchecked
 from api.privacy.consents import ConsentRequired
 from api.records.db import AccountClosed, is_away
 from api.transport.media_types import media_type
@@ -149,7 +148,6 @@ def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = Mapp
         AccountClosed: (401, "signed-out"),
         SignInFailed: (400, "sign-in-failed"),
         ConsentRequired: (403, "consent-required"),
-        Unchecked: (503, "unchecked"),
         OwnerErased: (401, "signed-out"),
         BlobMissing: (404, "not-found"),
         KeyMissing: (404, "not-found"),

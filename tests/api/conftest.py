@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from starlette.testclient import TestClient
 
-from api.jobs import workflows
+from api.jobs import job_queue
 from api.main import make_app
 from api.records.db import Records, migrate, open_engine
 from api.settings import ApiSettings
@@ -68,7 +68,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated file, to be copied."""
     file = tmp_path_factory.mktemp("migrated") / "photoflux.db"
     migrate(sqlite_url(file))
-    workflows.prepare(sqlite_url(file))
+    job_queue.prepare(sqlite_url(file))
     return file
 
 
@@ -77,7 +77,7 @@ def migrated_postgres(postgres: str) -> Iterator[str]:
     """Name of a migrated database, to be copied."""
     with new_database(postgres) as url:
         migrate(url)
-        workflows.prepare(url)
+        job_queue.prepare(url)
         yield url.rsplit("/", 1)[1]
 
 

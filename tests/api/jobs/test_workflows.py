@@ -15,7 +15,7 @@ from dbos import DBOS
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, OperationalError
 
-from api.jobs import workflows
+from api.jobs import job_queue, workflows
 from api.privacy.erasure import Gone, UnderWay
 from api.records import db
 from api.records.db import Generation, Notice, Records, Run, Subject, User, Webhook, new_id, now_ms, open_engine
@@ -78,13 +78,13 @@ class Notes:
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def worker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Records, workflows.Line, Notes]]:
+) -> Iterator[tuple[Records, job_queue.Line, Notes]]:
     """Records, the line and the notes of a worker in this process, for all tests of the module."""
     with migrated(request, tmp_path_factory.mktemp("work")) as url, pytest.MonkeyPatch.context() as patch:
         patch.setattr(workflows, "PAUSE_S", 0.01)
         patch.setattr(workflows, "SOON_S", 0.01)
         patch.setattr(workflows, "POLL_S", dict.fromkeys(workflows.POLL_S, 0.05))
-        records, line, notes = Records(open_engine(url)), workflows.Line(url), Notes()
+        records, line, notes = Records(open_engine(url)), job_queue.Line(url), Notes()
         parts = dict.fromkeys((field.name for field in fields(workflows.Hands)), notes) | {
             "records": records,
             "line": line,
@@ -98,7 +98,7 @@ def worker(
 
 
 @pytest.fixture
-def working(worker: tuple[Records, workflows.Line, Notes]) -> Iterator[tuple[Records, workflows.Line, Notes]]:
+def working(worker: tuple[Records, job_queue.Line, Notes]) -> Iterator[tuple[Records, job_queue.Line, Notes]]:
     """The worker with nothing noted and nothing told to answer."""
     yield worker
     _, _, notes = worker
@@ -128,14 +128,14 @@ def generation_of(user: str, subject: str) -> Generation:
     )
 
 
-def put(records: Records, line: workflows.Line, row: Any) -> str:
+def put(records: Records, line: job_queue.Line, row: Any) -> str:
     with records.writing() as session:
         session.add(row)
         (line.put_run if isinstance(row, Run) else line.put_generation)(session, row)
     return str(row.id)
 
 
-def test_what_is_recorded_is_done(working: tuple[Records, workflows.Line, Notes]):
+def test_what_is_recorded_is_done(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     drawn = put(records, line, generation_of(user, subject))
@@ -144,7 +144,7 @@ def test_what_is_recorded_is_done(working: tuple[Records, workflows.Line, Notes]
     notes.wait_for("settle", run, "1", "succeeded")
 
 
-def test_what_is_rolled_back_is_not(working: tuple[Records, workflows.Line, Notes]):
+def test_what_is_rolled_back_is_not(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     lost = generation_of(user, subject)
@@ -157,7 +157,7 @@ def test_what_is_rolled_back_is_not(working: tuple[Records, workflows.Line, Note
     assert ("perform", lost.id) not in notes.asked
 
 
-def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Records, workflows.Line, Notes]):
+def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     notes.answers["follow"] = [LOST, "succeeded"]
@@ -169,7 +169,7 @@ def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Reco
     notes.wait_for("settle", second, str(workflows.ATTEMPTS), LOST)
 
 
-def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records, workflows.Line, Notes]):
+def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     notes.answers["perform"] = [ValueError("canary")] * 3
@@ -179,7 +179,7 @@ def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records
     assert "canary" not in workflows.FINAL_WORDS
 
 
-def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, workflows.Line, Notes]):
+def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_queue.Line, Notes]):
     """Named by ids alone, in the transaction that deletes the rows, and until it is done."""
     records, line, notes = working
     notes.answers["remove"] = [OSError("the registry is away")]
@@ -192,12 +192,12 @@ def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, workfl
         time.sleep(0.01)
 
 
-def test_a_notice_is_sent(working: tuple[Records, workflows.Line, Notes]):
+def test_a_notice_is_sent(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     notes.wait_for("perform", tell_of(records, line, add_user(records)[0]), "1")
 
 
-def test_what_is_signed_for_is_registered(working: tuple[Records, workflows.Line, Notes]):
+def test_what_is_signed_for_is_registered(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     run = run_of(user, subject)
@@ -207,7 +207,7 @@ def test_what_is_signed_for_is_registered(working: tuple[Records, workflows.Line
     notes.wait_for("sign", run.id)
 
 
-def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, workflows.Line, Notes]):
+def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     drawn = put(records, line, generation_of(user, subject))
@@ -225,7 +225,7 @@ def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, workflows
     notes.wait_for("perform", waiting)
 
 
-def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, workflows.Line, Notes]):
+def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, job_queue.Line, Notes]):
     _, _, notes = working
     (schedule,) = DBOS.list_schedules()
     assert (schedule["schedule_name"], schedule["schedule"]) == ("sweep", workflows.SWEEP_AT)
@@ -237,21 +237,21 @@ def pending(executor: str, workflow_id: str, records: Records) -> None:
     """As if another worker had taken a piece of work and were gone."""
     schema = "dbos." if records.engine.dialect.name == "postgresql" else ""
     taken = "status = 'PENDING', executor_id = :who, application_version = :version"
-    values = {"who": executor, "which": workflow_id, "version": workflows.VERSION}
+    values = {"who": executor, "which": workflow_id, "version": job_queue.VERSION}
     with records.writing() as session:
         session.execute(text(f"update {schema}workflow_status set {taken} where workflow_uuid = :which"), values)
 
 
-def put_off(records: Records, line: workflows.Line, row: Any) -> str:
+def put_off(records: Records, line: job_queue.Line, row: Any) -> str:
     """Put in line so that nobody takes it out for now."""
     with records.writing() as session:
         session.add(row)
         session.flush()
-        line._put(session, workflows.DRAWINGS, "draw", row.id, owner=row.user_id, delay_s=3600)
+        line._put(session, job_queue.DRAWINGS, "draw", row.id, owner=row.user_id, delay_s=3600)
     return str(row.id)
 
 
-def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, workflows.Line, Notes]):
+def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     left, kept = (put_off(records, line, generation_of(user, subject)) for _ in range(2))
@@ -268,7 +268,7 @@ def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, wo
     notes.wait_for("perform", kept)
 
 
-def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Records, workflows.Line, Notes]):
+def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     drawn = put_off(records, line, generation_of(user, subject))
@@ -292,7 +292,7 @@ def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Reco
 
 
 @pytest.mark.slow
-def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[Records, workflows.Line, Notes]):
+def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     notes.answers["follow"] = [OSError("away")] * 5
@@ -300,7 +300,7 @@ def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[
     notes.wait_for("give_up", run, "internal", workflows.RUN_WORDS, timeout_s=60)
 
 
-def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(working: tuple[Records, workflows.Line, Notes]):
+def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     receipt, other = new_id(), new_id()
     notes.answers["perform"] = [UnderWay("a picture")] * 3
@@ -315,7 +315,7 @@ def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(working:
     notes.wait_for("perform", other)
 
 
-def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(working: tuple[Records, workflows.Line, Notes]):
+def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     (ada, hers), (bob, his) = add_user(records), add_user(records)
     notes.go.clear()
@@ -335,7 +335,7 @@ def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(working: tu
         time.sleep(0.01)
 
 
-def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[Records, workflows.Line, Notes]):
+def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[Records, job_queue.Line, Notes]):
     """Forty of one owner's hang; another's is sent meanwhile."""
     records, line, _ = working
     hanging = threading.Event()
@@ -369,7 +369,7 @@ def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[R
         workflows.hands.messenger = before
 
 
-def tell_of(records: Records, line: workflows.Line, user: str) -> str:
+def tell_of(records: Records, line: job_queue.Line, user: str) -> str:
     """Id of a notice that was put in line."""
     with records.writing() as session:
         webhook = Webhook(id=new_id(), user_id=user, address=b"", secret=b"")
@@ -381,7 +381,7 @@ def tell_of(records: Records, line: workflows.Line, user: str) -> str:
     return str(notice.id)
 
 
-def test_people_take_turns(working: tuple[Records, workflows.Line, Notes]):
+def test_people_take_turns(working: tuple[Records, job_queue.Line, Notes]):
     """While one run is under way, two of Ada's and one of Bob's are put in line: Bob's is second, not last."""
     records, line, notes = working
     notes.go.clear()
@@ -397,12 +397,12 @@ def test_people_take_turns(working: tuple[Records, workflows.Line, Notes]):
     assert order == [first, third, second]
 
 
-def test_arguments_and_results_are_readable_json(working: tuple[Records, workflows.Line, Notes]):
+def test_arguments_and_results_are_readable_json(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     user, subject = add_user(records)
     drawn = put(records, line, generation_of(user, subject))
     notes.wait_for("perform", drawn)
-    json = workflows.Json()
+    json = job_queue.Json()
     assert json.deserialize(json.serialize({"args": [drawn]})) == {"args": [drawn]}
     kept = json.serialize(ValueError("a prompt"))
     assert "prompt" not in kept
@@ -414,7 +414,7 @@ def test_arguments_and_results_are_readable_json(working: tuple[Records, workflo
     assert DBOS.retrieve_workflow(drawn).get_result() == "succeeded"
 
 
-def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[Records, workflows.Line, Notes]):
+def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[Records, job_queue.Line, Notes]):
     """It names what no row names any more, and is not taken out of the line."""
     records, line, notes = working
     ada, _ = add_user(records)

@@ -161,11 +161,11 @@ def test_what_is_deleted_is_in_no_file(tmp_path: Path):
 
 def test_many_that_start_at_once_make_the_tables_once(database_url: str):
     """Also where an index is built concurrently, which waits for whoever waits in a statement."""
-    from api.jobs import workflows
+    from api.jobs import job_queue
 
     def start(_: int) -> None:
         migrate(database_url)
-        workflows.prepare(database_url)
+        job_queue.prepare(database_url)
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(start, range(3)))

@@ -11,8 +11,7 @@ import pytest
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 
-from api.deps import get_caller, get_viewer
-from api.transport.idempotency import get_once
+from api.deps import get_caller, get_once, get_viewer
 from tests.api.conftest import innermost
 from tests.api.people import Site
 

@@ -18,16 +18,9 @@ from fastapi import FastAPI
 from pwdlib import PasswordHash
 from starlette.testclient import TestClient
 
-from api.accounts import embedded_provider as module
-from api.accounts.embedded_provider import (
-    CHECKS_AT_ONCE,
-    CLIENT_ID,
-    FORM_BYTES,
-    HASHING_NICE,
-    Account,
-    Accounts,
-    make_provider,
-)
+from api.accounts.embedded_provider import CHECKS_AT_ONCE, CLIENT_ID, HASHING_NICE, Account, Accounts
+from api.routes.provider_pages import FORM_BYTES, make_provider
+from api.transport import password_checks
 from tests.api.accounts.test_openid_client import QUICK
 from tests.api.clocks import moved_by_hand
 from tests.api.people import is_problem
@@ -172,7 +165,7 @@ def test_two_passwords_are_checked_at_a_time_and_pages_are_served_meanwhile(clie
 def test_who_waits_too_long_for_their_turn_is_told_to_come_again(
     client: TestClient, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "TURN_S", 0.2)
+    monkeypatch.setattr(password_checks, "TURN_S", 0.2)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(client.post, ASKED, data={"email": EMAIL, "password": PASSWORD}) for _ in range(3)]
         until = time.monotonic() + 20
