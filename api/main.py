@@ -20,10 +20,11 @@ from api.accounts.embedded_provider import CLIENT_ID, Accounts
 from api.accounts.login_sessions import SignedOut, SignIns
 from api.accounts.openid_client import Identities, Provider
 from api.accounts.tokens import Bearer, Tokens
-from api.deps import Service, ServiceDep
+from api.deps import HealthDep, Service
 from api.images.credentials import open_credentials
 from api.images.moderation import Unchecked, open_guard
 from api.images.rendering import Delivery
+from api.jobs.generation_starter import GenerationStarter
 from api.jobs.job_queue import Line, prepare
 from api.jobs.run_starter import RunStarter
 from api.jobs.webhook_delivery import Subscriptions
@@ -96,6 +97,7 @@ def make_service(settings: ApiSettings) -> Service:
     subscriptions = Subscriptions(line)
     journal = Journal(key, heard=subscriptions.heard)
     album = Album(objects, key, checks, settings.photos_max, intake.compare)
+    run_starter = RunStarter(settings, objects, album, line, journal)
     return Service(
         settings=settings, records=records, keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
@@ -103,7 +105,7 @@ def make_service(settings: ApiSettings) -> Service:
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
         objects=objects, album=album, intake=intake,
         journal=journal, heads=AuditHeads(records, objects, journal), line=line, subscriptions=subscriptions,
-        run_starter=RunStarter(settings, objects, album, line, journal),
+        run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, line, journal),
         limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
         guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(),
         looking_up=Turns(LOOK_UPS, per_person=1, wait_s=LOOK_UP_S, told=UNKNOWN_HOSTS), class_nouns=class_nouns(settings.base),
@@ -145,7 +147,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     )
     problems.install(app, {Unchecked: (503, "unchecked")})
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
-    _add_probes(app, telemetry)
+    _add_probes(app, telemetry, settings)
     add_pages(app)
     for part in (
         auth,
@@ -186,29 +188,29 @@ def _signed_in(service: Service, token: str) -> Bearer:
     return sender
 
 
-def _add_probes(app: FastAPI, telemetry: Telemetry) -> None:
+def _add_probes(app: FastAPI, telemetry: Telemetry, settings: ApiSettings) -> None:
     @app.get("/livez", operation_id="livez", status_code=204, tags=["health"])
     async def livez() -> Response:
         """The process answers, however long its threads are busy."""
         return Response(status_code=204)
 
     @app.get("/readyz", operation_id="readyz", status_code=204, tags=["health"], responses=answers(503))
-    def readyz(service: ServiceDep) -> Response:
+    def readyz(health: HealthDep) -> Response:
         """What the service needs is there: records, objects and the key that keysets are wrapped by."""
-        if missing := service.health.missing():
+        if missing := health.missing():
             raise Problem(503, "unavailable", f"{missing} cannot be reached.", headers={"Retry-After": "5"})
         return Response(status_code=204)
 
     @app.get(
         "/metrics", operation_id="metrics", tags=["health"], response_class=PlainTextResponse, responses=answers(401, 403)
     )  # fmt: skip
-    def metrics(request: Request, service: ServiceDep, authorization: Annotated[str, Header()] = "") -> Response:
+    def metrics(request: Request, authorization: Annotated[str, Header()] = "") -> Response:
         """How the service does, for Prometheus; with the token of the settings, or from this machine where there is none."""
-        token = service.settings.metrics_token.get_secret_value()
+        token = settings.metrics_token.get_secret_value()
         if token and not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise Problem(401, "unauthorized", "Ask with the metrics token.", headers={"WWW-Authenticate": "Bearer"})
         near = request.client is not None and request.client.host in (*LOOPBACK, "testclient")
-        if not token and not (near and service.settings.one_machine):  # a proxy beside it makes everybody look near
+        if not token and not (near and settings.one_machine):  # a proxy beside it makes everybody look near
             raise Problem(403, "forbidden", "Metrics are told on this machine only; set PHOTOFLUX_METRICS_TOKEN.")
         page, kind = telemetry.page()
         return Response(page, media_type=kind)

@@ -143,6 +143,11 @@ def known_to(module: str) -> set[str]:
     return found & SERVICE.keys()
 
 
+def used_in(path: Path) -> set[str]:
+    """Every plain name that a file uses."""
+    return {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+
+
 def area_of(module: str) -> str:
     return module.split(".")[1]
 
@@ -175,6 +180,12 @@ def test_no_route_knows_another():
         if area_of(module) == area_of(other) == "routes"
     ]
     assert wrong == []
+
+
+def test_a_route_says_in_its_signature_what_it_needs():
+    """None is given the whole service: `api.deps` has a type for each part of it."""
+    whole = [module for module in SERVICE if module.startswith("api.routes.") and "Service" in used_in(SERVICE[module])]
+    assert whole == []
 
 
 def test_a_module_of_the_service_has_a_name_of_its_own():

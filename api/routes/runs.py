@@ -11,9 +11,10 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api.accounts.login_sessions import SignIns
 from api.accounts.tokens import Bearer
-from api.deps import Caller, Maker, OnceDep, Service, ServiceDep, owned
-from api.records.db import ACTIVE, Model, Run, Subject
+from api.deps import AlbumDep, Caller, HeldDep, JournalDep, Maker, OnceDep, RecordsDep, RunStarterDep, SignInsDep, owned
+from api.records.db import ACTIVE, Model, Records, Run, Subject
 from api.records.outcomes import cancel_run as end_early
 from api.schemas import Id, Listed, RunAsked, RunFailure, RunShown, StepShown, failure, utc
 from api.training.photo_sets import Compared
@@ -48,52 +49,54 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("", operation_id="createRun", status_code=202, responses=answers(*BODY, 403, 404, 409))
-def create_run(asked: RunAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> RunShown:
+def create_run(
+    asked: RunAsked, records: RecordsDep, album: AlbumDep, run_starter: RunStarterDep, caller: Maker, once: OnceDep
+) -> RunShown:
     """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
 
     def created(known: Compared) -> RunShown:
-        with service.records.writing_for(caller.user_id) as session:
+        with records.writing_for(caller.user_id) as session:
             if answered := once.answered(session, RunShown):
                 return answered
             subject = owned(session, Subject, asked.subject, caller, lock=True)
-            run = service.run_starter.begin(session, subject, asked.params, known)
+            run = run_starter.begin(session, subject, asked.params, known)
             return once.keep(session, shown(session, run), status=202)
 
-    return service.album.apart(created)
+    return album.apart(created)
 
 
 @router.get("", operation_id="listRuns")
 def list_runs(
-    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[Id | None, Query()] = None
+    records: RecordsDep, caller: Caller, page: PageDep, subject: Annotated[Id | None, Query()] = None
 ) -> Listed[RunShown]:
     """Your runs, of one subject or of all."""
     query = select(Run).where(Run.user_id == caller.user_id)
-    with service.records.reading() as session:
+    with records.reading() as session:
         rows, after = page.rows(session, query.where(Run.subject_id == subject) if subject else query, Run)
         return Listed(items=[shown(session, row) for row in rows], next=after)
 
 
 @router.get("/{run_id}", operation_id="getRun", responses=answers(404))
-def get_run(run_id: Id, service: ServiceDep, caller: Caller) -> RunShown:
+def get_run(run_id: Id, records: RecordsDep, caller: Caller) -> RunShown:
     """One run with its steps."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         return shown(session, owned(session, Run, run_id, caller))
 
 
 @router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202, responses=answers(404, 413))
-def cancel_run(run_id: Id, service: ServiceDep, caller: Caller) -> RunShown:
+def cancel_run(run_id: Id, records: RecordsDep, journal: JournalDep, caller: Caller) -> RunShown:
     """End a run; one that has ended stays as it is."""
-    with service.records.writing_for(caller.user_id) as session:
+    with records.writing_for(caller.user_id) as session:
         run = owned(session, Run, run_id, caller, lock=True)
         if run.state in ACTIVE and not run.cancel_ms:  # asked for twice, it is cancelled once
-            service.journal.note(session, caller.user_id, "run.cancelled", run.id)
-        end_early(session, run, service.journal)
+            journal.note(session, caller.user_id, "run.cancelled", run.id)
+        end_early(session, run, journal)
         return shown(session, run)
 
 
-async def _held_stream(service: ServiceDep, caller: Caller) -> AsyncIterator[None]:
+async def _held_stream(held: HeldDep, caller: Caller) -> AsyncIterator[None]:
     """Counts an event stream until it ends."""
-    with service.held.hold("stream", caller.user_id):
+    with held.hold("stream", caller.user_id):
         yield
 
 
@@ -105,7 +108,13 @@ async def _held_stream(service: ServiceDep, caller: Caller) -> AsyncIterator[Non
     responses=EVENTS | answers(404),
 )
 async def watch_run(
-    run_id: Id, request: Request, service: ServiceDep, caller: Caller, first: Annotated[RunShown, Depends(get_run)]
+    run_id: Id,
+    request: Request,
+    sign_ins: SignInsDep,
+    records: RecordsDep,
+    held: HeldDep,
+    caller: Caller,
+    first: Annotated[RunShown, Depends(get_run)],
 ) -> AsyncIterator[ServerSentEvent]:
     """The run whenever it has changed, as server-sent events of the kind `run`.
 
@@ -119,18 +128,20 @@ async def watch_run(
         if now.finished or is_ending(request):
             return
         await asyncio.sleep(EVENT_S)
-        found = await service.held.look(_still, service, caller, run_id)
+        found = await held.look(_still, sign_ins, records, caller, run_id)
         if isinstance(found, str):
             yield ServerSentEvent(data={"id": run_id}, event=found)  # without data browsers would not hear of it
             return
         now = found
 
 
-def _still(service: Service, caller: Bearer, run_id: str) -> RunShown | Literal["deleted", "signed-out"]:
+def _still(
+    sign_ins: SignIns, records: Records, caller: Bearer, run_id: str
+) -> RunShown | Literal["deleted", "signed-out"]:
     """The run as it is now, or why nothing more is told of it."""
-    if not service.sign_ins.is_open(caller.sign_in_id):
+    if not sign_ins.is_open(caller.sign_in_id):
         return "signed-out"
-    with service.records.reading() as session:
+    with records.reading() as session:
         run = session.get(Run, run_id)
         return shown(session, run) if run is not None and run.user_id == caller.user_id else "deleted"
 
