@@ -21,7 +21,8 @@ from api.jobs.run_starter import RunStarter
 from api.jobs.webhook_delivery import Subscriptions
 from api.ops.health import Health
 from api.records.audit_log import AuditHeads, Journal
-from api.records.db import Base, Records
+from api.records.database import Records
+from api.records.tables import Base
 from api.settings import ApiSettings
 from api.training.photo_intake import Intake
 from api.training.photo_sets import Album

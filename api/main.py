@@ -32,7 +32,7 @@ from api.ops.health import Health
 from api.ops.memory import give_back
 from api.ops.telemetry import Requests, Telemetry, set_up_logs
 from api.records.audit_log import AuditHeads, Journal
-from api.records.db import Records, migrate, open_engine
+from api.records.database import Records, migrate, open_engine
 from api.records.service_secrets import pepper, service_secret
 from api.routes import (
     audit,

@@ -134,7 +134,8 @@ def _code(name: str) -> str:
 
 def plant(plan_file: str) -> None:
     """What would take hours of work to come by: models, a run and a picture that never end, and prompts that are alike."""
-    from api.records.db import Generation, Records, Run, new_id, open_engine, prompt_label
+    from api.records.database import Records, open_engine
+    from api.records.tables import Generation, Run, new_id, prompt_label
     from api.settings import ApiSettings
     from photoflux.vault import open_keyring
     from photoflux.vault.objects import open_objects
@@ -163,7 +164,7 @@ def plant(plan_file: str) -> None:
 
 
 def _plant_model(session: Any, objects: Any, one: Mapping[str, Any]) -> None:
-    from api.records.db import Model, Run, Subject, new_id
+    from api.records.tables import Model, Run, Subject, new_id
 
     run, model, adapter = new_id(), new_id(), Path(one["adapter"])
     objects.put(one["user"], "adapter", model, adapter.read_bytes())

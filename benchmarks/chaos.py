@@ -309,7 +309,8 @@ def left_of(served: Served, user_id: str) -> list[str]:
     """Rows, keysets, sealed files and names that are left of a person who is erased."""
     from sqlalchemy import select
 
-    from api.records.db import Base, Records, open_engine
+    from api.records.database import Records, open_engine
+    from api.records.tables import Base
 
     folders = (served.state, served.folder / "runs")
     found = []

@@ -33,15 +33,15 @@ NAMES = [
     "ü€",
 ]
 OPENS_ALL = """
-import mlflow, api.records.db
+import mlflow, api.records.database
 from api.jobs import job_queue
 from api.settings import get_api_settings
 from photoflux.tracking import Registry
 
-assert "%" in mlflow.__file__ and "%" in api.records.db.__file__
+assert "%" in mlflow.__file__ and "%" in api.records.database.__file__
 url = get_api_settings().records_url
-api.records.db.migrate(url)
-api.records.db.open_engine(url).connect().close()
+api.records.database.migrate(url)
+api.records.database.open_engine(url).connect().close()
 job_queue.prepare(url)
 assert Registry().names() == []
 """

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from api.records.db import Records, RefreshToken, SignIn, User, now_ms, retried
+from api.records.database import Records, retried
+from api.records.tables import RefreshToken, SignIn, User, now_ms
 from photoflux.errors import PhotoFluxError
 
 TOKEN_BYTES = 32

@@ -22,8 +22,9 @@ from joserfc.jwk import KeySet
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 
-from api.records.db import LoginFlow, Records, User, new_id, now_ms
+from api.records.database import Records
 from api.records.service_secrets import keyed_digest, pepper
+from api.records.tables import LoginFlow, User, new_id, now_ms
 from photoflux.errors import PhotoFluxError
 from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes

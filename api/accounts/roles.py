@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import get_args
 
 from api.records.audit_log import SYSTEM, Journal
-from api.records.db import Records, User, migrate, open_engine
+from api.records.database import Records, migrate, open_engine
 from api.records.service_secrets import pepper
+from api.records.tables import User
 from api.schemas import Role
 from api.settings import settings_or_exit
 from photoflux.vault import open_keyring

@@ -17,8 +17,9 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 from sqlalchemy import select
 
-from api.records.db import Records, SigningKey, now_ms
+from api.records.database import Records
 from api.records.service_secrets import service_label
+from api.records.tables import SigningKey, now_ms
 from photoflux.errors import PhotoFluxError
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import seal_bytes, unseal_bytes

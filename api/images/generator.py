@@ -10,19 +10,9 @@ from api.images.engine_client import EngineClient, GivenUp, Refused, Wanted
 from api.images.moderation import Guard, UnsafePicture
 from api.images.rendering import Delivery, Order
 from api.records.audit_log import Journal
-from api.records.db import (
-    ACTIVE,
-    AccountClosed,
-    Generation,
-    Model,
-    Picture,
-    Records,
-    hold_owner,
-    new_id,
-    prompt_label,
-    retried,
-)
+from api.records.database import AccountClosed, Records, hold_owner, retried
 from api.records.outcomes import end_generation
+from api.records.tables import ACTIVE, Generation, Model, Picture, new_id, prompt_label
 from photoflux.vault.keyring import KeyMissing
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import unseal_bytes

@@ -12,7 +12,7 @@ from api.jobs.job_queue import Line
 from api.jobs.run_starter import RunStarter
 from api.privacy import consents
 from api.records.audit_log import Journal
-from api.records.db import ACTIVE, Generation, Run, Subject, new_id, prompt_label
+from api.records.tables import ACTIVE, Generation, Run, Subject, new_id, prompt_label
 from api.schemas import GenerateAsked
 from api.settings import ApiSettings
 from api.training.photo_sets import Compared

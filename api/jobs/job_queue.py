@@ -15,7 +15,8 @@ from sqlalchemy import func, make_url, select
 from sqlalchemy.orm import Session
 
 from api.privacy.erasure import Gone
-from api.records.db import Export, Generation, Notice, Run, new_id, only_one
+from api.records.database import only_one
+from api.records.tables import Export, Generation, Notice, Run, new_id
 from api.schemas import iso
 
 RUNS, DRAWINGS, DELIVERIES, EXPORTS = "runs", "drawings", "deliveries", "exports"

@@ -20,7 +20,8 @@ from typing import BinaryIO, NoReturn
 from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
-from api.records.db import Records, Worker, database_ms, new_id
+from api.records.database import Records, database_ms
+from api.records.tables import Worker, new_id
 from photoflux.vault.objects import Objects
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from api.jobs.job_queue import Line
 from api.privacy import consents
 from api.records.audit_log import Journal
-from api.records.db import ACTIVE, Run, Subject, new_id
+from api.records.tables import ACTIVE, Run, Subject, new_id
 from api.settings import ApiSettings
 from api.training.finetuning import estimate
 from api.training.photo_sets import Album, Compared

@@ -25,21 +25,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.jobs.job_queue import Line
-from api.records.db import (
-    ACTIVE,
-    AccountClosed,
-    Export,
-    Generation,
-    Notice,
-    Records,
-    Run,
-    User,
-    Webhook,
-    new_id,
-    now_ms,
-    outlasting,
-    retried,
-)
+from api.records.database import AccountClosed, Records, outlasting, retried
+from api.records.tables import ACTIVE, Export, Generation, Notice, Run, User, Webhook, new_id, now_ms
 from api.schemas import iso
 from api.transport.addresses import Address, is_public
 from photoflux.errors import InputError, PhotoFluxError

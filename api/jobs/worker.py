@@ -25,7 +25,7 @@ from api.privacy.erasure import Erasure, Gone
 from api.privacy.export import Exports
 from api.privacy.retention import Retention
 from api.records.audit_log import AuditHeads, Journal
-from api.records.db import Records, migrate, open_engine
+from api.records.database import Records, migrate, open_engine
 from api.records.service_secrets import pepper
 from api.settings import ApiSettings, log_warnings, settings_or_exit
 from api.training.finetuning import FineTuning

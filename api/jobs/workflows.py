@@ -37,7 +37,7 @@ from api.jobs.webhook_delivery import Messenger
 from api.privacy.erasure import Erasure, Gone, UnderWay
 from api.privacy.export import Exports
 from api.privacy.retention import Retention
-from api.records.db import Records, only_one, outlasting
+from api.records.database import Records, only_one, outlasting
 from api.training.finetuning import FineTuning
 from pipelines.orchestrators import LOST
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import text
 
-from api.records.db import Records
+from api.records.database import Records
 from api.records.service_secrets import OWNER
 from photoflux.vault.blobs import BlobMissing
 from photoflux.vault.objects import Objects

@@ -36,7 +36,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sqlalchemy import func, select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.records.db import ACTIVE, Export, Generation, Records, Run, now_ms
+from api.records.database import Records
+from api.records.tables import ACTIVE, Export, Generation, Run, now_ms
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from api.privacy.erasure import Gone, erase_models
 from api.records.audit_log import Journal
-from api.records.db import Complaint, Generation, Model, Subject, User, new_id, now_ms
 from api.records.service_secrets import service_label
+from api.records.tables import Complaint, Generation, Model, Subject, User, new_id, now_ms
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import seal_bytes, unseal_bytes
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.records.db import Consent, Subject, now_ms
+from api.records.tables import Consent, Subject, now_ms
 from photoflux.errors import PhotoFluxError
 
 TEXTS = Path(__file__).parent / "texts"

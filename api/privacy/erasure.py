@@ -20,14 +20,15 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from api.records.audit_log import SYSTEM, Journal
-from api.records.db import (
+from api.records.database import Records
+from api.records.outcomes import cancel_run, end_export, end_generation
+from api.records.tables import (
     ACTIVE,
     Export,
     Generation,
     Model,
     Notice,
     Photo,
-    Records,
     Run,
     SignIn,
     Subject,
@@ -36,7 +37,6 @@ from api.records.db import (
     new_id,
     now_ms,
 )
-from api.records.outcomes import cancel_run, end_export, end_generation
 from photoflux.errors import PhotoFluxError
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects

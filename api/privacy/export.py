@@ -17,9 +17,10 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api.records.audit_log import Journal
-from api.records.db import (
+from api.records.database import AccountClosed, Records, hold_owner, retried
+from api.records.outcomes import end_export
+from api.records.tables import (
     ACTIVE,
-    AccountClosed,
     AuditEntry,
     Consent,
     Export,
@@ -29,20 +30,16 @@ from api.records.db import (
     Notice,
     Photo,
     Picture,
-    Records,
     Run,
     SignIn,
     Subject,
     Usage,
     User,
     Webhook,
-    hold_owner,
     new_id,
     now_ms,
     prompt_label,
-    retried,
 )
-from api.records.outcomes import end_export
 from photoflux.errors import PhotoFluxError
 from photoflux.images import SUFFIXES
 from photoflux.manifest import to_json

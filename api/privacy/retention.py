@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session
 from api.accounts.tokens import Tokens
 from api.privacy.erasure import Gone, erase_models
 from api.records.audit_log import AuditHeads, Journal
-from api.records.db import (
+from api.records.database import AccountClosed, Records
+from api.records.service_secrets import OWNER
+from api.records.tables import (
     ACTIVE,
     ANSWERS_KEPT_MS,
-    AccountClosed,
     Complaint,
     Export,
     Generation,
@@ -29,7 +30,6 @@ from api.records.db import (
     Notice,
     Photo,
     Picture,
-    Records,
     Run,
     SignIn,
     SigningKey,
@@ -39,7 +39,6 @@ from api.records.db import (
     User,
     now_ms,
 )
-from api.records.service_secrets import OWNER
 from api.settings import Keep
 from photoflux.vault.objects import KINDS, Objects
 

@@ -20,8 +20,9 @@ from typing import Any
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from api.records.db import AuditEntry, Records, at_end, now_ms
+from api.records.database import Records, at_end
 from api.records.service_secrets import OWNER, keyed_digest
+from api.records.tables import AuditEntry, now_ms
 from photoflux.errors import PhotoFluxError
 from photoflux.vault.blobs import BlobExists, BlobMissing
 from photoflux.vault.objects import Objects

@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.records.audit_log import SYSTEM, Journal
-from api.records.db import ACTIVE, Export, Generation, Run, now_ms
+from api.records.tables import ACTIVE, Export, Generation, Run, now_ms
 
 CANCELLED = "the run was cancelled"
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 
 from api.deps import Auditor, HeadsDep, RecordsDep
-from api.records.db import AuditEntry
+from api.records.tables import AuditEntry
 from api.schemas import Listed, Time, utc
 from api.transport.problems import SIGNED_IN, answers
 from api.transport.routing import make_router

@@ -13,7 +13,7 @@ from api.accounts.login_sessions import Refreshed, SignedOut, SignIns
 from api.accounts.openid_client import SignInFailed
 from api.accounts.tokens import Bearer
 from api.deps import Caller, IdentitiesDep, LimitsDep, RecordsDep, SettingsDep, SignInsDep, TokensDep
-from api.records.db import User
+from api.records.tables import User
 from api.schemas import Role
 from api.settings import ApiSettings
 from api.transport.problems import SIGNED_IN, Problem, answers

@@ -12,8 +12,9 @@ from sqlalchemy.exc import IntegrityError
 from api.deps import JournalDep, KeyringDep, LimitsDep, LineDep, Operator, RecordsDep
 from api.privacy.complaint_handling import close, new_complaint, take_down, words_of
 from api.records.audit_log import ANYBODY
-from api.records.db import Complaint, Records
+from api.records.database import Records
 from api.records.service_secrets import keyed_digest
+from api.records.tables import Complaint
 from api.schemas import Asked, Id, Listed, Sha256, Time, Words, utc
 from api.transport.idempotency import KEY, mismatch
 from api.transport.paging import PageDep

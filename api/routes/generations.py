@@ -28,7 +28,8 @@ from api.deps import (
 )
 from api.images.rendering import checked_size
 from api.privacy.erasure import Gone
-from api.records.db import Feedback, Generation, Picture, Records, Subject, new_id, prompt_label
+from api.records.database import Records
+from api.records.tables import Feedback, Generation, Picture, Subject, new_id, prompt_label
 from api.schemas import (
     FeedbackAsked,
     GenerateAsked,

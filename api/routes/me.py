@@ -28,7 +28,7 @@ from api.deps import (
 from api.jobs.job_queue import Line
 from api.privacy.erasure import begin_erasure
 from api.records.audit_log import Journal
-from api.records.db import ACTIVE, Export, Tombstone, User, new_id, now_ms
+from api.records.tables import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.schemas import ExportFailure, Id, State, Time, failure, utc
 from api.settings import ApiSettings
 from api.transport.problems import ONCE, SIGNED_IN, Problem, answers

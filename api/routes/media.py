@@ -14,7 +14,8 @@ from api.accounts.tokens import Bearer
 from api.deps import DeliveryDep, ObjectsDep, RecordsDep, Viewer, owned
 from api.images.generator import provenance
 from api.images.rendering import MEDIA_TYPES, checked_size
-from api.records.db import Generation, Model, Photo, Picture, Records, Run
+from api.records.database import Records
+from api.records.tables import Generation, Model, Photo, Picture, Run
 from api.schemas import Format, Id, Size
 from api.training.finetuning import CARD, REPORTS
 from api.transport.concurrency import GONE, is_gone

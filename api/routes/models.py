@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import Caller, JournalDep, RecordsDep, owned
-from api.records.db import Model, Subject
+from api.records.tables import Model, Subject
 from api.schemas import Id, Listed, ModelShown, utc
 from api.training.finetuning import REPORTS
 from api.transport.paging import PageDep

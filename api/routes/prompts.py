@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from api.deps import Caller, KeyringDep, RecordsDep, owned
 from api.images.suggestions import suggest, templates
-from api.records.db import Generation, Subject, prompt_label
+from api.records.tables import Generation, Subject, prompt_label
 from api.schemas import Id
 from api.transport.problems import SIGNED_IN, answers
 from api.transport.routing import make_router

@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 from api.accounts.login_sessions import SignIns
 from api.accounts.tokens import Bearer
 from api.deps import AlbumDep, Caller, HeldDep, JournalDep, Maker, OnceDep, RecordsDep, RunStarterDep, SignInsDep, owned
-from api.records.db import ACTIVE, Model, Records, Run, Subject
+from api.records.database import Records
 from api.records.outcomes import cancel_run as end_early
+from api.records.tables import ACTIVE, Model, Run, Subject
 from api.schemas import Id, Listed, RunAsked, RunFailure, RunShown, StepShown, failure, utc
 from api.training.photo_sets import Compared
 from api.transport.concurrency import is_ending

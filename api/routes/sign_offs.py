@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from api.deps import JournalDep, KeyringDep, LineDep, Operator, RecordsDep
-from api.records.db import Run
+from api.records.tables import Run
 from api.schemas import Asked, Id, Listed, Time, Words, utc
 from api.training.finetuning import sign_off
 from api.transport.paging import PageDep

@@ -31,7 +31,8 @@ from api.images.moderation import Guard, UnsafePicture
 from api.privacy import consents
 from api.privacy.erasure import erase_subject
 from api.records.audit_log import Journal
-from api.records.db import Photo, Records, Subject, is_rolled_back, new_id, retried
+from api.records.database import Records, is_rolled_back, retried
+from api.records.tables import Photo, Subject, new_id
 from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, utc
 from api.settings import ApiSettings
 from api.training.photo_decoding import Taken, refused

@@ -7,7 +7,7 @@ from typing import Literal
 from api.deps import Caller, JournalDep, LineDep, RecordsDep
 from api.privacy import consents
 from api.privacy.erasure import end_work, erase_models
-from api.records.db import Consent
+from api.records.tables import Consent
 from api.schemas import ConsentAsked, ConsentShown, Listed, WordingShown, utc
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.routing import make_router

@@ -24,7 +24,8 @@ from api.deps import (
 )
 from api.jobs.webhook_delivery import TEST, address_of, check_address, new_webhook
 from api.records.audit_log import Journal
-from api.records.db import Notice, Records, Webhook, at_end, retried
+from api.records.database import Records, at_end, retried
+from api.records.tables import Notice, Webhook
 from api.schemas import Asked, Id, Listed, State, Time, utc
 from api.transport.idempotency import Once
 from api.transport.paging import PageDep

@@ -23,8 +23,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.records.audit_log import Journal
-from api.records.db import ACTIVE, AccountClosed, Generation, Model, Records, Run, Subject, hold_owner, now_ms, retried
+from api.records.database import AccountClosed, Records, hold_owner, retried
 from api.records.outcomes import CANCELLED, end_run
+from api.records.tables import ACTIVE, Generation, Model, Run, Subject, now_ms
 from photoflux.errors import PhotoFluxError
 from photoflux.manifest import digest
 from photoflux.params import RegisterParams

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.records.db import Photo, Subject, new_id
 from api.records.service_secrets import keyed_digest
+from api.records.tables import Photo, Subject, new_id
 from api.training.photo_decoding import Taken, unpack
 from api.transport.problems import Problem
 from photoflux.params import ValidateParams

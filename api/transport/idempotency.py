@@ -12,7 +12,7 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.records.db import ANSWERS_KEPT_MS, Idempotency, now_ms
+from api.records.tables import ANSWERS_KEPT_MS, Idempotency, now_ms
 from api.transport.media_types import FORM, URLENCODED, media_type
 from api.transport.problems import Problem
 from photoflux.vault.keyring import Keyring

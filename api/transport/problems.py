@@ -21,7 +21,7 @@ from api.accounts.login_sessions import SignedOut
 from api.accounts.openid_client import SignInFailed
 from api.accounts.tokens import BadToken
 from api.privacy.consents import ConsentRequired
-from api.records.db import AccountClosed, is_away
+from api.records.database import AccountClosed, is_away
 from api.transport.media_types import media_type
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault.blobs import BlobMissing

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.records.db import Model, Photo, Picture, Usage, now_ms
+from api.records.tables import Model, Photo, Picture, Usage, now_ms
 from api.transport.problems import Problem
 
 DAY_MS = 24 * 3600 * 1000

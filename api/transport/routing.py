@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
-from api.records.db import retried
+from api.records.database import retried
 
 
 class RetriedRoute(APIRoute):

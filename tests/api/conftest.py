@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from api.jobs import job_queue
 from api.main import make_app
-from api.records.db import Records, migrate, open_engine
+from api.records.database import Records, migrate, open_engine
 from api.settings import ApiSettings
 from api.training.photo_decoding import Taken
 from benchmarks.postgres import Unavailable, postgres_server
@@ -128,7 +128,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             if (
                 request.param == "postgresql"
             ):  # on SQLite statements do not say what they lock: there is one writer at a time
-                assert order.wrong == [], "transactions lock rows in the order of api.records.db.LOCK_ORDER"
+                assert order.wrong == [], "transactions lock rows in the order of api.records.tables.LOCK_ORDER"
 
 
 def remembering(take: Callable[[Sequence[bytes], str], list[Taken]]) -> Callable[[Sequence[bytes], str], list[Taken]]:

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from api.jobs import job_queue
 from api.main import make_app
 from api.privacy.export import Exports
-from api.records.db import Export, Generation, Picture, Subject, new_id, prompt_label
+from api.records.tables import Export, Generation, Picture, Subject, new_id, prompt_label
 from api.settings import ApiSettings
 from photoflux.vault.sealed import seal_bytes
 from tests.api.conftest import innermost

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from api.accounts.tokens import Bearer
 from api.deps import Service
-from api.records.db import Model, Run, Subject, User, new_id
+from api.records.tables import Model, Run, Subject, User, new_id
 from photoflux.photos.inspect import Likeness
 from photoflux.photos.table import Pair
 from photoflux.vault.objects import Objects

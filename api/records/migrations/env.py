@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from api.records.db import Base, open_engine
+from api.records.database import open_engine
+from api.records.tables import Base
 from api.settings import get_api_settings
 
 engine = open_engine(context.config.attributes.get("url") or get_api_settings().records_url)

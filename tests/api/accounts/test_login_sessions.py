@@ -15,7 +15,8 @@ from sqlalchemy import event, func, select
 
 from api.accounts import login_sessions as module
 from api.accounts.login_sessions import GRACE_MS, SignedOut, SignIns, digest_of
-from api.records.db import Base, Records, RefreshToken, User, new_id, open_engine
+from api.records.database import Records, open_engine
+from api.records.tables import Base, RefreshToken, User, new_id
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from sqlalchemy import func, select
 from api.accounts import openid_client as module
 from api.accounts.embedded_provider import CLIENT_ID, Accounts
 from api.accounts.openid_client import Identities, Identity, Provider, SignInFailed
-from api.records.db import Records, User
+from api.records.database import Records
+from api.records.tables import User
 from api.routes.provider_pages import make_provider
 from api.transport.rate_limits import Limits
 from photoflux.errors import InputError

@@ -14,7 +14,8 @@ from sqlalchemy import func, select
 
 from api.accounts.embedded_provider import Accounts
 from api.main import make_app
-from api.records.db import LoginFlow, Records, open_engine
+from api.records.database import Records, open_engine
+from api.records.tables import LoginFlow
 from api.settings import ApiSettings
 from api.transport.rate_limits import RATES
 from benchmarks.postgres import free_port

@@ -15,7 +15,7 @@ from joserfc.jwk import ECKey, OctKey
 
 from api.accounts import tokens as module
 from api.accounts.tokens import API, BadToken, Bearer, Capability, Tokens
-from api.records.db import Records
+from api.records.database import Records
 from photoflux.vault.blobs import FolderStore
 from photoflux.vault.keyring import Keyring
 from tests.vault.conftest import new_kek
@@ -73,7 +73,7 @@ def test_the_public_keys_hold_no_secret_and_suffice(tokens: Tokens):
 def test_the_private_key_is_sealed_in_the_records(tokens: Tokens, records: Records):
     from sqlalchemy import select
 
-    from api.records.db import SigningKey
+    from api.records.tables import SigningKey
 
     tokens.access(ADA)
     with records.reading() as session:

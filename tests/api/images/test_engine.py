@@ -23,7 +23,7 @@ from api.accounts.tokens import Capability
 from api.images import engine as engine_app
 from api.images.engine_client import EngineClient, GivenUp, Wanted
 from api.images.generator import Generations
-from api.records.db import Generation, Picture
+from api.records.tables import Generation, Picture
 from api.settings import ApiSettings
 from photoflux.flux.base import BaseSpec, load_pipeline
 from photoflux.images import provenance_of

@@ -12,7 +12,8 @@ from sqlalchemy import select
 
 from api.jobs import leases
 from api.jobs.leases import Heartbeat, Lease, LeasedObjects, LeasedRecords, LeaseLost
-from api.records.db import Records, User, Worker, database_ms, new_id
+from api.records.database import Records, database_ms
+from api.records.tables import User, Worker, new_id
 from photoflux.vault.blobs import FolderStore
 from photoflux.vault.kek import create_kek
 from photoflux.vault.keyring import Keyring

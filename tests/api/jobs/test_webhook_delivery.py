@@ -22,7 +22,7 @@ from standardwebhooks import WebhookVerificationError
 
 from api.jobs import webhook_delivery
 from api.jobs.webhook_delivery import ATTEMPTS, Messenger, check_address
-from api.records.db import Notice, Webhook, now_ms
+from api.records.tables import Notice, Webhook, now_ms
 from photoflux.errors import InputError
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_generations import ask
@@ -154,7 +154,7 @@ def test_what_could_not_be_recorded_is_not_sent_again(
             raise OperationalError("begin", {}, busy)
         return writing()
 
-    monkeypatch.setattr("api.records.db.AWAY_AGAIN_S", 0.01)
+    monkeypatch.setattr("api.records.database.AWAY_AGAIN_S", 0.01)
     monkeypatch.setattr(records, "writing", late)
     assert messenger(site).perform(notice.id) == "succeeded"
     assert (len(listener.heard), left) == (1, [])

@@ -13,7 +13,7 @@ from api.jobs import workflows
 from api.jobs.worker import WorkerProcess, open_orchestrator
 from api.ops.serve import with_certificate
 from api.records.audit_log import HEAD, OWNER, AuditHeads
-from api.records.db import AuditEntry, Tombstone, new_id, now_ms
+from api.records.tables import AuditEntry, Tombstone, new_id, now_ms
 from api.settings import ApiSettings
 from photoflux.errors import PhotoFluxError
 from pipelines.orchestrators import KubeflowOrchestrator, LocalOrchestrator, VertexOrchestrator

@@ -17,8 +17,9 @@ from sqlalchemy.exc import DataError, OperationalError
 
 from api.jobs import job_queue, workflows
 from api.privacy.erasure import Gone, UnderWay
-from api.records import db
-from api.records.db import Generation, Notice, Records, Run, Subject, User, Webhook, new_id, now_ms, open_engine
+from api.records import database
+from api.records.database import Records, open_engine
+from api.records.tables import Generation, Notice, Run, Subject, User, Webhook, new_id, now_ms
 from pipelines.orchestrators import LOST
 from tests.api.conftest import migrated
 
@@ -431,7 +432,7 @@ def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[R
 
 
 def test_work_outlasts_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(db, "AWAY_AGAIN_S", 0.01)
+    monkeypatch.setattr(database, "AWAY_AGAIN_S", 0.01)
     busy = sqlite3.OperationalError("database is locked")
     busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
     wrong = sqlite3.OperationalError("no such table")
@@ -443,21 +444,21 @@ def test_work_outlasts_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch):
             raise left.pop()
         return "done"
 
-    assert db.outlasting(step)() == "done"
+    assert database.outlasting(step)() == "done"
     for told in (OperationalError("", {}, wrong), DataError("", {}, psycopg.DataError("too long"))):
         left.append(told)
         with pytest.raises(type(told)):
-            db.outlasting(step)()
-    monkeypatch.setattr(db, "AWAY_S", 0.05)
+            database.outlasting(step)()
+    monkeypatch.setattr(database, "AWAY_S", 0.05)
     left += [OperationalError("", {}, busy)] * 1000
     with pytest.raises(OperationalError):
-        db.outlasting(step)()
+        database.outlasting(step)()
 
 
 def test_each_outage_has_its_own_time(monkeypatch: pytest.MonkeyPatch):
     """A watch of hours meets several."""
-    monkeypatch.setattr(db, "AWAY_AGAIN_S", 0.01)
-    monkeypatch.setattr(db, "AWAY_S", 0.2)
+    monkeypatch.setattr(database, "AWAY_AGAIN_S", 0.01)
+    monkeypatch.setattr(database, "AWAY_S", 0.2)
     away = OperationalError("", {}, psycopg.OperationalError("connection refused"))
     left = [away, away, away]
 
@@ -467,4 +468,4 @@ def test_each_outage_has_its_own_time(monkeypatch: pytest.MonkeyPatch):
             raise left.pop()
         return "done"
 
-    assert db.outlasting(step)() == "done"
+    assert database.outlasting(step)() == "done"

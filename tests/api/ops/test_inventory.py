@@ -10,7 +10,7 @@ from sqlalchemy import LargeBinary, inspect
 from api.ops.inventory import PAGE, inventory, page
 from api.privacy.consents import wordings
 from api.privacy.export import LEFT_OUT, SEALED, TABLES
-from api.records.db import Base
+from api.records.tables import Base
 from api.settings import Keep
 from photoflux.vault.objects import KINDS
 from tests.api.people import Person, Site

@@ -19,7 +19,8 @@ from api.images.generator import Generations
 from api.privacy.erasure import Erasure, UnderWay
 from api.privacy.export import Exports
 from api.privacy.retention import Retention
-from api.records.db import AccountClosed, Base, Notice
+from api.records.database import AccountClosed
+from api.records.tables import Base, Notice
 from api.settings import Keep
 from api.training.finetuning import FineTuning
 from photoflux.errors import PhotoFluxError

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import select
 
 from api.privacy.export import CLOSED, Exports
-from api.records.db import AuditEntry, Export, Notice, Picture, User
+from api.records.tables import AuditEntry, Export, Notice, Picture, User
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
 from tests.api.packing import STATUS, ask_for_export, with_pictures

@@ -11,7 +11,7 @@ import pytest
 from api.privacy import retention
 from api.privacy.erasure import Erasure, Gone, UnderWay, erase_models
 from api.privacy.retention import DAY_MS, Retention
-from api.records.db import (
+from api.records.tables import (
     Export,
     Generation,
     Idempotency,

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import delete, func, select, update
 
 from api.records.audit_log import FIELDS, FIRST, KEYED, SYSTEM, UNKEYED, AuditHeads, Journal
-from api.records.db import AuditEntry, Records, now_ms
+from api.records.database import Records
+from api.records.tables import AuditEntry, now_ms
 from photoflux.vault.blobs import FolderStore
 from photoflux.vault.kek import create_kek
 from photoflux.vault.keyring import Keyring

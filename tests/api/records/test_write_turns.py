@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from api.records import write_turns
-from api.records.db import BUSY_MS, Records, User, migrate, new_id, open_engine
+from api.records.database import BUSY_MS, Records, migrate, open_engine
+from api.records.tables import User, new_id
 from api.records.write_turns import WriteTurns
 from photoflux.settings import sqlite_url
 
 PATIENCE_S = 30.0
 WRITING = """
 import sys, time
-from api.records.db import Records, User, new_id, open_engine
+from api.records.database import Records, open_engine
+from api.records.tables import User, new_id
 records = Records(open_engine(sys.argv[1]))
 print("ready", flush=True)
 while True:

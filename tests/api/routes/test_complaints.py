@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from api.accounts.roles import give, main
 from api.records.audit_log import Journal
-from api.records.db import AuditEntry, Complaint, Generation, Model, User
+from api.records.tables import AuditEntry, Complaint, Generation, Model, User
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_generations import ask, finish
 

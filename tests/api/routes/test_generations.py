@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from api.images.rendering import Delivery
-from api.records.db import Feedback, Generation, Picture, new_id, now_ms
+from api.records.tables import Feedback, Generation, Picture, new_id, now_ms
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_runs import in_line
 

@@ -18,7 +18,7 @@ from sqlalchemy import select, text
 from api.privacy.erasure import Erasure, UnderWay
 from api.privacy.export import Exports
 from api.records.audit_log import SYSTEM
-from api.records.db import Export, Run, User
+from api.records.tables import Export, Run, User
 from photoflux.vault.drawer import Drawer
 from photoflux.vault.keyring import KeyMissing
 from tests.api.people import SAMPLES, Person, Site, is_problem

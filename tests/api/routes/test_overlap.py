@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from api.records.db import LOCK_ORDER, Base, Complaint, Generation, Photo, Run, Subject, User, Webhook, new_id, retried
+from api.records.database import retried
+from api.records.tables import LOCK_ORDER, Base, Complaint, Generation, Photo, Run, Subject, User, Webhook, new_id
 from api.training.finetuning import FineTuning
 from tests.api.lock_order import locked_by
 from tests.api.people import SAMPLES, Person, Site, is_problem
@@ -129,7 +130,7 @@ def test_an_export_and_a_test_message_sent_again_are_the_same(site: Site, ada: P
     key = keyed()
     answers = [ada.post(f"/api/webhooks/{webhook}/test", headers=key) for _ in range(2)]
     assert answers[0].json() == answers[1].json()
-    from api.records.db import Notice
+    from api.records.tables import Notice
 
     with site.service.records.reading() as session:
         assert len(list(session.scalars(select(Notice).where(Notice.webhook_id == webhook)))) == 1
@@ -159,7 +160,7 @@ def test_cancelling_twice_is_noted_once(site: Site, ada: Person):
     run = ada.post("/api/runs", json={"subject": ada.subject_with_photos(5)}).json()["id"]
     for _ in range(2):
         assert ada.post(f"/api/runs/{run}/cancel").json()["state"] == "cancelled"
-    from api.records.db import AuditEntry
+    from api.records.tables import AuditEntry
 
     query = select(AuditEntry.action).where(AuditEntry.object == run).order_by(AuditEntry.number)
     with site.service.records.reading() as session:
@@ -258,7 +259,7 @@ def test_people_and_workers_do_not_wait_for_each_other_for_ever(site: Site, ada:
 
 def test_pictures_that_wait_are_told_of_when_their_run_fails(site: Site, ada: Person):
     """Whoever ends a piece of work: it is in the log, and whoever wants to be told is."""
-    from api.records.db import AuditEntry, Notice
+    from api.records.tables import AuditEntry, Notice
 
     subject = ada.subject_with_photos(5)
     webhook = ada.post("/api/webhooks", json={"url": "http://127.0.0.1:9/"}).json()["id"]

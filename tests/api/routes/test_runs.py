@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
-from api.records.db import Run, Usage, now_ms
+from api.records.tables import Run, Usage, now_ms
 from photoflux.photos.sets import fetch_set
 from tests.api.people import Person, Site, is_problem
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import func, select
 
-from api.records.db import Photo, Subject
+from api.records.tables import Photo, Subject
 from benchmarks import heifs
 from photoflux.photos.table import likenesses
 from photoflux.vault.blobs import BlobMissing

@@ -14,7 +14,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from api.privacy.erasure import Gone, erase_models
-from api.records.db import AuditEntry, Generation, Model, Run, Subject
+from api.records.tables import AuditEntry, Generation, Model, Run, Subject
 from api.training.finetuning import FineTuning, estimate, pipeline_params
 from photoflux.errors import InputError
 from photoflux.manifest import digest

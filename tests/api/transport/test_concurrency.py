@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from api import main
-from api.records.db import Generation, Picture, Run, now_ms
+from api.records.tables import Generation, Picture, Run, now_ms
 from api.settings import ApiSettings
 from api.transport.concurrency import HELD, Budget, HeldRequests, Turns
 from api.transport.connections import listen, make_server

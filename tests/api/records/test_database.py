@@ -11,8 +11,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import func, inspect, select
 from sqlalchemy.exc import IntegrityError
 
-from api.records import db
-from api.records.db import Base, Consent, Photo, Records, Run, Subject, User, migrate, new_id, now_ms, open_engine
+from api.records import database
+from api.records.database import Records, migrate, open_engine
+from api.records.tables import Base, Consent, Photo, Run, Subject, User, new_id, now_ms
 from photoflux.settings import sqlite_url
 
 
@@ -49,7 +50,7 @@ def test_migrations_go_back_and_forth_again(database_url: str):
 
     migrate(database_url)
     config = Config()
-    config.set_main_option("script_location", str(Path(db.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
     config.attributes["url"] = database_url
     for revision in ("0003", "0002", "0001", "base"):
         command.downgrade(config, revision)
