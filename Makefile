@@ -78,7 +78,7 @@ attack: $(STAMP) ## a quarter of an hour under attack; figures in benchmarks/res
 run: $(STAMP) ## personalise your own photos: make run PHOTOS=folder CLASS=dog
 	$(WITH_ARGS) -m pipelines.run --photos="$$PHOTOS" --class-noun="$$CLASS"
 
-generate: $(STAMP) ## draw pictures: make generate MODEL=demo PROMPT="a photo of sks dog in space" N=4
+generate: $(STAMP) ## draw pictures: make generate MODEL=demo PROMPT="a photo of sks dog in the snow" N=4
 	$(BIN)/python -m photoflux generate --model="$$MODEL" --prompt="$$PROMPT" --n="$$N" --seed="$$SEED" --size="$$SIZE" --format="$$FORMAT" --style="$$STYLE"
 
 compile: $(STAMP) ## write pipelines/compiled/personalize.yaml from the pipeline and params.yaml
