@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 from PIL import Image, ImageCms
 
-from api.ops.sandbox import MEMORY_BYTES
+from photoflux.sandbox import MEMORY_BYTES
 from api.training.photo_decoding import Taken
 from api.training.photo_intake import CRASHED, Intake
 from benchmarks import heifs

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from api.ops.sandbox import Confined, Ended
+from photoflux.sandbox import Confined, Ended
 from api.transport.concurrency import RETRY_S, Turns
 from api.transport.problems import Problem
 from photoflux.images import encoded, fitted, parse_size

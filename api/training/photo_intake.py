@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from api.ops.sandbox import Confined, Ended, Failed
+from photoflux.sandbox import Confined, Ended, Failed
 from api.training.photo_decoding import Taken, refused, take
 from api.transport.concurrency import RETRY_S
 from api.transport.problems import Problem

@@ -26,6 +26,14 @@ IDLE_S = 300.0
 """After so long without work they are ended: the last person's picture would stay in their memory."""
 
 
+_here = False
+
+
+def is_confined() -> bool:
+    """Whether this is such a process."""
+    return _here
+
+
 class Ended(Exception):
     """The process ended while it worked: by itself, by somebody's hand, or after its processor time."""
 
@@ -275,6 +283,8 @@ def _confine(needs: Sequence[str]) -> None:
     import os
     import resource
 
+    global _here
+    _here = True
     os.nice(NICE)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from api.ops.sandbox import MEMORY_BYTES, NICE, Confined, Ended, Failed
+from photoflux.sandbox import MEMORY_BYTES, NICE, Confined, Ended, Failed
 
 
 @pytest.fixture(scope="module")
