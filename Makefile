@@ -63,7 +63,7 @@ demo-bad: $(STAMP) ## the same with an over-trained recipe: the gate must say FA
 	$(BIN)/python -m pipelines.demo --bad
 
 serve: $(STAMP) ## the whole service on this machine: API, engine, worker, sign-in, MLflow (ARGS=--tls for https)
-	$(WITH_ARGS) -m api.serve
+	$(WITH_ARGS) -m api.ops.serve
 
 load: $(STAMP) ## a hundred people at once on this machine; figures in benchmarks/results/load.json
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[load]'
@@ -78,7 +78,7 @@ attack: $(STAMP) ## a quarter of an hour under attack; figures in benchmarks/res
 run: $(STAMP) ## personalise your own photos: make run PHOTOS=folder CLASS=dog
 	$(WITH_ARGS) -m pipelines.run --photos="$$PHOTOS" --class-noun="$$CLASS"
 
-generate: $(STAMP) ## draw pictures: make generate MODEL=demo PROMPT="a photo of sks dog in space" N=4
+generate: $(STAMP) ## draw pictures: make generate MODEL=demo PROMPT="a photo of sks dog in the snow" N=4
 	$(BIN)/python -m photoflux generate --model="$$MODEL" --prompt="$$PROMPT" --n="$$N" --seed="$$SEED" --size="$$SIZE" --format="$$FORMAT" --style="$$STYLE"
 
 compile: $(STAMP) ## write pipelines/compiled/personalize.yaml from the pipeline and params.yaml
@@ -93,7 +93,7 @@ pretrain: $(STAMP) ## train the pocket base and its judges from a seed (hours on
 
 mlflow: $(STAMP) ## open the MLflow UI on the local registry
 	@echo "MLflow's pages will be at http://127.0.0.1:5000; Ctrl-C ends them"
-	$(BIN)/python -m api.registry_pages --host 127.0.0.1 --port 5000
+	$(BIN)/python -m api.ops.registry_pages --host 127.0.0.1 --port 5000
 
 bench: $(STAMP) ## measure the pocket base, twelve calibration subjects and the statistics of judging; tables in benchmarks/results
 	$(BIN)/python -m benchmarks.statistics

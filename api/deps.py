@@ -1,38 +1,42 @@
-"""What routes are given: the parts of the service, and who is asking."""
+"""What routes are given: the parts of the service that their signatures name, and who is asking."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Cookie, Depends, Request
+from fastapi import Cookie, Depends, Header, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 from sqlalchemy.orm import Session
 
-from api.db import Base, Records
-from api.delivery import Delivery
-from api.health import Health
-from api.held import HeldRequests, Turns
-from api.identity import Identities
-from api.intake import Intake
-from api.journal import AuditHeads, Journal
-from api.limits import Limits
-from api.problems import Problem
-from api.safety import Guard
-from api.sessions import SignIns
+from api.accounts.login_sessions import SignIns
+from api.accounts.openid_client import Identities
+from api.accounts.tokens import Bearer, Tokens
+from api.images.moderation import Guard
+from api.images.rendering import Delivery
+from api.jobs.generation_starter import GenerationStarter
+from api.jobs.job_queue import Line
+from api.jobs.run_starter import RunStarter
+from api.jobs.webhook_delivery import Subscriptions
+from api.ops.health import Health
+from api.records.audit_log import AuditHeads, Journal
+from api.records.database import Records
+from api.records.tables import Base
 from api.settings import ApiSettings
-from api.subjects import Album
-from api.tokens import Bearer, Tokens
-from api.webhooks import Subscriptions
-from api.work import Line
+from api.training.photo_intake import Intake
+from api.training.photo_sets import Album
+from api.transport.concurrency import HeldRequests, Turns
+from api.transport.idempotency import KEY, Once, once_of
+from api.transport.problems import Problem
+from api.transport.rate_limits import Limits
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
 
 
 @dataclass(frozen=True)
 class Service:
-    """Everything the routes work with, made once when the application starts."""
+    """The parts, made once when the application starts. A route asks for those that it needs, by the types below."""
 
     settings: ApiSettings
     records: Records
@@ -46,6 +50,8 @@ class Service:
     journal: Journal
     heads: AuditHeads
     line: Line
+    run_starter: RunStarter
+    generation_starter: GenerationStarter
     limits: Limits
     delivery: Delivery
     guard: Guard
@@ -65,35 +71,64 @@ class Service:
         self.records.engine.dispose()
 
 
-def get_service(request: Request) -> Service:
-    """The parts of this application."""
-    service = request.app.state.service
-    assert isinstance(service, Service)
-    return service
+def _part(name: str) -> Any:
+    """What gives a route one part of this application's service."""
+
+    async def get_part(request: Request) -> Any:  # a coroutine: it needs no thread
+        return getattr(request.app.state.service, name)
+
+    return Depends(get_part)
 
 
-ServiceDep = Annotated[Service, Depends(get_service)]
+SettingsDep = Annotated[ApiSettings, _part("settings")]
+RecordsDep = Annotated[Records, _part("records")]
+KeyringDep = Annotated[Keyring, _part("keyring")]
+TokensDep = Annotated[Tokens, _part("tokens")]
+SignInsDep = Annotated[SignIns, _part("sign_ins")]
+IdentitiesDep = Annotated[Identities, _part("identities")]
+ObjectsDep = Annotated[Objects, _part("objects")]
+AlbumDep = Annotated[Album, _part("album")]
+IntakeDep = Annotated[Intake, _part("intake")]
+JournalDep = Annotated[Journal, _part("journal")]
+HeadsDep = Annotated[AuditHeads, _part("heads")]
+LineDep = Annotated[Line, _part("line")]
+RunStarterDep = Annotated[RunStarter, _part("run_starter")]
+GenerationStarterDep = Annotated[GenerationStarter, _part("generation_starter")]
+LimitsDep = Annotated[Limits, _part("limits")]
+DeliveryDep = Annotated[Delivery, _part("delivery")]
+GuardDep = Annotated[Guard, _part("guard")]
+SubscriptionsDep = Annotated[Subscriptions, _part("subscriptions")]
+HealthDep = Annotated[Health, _part("health")]
+HeldDep = Annotated[HeldRequests, _part("held")]
+LookingUpDep = Annotated[Turns, _part("looking_up")]
+ClassNounsDep = Annotated[tuple[str, ...], _part("class_nouns")]
+TriggerDep = Annotated[str, _part("trigger")]
 _bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="an access token of POST /api/auth/refresh")
 
 
 def get_caller(
-    request: Request, service: ServiceDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request,
+    tokens: TokensDep,
+    sign_ins: SignInsDep,
+    limits: LimitsDep,
+    journal: JournalDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Bearer:
     """Who is asking. A problem of 401 without a good token, or with one whose sign-in is over."""
     if credentials is None:
         raise Problem(401, "unauthorized", "Sign in first.", headers={"WWW-Authenticate": "Bearer"})
-    caller = service.tokens.bearer(credentials.credentials)
-    request.state.actor = service.journal.pseudonym(caller.user_id)
-    _count(service, caller)
+    caller = tokens.bearer(credentials.credentials)
+    request.state.actor = journal.pseudonym(caller.user_id)
+    _count(caller, sign_ins, limits)
     return caller
 
 
-def _count(service: Service, bearer: Bearer) -> None:
+def _count(bearer: Bearer, sign_ins: SignIns, limits: Limits) -> None:
     """Count a request for whom it is made. A problem of 401 where the sign-in is over: what a stolen token does is not its owner's."""
-    service.limits.check("ask", bearer.sign_in_id)
-    if not service.sign_ins.is_open(bearer.sign_in_id):
+    limits.check("ask", bearer.sign_in_id)
+    if not sign_ins.is_open(bearer.sign_in_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
-    service.limits.check("ask", bearer.user_id)
+    limits.check("ask", bearer.user_id)
 
 
 Caller = Annotated[Bearer, Depends(get_caller)]
@@ -101,22 +136,38 @@ Caller = Annotated[Bearer, Depends(get_caller)]
 
 def get_viewer(
     request: Request,
-    service: ServiceDep,
+    tokens: TokensDep,
+    sign_ins: SignInsDep,
+    limits: LimitsDep,
+    journal: JournalDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     photoflux_media: Annotated[str | None, Cookie()] = None,
 ) -> Bearer:
     """Who looks at a picture: the caller, or the page that holds the cookie for pictures."""
     if credentials is not None or photoflux_media is None:
-        return get_caller(request, service, credentials)
-    viewer = service.tokens.viewer(photoflux_media)
-    request.state.actor = service.journal.pseudonym(viewer.user_id)
-    _count(service, viewer)
+        return get_caller(request, tokens, sign_ins, limits, journal, credentials)
+    viewer = tokens.viewer(photoflux_media)
+    request.state.actor = journal.pseudonym(viewer.user_id)
+    _count(viewer, sign_ins, limits)
     return viewer
 
 
-def get_maker(service: ServiceDep, caller: Caller) -> Bearer:
+async def get_once(
+    request: Request,
+    keyring: KeyringDep,
+    caller: Caller,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY)] = None,
+) -> Once:
+    """The request by its own key."""
+    return await once_of(request, caller.user_id, idempotency_key, keyring)
+
+
+OnceDep = Annotated[Once, Depends(get_once)]
+
+
+def get_maker(limits: LimitsDep, caller: Caller) -> Bearer:
     """Who has work done, counted as such."""
-    service.limits.check("make", caller.user_id)
+    limits.check("make", caller.user_id)
     return caller
 
 

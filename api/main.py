@@ -16,24 +16,24 @@ from fastapi.responses import PlainTextResponse
 from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp
 
-from api import problems
-from api.credentials import open_credentials
-from api.db import Records, migrate, open_engine
-from api.delivery import Delivery
-from api.deps import Service, ServiceDep
-from api.description import TAGS, TEXT, DescribedApp
-from api.embedded_provider import CLIENT_ID, Accounts, make_provider
-from api.health import Health
-from api.held import HeldRequests, Turns
-from api.hosts import known_hosts
-from api.identity import Identities, Provider
-from api.intake import Intake
-from api.journal import AuditHeads, Journal
-from api.layers import Bodies, Revalidated, SafeHeaders
-from api.limits import Limits
-from api.memory import give_back
-from api.observing import Requests, Telemetry, set_up_logs
-from api.problems import Problem, answers
+from api.accounts.embedded_provider import CLIENT_ID, Accounts
+from api.accounts.login_sessions import SignedOut, SignIns
+from api.accounts.openid_client import Identities, Provider
+from api.accounts.tokens import Bearer, Tokens
+from api.deps import HealthDep, Service
+from api.images.credentials import open_credentials
+from api.images.moderation import Unchecked, open_guard
+from api.images.rendering import Delivery
+from api.jobs.generation_starter import GenerationStarter
+from api.jobs.job_queue import Line, prepare
+from api.jobs.run_starter import RunStarter
+from api.jobs.webhook_delivery import Subscriptions
+from api.ops.health import Health
+from api.ops.memory import give_back
+from api.ops.telemetry import Requests, Telemetry, set_up_logs
+from api.records.audit_log import AuditHeads, Journal
+from api.records.database import Records, migrate, open_engine
+from api.records.service_secrets import pepper, service_secret
 from api.routes import (
     audit,
     auth,
@@ -50,14 +50,17 @@ from api.routes import (
     webhooks,
 )
 from api.routes.pages import add_pages
-from api.safety import open_guard
-from api.secrets import pepper, service_secret
-from api.sessions import SignedOut, SignIns
+from api.routes.provider_pages import make_provider
 from api.settings import LOOPBACK, ApiSettings, get_api_settings, log_warnings, settings_or_exit
-from api.subjects import Album
-from api.tokens import Bearer, Tokens
-from api.webhooks import Subscriptions
-from api.work import Line, prepare
+from api.training.photo_intake import Intake
+from api.training.photo_sets import Album
+from api.transport import problems
+from api.transport.concurrency import HeldRequests, Turns
+from api.transport.hosts import known_hosts
+from api.transport.middleware import Bodies, Revalidated, SafeHeaders
+from api.transport.openapi import TAGS, TEXT, DescribedApp
+from api.transport.problems import Problem, answers
+from api.transport.rate_limits import Limits
 from photoflux import __version__
 from photoflux.params import load_params
 from photoflux.settings import get_settings
@@ -93,13 +96,16 @@ def make_service(settings: ApiSettings) -> Service:
     line = Line(url)
     subscriptions = Subscriptions(line)
     journal = Journal(key, heard=subscriptions.heard)
+    album = Album(objects, key, checks, settings.photos_max, intake.compare)
+    run_starter = RunStarter(settings, objects, album, line, journal)
     return Service(
         settings=settings, records=records, keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
         sign_ins=SignIns(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
-        objects=objects, album=Album(objects, key, checks, settings.photos_max, intake.compare), intake=intake,
+        objects=objects, album=album, intake=intake,
         journal=journal, heads=AuditHeads(records, objects, journal), line=line, subscriptions=subscriptions,
+        run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, line, journal),
         limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
         guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(),
         looking_up=Turns(LOOK_UPS, per_person=1, wait_s=LOOK_UP_S, told=UNKNOWN_HOSTS), class_nouns=class_nouns(settings.base),
@@ -139,9 +145,9 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         max_body_size=BODY_BYTES,
         telemetry=telemetry.config,
     )
-    problems.install(app)
+    problems.install(app, {Unchecked: (503, "unchecked")})
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
-    _add_probes(app, telemetry)
+    _add_probes(app, telemetry, settings)
     add_pages(app)
     for part in (
         auth,
@@ -182,29 +188,29 @@ def _signed_in(service: Service, token: str) -> Bearer:
     return sender
 
 
-def _add_probes(app: FastAPI, telemetry: Telemetry) -> None:
+def _add_probes(app: FastAPI, telemetry: Telemetry, settings: ApiSettings) -> None:
     @app.get("/livez", operation_id="livez", status_code=204, tags=["health"])
     async def livez() -> Response:
         """The process answers, however long its threads are busy."""
         return Response(status_code=204)
 
     @app.get("/readyz", operation_id="readyz", status_code=204, tags=["health"], responses=answers(503))
-    def readyz(service: ServiceDep) -> Response:
+    def readyz(health: HealthDep) -> Response:
         """What the service needs is there: records, objects and the key that keysets are wrapped by."""
-        if missing := service.health.missing():
+        if missing := health.missing():
             raise Problem(503, "unavailable", f"{missing} cannot be reached.", headers={"Retry-After": "5"})
         return Response(status_code=204)
 
     @app.get(
         "/metrics", operation_id="metrics", tags=["health"], response_class=PlainTextResponse, responses=answers(401, 403)
     )  # fmt: skip
-    def metrics(request: Request, service: ServiceDep, authorization: Annotated[str, Header()] = "") -> Response:
+    def metrics(request: Request, authorization: Annotated[str, Header()] = "") -> Response:
         """How the service does, for Prometheus; with the token of the settings, or from this machine where there is none."""
-        token = service.settings.metrics_token.get_secret_value()
+        token = settings.metrics_token.get_secret_value()
         if token and not secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise Problem(401, "unauthorized", "Ask with the metrics token.", headers={"WWW-Authenticate": "Bearer"})
         near = request.client is not None and request.client.host in (*LOOPBACK, "testclient")
-        if not token and not (near and service.settings.one_machine):  # a proxy beside it makes everybody look near
+        if not token and not (near and settings.one_machine):  # a proxy beside it makes everybody look near
             raise Problem(403, "forbidden", "Metrics are told on this machine only; set PHOTOFLUX_METRICS_TOKEN.")
         page, kind = telemetry.page()
         return Response(page, media_type=kind)
@@ -214,7 +220,7 @@ def main() -> int:
     """Serve until SIGTERM; requests that are being answered are finished."""
     from urllib.parse import urlsplit
 
-    from api.connections import serve
+    from api.transport.connections import serve
 
     settings = settings_or_exit()
     set_up_logs("api")

@@ -56,7 +56,7 @@ PATIENCE_S = 60.0
 """How long honest people go on where they are told to come back in a moment; reads are never told so."""
 EVERY_S = {"generation": GENERATE_EVERY_S, "converted": GENERATE_EVERY_S, "sign-in": SIGN_IN_EVERY_S, "webhook": WEBHOOK_EVERY_S,
            "upload": UPLOAD_EVERY_S}
-PARTS = ("api.main", "api.worker", "api.engine")
+PARTS = ("api.main", "api.jobs.worker", "api.images.engine")
 WORDS = ["example.org", "Person ", "on the beach", "a photo of"]
 PHOTOS = sorted(Path("data/samples/dog").glob("*.jpg"))
 PROMPTS, LARGE = 50, "2048x2048"
@@ -134,8 +134,8 @@ def _code(name: str) -> str:
 
 def plant(plan_file: str) -> None:
     """What would take hours of work to come by: models, a run and a picture that never end, and prompts that are alike."""
-    from api.db import Generation, Records, Run, new_id, open_engine
-    from api.generations import prompt_label
+    from api.records.database import Records, open_engine
+    from api.records.tables import Generation, Run, new_id, prompt_label
     from api.settings import ApiSettings
     from photoflux.vault import open_keyring
     from photoflux.vault.objects import open_objects
@@ -164,7 +164,7 @@ def plant(plan_file: str) -> None:
 
 
 def _plant_model(session: Any, objects: Any, one: Mapping[str, Any]) -> None:
-    from api.db import Model, Run, Subject, new_id
+    from api.records.tables import Model, Run, Subject, new_id
 
     run, model, adapter = new_id(), new_id(), Path(one["adapter"])
     objects.put(one["user"], "adapter", model, adapter.read_bytes())

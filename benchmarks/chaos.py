@@ -34,7 +34,7 @@ from typing import Any
 
 import httpx2
 
-from api.embedded_provider import Accounts
+from api.accounts.embedded_provider import Accounts
 from benchmarks.log_check import not_json, with_words
 from benchmarks.pocket_base import machine
 from benchmarks.postgres import free_port, postgres_server
@@ -50,7 +50,7 @@ QUICK = {
     "gate_copy_max": 1.0, "gate_gap_max": 1.0, "gate_bad_max": 1.0, "gate_cosine_drop_max": 1.0,
 }  # fmt: skip
 """Twenty steps and few pictures, and a gate that lets nearly everything through: what is tried is that nothing is lost."""
-TARGETS = ("api.main", "api.engine", "api.worker", "pipelines.local", "kfp.dsl.executor_main")
+TARGETS = ("api.main", "api.images.engine", "api.jobs.worker", "pipelines.local", "kfp.dsl.executor_main")
 PASSWORD = "correct horse battery staple"
 KINDS = ("dog", "cat", "bird", "car", "teapot", "lamp")
 FINAL = ("succeeded", "failed", "cancelled")
@@ -61,7 +61,7 @@ LEAVES_EVERY = 3
 
 
 class Served:
-    """A running `python -m api.serve` with a state of its own."""
+    """A running `python -m api.ops.serve` with a state of its own."""
 
     def __init__(
         self, folder: Path, *options: str, people: int = 0, before: Callable[[Served], None] | None = None, **settings: str
@@ -78,7 +78,7 @@ class Served:
         self.log = folder / "serve.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "api.serve", *options], cwd=ROOT, env=self.environment, stdout=log,
+                [sys.executable, "-m", "api.ops.serve", *options], cwd=ROOT, env=self.environment, stdout=log,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
         self._wait_until_ready()
@@ -295,7 +295,7 @@ class RollingUpdates:
         scratch.mkdir()
         with (self.served.state / "logs" / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "api.worker"], cwd=ROOT, env=self.served.environment | {"TMPDIR": str(scratch)},
+                [sys.executable, "-m", "api.jobs.worker"], cwd=ROOT, env=self.served.environment | {"TMPDIR": str(scratch)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
@@ -309,7 +309,8 @@ def left_of(served: Served, user_id: str) -> list[str]:
     """Rows, keysets, sealed files and names that are left of a person who is erased."""
     from sqlalchemy import select
 
-    from api.db import Base, Records, open_engine
+    from api.records.database import Records, open_engine
+    from api.records.tables import Base
 
     folders = (served.state, served.folder / "runs")
     found = []

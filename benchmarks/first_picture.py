@@ -22,7 +22,7 @@ from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
 
 PHOTOS = sorted(Path("data/samples/dog").glob("*.jpg"))[:6]
-PROMPTS = ("a photo of sks dog on the beach", "a photo of sks dog in the forest", "a cartoon of sks dog in space")
+PROMPTS = ("a photo of sks dog on the beach", "a photo of sks dog in the forest", "a cartoon of sks dog in the meadow")
 
 
 def wait(served: Served, *, count: int) -> dict[str, Any]:

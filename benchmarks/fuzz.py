@@ -5,7 +5,7 @@
     python -m benchmarks.fuzz --heif --count 20000
 
 Pictures of every kind that decoders know are cut, spliced, flipped and have their numbers changed, and go the way of an upload: through
-the confined processes of `api.intake`. Writes `fuzz.json`; with `--heif`, of HEIC and AVIF alone, `fuzz_heif.json`.
+the confined processes of `api.training.photo_intake`. Writes `fuzz.json`; with `--heif`, of HEIC and AVIF alone, `fuzz_heif.json`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import numpy as np
 import psutil
 from PIL import Image, ImageCms
 
-from api.confined import MEMORY_BYTES
-from api.decoding import Taken
-from api.intake import CRASHED, Intake
+from photoflux.sandbox import MEMORY_BYTES
+from api.training.photo_decoding import Taken
+from api.training.photo_intake import CRASHED, Intake
 from benchmarks import heifs
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json

@@ -67,11 +67,12 @@ def _write(file: Path, learner: Any, spec: Any, *, noun: str) -> None:
 
 def populate_state(adapters: Sequence[str], out: str) -> None:
     """People who can sign in, with consents, a subject and a model each; runs with the site's environment."""
-    from api import consents
-    from api.db import Model, Records, Run, Subject, User, migrate, new_id, open_engine
-    from api.embedded_provider import Accounts
+    from api.accounts.embedded_provider import Accounts
     from api.main import PROVIDER_PATH
-    from api.secrets import keyed_digest, pepper
+    from api.privacy import consents
+    from api.records.database import Records, migrate, open_engine
+    from api.records.service_secrets import keyed_digest, pepper
+    from api.records.tables import Model, Run, Subject, User, new_id
     from api.settings import ApiSettings
     from photoflux.manifest import digest, read_manifest
     from photoflux.vault import open_keyring

@@ -18,7 +18,7 @@ from pipelines import run
 
 SAMPLES = Path("data/samples/dog")
 OVERTRAINED = ("finetune_lr=0.01", "finetune_preservation=0", "finetune_select=last", "finetune_ema=0")
-PROMPTS = ("a photo of sks dog on the beach", "a cartoon of sks dog in space")
+PROMPTS = ("a photo of sks dog on the beach", "a cartoon of sks dog in the meadow")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""One interface to whatever runs the compiled pipeline: a child process here, Vertex AI, or any Kubeflow."""
+"""One interface to whatever runs the compiled pipeline: a child process here, Vertex AI, or a Kubeflow Pipelines server."""
 
 from __future__ import annotations
 

@@ -6,7 +6,10 @@ import ast
 import re
 import statistics
 import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DOMAIN = sorted((ROOT / "photoflux").rglob("*.py"))
 CODE = [p for folder in ("photoflux", "components", "pipelines") for p in sorted((ROOT / folder).rglob("*.py"))]
+SERVICE = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "api").rglob("*.py"))
+}
+AREAS = (
+    ("main",), ("routes",), ("deps",), ("jobs",), ("images", "training"), ("transport",), ("ops", "privacy"), ("accounts",),
+    ("records",), ("settings", "schemas"),
+)  # fmt: skip
+"""Of the service, from the top down: each knows those in the rows below its own, and none beside it."""
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -115,6 +127,73 @@ def test_no_machine_path_and_no_registry_host_is_tracked():
         if re.search("|".join([*map(re.escape, machine), hosts]), line)
     ]
     assert found == []
+
+
+def known_to(module: str) -> set[str]:
+    """Modules of the service that one imports: wherever in its file, for its types alone too."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(SERVICE[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}:{node.lineno}: write imports from the top"
+            found |= {
+                name if (name := f"{node.module}.{alias.name}") in SERVICE else str(node.module) for alias in node.names
+            }
+    return found & SERVICE.keys()
+
+
+def used_in(path: Path) -> set[str]:
+    """Every plain name that a file uses."""
+    return {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+
+
+def area_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_imports_inside_the_service_go_down():
+    row = {area: number for number, areas in enumerate(AREAS) for area in areas}
+    assert {area_of(module) for module in SERVICE if module != "api"} == row.keys()
+    wrong = [
+        f"{module} knows {other}"
+        for module in SERVICE
+        for other in known_to(module)
+        if area_of(module) != area_of(other) and row[area_of(module)] >= row[area_of(other)]
+    ]
+    assert wrong == []
+
+
+def test_no_modules_of_the_service_know_each_other_in_a_circle():
+    try:
+        TopologicalSorter({module: known_to(module) for module in SERVICE}).prepare()
+    except CycleError as circle:
+        pytest.fail(" knows ".join(reversed(circle.args[1])))
+
+
+def test_no_route_knows_another():
+    """What two of them need lies below them."""
+    wrong = [
+        f"{module} knows {other}"
+        for module in SERVICE
+        for other in known_to(module)
+        if area_of(module) == area_of(other) == "routes"
+    ]
+    assert wrong == []
+
+
+def test_a_route_says_in_its_signature_what_it_needs():
+    """None is given the whole service: `api.deps` has a type for each part of it."""
+    whole = [module for module in SERVICE if module.startswith("api.routes.") and "Service" in used_in(SERVICE[module])]
+    assert whole == []
+
+
+def test_a_module_of_the_service_has_a_name_of_its_own():
+    """No two have the same, and none is called like a library that a neighbour imports."""
+    names = Counter(module.rpartition(".")[2] for module in SERVICE)
+    assert [name for name, count in names.items() if count > 1] == []
+    libraries = sys.stdlib_module_names | {name for path in SERVICE.values() for name in imports(path)} - {"api"}
+    assert names.keys() & libraries == set()
 
 
 RENAMING = {

@@ -35,7 +35,7 @@ HOSTILE = [
 ]  # fmt: skip
 GENERATE = ("MODEL", "PROMPT", "N", "SEED", "SIZE", "FORMAT", "STYLE")
 WITH_ARGS = {
-    "serve": ["-m", "api.serve"],
+    "serve": ["-m", "api.ops.serve"],
     "load": ["-m", "benchmarks.load"],
     "chaos": ["-m", "benchmarks.chaos"],
     "attack": ["-m", "benchmarks.attack"],

@@ -33,16 +33,16 @@ NAMES = [
     "ü€",
 ]
 OPENS_ALL = """
-import mlflow, api.db
-from api import work
+import mlflow, api.records.database
+from api.jobs import job_queue
 from api.settings import get_api_settings
 from photoflux.tracking import Registry
 
-assert "%" in mlflow.__file__ and "%" in api.db.__file__
+assert "%" in mlflow.__file__ and "%" in api.records.database.__file__
 url = get_api_settings().records_url
-api.db.migrate(url)
-api.db.open_engine(url).connect().close()
-work.prepare(url)
+api.records.database.migrate(url)
+api.records.database.open_engine(url).connect().close()
+job_queue.prepare(url)
 assert Registry().names() == []
 """
 

@@ -8,11 +8,11 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 
-from api.db import AuditEntry
-from api.deps import Auditor, ServiceDep
-from api.problems import SIGNED_IN, answers
-from api.routing import make_router
+from api.deps import Auditor, HeadsDep, RecordsDep
+from api.records.tables import AuditEntry
 from api.schemas import Listed, Time, utc
+from api.transport.problems import SIGNED_IN, answers
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api/audit", tags=["audit"], responses=answers(*SIGNED_IN, 403))
 
@@ -36,7 +36,7 @@ class ChainShown(BaseModel):
 
 @router.get("/entries", operation_id="listAuditEntries", responses=answers(422))
 def list_audit_entries(
-    service: ServiceDep,
+    records: RecordsDep,
     auditor: Auditor,  # noqa: ARG001
     cursor: Annotated[
         int,
@@ -46,7 +46,7 @@ def list_audit_entries(
 ) -> Listed[EntryShown]:
     """Entries in the order in which they were made, oldest first."""
     query = select(AuditEntry).where(AuditEntry.number > cursor).order_by(AuditEntry.number).limit(limit + 1)
-    with service.records.reading() as session:
+    with records.reading() as session:
         found = [
             EntryShown(
                 number=e.number, at=utc(e.at_ms), actor=e.actor, action=e.action, object=e.object,
@@ -59,8 +59,8 @@ def list_audit_entries(
 
 
 @router.get("/chain", operation_id="checkAuditChain")
-def check_audit_chain(service: ServiceDep, auditor: Auditor) -> ChainShown:  # noqa: ARG001
+def check_audit_chain(records: RecordsDep, heads: HeadsDep, auditor: Auditor) -> ChainShown:  # noqa: ARG001
     """Whether every entry is as it was written, and none that a stored head knew of is missing."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         count = session.scalar(select(func.count()).select_from(AuditEntry)) or 0
-    return ChainShown(entries=count, broken=service.heads.first_broken())
+    return ChainShown(entries=count, broken=heads.first_broken())

@@ -9,15 +9,16 @@ from fastapi import Cookie, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
-from api.db import User
-from api.deps import Caller, Service, ServiceDep
-from api.identity import SignInFailed
-from api.limits import address_of
-from api.problems import SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.accounts.login_sessions import Refreshed, SignedOut, SignIns
+from api.accounts.openid_client import SignInFailed
+from api.accounts.tokens import Bearer
+from api.deps import Caller, IdentitiesDep, LimitsDep, RecordsDep, SettingsDep, SignInsDep, TokensDep
+from api.records.tables import User
 from api.schemas import Role
-from api.sessions import Refreshed, SignedOut
-from api.tokens import Bearer
+from api.settings import ApiSettings
+from api.transport.problems import SIGNED_IN, Problem, answers
+from api.transport.rate_limits import Limits, address_of
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api/auth", tags=["sign-in"])
 REFRESH, STATE, MEDIA = "photoflux_refresh", "photoflux_sign_in", "photoflux_media"
@@ -45,12 +46,12 @@ class Me(BaseModel):
 @router.get(
     "/login", operation_id="login", status_code=302, response_class=RedirectResponse, responses=answers(400, 429)
 )
-def login(request: Request, service: ServiceDep) -> Response:
+def login(request: Request, identities: IdentitiesDep, limits: LimitsDep, settings: SettingsDep) -> Response:
     """Send the browser to the provider."""
-    service.limits.check("login", address_of(request))
-    url, state = service.identities.begin()
+    limits.check("login", address_of(request))
+    url, state = identities.begin()
     answer = RedirectResponse(url, 302)
-    _set_cookie(answer, service, STATE, state, seconds=FLOW_S, same_site="lax")
+    _set_cookie(answer, settings, STATE, state, seconds=FLOW_S, same_site="lax")
     return answer
 
 
@@ -60,99 +61,110 @@ def login(request: Request, service: ServiceDep) -> Response:
 )  # fmt: skip
 def callback(
     request: Request,
-    service: ServiceDep,
+    identities: IdentitiesDep,
+    sign_ins: SignInsDep,
+    limits: LimitsDep,
+    settings: SettingsDep,
     state: Annotated[str, Query(max_length=200)],
     code: Annotated[str, Query(max_length=2000)] = "",
     photoflux_sign_in: Annotated[str | None, Cookie()] = None,
 ) -> Response:
     """Where the provider sends the browser back to: it must be the browser that was sent there."""
-    service.limits.check("callback", address_of(request))
+    limits.check("callback", address_of(request))
     if not photoflux_sign_in or not secrets.compare_digest(photoflux_sign_in.encode(), state.encode()):
         raise SignInFailed("this sign-in was begun in another browser; sign in again")
     if not code:
         raise SignInFailed("the sign-in provider gave no consent; sign in again")
-    user = service.identities.account(service.identities.finish(state=state, code=code))
-    service.limits.check("account", user.id)
-    begun = service.sign_ins.begin(user.id)
+    user = identities.account(identities.finish(state=state, code=code))
+    limits.check("account", user.id)
+    begun = sign_ins.begin(user.id)
     answer = RedirectResponse("/", 302)
     answer.delete_cookie(STATE, path=PATH)
-    _keep(answer, service, begun)
+    _keep(answer, settings, begun)
     return answer
 
 
 @router.post("/refresh", operation_id="refresh", responses=answers(401, 403, 413, 429))
 def refresh(
-    request: Request, response: Response, service: ServiceDep, photoflux_refresh: Annotated[str | None, Cookie()] = None
+    request: Request,
+    response: Response,
+    sign_ins: SignInsDep,
+    tokens: TokensDep,
+    limits: LimitsDep,
+    settings: SettingsDep,
+    photoflux_refresh: Annotated[str | None, Cookie()] = None,
 ) -> AccessToken:
     """A fresh access token for the browser that holds the sign-in, and a cookie that pictures load with.
 
     The sign-in's own cookie is exchanged, too.
     """
-    _refuse_other_sites(request, service)
+    _refuse_other_sites(request, settings)
     if not photoflux_refresh:
         raise SignedOut("you are not signed in; sign in first")
-    _count_refresh(request, service, photoflux_refresh)
-    going_on = service.sign_ins.refresh(photoflux_refresh)
+    _count_refresh(request, sign_ins, limits, photoflux_refresh)
+    going_on = sign_ins.refresh(photoflux_refresh)
     if not going_on.superseded:  # the browser holds a newer cookie, which this answer would replace
-        _keep(response, service, going_on)
-    bearer, seconds = Bearer(going_on.user_id, going_on.role, going_on.sign_in_id), service.settings.access_token_s
-    pictures = service.tokens.media(bearer)
-    _set_cookie(response, service, MEDIA, pictures, seconds=seconds, same_site="strict", path=MEDIA_PATH)
+        _keep(response, settings, going_on)
+    bearer, seconds = Bearer(going_on.user_id, going_on.role, going_on.sign_in_id), settings.access_token_s
+    pictures = tokens.media(bearer)
+    _set_cookie(response, settings, MEDIA, pictures, seconds=seconds, same_site="strict", path=MEDIA_PATH)
     response.headers["Cache-Control"] = "no-store"
-    return AccessToken(access_token=service.tokens.access(bearer), expires_in=seconds)
+    return AccessToken(access_token=tokens.access(bearer), expires_in=seconds)
 
 
 @router.post("/logout", operation_id="logout", status_code=204, responses=answers(403, 413))
 def logout(
-    request: Request, response: Response, service: ServiceDep, photoflux_refresh: Annotated[str | None, Cookie()] = None
+    request: Request,
+    response: Response,
+    sign_ins: SignInsDep,
+    settings: SettingsDep,
+    photoflux_refresh: Annotated[str | None, Cookie()] = None,
 ) -> None:
     """End this sign-in."""
-    _refuse_other_sites(request, service)
+    _refuse_other_sites(request, settings)
     if photoflux_refresh:
-        service.sign_ins.end(photoflux_refresh)
+        sign_ins.end(photoflux_refresh)
     response.delete_cookie(REFRESH, path=PATH)
     response.delete_cookie(MEDIA, path=MEDIA_PATH)
 
 
 @router.get("/me", operation_id="me", responses=answers(*SIGNED_IN))
-def me(service: ServiceDep, caller: Caller) -> Me:
+def me(identities: IdentitiesDep, records: RecordsDep, caller: Caller) -> Me:
     """Who is signed in."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         user = session.get_one(User, caller.user_id)
-    return Me(id=user.id, role=user.role, **service.identities.profile(user))  # type: ignore[arg-type]
+    return Me(id=user.id, role=user.role, **identities.profile(user))  # type: ignore[arg-type]
 
 
 @router.get("/jwks", operation_id="jwks")
-def jwks(service: ServiceDep) -> dict[str, Any]:
+def jwks(tokens: TokensDep) -> dict[str, Any]:
     """The public keys that access tokens are signed with (RFC 7517)."""
-    return service.tokens.jwks()
+    return tokens.jwks()
 
 
-def _keep(answer: Response, service: Service, one: Refreshed) -> None:
-    _set_cookie(
-        answer, service, REFRESH, one.token, seconds=service.settings.session_days * 24 * 3600, same_site="strict"
-    )
+def _keep(answer: Response, settings: ApiSettings, one: Refreshed) -> None:
+    _set_cookie(answer, settings, REFRESH, one.token, seconds=settings.session_days * 24 * 3600, same_site="strict")
 
 
 def _set_cookie(
-    answer: Response, service: Service, name: str, value: str, *, seconds: int, same_site: Any, path: str = PATH
+    answer: Response, settings: ApiSettings, name: str, value: str, *, seconds: int, same_site: Any, path: str = PATH
 ) -> None:
     answer.set_cookie(
-        name, value, max_age=seconds, path=path, httponly=True, secure=service.settings.secure, samesite=same_site
+        name, value, max_age=seconds, path=path, httponly=True, secure=settings.secure, samesite=same_site
     )
 
 
-def _count_refresh(request: Request, service: Service, token: str) -> None:
+def _count_refresh(request: Request, sign_ins: SignIns, limits: Limits, token: str) -> None:
     """Refreshing is limited by sign-in, so that people who share an address do not share a limit."""
-    sign_in_id = service.sign_ins.family_of(token)
+    sign_in_id = sign_ins.family_of(token)
     if sign_in_id is None:
-        service.limits.check("unknown-token", address_of(request))
+        limits.check("unknown-token", address_of(request))
     else:
-        service.limits.check("refresh", sign_in_id)
+        limits.check("refresh", sign_in_id)
 
 
-def _refuse_other_sites(request: Request, service: Service) -> None:
+def _refuse_other_sites(request: Request, settings: ApiSettings) -> None:
     """A cookie travels by itself, so that the page that sent it must be ours."""
     origin = request.headers.get("origin")
-    if origin is not None and origin != service.settings.public_url.rstrip("/"):
+    if origin is not None and origin != settings.public_url.rstrip("/"):
         raise Problem(403, "other-site", "This can only be asked for from the service's own pages.")

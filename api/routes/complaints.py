@@ -9,17 +9,19 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from api.complaints import close, new_complaint, take_down, words_of
-from api.db import Complaint
-from api.deps import Operator, Service, ServiceDep
-from api.idempotency import KEY, mismatch
-from api.journal import ANYBODY
-from api.limits import address_of
-from api.paging import PageDep
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.deps import JournalDep, KeyringDep, LimitsDep, LineDep, Operator, RecordsDep
+from api.privacy.complaint_handling import close, new_complaint, take_down, words_of
+from api.records.audit_log import ANYBODY
+from api.records.database import Records
+from api.records.service_secrets import keyed_digest
+from api.records.tables import Complaint
 from api.schemas import Asked, Id, Listed, Sha256, Time, Words, utc
-from api.secrets import keyed_digest
+from api.transport.idempotency import KEY, mismatch
+from api.transport.paging import PageDep
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.rate_limits import address_of
+from api.transport.routing import make_router
+from photoflux.vault.keyring import Keyring
 
 router = make_router(prefix="/api/complaints", tags=["complaints"])
 Outcome = Literal["removed", "dismissed"]
@@ -56,28 +58,31 @@ class Answered(Asked):
 def complain(
     asked: ComplaintAsked,
     request: Request,
-    service: ServiceDep,
+    limits: LimitsDep,
+    records: RecordsDep,
+    keyring: KeyringDep,
+    journal: JournalDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY)] = None,
 ) -> ComplaintTaken:
     """Report a picture. No account is needed."""
-    service.limits.check("complain", address_of(request))
-    row = new_complaint(asked.reason, asked.adapter, asked.text, asked.contact or "", keyring=service.keyring)
+    limits.check("complain", address_of(request))
+    row = new_complaint(asked.reason, asked.adapter, asked.text, asked.contact or "", keyring=keyring)
     if idempotency_key:
-        row.request_key = keyed_digest(service.journal.pepper, "complaint", idempotency_key)
-        row.request = keyed_digest(service.journal.pepper, "complaint", asked.model_dump_json())
+        row.request_key = keyed_digest(journal.pepper, "complaint", idempotency_key)
+        row.request = keyed_digest(journal.pepper, "complaint", asked.model_dump_json())
     try:
-        with service.records.writing() as session:
+        with records.writing() as session:
             session.add(row)
             session.flush()
-            service.journal.note(session, ANYBODY, "complaint.sent", row.id)
+            journal.note(session, ANYBODY, "complaint.sent", row.id)
     except IntegrityError:
-        row = _sent_before(service, row)
+        row = _sent_before(records, row)
     return ComplaintTaken(id=row.id, created=utc(row.created_ms))
 
 
-def _sent_before(service: Service, row: Complaint) -> Complaint:
+def _sent_before(records: Records, row: Complaint) -> Complaint:
     """The complaint that came with the same key. A problem of 422 where it was another one."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         known = session.scalar(select(Complaint).where(Complaint.request_key == row.request_key))
     if known is None:
         raise Problem(409, "conflict", "The same request is being answered; send it again.")
@@ -88,40 +93,49 @@ def _sent_before(service: Service, row: Complaint) -> Complaint:
 
 @router.get("", operation_id="listComplaints", responses=answers(*SIGNED_IN, 403, 422))
 def list_complaints(
-    service: ServiceDep,
+    records: RecordsDep,
+    keyring: KeyringDep,
     operator: Operator,  # noqa: ARG001
     page: PageDep,
     state: Annotated[Literal["open", "removed", "dismissed"], Query()] = "open",
 ) -> Listed[ComplaintShown]:
     """Complaints for operators to answer."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         rows, after = page.rows(session, select(Complaint).where(Complaint.state == state), Complaint)
-    return Listed(items=[_shown(service, row) for row in rows], next=after)
+    return Listed(items=[_shown(keyring, row) for row in rows], next=after)
 
 
 @router.post(
     "/{complaint_id}/close", operation_id="closeComplaint", responses=answers(*SIGNED_IN, *BODY, 403, 404, 409)
 )
-def close_complaint(complaint_id: Id, asked: Answered, service: ServiceDep, operator: Operator) -> ComplaintShown:
+def close_complaint(
+    complaint_id: Id,
+    asked: Answered,
+    records: RecordsDep,
+    keyring: KeyringDep,
+    journal: JournalDep,
+    line: LineDep,
+    operator: Operator,
+) -> ComplaintShown:
     """Answer a complaint."""
-    with service.records.writing() as session:
+    with records.writing() as session:
         row = session.get(Complaint, complaint_id)
         if row is None:
             raise Problem(404, "not-found", "There is no such complaint here.")
         if row.state == "open":
-            taken = take_down(session, row, service.journal) if asked.outcome == "removed" else []
+            taken = take_down(session, row, journal) if asked.outcome == "removed" else []
             session.refresh(row, with_for_update=True)  # people and what is theirs are locked first
             if row.state != "open":
                 raise Problem(409, "conflict", "Somebody else has just answered this complaint; look at it again.")
             for gone in taken:
-                service.line.put_removal(session, gone)
+                line.put_removal(session, gone)
             close(row, asked.outcome)
-            service.journal.note(session, operator.user_id, "complaint.closed", row.id, asked.outcome)
-        return _shown(service, row)
+            journal.note(session, operator.user_id, "complaint.closed", row.id, asked.outcome)
+        return _shown(keyring, row)
 
 
-def _shown(service: Service, row: Complaint) -> ComplaintShown:
-    said = words_of(row, service.keyring)
+def _shown(keyring: Keyring, row: Complaint) -> ComplaintShown:
+    said = words_of(row, keyring)
     return ComplaintShown(
         id=row.id, reason=row.reason, adapter=row.about, text=said["text"], contact=said["contact"], state=row.state,  # type: ignore[arg-type]
         created=utc(row.created_ms), closed=utc(row.closed_ms),

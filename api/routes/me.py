@@ -12,14 +12,28 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.db import ACTIVE, Export, Tombstone, User, new_id, now_ms
-from api.deps import Caller, Maker, Service, ServiceDep, Viewer, owned
-from api.erasing import begin_erasure
-from api.idempotency import OnceDep
-from api.problems import ONCE, SIGNED_IN, Problem, answers
-from api.quotas import count_start
-from api.routing import make_router
+from api.deps import (
+    Caller,
+    JournalDep,
+    KeyringDep,
+    LineDep,
+    Maker,
+    ObjectsDep,
+    OnceDep,
+    RecordsDep,
+    SettingsDep,
+    Viewer,
+    owned,
+)
+from api.jobs.job_queue import Line
+from api.privacy.erasure import begin_erasure
+from api.records.audit_log import Journal
+from api.records.tables import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.schemas import ExportFailure, Id, State, Time, failure, utc
+from api.settings import ApiSettings
+from api.transport.problems import ONCE, SIGNED_IN, Problem, answers
+from api.transport.quotas import count_start
+from api.transport.routing import make_router
 from photoflux.vault.blobs import BlobMissing
 
 router = make_router(prefix="/api", tags=["your data"])
@@ -53,31 +67,33 @@ class Receipt(BaseModel):
 
 
 @router.post("/me/export", operation_id="createExport", status_code=202, responses=answers(*SIGNED_IN, *ONCE))
-def create_export(service: ServiceDep, caller: Maker, once: OnceDep) -> ExportShown:
+def create_export(
+    records: RecordsDep, journal: JournalDep, line: LineDep, settings: SettingsDep, caller: Maker, once: OnceDep
+) -> ExportShown:
     """Have everything that is kept of you packed into a ZIP; asked for again meanwhile, it is the same one."""
-    with service.records.writing_for(caller.user_id) as session:
+    with records.writing_for(caller.user_id) as session:
         if answered := once.answered(session, ExportShown):
             return answered
         waiting = select(Export).where(Export.user_id == caller.user_id, Export.state.in_(ACTIVE))
-        row = session.scalar(waiting) or _begin_export(session, service, caller.user_id)
+        row = session.scalar(waiting) or _begin_export(session, journal, line, settings, caller.user_id)
         return once.keep(session, _export(row), status=202)
 
 
-def _begin_export(session: Session, service: Service, user_id: str) -> Export:
+def _begin_export(session: Session, journal: Journal, line: Line, settings: ApiSettings, user_id: str) -> Export:
     """Record an export and put it in line. A problem of 429 when many were asked for today."""
     row = Export(id=new_id(), user_id=user_id, state="queued")
     session.add(row)
     session.flush()
-    count_start(session, user_id, "export", limit=service.settings.exports_a_day, what="exports")
-    service.line.put_export(session, row)
-    service.journal.note(session, user_id, "export.created", row.id)
+    count_start(session, user_id, "export", limit=settings.exports_a_day, what="exports")
+    line.put_export(session, row)
+    journal.note(session, user_id, "export.created", row.id)
     return row
 
 
 @router.get("/me/exports/{export_id}", operation_id="getExport", responses=answers(*SIGNED_IN, 404, 422))
-def get_export(export_id: Id, service: ServiceDep, caller: Caller) -> ExportShown:
+def get_export(export_id: Id, records: RecordsDep, caller: Caller) -> ExportShown:
     """How an export stands."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         return _export(owned(session, Export, export_id, caller))
 
 
@@ -85,17 +101,17 @@ def get_export(export_id: Id, service: ServiceDep, caller: Caller) -> ExportShow
     "/media/exports/{export_id}", operation_id="downloadExport", response_class=Response,
     responses=ZIP | answers(*SIGNED_IN, 404, 422),
 )  # fmt: skip
-def download_export(export_id: Id, service: ServiceDep, viewer: Viewer) -> Response:
+def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, viewer: Viewer) -> Response:
     """The ZIP, for a week after it was packed or until a newer one is.
 
     It is opened while it is sent: a damaged one is broken off.
     """
-    with service.records.reading() as session:
+    with records.reading() as session:
         row = owned(session, Export, export_id, viewer)
     if row.state != "succeeded" or (row.expires_ms or 0) < now_ms():
         raise Problem(404, "not-found", "This export is not ready, or has expired; ask for a new one.")
     try:
-        pieces = _begun(service.objects.chunks(viewer.user_id, "export", str(row.object_id)))
+        pieces = _begun(objects.chunks(viewer.user_id, "export", str(row.object_id)))
     except BlobMissing as error:
         raise Problem(404, "not-found", "This export is gone; ask for a new one.") from error
     headers = {
@@ -107,19 +123,19 @@ def download_export(export_id: Id, service: ServiceDep, viewer: Viewer) -> Respo
 
 
 @router.delete("/me", operation_id="eraseMe", status_code=202, responses=answers(*SIGNED_IN))
-def erase_me(service: ServiceDep, caller: Caller) -> Receipt:
+def erase_me(records: RecordsDep, keyring: KeyringDep, journal: JournalDep, line: LineDep, caller: Caller) -> Receipt:
     """Erase your account: its keys at once, then everything that they sealed. This cannot be undone."""
-    with service.records.writing_for(caller.user_id) as session:
-        receipt = begin_erasure(session, session.get_one(User, caller.user_id), service.journal)
-        service.line.put_erasure(session, receipt)
-    service.keyring.erase(caller.user_id)
-    return get_erasure(receipt, service)
+    with records.writing_for(caller.user_id) as session:
+        receipt = begin_erasure(session, session.get_one(User, caller.user_id), journal)
+        line.put_erasure(session, receipt)
+    keyring.erase(caller.user_id)
+    return get_erasure(receipt, records)
 
 
 @router.get("/erasures/{receipt}", operation_id="getErasure", responses=answers(404, 422))
-def get_erasure(receipt: Id, service: ServiceDep) -> Receipt:
+def get_erasure(receipt: Id, records: RecordsDep) -> Receipt:
     """Whether an erasure is done. Asked for without signing in: there is no account any more."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         row = session.get(Tombstone, receipt)
     if row is None:
         raise Problem(404, "not-found", "There is no such receipt here.")

@@ -10,18 +10,20 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from api.db import Generation, Model, Photo, Picture, Run
-from api.delivery import MEDIA_TYPES, checked_size
-from api.deps import Service, ServiceDep, Viewer, owned
-from api.fine_tuning import CARD, REPORTS
-from api.generations import provenance
-from api.held import GONE, is_gone
-from api.problems import SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.accounts.tokens import Bearer
+from api.deps import DeliveryDep, ObjectsDep, RecordsDep, Viewer, owned
+from api.images.generator import provenance
+from api.images.rendering import MEDIA_TYPES, checked_size
+from api.records.database import Records
+from api.records.tables import Generation, Model, Photo, Picture, Run
 from api.schemas import Format, Id, Size
-from api.tokens import Bearer
+from api.training.finetuning import CARD, REPORTS
+from api.transport.concurrency import GONE, is_gone
+from api.transport.problems import SIGNED_IN, Problem, answers
+from api.transport.routing import make_router
 from photoflux.images import SUFFIXES
 from photoflux.vault.blobs import BlobMissing
+from photoflux.vault.objects import Objects
 
 router = make_router(prefix="/api/media", tags=["media"], responses=answers(*SIGNED_IN, 404, 422))
 PRIVATE = "private, no-cache"
@@ -36,19 +38,21 @@ IfNoneMatch = Annotated[str, Header(max_length=200, description="`ETag` of what 
 
 
 @router.get("/photos/{photo_id}", operation_id="getThumbnail", response_class=Response, responses=IMAGES)
-def get_thumbnail(photo_id: Id, service: ServiceDep, viewer: Viewer, if_none_match: IfNoneMatch = "") -> Response:
+def get_thumbnail(
+    photo_id: Id, records: RecordsDep, objects: ObjectsDep, viewer: Viewer, if_none_match: IfNoneMatch = ""
+) -> Response:
     """The preview of an uploaded photo, as JPEG whatever it came as."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         photo = owned(session, Photo, photo_id, viewer)
     etag = f'"{photo.id}"'
     if if_none_match == etag:
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
-    return _file(service.objects.get(viewer.user_id, "thumbnail", photo_id), "image/jpeg", etag)
+    return _file(objects.get(viewer.user_id, "thumbnail", photo_id), "image/jpeg", etag)
 
 
-async def _has_room(service: ServiceDep, viewer: Viewer) -> AsyncIterator[None]:
+async def _has_room(delivery: DeliveryDep, viewer: Viewer) -> AsyncIterator[None]:
     """Few pictures of a person are sent at a time: each is in memory until the last byte was taken."""
-    async with service.delivery.answers.take(viewer.user_id):
+    async with delivery.answers.take(viewer.user_id):
         yield
 
 
@@ -60,7 +64,9 @@ async def get_picture(
     request: Request,
     result_id: Id,
     position: Annotated[int, Path(ge=0, le=63)],
-    service: ServiceDep,
+    records: RecordsDep,
+    objects: ObjectsDep,
+    delivery: DeliveryDep,
     viewer: Viewer,
     size: Annotated[Size | None, Query()] = None,
     format: Annotated[Format | None, Query()] = None,  # noqa: A002
@@ -70,20 +76,20 @@ async def get_picture(
     """A picture, as it was asked for or in another size or format."""
     if size is not None:
         checked_size(size)
-    picture, row, said = await run_in_threadpool(_found, service, viewer, result_id, position)
+    picture, row, said = await run_in_threadpool(_found, records, viewer, result_id, position)
     kind = format or row.format
     etag = f'"{hashlib.sha256(f"{picture.sha256} {size} {kind}".encode()).hexdigest()[:32]}"'
     if if_none_match == etag:
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
 
     def finished() -> bytes:
-        file = service.objects.get(viewer.user_id, "picture", picture.object_id)
-        return service.delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=said)
+        file = objects.get(viewer.user_id, "picture", picture.object_id)
+        return delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=said)
 
     if size is None and kind == row.format:
         data = await run_in_threadpool(finished)
     else:
-        async with service.delivery.turns.take(viewer.user_id):
+        async with delivery.turns.take(viewer.user_id):
             if await is_gone(request):
                 return Response(status_code=GONE)
             data = await run_in_threadpool(finished)
@@ -92,10 +98,10 @@ async def get_picture(
 
 
 def _found(
-    service: Service, viewer: Bearer, result_id: str, position: int
+    records: Records, viewer: Bearer, result_id: str, position: int
 ) -> tuple[Picture, Generation, dict[str, str]]:
     """A picture, the generation that it is of, and what its file says of its making. A problem of 404 without one."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         row = owned(session, Generation, result_id, viewer)
         where = (Picture.generation_id == result_id, Picture.position == position)
         picture, model = session.scalar(select(Picture).where(*where)), session.get(Model, row.model_id or "")
@@ -105,9 +111,15 @@ def _found(
 
 
 @router.get("/reports/{run_id}/{step}", operation_id="getReport", response_class=Response, responses=PAGES)
-def get_report(run_id: Id, step: Literal[REPORTS], service: ServiceDep, viewer: Viewer) -> Response:  # type: ignore[valid-type]
+def get_report(
+    run_id: Id,
+    step: Literal[REPORTS],  # type: ignore[valid-type]
+    records: RecordsDep,
+    objects: ObjectsDep,
+    viewer: Viewer,
+) -> Response:
     """The page that a step of a run wrote, with the subject's pictures."""
-    page = _kept(service, viewer, run_id, step, missing="This step wrote no report, or has not ended.")
+    page = _kept(records, objects, viewer, run_id, step, missing="This step wrote no report, or has not ended.")
     return Response(
         page, media_type="text/html; charset=utf-8",
         headers={"Cache-Control": PRIVATE, "Content-Security-Policy": PAGE_POLICY},
@@ -115,18 +127,18 @@ def get_report(run_id: Id, step: Literal[REPORTS], service: ServiceDep, viewer: 
 
 
 @router.get("/cards/{run_id}", operation_id="getCard", response_class=Response, responses=CARDS)
-def get_card(run_id: Id, service: ServiceDep, viewer: Viewer) -> Response:
+def get_card(run_id: Id, records: RecordsDep, objects: ObjectsDep, viewer: Viewer) -> Response:
     """The card of the model that a run made: what it was learnt from, how good it is, and what it is not for."""
-    card = _kept(service, viewer, run_id, CARD, missing="This run made no model, or has not ended.")
+    card = _kept(records, objects, viewer, run_id, CARD, missing="This run made no model, or has not ended.")
     return Response(card, media_type="text/markdown; charset=utf-8", headers={"Cache-Control": PRIVATE})
 
 
-def _kept(service: Service, viewer: Bearer, run_id: str, name: str, *, missing: str) -> bytes:
+def _kept(records: Records, objects: Objects, viewer: Bearer, run_id: str, name: str, *, missing: str) -> bytes:
     """A document of a run. A problem of 404 for a run of somebody else's, or one that has none."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         owned(session, Run, run_id, viewer)
     try:
-        return service.objects.get(viewer.user_id, "report", f"{run_id}.{name}")
+        return objects.get(viewer.user_id, "report", f"{run_id}.{name}")
     except BlobMissing as error:
         raise Problem(404, "not-found", missing) from error
 

@@ -8,45 +8,45 @@ from fastapi import Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.db import Model, Subject
-from api.deps import Caller, ServiceDep, owned
-from api.fine_tuning import REPORTS
-from api.paging import PageDep
-from api.problems import SIGNED_IN, answers
-from api.routing import make_router
+from api.deps import Caller, JournalDep, RecordsDep, owned
+from api.records.tables import Model, Subject
 from api.schemas import Id, Listed, ModelShown, utc
+from api.training.finetuning import REPORTS
+from api.transport.paging import PageDep
+from api.transport.problems import SIGNED_IN, answers
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api/models", tags=["models"], responses=answers(*SIGNED_IN, 422))
 
 
 @router.get("", operation_id="listModels")
 def list_models(
-    service: ServiceDep, caller: Caller, page: PageDep, subject: Annotated[Id | None, Query()] = None
+    records: RecordsDep, caller: Caller, page: PageDep, subject: Annotated[Id | None, Query()] = None
 ) -> Listed[ModelShown]:
     """Your models, of one subject or of all."""
     query = select(Model).where(Model.user_id == caller.user_id)
-    with service.records.reading() as session:
+    with records.reading() as session:
         rows, after = page.rows(session, query.where(Model.subject_id == subject) if subject else query, Model)
         return Listed(items=[shown(session, row) for row in rows], next=after)
 
 
 @router.get("/{model_id}", operation_id="getModel", responses=answers(404))
-def get_model(model_id: Id, service: ServiceDep, caller: Caller) -> ModelShown:
+def get_model(model_id: Id, records: RecordsDep, caller: Caller) -> ModelShown:
     """One model with its measurements and reports."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         return shown(session, owned(session, Model, model_id, caller))
 
 
 @router.post("/{model_id}/promote", operation_id="promoteModel", responses=answers(404, 413))
-def promote_model(model_id: Id, service: ServiceDep, caller: Caller) -> ModelShown:
+def promote_model(model_id: Id, records: RecordsDep, journal: JournalDep, caller: Caller) -> ModelShown:
     """Draw with this model from now on: a newer one, or an older one to roll back."""
-    with service.records.writing_for(caller.user_id) as session:
+    with records.writing_for(caller.user_id) as session:
         model = owned(session, Model, model_id, caller)
         subject = session.get_one(Subject, model.subject_id, with_for_update=True)
         # It may have been deleted before the subject was locked.
         model = owned(session, Model, model_id, caller, lock=True)
         subject.champion_id = model.id
-        service.journal.note(session, caller.user_id, "model.promoted", model.id)
+        journal.note(session, caller.user_id, "model.promoted", model.id)
         session.flush()
         return shown(session, model)
 

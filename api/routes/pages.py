@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from api import consents
+from api.privacy import consents
 
 STATIC = Path(__file__).parent.parent / "static"
 POLICY = (

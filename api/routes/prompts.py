@@ -8,13 +8,12 @@ from fastapi import Query
 from pydantic import BaseModel
 from sqlalchemy import select
 
-from api.db import Generation, Subject
-from api.deps import Caller, ServiceDep, owned
-from api.generations import prompt_label
-from api.problems import SIGNED_IN, answers
-from api.routing import make_router
+from api.deps import Caller, KeyringDep, RecordsDep, owned
+from api.images.suggestions import suggest, templates
+from api.records.tables import Generation, Subject, prompt_label
 from api.schemas import Id
-from api.suggestions import suggest, templates
+from api.transport.problems import SIGNED_IN, answers
+from api.transport.routing import make_router
 from photoflux.vault.sealed import unseal_bytes
 
 router = make_router(prefix="/api/prompts", tags=["pictures"], responses=answers(*SIGNED_IN, 404, 422))
@@ -27,16 +26,17 @@ class Suggestions(BaseModel):
 
 @router.get("/suggest", operation_id="suggestPrompts")
 def suggest_prompts(
-    service: ServiceDep,
+    records: RecordsDep,
+    keyring: KeyringDep,
     caller: Caller,
     subject: Annotated[Id, Query(description="whom the prompts are for")],
     q: Annotated[str, Query(max_length=200, description="what was typed so far")] = "",
     limit: Annotated[int, Query(ge=1, le=20)] = 8,
 ) -> Suggestions:
     """Prompts that begin like what was typed, or are like it: yours of late, and templates."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         row = owned(session, Subject, subject, caller)
         mine = select(Generation).where(Generation.subject_id == row.id).order_by(Generation.created_ms.desc())
         asked = session.scalars(mine.limit(REMEMBERED)).all()
-    own = [unseal_bytes(one.prompt, label=prompt_label(one), keyring=service.keyring).decode() for one in asked]
+    own = [unseal_bytes(one.prompt, label=prompt_label(one), keyring=keyring).decode() for one in asked]
     return Suggestions(prompts=suggest(q, known=templates(row.trigger, row.class_noun), own=own, limit=limit))

@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from api.db import Run
-from api.deps import Operator, ServiceDep
-from api.fine_tuning import sign_off
-from api.paging import PageDep
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.deps import JournalDep, KeyringDep, LineDep, Operator, RecordsDep
+from api.records.tables import Run
 from api.schemas import Asked, Id, Listed, Time, Words, utc
+from api.training.finetuning import sign_off
+from api.transport.paging import PageDep
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.routing import make_router
 
 MISSING = "There is no run here that waits for an answer."
 router = make_router(prefix="/api/sign-offs", tags=["sign-offs"], responses=answers(*SIGNED_IN, 403, 422))
@@ -37,24 +37,32 @@ class SignOffAsked(Asked):
 
 
 @router.get("", operation_id="listSignOffs")
-def list_sign_offs(service: ServiceDep, operator: Operator, page: PageDep) -> Listed[OpenRun]:  # noqa: ARG001
+def list_sign_offs(records: RecordsDep, operator: Operator, page: PageDep) -> Listed[OpenRun]:  # noqa: ARG001
     """Runs that wait for an answer, newest first."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         rows, after = page.rows(session, select(Run).where(Run.sign_off == "open"), Run)
     return Listed(items=[_shown(row) for row in rows], next=after)
 
 
 @router.post("/{run_id}", operation_id="signOff", status_code=202, responses=answers(*BODY, 404, 409))
-def sign_off_run(run_id: Id, asked: SignOffAsked, service: ServiceDep, operator: Operator) -> OpenRun:
+def sign_off_run(
+    run_id: Id,
+    asked: SignOffAsked,
+    records: RecordsDep,
+    keyring: KeyringDep,
+    journal: JournalDep,
+    line: LineDep,
+    operator: Operator,
+) -> OpenRun:
     """Answer for a run: its model is registered, with your pseudonym and reason, and draws from then on.
 
     What a check calls critical nobody can sign for.
     """
-    with service.records.reading() as session:
+    with records.reading() as session:
         found = session.get(Run, run_id)
     if found is None:
         raise Problem(404, "not-found", MISSING)
-    with service.records.writing_for(found.user_id) as session:
+    with records.writing_for(found.user_id) as session:
         row = session.get(Run, run_id, with_for_update=True)
         if row is None or row.sign_off is None:
             raise Problem(404, "not-found", MISSING)
@@ -64,10 +72,10 @@ def sign_off_run(run_id: Id, asked: SignOffAsked, service: ServiceDep, operator:
             if sorted(asked.findings) != _open(row):
                 named = ", ".join(_open(row))
                 raise Problem(422, "invalid", f"Name in `findings` exactly what you answer for, which is: {named}.")
-            by = service.journal.pseudonym(operator.user_id)
-            sign_off(session, row, by=by, reason=asked.reason, findings=asked.findings, keyring=service.keyring)
-            service.line.put_sign_off(session, row)
-            service.journal.note(session, operator.user_id, "run.signed-off", row.id)
+            by = journal.pseudonym(operator.user_id)
+            sign_off(session, row, by=by, reason=asked.reason, findings=asked.findings, keyring=keyring)
+            line.put_sign_off(session, row)
+            journal.note(session, operator.user_id, "run.signed-off", row.id)
         return _shown(row)
 
 

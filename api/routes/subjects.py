@@ -11,19 +11,37 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from api import consents
-from api.db import Photo, Subject, is_rolled_back, new_id, retried
-from api.decoding import Taken, refused
-from api.deps import Caller, Maker, Service, ServiceDep, owned
-from api.erasing import erase_subject
-from api.idempotency import OnceDep
-from api.paging import PageDep
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.quotas import check_capacity, check_storage
-from api.routing import make_router
-from api.safety import UnsafePicture
+from api.deps import (
+    AlbumDep,
+    Caller,
+    ClassNounsDep,
+    GuardDep,
+    IntakeDep,
+    JournalDep,
+    LineDep,
+    Maker,
+    ObjectsDep,
+    OnceDep,
+    RecordsDep,
+    SettingsDep,
+    TriggerDep,
+    owned,
+)
+from api.images.moderation import Guard, UnsafePicture
+from api.privacy import consents
+from api.privacy.erasure import erase_subject
+from api.records.audit_log import Journal
+from api.records.database import Records, is_rolled_back, retried
+from api.records.tables import Photo, Subject, new_id
 from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, utc
-from api.subjects import Compared
+from api.settings import ApiSettings
+from api.training.photo_decoding import Taken, refused
+from api.training.photo_intake import Intake
+from api.training.photo_sets import Album, Compared
+from api.transport.paging import PageDep
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.quotas import check_capacity, check_storage
+from api.transport.routing import make_router
 
 router = make_router(prefix="/api", tags=["subjects and photos"], responses=answers(*SIGNED_IN, 422))
 UPLOAD_BYTES, FILES_MAX = 128_000_000, 20
@@ -38,81 +56,98 @@ uploads = APIRouter(  # not of routes that are repeated: files are read once, an
 
 
 @router.post("/subjects", operation_id="createSubject", status_code=201, responses=answers(*BODY, 403, 409))
-def create_subject(asked: SubjectAsked, service: ServiceDep, caller: Maker, once: OnceDep) -> SubjectShown:
+def create_subject(
+    asked: SubjectAsked,
+    records: RecordsDep,
+    album: AlbumDep,
+    journal: JournalDep,
+    settings: SettingsDep,
+    class_nouns: ClassNounsDep,
+    trigger: TriggerDep,
+    caller: Maker,
+    once: OnceDep,
+) -> SubjectShown:
     """Begin a subject: who or what pictures are wanted of."""
-    if asked.class_noun not in service.class_nouns:
-        known = ", ".join(service.class_nouns)
+    if asked.class_noun not in class_nouns:
+        known = ", ".join(class_nouns)
         raise Problem(422, "invalid", f"The base does not know '{asked.class_noun}'; choose one of {known}.")
     if (asked.class_noun == "person") != (asked.depicts != consents.NOBODY):
         raise Problem(
             422, "invalid", "Say who a person is: 'me' or 'consenting_adult'; things and animals are 'no_person'."
         )
-    limit = service.settings.subjects_max
+    limit = settings.subjects_max
     full = Problem(409, "too-many-subjects", f"You have {limit} subjects; delete one first.")
-    with service.records.writing_for(caller.user_id) as session:
+    with records.writing_for(caller.user_id) as session:
         if answered := once.answered(session, SubjectShown):
             return answered
         consents.required(session, caller.user_id, person=asked.depicts != consents.NOBODY)
         check_capacity(session, Subject, Subject.user_id == caller.user_id, limit=limit, problem=full)
         subject = Subject(id=new_id(), user_id=caller.user_id, class_noun=asked.class_noun, depicts=asked.depicts,
-                          trigger=service.trigger)  # fmt: skip
+                          trigger=trigger)  # fmt: skip
         if asked.name:
-            subject.name = service.album.sealed_name(caller.user_id, "subject-name", subject.id, asked.name)
+            subject.name = album.sealed_name(caller.user_id, "subject-name", subject.id, asked.name)
         session.add(subject)
         session.flush()
-        service.journal.note(session, caller.user_id, "subject.created", subject.id)
-        return once.keep(session, shown(session, service, subject), status=201)
+        journal.note(session, caller.user_id, "subject.created", subject.id)
+        return once.keep(session, shown(session, album, subject), status=201)
 
 
 @router.get("/subjects", operation_id="listSubjects")
-def list_subjects(service: ServiceDep, caller: Caller, page: PageDep) -> Listed[SubjectShown]:
+def list_subjects(records: RecordsDep, album: AlbumDep, caller: Caller, page: PageDep) -> Listed[SubjectShown]:
     """Your subjects."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         rows, after = page.rows(session, select(Subject).where(Subject.user_id == caller.user_id), Subject)
-        return Listed(items=[shown(session, service, row) for row in rows], next=after)
+        return Listed(items=[shown(session, album, row) for row in rows], next=after)
 
 
 @router.get("/subjects/{subject_id}", operation_id="getSubject", responses=answers(404))
-def get_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> SubjectShown:
+def get_subject(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> SubjectShown:
     """One subject."""
-    with service.records.reading() as session:
-        return shown(session, service, owned(session, Subject, subject_id, caller))
+    with records.reading() as session:
+        return shown(session, album, owned(session, Subject, subject_id, caller))
 
 
 @router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204, responses=answers(404))
-def delete_subject(subject_id: Id, service: ServiceDep, caller: Caller) -> None:
+def delete_subject(
+    subject_id: Id, records: RecordsDep, objects: ObjectsDep, journal: JournalDep, line: LineDep, caller: Caller
+) -> None:
     """Delete a subject with its photos, models, runs and pictures; what runs for it is cancelled."""
-    with service.records.writing_for(caller.user_id) as session:
+    with records.writing_for(caller.user_id) as session:
         subject = owned(session, Subject, subject_id, caller, lock=True)
-        service.journal.note(session, caller.user_id, "subject.deleted", subject.id)
+        journal.note(session, caller.user_id, "subject.deleted", subject.id)
         gone = erase_subject(session, subject)
-        service.line.put_removal(session, gone)
-    gone.clear(service.objects)
+        line.put_removal(session, gone)
+    gone.clear(objects)
 
 
 @router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=answers(404))
-def list_photos(subject_id: Id, service: ServiceDep, caller: Caller) -> Uploaded:
+def list_photos(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> Uploaded:
     """The photos of a subject, oldest first, and what is said of them as a set."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         subject = owned(session, Subject, subject_id, caller)
         if subject.verdict is not None:
-            return _listed(session, service, subject, Compared())
+            return _listed(session, album, subject, Compared())
 
     def listed(known: Compared) -> Uploaded:
-        with service.records.writing_for(caller.user_id) as session:  # the verdict on the set is kept
-            return _listed(session, service, owned(session, Subject, subject_id, caller, lock=True), known)
+        with records.writing_for(caller.user_id) as session:  # the verdict on the set is kept
+            return _listed(session, album, owned(session, Subject, subject_id, caller, lock=True), known)
 
-    return service.album.apart(listed)
+    return album.apart(listed)
 
 
-def _listed(session: Session, service: Service, subject: Subject, known: Compared) -> Uploaded:
-    photos = service.album.photos(session, subject)
-    return _judged(session, service, subject, [(photo, None) for photo in photos], known=known)
+def _listed(session: Session, album: Album, subject: Subject, known: Compared) -> Uploaded:
+    photos = album.photos(session, subject)
+    return _judged(session, album, subject, [(photo, None) for photo in photos], known=known)
 
 
 @uploads.post("/upload", operation_id="upload", status_code=201, max_body_size=UPLOAD_BYTES)
 def upload(
-    service: ServiceDep,
+    records: RecordsDep,
+    album: AlbumDep,
+    intake: IntakeDep,
+    guard: GuardDep,
+    journal: JournalDep,
+    settings: SettingsDep,
     caller: Maker,
     once: OnceDep,
     subject: Annotated[str, Form(pattern="^[0-9a-f]{32}$", description="the subject's id")],
@@ -120,26 +155,26 @@ def upload(
 ) -> Uploaded:
     """Add photos to a subject. Each is judged by the same rules as in the pipeline; what is no photo is not kept."""
     once = once.about(subject.encode(), *(part for photo in photos for part in _told_apart(photo)))
-    with service.records.reading() as session:
+    with records.reading() as session:
         row = owned(session, Subject, subject, caller)
         consents.required(session, caller.user_id, person=row.depicts != consents.NOBODY)
         if answered := once.answered(session, Uploaded):
             return answered
         arriving = sum(photo.size or 0 for photo in photos)
-        check_storage(session, caller.user_id, limit=service.settings.stored_bytes_max, more=arriving)
+        check_storage(session, caller.user_id, limit=settings.stored_bytes_max, more=arriving)
     taken = [
         one
         for start in range(0, len(photos), DECODED_AT_ONCE)
-        for one in _taken(service, photos[start:][:DECODED_AT_ONCE], caller.user_id)
+        for one in _taken(intake, guard, photos[start:][:DECODED_AT_ONCE], caller.user_id)
     ]
     names = [photo.filename or "" for photo in photos]
-    return _stored(service, subject, caller, once, list(zip(names, taken, strict=True)))
+    return _stored(records, album, journal, settings, subject, caller, once, list(zip(names, taken, strict=True)))
 
 
-def _taken(service: Service, photos: Sequence[UploadFile], person: str) -> list[Taken]:
+def _taken(intake: Intake, guard: Guard, photos: Sequence[UploadFile], person: str) -> list[Taken]:
     """What is kept of a few files, whose memory is given back then."""
     files = [photo.file.read() for photo in photos]
-    found = [_looked_at(service, one) for one in service.intake.take(files, person)]
+    found = [_looked_at(guard, one) for one in intake.take(files, person)]
     for photo in photos:
         photo.file.close()
     return found
@@ -152,31 +187,38 @@ def _told_apart(photo: UploadFile) -> tuple[bytes, bytes]:
     return (photo.filename or "").encode(errors="surrogatepass"), digest
 
 
-def _looked_at(service: Service, taken: Taken) -> Taken:
+def _looked_at(guard: Guard, taken: Taken) -> Taken:
     """The photo itself, or that it is not taken."""
     try:
         if taken.photo:
-            service.guard.look(taken.photo)
+            guard.look(taken.photo)
         return taken
     except UnsafePicture as error:
         return refused("unsafe", str(error))
 
 
 def _stored(
-    service: Service, subject_id: str, caller: Caller, once: OnceDep, taken: list[tuple[str, Taken]]
+    records: Records,
+    album: Album,
+    journal: Journal,
+    settings: ApiSettings,
+    subject_id: str,
+    caller: Caller,
+    once: OnceDep,
+    taken: list[tuple[str, Taken]],
 ) -> Uploaded:
     """Seal the pixels, then record them all or none; what was sealed for nothing is deleted."""
     owner, stored, kept = caller.user_id, list[str](), set[str]()
     try:
         for _, one in taken:  # one by one, so that what was stored before one that cannot be is deleted
-            stored.append(service.album.store(owner, one) if one.photo else "")
+            stored.append(album.store(owner, one) if one.photo else "")
         arrived = [(photo_id, name, one) for photo_id, (name, one) in zip(stored, taken, strict=True)]
-        with service.records.reading() as session:
+        with records.reading() as session:
             subject = owned(session, Subject, subject_id, caller)
-            missing, known = service.album.foreseen(session, subject, [(photo_id, one) for photo_id, _, one in arrived])
-        service.album.look(missing, known)
-        answer, recorded = service.album.apart(
-            lambda known: _recorded(service, subject_id, caller, once, arrived, known), known
+            missing, known = album.foreseen(session, subject, [(photo_id, one) for photo_id, _, one in arrived])
+        album.look(missing, known)
+        answer, recorded = album.apart(
+            lambda known: _recorded(records, album, journal, settings, subject_id, caller, once, arrived, known), known
         )
         kept = recorded & set(stored)
         return answer
@@ -185,12 +227,15 @@ def _stored(
         raise
     finally:
         for photo_id in set(filter(None, stored)) - kept:
-            service.album.drop(owner, photo_id)
+            album.drop(owner, photo_id)
 
 
 @retried
 def _recorded(
-    service: Service,
+    records: Records,
+    album: Album,
+    journal: Journal,
+    settings: ApiSettings,
     subject_id: str,
     caller: Caller,
     once: OnceDep,
@@ -199,51 +244,51 @@ def _recorded(
 ) -> tuple[Uploaded, set[str]]:
     """Record photos that are stored, by id and name; the answer, and the ids of photos that it names. Raises NotCompared."""
     owner = caller.user_id
-    with service.records.writing_for(owner) as session:
+    with records.writing_for(owner) as session:
         if answered := once.answered(session, Uploaded):
             return answered, set()
         more = sum(len(one.photo) for _, _, one in arrived)
-        check_storage(session, owner, limit=service.settings.stored_bytes_max, more=more)
+        check_storage(session, owner, limit=settings.stored_bytes_max, more=more)
         subject = owned(session, Subject, subject_id, caller, lock=True)
         rows: list[tuple[Photo | None, Taken]] = []
         for photo_id, name, one in arrived:
             photo = None
             if photo_id:
-                photo = service.album.known(session, subject, one)
-                photo = photo or service.album.add(session, subject, one, name=_plain(name), photo_id=photo_id)
+                photo = album.known(session, subject, one)
+                photo = photo or album.add(session, subject, one, name=_plain(name), photo_id=photo_id)
             rows.append((photo, one))
         names = {id(one): _plain(name) for _, name, one in arrived}
-        answer = _judged(session, service, subject, rows, names=names, known=known)
-        service.journal.note(session, owner, "photos.uploaded", subject.id)
+        answer = _judged(session, album, subject, rows, names=names, known=known)
+        journal.note(session, owner, "photos.uploaded", subject.id)
         once.keep(session, answer, status=201)
         return answer, {photo.id for photo, _ in rows if photo}
 
 
 @router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204, responses=answers(404))
-def delete_photo(photo_id: Id, service: ServiceDep, caller: Caller) -> None:
+def delete_photo(photo_id: Id, records: RecordsDep, album: AlbumDep, journal: JournalDep, caller: Caller) -> None:
     """Delete a photo. Models that were trained with it are not changed."""
-    with service.records.writing_for(caller.user_id) as session:
+    with records.writing_for(caller.user_id) as session:
         photo = owned(session, Photo, photo_id, caller)
         session.get_one(Subject, photo.subject_id, with_for_update=True).verdict = None
         session.flush()
         session.delete(owned(session, Photo, photo_id, caller, lock=True))
-        service.journal.note(session, caller.user_id, "photo.deleted", photo.id)
-    service.album.drop(caller.user_id, photo_id)
+        journal.note(session, caller.user_id, "photo.deleted", photo.id)
+    album.drop(caller.user_id, photo_id)
 
 
-def shown(session: Session, service: Service, subject: Subject) -> SubjectShown:
+def shown(session: Session, album: Album, subject: Subject) -> SubjectShown:
     """A subject for its owner."""
     photos = session.scalar(select(func.count()).select_from(Photo).where(Photo.subject_id == subject.id)) or 0
     return SubjectShown(
         id=subject.id, class_noun=subject.class_noun, depicts=subject.depicts,  # type: ignore[arg-type]
-        name=service.album.name_of(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
+        name=album.name_of(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
         photos=photos, champion=subject.champion_id, created=utc(subject.created_ms),
     )  # fmt: skip
 
 
 def _judged(
     session: Session,
-    service: Service,
+    album: Album,
     subject: Subject,
     rows: list[tuple[Photo | None, Taken | None]] | list[tuple[Photo | None, Taken]] | list[tuple[Photo, None]],
     names: dict[int, str] | None = None,
@@ -251,27 +296,27 @@ def _judged(
     known: Compared,
 ) -> Uploaded:
     """Photos with the verdict that the set gives each of them. Raises NotCompared."""
-    said = service.album.verdict(session, subject, known)
+    said = album.verdict(session, subject, known)
     by_id = {photo["file"]: photo for photo in said["photos"]}
     photos = [
-        _photo(service, photo, by_id[photo.id]) if photo else _refused(service, taken, (names or {}).get(id(taken), ""))
+        _photo(album, photo, by_id[photo.id]) if photo else _refused(album, taken, (names or {}).get(id(taken), ""))
         for photo, taken in rows
     ]
     return Uploaded(photos=photos, set=SetShown(verdict=said["verdict"], score=said["score"], advice=said["advice"]))
 
 
-def _photo(service: Service, photo: Photo, said: dict[str, object]) -> PhotoShown:
+def _photo(album: Album, photo: Photo, said: dict[str, object]) -> PhotoShown:
     reasons = [Reason.model_validate(reason) for reason in said["reasons"]]  # type: ignore[attr-defined]
     return PhotoShown(
-        id=photo.id, name=service.album.name_of(photo.user_id, "photo-name", photo.id, photo.name),
+        id=photo.id, name=album.name_of(photo.user_id, "photo-name", photo.id, photo.name),
         status=said["status"], reasons=reasons, width=photo.width, height=photo.height,  # type: ignore[arg-type]
         thumbnail=f"/api/media/photos/{photo.id}",
     )  # fmt: skip
 
 
-def _refused(service: Service, taken: Taken | None, name: str) -> PhotoShown:
+def _refused(album: Album, taken: Taken | None, name: str) -> PhotoShown:
     assert taken is not None
-    status, reasons = service.album.verdict_alone(taken)
+    status, reasons = album.verdict_alone(taken)
     return PhotoShown(
         id=None, name=name, status=status, reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
         width=0, height=0, thumbnail=None,

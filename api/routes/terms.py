@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from api import consents
-from api.db import Consent
-from api.deps import Caller, ServiceDep
-from api.erasing import end_work, erase_models
-from api.problems import BODY, SIGNED_IN, Problem, answers
-from api.routing import make_router
+from api.deps import Caller, JournalDep, LineDep, RecordsDep
+from api.privacy import consents
+from api.privacy.erasure import end_work, erase_models
+from api.records.tables import Consent
 from api.schemas import ConsentAsked, ConsentShown, Listed, WordingShown, utc
+from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.routing import make_router
 from photoflux.errors import PhotoFluxError
 
 router = make_router(prefix="/api", tags=["terms and consents"])
@@ -30,39 +30,41 @@ def get_terms() -> Listed[WordingShown]:
 
 
 @router.get("/consents", operation_id="listConsents", responses=answers(*SIGNED_IN))
-def list_consents(service: ServiceDep, caller: Caller) -> Listed[ConsentShown]:
+def list_consents(records: RecordsDep, caller: Caller) -> Listed[ConsentShown]:
     """What you agree to now, oldest first."""
-    with service.records.reading() as session:
+    with records.reading() as session:
         shown = [_shown(consent) for consent in consents.in_force(session, caller.user_id)]
     return Listed(items=shown, next=None)
 
 
 @router.post("/consents", operation_id="giveConsent", status_code=201, responses=answers(*SIGNED_IN, *BODY, 409))
-def give_consent(asked: ConsentAsked, service: ServiceDep, caller: Caller) -> ConsentShown:
+def give_consent(asked: ConsentAsked, records: RecordsDep, journal: JournalDep, caller: Caller) -> ConsentShown:
     """Agree to a wording, named by its digest."""
-    with service.records.writing_for(caller.user_id) as session:
+    with records.writing_for(caller.user_id) as session:
         try:
             consent = consents.grant(session, caller.user_id, asked.purpose, asked.sha256)
         except PhotoFluxError as error:
             raise Problem(409, "wording-changed", str(error)) from error
-        service.journal.note(session, caller.user_id, "consent.given", asked.purpose)
+        journal.note(session, caller.user_id, "consent.given", asked.purpose)
         return _shown(consent)
 
 
 @router.delete(
     "/consents/{purpose}", operation_id="withdrawConsent", status_code=204, responses=answers(*SIGNED_IN, 422)
 )
-def withdraw_consent(purpose: Literal["terms", "likeness"], service: ServiceDep, caller: Caller) -> None:
+def withdraw_consent(
+    purpose: Literal["terms", "likeness"], records: RecordsDep, journal: JournalDep, line: LineDep, caller: Caller
+) -> None:
     """Take an agreement back: what runs under it is ended, and models of people are deleted; photos and pictures stay."""
-    with service.records.writing_for(caller.user_id) as session:
+    with records.writing_for(caller.user_id) as session:
         consents.withdraw(session, caller.user_id, purpose)
-        service.journal.note(session, caller.user_id, "consent.withdrawn", purpose)
+        journal.note(session, caller.user_id, "consent.withdrawn", purpose)
         subjects = consents.concerned(session, caller.user_id, purpose)
-        end_work(session, subjects, service.journal, WITHDRAWN)
+        end_work(session, subjects, journal, WITHDRAWN)
         for subject in subjects:
             if subject.depicts != consents.NOBODY:
-                gone = erase_models(session, subject, service.journal, WITHDRAWN)
-                service.line.put_removal(session, gone)
+                gone = erase_models(session, subject, journal, WITHDRAWN)
+                line.put_removal(session, gone)
 
 
 def _shown(consent: Consent) -> ConsentShown:

@@ -7,11 +7,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from photoflux import sandbox
 from photoflux.photos import heif, jpeg, png, tiff
+from photoflux.photos.apart import decode_apart
 from photoflux.photos.kinds import PhotoProblem, check_pixels, format_of, other_kind, several_frames, unread
 
 PLUGINS = (JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered by import
@@ -45,6 +48,8 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, max_bytes: int = 30_000
             "too_many_bytes",
             f"file too large: {len(data) / 1e6:.0f} MB, at most {max_bytes / 1e6:.0f} are taken; export a smaller copy",
         )
+    if format_of(data) == "HEIF" and not sandbox.is_confined():
+        return _received(decode_apart(_sendable, data, max_pixels, max_bytes))
     try:
         with _quiet(), _open(data, max_pixels=max_pixels) as image:
             return _read(image)
@@ -52,6 +57,22 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, max_bytes: int = 30_000
         raise
     except Exception as error:  # a hostile file may raise anything at all inside a codec
         raise _explain(error, data) from error
+
+
+def _sendable(data: bytes, max_pixels: int, max_bytes: int) -> tuple[Any, ...]:
+    """What is wrong with a file, or its size, pixels, format and facts; runs in a process of its own."""
+    try:
+        one = decode(data, max_pixels=max_pixels, max_bytes=max_bytes)
+    except PhotoProblem as problem:
+        return problem.code, problem.message
+    return one.image.size, one.image.tobytes(), one.format, one.facts
+
+
+def _received(answer: tuple[Any, ...]) -> Decoded:
+    if len(answer) == 2:
+        raise PhotoProblem(*answer)
+    size, pixels, kind, facts = answer
+    return Decoded(Image.frombytes("RGB", size, pixels), kind, facts)
 
 
 def _open(data: bytes, *, max_pixels: int) -> Image.Image:

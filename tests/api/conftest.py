@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy import create_engine, text
 from starlette.testclient import TestClient
 
-from api import work
-from api.db import Records, migrate, open_engine
-from api.decoding import Taken
+from api.jobs import job_queue
 from api.main import make_app
+from api.records.database import Records, migrate, open_engine
 from api.settings import ApiSettings
+from api.training.photo_decoding import Taken
 from benchmarks.postgres import Unavailable, postgres_server
 from photoflux.photos.inspect import Fingerprint, Likeness
 from photoflux.photos.table import Pair, pair_of
@@ -68,7 +68,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated file, to be copied."""
     file = tmp_path_factory.mktemp("migrated") / "photoflux.db"
     migrate(sqlite_url(file))
-    work.prepare(sqlite_url(file))
+    job_queue.prepare(sqlite_url(file))
     return file
 
 
@@ -77,7 +77,7 @@ def migrated_postgres(postgres: str) -> Iterator[str]:
     """Name of a migrated database, to be copied."""
     with new_database(postgres) as url:
         migrate(url)
-        work.prepare(url)
+        job_queue.prepare(url)
         yield url.rsplit("/", 1)[1]
 
 
@@ -128,7 +128,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             if (
                 request.param == "postgresql"
             ):  # on SQLite statements do not say what they lock: there is one writer at a time
-                assert order.wrong == [], "transactions lock rows in the order of api.db.LOCK_ORDER"
+                assert order.wrong == [], "transactions lock rows in the order of api.records.tables.LOCK_ORDER"
 
 
 def remembering(take: Callable[[Sequence[bytes], str], list[Taken]]) -> Callable[[Sequence[bytes], str], list[Taken]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from api.db import LOCK_ORDER
+from api.records.tables import LOCK_ORDER
 
 CHANGES = re.compile(r"^\s*(?:UPDATE|DELETE FROM)\s+(\w+)", re.IGNORECASE)
 LOCKS = re.compile(r"^\s*SELECT\b.*?\bFROM\s+(\w+).*\bFOR (?:NO KEY )?(?:UPDATE|SHARE)", re.IGNORECASE | re.DOTALL)

@@ -17,11 +17,10 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from api import work
-from api.db import Export, Generation, Picture, Subject, new_id
-from api.exporting import Exports
-from api.generations import prompt_label
+from api.jobs import job_queue
 from api.main import make_app
+from api.privacy.export import Exports
+from api.records.tables import Export, Generation, Picture, Subject, new_id, prompt_label
 from api.settings import ApiSettings
 from photoflux.vault.sealed import seal_bytes
 from tests.api.conftest import innermost
@@ -124,7 +123,7 @@ def main() -> int:
     app = make_app(ApiSettings())
     with TestClient(app, base_url="http://127.0.0.1:8000") as client:
         service = innermost(app).state.service
-        work.prepare(service.settings.records_url)
+        job_queue.prepare(service.settings.records_url)
         site = Site(client, service, folder)
         person = site.person()
         for count in (2, megabytes):  # the first loads what is loaded once

@@ -10,9 +10,9 @@ from typing import Any
 import httpx2
 from sqlalchemy import select
 
-from api.db import Model, Run, Subject, User, new_id
+from api.accounts.tokens import Bearer
 from api.deps import Service
-from api.tokens import Bearer
+from api.records.tables import Model, Run, Subject, User, new_id
 from photoflux.photos.inspect import Likeness
 from photoflux.photos.table import Pair
 from photoflux.vault.objects import Objects

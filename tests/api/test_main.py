@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from api import main
-from api.embedded_provider import Accounts
+from api.accounts.embedded_provider import Accounts
 from api.settings import ApiSettings
 
 EMAIL, PASSWORD = "ada@example.org", "correct horse battery"
@@ -131,7 +131,7 @@ def test_what_was_sent_is_not_said_back(browser: httpx2.Client):
 
 
 def test_a_crash_is_a_problem_without_its_reason(server: str, monkeypatch: pytest.MonkeyPatch, browser: httpx2.Client):
-    from api.identity import Identities
+    from api.accounts.openid_client import Identities
 
     def crash(self: Identities) -> None:
         raise ZeroDivisionError("secret")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from api import schemas
-from api.generations import CODES
+from api.images.generator import CODES
 from api.routes import me
 from api.schemas import ExportFailure, GenerationFailure, RunFailure, StepShown, Time, failure, iso, utc
 
@@ -101,14 +101,16 @@ def returned_by(tree: ast.AST, name: str) -> set[str]:
 
 def test_every_code_that_is_set_is_told_of_and_every_other_one_is_not() -> None:
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
-    for file in sorted(API.glob("*.py")):
-        of_whom = {"exporting.py": "exports", "fine_tuning.py": "runs", "generations.py": "generations"}.get(file.name)
+    for file in sorted(API.rglob("*.py")):
+        of_whom = {"export.py": "exports", "finetuning.py": "runs", "generator.py": "generations"}.get(file.name)
         for kinds, code in set_in(ast.parse(file.read_text())):
             if code in STATES - {"cancelled", "failed"}:
                 continue
-            assert len(kinds) == 1 or of_whom in kinds or file.name == "work.py", (file.name, code)
-            found[kinds[0] if len(kinds) == 1 else of_whom or "exports"].add(code)  # in work.py only exports `fail`
-    found["runs"] |= returned_by(ast.parse((API / "fine_tuning.py").read_text()), "_why")
+            assert len(kinds) == 1 or of_whom in kinds or file.name == "workflows.py", (file.name, code)
+            found[kinds[0] if len(kinds) == 1 else of_whom or "exports"].add(
+                code
+            )  # in workflows.py only exports `fail`
+    found["runs"] |= returned_by(ast.parse((API / "training" / "finetuning.py").read_text()), "_why")
     found["generations"] |= set(CODES.values())
     assert found == {kind: known(kind) for kind in KINDS}
 

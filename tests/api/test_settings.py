@@ -200,7 +200,7 @@ def test_an_error_elsewhere_quotes_no_secret(monkeypatch: pytest.MonkeyPatch):
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("module", ["api.serve"])
+@pytest.mark.parametrize("module", ["api.ops.serve"])
 def test_a_program_says_what_is_wrong_and_ends(module: str, root: Path, tmp_path: Path):
     more = {"PHOTOFLUX_LISTEN": "0.0.0.0", "PHOTOFLUX_STATE_DIR": str(tmp_path / "state")}
     done = subprocess.run(

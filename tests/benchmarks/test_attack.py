@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from api.held import HELD
-from api.limits import RATES
 from api.routes.webhooks import WEBHOOKS_MAX
 from api.settings import ApiSettings
+from api.transport.concurrency import HELD
+from api.transport.rate_limits import RATES
 from benchmarks import attack, attackers
 from benchmarks.attackers import ATTACKS, Attack, Receiver, Scene, Service
 

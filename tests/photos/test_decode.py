@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from benchmarks import heifs
+from benchmarks import fuzz, heifs
 from photoflux.photos.decode import Decoded, PhotoProblem, decode
-from tests.photos.pictures import animation, bomb, encoded, half, photo
+from tests.photos.pictures import animation, bomb, encoded, ending, half, photo
 
 SMALL = (48, 32)
 UPRIGHT = {  # what a viewer does to the stored rows and columns, by the EXIF standard's words for row 0 and column 0
@@ -232,3 +234,23 @@ def test_mutated_files_give_a_photo_or_a_problem(kind: str, edits: list[tuple[fl
         assert isinstance(decoded, Decoded)
         assert decoded.image.mode == "RGB"
         assert decoded.image.info == {}
+
+
+def test_a_file_that_ends_its_decoder_is_damaged_and_the_next_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = np.full((8, 8, 3), 0.5)
+    file = heifs.container([heifs.picture(blocks, chroma=420)])
+    with monkeypatch.context() as during:
+        during.setattr("photoflux.photos.decode._sendable", ending)
+        with pytest.raises(PhotoProblem, match="damaged: it cannot be decoded"):
+            decode(file)
+    assert decode(file).format == "HEIF"
+
+
+@pytest.mark.slow
+def test_files_that_end_libheif_end_nobody_else() -> None:
+    """Found among 20,000 by `python -m benchmarks.fuzz --heif`. They write where they should not, which ends the decoder mostly."""
+    found = list(itertools.islice(fuzz.mutated(20_000, seed=0, heif=True), 19_173))
+    for number in (3722, 5564, 12_135, 19_172):
+        with contextlib.suppress(PhotoProblem):
+            decode(found[number])
+    assert decode(heifs.container([heifs.picture(np.full((8, 8, 3), 0.5), chroma=420)])).format == "HEIF"

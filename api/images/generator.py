@@ -1,0 +1,134 @@
+"""Generations: pictures drawn with a subject's model, finished, sealed and recorded; safe to be done again from the start."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+from api.images.engine_client import EngineClient, GivenUp, Refused, Wanted
+from api.images.moderation import Guard, UnsafePicture
+from api.images.rendering import Delivery, Order
+from api.records.audit_log import Journal
+from api.records.database import AccountClosed, Records, hold_owner, retried
+from api.records.outcomes import end_generation
+from api.records.tables import ACTIVE, Generation, Model, Picture, new_id, prompt_label
+from photoflux.vault.keyring import KeyMissing
+from photoflux.vault.objects import Objects
+from photoflux.vault.sealed import unseal_bytes
+
+log = logging.getLogger(__name__)
+
+FINAL_WORDS = "something went wrong while drawing; ask again"
+NO_MODEL = "the model was deleted; train the subject again"
+CODES: dict[type[Exception], str] = {Refused: "refused", GivenUp: "too-late", UnsafePicture: "unsafe-picture"}
+"""Why there are no pictures, for programs."""
+
+
+@dataclass(frozen=True)
+class Generations:
+    """Does what a generation row asks for. Each attempt stores objects of its own, and deletes none but those."""
+
+    records: Records
+    objects: Objects
+    engine: EngineClient
+    journal: Journal
+    delivery: Delivery
+    guard: Guard
+
+    def perform(self, generation_id: str) -> str:
+        """Draw, finish, seal and record; returns the state it ended in."""
+        with self.records.reading() as session:
+            row = session.get(Generation, generation_id)
+        if row is None:
+            return "cancelled"
+        try:
+            return self._perform(row)
+        except (Refused, GivenUp, UnsafePicture) as error:
+            return self.end(generation_id, "failed", CODES[type(error)], str(error))
+        except (AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
+            return self.end(generation_id, "cancelled", "cancelled", "the account is closed")
+
+    def _perform(self, row: Generation) -> str:
+        with self.records.writing_for(row.user_id) as session:
+            current = session.get(Generation, row.id, with_for_update=True)
+            if current is None or current.state not in ACTIVE:
+                return current.state if current else "cancelled"
+            current.state = "running"
+            model = session.get(Model, current.model_id) if current.model_id else None
+        if model is None:
+            return self.end(row.id, "failed", "model-missing", NO_MODEL)
+        return self._store(current, self._drawn(current, model), model)
+
+    def _drawn(self, row: Generation, model: Model) -> list[bytes]:
+        prompt = unseal_bytes(row.prompt, label=prompt_label(row), keyring=self.objects.keyring).decode()
+        seeds = [row.seed + number for number in range(row.n)]
+        wanted = Wanted(row.user_id, model.id, model.adapter_sha256, prompt, seeds, row.style)
+        drawn = self.engine.draw(wanted, still=lambda: self._is_wanted(row.id))
+        for picture in drawn:
+            self.guard.look(picture)
+        return drawn
+
+    def _store(self, row: Generation, drawn: list[bytes], model: Model) -> str:
+        """Store the finished pictures under names of this attempt, then their rows; returns the state the generation is in then."""
+        attempt, rows = new_id(), list[Picture]()
+        try:
+            for position, png in enumerate(drawn):
+                seed = row.seed + position
+                order = Order(row.size, row.format, row.style, provenance(model, seed=seed, style=row.style))
+                file, object_id = self.delivery.finished(png, order), f"{row.id}.{position}.{attempt}"
+                rows.append(
+                    Picture(
+                        user_id=row.user_id, generation_id=row.id, position=position, object_id=object_id, seed=seed,
+                        sha256=hashlib.sha256(file).hexdigest(), stored_bytes=len(file),
+                    )
+                )  # fmt: skip
+                self.objects.put(row.user_id, "picture", object_id, file)
+        except Exception:
+            self._drop(row, rows)
+            raise
+        # Where recording raises, it may have been committed all the same: the sweep then tells by the rows what was left.
+        state, recorded = self._record(row, rows)
+        if not recorded:
+            self._drop(row, rows)
+        return state
+
+    def _record(self, row: Generation, rows: list[Picture]) -> tuple[str, bool]:
+        """Record the pictures, unless the generation was deleted or ended meanwhile; its state then, and whether they were."""
+        with self.records.writing_for(row.user_id) as session:
+            current = session.get(Generation, row.id, with_for_update=True)
+            if current is None or current.state not in ACTIVE:
+                return current.state if current else "cancelled", False
+            session.add_all(rows)
+            end_generation(session, current, "succeeded", self.journal)
+            return "succeeded", True
+
+    def _drop(self, row: Generation, rows: list[Picture]) -> None:
+        for picture in rows:
+            self.objects.delete(row.user_id, "picture", picture.object_id)
+
+    @retried
+    def end(self, generation_id: str, state: str, code: str, why: str) -> str:
+        """Record that there will be no pictures."""
+        with self.records.writing() as session:
+            hold_owner(session, Generation, generation_id)
+            row = session.get(Generation, generation_id, with_for_update=True)
+            if row is None or row.state not in ACTIVE:
+                return row.state if row else "cancelled"
+            end_generation(session, row, state, self.journal, code=code, why=why)
+        return state
+
+    def _is_wanted(self, generation_id: str) -> bool:
+        with self.records.reading() as session:
+            row = session.get(Generation, generation_id)
+            return row is not None and row.state in ACTIVE
+
+
+def provenance(model: Model, *, seed: int, style: str) -> dict[str, str]:
+    """What a picture's file says of its making; nothing of whose it is, or what was asked for."""
+    from photoflux import __version__
+
+    return {
+        "model": f"{model.registry_version}", "adapter": model.adapter_sha256, "seed": str(seed), "style": style,
+        "software": f"PhotoFlux {__version__}",
+    }  # fmt: skip

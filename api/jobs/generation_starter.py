@@ -1,0 +1,77 @@
+"""How a generation begins: what stands against it, and its place in line, or behind the run that makes its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from api.images.prompt_rules import Unsafe, check_prompt
+from api.jobs.job_queue import Line
+from api.jobs.run_starter import RunStarter
+from api.privacy import consents
+from api.records.audit_log import Journal
+from api.records.tables import ACTIVE, Generation, Run, Subject, new_id, prompt_label
+from api.schemas import GenerateAsked
+from api.settings import ApiSettings
+from api.training.photo_sets import Compared
+from api.transport.problems import Problem
+from api.transport.quotas import check_storage
+from photoflux.vault.keyring import Keyring
+from photoflux.vault.sealed import seal_bytes
+
+
+@dataclass(frozen=True)
+class GenerationStarter:
+    """Begins generations."""
+
+    settings: ApiSettings
+    keyring: Keyring
+    run_starter: RunStarter
+    line: Line
+    journal: Journal
+
+    def begin(self, session: Session, subject: Subject, asked: GenerateAsked, known: Compared) -> Generation:
+        """Record a generation and put it in line. A problem where a consent, the prompt or a quota stands against it.
+
+        Raises NotCompared where a run is to begin first.
+        """
+        person = subject.depicts != consents.NOBODY
+        consents.required(session, subject.user_id, person=person)
+        _check(asked.prompt, person=person)
+        self._check_quota(session, subject.user_id)
+        check_storage(session, subject.user_id, limit=self.settings.stored_bytes_max)
+        row = Generation(
+            id=new_id(), user_id=subject.user_id, subject_id=subject.id, model_id=subject.champion_id, n=asked.n, seed=asked.seed,
+            size=asked.size, format=asked.format, style=asked.style,
+        )  # fmt: skip
+        row.prompt = seal_bytes(asked.prompt.encode(), label=prompt_label(row), keyring=self.keyring)
+        if row.model_id is None:
+            active = session.scalar(
+                select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE)).with_for_update()
+            )  # one that ends just now has looked for who waits for it before
+            row.run_id = (active or self.run_starter.begin(session, subject, {}, known)).id
+        session.add(row)
+        session.flush()
+        if row.run_id is None:
+            self.line.put_generation(session, row)
+        self.journal.note(session, subject.user_id, "generation.created", row.id)
+        return row
+
+    def _check_quota(self, session: Session, user_id: str) -> None:
+        waiting = select(func.count()).select_from(Generation)
+        waiting = waiting.where(Generation.user_id == user_id, Generation.state.in_(ACTIVE))
+        if (session.scalar(waiting) or 0) >= self.settings.generations_waiting:
+            raise Problem(
+                429, "quota", "So many of your pictures are waiting already; ask again when some are drawn.",
+                headers={"Retry-After": "5"},
+            )  # fmt: skip
+
+
+def _check(prompt: str, *, person: bool) -> None:
+    """A problem of 422 for a prompt that is not drawn. What was asked for is not repeated, since logs read answers."""
+    try:
+        check_prompt(prompt, person=person)
+    except Unsafe as error:
+        raise Problem(422, "unsafe-prompt", str(error)) from error

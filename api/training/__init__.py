@@ -1,0 +1,1 @@
+"""From photos to a model: taking photos in, judging them as a set, and the runs of the pipeline."""

@@ -1,0 +1,150 @@
+"""Requests that are held open, or wait for their turn: how many of them one person may have in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+
+from api.transport.connections import ENDING
+from api.transport.problems import Problem
+
+HELD = {"stream": 5, "poll": 16}
+"""Event streams and long polls that a person may have open at a time."""
+RETRY_S = 5
+LOOKERS = 4
+"""Threads that look for held requests whether there is something to tell; all others are for requests that do work."""
+GONE = 499
+"""What is noted of a request that nobody waited for to the end; it is sent to nobody."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def is_gone(request: Request) -> bool:
+    """Whether who asked has closed the connection."""
+    return await request.is_disconnected() or await request.is_disconnected()  # the first one may read an empty body
+
+
+def is_ending(request: Request) -> bool:
+    """Whether the server is about to end, and waits for its requests."""
+    ending = request.scope.get("state", {}).get(ENDING)
+    return ending is not None and ending.is_set()
+
+
+class HeldRequests:
+    """Counts the requests that are held open, by person. Used on the event loop alone, so that it needs no lock."""
+
+    def __init__(self, most: Mapping[str, int] = HELD) -> None:
+        self._most, self._held = most, Counter[tuple[str, str]]()
+        self._lookers: CapacityLimiter | None = None
+
+    @contextmanager
+    def hold(self, kind: str, person: str) -> Iterator[None]:
+        """Count a request for as long as it is held. A problem of 429 where the person holds as many as they may."""
+        one, most = (kind, person), self._most[kind]
+        if self._held[one] >= most:
+            raise Problem(
+                429, "too-many-streams", f"You have {most} requests of this kind open; end one of them first.",
+                headers={"Retry-After": str(RETRY_S)},
+            )  # fmt: skip
+        self._held[one] += 1
+        try:
+            yield
+        finally:
+            self._held[one] -= 1
+            if not self._held[one]:
+                del self._held[one]
+
+    def count(self, kind: str, person: str) -> int:
+        """How many requests of a person are held."""
+        return self._held[kind, person]
+
+    async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do a short piece of work for a held request in one of few threads."""
+        self._lookers = self._lookers or CapacityLimiter(LOOKERS)
+        return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._lookers)
+
+
+class Budget:
+    """An amount that is shared out, first come first served."""
+
+    def __init__(self, amount: int) -> None:
+        self.amount, self._free = amount, amount
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def take(self, amount: int) -> AsyncIterator[None]:
+        """Wait until so much is free, all of it at most, and have it until the end."""
+        amount = min(amount, self.amount)
+        if self._waiting or self._free < amount:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((amount, turn))
+            try:
+                await turn
+            except BaseException:
+                if turn.done() and not turn.cancelled():  # it was given just then
+                    self._give_back(amount)
+                else:
+                    with suppress(ValueError):  # it was passed over
+                        self._waiting.remove((amount, turn))
+                    self._share_out()
+                raise
+        else:
+            self._free -= amount
+        try:
+            yield
+        finally:
+            self._give_back(amount)
+
+    def _give_back(self, amount: int) -> None:
+        self._free += amount
+        self._share_out()
+
+    def _share_out(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._free:
+            amount, turn = self._waiting.popleft()
+            if not turn.done():
+                self._free -= amount
+                turn.set_result(None)
+
+
+class Share:
+    """What one person may have of `Turns`."""
+
+    def __init__(self, places: int, memory_bytes: int) -> None:
+        self.places, self.memory = asyncio.Semaphore(places), Budget(memory_bytes)
+
+
+class Turns:
+    """Places for work that takes much memory or time.
+
+    A person takes `per_person` of them and half of the memory at most, so that who asks for much waits behind themselves and not in
+    front of others.
+    """
+
+    def __init__(self, places: int, *, per_person: int, wait_s: float, told: str, memory_bytes: int = 0) -> None:
+        self.per_person, self.wait_s, self.told = per_person, wait_s, told
+        self._places, self._memory = asyncio.Semaphore(places), Budget(memory_bytes)
+        self._own: WeakValueDictionary[str, Share] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def take(self, person: str, memory_bytes: int = 0) -> AsyncIterator[None]:
+        """Wait for a place and for memory, and have them until the end. A problem of 503 where none is free in `wait_s` seconds."""
+        own = self._own.setdefault(person, Share(self.per_person, self._memory.amount // 2))
+        memory_bytes = min(memory_bytes, own.memory.amount)
+        async with AsyncExitStack() as taken:
+            try:
+                async with asyncio.timeout(self.wait_s):
+                    await taken.enter_async_context(own.places)
+                    await taken.enter_async_context(own.memory.take(memory_bytes))
+                    await taken.enter_async_context(self._places)
+                    await taken.enter_async_context(self._memory.take(memory_bytes))
+            except TimeoutError as error:
+                raise Problem(503, "busy", self.told, headers={"Retry-After": str(RETRY_S)}) from error
+            yield

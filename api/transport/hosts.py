@@ -1,0 +1,84 @@
+"""Which hosts the service answers for: a name that is not its own, or a proxy that was not told of, is sent away.
+
+A browser that was led here by somebody else's name (DNS rebinding), or a proxy that makes this machine's own service everybody's,
+is so noticed by the first request.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Iterable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.settings import ApiSettings, is_loopback
+from api.transport.problems import problem
+
+HOST = re.compile(
+    rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\.?)(?::(?P<port>[0-9]{1,5}))?"
+)
+PROBES, METRICS = ("/livez", "/readyz"), "/metrics"
+"""Asked by machines, by whatever address they have; METRICS where they show a token, which no page of somebody else's has."""
+PROXIED = re.compile(rb"forwarded|x-real-ip|x-forwarded-.*", re.IGNORECASE)
+NOT_HERE = "This address is not the service's own; use the one that it was set up with."
+NOT_ALONE = (
+    "This service was started for this machine alone, and the request came by another name or through a proxy. "
+    "Set PHOTOFLUX_ENVIRONMENT: production, or development to try it on a network."
+)
+
+
+class KnownHosts:
+    """Answers 421 to requests for other hosts than `host`; without one, only loopback names are known, and no proxy.
+
+    Where `host` is a loopback name, the others are as good. `probes` are paths that are answered by any name.
+    """
+
+    def __init__(self, app: ASGIApp, *, host: str = "", probes: Collection[str] = PROBES) -> None:
+        self.app, self.host, self.probes = app, _bare(host), probes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or self._knows(scope):
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        told = NOT_HERE if self.host else NOT_ALONE
+        return await problem(421, "misdirected", told, headers={"Connection": "close"})(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        if not self.host and any(PROXIED.fullmatch(name) for name, _ in scope["headers"]):
+            return False
+        if scope["path"] in self.probes:
+            return True
+        asked = asked_host(scope["headers"])
+        if not self.host or is_loopback(self.host):
+            return is_loopback(asked)
+        return asked == self.host
+
+
+def known_hosts(app: ASGIApp, settings: ApiSettings) -> ASGIApp:
+    """`app` behind the host of the public address, or behind loopback alone where no environment is named."""
+    probes = (*PROBES, METRICS) if settings.metrics_token.get_secret_value() else PROBES
+    return KnownHosts(app, host=settings.public_host if settings.environment else "", probes=probes)
+
+
+def asked_host(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The host that a request is for, as names and addresses are compared; empty unless there is exactly one, well-formed."""
+    values = [value for name, value in headers if name.lower() == b"host"]
+    found = HOST.fullmatch(values[0]) if len(values) == 1 else None
+    if found is None or int(found["port"] or 0) > 65535:
+        return ""
+    if found["v6"] is None:
+        return _bare(found["name"].decode())
+    try:
+        return str(ipaddress.IPv6Address(found["v6"].decode()))
+    except ValueError:
+        return ""
+
+
+def _bare(host: str) -> str:
+    """A name in lower case without its last dot, an address in its usual form."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host.lower().removesuffix(".")

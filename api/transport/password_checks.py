@@ -1,0 +1,72 @@
+"""How passwords are tried: a few at a time, the others wait their turn, and whoever keeps failing waits longer each time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+from starlette.concurrency import run_in_threadpool
+
+from api.accounts.embedded_provider import CHECKS_AT_ONCE, EMAIL_LETTERS, PASSWORD_LETTERS, Account, Accounts
+from api.transport.problems import Problem
+from api.transport.rate_limits import Limits, too_many
+
+TURN_S = 20.0
+"""How long the next one waits for its turn: a hundred people at once have theirs."""
+KNOWN_S = 30 * 24 * 3600
+"""How long an address from which somebody signed in is trusted to be theirs."""
+
+
+class PasswordChecks:
+    """Checks passwords for whoever sends the form: a few at a time, and ever more slowly for whoever fails.
+
+    Failures count for the account from this address, for the address, and for the account from anywhere. The last two do
+    not hold back somebody who signed in from here before: else anybody could lock them out by failing in their name.
+    Checks that were begun together are all finished, so that CHECKS_AT_ONCE - 1 guesses more than counted may pass.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._places = asyncio.Semaphore(CHECKS_AT_ONCE)
+
+    async def account(self, accounts: Accounts, *, email: str, password: str, address: str) -> Account | None:
+        """The account, if the password is right. Raises a problem of 429 or 503 where nothing was checked."""
+        email = email[: EMAIL_LETTERS + 1].lower()
+        await run_in_threadpool(self._admit, email, address)
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._places.acquire()
+        except TimeoutError:
+            sentence = "Many people are signing in; try again in a moment."
+            raise Problem(503, "busy", sentence, headers={"Retry-After": "5"}) from None
+        try:
+            return await run_in_threadpool(self._checked, accounts, email, password, address)
+        finally:
+            self._places.release()
+
+    def _admit(self, email: str, address: str) -> None:
+        account, here = _digest(email), _digest(email, address)
+        waits = [self.limits.wait_s("password", here)]
+        if not self.limits.is_known("password", here):
+            waits.append(self.limits.wait_s("password-address", address))
+            waits.append(self.limits.wait_s("password-account", account))
+        if wait := max(waits):
+            raise too_many("Too many wrong passwords", wait_s=wait)
+
+    def _checked(self, accounts: Accounts, email: str, password: str, address: str) -> Account | None:
+        self._admit(email, address)  # again: others may have failed while this one waited for its turn
+        fits = len(email) <= EMAIL_LETTERS and len(password) <= PASSWORD_LETTERS
+        account = accounts.check(email, password) if fits else None
+        who = {"password": _digest(email, address), "password-account": _digest(email), "password-address": address}
+        if account is None:
+            for kind, one in who.items():
+                self.limits.failed(kind, one)
+            return None
+        for kind in ("password", "password-account"):
+            self.limits.forgive(kind, who[kind])
+        self.limits.remember("password", who["password"], seconds=KNOWN_S)
+        return account
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,230 @@
+"""Every error as application/problem+json (RFC 9457), with a type that clients can rely on and nothing of what was sent."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, MutableMapping
+from types import MappingProxyType
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import DBAPIError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.accounts.login_sessions import SignedOut
+from api.accounts.openid_client import SignInFailed
+from api.accounts.tokens import BadToken
+from api.privacy.consents import ConsentRequired
+from api.records.database import AccountClosed, is_away
+from api.transport.media_types import media_type
+from photoflux.errors import InputError, PhotoFluxError
+from photoflux.vault.blobs import BlobMissing
+from photoflux.vault.keyring import KeyMissing, OwnerErased
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+TYPES = "https://photoflux.dev/problems/"
+TITLES = {
+    400: "bad-request", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed",
+    408: "timeout", 409: "conflict", 411: "length-required", 412: "precondition-failed", 413: "too-large",
+    415: "unsupported-media-type", 422: "invalid",
+    421: "misdirected", 428: "precondition-required", 429: "too-many-requests", 500: "internal", 503: "unavailable",
+    504: "too-late",
+}  # fmt: skip
+SENTENCES = {
+    400: "The request cannot be understood.",
+    401: "Sign in first.",
+    403: "You may not do this.",
+    404: "There is no such thing here.",
+    405: "This address does not take this method.",
+    408: "The request did not arrive in time; send it again.",
+    409: "What is there already stands against it.",
+    411: "Say how long the body is: send its Content-Length.",
+    413: "The request is larger than is taken here.",
+    415: "This kind of content is not taken here.",
+    422: "Some fields are not as they should be, or what they ask for cannot be done.",
+    429: "Too many requests; try again later.",
+    500: "Something went wrong here; it has been noted. Try again later.",
+    503: "The service is busy or stopping; try again later.",
+}
+
+NOT_READABLE = "The body cannot be read: send JSON in UTF-8, or a form as multipart/form-data."
+NOT_JSON = "The body is not JSON."
+REASONS = (
+    (r"Too many files\. Maximum number of files is (\d+)\.",
+     "At most {} files are taken at a time; send the rest with another request."),
+    (r"Too many fields\. Maximum number of fields is (\d+)\.",
+     "A form has at most {} fields beside its files; leave out what is not asked for."),
+    (r"(?:Part|Field) exceeded maximum size of \d+KB\.",
+     "A field of the form is longer than is taken here; photos are sent as files, with a file name."),
+    (r"Missing boundary in multipart\.",
+     "The form's Content-Type names no boundary; let your client set that header by itself."),
+    (r'The Content-Disposition header field "name" must be provided\.', "A part of the form has no name; give each one its field's name."),
+    (r"Invalid multipart data\.", "The form is broken off, or not written as multipart/form-data is."),
+    (r"There was an error parsing the body", NOT_READABLE),
+)  # fmt: skip
+"""What the libraries that read bodies say, as patterns, and how it is said here. Nothing else of theirs is passed on."""
+SIGNED_IN, BODY, ONCE = (401, 429), (400, 408, 413, 422), (408, 409, 413, 422)
+"""Problems of every operation that one signs in for, that has a body, and that may carry an `Idempotency-Key`."""
+HEADERS = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    429: {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}},
+    503: {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}},
+}
+"""Headers of problems, as they are described."""
+
+
+class FieldError(BaseModel):
+    """One field that is not as it should be."""
+
+    where: str = Field(description="path of the field, such as body.n")
+    message: str
+
+
+class ProblemDetails(BaseModel):
+    """What every error looks like."""
+
+    type: str = Field(description="stable identifier of the kind of problem", examples=[f"{TYPES}not-found"])
+    title: str = Field(examples=["not found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=[SENTENCES[404]])
+    errors: list[FieldError] | None = None
+
+
+class Problem(PhotoFluxError):
+    """An error that a route answers with: `kind` is the last part of its type."""
+
+    def __init__(self, status: int, kind: str, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail, self.headers = status, kind, detail, dict(headers or {})
+
+
+def problem(
+    status: int, kind: str = "", detail: str = "", *, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """A problem as a response."""
+    return JSONResponse(_body(status, kind, detail) | more, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def _body(status: int, kind: str, detail: str) -> dict[str, Any]:
+    kind = kind or TITLES.get(status, "error")
+    detail = detail or SENTENCES.get(status, "The request was refused.")
+    return {"type": TYPES + kind, "title": kind.replace("-", " "), "status": status, "detail": detail}
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How problems of these statuses are described for an operation."""
+    schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
+    return {
+        status: {
+            "description": SENTENCES[status],
+            "content": {MEDIA_TYPE: {"schema": schema, "example": _body(status, "", "")}},
+            "headers": HEADERS.get(status, {}),
+        }
+        for status in statuses
+    }
+
+
+def reason_of(detail: object) -> str:
+    """What is said to a library's reason for not reading a body; empty for one that is not known."""
+    for pattern, told in REASONS:
+        if found := re.fullmatch(pattern, detail if isinstance(detail, str) else ""):
+            return told.format(*found.groups())
+    return ""
+
+
+def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = MappingProxyType({})) -> None:
+    """Answer every exception with a problem; `more` gives status and kind of further ones."""
+    known: dict[type[Exception], tuple[int, str]] = {
+        BadToken: (401, "unauthorized"),
+        SignedOut: (401, "signed-out"),
+        AccountClosed: (401, "signed-out"),
+        SignInFailed: (400, "sign-in-failed"),
+        ConsentRequired: (403, "consent-required"),
+        OwnerErased: (401, "signed-out"),
+        BlobMissing: (404, "not-found"),
+        KeyMissing: (404, "not-found"),
+        InputError: (422, "invalid"),
+        **more,
+    }
+
+    async def of_ours(_: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, Problem):
+            return problem(error.status, error.kind, error.detail, headers=error.headers)
+        status, kind = next((told for cls, told in known.items() if isinstance(error, cls)), (422, "refused"))
+        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+        internal = isinstance(error, BlobMissing | KeyMissing)  # their sentences name blobs and owners
+        return problem(status, kind, "" if internal else str(error), headers=headers)
+
+    async def of_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        detail = reason_of(error.detail) if error.status_code == 400 else ""
+        return problem(error.status_code, detail=detail, headers=error.headers)
+
+    async def of_fields(_: Request, error: Exception) -> JSONResponse:
+        """Where and what, but not what was sent: it may be a prompt."""
+        assert isinstance(error, RequestValidationError)
+        found = [{"where": ".".join(map(str, one["loc"])), "message": str(one["msg"])} for one in error.errors()]
+        broken = any(one["type"] == "json_invalid" for one in error.errors())
+        return problem(422, "invalid", NOT_JSON if broken else "Some fields are not as they should be.", errors=found)
+
+    async def of_database(_: Request, error: Exception) -> JSONResponse:
+        """One that is away, or written to by others for long, says nothing of the request."""
+        assert isinstance(error, DBAPIError)
+        if not is_away(error):
+            raise error
+        log.warning("the database could not be reached, or was busy for long")
+        return problem(503, "unavailable", headers={"Retry-After": "5"})
+
+    app.add_exception_handler(DBAPIError, of_database)
+    app.add_exception_handler(PhotoFluxError, of_ours)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(RequestValidationError, of_fields)
+
+
+class Outermost:
+    """Turns what escapes the application, or answers outside of its handlers, into problems: 413 and 500 among them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        replaced, started = False, False
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal replaced, started
+            if message["type"] == "http.response.start":
+                started = True
+                replaced = message["status"] >= 400 and _is_plain_text(message)
+                if replaced:
+                    return await problem(message["status"], headers=_kept(message))(scope, receive, send)
+            elif replaced:
+                return None
+            return await send(message)
+
+        try:
+            return await self.app(scope, receive, sending)
+        except Exception:
+            log.exception("a request failed")
+            if started:
+                raise
+            return await problem(500)(scope, receive, send)
+
+
+def _is_plain_text(message: Message) -> bool:
+    return media_type(Headers(raw=list(message["headers"]))) in ("", "text/plain")
+
+
+def _kept(message: Message) -> dict[str, str]:
+    """Headers that mean something beside the body."""
+    wanted = (b"retry-after", b"www-authenticate", b"allow", b"connection")
+    return {name.decode(): value.decode() for name, value in message["headers"] if name.lower() in wanted}

@@ -1,0 +1,26 @@
+"""Routes whose transactions are repeated where the database gave them up for another's sake."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+
+from api.records.database import retried
+
+
+class RetriedRoute(APIRoute):
+    """A route whose function is called again after a deadlock or a serialization failure: all that it wrote was rolled back."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
+        waits = inspect.iscoroutinefunction(endpoint) or inspect.isasyncgenfunction(endpoint)
+        repeated = hasattr(endpoint, "__wrapped__")  # a router that is included makes its routes once more
+        super().__init__(path, endpoint if waits or repeated else retried(endpoint), **more)
+
+
+def make_router(**more: Any) -> APIRouter:
+    """A router of such routes."""
+    return APIRouter(route_class=RetriedRoute, **more)

@@ -1,0 +1,103 @@
+"""Content credentials: signed last, valid in every format, silent about people, broken by any change."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from api.images.credentials import SOURCE_TYPE, Credentials, _manifest, make_credentials, open_credentials, read
+from api.images.rendering import MEDIA_TYPES, Delivery, Order
+from photoflux.marks import is_marked
+from photoflux.vault import open_keyring
+
+FORMATS = sorted(MEDIA_TYPES)
+
+
+@pytest.fixture(scope="module")
+def credentials() -> Credentials:
+    return make_credentials()
+
+
+def drawn(side_px: int = 128) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((side_px, side_px), 3).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def order(fmt: str, size: str = "512x512") -> Order:
+    return Order(size, fmt, "none", {"seed": "7", "software": "PhotoFlux"})
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_delivered_picture_is_marked_and_carries_valid_credentials(credentials: Credentials, fmt: str):
+    file = Delivery(credentials).finished(drawn(), order(fmt))
+    said = read(file, MEDIA_TYPES[fmt])
+    assert said is not None
+    assert said["state"] == "Valid"
+    manifest = said["manifests"][said["active_manifest"]]
+    (action,) = next(a["data"]["actions"] for a in manifest["assertions"] if a["label"].startswith("c2pa.actions"))
+    assert (action["action"], action["digitalSourceType"]) == ("c2pa.created", SOURCE_TYPE)
+    assert "thumbnail" not in json.dumps(said)
+    image = Image.open(io.BytesIO(file))
+    assert image.size == (512, 512)
+    assert is_marked(image)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_changed_file_says_so(credentials: Credentials, fmt: str):
+    file = bytearray(Delivery(credentials).finished(drawn(), order(fmt)))
+    file[len(file) // 2] ^= 1
+    said = read(bytes(file), MEDIA_TYPES[fmt])
+    assert said is None or said["state"] == "Invalid"
+
+
+def test_another_size_or_format_is_marked_and_signed_anew(credentials: Credentials):
+    delivery = Delivery(credentials)
+    file = delivery.finished(drawn(), order("png"))
+    assert delivery.converted(file, size=None, fmt="png", kept="png", provenance={}) == file
+    assert delivery.converted(file, size="512x512", fmt=None, kept="png", provenance={}) == file
+    other = delivery.converted(file, size="256x256", fmt="webp", kept="png", provenance={"seed": "7"})
+    delivery.close()
+    said = read(other, "image/webp")
+    assert said is not None
+    assert said["state"] == "Valid"
+    image = Image.open(io.BytesIO(other))
+    assert image.size == (256, 256)
+    assert is_marked(image)
+
+
+def test_a_file_without_credentials_has_none():
+    assert read(drawn(), "image/png") is None
+
+
+def test_a_file_that_names_an_address_makes_no_request(credentials: Credentials, monkeypatch: pytest.MonkeyPatch):
+    """A manifest kept elsewhere is not fetched: whoever uploads a file would choose what this machine asks for."""
+    import socket
+
+    from c2pa import Builder, C2paError, Context, Settings
+
+    asked: list[object] = []
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **_: asked.append(a))
+    sink = io.BytesIO()
+    with (
+        Context(settings=Settings()) as context,
+        Builder(_manifest("image/png"), context) as builder,
+    ):
+        builder.set_no_embed()
+        builder.set_remote_url("http://127.0.0.1:9/manifest.c2pa")
+        builder.sign(credentials._signer, "image/png", io.BytesIO(drawn()), sink)
+    with pytest.raises(C2paError, match="must fetch"):
+        read(sink.getvalue(), "image/png")
+    assert asked == []
+
+
+def test_all_processes_sign_with_the_same_key_which_is_sealed():
+    first, second = open_credentials(open_keyring()), open_credentials(open_keyring())
+    assert first == second
+    kept = open_keyring().store.get("secrets/content-credentials")
+    assert b"PRIVATE KEY" not in kept
