@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
     from photoflux.flux.data import Photos
+    from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
 
 log = logging.getLogger("benchmarks.dreambooth")
@@ -170,7 +170,7 @@ def run(
 
     With `judges`, it is judged after each number in `judged`, as fine-tuning judges its candidates. `cache` keeps latents.
     """
-    from photoflux.flux.base import load_pipeline
+    from photoflux.flux.loading import load_pipeline
 
     told, clock = Told(), Clock()
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:

@@ -36,7 +36,7 @@ from photoflux.steps.gate import SEVERITY_ORDER, Reason, judge, rules
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
     from photoflux.steps.evaluate import Case, Pictures
 
@@ -162,7 +162,7 @@ def load_bench_params(steps: int | None, profile: str | None) -> dict[str, Any]:
 
 def open_bench(params: Mapping[str, Any], *, seed: int) -> Bench:
     """The base and its judges, and the folder that belongs to them, these parameters, these subjects and this machine."""
-    from photoflux.flux.base import load_spec
+    from photoflux.flux.spec import load_spec
     from photoflux.judges.encoders import Judges
 
     _import_first()
@@ -187,7 +187,7 @@ def _import_first() -> None:
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     from diffusers import FluxPipeline  # noqa: F401
 
-    from photoflux.flux import base, candidates, data, fit, lora, memory, module, report, sampling  # noqa: F401
+    from photoflux.flux import candidates, data, fit, loading, lora, memory, module, report, sampling  # noqa: F401
 
 
 def prompts_file(params: Mapping[str, Any]) -> Path:

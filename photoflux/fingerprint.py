@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from photoflux.manifest import to_json
 
 if TYPE_CHECKING:
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-DRAWS = ("photoflux.flux.sampling", "photoflux.flux.base", "photoflux.flux.lora")
+DRAWS = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
 MEASURES = ("photoflux.judges.scores", "photoflux.judges.seeing", "photoflux.judges.encoders")
 TRAINS = ("photoflux.steps.finetune",)
 """Modules at which the code of each begins; what they import belongs to it."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,9 @@ def open_model(model: str, *, base: str = "") -> Painter:
 
 def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", name: str = "") -> Painter:
     """The adapter on the base it was trained on; `base` names the spec of that base when it is kept elsewhere."""
-    from photoflux.flux.base import find_spec, load_pipeline, load_spec
+    from photoflux.flux.loading import load_pipeline
     from photoflux.flux.lora import load_adapter
+    from photoflux.flux.spec import find_spec, load_spec
     from photoflux.manifest import digest, unpack
     from photoflux.settings import get_settings
     from photoflux.vault import opened

@@ -101,7 +101,8 @@ def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) 
 
 
 def _artist(base: str, prompts: str) -> tuple[Artist, PromptSet]:
-    from photoflux.flux.base import load_pipeline, load_spec
+    from photoflux.flux.loading import load_pipeline
+    from photoflux.flux.spec import load_spec
     from photoflux.judges.encoders import Judges
     from photoflux.judges.prompts import load_prompts
     from photoflux.judges.seeing import Artist

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 MEDIA = ("photo", "photograph", "picture", "image", "portrait", "drawing", "painting", "cartoon", "watercolor")
 OPENING = re.compile(rf"^\s*(?:(?:an?|the)\s+)?(?:pixel art|(?:\w+\s+)?(?:{'|'.join(MEDIA)}))\s+of\s+", re.IGNORECASE)

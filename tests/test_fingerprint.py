@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from photoflux import fingerprint
-from photoflux.flux.base import BaseSpec
+from photoflux.flux.spec import BaseSpec
 from photoflux.judges.encoders import folder_digest
 
 SPEC = BaseSpec(

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from photoflux import generate as module
 from photoflux.errors import InputError
 from photoflux.flux import lora
-from photoflux.flux.base import find_spec, load_pipeline, load_spec, pin
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.provision import pin
+from photoflux.flux.spec import find_spec, load_spec
 from photoflux.generate import generate, open_painter
 from photoflux.images import SOURCE_TYPE, provenance_of
 from photoflux.manifest import digest, read_manifest, unpack, write_tar

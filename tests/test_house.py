@@ -118,7 +118,7 @@ def test_no_machine_path_and_no_registry_host_is_tracked():
 
 
 RENAMING = {
-    "photoflux/flux/base.py", "photoflux/manifest.py", "photoflux/pocket/pretrain.py", "photoflux/vault/__init__.py",
+    "photoflux/flux/provision.py", "photoflux/manifest.py", "photoflux/pocket/pretrain.py", "photoflux/vault/__init__.py",
 }  # fmt: skip
 """Where files and folders are renamed into place: each under a temporary name that is the writer's own."""
 

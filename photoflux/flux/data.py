@@ -27,7 +27,7 @@ from photoflux.manifest import digest
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
     from photoflux.vault.drawer import Drawer
 
 log = logging.getLogger(__name__)

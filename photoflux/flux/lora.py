@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from photoflux.errors import InputError
-from photoflux.flux.base import quietly
+from photoflux.flux.loading import quietly
 from photoflux.manifest import replacing
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from photoflux.flux.step import add_noise, draw_sigmas, predict
 from photoflux.flux.text import PromptEmbeds
 
 if TYPE_CHECKING:
-    from photoflux.flux.base import BaseSpec
     from photoflux.flux.data import Photos, Preserved
+    from photoflux.flux.spec import BaseSpec
     from photoflux.params import FinetuneParams
 
 log = logging.getLogger(__name__)

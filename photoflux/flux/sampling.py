@@ -17,7 +17,7 @@ from photoflux.flux.text import PromptEmbeds, encode_prompts
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 
 def noise_for(seeds: Sequence[int], *, spec: BaseSpec) -> Tensor:

@@ -24,7 +24,7 @@ from photoflux.manifest import unpack, write_tar
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
 
 Array = np.ndarray

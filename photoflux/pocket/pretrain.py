@@ -245,7 +245,7 @@ class Stages:
 
     def start(self) -> None:
         """Train the adapter that every fine-tuning begins at, on the base as it was exported, and add it to that."""
-        from photoflux.flux.base import load_spec
+        from photoflux.flux.spec import load_spec
 
         plan = self.plan
         spec = load_spec(write_spec(self.out, config=plan.config))
@@ -316,7 +316,7 @@ def write_spec(folder: Path, *, config: models.PocketConfig) -> Path:
     """Write `<folder>.yaml` beside the folder: how to call this base, and the SHA-256 of each of its files."""
     import yaml
 
-    from photoflux.flux.base import files_of
+    from photoflux.flux.provision import files_of
 
     spec = {
         "name": "pocket",

@@ -18,7 +18,7 @@ from torch import Tensor
 from photoflux.errors import InputError
 
 if TYPE_CHECKING:
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 Wanted = Callable[[], bool]

@@ -21,7 +21,7 @@ from photoflux.vault import committed, opened
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
     from photoflux.photos.normalise import Square
     from photoflux.report import Report
 
@@ -236,7 +236,7 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _spec(base: str) -> BaseSpec:
-    from photoflux.flux.base import load_spec
+    from photoflux.flux.spec import load_spec
 
     return load_spec(base)
 

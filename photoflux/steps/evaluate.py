@@ -29,7 +29,7 @@ from photoflux.steps import StepResult
 from photoflux.vault import committed, opened
 
 if TYPE_CHECKING:
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
 
 log = logging.getLogger(__name__)
@@ -105,8 +105,9 @@ def run(
 
 def open_artist(adapter: Path, *, params: Any) -> tuple[Artist, PromptSet]:
     """The base with the adapter on it, its judges, and the prompt set; refuses an adapter of another base."""
-    from photoflux.flux.base import load_pipeline, load_spec
+    from photoflux.flux.loading import load_pipeline
     from photoflux.flux.lora import load_adapter
+    from photoflux.flux.spec import load_spec
     from photoflux.judges.encoders import Judges
 
     settings = get_settings()

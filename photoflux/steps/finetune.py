@@ -28,11 +28,11 @@ from photoflux.vault.drawer import Drawer
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
     from photoflux.flux.candidates import Contest
     from photoflux.flux.data import Photos, Preserved
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import FineTuning
+    from photoflux.flux.spec import BaseSpec
     from photoflux.flux.text import PromptEmbeds
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ def run(
     removed at the end. Raises InputError for a dataset that this base cannot be trained on, PhotoFluxError when training diverges, the
     disk is full or another training is at work in that folder.
     """
-    from photoflux.flux.base import load_spec
     from photoflux.flux.report import write_report
+    from photoflux.flux.spec import load_spec
 
     spec = load_spec(params.base)
     works = get_settings().cache_dir / "finetune"
@@ -95,13 +95,13 @@ def run(
 def _train(
     pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, kept: Drawer
 ) -> Trained:
-    from photoflux.flux import base, candidates, data, fit, lora, memory, module
+    from photoflux.flux import candidates, data, fit, loading, lora, memory, module
 
     started, subject, items = time.monotonic(), manifest["subject"], manifest["items"]
     _check_base(manifest, spec)
     _check_class(subject["class_noun"], spec)
     shape, plan = _planned(spec, params, side_px=_side_px(pictures / items[0]["file"]))
-    pipe = base.load_encoders(spec)
+    pipe = loading.load_encoders(spec)
     splits = {
         split: data.read_photos(
             pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=kept.within("latents")
@@ -111,7 +111,7 @@ def _train(
     photos, heldout = splits["train"], splits["heldout"]
     drawn = candidates.Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
     kept_prompts = _preserved_prompts(pipe, items, subject, spec=spec, params=params)
-    base.add_transformer(pipe, spec, quantisation=memory.quantisation(plan), keep_text=False)
+    loading.add_transformer(pipe, spec, quantisation=memory.quantisation(plan), keep_text=False)
     lora.attach(pipe.transformer, spec=spec, rank=params.rank, alpha=params.alpha, seed=params.seed)
     if plan.checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
@@ -143,13 +143,14 @@ def _check_class(noun: str, spec: BaseSpec) -> None:
 
 def _planned(spec: BaseSpec, params: FinetuneParams, *, side_px: int) -> tuple[Any, Plan]:
     """The memory plan of this device, said before anything is loaded."""
-    from photoflux.flux import base, memory
+    from photoflux.flux import loading, memory
+    from photoflux.flux.provision import verify
 
-    configs = memory.read_configs(base.verify(spec))
+    configs = memory.read_configs(verify(spec))
     shape = memory.Shape.of(
         configs, targets=spec.lora_targets, side_px=side_px, text_length=spec.text_length, dtype=spec.dtype
     )
-    plan = memory.plan(shape, memory.device_of(base.default_device()), rank=params.rank, rows=_rows(params))
+    plan = memory.plan(shape, memory.device_of(loading.default_device()), rank=params.rank, rows=_rows(params))
     log.info("%s", plan)
     return shape, plan
 

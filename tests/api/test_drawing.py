@@ -25,7 +25,8 @@ from api.drawing import EngineClient, GivenUp, Wanted
 from api.generations import Generations
 from api.settings import ApiSettings
 from api.tokens import Capability
-from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.spec import BaseSpec
 from photoflux.images import provenance_of
 from photoflux.manifest import digest
 from photoflux.serving.engine import Engine

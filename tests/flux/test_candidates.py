@@ -15,7 +15,6 @@ import torch
 from PIL import Image, ImageOps
 
 from photoflux.flux import candidates
-from photoflux.flux.base import BaseSpec, load_pipeline
 from photoflux.flux.candidates import (
     DRAWN,
     FIRST_SEED,
@@ -29,8 +28,10 @@ from photoflux.flux.candidates import (
     load_judges,
 )
 from photoflux.flux.data import Photos
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import load_adapter, save_adapter
 from photoflux.flux.sampling import noise_for
+from photoflux.flux.spec import BaseSpec
 from tests.flux.training import Training, pictures, prepare, randomise, small, stock, train_photos
 
 if TYPE_CHECKING:

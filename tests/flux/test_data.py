@@ -15,10 +15,11 @@ from PIL import Image
 
 from photoflux.errors import InputError
 from photoflux.flux import data
-from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import attach, save_adapter
 from photoflux.flux.module import Batch, Draws, in_turn
 from photoflux.flux.sampling import noise_for
+from photoflux.flux.spec import BaseSpec
 from photoflux.flux.step import pack
 from photoflux.flux.text import encode_prompts
 from photoflux.params import FinetuneParams

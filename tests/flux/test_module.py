@@ -15,9 +15,9 @@ import torch
 
 from photoflux.errors import PhotoFluxError
 from photoflux.flux import module
-from photoflux.flux.base import BaseSpec
 from photoflux.flux.lora import subject_parameters
 from photoflux.flux.module import Batch, FineTuning, rate
+from photoflux.flux.spec import BaseSpec
 from photoflux.params import FinetuneParams
 from tests.flux.training import Training, prepare, randomise, small, train_photos
 
@@ -263,7 +263,7 @@ def test_a_restored_module_is_where_the_saved_one_was(training: Training, tuned:
 @pytest.fixture
 def tuned(spec: BaseSpec, base: Path, dataset: Path, tmp_path: Path) -> Callable[[int], FineTuning]:
     """Another module of the same training with other initial weights."""
-    from photoflux.flux.base import load_pipeline
+    from photoflux.flux.loading import load_pipeline
 
     def make(seed: int) -> FineTuning:
         params: FinetuneParams = small(base, seed=seed)

@@ -123,7 +123,7 @@ def test_a_kernel_distance_is_not_held_to_a_limit_of_another_base_or_other_judge
 
 
 def test_the_shipped_limit_of_the_kernel_distance_is_about_the_shipped_base_and_judges() -> None:
-    from photoflux.flux.base import load_spec
+    from photoflux.flux.spec import load_spec
     from photoflux.judges.encoders import folder_digest
 
     spec = load_spec("pocket")
