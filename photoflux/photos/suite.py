@@ -29,13 +29,11 @@ from photoflux.photos.rules import (
     WARN,
     Row,
     Rule,
-    Verdict,
-    conclude,
     rule_table,
     status_of,
-    whole_row,
 )
 from photoflux.photos.table import UNKNOWN
+from photoflux.photos.verdict import Verdict, conclude, whole_row
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuite, ExpectationSuiteValidationResult
