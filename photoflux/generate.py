@@ -212,7 +212,7 @@ def _known(name: str, names: list[str]) -> str:
 
 
 def _write_sheet(path: Path, tiles: list[Image.Image], painter: Painter, *, seed: int, style: str) -> Path:
-    from photoflux.report import contact_sheet
+    from photoflux.pages.contact_sheet import contact_sheet
 
     rows = [tiles[start : start + SHEET_COLUMNS] for start in range(0, len(tiles), SHEET_COLUMNS)]
     firsts = range(seed, seed + len(tiles), SHEET_COLUMNS)

@@ -1,83 +1,85 @@
-"""The fine-tuning report: what was learnt when, which candidate was kept and why, and what it draws."""
+"""The fine-tuning page: what was learnt when, which candidate was kept and why, and what it draws."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from photoflux.flux.candidates import DIVERSITY_FREE, LEAKAGE_FREE, SHOWN
-from photoflux.report import Report, contact_sheet, publish
+from photoflux.judges.candidates import DIVERSITY_FREE, LEAKAGE_FREE, SHOWN
+from photoflux.pages.contact_sheet import contact_sheet
+from photoflux.pages.page import Page
+from photoflux.pages.palette import BAD, BLUE, DOUBTFUL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL import Image
 
-    from photoflux.steps.finetune import Trained
+    from photoflux.flux.memory import Plan
 
 SMOOTHED_STEPS = 10
-BLUE, ORANGE, RED = "#3b6fd4", "#d4793b", "#b3261e"
+Pictures = Sequence["Image.Image"]
 
 
-def write_report(trained: Trained, lineage: dict[str, Any], path: Path, *, key: str) -> Path:
-    """Write the open page to `path` and, where the subject is a person, the full one sealed beside it."""
-    return publish(path, partial(_page, trained, lineage), subject=lineage["subject"], key=key)
-
-
-def _page(trained: Trained, lineage: dict[str, Any], *, full: bool) -> Report:
-    subject, kept = lineage["subject"], trained.kept
-    page = Report(
+def finetune_page(
+    lineage: Mapping[str, Any],
+    *,
+    curves: Mapping[str, Any],
+    previews: Mapping[int, Pictures],
+    base: Pictures,
+    photos: Pictures,
+    plans: Sequence[Plan],
+    seconds: float,
+    skipped: int,
+) -> Page:
+    """`curves` are losses by step and the scores of each candidate, `previews` a candidate's pictures by its step, and `plans`
+    that of the device and those of others.
+    """
+    subject, kept, candidates = lineage["subject"], lineage["scores"], curves["candidates"]
+    page = Page(
         f"Fine-tuning: {subject['trigger']} {subject['class_noun']}",
-        subtitle=f"{len(trained.photos)} training pictures, {lineage['params']['steps']} steps in {trained.seconds:.0f} s "
+        subtitle=f"{len(photos)} training pictures, {lineage['params']['steps']} steps in {seconds:.0f} s "
         f"on base {lineage['base']['name']}",
-    )  # fmt: skip
-    page.verdict("OK", _why(trained))
+    )
+    page.verdict("OK", _why(kept, select=lineage["params"]["select"]))
     page.section("Candidates")
-    page.table([_row(candidate, kept["step"]) for candidate in trained.module.candidates], _what_numbers_mean(trained))
-    if full:
+    page.table([_row(candidate, kept["step"]) for candidate in candidates], _what_numbers_mean(kept))
+    with page.only(full=True):
         page.image(
-            _sheet(trained), "Every candidate draws the same prompts with the same noise, at the steps of serving."
+            _sheet(previews, base),
+            "Every candidate draws the same prompts with the same noise, at the steps of serving.",
         )
     page.section("Curves")
-    page.figure(_losses(trained), "Velocity error of photos and of what is preserved, smoothed")
-    page.figure(_validation(trained), "Velocity error on held-out photos at the noise levels of serving, fixed noise")
+    page.figure(_losses(curves), "Velocity error of photos and of what is preserved, smoothed")
+    page.figure(
+        _validation(candidates), "Velocity error on held-out photos at the noise levels of serving, fixed noise"
+    )
     if "score" in kept:
-        page.figure(_choice(trained), "Likeness against what it costs; the ringed candidate was kept")
-    if full:
+        page.figure(_choice(candidates, kept), "Likeness against what it costs; the ringed candidate was kept")
+    with page.only(full=True):
         page.section("Training pictures")
-        page.image(contact_sheet([trained.photos[:8]], row_labels=["as the base is shown them"]))
-    _add_facts(page, trained, lineage)
+        page.image(contact_sheet([photos[:8]], row_labels=["as the base is shown them"]))
+    page.section("Memory")
+    page.text(str(plans[0]))
+    page.table([plan.row() for plan in plans[1:]], "What the same training needs of other devices")
+    page.section("Facts")
+    hashes = {"dataset": lineage["dataset"], "base hash": lineage["base"]["hash"], "weights": lineage["weights"]}
+    page.facts({**lineage["params"], **hashes, "steps skipped (not finite)": skipped})
     return page
 
 
-def _add_facts(page: Report, trained: Trained, lineage: dict[str, Any]) -> None:
-    page.section("Memory")
-    page.text(str(trained.plan))
-    page.table([plan.row() for plan in trained.other_plans], "What the same training needs of other devices")
-    page.section("Facts")
-    page.facts({
-        **lineage["params"], "dataset": lineage["dataset"], "base hash": lineage["base"]["hash"],
-        "weights": lineage["weights"], "steps skipped (not finite)": trained.module.skipped,
-    })  # fmt: skip
-
-
-def _why(trained: Trained) -> str:
-    step, params = trained.kept["step"], trained.module.params
-    if params.select == "last":
-        return f"The last candidate, step {step}, was kept as asked (finetune.select is last)."
-    if "score" not in trained.kept:
-        return f"This base has no judges: the last candidate, step {step}, was kept."
+def _why(kept: Mapping[str, Any], *, select: str) -> str:
+    if select == "last":
+        return f"The last candidate, step {kept['step']}, was kept as asked (finetune.select is last)."
+    if "score" not in kept:
+        return f"This base has no judges: the last candidate, step {kept['step']}, was kept."
     return (
-        f"Step {step} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f} "
+        f"Step {kept['step']} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f} "
         f"and what is missing to a diversity of {DIVERSITY_FREE:.2f}. Held-out photos had no part in that."
     )
 
 
-def _what_numbers_mean(trained: Trained) -> str:
-    if "score" not in trained.kept:
+def _what_numbers_mean(kept: Mapping[str, Any]) -> str:
+    if "score" not in kept:
         return "validation: loss on held-out photos, which chooses nothing"
     return (
         "identity: likeness to the trained photos, 0 like the base, 1 as alike as two of them; prompt: text-image cosine "
@@ -86,25 +88,16 @@ def _what_numbers_mean(trained: Trained) -> str:
     )
 
 
-def _row(candidate: dict[str, Any], kept: int) -> dict[str, object]:
+def _row(candidate: Mapping[str, Any], kept: int) -> dict[str, object]:
     shown = {name: "none" if value is None else value for name, value in candidate.items()}
     return {**shown, "": "kept" if candidate["step"] == kept else ""}
 
 
-def _sheet(trained: Trained) -> Image.Image:
+def _sheet(previews: Mapping[int, Pictures], base: Pictures) -> Image.Image:
     subject, plain = SHOWN
-    rows, labels = [], []
-    for candidate in trained.module.candidates:
-        rows.append([_opened(file) for file in trained.contest.previews(candidate["step"])])
-        labels.append(f"step {candidate['step']}: {subject} of the subject, {plain} of its class without the trigger")
-    rows.append(trained.contest.base[: subject + plain])
-    labels.append("base: its class without the trigger")
-    return contact_sheet(rows, row_labels=labels)
-
-
-def _opened(file: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(file)) as image:
-        return image.convert("RGB")
+    told = f"{subject} of the subject, {plain} of its class without the trigger"
+    labels = [*(f"step {step}: {told}" for step in previews), "base: its class without the trigger"]
+    return contact_sheet([*previews.values(), base[: subject + plain]], row_labels=labels)
 
 
 def _figure(width: float) -> tuple[Figure, Any]:
@@ -117,32 +110,31 @@ def _figure(width: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _losses(trained: Trained) -> Figure:
+def _losses(curves: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(6.2)
-    curve = trained.module.curve
-    for name, values, colour in (("photos", curve.subject, BLUE), ("preserved", curve.preserved, ORANGE)):
-        if any(values):
-            axes.plot(curve.steps, smoothed(values), color=colour, label=name)
+    for name, key, colour in (("photos", "subject", BLUE), ("preserved", "preserved", DOUBTFUL)):
+        if any(curves[key]):
+            axes.plot(curves["steps"], smoothed(curves[key]), color=colour, label=name)
     axes.set(xlabel="step", ylabel="mean squared error", ylim=(0, None))
     axes.legend(frameon=False)
     return figure
 
 
-def _validation(trained: Trained) -> Figure:
+def _validation(candidates: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = _figure(4.2)
-    points = [(c["step"], c["validation"]) for c in trained.module.candidates if c["validation"] is not None]
+    points = [(c["step"], c["validation"]) for c in candidates if c["validation"] is not None]
     axes.plot([step for step, _ in points], [loss for _, loss in points], "o-", color=BLUE)
     axes.set(xlabel="step", ylabel="mean squared error")
     return figure
 
 
-def _choice(trained: Trained) -> Figure:
+def _choice(candidates: Sequence[Mapping[str, Any]], kept: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(5.0)
-    scored = [c for c in trained.module.candidates if "score" in c]
+    scored = [c for c in candidates if "score" in c]
     axes.plot([c["identity"] for c in scored], [c["leakage"] for c in scored], "o-", color=BLUE, alpha=0.8)
     for c in scored:
         axes.annotate(f" {c['step']}", (c["identity"], c["leakage"]), fontsize=8)
-    axes.plot(trained.kept["identity"], trained.kept["leakage"], "o", ms=14, mfc="none", color=RED)
+    axes.plot(kept["identity"], kept["leakage"], "o", ms=14, mfc="none", color=BAD)
     axes.set(xlabel="identity gain", ylabel="leakage into the class")
     return figure
 

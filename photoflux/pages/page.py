@@ -1,28 +1,25 @@
-"""Self-contained HTML reports and contact sheets: no network, no script, one file."""
+"""Self-contained HTML pages: no network, no script, one file, in full and without what is a person's own."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from photoflux.manifest import write_text
-from photoflux.vault import committed
+from photoflux.pages.palette import CSS, SOFT, TONES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-VERDICT_COLOURS = {
-    "PASS": "#1b7f4b", "OK": "#1b7f4b", "WARN": "#a86400", "INCONCLUSIVE": "#a86400",
-    "FAIL": "#b3261e", "REJECT": "#b3261e", "INVALID": "#5f6368",
-}  # fmt: skip
-
+SECTION = "<section>"
 STYLE = """
-:root { --ink: #1d1f23; --soft: #60656f; --line: #e3e5ea; --paper: #fff; --wash: #f6f7f9; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--wash); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
@@ -44,60 +41,49 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def is_personal(subject: Mapping[str, Any]) -> bool:
-    """Whether pictures of this subject stay sealed: all but those of published sample data."""
-    return subject.get("consent") != "sample"
+@dataclass(frozen=True)
+class Part:
+    """A piece of a page: `full` is the copy that it is on, None for both; before a new `block` an open section ends."""
+
+    html: str
+    full: bool | None
+    block: bool = False
 
 
-def sealed_beside(report: Path) -> Path:
-    """Where the copy with the subject's pictures lies."""
-    return report.with_name(f"{report.stem}-sealed{report.suffix}")
+class Page:
+    """A page built top to bottom once, and saved in two copies; every method adds to the current section.
 
-
-class Page(Protocol):
-    """What can be written as one HTML file."""
-
-    def save(self, path: Path) -> Path: ...
-
-
-def publish(report: Path, page: Callable[..., Page], *, subject: Mapping[str, Any], key: str) -> Path:
-    """Write `page(full=True)`; of a person `page(full=False)`, with the full one sealed under `key` beside it.
-
-    Returns `report`.
+    What is added within `only(full=True)` is on the full copy alone, and within `only(full=False)` on the open one.
     """
-    personal = is_personal(subject)
-    if personal:
-        with committed(sealed_beside(report), key=key) as path:
-            page(full=True).save(path)
-    page(full=not personal).save(report)
-    return report
 
-
-class Report:
-    """A page built top to bottom; every method adds to the current section."""
-
-    def __init__(self, title: str, *, subtitle: str = "") -> None:
+    def __init__(self, title: str, *, subtitle: str = "", full_subtitle: str = "") -> None:
         self.title = title
-        self.subtitle = subtitle
-        self._parts: list[str] = []
-        self._in_section = False
+        self.subtitles = {False: subtitle, True: full_subtitle or subtitle}
+        self._parts: list[Part] = []
+        self._full: bool | None = None
+
+    @contextmanager
+    def only(self, *, full: bool) -> Iterator[None]:
+        """What is added in the block is on one of the two copies."""
+        self._full = full
+        try:
+            yield
+        finally:
+            self._full = None
 
     def verdict(self, word: str, sentence: str) -> None:
         """The banner: one word (PASS, FAIL, …) and one sentence."""
-        self._close()
-        tone = VERDICT_COLOURS.get(word.upper(), "#60656f")
-        self._parts.append(
-            f'<div class="verdict" style="--tone:{tone}"><strong>{html.escape(word)}</strong>'
-            f"<span>{html.escape(sentence)}</span></div>"
+        self._add(
+            f'<div class="verdict" style="--tone:{TONES.get(word.upper(), SOFT)}"><strong>{html.escape(word)}</strong>'
+            f"<span>{html.escape(sentence)}</span></div>",
+            block=True,
         )
 
     def section(self, title: str) -> None:
-        self._close()
-        self._parts.append(f"<section><h2>{html.escape(title)}</h2>")
-        self._in_section = True
+        self._add(f"{SECTION}<h2>{html.escape(title)}</h2>", block=True)
 
     def text(self, text: str) -> None:
-        self._parts.append(f"<p>{html.escape(text)}</p>")
+        self._add(f"<p>{html.escape(text)}</p>")
 
     def table(self, rows: Sequence[Mapping[str, object]], caption: str = "") -> None:
         """Rows as dictionaries; the keys of the first are the columns. PIL images and verdict words are drawn."""
@@ -107,7 +93,7 @@ class Report:
         head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
         body = "".join("<tr>" + "".join(_cell(row.get(c, "")) for c in columns) + "</tr>" for row in rows)
         note = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-        self._parts.append(f"<table>{note}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        self._add(f"<table>{note}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
     def image(self, image: Image.Image, caption: str = "") -> None:
         self._figure(_image_uri(image), caption)
@@ -120,69 +106,42 @@ class Report:
 
     def facts(self, facts: Mapping[str, object]) -> None:
         items = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(_plain(v))}</dd>" for k, v in facts.items())
-        self._parts.append(f"<dl>{items}</dl>")
+        self._add(f"<dl>{items}</dl>")
 
-    def save(self, path: Path) -> Path:
-        """Write the page atomically."""
-        self._close()
+    def html(self, *, full: bool) -> str:
         title = html.escape(self.title)
-        subtitle = f'<p class="subtitle">{html.escape(self.subtitle)}</p>'
-        return write_text(
-            path,
+        subtitle = f'<p class="subtitle">{html.escape(self.subtitles[full])}</p>'
+        return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-            f"<body><main><h1>{title}</h1>{subtitle}{''.join(self._parts)}</main></body></html>\n",
+            f'<meta name="viewport" content="width=device-width"><style>{CSS}{STYLE}</style></head>'
+            f"<body><main><h1>{title}</h1>{subtitle}{self._body(full=full)}</main></body></html>\n"
         )
+
+    def save(self, path: Path, *, full: bool = True) -> Path:
+        """Write one of the two copies atomically."""
+        return write_text(path, self.html(full=full))
+
+    def _add(self, part: str, *, block: bool = False) -> None:
+        self._parts.append(Part(part, self._full, block))
 
     def _figure(self, uri: str, caption: str) -> None:
         text = html.escape(caption)
-        self._parts.append(f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>')
+        self._add(f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>')
 
-    def _close(self) -> None:
-        if self._in_section:
-            self._parts.append("</section>")
-            self._in_section = False
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[Image.Image]],
-    *,
-    row_labels: Sequence[str],
-    column_labels: Sequence[str] | None = None,
-    tile_px: int = 128,
-    gap_px: int = 4,
-) -> Image.Image:
-    """Tiles in rows, each row with its label above it, the columns named once at the top."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    line_px = 20
-    columns = max(len(row) for row in rows)
-    width = columns * (tile_px + gap_px) + gap_px
-    top = line_px if column_labels else 0
-    sheet = Image.new("RGB", (width, top + len(rows) * (tile_px + line_px + gap_px)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for c, label in enumerate(column_labels or ()):
-        draw.text((gap_px + c * (tile_px + gap_px), 3), _fit(draw, label, font, tile_px), fill="#60656f", font=font)
-    for r, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
-        y = top + r * (tile_px + line_px + gap_px)
-        draw.text((gap_px, y + 3), _fit(draw, label, font, width - gap_px), fill="#1d1f23", font=font)
-        for c, tile in enumerate(row):
-            fitted = tile.convert("RGB").resize((tile_px, tile_px), Image.Resampling.LANCZOS)
-            sheet.paste(fitted, (gap_px + c * (tile_px + gap_px), y + line_px))
-    return sheet
-
-
-def _fit(draw, text: str, font, width_px: int) -> str:  # type: ignore[no-untyped-def]
-    while text and draw.textlength(text, font=font) > width_px:
-        text = text[:-2].rstrip(" …") + "…" if len(text) > 2 else ""
-    return text
+    def _body(self, *, full: bool) -> str:
+        body, within = "", False
+        for part in self._parts:
+            if part.full in (None, full):
+                body += "</section>" * (within and part.block) + part.html
+                within = part.html.startswith(SECTION) if part.block else within
+        return body + "</section>" * within
 
 
 def _cell(value: object) -> str:
     if hasattr(value, "convert"):
         return f'<td><img src="{_image_uri(value)}" alt=""></td>'  # type: ignore[arg-type]
-    if isinstance(value, str) and value.upper() in VERDICT_COLOURS:
-        return f'<td><span class="chip" style="--tone:{VERDICT_COLOURS[value.upper()]}">{value}</span></td>'
+    if isinstance(value, str) and value.upper() in TONES:
+        return f'<td><span class="chip" style="--tone:{TONES[value.upper()]}">{value}</span></td>'
     kind = ' class="number"' if isinstance(value, int | float) else ""
     return f"<td{kind}>{html.escape(_plain(value))}</td>"
 

@@ -1,4 +1,4 @@
-"""Figures of the judging reports. Each returns a matplotlib figure that the caller closes."""
+"""Figures of the pages. Each returns a matplotlib figure of its own, without the pyplot state machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from photoflux.judges.stats import Array, Interval
+from photoflux.pages.palette import BLUE, DOUBTFUL, GREY, INK, LINE, SOFT, TONES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-INK, SOFT, LINE = "#1d1f23", "#60656f", "#e3e5ea"
-GOOD, DOUBTFUL, BAD, BLUE, GREY = "#1b7f4b", "#a86400", "#b3261e", "#2f5fb3", "#b9bec8"
-TONES = {"PASS": GOOD, "FAIL": BAD, "INCONCLUSIVE": DOUBTFUL, "INVALID": GREY}
 
 
 def blank(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:

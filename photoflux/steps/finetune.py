@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from photoflux import fingerprint
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.manifest import digest, read_manifest, to_json, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
+from photoflux.report import publish
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
 from photoflux.vault import VAULT, VaultKey, committed, opened
@@ -28,12 +30,12 @@ from photoflux.vault.drawer import Drawer
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.flux.candidates import Contest
     from photoflux.flux.data import Photos, Preserved
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import FineTuning
     from photoflux.flux.spec import BaseSpec
     from photoflux.flux.text import PromptEmbeds
+    from photoflux.judges.candidates import Contest
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +72,8 @@ def run(
     removed at the end. Raises InputError for a dataset that this base cannot be trained on, PhotoFluxError when training diverges, the
     disk is full or another training is at work in that folder.
     """
-    from photoflux.flux.report import write_report
     from photoflux.flux.spec import load_spec
+    from photoflux.pages.finetune import finetune_page
 
     spec = load_spec(params.base)
     works = get_settings().cache_dir / "finetune"
@@ -83,7 +85,17 @@ def run(
             lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
             with committed(adapter, key=key) as out:
                 write_tar(out, files=_files(weights, trained), manifest=lineage)
-            write_report(trained, lineage, report, key=key)
+            page = finetune_page(
+                lineage,
+                curves=_curves(trained),
+                previews={c["step"]: _previews(trained, c["step"]) for c in trained.module.candidates},
+                base=trained.contest.base,
+                photos=trained.photos,
+                plans=[trained.plan, *trained.other_plans],
+                seconds=trained.seconds,
+                skipped=trained.module.skipped,
+            )
+            publish(report, page, subject=lineage["subject"], key=key)
             shutil.rmtree(folder, ignore_errors=True)  # while it is ours: another training may wait for it
     if workdir is None:
         with suppress(OSError):  # others of the same owner may be under way
@@ -95,7 +107,8 @@ def run(
 def _train(
     pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, kept: Drawer
 ) -> Trained:
-    from photoflux.flux import candidates, data, fit, loading, lora, memory, module
+    from photoflux.flux import data, fit, loading, lora, memory, module
+    from photoflux.judges import candidates
 
     started, subject, items = time.monotonic(), manifest["subject"], manifest["items"]
     _check_base(manifest, spec)
@@ -215,13 +228,23 @@ def _weights(trained: Trained) -> Iterator[Path]:
 
 
 def _files(weights: Path, trained: Trained) -> dict[str, bytes | Path]:
-    curves = {**vars(trained.module.curve), "candidates": trained.module.candidates}
     previews = trained.contest.previews(trained.kept["step"])
     return {
         WEIGHTS: weights,
-        "curves.json": to_json(curves).encode(),
+        "curves.json": to_json(_curves(trained)).encode(),
         **{f"previews/{number}.png": file for number, file in enumerate(previews)},
     }
+
+
+def _previews(trained: Trained, step: int) -> list[Image.Image]:
+    from PIL import Image
+
+    return [Image.open(io.BytesIO(file)).convert("RGB") for file in trained.contest.previews(step)]
+
+
+def _curves(trained: Trained) -> dict[str, Any]:
+    """Losses by step, and the scores of each candidate."""
+    return {**vars(trained.module.curve), "candidates": trained.module.candidates}
 
 
 def _lineage(

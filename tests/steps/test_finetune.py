@@ -155,7 +155,7 @@ def test_the_same_training_elsewhere_and_slower_makes_the_same_artifact(
 
 def test_the_adapter_draws_what_its_previews_show(finished: tuple[Path, StepResult], base: Path) -> None:
     """Loaded on a fresh base, prompt and seed of the contest give the kept picture, to a grey level."""
-    from photoflux.flux.candidates import FIRST_SEED
+    from photoflux.judges.candidates import FIRST_SEED
 
     folder, _ = finished
     unpack(folder / "adapter.tar", folder / "parts")
@@ -480,7 +480,7 @@ def test_a_full_disk_while_reporting_leaves_a_whole_adapter(
 ) -> None:
     """No half page; the work stays, so that the second call only writes again."""
     with monkeypatch.context() as patch:
-        patch.setattr("photoflux.report.write_text", full)
+        patch.setattr("photoflux.pages.page.write_text", full)
         with pytest.raises((OSError, PhotoFluxError)):
             train(dataset, tmp_path, params(base))
     assert [path.name for path in tmp_path.iterdir()] in ([], ["adapter.tar"])

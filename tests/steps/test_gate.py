@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from photoflux.errors import InputError
+from photoflux.judges.gate_rules import rules
 from photoflux.manifest import write_json
 from photoflux.params import GateParams, load_params
-from photoflux.steps.gate import decide, rules, run, scale_of
+from photoflux.steps.gate import decide, run, scale_of
 
 GOOD = {
     "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
