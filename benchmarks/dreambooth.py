@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from photoflux.flux.data import encode_images, photo_grid, read_photos, with_article
+from photoflux.flux.data import encode_images, photo_grid, read_photos
 from photoflux.flux.lora import attach, drawing, save_adapter, subject_parameters
 from photoflux.flux.sampling import decode, generate, sample_latents
 from photoflux.flux.step import TokenGrid, add_noise, flow_loss, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import digest, unpack, write_tar
 from photoflux.vault.drawer import Drawer
+from photoflux.wording import with_article
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline

@@ -21,6 +21,7 @@ from photoflux.images import SUFFIXES, encoded, fitted, parse_size
 from photoflux.manifest import write_bytes
 from photoflux.params import GenerateParams, load_params
 from photoflux.styles import FILTERS, REDRAWS, redrawn
+from photoflux.wording import slug
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -93,7 +94,7 @@ def generate(
     check_prompt(prompt)
     painter = open_model(model, base=base)
     warn_of_missing_trigger(prompt, painter.subject)
-    stem = f"{_slug(painter.name)}-{_fingerprint(prompt, size, style)}"
+    stem = f"{slug(painter.name)}-{_fingerprint(prompt, size, style)}"
     tiles, files = [], []
     for number in range(seed, seed + n):
         log.info("picture %d of %d", number - seed + 1, n)
@@ -219,10 +220,6 @@ def _write_sheet(path: Path, tiles: list[Image.Image], painter: Painter, *, seed
     labels = [f"seeds {first} to {first + len(row) - 1}" for first, row in zip(firsts, rows, strict=True)]
     sheet = contact_sheet(rows, row_labels=labels, tile_px=256)
     return write_bytes(path, encoded(sheet, "png", provenance=painter.provenance(seed=seed, style=style)))
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _fingerprint(*parts: str) -> str:

@@ -12,6 +12,8 @@ from functools import cache
 
 import numpy as np
 
+from photoflux.wording import with_article
+
 Rgb = tuple[int, int, int]
 
 KINDS = ("dog", "cat", "bird", "fish", "turtle", "car", "boat", "teapot", "mug", "backpack", "robot", "lamp")
@@ -325,7 +327,7 @@ def _subject_phrase(subject: Subject, told) -> tuple[str, dict[str, str]]:  # ty
     if told(0.3 if subject.pattern == "plain" else 0.75):
         words.append(subject.pattern)
         said["pattern"] = subject.pattern
-    phrase = " ".join([_article([*words, subject.kind]), *words, subject.kind])
+    phrase = with_article(" ".join([*words, subject.kind]))
     if told(0.3):
         phrase += f" with {subject.accent} details"
         said["accent"] = subject.accent
@@ -348,12 +350,8 @@ def _person_phrase(person: Person, told) -> tuple[str, dict[str, str]]:  # type:
     if told(0.45):
         features.append(f"{person.hair} hair")
         said["hair"] = person.hair
-    phrase = " ".join([_article(words), *words])
+    phrase = with_article(" ".join(words))
     return (f"{phrase} with {' and '.join(features)}" if features else phrase), said
-
-
-def _article(words: list[str]) -> str:
-    return "an" if words[0][0] in "aeiou" else "a"
 
 
 @cache

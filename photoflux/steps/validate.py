@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from photoflux.errors import InputError, ValidationFailed
 from photoflux.manifest import unpack, write_json, write_tar
 from photoflux.params import ImportParams, ValidateParams
+from photoflux.photos.gather import Gathered, gather, readable
 from photoflux.photos.rules import REJECT
 from photoflux.photos.table import read_files, survey
 from photoflux.photos.verdict import Verdict
@@ -19,7 +20,6 @@ from photoflux.photos.words import plain_words, read_words
 from photoflux.report import publish
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
-from photoflux.steps.import_photos import Gathered, gather, readable
 from photoflux.vault import committed, opened
 
 if TYPE_CHECKING:

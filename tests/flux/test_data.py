@@ -164,11 +164,6 @@ def test_a_caption_without_its_subject(caption: str, expected: str) -> None:
     assert data.class_prompt(caption, trigger="sks", class_noun="dog") == expected
 
 
-def test_articles_go_with_the_noun() -> None:
-    """ "an" before a vowel."""
-    assert [data.with_article(noun) for noun in ("dog", "owl", "Elephant")] == ["a dog", "an owl", "an Elephant"]
-
-
 @pytest.mark.parametrize("count", [1, 5, 12, 40])
 def test_preserved_prompts_are_as_many_as_asked_and_never_the_subjects(count: int) -> None:
     """Some about other classes and people, the rest about the class, its captions first; the same every time."""
