@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from photoflux.flux.data import encode_images, photo_grid, read_photos
 from photoflux.flux.lora import attach, drawing, save_adapter, subject_parameters
 from photoflux.flux.sampling import decode, generate, sample_latents
-from photoflux.flux.step import TokenGrid, add_noise, flow_loss, pack, predict
+from photoflux.flux.step import TokenGrid, add_noise, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import digest, unpack, write_tar
 from photoflux.vault.drawer import Drawer
@@ -109,7 +109,8 @@ def loss_of(transformer: Any, batch: Batch, grid: TokenGrid) -> Tensor:
     """Mean squared velocity error of the photos, plus that of the class pictures."""
     noisy = add_noise(batch.clean, batch.noise, batch.sigmas)
     velocity = predict(transformer, noisy, batch.sigmas, batch.prompts, grid)
-    photos, pictures = flow_loss(velocity, batch.clean, batch.noise).chunk(2)
+    errors = (velocity.float() - (batch.noise.float() - batch.clean.float())).square().flatten(1).mean(1)
+    photos, pictures = errors.chunk(2)
     return photos.mean() + PRIOR_WEIGHT * pictures.mean()
 
 

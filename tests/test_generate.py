@@ -24,9 +24,9 @@ from photoflux.generate import generate, open_painter
 from photoflux.images import SOURCE_TYPE, provenance_of
 from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.pocket.models import PocketConfig
-from photoflux.pocket.pretrain import init_base
 from photoflux.styles import REDRAWS
 from photoflux.tracking import Record, Registry
+from tests.pocket.untrained import init_base
 
 PROMPT = "a photo of sks dog on the beach"
 SUBJECT = {"id": "rex", "class_noun": "dog", "trigger": "sks", "consent": "sample"}

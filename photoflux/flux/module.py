@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from photoflux.errors import PhotoFluxError
 from photoflux.flux.data import photo_grid
+from photoflux.flux.ema import update_average
 from photoflux.flux.lora import put, subject_parameters
 from photoflux.flux.step import add_noise, draw_sigmas, predict
 from photoflux.flux.text import PromptEmbeds
@@ -198,12 +199,8 @@ class FineTuning(pl.LightningModule):
         self.done += 1
         self._note()
 
-    @torch.no_grad()
     def _update_average(self) -> None:
-        """Exponential moving average that forgets its start faster while it is young."""
-        decay = min(self.params.ema, (1 + self.done) / (10 + self.done)) if self.params.ema else 0.0
-        for name, parameter in self.trained.items():
-            self.average[name].lerp_(parameter.detach(), 1 - decay)
+        update_average(self.average.values(), self.trained.values(), decay=self.params.ema, step=self.done)
 
     def _note(self) -> None:
         subject, preserved = self._losses

@@ -12,7 +12,6 @@ Array = np.ndarray
 
 SIDE_PX = 40
 SHIFT_PX = 14
-MIN_OVERLAP = ((SIDE_PX - SHIFT_PX) / SIDE_PX) ** 2
 
 
 def structure(images: Sequence[Image.Image]) -> Array:

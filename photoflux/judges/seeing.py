@@ -66,10 +66,6 @@ class Seen:
         mine, theirs = self.arrays(), other.arrays()
         return Seen.of({name: np.concatenate([mine[name], theirs[name]], axis=1) for name in mine})
 
-    def take(self, index: Sequence[int]) -> Seen:
-        """The pictures at `index` of the first axis."""
-        return self._each(lambda x: x[np.asarray(index)])
-
     def arrays(self) -> dict[str, Array]:
         """Flat names to arrays."""
         plain = {name: getattr(self, name) for name in PLAIN}

@@ -209,14 +209,3 @@ def declare_fp32(config: Path) -> None:
     """Let transformers load fp16 files as fp32: unlike diffusers it would keep the stored type."""
     settings = json.loads(config.read_text())
     config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
-
-
-def parameters_of(folder: Path) -> int:
-    """Number of stored parameters under a folder of safetensors files."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in sorted(folder.rglob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            total += sum(tensors.get_tensor(key).numel() for key in tensors.keys())  # noqa: SIM118
-    return total

@@ -266,20 +266,6 @@ def _draw_pictures(cache: Cache, tokenizers: tuple[Any, Any], **how: Any) -> Non
     train_vae.draw_pictures(cache, tokenizers, **how)
 
 
-def init_base(folder: Path, *, seed: int = 0, config: models.PocketConfig | None = None) -> Path:
-    """An UNTRAINED base with judges at `folder` and its spec at `folder.yaml`: right shapes, no skill, in seconds."""
-    from photoflux.pocket import world
-
-    config = config or models.PocketConfig()
-    pipe = models.build_base(config, seed=seed, vocabulary=list(world.vocabulary()))
-    export_base(pipe, folder)
-    train_judges.export_judges(
-        folder / "judges", work=None, config=config, tokenizer=pipe.tokenizer, vae=pipe.vae, seed=seed
-    )
-    write_spec(folder, config=config)
-    return folder
-
-
 def export_base(pipe: FluxPipeline, folder: Path) -> Path:
     """Save the pipeline as fp16 safetensors that stock `FluxPipeline.from_pretrained(folder)` loads as fp32."""
     shared = copy.deepcopy(pipe).to("cpu")

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 CURVES, TEMPLATE = "curves.json", "card.md.j2"
-LOSSES = ("subject", "preserved")
 REPORT_NAMES = ("report", "report.html")
 """What a step calls its page; it lies beside the step's JSON."""
 

@@ -68,6 +68,21 @@ def test_the_loss_is_the_photos_mean_plus_the_weighted_preserved_mean(training: 
     assert training.tuning._losses == pytest.approx([errors[:2].mean(), errors[2:].mean()], rel=1e-5)
 
 
+def test_the_error_is_taken_from_noise_minus_latents_in_float32(training: Training) -> None:
+    """Mean of (v - (ε - z))² per sample, by numpy in float64, also for bfloat16 velocities; 0 for the exact one."""
+    batch = training.draws.batch(0)
+    targets = batch.targets.double().numpy()
+
+    def errors(velocity: torch.Tensor) -> torch.Tensor:
+        answering = SimpleNamespace(transformer=lambda **_: (velocity,), grid=training.tuning.grid)
+        return FineTuning.errors(answering, batch)  # type: ignore[arg-type]
+
+    coarse = torch.randn(batch.targets.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert errors(coarse).dtype == torch.float32
+    np.testing.assert_allclose(errors(coarse), ((coarse.double().numpy() - targets) ** 2).mean((1, 2)), rtol=1e-6)
+    assert errors(batch.targets).tolist() == [0] * len(targets)
+
+
 def test_the_loss_stays_float32_under_autocast(training: Training) -> None:
     """Where the forward pass is bfloat16, errors are squared and averaged in float32."""
     batch = training.draws.batch(0)

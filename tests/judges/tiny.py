@@ -20,8 +20,8 @@ from photoflux.flux.spec import load_spec
 from photoflux.manifest import write_tar
 from photoflux.pocket import world
 from photoflux.pocket.models import PocketConfig
-from photoflux.pocket.pretrain import init_base
 from photoflux.pocket.render import render
+from tests.pocket.untrained import init_base
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 

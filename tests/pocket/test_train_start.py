@@ -13,8 +13,8 @@ from photoflux.flux.spec import BaseSpec, load_spec
 from photoflux.params import FinetuneParams
 from photoflux.pocket import train_start
 from photoflux.pocket.models import PocketConfig
-from photoflux.pocket.pretrain import init_base
 from photoflux.pocket.training import Budget
+from tests.pocket.untrained import init_base
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from photoflux.flux.provision import pin
 from photoflux.flux.spec import BaseSpec, load_spec
 from photoflux.manifest import digest, write_tar
 from photoflux.pocket.models import PocketConfig
-from photoflux.pocket.pretrain import init_base
 from photoflux.serving.adapters import WEIGHTS, Adapter, AdapterKey, read_adapter
+from tests.pocket.untrained import init_base
 
 
 @pytest.fixture(scope="session")
