@@ -47,9 +47,15 @@ def styled_prompt(prompt: str, opening: str) -> str:
 
 
 def redrawn(
-    image: Image.Image, prompt: str, *, style: Redraw, pipe: FluxPipeline, spec: BaseSpec, seed: int,
+    image: Image.Image,
+    prompt: str,
+    *,
+    style: Redraw,
+    pipe: FluxPipeline,
+    spec: BaseSpec,
+    seed: int,
     check: Callable[[], None] | None = None,
-) -> Image.Image:  # fmt: skip
+) -> Image.Image:
     """The picture drawn again in a style, at the base's resolution; the same seed gives the same picture.
 
     `check` is called before it begins and after each step; what it raises ends it.

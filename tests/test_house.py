@@ -243,3 +243,23 @@ def test_no_modules_import_each_other_in_a_circle():
     known = module_names()
     graph = {name: set(modules_imported(file, known)) for name, file in known.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names them
+
+
+def test_only_tables_of_data_are_kept_from_the_formatter():
+    """A table is what a module or a class says once, or the rows that a function of rules gives; all else is laid out by the tool."""
+    loose = []
+    for file in DOMAIN:
+        text = file.read_text()
+        lines = [number for number, line in enumerate(text.splitlines(), 1) if line.endswith("# fmt: skip")]
+        tables = set(table_ends(ast.parse(text)))
+        loose += [f"{file.relative_to(ROOT)}:{number}" for number in lines if number not in tables]
+    assert loose == []
+
+
+def table_ends(tree: ast.Module) -> Iterator[int]:
+    """The last lines of statements that hold data."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef):
+            yield from (one.end_lineno for one in node.body if isinstance(one, ast.Assign | ast.AnnAssign))
+        elif isinstance(node, ast.FunctionDef) and node.name.endswith("rules"):
+            yield from (one.end_lineno for one in node.body if isinstance(one, ast.Return))

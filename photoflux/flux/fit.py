@@ -102,8 +102,13 @@ class Progress(AfterStep):
         pace = (module.done - self.first) / max(1e-9, now - self.started)
         log.info(
             "step %d of %d, loss %.4f, preserved %.4f, %.1f steps/s, %.0f s left",
-            module.done, total, curve.subject[-1], curve.preserved[-1], pace, (total - module.done) / pace,
-        )  # fmt: skip
+            module.done,
+            total,
+            curve.subject[-1],
+            curve.preserved[-1],
+            pace,
+            (total - module.done) / pace,
+        )
 
 
 class SavedState(AfterStep):

@@ -203,9 +203,11 @@ def save_adapter(transformer: Any, file: Path, *, weights: Mapping[str, Tensor] 
         layers = {name: value.detach().float().cpu().clone().contiguous() for name, value in layers.items()}
     with replacing(file) as partial:
         FluxPipeline.save_lora_weights(
-            str(partial.parent), transformer_lora_layers=layers, weight_name=partial.name,
+            str(partial.parent),
+            transformer_lora_layers=layers,
+            weight_name=partial.name,
             transformer_lora_adapter_metadata=_metadata(transformer.peft_config[SUBJECT]),
-        )  # fmt: skip
+        )
         _in_order(partial)
     return file
 

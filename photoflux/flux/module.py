@@ -242,8 +242,11 @@ class FineTuning(pl.LightningModule):
             "adapter": {name: p.detach().cpu() for name, p in self.trained.items()},
             "average": {name: value.cpu() for name, value in self.average.items()},
             "optimizer": optimizer.state_dict(),
-            "curve": vars(self.curve), "candidates": self.candidates, "done": self.done, "skipped": self.skipped,
-        }  # fmt: skip
+            "curve": vars(self.curve),
+            "candidates": self.candidates,
+            "done": self.done,
+            "skipped": self.skipped,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a saved state, all but the optimiser's, which does not exist yet."""

@@ -32,9 +32,14 @@ SENTENCES = {
 
 
 def audit_page(
-    document: Mapping[str, Any], *, found: Audit, classes: Mapping[str, Sequence[str]], base: Grid, tuned: Grid,
+    document: Mapping[str, Any],
+    *,
+    found: Audit,
+    classes: Mapping[str, Sequence[str]],
+    base: Grid,
+    tuned: Grid,
     asked: Sequence[Prompt],
-) -> Page:  # fmt: skip
+) -> Page:
     """Pictures of people asked for without the trigger may resemble the subject, so they stay off the open copy too."""
     seeds = document["seeds"]
     page = Page(

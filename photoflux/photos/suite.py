@@ -62,9 +62,14 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "rule": self.rule.code, "level": self.rule.level, "expectation": self.expectation,
-            "column": self.rule.column, "severity": self.rule.severity, "success": self.met, "files": list(self.files),
-        }  # fmt: skip
+            "rule": self.rule.code,
+            "level": self.rule.level,
+            "expectation": self.expectation,
+            "column": self.rule.column,
+            "severity": self.rule.severity,
+            "success": self.met,
+            "files": list(self.files),
+        }
 
 
 @dataclass(frozen=True)

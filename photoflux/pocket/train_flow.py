@@ -153,9 +153,16 @@ def empty_ids(pipe: FluxPipeline, *, length: int) -> tuple[Tensor, Tensor]:
 
 
 def train_flow(
-    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, batch: int = 64, recipe: Recipe = FLOW,
+    pipe: FluxPipeline,
+    cache: Cache,
+    *,
+    file: Path,
+    budget: Budget,
+    seed: int,
+    batch: int = 64,
+    recipe: Recipe = FLOW,
     compiled: bool = False,
-) -> Run:  # fmt: skip
+) -> Run:
     """Train transformer and text encoders in place (averaged weights at the end)."""
     flow = Flow(pipe)
     run = Run("flow", flow, file, budget, recipe, seed=seed)
@@ -175,9 +182,17 @@ def train_flow(
 
 
 def distil(
-    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, steps: int, scale: float = GUIDANCE,
-    batch: int = 64, compiled: bool = False,
-) -> Run:  # fmt: skip
+    pipe: FluxPipeline,
+    cache: Cache,
+    *,
+    file: Path,
+    budget: Budget,
+    seed: int,
+    steps: int,
+    scale: float = GUIDANCE,
+    batch: int = 64,
+    compiled: bool = False,
+) -> Run:
     """Train in place to do in one pass what a frozen copy does in `SUBSTEPS` guided ones, for sampling in `steps`.
 
     Progressive distillation (Salimans and Ho 2022) of Euler steps together with their classifier-free guidance.
@@ -210,9 +225,16 @@ def visited_sigmas(sigma: Tensor, generator: torch.Generator, *, steps: int) -> 
 
 @torch.no_grad()
 def mean_velocity(
-    flow: Callable[..., Tensor], tokens: Tensor, sigma: Tensor, ids: tuple[Tensor, Tensor],
-    empty: tuple[Tensor, Tensor], *, scale: float, span: float, substeps: int = SUBSTEPS,
-) -> Tensor:  # fmt: skip
+    flow: Callable[..., Tensor],
+    tokens: Tensor,
+    sigma: Tensor,
+    ids: tuple[Tensor, Tensor],
+    empty: tuple[Tensor, Tensor],
+    *,
+    scale: float,
+    span: float,
+    substeps: int = SUBSTEPS,
+) -> Tensor:
     """Mean guided velocity on the way from `sigma` down by `span`, or to 0 where that is nearer, `[B, T, 64]`."""
     length, total = sigma.clamp(max=span), torch.zeros_like(tokens)
     for number in range(substeps):
@@ -223,9 +245,13 @@ def mean_velocity(
 
 @torch.no_grad()
 def guided(
-    flow: Callable[..., Tensor], tokens: Tensor, sigma: Tensor, ids: tuple[Tensor, Tensor],
-    empty: tuple[Tensor, Tensor], scale: float,
-) -> Tensor:  # fmt: skip
+    flow: Callable[..., Tensor],
+    tokens: Tensor,
+    sigma: Tensor,
+    ids: tuple[Tensor, Tensor],
+    empty: tuple[Tensor, Tensor],
+    scale: float,
+) -> Tensor:
     """Classifier-free guidance; at `scale` 1 it is the plain velocity and costs half."""
     if scale == 1.0:
         return flow(tokens, sigma, *ids)

@@ -137,9 +137,14 @@ class Learner:
         sources = tuple(map(str, range(len(images))))
         photos = data.Photos(tokens, encode_prompts(self.pipe, captions, spec=self.spec), images, sources)
         held = data.preserve_photos(
-            self.transformer, photos, encode_prompts(self.pipe, plain, spec=self.spec), spec=self.spec, seed=number,
-            count=KEPT_POINTS, serving_share=self.params.serving_sigmas,
-        )  # fmt: skip
+            self.transformer,
+            photos,
+            encode_prompts(self.pipe, plain, spec=self.spec),
+            spec=self.spec,
+            seed=number,
+            count=KEPT_POINTS,
+            serving_share=self.params.serving_sigmas,
+        )
         return photos, _some(self.kept[noun], rng, KEPT_POINTS).beside(held)
 
 

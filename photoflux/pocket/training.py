@@ -220,8 +220,14 @@ class Run:
         left_s = self.spent_s / max(1e-9, self.progress) - self.spent_s
         log.info(
             "%s step %d (%.0f %%) loss %.4f, %.1f images/s, %d images, %.1f min left",
-            self.name, self.step, 100 * self.progress, loss, per_s, self.images, left_s / 60,
-        )  # fmt: skip
+            self.name,
+            self.step,
+            100 * self.progress,
+            loss,
+            per_s,
+            self.images,
+            left_s / 60,
+        )
         self._marked, self.losses = (self.images, self.spent_s), []
         return now
 

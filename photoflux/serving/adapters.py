@@ -92,9 +92,8 @@ def _layers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, tuple[Tens
     if len(tensors) != 2 * len(names) or not all(name.startswith(PREFIX) for name in names):
         raise ValueError("holds more than LoRA matrices of the transformer")
     return {
-        name.removeprefix(PREFIX): (tensors[name + DOWN].float(), tensors[name + UP].float() * scale)
-        for name in names
-    }  # fmt: skip
+        name.removeprefix(PREFIX): (tensors[name + DOWN].float(), tensors[name + UP].float() * scale) for name in names
+    }
 
 
 @dataclass

@@ -60,9 +60,12 @@ class Sample:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "file": self.file, "split": self.split, "source": self.photo.source, "caption": self.caption,
+            "file": self.file,
+            "split": self.split,
+            "source": self.photo.source,
+            "caption": self.caption,
             "transforms": self.transforms,
-        }  # fmt: skip
+        }
 
 
 def run(

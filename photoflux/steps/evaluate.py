@@ -81,12 +81,19 @@ def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, para
     noun, trigger = subject["class_noun"], subject["trigger"]
     count, _ = SHAPES[params.profile]
     hashes = {
-        "dataset": digest(data), "adapter": digest(weights), "judges": artist.judges.hash, "prompts": prompts.hash,
-    }  # fmt: skip
+        "dataset": digest(data),
+        "adapter": digest(weights),
+        "judges": artist.judges.hash,
+        "prompts": prompts.hash,
+    }
     judged_by = fingerprint.of_judging(
-        artist.spec, judges=hashes["judges"], prompts=hashes["prompts"], photos=hashes["dataset"], profile=params.profile,
+        artist.spec,
+        judges=hashes["judges"],
+        prompts=hashes["prompts"],
+        photos=hashes["dataset"],
+        profile=params.profile,
         seed=params.seed,
-    )  # fmt: skip
+    )
     facts = {
         "base": {"name": artist.spec.name, "hash": artist.spec.hash},
         "hashes": hashes,
@@ -182,9 +189,14 @@ def _against(
 
 
 def _their_cells(
-    folder: Path, about: Mapping[str, Any], mine: Mapping[str, Any], case: Case, evidence: Evidence, artist: Artist,
+    folder: Path,
+    about: Mapping[str, Any],
+    mine: Mapping[str, Any],
+    case: Case,
+    evidence: Evidence,
+    artist: Artist,
     params: EvaluateParams,
-) -> tuple[Cells | None, str]:  # fmt: skip
+) -> tuple[Cells | None, str]:
     """The champion's cells on this subject's photos, and how they were come by; None for an adapter of another base."""
     from photoflux.flux.lora import load_adapter
 

@@ -197,9 +197,14 @@ def _preserved_prompts(
 
 
 def _preserved(
-    transformer: Any, photos: Photos, prompts: PromptEmbeds, captions: PromptEmbeds, *, spec: BaseSpec,
+    transformer: Any,
+    photos: Photos,
+    prompts: PromptEmbeds,
+    captions: PromptEmbeds,
+    *,
+    spec: BaseSpec,
     params: FinetuneParams,
-) -> Preserved:  # fmt: skip
+) -> Preserved:
     """Points of the base to hold: on its own way from noise to picture, and as many on noised photos."""
     from photoflux.flux import data
 

@@ -98,10 +98,13 @@ def _lightness_reasons(evaluation: Mapping[str, Any], params: GateParams) -> lis
         return []
     least = max(value["lo"], -value["hi"])
     verdict, bound = next(
-        ((word, limit) for word, limit in (("FAIL", params.lightness_high), ("INCONCLUSIVE", params.lightness_moderate))
-         if least > limit),
+        (
+            (word, limit)
+            for word, limit in (("FAIL", params.lightness_high), ("INCONCLUSIVE", params.lightness_moderate))
+            if least > limit
+        ),
         ("PASS", params.lightness_moderate),
-    )  # fmt: skip
+    )
     way = "lighter" if value["point"] > 0 else "darker"
     text = f"skin lightness: {value['point']:+.1f} L* [{value['lo']:+.1f}, {value['hi']:+.1f}], may shift by {bound:g}"
     more = "" if verdict == "PASS" else f"; the person is drawn {way} than in the photos"
