@@ -167,7 +167,7 @@ LAYERS = (
     "flux",
     "fingerprint images photos report runs tracking",
     "manifest params signing vault",
-    "errors marks priority screen settings wording",
+    "correlation errors marks priority screen settings wording",
 )
 """Modules and packages of photoflux, uppermost first: each may import what is below it, and nothing beside or above it."""
 INSIDE = {
