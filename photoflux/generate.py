@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 SHEET_COLUMNS = 4
 NAMES_TOLD = 10
 
@@ -127,7 +126,7 @@ def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", na
     """The adapter on the base it was trained on; `base` names the spec of that base when it is kept elsewhere."""
     from photoflux.flux.loading import load_pipeline
     from photoflux.flux.lora import load_adapter
-    from photoflux.flux.spec import find_spec, load_spec
+    from photoflux.flux.spec import WEIGHTS, find_spec, load_spec
     from photoflux.manifest import digest, unpack
     from photoflux.settings import get_settings
     from photoflux.vault import opened

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 HUB = "hub:"
+WEIGHTS = "pytorch_lora_weights.safetensors"
+"""What diffusers calls the file of an adapter."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 

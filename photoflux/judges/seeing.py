@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 Array = np.ndarray
 log = logging.getLogger(__name__)
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -158,7 +156,7 @@ def open_artist(base: str, *, prompts: str, batch_size: int, adapter: Path | Non
     """
     from photoflux.flux.loading import load_pipeline
     from photoflux.flux.lora import load_adapter
-    from photoflux.flux.spec import load_spec
+    from photoflux.flux.spec import WEIGHTS, load_spec
     from photoflux.judges.encoders import Judges
 
     settings, spec = get_settings(), load_spec(base)

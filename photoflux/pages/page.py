@@ -35,7 +35,7 @@ th, td { padding: 6px 12px 6px 0; vertical-align: top; } td { border-bottom: 1px
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 caption, figcaption { color: var(--soft); font-size: 13px; text-align: left; padding: 4px 0; }
 figure { margin: 0 12px 12px 0; display: inline-block; max-width: 100%; } img { max-width: 100%; border-radius: 6px; }
-.chip { color: #fff; background: var(--tone); border-radius: 99px; padding: 1px 9px; font-size: 12px; font-weight: 600; }
+.chip { color: var(--paper); background: var(--tone); border-radius: 99px; padding: 1px 9px; font-size: 12px; font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; font-size: 13.5px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """

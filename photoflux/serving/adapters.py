@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from photoflux.errors import InputError
+from photoflux.flux.spec import WEIGHTS, BaseSpec
 
-if TYPE_CHECKING:
-    from photoflux.flux.spec import BaseSpec
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
 Wanted = Callable[[], bool]
 """Whether what was asked for is still wanted."""
 PREFIX, DOWN, UP = "transformer.", ".lora_A.weight", ".lora_B.weight"

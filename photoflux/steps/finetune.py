@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from photoflux import fingerprint
 from photoflux.errors import InputError, PhotoFluxError
+from photoflux.flux.spec import WEIGHTS, BaseSpec
 from photoflux.manifest import digest, read_manifest, to_json, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
 from photoflux.report import publish
@@ -33,13 +34,11 @@ if TYPE_CHECKING:
     from photoflux.flux.data import Photos, Preserved
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import FineTuning
-    from photoflux.flux.spec import BaseSpec
     from photoflux.flux.text import PromptEmbeds
     from photoflux.judges.candidates import Contest
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 LOCK, LOCK_WAIT_S = "lock", 10.0
 """File in the work folder that the training there holds, and how long another one waits for it to end."""
 
