@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from photoflux.errors import InputError
-from photoflux.flux.spec import HUB, BaseSpec, is_remote, located
+from photoflux.flux.spec import HUB, BaseSpec, is_remote, locate
 from photoflux.manifest import digest, write_json, write_text
 from photoflux.settings import get_settings
 
@@ -155,7 +155,7 @@ def _fresh_folder(target: Path) -> Iterator[Path]:
 def pin(path: Path) -> Path:
     """Write the SHA-256 of every file now in the spec's local folder into its manifest."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    folder = Path(located(content["folder"], path.parent))
+    folder = Path(locate(content["folder"], path.parent))
     if not folder.is_dir():
         raise InputError(f"{path}: pinning needs the files in a local folder; {folder} is none")
     content["manifest"] = files_of(folder)

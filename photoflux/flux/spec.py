@@ -119,7 +119,7 @@ def _parse(content: Mapping[str, Any], home: Path) -> BaseSpec:
     if content["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {content['dtype']!r}, not one of {', '.join(DTYPES)}")
     located = {
-        key: located(content[key], home)
+        key: locate(content[key], home)
         for key in ("folder", "training_adapter", "start_adapter", "judges")
         if content.get(key)
     }
@@ -127,7 +127,7 @@ def _parse(content: Mapping[str, Any], home: Path) -> BaseSpec:
     return BaseSpec(**{**content, **lists, **located, "manifest": dict(content.get("manifest") or {})})
 
 
-def located(value: str, home: Path) -> Path | str:
+def locate(value: str, home: Path) -> Path | str:
     """Remote places stay as they are; paths count from the folder of the spec."""
     return value if is_remote(value) else (home / value).resolve()
 
