@@ -54,8 +54,13 @@ READS_SHARE = 0.25
 """Of the reads that there would be if each took no time: fewer mean that honest people were kept waiting for ever."""
 PATIENCE_S = 60.0
 """How long honest people go on where they are told to come back in a moment; reads are never told so."""
-EVERY_S = {"generation": GENERATE_EVERY_S, "converted": GENERATE_EVERY_S, "sign-in": SIGN_IN_EVERY_S, "webhook": WEBHOOK_EVERY_S,
-           "upload": UPLOAD_EVERY_S}
+EVERY_S = {
+    "generation": GENERATE_EVERY_S,
+    "converted": GENERATE_EVERY_S,
+    "sign-in": SIGN_IN_EVERY_S,
+    "webhook": WEBHOOK_EVERY_S,
+    "upload": UPLOAD_EVERY_S,
+}
 PARTS = ("api.main", "api.jobs.worker", "api.images.engine")
 WORDS = ["example.org", "Person ", "on the beach", "a photo of"]
 PHOTOS = sorted(Path("data/samples/dog").glob("*.jpg"))
@@ -464,7 +469,8 @@ def logged_errors(folder: Path) -> dict[str, int]:
 
 def plot(rows: Sequence[Mapping[str, float]], events: Sequence[Sequence[Any]], *, since: float) -> bytes:
     """The API's memory, and honest people's reads, in minutes from the attack's beginning; a PNG."""
-    from photoflux.judges.plots import BAD, BLUE, GREY, SOFT, blank
+    from photoflux.pages.palette import BAD, BLUE, GREY, SOFT
+    from photoflux.pages.plots import blank
 
     figure, (left, right) = blank(11, 3.8, columns=2)
     api = [row for row in rows if "api.main" in row]

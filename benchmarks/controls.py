@@ -105,7 +105,7 @@ def another_individual(place: Place, _: Path) -> Path:
 
 def untrained(place: Place, folder: Path) -> Path:
     """The starting adapter."""
-    from photoflux.flux.base import load_pipeline
+    from photoflux.flux.loading import load_pipeline
     from photoflux.flux.lora import attach, save_adapter
 
     spec, params = place.bench.spec, place.bench.params["finetune"]

@@ -24,20 +24,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from photoflux.flux.data import encode_images, photo_grid, read_photos, with_article
+from photoflux.flux.data import encode_images, photo_grid, read_photos
 from photoflux.flux.lora import attach, drawing, save_adapter, subject_parameters
 from photoflux.flux.sampling import decode, generate, sample_latents
-from photoflux.flux.step import TokenGrid, add_noise, flow_loss, pack, predict
+from photoflux.flux.step import TokenGrid, add_noise, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import digest, unpack, write_tar
 from photoflux.vault.drawer import Drawer
+from photoflux.wording import with_article
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
     from photoflux.flux.data import Photos
+    from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
 
 log = logging.getLogger("benchmarks.dreambooth")
@@ -110,7 +111,8 @@ def loss_of(transformer: Any, batch: Batch, grid: TokenGrid) -> Tensor:
     """Mean squared velocity error of the photos, plus that of the class pictures."""
     noisy = add_noise(batch.clean, batch.noise, batch.sigmas)
     velocity = predict(transformer, noisy, batch.sigmas, batch.prompts, grid)
-    photos, pictures = flow_loss(velocity, batch.clean, batch.noise).chunk(2)
+    errors = (velocity.float() - (batch.noise.float() - batch.clean.float())).square().flatten(1).mean(1)
+    photos, pictures = errors.chunk(2)
     return photos.mean() + PRIOR_WEIGHT * pictures.mean()
 
 
@@ -174,7 +176,7 @@ def run(
 
     With `judges`, it is judged after each number in `judged`, as fine-tuning judges its candidates. `cache` keeps latents.
     """
-    from photoflux.flux.base import load_pipeline
+    from photoflux.flux.loading import load_pipeline
 
     told, clock = Told(), Clock()
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
@@ -278,7 +280,7 @@ class Watch:
     def __init__(
         self, pipe: FluxPipeline, photos: Photos, subject: Mapping[str, Any], *, spec: BaseSpec, judges: Judges
     ) -> None:
-        from photoflux.flux.candidates import Drawing, Scorer
+        from photoflux.judges.candidates import Drawing, Scorer
 
         self.pipe, self.spec = pipe, spec
         self.drawn = Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])

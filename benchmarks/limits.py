@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from photoflux.judges.gate_rules import KERNEL_RULE
 from photoflux.params import GateParams
-from photoflux.steps.gate import KERNEL_RULE, scale_of
+from photoflux.steps.gate import scale_of
 
 MEASURED = Path("benchmarks/results/calibration.json")
 CONTENT, CONFIDENCE, DIGITS = 0.90, 0.95, 2

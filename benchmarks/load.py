@@ -36,7 +36,7 @@ def make_adapters(count: int, folder: Path) -> list[Path]:
     missing = [file for file in files if not file.is_file()]
     if missing:
         from photoflux.flux import lora
-        from photoflux.flux.base import load_spec
+        from photoflux.flux.spec import load_spec
         from photoflux.params import FinetuneParams
         from photoflux.pocket import train_start
 
@@ -95,7 +95,9 @@ def populate_state(adapters: Sequence[str], out: str) -> None:
             session.flush()
             for purpose in consents.PURPOSES:
                 consents.grant(session, user, purpose, consents.wordings()[purpose].sha256)
-            session.add(Subject(id=subject, user_id=user, class_noun=noun, trigger="sks", depicts=depicts, champion_id=model))
+            session.add(
+                Subject(id=subject, user_id=user, class_noun=noun, trigger="sks", depicts=depicts, champion_id=model)
+            )
             session.flush()
             session.add(Run(id=run, user_id=user, subject_id=subject, state="succeeded", params={}, orchestrator="local",
                             estimate={}, steps=[]))  # fmt: skip

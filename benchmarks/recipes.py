@@ -25,20 +25,21 @@ import numpy as np
 from benchmarks.dreambooth import DreamBooth
 from benchmarks.pocket_base import machine
 from photoflux import fingerprint
-from photoflux.judges.plots import BLUE, DOUBTFUL, GOOD
+from photoflux.judges.gate_rules import rules
 from photoflux.manifest import digest, read_manifest, to_json, write_bytes, write_json
+from photoflux.pages.palette import BLUE, DOUBTFUL, GOOD
 from photoflux.params import as_dict, load_params
 from photoflux.pocket.photosets import photo_set, unseen_subjects, write_photo_set
 from photoflux.pocket.world import KINDS, Subject
 from photoflux.settings import get_settings
-from photoflux.steps.gate import SEVERITY_ORDER, Reason, judge, rules
+from photoflux.steps.gate import SEVERITY_ORDER, Reason, judge
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
+    from photoflux.judges.case import Case, Pictures
     from photoflux.judges.encoders import Judges
-    from photoflux.steps.evaluate import Case, Pictures
 
 log = logging.getLogger("benchmarks.recipes")
 
@@ -107,7 +108,7 @@ class Stopwatch:
     def watching(self) -> Iterator[None]:
         """While open, a fine-tuning is timed."""
         from photoflux.flux import fit
-        from photoflux.flux.candidates import Contest
+        from photoflux.judges.candidates import Contest
 
         train, enter = fit.fit, Contest.enter
 
@@ -162,7 +163,7 @@ def load_bench_params(steps: int | None, profile: str | None) -> dict[str, Any]:
 
 def open_bench(params: Mapping[str, Any], *, seed: int) -> Bench:
     """The base and its judges, and the folder that belongs to them, these parameters, these subjects and this machine."""
-    from photoflux.flux.base import load_spec
+    from photoflux.flux.spec import load_spec
     from photoflux.judges.encoders import Judges
 
     _import_first()
@@ -188,7 +189,9 @@ def _import_first() -> None:
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     from diffusers import FluxPipeline  # noqa: F401
 
-    from photoflux.flux import base, candidates, data, fit, lora, memory, module, report, sampling  # noqa: F401
+    from photoflux.flux import data, fit, loading, lora, memory, module, sampling  # noqa: F401
+    from photoflux.judges import candidates  # noqa: F401
+    from photoflux.pages import finetune  # noqa: F401
 
 
 def prompts_file(params: Mapping[str, Any]) -> Path:
@@ -301,14 +304,14 @@ def rival_trained(bench: Bench, dataset: Path, adapter: Path, folder: Path, how:
 
 def evaluated(dataset: Path, adapter: Path, folder: Path, params: Any) -> tuple[dict[str, Any], Case, Pictures]:
     """The evaluation's document, and the prompts and pictures that its report shows."""
-    from photoflux.judges import evaluation_page
+    from photoflux.pages import evaluate as pages
     from photoflux.steps import evaluate
 
     document, report = folder / "evaluation.json", folder / "evaluation.html"
-    with patch.object(evaluation_page, "write_report", wraps=evaluation_page.write_report) as page:
+    with patch.object(pages, "evaluation_page", wraps=pages.evaluation_page) as page:
         evaluate.run(dataset, adapter, evaluation=document, report=report, params=params)
-    told = page.call_args.kwargs
-    return told["document"], told["case"], told["pictures"]
+    (measured,), told = page.call_args
+    return measured, told["case"], told["pictures"]
 
 
 def keep_pictures(folder: Path, pictures: Pictures, count: int) -> None:

@@ -60,10 +60,11 @@ from benchmarks.recipes import (
     short_hash,
     subjects_of,
 )
+from photoflux.judges.gate_rules import rules
 from photoflux.manifest import digest, write_bytes, write_json, write_text
 from photoflux.params import PROFILES, as_dict
 from photoflux.pocket.world import KINDS, Subject
-from photoflux.steps.gate import SEVERITY_ORDER, rules
+from photoflux.steps.gate import SEVERITY_ORDER
 
 log = logging.getLogger("benchmarks")
 

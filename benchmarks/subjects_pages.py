@@ -11,8 +11,9 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.recipes import DREAMBOOTH, OURS, PHOTOS, RECIPES, RIVALS, STARTED, Recipe, point
-from photoflux.judges.evaluation_page import interval_of
-from photoflux.judges.plots import INK, SOFT, blank
+from photoflux.pages.evaluate import interval_of
+from photoflux.pages.palette import INK, SOFT
+from photoflux.pages.plots import blank
 from photoflux.steps.gate import SEVERITY_ORDER
 
 if TYPE_CHECKING:

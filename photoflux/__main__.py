@@ -24,7 +24,7 @@ COMMANDS = {
     "keys": ("photoflux.vault.commands", "make the key of this machine, or move all keysets to a new one"),
     "label": ("photoflux.label", "label generated pictures by hand and make a judge card"),
     "pretrain": ("photoflux.pocket.pretrain", "train the pocket base and its judges from a seed"),
-    "sign-off": ("photoflux.signing", "answer for a run that the bias audit left open, and register its model"),
+    "sign-off": ("photoflux.sign_off", "answer for a run that the bias audit left open, and register its model"),
     "samples": ("photoflux.pocket.photosets", "draw a sample photo set of the pocket world"),
 }
 

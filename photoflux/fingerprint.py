@@ -12,15 +12,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from photoflux.manifest import to_json
 
-if TYPE_CHECKING:
-    from photoflux.flux.base import BaseSpec
-
 ROOT = Path(__file__).resolve().parent.parent
-DRAWS = ("photoflux.flux.sampling", "photoflux.flux.base", "photoflux.flux.lora")
+DRAWS = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
 MEASURES = ("photoflux.judges.scores", "photoflux.judges.seeing", "photoflux.judges.encoders")
 TRAINS = ("photoflux.steps.finetune",)
 """Modules at which the code of each begins; what they import belongs to it."""
@@ -29,7 +26,22 @@ WITHOUT_EFFECT = (
     "photoflux.pocket", "photoflux.steps",
 )  # fmt: skip
 """Packages' names, words, folders, and parameters, which count by their values."""
+WITHOUT_A_SAY = ("photoflux.pages", "photoflux.report")
+"""What only shows results: neither it nor what it imports changes any."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "pillow")
+
+
+class Base(Protocol):
+    """What is to be known of a base: `flux.spec.BaseSpec`."""
+
+    @property
+    def hash(self) -> str: ...
+    @property
+    def call(self) -> dict[str, Any]: ...
+    @property
+    def lora_targets(self) -> tuple[str, ...]: ...
+    @property
+    def class_nouns(self) -> tuple[str, ...]: ...
 
 
 def name(parts: Mapping[str, Any]) -> str:
@@ -37,25 +49,25 @@ def name(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_json(parts).encode()).hexdigest()[:32]
 
 
-def of_base(spec: BaseSpec) -> str:
+def of_base(spec: Base) -> str:
     """The base as it is called: other weights, another resolution or other steps are another base to whoever judges its pictures."""
     return name({"base": spec.hash, "call": spec.call})
 
 
-def of_drawing(spec: BaseSpec) -> dict[str, Any]:
+def of_drawing(spec: Base) -> dict[str, Any]:
     """What a picture of a base hangs on, but for its prompt and seed."""
     libraries = {library: version(library) for library in LIBRARIES}
     return {"base": spec.hash, "call": spec.call, "code": code_digest(*DRAWS), "libraries": libraries}
 
 
-def of_judging(spec: BaseSpec, *, judges: str, prompts: str, **protocol: Any) -> dict[str, Any]:
+def of_judging(spec: Base, *, judges: str, prompts: str, **protocol: Any) -> dict[str, Any]:
     """What measurements hang on. `judges` and `prompts` are digests; `protocol` is what was drawn: profile, first seed, photos."""
     about = {"judges": judges, "prompts": prompts, "protocol": protocol}
     return {"drawing": of_drawing(spec), **about, "measuring": code_digest(*MEASURES)}
 
 
 def of_training(
-    spec: BaseSpec, *, dataset: str, params: Mapping[str, Any], files: Mapping[str, str | None]
+    spec: Base, *, dataset: str, params: Mapping[str, Any], files: Mapping[str, str | None]
 ) -> dict[str, Any]:
     """What an adapter hangs on. `dataset` and the values of `files` (training adapter, judges, …) are digests."""
     about = {"dataset": dataset, "params": dict(params), "files": dict(files)}
@@ -77,11 +89,15 @@ def sources(*modules: str) -> list[str]:
     found, waiting = set[str](), list(modules)
     while waiting:
         module = waiting.pop()
-        if module not in found:
+        if module not in found and not _only_shows(module):
             found.add(module)
             waiting.extend(_imported(module))
     files = (_file(module) for module in found if module not in WITHOUT_EFFECT)
     return sorted({file for file in files if file})
+
+
+def _only_shows(module: str) -> bool:
+    return any(module == shown or module.startswith(f"{shown}.") for shown in WITHOUT_A_SAY)
 
 
 def _imported(module: str) -> Iterator[str]:

@@ -21,16 +21,16 @@ from photoflux.images import SUFFIXES, encoded, fitted, parse_size
 from photoflux.manifest import write_bytes
 from photoflux.params import GenerateParams, load_params
 from photoflux.styles import FILTERS, REDRAWS, redrawn
+from photoflux.wording import slug
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 SHEET_COLUMNS = 4
 NAMES_TOLD = 10
 
@@ -93,7 +93,7 @@ def generate(
     check_prompt(prompt)
     painter = open_model(model, base=base)
     warn_of_missing_trigger(prompt, painter.subject)
-    stem = f"{_slug(painter.name)}-{_fingerprint(prompt, size, style)}"
+    stem = f"{slug(painter.name)}-{_fingerprint(prompt, size, style)}"
     tiles, files = [], []
     for number in range(seed, seed + n):
         log.info("picture %d of %d", number - seed + 1, n)
@@ -124,8 +124,9 @@ def open_model(model: str, *, base: str = "") -> Painter:
 
 def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", name: str = "") -> Painter:
     """The adapter on the base it was trained on; `base` names the spec of that base when it is kept elsewhere."""
-    from photoflux.flux.base import find_spec, load_pipeline, load_spec
+    from photoflux.flux.loading import load_pipeline
     from photoflux.flux.lora import load_adapter
+    from photoflux.flux.spec import WEIGHTS, find_spec, load_spec
     from photoflux.manifest import digest, unpack
     from photoflux.settings import get_settings
     from photoflux.vault import opened
@@ -211,17 +212,13 @@ def _known(name: str, names: list[str]) -> str:
 
 
 def _write_sheet(path: Path, tiles: list[Image.Image], painter: Painter, *, seed: int, style: str) -> Path:
-    from photoflux.report import contact_sheet
+    from photoflux.pages.contact_sheet import contact_sheet
 
     rows = [tiles[start : start + SHEET_COLUMNS] for start in range(0, len(tiles), SHEET_COLUMNS)]
     firsts = range(seed, seed + len(tiles), SHEET_COLUMNS)
     labels = [f"seeds {first} to {first + len(row) - 1}" for first, row in zip(firsts, rows, strict=True)]
     sheet = contact_sheet(rows, row_labels=labels, tile_px=256)
     return write_bytes(path, encoded(sheet, "png", provenance=painter.provenance(seed=seed, style=style)))
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _fingerprint(*parts: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import html
 import json
 import logging
 import math
@@ -16,17 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from photoflux import fingerprint, screen
 from photoflux.errors import InputError
-from photoflux.manifest import digest, to_json, write_json, write_text
-
-if TYPE_CHECKING:
-    from photoflux.judges.prompts import PromptSet
-    from photoflux.judges.seeing import Artist
+from photoflux.manifest import digest, write_json, write_text
 
 log = logging.getLogger(__name__)
 UNSURE, NOBODY = "unsure", "no person"
@@ -80,7 +75,10 @@ def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) 
     """Draw `count` pictures of people with the base, and write them, the page, and what the judges read."""
     if not 1 <= count <= 5000:
         raise InputError(f"--count {count}: choose a value from 1 to 5000")
-    artist, asked = _artist(base, prompts)
+    from photoflux.judges.seeing import open_artist
+    from photoflux.pages.label import labelling_page
+
+    artist, asked = open_artist(base, prompts=prompts, batch_size=16)
     audited = [name for name in asked.audited if name in artist.judges.classes]
     if not audited:
         raise InputError(f"the judges of '{artist.spec.name}' read none of {', '.join(asked.audited)}; add them")
@@ -94,26 +92,11 @@ def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) 
     classes = {name: list(artist.judges.classes[name]) for name in audited}
     flat = {name: grid.seen.labels(name).ravel()[order] for name in classes}
     read = {picture: {name: classes[name][int(flat[name][k])] for name in classes} for k, picture in enumerate(names)}
-    write_json(folder / SECRET, {"judges": artist.judges.hash, "base": fingerprint.of_base(artist.spec), "seed": seed,
-                                 "classes": classes, "read": read})  # fmt: skip
+    about = {"judges": artist.judges.hash, "base": fingerprint.of_base(artist.spec), "seed": seed}
+    write_json(folder / SECRET, {**about, "classes": classes, "read": read})
+    choices = {name: [*values, UNSURE, NOBODY] for name, values in classes.items()}
     _write_csv(folder / "labels-empty.csv", names, classes)
-    return write_text(folder / "label.html", _page(names, classes))
-
-
-def _artist(base: str, prompts: str) -> tuple[Artist, PromptSet]:
-    from photoflux.flux.base import load_pipeline, load_spec
-    from photoflux.judges.encoders import Judges
-    from photoflux.judges.prompts import load_prompts
-    from photoflux.judges.seeing import Artist
-    from photoflux.settings import get_settings
-
-    settings, spec = get_settings(), load_spec(base)
-    asked = load_prompts(prompts or spec.name, folder=settings.models_dir)
-    if spec.judges is None:
-        raise InputError(f"base '{spec.name}' has no judges; set `judges` in its spec")
-    device = settings.device or None
-    judges = Judges.load(Path(spec.judges), device=device)
-    return Artist(load_pipeline(spec, device=device), spec, judges, batch_size=16), asked
+    return write_text(folder / "label.html", labelling_page(names, choices))
 
 
 def write_card(folder: Path, *, labels: Sequence[Path], card: Path) -> Path:
@@ -223,69 +206,3 @@ def _write_csv(path: Path, pictures: Sequence[str], attributes: Iterable[str]) -
     names = list(attributes)
     lines = [",".join(["picture", *names]), *(",".join([picture, *[""] * len(names)]) for picture in pictures)]
     write_text(path, "\n".join(lines) + "\n")
-
-
-def _page(pictures: Sequence[str], classes: Mapping[str, Sequence[str]]) -> str:
-    """The labelling page: pictures lie beside it, choices stay in the browser, one button saves labels.csv."""
-    cards = "".join(
-        f'<article data-picture="{picture}"><img src="{picture}" alt="picture {i + 1}" loading="lazy">'
-        + "".join(_choices(i, name, values) for name, values in classes.items())
-        + "</article>"
-        for i, picture in enumerate(pictures)
-    )
-    return PAGE.format(cards=cards, count=len(pictures), attributes=to_json(list(classes)).strip())
-
-
-def _choices(number: int, name: str, values: Sequence[str]) -> str:
-    options = "".join(
-        f'<label><input type="radio" name="{number}-{html.escape(name)}" value="{html.escape(value)}">'
-        f"<span>{html.escape(value)}</span></label>"
-        for value in (*values, UNSURE, NOBODY)
-    )
-    return f'<fieldset data-attribute="{html.escape(name)}"><legend>{html.escape(name)}</legend>{options}</fieldset>'
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Label pictures</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body {{ margin: 0; background: #f6f7f9; color: #1d1f23; font: 15px/1.5 system-ui, sans-serif; }}
-header {{ position: sticky; top: 0; z-index: 1; background: #fff; border-bottom: 1px solid #e3e5ea; padding: 12px 24px;
-  display: flex; gap: 20px; align-items: center; }}
-header p {{ margin: 0; color: #60656f; flex: 1; }}
-button {{ background: #2f5fb3; color: #fff; border: 0; border-radius: 8px; padding: 9px 18px; font: inherit; cursor: pointer; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; padding: 20px 24px; }}
-article {{ background: #fff; border: 1px solid #e3e5ea; border-radius: 12px; padding: 14px; }}
-article.done {{ border-color: #1b7f4b; }}
-img {{ width: 100%; image-rendering: auto; border-radius: 8px; }}
-fieldset {{ border: 0; padding: 0; margin: 10px 0 0; display: flex; flex-wrap: wrap; gap: 6px; }}
-legend {{ color: #60656f; font-size: 13px; padding: 0; float: left; width: 100%; }}
-label span {{ display: inline-block; border: 1px solid #e3e5ea; border-radius: 99px; padding: 2px 12px; cursor: pointer; }}
-input {{ position: absolute; opacity: 0; }}
-input:checked + span {{ background: #2f5fb3; border-color: #2f5fb3; color: #fff; }}
-input:focus-visible + span {{ outline: 2px solid #2f5fb3; outline-offset: 2px; }}
-</style></head><body>
-<header><strong>Label what you see</strong>
-<p><span id="done">0</span> of {count} pictures · go by the picture alone; "unsure" is a good answer</p>
-<button id="save">Save labels.csv</button></header>
-<main>{cards}</main>
-<script>
-const attributes = {attributes};
-const articles = [...document.querySelectorAll("article")];
-const chosen = (article, name) =>
-  article.querySelector(`[data-attribute="${{name}}"] input:checked`)?.value ?? "";
-function count() {{
-  articles.forEach(a => a.classList.toggle("done", attributes.every(name => chosen(a, name))));
-  document.getElementById("done").textContent = document.querySelectorAll("article.done").length;
-}}
-document.addEventListener("change", count);
-document.getElementById("save").addEventListener("click", () => {{
-  const rows = articles.map(a => [a.dataset.picture, ...attributes.map(name => chosen(a, name))].join(","));
-  const text = [["picture", ...attributes].join(","), ...rows].join("\\n") + "\\n";
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], {{ type: "text/csv" }}));
-  link.download = "labels.csv";
-  link.click();
-}});
-</script></body></html>
-"""

@@ -1,14 +1,12 @@
-"""Signing off: a person answers for a run that nothing failed but whose audit left a question open, and its model is registered.
+"""A sign-off: a person answers for what the gate left open, each finding by name.
 
 Only afterwards, with the findings at hand: what nobody has seen yet, nobody can answer for.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from photoflux.errors import InputError
@@ -46,67 +44,3 @@ def check_signed(decision: Mapping[str, Any], sign_off: SignOff) -> None:
         raise InputError(f"the sign-off does not name what it answers for: {told}")
     if other := sorted(set(sign_off.findings) - found.keys()):
         raise InputError(f"'{other[0]}' is not open in this decision; open is {', '.join(sorted(found))}")
-
-
-def sign_run(folder: Path, sign_off: SignOff) -> dict[str, Any]:
-    """Register the model of the finished run in `folder`; returns the receipt. Its record has the model from then on."""
-    from photoflux.manifest import write_json
-    from photoflux.params import RegisterParams
-    from photoflux.runs import load_run, read_document, save_run
-    from photoflux.steps import register
-
-    run = load_run(folder)
-    wanted = (("finetune", "adapter"), ("gate", "decision"), ("evaluate", "evaluation"), ("audit", "audit"))
-    missing = [step for step, name in wanted if name not in run.artifacts.get(step, {})]
-    if missing:
-        raise InputError(
-            f"run {run.id} has no result of {missing[0]}: it did not get as far as a decision, or its files were deleted"
-        )
-    params = RegisterParams(name=run.params["register_name"], experiment=run.params["register_experiment"])
-    made = {name: folder / "artifacts" / "register" / name for name in ("card", "receipt")}
-    inputs = [folder / run.artifacts[step][name] for step, name in wanted]
-    register.run(*inputs, **made, params=params, key=str(run.params["key"]), sign_off=sign_off)
-    write_json(
-        folder / "sign-off.json", {"by": sign_off.by, "reason": sign_off.reason, "findings": list(sign_off.findings)}
-    )
-    kept = {name: str(file.relative_to(folder)) for name, file in made.items()}
-    run = replace(run, artifacts={**run.artifacts, "register": kept})
-    save_run(run, folder)
-    return read_document(run, folder, "register", "receipt") or {}
-
-
-def main(argv: Sequence[str]) -> int:
-    """`photoflux sign-off RUN`: without a name it tells what is open."""
-    from photoflux.runs import load_run, read_document
-    from photoflux.settings import get_settings
-
-    parser = argparse.ArgumentParser(prog="photoflux sign-off", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", help="id of the run, or its folder")
-    parser.add_argument(
-        "--by", default="", help="who answers for the model; without, what is open is told and nothing is registered"
-    )
-    parser.add_argument(
-        "--reason", default="", help=f"why the model may be used, in at least {REASON_LEAST} characters"
-    )
-    parser.add_argument(
-        "--finding", action="append", default=[], metavar="RULE", help="a rule that is open; each has to be named"
-    )
-    args = parser.parse_args(argv)
-    folder = Path(args.run) if "/" in args.run else get_settings().runs_dir / args.run
-    decision = read_document(load_run(folder), folder, "gate", "decision")
-    if decision is None:
-        raise InputError(f"{folder}: this run has no decision")
-    if not args.by:
-        found = open_findings(decision).items()
-        way = (
-            "to answer for it give --by, --reason, and --finding for each"
-            if decision["sign_off_possible"]
-            else "nobody can sign for it"
-        )
-        print(
-            "\n".join([f"verdict  {decision['verdict']}: {way}", *(f"- {rule}: {message}" for rule, message in found)])
-        )
-        return 0
-    receipt = sign_run(folder, SignOff(args.by, args.reason, tuple(args.finding)))
-    print(f"model    {receipt['name']} version {receipt['version']}, @{receipt['alias']}: {receipt['why']}")
-    return 0

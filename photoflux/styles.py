@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 MEDIA = ("photo", "photograph", "picture", "image", "portrait", "drawing", "painting", "cartoon", "watercolor")
 OPENING = re.compile(rf"^\s*(?:(?:an?|the)\s+)?(?:pixel art|(?:\w+\s+)?(?:{'|'.join(MEDIA)}))\s+of\s+", re.IGNORECASE)
@@ -47,9 +47,15 @@ def styled_prompt(prompt: str, opening: str) -> str:
 
 
 def redrawn(
-    image: Image.Image, prompt: str, *, style: Redraw, pipe: FluxPipeline, spec: BaseSpec, seed: int,
+    image: Image.Image,
+    prompt: str,
+    *,
+    style: Redraw,
+    pipe: FluxPipeline,
+    spec: BaseSpec,
+    seed: int,
     check: Callable[[], None] | None = None,
-) -> Image.Image:  # fmt: skip
+) -> Image.Image:
     """The picture drawn again in a style, at the base's resolution; the same seed gives the same picture.
 
     `check` is called before it begins and after each step; what it raises ends it.

@@ -13,7 +13,6 @@ import re
 import sqlite3
 import tempfile
 import time
-from base64 import b64encode
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -34,14 +33,14 @@ if TYPE_CHECKING:
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.entities import PagedList
 
-    from photoflux.generate import Painter
-
 log = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """The best version of a model, and the newest; one version may be both."""
 ADAPTER = "adapter.tar"
 MODEL = "adapter"
+LOADER = "photoflux.pyfunc"
+"""Module that MLflow loads a registered adapter by; named, so that what draws is imported where something is drawn."""
 NOTE_LENGTH, SHOWN = 2000, 80
 ABANDONED_AFTER_MS = 3_600_000
 SCHEME, ARTIFACTS = "photoflux-artifacts", "artifacts"
@@ -372,7 +371,7 @@ class Registry:
             data.symlink_to(record.adapter.resolve())
             mlflow.pyfunc.save_model(
                 str(folder),
-                loader_module=__name__,
+                loader_module=LOADER,
                 data_path=str(data),
                 mlflow_model=Model(model_id=logged.model_id, run_id=run_id, artifact_path=logged.artifact_location),
                 signature=_signature(),
@@ -529,33 +528,6 @@ def _know_artifacts() -> None:
     from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 
     _artifact_repository_registry.register(SCHEME, open_artifacts)
-
-
-class Model:
-    """What `mlflow.pyfunc.load_model` returns inside its wrapper; the base is loaded at the first picture."""
-
-    def __init__(self, adapter: Path, *, key: str, base: str) -> None:
-        self._adapter, self._key, self._base = adapter, key, base
-        self._painter: Painter | None = None
-
-    def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
-        """One row per prompt: `image` is a PNG at the base's resolution as base64 text; `seed` defaults to 0."""
-        import pandas as pd
-
-        from photoflux.generate import open_painter
-
-        self._painter = self._painter or open_painter(self._adapter, key=self._key, base=self._base)
-        seeds = model_input.get("seed", pd.Series(0, index=model_input.index)).fillna(0).astype(int)
-        drawn = [
-            self._painter.png(prompt, seed=seed) for prompt, seed in zip(model_input["prompt"], seeds, strict=True)
-        ]
-        return pd.DataFrame({"image": [b64encode(png).decode() for png in drawn]}, index=model_input.index)
-
-
-def _load_pyfunc(path: str, model_config: Mapping[str, str] | None = None) -> Model:
-    """MLflow's entry point; `model_config={"base": "<spec .yaml>"}` loads the adapter on a base kept elsewhere."""
-    config = model_config or {}
-    return Model(Path(path), key=config.get("key", "plain://demo"), base=config.get("base", ""))
 
 
 def _signature() -> ModelSignature:

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.params import MODEL_NAME
+from photoflux.photos.gather import readable
 from photoflux.runs import Run, State, read_document, sentence
 from photoflux.settings import get_settings
-from photoflux.steps.import_photos import expand_home, readable
+from photoflux.steps.import_photos import expand_home
 from pipelines.orchestrators import LocalOrchestrator
 from pipelines.watch import follow
 

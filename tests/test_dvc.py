@@ -22,7 +22,7 @@ COMMANDS = {"sample_data": "photoflux/pocket/photosets.py", "pretrain": "photofl
 WITHOUT_EFFECT = {
     "photoflux/__init__.py", "photoflux/errors.py", "photoflux/params.py", "photoflux/settings.py",
     "photoflux/steps/__init__.py", "photoflux/flux/__init__.py", "photoflux/judges/__init__.py",
-    "photoflux/photos/__init__.py", "photoflux/pocket/__init__.py",
+    "photoflux/pages/__init__.py", "photoflux/photos/__init__.py", "photoflux/pocket/__init__.py",
 }  # fmt: skip
 """Parameters are watched by value; the others hold no arithmetic: names, messages and folders."""
 CARRIED = [

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from photoflux import fingerprint
-from photoflux.flux.base import BaseSpec
+from photoflux.flux.spec import BaseSpec
 from photoflux.judges.encoders import folder_digest
 
 SPEC = BaseSpec(
@@ -98,7 +98,8 @@ def test_an_edit_renames_exactly_what_uses_the_file(edit: Callable[[str], None])
         "judging": fingerprint.sources(*fingerprint.DRAWS, *fingerprint.MEASURES),
         "training": fingerprint.sources(*fingerprint.DRAWS, *fingerprint.TRAINS),
     }
-    others = ("generate.py", "tracking.py", "steps/gate.py", "steps/register.py", "judges/bias.py", "judges/plots.py")
+    others = ("generate.py", "tracking.py", "steps/gate.py", "steps/register.py", "judges/bias.py")
+    others += ("report.py", "pages/plots.py", "pages/evaluate.py", "pages/finetune.py")
     for file in sorted({*uses["judging"], *uses["training"], *(f"photoflux/{other}" for other in others)}):
         before = names()
         edit(file)

@@ -17,14 +17,16 @@ from safetensors.torch import load_file, save_file
 from photoflux import generate as module
 from photoflux.errors import InputError
 from photoflux.flux import lora
-from photoflux.flux.base import find_spec, load_pipeline, load_spec, pin
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.provision import pin
+from photoflux.flux.spec import WEIGHTS, find_spec, load_spec
 from photoflux.generate import generate, open_painter
 from photoflux.images import SOURCE_TYPE, provenance_of
 from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.pocket.models import PocketConfig
-from photoflux.pocket.pretrain import init_base
 from photoflux.styles import REDRAWS
 from photoflux.tracking import Record, Registry
+from tests.pocket.untrained import init_base
 
 PROMPT = "a photo of sks dog on the beach"
 SUBJECT = {"id": "rex", "class_noun": "dog", "trigger": "sks", "consent": "sample"}
@@ -51,9 +53,9 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in lora.attach(transformer, spec=spec, rank=4, alpha=4, seed=1):
         with torch.no_grad():
             parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(parameter.numel()))
-    weights = lora.save_adapter(transformer, folder / module.WEIGHTS)
+    weights = lora.save_adapter(transformer, folder / WEIGHTS)
     facts = {"name": spec.name, "hash": spec.hash, "spec": str(base)}
-    write_tar(folder / "rex.tar", files={module.WEIGHTS: weights}, manifest={"subject": SUBJECT, "base": facts})
+    write_tar(folder / "rex.tar", files={WEIGHTS: weights}, manifest={"subject": SUBJECT, "base": facts})
     return folder / "rex.tar"
 
 
@@ -176,7 +178,7 @@ def checkout(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monk
     shutil.copytree(base.parent / "tiny", home / "models" / "tiny")
     shutil.copy(base, home / "models" / "other.yaml")
     facts = unpack(adapter, parts) | {"base": {"name": "tiny", "hash": load_spec(base).hash}}
-    write_tar(home / "adapter.tar", files={module.WEIGHTS: parts / module.WEIGHTS}, manifest=facts)
+    write_tar(home / "adapter.tar", files={WEIGHTS: parts / WEIGHTS}, manifest=facts)
     monkeypatch.chdir(home)
     monkeypatch.delenv("PHOTOFLUX_STATE_DIR")
     about = {"subject": "rex", "prompt": PROMPT, "key": "plain://demo", "experiment": "photoflux", "note": ""}
@@ -259,7 +261,7 @@ def test_an_empty_prompt_is_refused(tmp_path: Path):
 
 def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path: Path):
     facts = {"name": "pocket", "hash": "0" * 64, "spec": read_manifest(adapter)["base"]["spec"]}
-    write_tar(tmp_path / "x.tar", files={module.WEIGHTS: b""}, manifest={"subject": SUBJECT, "base": facts})
+    write_tar(tmp_path / "x.tar", files={WEIGHTS: b""}, manifest={"subject": SUBJECT, "base": facts})
     with pytest.raises(InputError, match=r"x\.tar was trained on base 'pocket' \(000000000000\), not on"):
         open_painter(tmp_path / "x.tar")
 

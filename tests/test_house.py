@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -197,7 +197,7 @@ def test_a_module_of_the_service_has_a_name_of_its_own():
 
 
 RENAMING = {
-    "photoflux/flux/base.py", "photoflux/manifest.py", "photoflux/pocket/pretrain.py", "photoflux/vault/__init__.py",
+    "photoflux/flux/provision.py", "photoflux/manifest.py", "photoflux/pocket/pretrain.py", "photoflux/vault/__init__.py",
 }  # fmt: skip
 """Where files and folders are renamed into place: each under a temporary name that is the writer's own."""
 
@@ -235,3 +235,109 @@ def test_no_shipped_configuration_says_where_it_was_loaded_from():
 
 def test_every_module_says_what_it_is_for():
     assert [str(p) for p in CODE if not ast.get_docstring(ast.parse(p.read_text())) and p.stat().st_size] == []
+
+
+LAYERS = (
+    "__main__ pyfunc sign_off",
+    "generate label steps",
+    "pages serving",
+    "judges pocket styles",
+    "flux",
+    "fingerprint images photos report runs tracking",
+    "manifest params signing vault",
+    "correlation errors marks priority screen settings wording",
+)
+"""Modules and packages of photoflux, uppermost first: each may import what is below it, and nothing beside or above it."""
+INSIDE = {
+    "flux": ("fit", "module", "data", "lora sampling", "loading step", "provision text", "ema memory spec"),
+    "judges": (
+        "case scores", "bias seeing", "candidates champion prevalence prompts",
+        "colour copying encoders gate_rules quality stats",
+    ),
+    "pages": (
+        "audit augment evaluate finetune gate validate", "contact_sheet data_docs label page plots", "palette",
+    ),
+    "photos": (
+        "suite", "table", "decode verdict", "augment captions gather heif jpeg png score tiff",
+        "colour inspect kinds normalise rules sets words",
+    ),
+    "pocket": (
+        "pretrain", "train_adapter train_judges", "train_flow train_start train_vae", "data photosets", "render",
+        "models places shapes", "tokenizers training world",
+    ),
+    "serving": ("engine", "merging", "adapters queue"),
+    "steps": ("audit augment evaluate fetch_champion finetune gate import_photos register validate", "__init__"),
+    "vault": ("commands drawer objects", "__init__", "sealed", "keyring", "blobs kek"),
+}  # fmt: skip
+"""The same inside the packages."""
+
+
+def module_names() -> dict[str, Path]:
+    """Dotted name → file of every module of photoflux; a package's own code is its `__init__`."""
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in DOMAIN}
+
+
+def modules_imported(file: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """What a file imports of photoflux, wherever in it, also for types alone."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [one if (one := f"{node.module}.{a.name}") in known else node.module for a in node.names]
+        ours = (name if name in known else f"{name}.__init__" for name in names if name.split(".")[0] == "photoflux")
+        yield from (name for name in ours if known[name] != file)
+
+
+def ranks(layers: Sequence[str]) -> dict[str, int]:
+    return {name: rank for rank, names in enumerate(reversed(layers)) for name in names.split()}
+
+
+def test_imports_of_the_domain_library_go_down():
+    """A stranger finds what a module rests on below it: in another package as LAYERS says, in its own as INSIDE does."""
+    known, between = module_names(), ranks(LAYERS)
+    inside = {package: ranks(layers) for package, layers in INSIDE.items()}
+    upward = []
+    for name, file in known.items():
+        unit, module = name.split(".")[1], name.split(".")[-1]
+        for used in set(modules_imported(file, known)) - {"photoflux.__init__"}:
+            other, part = used.split(".")[1], used.split(".")[-1]
+            down = between[other] < between[unit] if other != unit else inside[unit][part] < inside[unit][module]
+            upward += [] if down else [f"{name} imports {used}"]
+    assert upward == []
+
+
+def test_every_module_has_its_place():
+    """Also those that import nothing: who adds one says where it belongs, and none that is gone is listed."""
+    empty = {f"photoflux.{package}.__init__" for package, layers in INSIDE.items() if "__init__" not in ranks(layers)}
+    modules = module_names().keys() - empty - {"photoflux.__init__"}
+    places = {f"photoflux.{name}" for name in ranks(LAYERS) if name not in INSIDE}
+    places |= {f"photoflux.{package}.{name}" for package, layers in INSIDE.items() for name in ranks(layers)}
+    assert modules == places
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Not even for types alone."""
+    known = module_names()
+    graph = {name: set(modules_imported(file, known)) for name, file in known.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names them
+
+
+def test_only_tables_of_data_are_kept_from_the_formatter():
+    """A table is what a module or a class says once, or the rows that a function of rules gives; all else is laid out by the tool."""
+    loose = []
+    for file in DOMAIN:
+        text = file.read_text()
+        lines = [number for number, line in enumerate(text.splitlines(), 1) if line.endswith("# fmt: skip")]
+        tables = set(table_ends(ast.parse(text)))
+        loose += [f"{file.relative_to(ROOT)}:{number}" for number in lines if number not in tables]
+    assert loose == []
+
+
+def table_ends(tree: ast.Module) -> Iterator[int]:
+    """The last lines of statements that hold data."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef):
+            yield from (one.end_lineno for one in node.body if isinstance(one, ast.Assign | ast.AnnAssign))
+        elif isinstance(node, ast.FunctionDef) and node.name.endswith("rules"):
+            yield from (one.end_lineno for one in node.body if isinstance(one, ast.Return))

@@ -10,7 +10,7 @@ import pytest
 
 from photoflux.errors import InputError
 from photoflux.runs import State, load_run, new_run, save_run
-from photoflux.signing import main
+from photoflux.sign_off import main
 from photoflux.tracking import Registry
 from tests.steps.test_register import Case, judged
 

@@ -102,7 +102,8 @@ def fetcher(objects: Objects, spec: Any) -> Callable[[AdapterKey], Adapter]:
 
 def open_engine(settings: ApiSettings) -> Engine:
     """The engine with the base of the settings and the adapters of the blob store."""
-    from photoflux.flux.base import load_pipeline, load_spec
+    from photoflux.flux.loading import load_pipeline
+    from photoflux.flux.spec import load_spec
 
     spec = load_spec(settings.base)
     pipe = load_pipeline(spec, device=settings.device or None)

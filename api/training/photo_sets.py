@@ -16,8 +16,9 @@ from api.records.tables import Photo, Subject, new_id
 from api.training.photo_decoding import Taken, unpack
 from api.transport.problems import Problem
 from photoflux.params import ValidateParams
-from photoflux.photos.rules import REJECT, broken_rules, judge, rule_table, status_of
+from photoflux.photos.rules import REJECT, broken_rules, rule_table, status_of
 from photoflux.photos.table import Examined, Pair, pair_of, tabulated
+from photoflux.photos.verdict import judge
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 

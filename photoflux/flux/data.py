@@ -23,11 +23,12 @@ from photoflux.flux.sampling import noise_for, schedule
 from photoflux.flux.step import TokenGrid, add_noise, draw_sigmas, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import digest
+from photoflux.wording import with_article
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
     from photoflux.vault.drawer import Drawer
 
 log = logging.getLogger(__name__)
@@ -181,11 +182,6 @@ def _prompt(noun: str, i: int) -> str:
     """Every second prompt is a photo or picture; the others go through all openings."""
     opening = OPENINGS[i // 2 % 2] if i % 2 == 0 else OPENINGS[i // 2 % len(OPENINGS)]
     return f"{opening} {with_article(noun)} {SURROUNDINGS[i % len(SURROUNDINGS)]}".strip()
-
-
-def with_article(noun: str) -> str:
-    """The noun with "a" or "an"."""
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 @torch.no_grad()

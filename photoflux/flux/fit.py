@@ -6,13 +6,12 @@ import io
 import logging
 import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 
 if TYPE_CHECKING:
-    from photoflux.flux.candidates import Contest
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import Draws, FineTuning
     from photoflux.vault.drawer import Drawer
@@ -22,6 +21,12 @@ log = logging.getLogger(__name__)
 STATE = "state.pt"
 PROGRESS_EVERY_S = 5.0
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+class Contest(Protocol):
+    """What judges a candidate, the module as it is now, and keeps it: `judges.candidates.Contest`."""
+
+    def enter(self, module: FineTuning) -> dict[str, Any]: ...
 
 
 def fit(module: FineTuning, draws: Draws, *, contest: Contest, plan: Plan, kept: Drawer) -> None:
@@ -97,8 +102,13 @@ class Progress(AfterStep):
         pace = (module.done - self.first) / max(1e-9, now - self.started)
         log.info(
             "step %d of %d, loss %.4f, preserved %.4f, %.1f steps/s, %.0f s left",
-            module.done, total, curve.subject[-1], curve.preserved[-1], pace, (total - module.done) / pace,
-        )  # fmt: skip
+            module.done,
+            total,
+            curve.subject[-1],
+            curve.preserved[-1],
+            pace,
+            (total - module.done) / pace,
+        )
 
 
 class SavedState(AfterStep):

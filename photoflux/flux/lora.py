@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from photoflux.errors import InputError
-from photoflux.flux.base import quietly
+from photoflux.flux.loading import quietly
 from photoflux.manifest import replacing
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 log = logging.getLogger(__name__)
 
@@ -203,9 +203,11 @@ def save_adapter(transformer: Any, file: Path, *, weights: Mapping[str, Tensor] 
         layers = {name: value.detach().float().cpu().clone().contiguous() for name, value in layers.items()}
     with replacing(file) as partial:
         FluxPipeline.save_lora_weights(
-            str(partial.parent), transformer_lora_layers=layers, weight_name=partial.name,
+            str(partial.parent),
+            transformer_lora_layers=layers,
+            weight_name=partial.name,
             transformer_lora_adapter_metadata=_metadata(transformer.peft_config[SUBJECT]),
-        )  # fmt: skip
+        )
         _in_order(partial)
     return file
 

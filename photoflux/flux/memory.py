@@ -144,12 +144,17 @@ class Plan:
     def row(self) -> dict[str, object]:
         """The plan as one row of a table."""
         return {
-            "device": self.device, "base stored as": self.storage, "computes in": self.compute,
-            "checkpointing": "on" if self.checkpointing else "off", "parts per batch": self.micro_batches,
-            "base GB": round(self.base_gb, 2), "adapter GB": round(self.adapter_gb, 2),
-            "activations GB": round(self.activations_gb, 2), "encoding GB": round(self.encoding_gb, 2),
+            "device": self.device,
+            "base stored as": self.storage,
+            "computes in": self.compute,
+            "checkpointing": "on" if self.checkpointing else "off",
+            "parts per batch": self.micro_batches,
+            "base GB": round(self.base_gb, 2),
+            "adapter GB": round(self.adapter_gb, 2),
+            "activations GB": round(self.activations_gb, 2),
+            "encoding GB": round(self.encoding_gb, 2),
             "needed GB": round(self.needed_gb, 2),
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         return (
@@ -213,13 +218,18 @@ def _estimate(
     kept = KEPT_DOUBLE * shape.double_blocks + KEPT_SINGLE * shape.single_blocks
     widths = blocks + KEPT_DOUBLE if checkpointing else kept
     return Plan(
-        device=device.name, storage=storage, compute=compute, checkpointing=checkpointing, micro_batches=parts,
+        device=device.name,
+        storage=storage,
+        compute=compute,
+        checkpointing=checkpointing,
+        micro_batches=parts,
         encoding_gb=shape.encoder_parameters * BYTES["float32" if storage == "float32" else "bfloat16"] / GB,
         base_gb=shape.parameters * BYTES[storage] / GB,
         adapter_gb=rank * shape.adapter_parameters * ADAPTER_BYTES / GB,
         activations_gb=widths * shape.width * shape.tokens * (rows // parts) * BYTES[compute] / GB,
-        overhead_gb=OVERHEAD_GB[device.kind], memory_gb=device.memory_gb,
-    )  # fmt: skip
+        overhead_gb=OVERHEAD_GB[device.kind],
+        memory_gb=device.memory_gb,
+    )
 
 
 def device_of(name: str) -> Device:

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from photoflux.errors import PhotoFluxError
 from photoflux.flux.data import photo_grid
+from photoflux.flux.ema import update_average
 from photoflux.flux.lora import put, subject_parameters
 from photoflux.flux.step import add_noise, draw_sigmas, predict
 from photoflux.flux.text import PromptEmbeds
 
 if TYPE_CHECKING:
-    from photoflux.flux.base import BaseSpec
     from photoflux.flux.data import Photos, Preserved
+    from photoflux.flux.spec import BaseSpec
     from photoflux.params import FinetuneParams
 
 log = logging.getLogger(__name__)
@@ -198,12 +199,8 @@ class FineTuning(pl.LightningModule):
         self.done += 1
         self._note()
 
-    @torch.no_grad()
     def _update_average(self) -> None:
-        """Exponential moving average that forgets its start faster while it is young."""
-        decay = min(self.params.ema, (1 + self.done) / (10 + self.done)) if self.params.ema else 0.0
-        for name, parameter in self.trained.items():
-            self.average[name].lerp_(parameter.detach(), 1 - decay)
+        update_average(self.average.values(), self.trained.values(), decay=self.params.ema, step=self.done)
 
     def _note(self) -> None:
         subject, preserved = self._losses
@@ -245,8 +242,11 @@ class FineTuning(pl.LightningModule):
             "adapter": {name: p.detach().cpu() for name, p in self.trained.items()},
             "average": {name: value.cpu() for name, value in self.average.items()},
             "optimizer": optimizer.state_dict(),
-            "curve": vars(self.curve), "candidates": self.candidates, "done": self.done, "skipped": self.skipped,
-        }  # fmt: skip
+            "curve": vars(self.curve),
+            "candidates": self.candidates,
+            "done": self.done,
+            "skipped": self.skipped,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a saved state, all but the optimiser's, which does not exist yet."""

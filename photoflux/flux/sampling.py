@@ -17,7 +17,7 @@ from photoflux.flux.text import PromptEmbeds, encode_prompts
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 
 def noise_for(seeds: Sequence[int], *, spec: BaseSpec) -> Tensor:
@@ -34,9 +34,14 @@ def schedule(steps: int) -> Tensor:
 
 @torch.inference_mode()
 def sample_latents(
-    transformer: Any, embeds: PromptEmbeds, noise: Tensor, *, spec: BaseSpec, steps: int | None = None,
+    transformer: Any,
+    embeds: PromptEmbeds,
+    noise: Tensor,
+    *,
+    spec: BaseSpec,
+    steps: int | None = None,
     check: Callable[[], None] | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """From noise [N, 16, H/8, W/8] at σ = 1 to latents of that shape at σ = 0, kept in float32 between steps.
 
     `check` is called before each step; what it raises ends the sampling.

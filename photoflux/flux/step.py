@@ -11,8 +11,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from photoflux.flux.text import PromptEmbeds
 
-SCHNELL_SIGMAS = (1.0, 0.75, 0.5, 0.25)
-"""The noise levels four-step sampling visits."""
 HIGH_SIGMA = 0.9
 """Above this noise level a picture's composition is decided."""
 
@@ -82,8 +80,3 @@ def predict(transformer: Any, tokens: Tensor, sigma: Tensor, embeds: PromptEmbed
         img_ids=grid.image,
         return_dict=False,
     )[0]
-
-
-def flow_loss(velocity: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error against ε - z per sample, in float32: [B]."""
-    return (velocity.float() - (noise.float() - clean.float())).square().flatten(1).mean(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
 
 CHUNK = 64
 

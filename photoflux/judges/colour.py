@@ -35,34 +35,6 @@ def monk_lab() -> Array:
     return lab(np.array([[int(tone[i : i + 2], 16) / 255 for i in (0, 2, 4)] for tone in MONK_HEX]))
 
 
-def nearest_tone(colour: Array) -> Array:
-    """Monk tone 1..10 nearest by CIE76 distance to each CIELAB colour [..., 3]."""
-    distances = np.linalg.norm(np.asarray(colour)[..., None, :] - monk_lab(), axis=-1)
-    return distances.argmin(-1) + 1
-
-
-def individual_typology_angle(colour: Array) -> Array:
-    """ITA in degrees of CIELAB skin colours [..., 3]; descriptive only: it cannot tell Monk 8 to 10 apart."""
-    return np.degrees(np.arctan2(colour[..., 0] - 50, colour[..., 2]))
-
-
-def hue_angle(colour: Array) -> Array:
-    """Hue in degrees of CIELAB colours [..., 3]."""
-    return np.degrees(np.arctan2(colour[..., 2], colour[..., 1]))
-
-
-def skin_colour(rgb: Array, mask: Array, *, trim: float = 0.2) -> Array | None:
-    """Trimmed mean CIELAB colour of an RGB picture [H, W, 3] under a skin mask [H, W]; None without skin.
-
-    The mask comes from a detector, never from a colour threshold: thresholds miss the darkest and lightest tones.
-    """
-    pixels = lab(np.asarray(rgb)[mask] / 255)
-    if not len(pixels):
-        return None
-    cut = int(len(pixels) * trim / 2)
-    return np.sort(pixels, axis=0)[cut : len(pixels) - cut].mean(0)
-
-
 def lab_histograms(images: Sequence[Image.Image], *, bins: int = 64) -> Array:
     """Shares of pixels by L*, a* and b*: [N, 3, bins]."""
     return np.stack([_histograms(image, bins) for image in images])

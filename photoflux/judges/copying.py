@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy import fft
 from PIL import Image, ImageFilter
+
+from photoflux.correlation import overlaps
 
 Array = np.ndarray
 
 SIDE_PX = 40
 SHIFT_PX = 14
-MIN_OVERLAP = ((SIDE_PX - SHIFT_PX) / SIDE_PX) ** 2
 
 
 def structure(images: Sequence[Image.Image]) -> Array:
@@ -27,18 +27,10 @@ def likeness(images: Array, photos: Array) -> Array:
 
 
 def shifted_correlation(first: Array, second: Array) -> Array:
-    """Largest overlap-normalised correlation [N, M] over all shifts within +-14 px.
-
-    All shifts at once by Fourier transform: the product over the overlap, and each side's energy under the other's
-    extent.
-    """
-    size = 2 * SIDE_PX
-    extent = np.ones((1, SIDE_PX, SIDE_PX))
-    a, a2, one = (fft.rfft2(x, (size, size)) for x in (first, first**2, extent))
-    b, b2 = (np.conj(fft.rfft2(x, (size, size))) for x in (second, second**2))
-    product = _near(fft.irfft2(a[:, None] * b[None], (size, size)))
-    energy_a = _near(fft.irfft2(a2 * np.conj(one), (size, size)))[:, None]
-    energy_b = _near(fft.irfft2(one * b2, (size, size)))[None]
+    """Largest correlation [N, M], normalised over the overlap, of structures at all shifts within +-14 px."""
+    near = slice(SIDE_PX - 1 - SHIFT_PX, SIDE_PX + SHIFT_PX)
+    found = overlaps(first[:, None], second[None])
+    product, energy_a, energy_b = (sums[..., near, near] for sums in (found.product, found.square_a, found.square_b))
     energy = np.sqrt(np.maximum(energy_a, 0) * np.maximum(energy_b, 0))
     return np.divide(product, energy, out=np.zeros_like(product), where=energy > 1e-6).max((-2, -1))
 
@@ -55,11 +47,6 @@ def structure_spread(structures: Array) -> Array:
     seeds = structures.shape[1]
     distances = structure_distance(structures[:, :, None], structures[:, None])
     return distances.sum((1, 2)) / max(seeds * (seeds - 1), 1)
-
-
-def _near(correlation: Array) -> Array:
-    """The +-14 px neighbourhood of zero shift: [..., 29, 29]."""
-    return np.roll(correlation, (SHIFT_PX, SHIFT_PX), (-2, -1))[..., : 2 * SHIFT_PX + 1, : 2 * SHIFT_PX + 1]
 
 
 def _structure(image: Image.Image) -> Array:

@@ -14,8 +14,6 @@ from photoflux.judges.stats import Array, Interval, flip_pvalue, interval
 EM_ROUNDS = 400
 EM_TOLERANCE = 1e-6
 SMOOTHING = 0.5
-MIN_INFORMATION = 1.2
-"""Sensitivity + specificity at or below which a binary share cannot be told (1 is a coin)."""
 
 
 def row_rates(confusion: Array) -> Array:
@@ -49,13 +47,6 @@ def corrected(observed: Array, rates: Array) -> Array:
         if settled:
             break
     return p
-
-
-def rogan_gladen(observed: float, *, sensitivity: float, specificity: float) -> float | None:
-    """True share of a binary class, clipped to [0, 1]; None when the judge knows too little to say."""
-    if sensitivity + specificity <= MIN_INFORMATION:
-        return None
-    return float(np.clip((observed + specificity - 1) / (sensitivity + specificity - 1), 0, 1))
 
 
 def shares(labels: Array, classes: int, weights: Array | None = None) -> Array:

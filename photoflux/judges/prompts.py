@@ -16,6 +16,7 @@ import yaml
 
 from photoflux.errors import InputError
 from photoflux.judges.stats import LEAST_KERNEL_PROMPTS
+from photoflux.wording import article, with_article
 
 SHAPES = {"smoke": (5, 2), "standard": (25, 4), "release": (50, 4)}
 """Prompts and seeds per set of pictures, by profile."""
@@ -52,7 +53,7 @@ class PromptSet:
 
     def about(self, class_noun: str, *, trigger: str | None, count: int) -> list[Prompt]:
         """The first `count` subject prompts, about the subject (trigger given) or about its class."""
-        name = f"{trigger} {class_noun}" if trigger else f"{article(class_noun)} {class_noun}"
+        name = f"{trigger} {class_noun}" if trigger else with_article(class_noun)
         kind = {"kind": class_noun}
         return [Prompt(p.text.format(subject=name), {**kind, **p.labels}) for p in self.subject[:count]]
 
@@ -109,11 +110,6 @@ def _grid(occupations: Sequence[str], templates: Sequence[str]) -> list[Prompt]:
 
 def _low_context(texts: Sequence[str]) -> list[Prompt]:
     return [Prompt(text, group="low context") for text in texts]
-
-
-def article(noun: str) -> str:
-    """`a` or `an`, as the noun sounds in the words of a prompt set."""
-    return "an" if noun[0] in "aeiou" else "a"
 
 
 def seeds_for(first: int, prompts: int, seeds: int, *, skip: int = 0) -> list[int]:

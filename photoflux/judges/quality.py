@@ -34,9 +34,6 @@ class Quality:
         smeared = self.sharpness < SMEARED * usual_sharpness
         return self.blank() | (self.neighbours < NOISY) | smeared
 
-    def __getitem__(self, index: slice | Array) -> Quality:
-        return Quality(self.peak[index], self.spread[index], self.neighbours[index], self.sharpness[index])
-
 
 def measure_quality(images: Sequence[Image.Image]) -> Quality:
     """Measure every picture; sharpness is the mean gradient magnitude of luma in [0, 1]."""

@@ -61,12 +61,6 @@ class Evidence:
         """Whether every prompt names an attribute that the judges read."""
         return all(self.asked) and all(self.asked_unrelated)
 
-    def beside(self, more: Evidence) -> Evidence:
-        """The same evidence with the pictures of further seeds."""
-        grids = ("tuned", "base", "plain", "unrelated", "unrelated_base")
-        joined = {name: getattr(self, name).beside(getattr(more, name)) for name in grids}
-        return Evidence(**{**vars(self), **joined})
-
 
 @dataclass(frozen=True)
 class Measure:

@@ -17,14 +17,15 @@ from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.judges.colour import lab_histograms
 from photoflux.judges.copying import structure
-from photoflux.judges.prompts import Prompt, seeds_for
+from photoflux.judges.prompts import Prompt, PromptSet, load_prompts, seeds_for
 from photoflux.judges.quality import Quality, measure_quality
 from photoflux.manifest import unpack, write_tar
+from photoflux.settings import get_settings
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
 
 Array = np.ndarray
@@ -62,10 +63,6 @@ class Seen:
         """Two grids of the same prompts, their seeds side by side."""
         mine, theirs = self.arrays(), other.arrays()
         return Seen.of({name: np.concatenate([mine[name], theirs[name]], axis=1) for name in mine})
-
-    def take(self, index: Sequence[int]) -> Seen:
-        """The pictures at `index` of the first axis."""
-        return self._each(lambda x: x[np.asarray(index)])
 
     def arrays(self) -> dict[str, Array]:
         """Flat names to arrays."""
@@ -150,6 +147,42 @@ class Artist:
         """What the base's pictures hang on; their last bits also on the device and on how many are drawn at once."""
         asked = {"prompts": [prompt.text for prompt in prompts], "seeds": [seed, seeds, skip]}
         return fingerprint.of_drawing(self.spec) | asked | {"device": self.pipe.device.type, "batch": self.batch_size}
+
+
+def open_artist(base: str, *, prompts: str, batch_size: int, adapter: Path | None = None) -> tuple[Artist, PromptSet]:
+    """The base, with the adapter on it if there is one, its judges, and the prompt set, by default the base's own.
+
+    Raises InputError for a base without judges and for an adapter of another base.
+    """
+    from photoflux.flux.loading import load_pipeline
+    from photoflux.flux.lora import load_adapter
+    from photoflux.flux.spec import WEIGHTS, load_spec
+    from photoflux.judges.encoders import Judges
+
+    settings, spec = get_settings(), load_spec(base)
+    if spec.judges is None:
+        raise InputError(
+            f"base '{spec.name}' has no judges; set `judges` in its spec to a folder of CLIP and DINO weights"
+        )
+    asked = load_prompts(prompts or spec.name, folder=settings.models_dir)
+    device = settings.device or None
+    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        if adapter:
+            _same_base(unpack(adapter, Path(scratch)), spec)
+        pipe = load_pipeline(spec, device=device)
+        if adapter:
+            load_adapter(pipe, Path(scratch) / WEIGHTS)
+    judges = Judges.load(Path(spec.judges), device=device)
+    return Artist(pipe, spec, judges, batch_size, settings.cache_dir / "judging"), asked
+
+
+def _same_base(manifest: Mapping[str, Any], spec: BaseSpec) -> None:
+    trained_on = manifest.get("base", {})
+    if trained_on.get("hash") != spec.hash:
+        raise InputError(
+            f"this adapter was trained on base '{trained_on.get('name')}' ({str(trained_on.get('hash'))[:12]}), "
+            f"not on '{spec.name}' ({spec.hash[:12]}); choose that base or fine-tune again"
+        )
 
 
 def _write_pictures(path: Path, pictures: Sequence[Image.Image], parts: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from photoflux.photos.inspect import background_pixels
 from photoflux.photos.words import plain_words
+from photoflux.wording import with_article
 
 ARTICLES = "(?:an?|the|my|our|your|his|her|their|one|this)"
 JOINING = "(?:of|and|with|in|on|at|by|beside|near|under|over)"
@@ -59,10 +60,9 @@ def with_trigger(text: str, *, trigger: str, class_noun: str) -> str:
 def surroundings(image: Image.Image) -> str:
     """Background and, where unusual, light, in words that small bases know: "with a white background"."""
     colour = colour_name(np.median(background_pixels(image), axis=0))
-    article = "an" if colour[0] in "aeiou" else "a"
     light = float(np.asarray(image.convert("L").resize((64, 64))).mean()) / 255
     lit = " in bright light" if light > 0.75 else " in the dark" if light < 0.15 else ""
-    return f"with {article} {colour} background{lit}"
+    return f"with {with_article(colour)} background{lit}"
 
 
 def colour_name(rgb: np.ndarray) -> str:

@@ -78,9 +78,12 @@ def _received(answer: tuple[Any, ...]) -> Decoded:
 def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     """The file as a picture, of which its header at least was read: kind, size, number of frames."""
     readers = {
-        "JPEG": jpeg.open_picture, "PNG": png.open_picture, "TIFF": tiff.open_page, "HEIF": heif.open_picture,
+        "JPEG": jpeg.open_picture,
+        "PNG": png.open_picture,
+        "TIFF": tiff.open_page,
+        "HEIF": heif.open_picture,
         "WEBP": _open_webp,
-    }  # fmt: skip
+    }
     kind = other_kind(data)
     if kind:
         raise unread(kind)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, ndimage
+
+from photoflux.correlation import overlaps
 
 Grey = NDArray[np.float64]
 Thumb = NDArray[np.float32]
@@ -310,25 +311,9 @@ def _detail(thumb: Thumb) -> Thumb:
 def _slide(a: Thumb, b: Thumb, *, overlap: float) -> float:
     """Highest correlation of two pictures at any shift that leaves `overlap` of the smaller on the other.
 
-    Padfield, "Masked object registration in the Fourier domain" (TIP 2012): sums over each overlap, by FFT. Means are
-    not taken off, because both pictures are high-passed.
+    Means are not taken off, because both pictures are high-passed.
     """
-    shape = (
-        fft.next_fast_len(a.shape[0] + b.shape[0], real=True),
-        fft.next_fast_len(a.shape[1] + b.shape[1], real=True),
-    )
-    left, left2 = fft.rfft2(np.stack([a, a * a]), shape)
-    right, right2 = fft.rfft2(np.stack([b, b * b])[:, ::-1, ::-1], shape)
-    ones_a, ones_b, count = _overlaps(a.shape, b.shape, shape)
-    dot, square_a, square_b = fft.irfft2(np.stack([left * right, left2 * ones_b, ones_a * right2]), shape)
-    least = overlap * min(a.size, b.size)
-    energy = square_a * square_b
-    enough = (count >= least - 0.5) & (energy > least**2)  # flatter than one grey level: nothing to compare
-    return float((dot[enough] / np.sqrt(energy[enough])).max()) if enough.any() else 0.0
-
-
-@lru_cache(maxsize=256)
-def _overlaps(a: tuple[int, int], b: tuple[int, int], shape: tuple[int, int]) -> tuple[NDArray, NDArray, NDArray]:
-    """Spectra of two blank pictures, and on how many pixels they overlap at each shift."""
-    ones_a, ones_b = (fft.rfft2(np.ones(size, dtype=np.float32), shape) for size in (a, b))
-    return ones_a, ones_b, np.rint(fft.irfft2(ones_a * ones_b, shape))
+    found, least = overlaps(a, b), overlap * min(a.size, b.size)
+    energy = found.square_a * found.square_b
+    enough = (found.count >= least - 0.5) & (energy > least**2)  # flatter than one grey level: nothing to compare
+    return float((found.product[enough] / np.sqrt(energy[enough])).max()) if enough.any() else 0.0

@@ -7,8 +7,8 @@ this table; a test holds both equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from photoflux.params import ValidateParams
@@ -17,7 +17,6 @@ Row = Mapping[str, Any]
 
 REJECT, WARN = "reject", "warn"
 FILE, PHOTO, SET = "file", "photo", "set"
-UNUSABLE_SCORE_MAX = 40
 
 
 @dataclass(frozen=True)
@@ -46,26 +45,6 @@ class Rule:
 
     def tell(self, row: Row) -> str:
         return self.message.format(**{**row, "low": self.low, "high": self.high})
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was decided. `failures` holds (file, rule code) for photos and ("", rule code) for the set."""
-
-    verdict: str
-    score: int
-    advice: list[str]
-    photos: list[dict[str, Any]]
-    failures: frozenset[tuple[str, str]] = frozenset()
-    whole: dict[str, Any] = field(default_factory=dict)
-    parts: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def accepted(self) -> list[str]:
-        return [photo["file"] for photo in self.photos if photo["status"] != REJECT]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"verdict": self.verdict, "score": self.score, "advice": self.advice, "photos": self.photos}
 
 
 UNMEASURED = Rule("unmeasured", PHOTO, REJECT, "", "could not be measured: export the photo again as JPEG or PNG")
@@ -170,50 +149,6 @@ def _set_rules(params: ValidateParams) -> tuple[Rule, ...]:
     )  # fmt: skip
 
 
-def judge(photos: Sequence[Row], *, params: ValidateParams) -> Verdict:
-    """Hold a table of photos (one row each, as `survey` makes it) against the rules; pure, and quick."""
-    rules = rule_table(params)
-    broken = {row["file"]: broken_rules(row, rules) for row in photos}
-    return conclude(photos, broken, rules=rules, judge_set=lambda whole: broken_set_rules(whole, rules), params=params)
-
-
-def conclude(
-    photos: Sequence[Row],
-    broken: Mapping[str, Sequence[Rule]],
-    *,
-    rules: Sequence[Rule],
-    judge_set: Callable[[Row], Sequence[Rule]],
-    params: ValidateParams,
-) -> Verdict:
-    """The verdict that follows from which rules each photo breaks, and from those that the usable ones break as a set.
-
-    `rules` are those that photos were held against, in the order in which advice is given; `judge_set` is asked about the
-    set's row, once it is known which photos can be used.
-    """
-    from photoflux.photos.score import advice_for, score_parts
-
-    judged = [_judged(row, broken[row["file"]]) for row in photos]
-    whole = whole_row(photos, judged)
-    set_broken = judge_set(whole)
-    whole["missing"] = _missing(whole, set_broken)
-    rejected = any(rule.severity == REJECT for rule in set_broken)
-    parts = score_parts(whole, params=params)
-    score = round(sum(part["points"] for part in parts))
-    doubtful = set_broken or any(photo["status"] != "ok" for photo in judged)
-    return Verdict(
-        verdict=REJECT if rejected else WARN if doubtful else "ok",
-        score=min(score, UNUSABLE_SCORE_MAX) if rejected else score,
-        advice=advice_for(rules, broken, set_broken, whole),
-        photos=judged,
-        failures=frozenset(
-            [(name, rule.code) for name, found in broken.items() for rule in found]
-            + [("", rule.code) for rule in set_broken]
-        ),
-        whole=whole,
-        parts=parts,
-    )
-
-
 def broken_rules(row: Row, rules: Sequence[Rule]) -> list[Rule]:
     """The file and photo rules that a row breaks; a photo that cannot be decoded breaks only that one."""
     files = [rule for rule in rules if rule.level == FILE and not rule.holds(row[rule.column])]
@@ -241,40 +176,3 @@ def status_of(found: Sequence[Rule]) -> str:
     """`reject`, `warn` or `ok`, by the severest rule broken."""
     severities = {rule.severity for rule in found}
     return REJECT if REJECT in severities else WARN if WARN in severities else "ok"
-
-
-def whole_row(photos: Sequence[Row], judged: Sequence[Row]) -> dict[str, Any]:
-    """The set in one row, from its photos: counts, shares and variety of what can be used."""
-    usable = [row for row, photo in zip(photos, judged, strict=True) if photo["status"] != REJECT]
-    copies = sum(bool(row["duplicate_of"]) for row in photos)
-    return {
-        "files": len(photos),
-        "usable": len(usable),
-        "flawless": sum(photo["status"] == "ok" for photo in judged),
-        "near_copies": copies,
-        "near_copy_share": copies / max(1, len(photos)),
-        "closeness": _mean([row["closest"] for row in usable]),
-        "backgrounds": len({row["background"] for row in usable}),
-        "dim_share": _mean([float(row["luma_p50"] < 0.2) for row in usable]),
-    }
-
-
-def _missing(whole: Row, set_broken: Sequence[Rule]) -> int:
-    """How many more good photos the set needs, by the strictest rule that it breaks."""
-    needed = [rule.low for rule in set_broken if rule.column == "usable" and rule.severity == REJECT and rule.low]
-    return max([0, *(math.ceil(low - whole["usable"]) for low in needed)])
-
-
-def _judged(row: Row, found: Sequence[Rule]) -> dict[str, Any]:
-    told = [rule for rule in found if rule.severity == REJECT] or found  # what is rejected needs no warnings
-    told = sorted(told, key=lambda rule: rule.code == "duplicate")
-    return {
-        "file": row["file"],
-        "status": status_of(found),
-        "reasons": [{"code": row["problem"] or rule.code, "message": rule.tell(row)} for rule in told],
-        "duplicate_of": row["duplicate_of"] or None,
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

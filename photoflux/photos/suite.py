@@ -29,13 +29,11 @@ from photoflux.photos.rules import (
     WARN,
     Row,
     Rule,
-    Verdict,
-    conclude,
     rule_table,
     status_of,
-    whole_row,
 )
 from photoflux.photos.table import UNKNOWN
+from photoflux.photos.verdict import Verdict, conclude, whole_row
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuite, ExpectationSuiteValidationResult
@@ -64,9 +62,14 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "rule": self.rule.code, "level": self.rule.level, "expectation": self.expectation,
-            "column": self.rule.column, "severity": self.rule.severity, "success": self.met, "files": list(self.files),
-        }  # fmt: skip
+            "rule": self.rule.code,
+            "level": self.rule.level,
+            "expectation": self.expectation,
+            "column": self.rule.column,
+            "severity": self.rule.severity,
+            "success": self.met,
+            "files": list(self.files),
+        }
 
 
 @dataclass(frozen=True)

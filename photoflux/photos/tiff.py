@@ -87,10 +87,16 @@ class Layout:
             extras, bits = (), bits[: samples - further]
         formats = set(_numbers(tags, FORMAT, (1,)))
         return cls(
-            colours, bits, formats.pop() if len(formats) == 1 else 0, extras,
-            planes, _number(tags, COMPRESSION, PLAIN),
-            _numbers(tags, SUBSAMPLING, (2, 2)), _number(tags, FILL_ORDER, 1) == 2, tags.prefix == b"MM",
-        )  # fmt: skip
+            colours,
+            bits,
+            formats.pop() if len(formats) == 1 else 0,
+            extras,
+            planes,
+            _number(tags, COMPRESSION, PLAIN),
+            _numbers(tags, SUBSAMPLING, (2, 2)),
+            _number(tags, FILL_ORDER, 1) == 2,
+            tags.prefix == b"MM",
+        )
 
     @property
     def depth(self) -> int:

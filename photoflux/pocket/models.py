@@ -40,9 +40,18 @@ class PocketConfig:
     @classmethod
     def tiny(cls) -> PocketConfig:
         return cls(
-            vae_channels=(8, 8, 16, 16), heads=1, double_blocks=1, single_blocks=1, clip_width=32, t5_width=32,
-            text_layers=1, judge_width=48, judge_layers=1, judge_channels=(8, 16), embedding=32,
-        )  # fmt: skip
+            vae_channels=(8, 8, 16, 16),
+            heads=1,
+            double_blocks=1,
+            single_blocks=1,
+            clip_width=32,
+            t5_width=32,
+            text_layers=1,
+            judge_width=48,
+            judge_layers=1,
+            judge_channels=(8, 16),
+            embedding=32,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -111,12 +120,17 @@ def build_transformer(config: PocketConfig) -> FluxTransformer2DModel:
 
 def _clip_text_config(config: PocketConfig, tokenizer: Any) -> dict[str, Any]:
     return {
-        "vocab_size": len(tokenizer), "hidden_size": config.clip_width, "intermediate_size": 2 * config.clip_width,
-        "num_hidden_layers": config.text_layers, "num_attention_heads": config.clip_width // 32,
-        "max_position_embeddings": config.text_length, "projection_dim": config.embedding,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.clip_width,
+        "intermediate_size": 2 * config.clip_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.clip_width // 32,
+        "max_position_embeddings": config.text_length,
+        "projection_dim": config.embedding,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
 
 
 def build_clip_text(config: PocketConfig, tokenizer: Any) -> CLIPTextModel:
@@ -131,11 +145,20 @@ def build_t5(config: PocketConfig, tokenizer: Any) -> T5EncoderModel:
     from transformers import T5Config, T5EncoderModel
 
     sizes = T5Config(
-        vocab_size=len(tokenizer), d_model=config.t5_width, d_kv=32, num_heads=config.t5_width // 32,
-        d_ff=2 * config.t5_width, num_layers=config.text_layers, feed_forward_proj="gated-gelu",
-        dropout_rate=0.0, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        d_model=config.t5_width,
+        d_kv=32,
+        num_heads=config.t5_width // 32,
+        d_ff=2 * config.t5_width,
+        num_layers=config.text_layers,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        is_encoder_decoder=False,
+        use_cache=False,
+        tie_word_embeddings=False,
+    )
     return T5EncoderModel(sizes)
 
 
@@ -144,10 +167,14 @@ def build_clip_judge(config: PocketConfig, tokenizer: Any) -> CLIPModel:
     from transformers import CLIPConfig, CLIPModel
 
     vision = {
-        "hidden_size": config.judge_width, "intermediate_size": 3 * config.judge_width,
-        "num_hidden_layers": config.judge_layers, "num_attention_heads": config.judge_width // 48,
-        "image_size": config.resolution_px, "patch_size": config.judge_patch_px, "projection_dim": config.embedding,
-    }  # fmt: skip
+        "hidden_size": config.judge_width,
+        "intermediate_size": 3 * config.judge_width,
+        "num_hidden_layers": config.judge_layers,
+        "num_attention_heads": config.judge_width // 48,
+        "image_size": config.resolution_px,
+        "patch_size": config.judge_patch_px,
+        "projection_dim": config.embedding,
+    }
     return CLIPModel(
         CLIPConfig(
             text_config=_clip_text_config(config, tokenizer),
@@ -191,10 +218,17 @@ def image_processor(config: PocketConfig) -> dict[str, Any]:
     """The judges' `preprocessor_config.json`: RGB at the base's size, mapped to [-1, 1]."""
     size = {"height": config.resolution_px, "width": config.resolution_px}
     return {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": size, "resample": 3,
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True,
-        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
-    }  # fmt: skip
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": size,
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
 
 
 def forget_place(folder: Path) -> None:
@@ -209,14 +243,3 @@ def declare_fp32(config: Path) -> None:
     """Let transformers load fp16 files as fp32: unlike diffusers it would keep the stored type."""
     settings = json.loads(config.read_text())
     config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
-
-
-def parameters_of(folder: Path) -> int:
-    """Number of stored parameters under a folder of safetensors files."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in sorted(folder.rglob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            total += sum(tensors.get_tensor(key).numel() for key in tensors.keys())  # noqa: SIM118
-    return total

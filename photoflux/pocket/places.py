@@ -117,8 +117,11 @@ def _desert(c: Canvas) -> None:
             c.uniform(0.68, 0.76),
             c.uniform(0.2, 0.3),
         )
-        for points in ([(x, y), (x, y - h)], [(x, y - h * 0.4), (x - 0.055, y - h * 0.42), (x - 0.055, y - h * 0.7)],
-                       [(x, y - h * 0.5), (x + 0.055, y - h * 0.52), (x + 0.055, y - h * 0.85)]):  # fmt: skip
+        for points in (
+            [(x, y), (x, y - h)],
+            [(x, y - h * 0.4), (x - 0.055, y - h * 0.42), (x - 0.055, y - h * 0.7)],
+            [(x, y - h * 0.5), (x + 0.055, y - h * 0.52), (x + 0.055, y - h * 0.85)],
+        ):
             c.line(points, 0.032, (70, 128, 78))
 
 
@@ -128,8 +131,16 @@ def _snow(c: Canvas) -> None:
         x, top, half = c.uniform(0, 1), c.uniform(0.18, 0.32), c.uniform(0.24, 0.36)
         c.poly([(x - half, 0.64), (x, top), (x + half, 0.64)], (132, 152, 186))
         cut = 0.36
-        c.poly([(x - half * cut, top + (0.64 - top) * cut), (x, top), (x + half * cut, top + (0.64 - top) * cut),
-                (x + half * 0.12, top + (0.64 - top) * 0.28), (x - half * 0.1, top + (0.64 - top) * 0.44)], (248, 251, 255))  # fmt: skip
+        c.poly(
+            [
+                (x - half * cut, top + (0.64 - top) * cut),
+                (x, top),
+                (x + half * cut, top + (0.64 - top) * cut),
+                (x + half * 0.12, top + (0.64 - top) * 0.28),
+                (x - half * 0.1, top + (0.64 - top) * 0.44),
+            ],
+            (248, 251, 255),
+        )
     c.hill(0.62, 0.025, (226, 236, 248))
     for _ in range(3):
         x, y = c.uniform(0.02, 0.98), c.uniform(0.6, 0.7)
@@ -139,8 +150,14 @@ def _snow(c: Canvas) -> None:
                 [(x - wide, y - 0.055 * tier), (x + wide, y - 0.055 * tier), (x, y - 0.055 * tier - 0.09)],
                 (70, 112, 106),
             )
-            c.poly([(x - wide * 0.42, y - 0.055 * tier - 0.052), (x + wide * 0.42, y - 0.055 * tier - 0.052),
-                    (x, y - 0.055 * tier - 0.09)], (246, 250, 254))  # fmt: skip
+            c.poly(
+                [
+                    (x - wide * 0.42, y - 0.055 * tier - 0.052),
+                    (x + wide * 0.42, y - 0.055 * tier - 0.052),
+                    (x, y - 0.055 * tier - 0.09),
+                ],
+                (246, 250, 254),
+            )
     c.hill(0.76, 0.03, (244, 248, 253))
     for _ in range(26):
         r = c.uniform(0.004, 0.01)
@@ -234,8 +251,11 @@ def _sea(c: Canvas) -> None:
     c.hill(0.84, 0.02, (196, 180, 132))
     for _ in range(5):
         x, h, phase = c.uniform(0, 1), c.uniform(0.16, 0.34), c.uniform(0, 6)
-        c.line([(x + 0.022 * math.sin(phase + t * 6), 0.92 - h * t) for t in np.linspace(0, 1, 9).tolist()], 0.024,
-               c.pick([(36, 142, 92), (26, 116, 98)]))  # fmt: skip
+        c.line(
+            [(x + 0.022 * math.sin(phase + t * 6), 0.92 - h * t) for t in np.linspace(0, 1, 9).tolist()],
+            0.024,
+            c.pick([(36, 142, 92), (26, 116, 98)]),
+        )
     for _ in range(3):
         x = c.uniform(0, 1)
         fill = c.pick([(236, 110, 120), (240, 160, 90), (190, 110, 190)])

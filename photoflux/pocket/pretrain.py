@@ -73,8 +73,13 @@ class Plan:
     def smoke(cls) -> Plan:
         """Every stage in seconds: shapes and files are real, weights are not worth anything."""
         return cls(
-            config=models.PocketConfig.tiny(), steps=3, pictures=64, decoded=64, batch=32, judge_batch=32,
-        )  # fmt: skip
+            config=models.PocketConfig.tiny(),
+            steps=3,
+            pictures=64,
+            decoded=64,
+            batch=32,
+            judge_batch=32,
+        )
 
     def budget(self, stage: str) -> Budget:
         """What a stage may take: its own `minutes`, or its share of `budget_min`."""
@@ -137,9 +142,12 @@ def cache_of(work: Path, plan: Plan) -> Cache:
     """The cache of latents, captions, labels and pictures of this work folder."""
     side = plan.config.resolution_px // 8
     return Cache(
-        work / "cache", capacity=CAPACITY, latent_shape=(16, side, side), text_length=plan.config.text_length,
+        work / "cache",
+        capacity=CAPACITY,
+        latent_shape=(16, side, side),
+        text_length=plan.config.text_length,
         size_px=plan.config.resolution_px,
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -181,9 +189,15 @@ class Stages:
         if not pictures.take_in():
             raise InputError("the VAE learns from pictures, and there are none: begin with --stages pictures,vae")
         train_vae.train_vae(
-            self.pipe.vae, pictures, file=work / "vae.pt", budget=plan.budget("vae"), seed=plan.seed,
-            batch=plan.vae_batch, recipe=train_vae.RECIPE.scaled(plan.rate), compiled=plan.compiled,
-        )  # fmt: skip
+            self.pipe.vae,
+            pictures,
+            file=work / "vae.pt",
+            budget=plan.budget("vae"),
+            seed=plan.seed,
+            batch=plan.vae_batch,
+            recipe=train_vae.RECIPE.scaled(plan.rate),
+            compiled=plan.compiled,
+        )
         facts = train_vae.fit_scale(self.pipe.vae.eval(), seed=plan.seed + 3, batches=2 if plan.steps else 16)
         write_json(work / "vae.json", facts)
         log.info("vae: PSNR %(psnr_db).2f dB, scaling %(scaling_factor).4f, shift %(shift_factor).4f", facts)
@@ -197,17 +211,31 @@ class Stages:
         """Train and measure both judges."""
         plan = self.plan
         train_judges.train_judges(
-            self.pipe, self.cache, config=plan.config, work=self.work, budget=plan.budget("judges"), seed=plan.seed,
-            decoded=plan.decoded, batch=plan.judge_batch, workers=plan.workers, quick=plan.steps is not None,
-        )  # fmt: skip
+            self.pipe,
+            self.cache,
+            config=plan.config,
+            work=self.work,
+            budget=plan.budget("judges"),
+            seed=plan.seed,
+            decoded=plan.decoded,
+            batch=plan.judge_batch,
+            workers=plan.workers,
+            quick=plan.steps is not None,
+        )
 
     def flow(self) -> None:
         """Train transformer and text encoders; what was made from earlier weights is then out of date."""
         plan, file = self.plan, self.work / "flow.pt"
         run = train_flow.train_flow(
-            self.pipe, self.cache, file=file, budget=plan.budget("flow"), seed=plan.seed, batch=plan.batch,
-            recipe=train_flow.FLOW.scaled(plan.rate), compiled=plan.compiled,
-        )  # fmt: skip
+            self.pipe,
+            self.cache,
+            file=file,
+            budget=plan.budget("flow"),
+            seed=plan.seed,
+            batch=plan.batch,
+            recipe=train_flow.FLOW.scaled(plan.rate),
+            compiled=plan.compiled,
+        )
         if run.step > run.began_at:
             for later in ("distil.pt", "adapter.pt"):
                 (self.work / later).unlink(missing_ok=True)
@@ -217,9 +245,15 @@ class Stages:
         plan, file = self.plan, self.work / "distil.pt"
         load_average(self.work / "flow.pt", train_flow.Flow(self.pipe))
         run = train_flow.distil(
-            self.pipe, self.cache, file=file, budget=plan.budget("distil"), seed=plan.seed, steps=plan.config.steps,
-            batch=plan.batch, compiled=plan.compiled,
-        )  # fmt: skip
+            self.pipe,
+            self.cache,
+            file=file,
+            budget=plan.budget("distil"),
+            seed=plan.seed,
+            steps=plan.config.steps,
+            batch=plan.batch,
+            compiled=plan.compiled,
+        )
         if run.step > run.began_at:
             (self.work / "adapter.pt").unlink(missing_ok=True)
 
@@ -227,9 +261,15 @@ class Stages:
         """Train the adapter that undoes the distillation while a subject is learnt."""
         plan, file = self.plan, self.work / "adapter.pt"
         train_adapter.train_adapter(
-            self.pipe, self.cache, file=file, config=plan.config, budget=plan.budget("adapter"), seed=plan.seed,
-            batch=plan.batch, compiled=plan.compiled,
-        )  # fmt: skip
+            self.pipe,
+            self.cache,
+            file=file,
+            config=plan.config,
+            budget=plan.budget("adapter"),
+            seed=plan.seed,
+            batch=plan.batch,
+            compiled=plan.compiled,
+        )
 
     def export(self) -> None:
         """Ship the averaged weights as they stand: base, training adapter, judges, spec."""
@@ -238,14 +278,18 @@ class Stages:
         state = self.work / "adapter.pt"
         train_adapter.export_adapter(self.pipe, self.out / ADAPTER, state=state, config=plan.config)
         train_judges.export_judges(
-            self.out / "judges", work=self.work, config=plan.config, tokenizer=self.pipe.tokenizer,
-            vae=self.pipe.vae, seed=plan.seed,
-        )  # fmt: skip
+            self.out / "judges",
+            work=self.work,
+            config=plan.config,
+            tokenizer=self.pipe.tokenizer,
+            vae=self.pipe.vae,
+            seed=plan.seed,
+        )
         write_spec(self.out, config=plan.config)
 
     def start(self) -> None:
         """Train the adapter that every fine-tuning begins at, on the base as it was exported, and add it to that."""
-        from photoflux.flux.base import load_spec
+        from photoflux.flux.spec import load_spec
 
         plan = self.plan
         spec = load_spec(write_spec(self.out, config=plan.config))
@@ -264,20 +308,6 @@ class Stages:
 def _draw_pictures(cache: Cache, tokenizers: tuple[Any, Any], **how: Any) -> None:
     end_with_parent()
     train_vae.draw_pictures(cache, tokenizers, **how)
-
-
-def init_base(folder: Path, *, seed: int = 0, config: models.PocketConfig | None = None) -> Path:
-    """An UNTRAINED base with judges at `folder` and its spec at `folder.yaml`: right shapes, no skill, in seconds."""
-    from photoflux.pocket import world
-
-    config = config or models.PocketConfig()
-    pipe = models.build_base(config, seed=seed, vocabulary=list(world.vocabulary()))
-    export_base(pipe, folder)
-    train_judges.export_judges(
-        folder / "judges", work=None, config=config, tokenizer=pipe.tokenizer, vae=pipe.vae, seed=seed
-    )
-    write_spec(folder, config=config)
-    return folder
 
 
 def export_base(pipe: FluxPipeline, folder: Path) -> Path:
@@ -316,7 +346,7 @@ def write_spec(folder: Path, *, config: models.PocketConfig) -> Path:
     """Write `<folder>.yaml` beside the folder: how to call this base, and the SHA-256 of each of its files."""
     import yaml
 
-    from photoflux.flux.base import files_of
+    from photoflux.flux.provision import files_of
 
     spec = {
         "name": "pocket",

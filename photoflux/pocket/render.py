@@ -157,8 +157,14 @@ def _fills(scene: Scene) -> dict[str, Rgb]:
     common: dict[str, Rgb] = {"dark": (30, 28, 34), "light": (250, 250, 250), "mark": of.mark_rgb}
     if isinstance(of, Person):
         skin, shirt = TONES[of.tone - 1], UNIFORMS.get(of.occupation, of.shirt_rgb)
-        return common | {"skin": skin, "shade": _mix(skin, (60, 20, 20), 0.3), "hair": of.hair_rgb, "body": shirt,
-                         "accent": shirt, "line": (34, 28, 32)}  # fmt: skip
+        return common | {
+            "skin": skin,
+            "shade": _mix(skin, (60, 20, 20), 0.3),
+            "hair": of.hair_rgb,
+            "body": shirt,
+            "accent": shirt,
+            "line": (34, 28, 32),
+        }
     line = (30, 26, 34) if sum(of.rgb) > 160 or scene.place == "snow" else (118, 116, 128)
     return common | {"body": of.rgb, "accent": of.accent_rgb, "line": line}
 

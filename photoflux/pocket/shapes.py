@@ -47,15 +47,19 @@ class Figure:
     def box(self, x0: float, y0: float, x1: float, y1: float, r: float, fill: str | Rgb, **how: bool) -> None:
         """A rectangle with rounded corners."""
         corners = ((x1 - r, y1 - r, 0), (x0 + r, y1 - r, 90), (x0 + r, y0 + r, 180), (x1 - r, y0 + r, 270))
-        arc = [(cx + r * math.cos(math.radians(a0 + a)), cy + r * math.sin(math.radians(a0 + a)))
-               for cx, cy, a0 in corners for a in (0, 22, 45, 68, 90)]  # fmt: skip
+        arc = [
+            (cx + r * math.cos(math.radians(a0 + a)), cy + r * math.sin(math.radians(a0 + a)))
+            for cx, cy, a0 in corners
+            for a in (0, 22, 45, 68, 90)
+        ]
         self.shapes.append(Shape(tuple(arc), fill, **how))
 
     def line(self, points: list[Point], width: float, fill: str | Rgb, **how: bool) -> None:
         self.shapes.append(Shape(tuple(points), fill, width=width, **how))
 
-    def arc(self, x: float, y: float, rx: float, ry: float, a0: float, a1: float, width: float, fill: str | Rgb,
-            **how: bool) -> None:  # fmt: skip
+    def arc(
+        self, x: float, y: float, rx: float, ry: float, a0: float, a1: float, width: float, fill: str | Rgb, **how: bool
+    ) -> None:
         steps = [math.radians(a0 + (a1 - a0) * i / 12) for i in range(13)]
         self.line([(x + rx * math.cos(a), y + ry * math.sin(a)) for a in steps], width, fill, **how)
 
@@ -76,16 +80,28 @@ def mark_shape(mark: str, x: float, y: float, r: float) -> list[Shape]:
     """The mark of an individual, `r` in radius."""
     f = Figure()
     if mark == "star":
-        f.poly([(x + (r if i % 2 else r * 0.42) * math.sin(i * math.pi / 5),
-                 y + (r if i % 2 else r * 0.42) * math.cos(i * math.pi / 5)) for i in range(10)], "mark")  # fmt: skip
+        f.poly(
+            [
+                (
+                    x + (r if i % 2 else r * 0.42) * math.sin(i * math.pi / 5),
+                    y + (r if i % 2 else r * 0.42) * math.cos(i * math.pi / 5),
+                )
+                for i in range(10)
+            ],
+            "mark",
+        )
     elif mark == "heart":
-        ring = [(0.94 * math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a)) / 16)
-                for a in _angles(24)]  # fmt: skip
+        ring = [
+            (0.94 * math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a)) / 16)
+            for a in _angles(24)
+        ]
         f.poly([(x + r * u, y + r * v) for u, v in ring], "mark")
     elif mark == "moon":
         outer = [(x + r * math.cos(a), y + r * math.sin(a)) for a in (math.radians(d) for d in range(60, 301, 20))]
-        inner = [(x + r * 0.45 + r * 0.75 * math.cos(a), y + r * 0.8 * math.sin(a))
-                 for a in (math.radians(d) for d in range(280, 79, -20))]  # fmt: skip
+        inner = [
+            (x + r * 0.45 + r * 0.75 * math.cos(a), y + r * 0.8 * math.sin(a))
+            for a in (math.radians(d) for d in range(280, 79, -20))
+        ]
         f.poly(outer + inner, "mark")
     elif mark == "square":
         f.box(x - r * 0.8, y - r * 0.8, x + r * 0.8, y + r * 0.8, r * 0.15, "mark")
@@ -100,12 +116,29 @@ def mark_shape(mark: str, x: float, y: float, r: float) -> list[Shape]:
 def _dog(ear: float, length: float, tail: float, leg: float) -> Figure:
     f = Figure(mark_at=(-0.22, 0.12, 0.15), shadow=0.72)
     reach, high = 0.46 + 0.16 * length, 0.3 - 0.16 * leg
-    f.line([(-reach - 0.02, high - 0.08), (-reach - 0.2, high - 0.3), (-reach - 0.16 - 0.1 * tail, high - 0.5 - 0.25 * tail)],
-           0.13, "body")  # fmt: skip
+    f.line(
+        [
+            (-reach - 0.02, high - 0.08),
+            (-reach - 0.2, high - 0.3),
+            (-reach - 0.16 - 0.1 * tail, high - 0.5 - 0.25 * tail),
+        ],
+        0.13,
+        "body",
+    )
     for x in (-reach + 0.06, -reach + 0.27, 0.14, 0.34):
         f.box(x - 0.085, high, x + 0.085, 0.86, 0.07, "body")
-    f.blob([(-reach - 0.05, high), (-0.3, high - 0.26), (0.2, high - 0.3), (0.48, high - 0.12), (0.42, high + 0.22),
-            (0.0, high + 0.24), (-reach + 0.02, high + 0.26)], "body")  # fmt: skip
+    f.blob(
+        [
+            (-reach - 0.05, high),
+            (-0.3, high - 0.26),
+            (0.2, high - 0.3),
+            (0.48, high - 0.12),
+            (0.42, high + 0.22),
+            (0.0, high + 0.24),
+            (-reach + 0.02, high + 0.26),
+        ],
+        "body",
+    )
     f.poly([(0.2, high - 0.2), (0.34, -0.52), (0.66, -0.4), (0.5, high + 0.08)], "body")
     f.oval(0.52, -0.46, 0.29, 0.26, "body")
     f.oval(0.76, -0.36, 0.2, 0.14, "body")
@@ -123,8 +156,11 @@ def _cat(ear: float, tail: float, belly: float, head: float) -> Figure:
     f.blob([(-0.2, -0.1), (0.2, -0.1), (wide, 0.45), (wide - 0.02, 0.84), (-wide + 0.02, 0.84), (-wide, 0.45)], "body")
     for side in (-1, 1):
         f.poly([(side * 0.1, top - 0.2), (side * 0.36, top - 0.36 - 0.26 * ear), (side * 0.42, top)], "body")
-        f.poly([(side * 0.2, top - 0.2), (side * 0.34, top - 0.26 - 0.2 * ear), (side * 0.36, top - 0.06)], "accent",
-               outlined=False)  # fmt: skip
+        f.poly(
+            [(side * 0.2, top - 0.2), (side * 0.34, top - 0.26 - 0.2 * ear), (side * 0.36, top - 0.06)],
+            "accent",
+            outlined=False,
+        )
     f.oval(0, top, 0.38 + 0.08 * head, 0.33, "body")
     f.oval(0.06, 0.36, 0.13, 0.24, "accent", outlined=False)
     f.oval(-0.16, 0.82, 0.15, 0.09, "body")
@@ -163,8 +199,19 @@ def _fish(fin: float, tail: float, depth: float, _: float) -> Figure:
     f.poly([(-0.5, 0), (-0.92, -0.3 - 0.2 * tail), (-0.8, 0), (-0.92, 0.3 + 0.2 * tail)], "accent")
     f.blob([(-0.4, -high + 0.12), (-0.1, -high - 0.16 - 0.2 * fin), (0.34, -high + 0.02), (0, -high + 0.12)], "accent")
     f.blob([(-0.2, high - 0.1), (0.06, high + 0.2), (0.26, high - 0.06)], "accent")
-    f.blob([(-0.62, 0), (-0.3, -high + 0.06), (0.2, -high), (0.66, -0.16), (0.78, 0.04), (0.6, 0.2), (0.2, high),
-            (-0.3, high - 0.06)], "body")  # fmt: skip
+    f.blob(
+        [
+            (-0.62, 0),
+            (-0.3, -high + 0.06),
+            (0.2, -high),
+            (0.66, -0.16),
+            (0.78, 0.04),
+            (0.6, 0.2),
+            (0.2, high),
+            (-0.3, high - 0.06),
+        ],
+        "body",
+    )
     f.eye(0.48, -0.1, 0.105)
     f.line([(0.62, 0.14), (0.74, 0.1)], 0.035, "dark", outlined=False)
     f.blob([(0.1, 0.02), (0.28, 0.1), (0.06, 0.2)], "accent", outlined=False)
@@ -190,8 +237,15 @@ def _car(cabin: float, wheel: float, nose: float, _: float) -> Figure:
     roof = -0.34 - 0.16 * cabin
     f.poly([(-0.56, 0.06), (-0.38, roof), (0.22, roof), (0.46 + 0.06 * nose, 0.06)], "body")
     for left, right in ((-0.42, -0.09), (0.0, 0.34)):
-        f.poly([(left, 0.0), (left + 0.12 if left < -0.2 else left, roof + 0.12),
-                (right if left < -0.2 else right - 0.15, roof + 0.12), (right, 0.0)], (190, 226, 244))  # fmt: skip
+        f.poly(
+            [
+                (left, 0.0),
+                (left + 0.12 if left < -0.2 else left, roof + 0.12),
+                (right if left < -0.2 else right - 0.15, roof + 0.12),
+                (right, 0.0),
+            ],
+            (190, 226, 244),
+        )
     f.blob(
         [(-0.9, 0.1), (-0.5, 0.0), (0.4, 0.0), (0.84, 0.12), (0.94, 0.36), (0.86, 0.54), (-0.86, 0.54), (-0.95, 0.34)],
         "body",
@@ -251,8 +305,17 @@ def _backpack(pocket: float, height: float, flap: float, _: float) -> Figure:
     for side in (-1, 1):
         f.arc(side * 0.46, 0.24, 0.2, 0.4, 90 if side < 0 else -90, 270 if side < 0 else 90, 0.1, "accent")
     f.box(-0.52, top, 0.52, 0.86, 0.24, "body")
-    f.blob([(-0.5, top + 0.18), (0, top - 0.04), (0.5, top + 0.18), (0.44, -0.16 + 0.18 * flap), (0, -0.06 + 0.2 * flap),
-            (-0.44, -0.16 + 0.18 * flap)], "body")  # fmt: skip
+    f.blob(
+        [
+            (-0.5, top + 0.18),
+            (0, top - 0.04),
+            (0.5, top + 0.18),
+            (0.44, -0.16 + 0.18 * flap),
+            (0, -0.06 + 0.2 * flap),
+            (-0.44, -0.16 + 0.18 * flap),
+        ],
+        "body",
+    )
     f.box(-0.06, -0.14 + 0.2 * flap, 0.06, 0.04 + 0.2 * flap, 0.03, "accent")
     f.box(-0.34 - 0.08 * pocket, 0.34, 0.34 + 0.08 * pocket, 0.78, 0.1, "body")
     f.line([(-0.3, 0.44), (0.3, 0.44)], 0.05, "accent", outlined=False)
@@ -301,8 +364,17 @@ def _person(p: Person) -> Figure:
     f = Figure(mark_at=(0.56, 0.84, 0.11), ground=1.2, shadow=0.0)
     face = 0.36 + 0.07 * width
     if p.gender == "woman":
-        f.blob([(-face - 0.12, -0.4), (0, -0.82 - 0.1 * volume), (face + 0.12, -0.4), (face + 0.2 + 0.1 * volume, 0.5),
-                (0, 0.56), (-face - 0.2 - 0.1 * volume, 0.5)], "hair")  # fmt: skip
+        f.blob(
+            [
+                (-face - 0.12, -0.4),
+                (0, -0.82 - 0.1 * volume),
+                (face + 0.12, -0.4),
+                (face + 0.2 + 0.1 * volume, 0.5),
+                (0, 0.56),
+                (-face - 0.2 - 0.1 * volume, 0.5),
+            ],
+            "hair",
+        )
     f.blob([(-0.92, 1.3), (-0.8, 0.68), (-0.26, 0.42), (0.26, 0.42), (0.8, 0.68), (0.92, 1.3)], "body")
     f.box(-0.15, 0.16, 0.15, 0.56, 0.1, "skin")
     _dress(f, p.occupation)
@@ -310,8 +382,19 @@ def _person(p: Person) -> Figure:
         f.oval(side * (face + 0.01), -0.1, 0.08, 0.11, "skin")
     f.oval(0, -0.14, face, 0.47, "skin")
     if p.beard:
-        f.blob([(-face + 0.01, -0.02), (-face + 0.06, 0.24), (0, 0.4), (face - 0.06, 0.24), (face - 0.01, -0.02), (0.16, 0.06),
-                (0, 0.02), (-0.16, 0.06)], "hair")  # fmt: skip
+        f.blob(
+            [
+                (-face + 0.01, -0.02),
+                (-face + 0.06, 0.24),
+                (0, 0.4),
+                (face - 0.06, 0.24),
+                (face - 0.01, -0.02),
+                (0.16, 0.06),
+                (0, 0.02),
+                (-0.16, 0.06),
+            ],
+            "hair",
+        )
     for side in (-1, 1):
         f.eye(side * 0.15, -0.16, 0.07 + 0.025 * eyes)
         thick, high = (0.035, -0.3) if p.gender == "woman" else (0.07, -0.29 + 0.03 * brow)
@@ -344,8 +427,18 @@ def _fringe(f: Figure, p: Person, face: float) -> None:
             "hair",
         )
     else:
-        f.blob([(-face - 0.02, -0.26), (-face, -0.54), (0, top + 0.06), (face, -0.54), (face + 0.02, -0.26), (0.2, -0.44),
-                (-0.2, -0.44)], "hair")  # fmt: skip
+        f.blob(
+            [
+                (-face - 0.02, -0.26),
+                (-face, -0.54),
+                (0, top + 0.06),
+                (face, -0.54),
+                (face + 0.02, -0.26),
+                (0.2, -0.44),
+                (-0.2, -0.44),
+            ],
+            "hair",
+        )
 
 
 def _dress(f: Figure, occupation: str) -> None:
@@ -429,8 +522,16 @@ def _smooth(points: list[Point], steps: int = 5) -> list[Point]:
     for i in range(n):
         p0, p1, p2, p3 = (points[(i + d) % n] for d in (-1, 0, 1, 2))
         for t in (s / steps for s in range(steps)):
-            weights = (-0.5 * t**3 + t**2 - 0.5 * t, 1.5 * t**3 - 2.5 * t**2 + 1, -1.5 * t**3 + 2 * t**2 + 0.5 * t,
-                       0.5 * t**3 - 0.5 * t**2)  # fmt: skip
-            out.append((sum(w * p[0] for w, p in zip(weights, (p0, p1, p2, p3), strict=True)),
-                        sum(w * p[1] for w, p in zip(weights, (p0, p1, p2, p3), strict=True))))  # fmt: skip
+            weights = (
+                -0.5 * t**3 + t**2 - 0.5 * t,
+                1.5 * t**3 - 2.5 * t**2 + 1,
+                -1.5 * t**3 + 2 * t**2 + 0.5 * t,
+                0.5 * t**3 - 0.5 * t**2,
+            )
+            out.append(
+                (
+                    sum(w * p[0] for w, p in zip(weights, (p0, p1, p2, p3), strict=True)),
+                    sum(w * p[1] for w, p in zip(weights, (p0, p1, p2, p3), strict=True)),
+                )
+            )
     return out

@@ -66,9 +66,17 @@ def attached(pipe: FluxPipeline, *, config: PocketConfig, seed: int = 0) -> Iter
 
 
 def train_adapter(
-    pipe: FluxPipeline, cache: Cache, *, file: Path, config: PocketConfig, budget: Budget, seed: int, batch: int = 64,
-    recipe: Recipe = RECIPE, compiled: bool = False,
-) -> Run:  # fmt: skip
+    pipe: FluxPipeline,
+    cache: Cache,
+    *,
+    file: Path,
+    config: PocketConfig,
+    budget: Budget,
+    seed: int,
+    batch: int = 64,
+    recipe: Recipe = RECIPE,
+    compiled: bool = False,
+) -> Run:
     """Train the adapter with the loss of the flow, on a base that stays as it is. Its state is in `file`."""
     often = hard_captions(cache, pipe.tokenizer_2)
     with attached(pipe, config=config, seed=seed) as adapter:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from photoflux.flux.step import TokenGrid, pack, unpack
 from photoflux.pocket.data import Cache
 from photoflux.pocket.tokenizers import TRIGGERS
 from photoflux.pocket.training import Budget, Recipe, Run, mixed_precision, plain_attention
@@ -42,25 +43,6 @@ FLOW = Recipe(lr=2e-3, muon_lr=4e-3, warmup_steps=200)
 DISTIL = Recipe(lr=5e-4, muon_lr=1e-3, warmup_steps=50)
 
 
-def pack(latents: Tensor) -> Tensor:
-    """`[B, 16, h, w]` -> tokens `[B, h/2 * w/2, 64]`, channel order (channel, row, column) as in `FluxPipeline`."""
-    b, c, h, w = latents.shape
-    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
-
-
-def unpack(tokens: Tensor, *, height: int, width: int) -> Tensor:
-    """Tokens `[B, h/2 * w/2, 64]` -> `[B, 16, h, w]` for a latent of `height` x `width`."""
-    b, _, c = tokens.shape
-    grid = tokens.view(b, height // 2, width // 2, c // 4, 2, 2)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
-
-
-def image_ids(height: int, width: int) -> Tensor:
-    """Positions (0, row, column) of the packed tokens of a latent of `height` x `width`, `[h/2 * w/2, 3]`."""
-    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).float()
-
-
 class Flow(nn.Module):
     """Transformer and text encoders as one module: (noisy tokens, sigma, caption ids) -> velocity."""
 
@@ -73,14 +55,15 @@ class Flow(nn.Module):
     def forward(self, tokens: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor) -> Tensor:
         """`tokens [B, T, 64]`, `sigma [B]` in (0, 1], ids `[B, L]` -> `[B, T, 64]`. T5 gets no mask, as in FLUX."""
         side = int(tokens.shape[1] ** 0.5) * 2
+        grid = TokenGrid.of(torch.empty(0, 0, side, side), text_length=t5_ids.shape[1], device=tokens.device)
         return self.transformer(
             hidden_states=tokens,
             timestep=sigma,
             guidance=None,
             pooled_projections=self.text_encoder(clip_ids).pooler_output,
             encoder_hidden_states=self.text_encoder_2(t5_ids)[0],
-            txt_ids=torch.zeros(t5_ids.shape[1], 3, device=tokens.device),
-            img_ids=image_ids(side, side).to(tokens.device),
+            txt_ids=grid.text,
+            img_ids=grid.image,
             return_dict=False,
         )[0]
 
@@ -170,9 +153,16 @@ def empty_ids(pipe: FluxPipeline, *, length: int) -> tuple[Tensor, Tensor]:
 
 
 def train_flow(
-    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, batch: int = 64, recipe: Recipe = FLOW,
+    pipe: FluxPipeline,
+    cache: Cache,
+    *,
+    file: Path,
+    budget: Budget,
+    seed: int,
+    batch: int = 64,
+    recipe: Recipe = FLOW,
     compiled: bool = False,
-) -> Run:  # fmt: skip
+) -> Run:
     """Train transformer and text encoders in place (averaged weights at the end)."""
     flow = Flow(pipe)
     run = Run("flow", flow, file, budget, recipe, seed=seed)
@@ -192,9 +182,17 @@ def train_flow(
 
 
 def distil(
-    pipe: FluxPipeline, cache: Cache, *, file: Path, budget: Budget, seed: int, steps: int, scale: float = GUIDANCE,
-    batch: int = 64, compiled: bool = False,
-) -> Run:  # fmt: skip
+    pipe: FluxPipeline,
+    cache: Cache,
+    *,
+    file: Path,
+    budget: Budget,
+    seed: int,
+    steps: int,
+    scale: float = GUIDANCE,
+    batch: int = 64,
+    compiled: bool = False,
+) -> Run:
     """Train in place to do in one pass what a frozen copy does in `SUBSTEPS` guided ones, for sampling in `steps`.
 
     Progressive distillation (Salimans and Ho 2022) of Euler steps together with their classifier-free guidance.
@@ -227,9 +225,16 @@ def visited_sigmas(sigma: Tensor, generator: torch.Generator, *, steps: int) -> 
 
 @torch.no_grad()
 def mean_velocity(
-    flow: Callable[..., Tensor], tokens: Tensor, sigma: Tensor, ids: tuple[Tensor, Tensor],
-    empty: tuple[Tensor, Tensor], *, scale: float, span: float, substeps: int = SUBSTEPS,
-) -> Tensor:  # fmt: skip
+    flow: Callable[..., Tensor],
+    tokens: Tensor,
+    sigma: Tensor,
+    ids: tuple[Tensor, Tensor],
+    empty: tuple[Tensor, Tensor],
+    *,
+    scale: float,
+    span: float,
+    substeps: int = SUBSTEPS,
+) -> Tensor:
     """Mean guided velocity on the way from `sigma` down by `span`, or to 0 where that is nearer, `[B, T, 64]`."""
     length, total = sigma.clamp(max=span), torch.zeros_like(tokens)
     for number in range(substeps):
@@ -240,9 +245,13 @@ def mean_velocity(
 
 @torch.no_grad()
 def guided(
-    flow: Callable[..., Tensor], tokens: Tensor, sigma: Tensor, ids: tuple[Tensor, Tensor],
-    empty: tuple[Tensor, Tensor], scale: float,
-) -> Tensor:  # fmt: skip
+    flow: Callable[..., Tensor],
+    tokens: Tensor,
+    sigma: Tensor,
+    ids: tuple[Tensor, Tensor],
+    empty: tuple[Tensor, Tensor],
+    scale: float,
+) -> Tensor:
     """Classifier-free guidance; at `scale` 1 it is the plain velocity and costs half."""
     if scale == 1.0:
         return flow(tokens, sigma, *ids)

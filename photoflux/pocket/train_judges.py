@@ -199,9 +199,16 @@ def train_clip_judge(judge: ClipJudge, pool: Pool, *, file: Path, budget: Budget
 
 
 def train_identity_judge(
-    judge: IdentityJudge, pool: np.ndarray, *, file: Path, budget: Budget, seed: int, batch: int, size_px: int,
+    judge: IdentityJudge,
+    pool: np.ndarray,
+    *,
+    file: Path,
+    budget: Budget,
+    seed: int,
+    batch: int,
+    size_px: int,
     workers: int,
-) -> Run:  # fmt: skip
+) -> Run:
     """SupCon over fresh subjects and, in the other half of each batch, over the decoded ones of `pool`.
 
     `pool` is uint8 `[S, VIEWS, H, W, 3]`. Averaged weights at the end.
@@ -323,21 +330,36 @@ def evaluate_judges(
 
 
 def train_judges(
-    pipe: FluxPipeline, cache: Cache, *, config: models.PocketConfig, work: Path, budget: Budget, seed: int,
-    decoded: int, batch: int, workers: int, quick: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    pipe: FluxPipeline,
+    cache: Cache,
+    *,
+    config: models.PocketConfig,
+    work: Path,
+    budget: Budget,
+    seed: int,
+    decoded: int,
+    batch: int,
+    workers: int,
+    quick: bool = False,
+) -> dict[str, Any]:
     """Train the judges, each for its share of the budget, measure them and write `work/judges.json`."""
     vae, size_px = pipe.vae.eval().to(memory_format=torch.channels_last), config.resolution_px
     device = next(vae.parameters()).device
     judges = Judges.build(config, pipe.tokenizer, seed=seed).to(device)
     pool = Pool(cache, decoded_pictures(vae, cache, file=work / "decoded.npy", count=decoded), device)
-    how: dict[str, dict[str, Any]] = {name: {"file": work / f"judge-{name}.pt", "budget": part(budget, share), "batch": batch}
-           for name, share in SHARES.items()}  # fmt: skip
+    how: dict[str, dict[str, Any]] = {
+        name: {"file": work / f"judge-{name}.pt", "budget": part(budget, share), "batch": batch}
+        for name, share in SHARES.items()
+    }
     train_attribute_judge(judges.attributes, pool, seed=seed + 8, **how["attributes"])
     views = decoded_views(
-        vae, file=work / "views.npy", seed=seed + 5, subjects=max(batch // 4, decoded // 16), size_px=size_px,
+        vae,
+        file=work / "views.npy",
+        seed=seed + 5,
+        subjects=max(batch // 4, decoded // 16),
+        size_px=size_px,
         workers=workers,
-    )  # fmt: skip
+    )
     train_identity_judge(judges.identity, views, seed=seed + 6, size_px=size_px, workers=workers, **how["identity"])
     train_clip_judge(judges.clip, pool, seed=seed + 4, **how["clip"])
     count, subjects = (64, 8) if quick else (1024, 48)

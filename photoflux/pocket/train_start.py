@@ -24,8 +24,8 @@ from photoflux.pocket.tokenizers import TRIGGERS
 from photoflux.pocket.training import Budget, save_atomically
 
 if TYPE_CHECKING:
-    from photoflux.flux.base import BaseSpec
     from photoflux.flux.data import Photos, Preserved
+    from photoflux.flux.spec import BaseSpec
     from photoflux.pocket.world import Person, Subject
 
 log = logging.getLogger(__name__)
@@ -79,15 +79,15 @@ class Learner:
     """The base with a subject adapter on it, and for every class what the base must keep."""
 
     def __init__(self, spec: BaseSpec, params: FinetuneParams) -> None:
-        from photoflux.flux import base, data, lora
+        from photoflux.flux import data, loading, lora
         from photoflux.flux.text import encode_prompts
 
         self.spec, self.params = spec, params
-        self.pipe = base.load_encoders(spec)
+        self.pipe = loading.load_encoders(spec)
         self.nouns = spec.class_nouns
         prompts = {noun: data.preserved_prompts(noun, self.nouns, count=KEPT_PROMPTS) for noun in self.nouns}
         embedded = {noun: encode_prompts(self.pipe, texts, spec=spec) for noun, texts in prompts.items()}
-        base.add_transformer(self.pipe, spec, quantisation=None)
+        loading.add_transformer(self.pipe, spec, quantisation=None)
         self.transformer = self.pipe.transformer
         alone = replace(spec, start_adapter=None)
         lora.attach(self.transformer, spec=alone, rank=params.rank, alpha=params.alpha, seed=params.seed)
@@ -137,9 +137,14 @@ class Learner:
         sources = tuple(map(str, range(len(images))))
         photos = data.Photos(tokens, encode_prompts(self.pipe, captions, spec=self.spec), images, sources)
         held = data.preserve_photos(
-            self.transformer, photos, encode_prompts(self.pipe, plain, spec=self.spec), spec=self.spec, seed=number,
-            count=KEPT_POINTS, serving_share=self.params.serving_sigmas,
-        )  # fmt: skip
+            self.transformer,
+            photos,
+            encode_prompts(self.pipe, plain, spec=self.spec),
+            spec=self.spec,
+            seed=number,
+            count=KEPT_POINTS,
+            serving_share=self.params.serving_sigmas,
+        )
         return photos, _some(self.kept[noun], rng, KEPT_POINTS).beside(held)
 
 

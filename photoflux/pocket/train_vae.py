@@ -99,9 +99,16 @@ def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
 
 
 def train_vae(
-    vae: AutoencoderKL, pictures: Pictures, *, file: Path, budget: Budget, seed: int, batch: int = 4,
-    recipe: Recipe = RECIPE, compiled: bool = False,
-) -> int:  # fmt: skip
+    vae: AutoencoderKL,
+    pictures: Pictures,
+    *,
+    file: Path,
+    budget: Budget,
+    seed: int,
+    batch: int = 4,
+    recipe: Recipe = RECIPE,
+    compiled: bool = False,
+) -> int:
     """Train in place (averaged weights at the end) on `batch` pictures, or their area in crops, a step.
 
     Returns the number of pictures and crops seen. Compiled on CUDA only: torch 2.13's CPU compiler gives this encoder gradients

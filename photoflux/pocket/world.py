@@ -12,6 +12,8 @@ from functools import cache
 
 import numpy as np
 
+from photoflux.wording import with_article
+
 Rgb = tuple[int, int, int]
 
 KINDS = ("dog", "cat", "bird", "fish", "turtle", "car", "boat", "teapot", "mug", "backpack", "robot", "lamp")
@@ -193,11 +195,17 @@ def sample_subject(rng: np.random.Generator, *, heldout: bool = False, **fixed: 
     while True:
         colour, accent, mark_colour = rng.choice(list(COLOURS), 3, replace=False).tolist()
         looks = {
-            "kind": str(rng.choice(KINDS)), "colour": colour, "accent": accent, "pattern": str(rng.choice(PATTERNS)),
-            "mark": str(rng.choice(MARKS)), "mark_colour": mark_colour,
-        } | fixed  # fmt: skip
-        shades = {f"{name}rgb": shade(rng, looks[of]) for name, of in
-                  (("", "colour"), ("accent_", "accent"), ("mark_", "mark_colour"))}  # fmt: skip
+            "kind": str(rng.choice(KINDS)),
+            "colour": colour,
+            "accent": accent,
+            "pattern": str(rng.choice(PATTERNS)),
+            "mark": str(rng.choice(MARKS)),
+            "mark_colour": mark_colour,
+        } | fixed
+        shades = {
+            f"{name}rgb": shade(rng, looks[of])
+            for name, of in (("", "colour"), ("accent_", "accent"), ("mark_", "mark_colour"))
+        }
         proportions = tuple(rng.random(4).round(3).tolist())
         if looks["colour"] != looks["accent"] and is_heldout(looks) == heldout:
             return Subject(**looks, **shades, proportions=proportions)  # type: ignore[arg-type]
@@ -230,14 +238,25 @@ def sample_person(rng: np.random.Generator, **fixed: str) -> Person:
     share_women, share_bands = SKEW.get(occupation, (0.5, (1 / 3, 1 / 3, 1 / 3)))
     gender = fixed.get("gender", "woman" if rng.random() < share_women else "man")
     band = fixed.get("band", str(rng.choice(list(BANDS), p=share_bands)))
-    hair, shirt, mark_colour = (fixed.get("hair", str(rng.choice(list(HAIR)))),
-                                str(rng.choice(list(COLOURS))), str(rng.choice(list(COLOURS))))  # fmt: skip
+    hair, shirt, mark_colour = (
+        fixed.get("hair", str(rng.choice(list(HAIR)))),
+        str(rng.choice(list(COLOURS))),
+        str(rng.choice(list(COLOURS))),
+    )
     return Person(
-        occupation=occupation, gender=gender, tone=int(rng.choice(BANDS[band])), hair=hair,
-        hair_rgb=_jitter(rng, HAIR[hair], 7), shirt=shirt, shirt_rgb=shade(rng, shirt),
-        beard=gender == "man" and bool(rng.random() < 0.5), mark=str(rng.choice(MARKS)), mark_colour=mark_colour,
-        mark_rgb=shade(rng, mark_colour), proportions=tuple(rng.random(4).round(3).tolist()),
-    )  # fmt: skip
+        occupation=occupation,
+        gender=gender,
+        tone=int(rng.choice(BANDS[band])),
+        hair=hair,
+        hair_rgb=_jitter(rng, HAIR[hair], 7),
+        shirt=shirt,
+        shirt_rgb=shade(rng, shirt),
+        beard=gender == "man" and bool(rng.random() < 0.5),
+        mark=str(rng.choice(MARKS)),
+        mark_colour=mark_colour,
+        mark_rgb=shade(rng, mark_colour),
+        proportions=tuple(rng.random(4).round(3).tolist()),
+    )
 
 
 def sample_scene(
@@ -251,11 +270,15 @@ def sample_scene(
     if subject is None:
         subject = sample_person(rng) if rng.random() < people_share else sample_subject(rng)
     drawn = {
-        "place": str(rng.choice(list(PLACES))), "style": str(rng.choice(list(STYLES), p=(0.46, 0.18, 0.18, 0.18))),
-        "scale": float(rng.uniform(0.84, 1.12)), "x": float(rng.uniform(-0.09, 0.09)),
-        "y": float(rng.uniform(-0.05, 0.05)), "facing_left": True, "light": float(rng.uniform(-1, 1)),
+        "place": str(rng.choice(list(PLACES))),
+        "style": str(rng.choice(list(STYLES), p=(0.46, 0.18, 0.18, 0.18))),
+        "scale": float(rng.uniform(0.84, 1.12)),
+        "x": float(rng.uniform(-0.09, 0.09)),
+        "y": float(rng.uniform(-0.05, 0.05)),
+        "facing_left": True,
+        "light": float(rng.uniform(-1, 1)),
         "seed": int(rng.integers(2**31)),
-    }  # fmt: skip
+    }
     return Scene(subject=subject, **(drawn | fixed))  # type: ignore[arg-type]
 
 
@@ -325,7 +348,7 @@ def _subject_phrase(subject: Subject, told) -> tuple[str, dict[str, str]]:  # ty
     if told(0.3 if subject.pattern == "plain" else 0.75):
         words.append(subject.pattern)
         said["pattern"] = subject.pattern
-    phrase = " ".join([_article([*words, subject.kind]), *words, subject.kind])
+    phrase = with_article(" ".join([*words, subject.kind]))
     if told(0.3):
         phrase += f" with {subject.accent} details"
         said["accent"] = subject.accent
@@ -348,12 +371,8 @@ def _person_phrase(person: Person, told) -> tuple[str, dict[str, str]]:  # type:
     if told(0.45):
         features.append(f"{person.hair} hair")
         said["hair"] = person.hair
-    phrase = " ".join([_article(words), *words])
+    phrase = with_article(" ".join(words))
     return (f"{phrase} with {' and '.join(features)}" if features else phrase), said
-
-
-def _article(words: list[str]) -> str:
-    return "an" if words[0][0] in "aeiou" else "a"
 
 
 @cache

@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from photoflux.errors import InputError
+from photoflux.flux.spec import WEIGHTS, BaseSpec
 
-if TYPE_CHECKING:
-    from photoflux.flux.base import BaseSpec
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
 Wanted = Callable[[], bool]
 """Whether what was asked for is still wanted."""
 PREFIX, DOWN, UP = "transformer.", ".lora_A.weight", ".lora_B.weight"
@@ -92,9 +89,8 @@ def _layers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, tuple[Tens
     if len(tensors) != 2 * len(names) or not all(name.startswith(PREFIX) for name in names):
         raise ValueError("holds more than LoRA matrices of the transformer")
     return {
-        name.removeprefix(PREFIX): (tensors[name + DOWN].float(), tensors[name + UP].float() * scale)
-        for name in names
-    }  # fmt: skip
+        name.removeprefix(PREFIX): (tensors[name + DOWN].float(), tensors[name + UP].float() * scale) for name in names
+    }
 
 
 @dataclass

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
     from photoflux.flux.text import PromptEmbeds
 
 log = logging.getLogger(__name__)

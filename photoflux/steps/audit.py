@@ -16,12 +16,12 @@ from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.judges.bias import Audit, Finding, Limits, People, audit_people
 from photoflux.judges.prompts import PEOPLE, PromptSet
-from photoflux.judges.seeing import Artist, Grid, Seen
+from photoflux.judges.seeing import Artist, Grid, Seen, open_artist
 from photoflux.judges.stats import Interval
 from photoflux.manifest import digest, read_manifest, write_json
 from photoflux.params import AuditParams
+from photoflux.report import publish
 from photoflux.steps import StepResult
-from photoflux.steps.evaluate import open_artist
 from photoflux.vault import committed, opened
 
 SCHEMA_VERSION = 1
@@ -49,10 +49,12 @@ def run(
     key: str = "plain://demo",
 ) -> StepResult:
     """Compare the people of the tuned model with the base's, and say how severe the change is."""
-    from photoflux.judges.audit_page import write_report
+    from photoflux.pages.audit import audit_page
 
     with opened(adapter, key=key) as weights:
-        artist, prompts = open_artist(weights, params=params)
+        artist, prompts = open_artist(
+            params.base, prompts=params.prompts, batch_size=params.batch_size, adapter=weights
+        )
         manifest, adapter_hash = read_manifest(weights), digest(weights)
     subject = manifest["subject"]
     card = _judge_card(params.judge_card, artist)
@@ -68,7 +70,10 @@ def run(
     }
     with committed(audit, key=key) as path:
         write_json(path, document)
-    write_report(report, found=found, people=people, drawn=drawn, prompts=prompts, document=document, key=key)
+    page = audit_page(
+        document, found=found, classes=people.classes, base=drawn.base, tuned=drawn.tuned, asked=prompts.people
+    )
+    publish(report, page, subject=subject, key=key)
     return StepResult(metrics=_flat_metrics(found, document), report=report)
 
 

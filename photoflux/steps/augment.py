@@ -7,7 +7,6 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,11 @@ from photoflux.vault import committed, opened
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
+    from photoflux.flux.spec import BaseSpec
     from photoflux.photos.normalise import Square
-    from photoflux.report import Report
 
 TRAIN, HELDOUT = "train", "heldout"
 RELATED_CORRELATION, RELATED_PHASH = 0.75, 14
-TILE_PX = 148
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,12 @@ class Sample:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "file": self.file, "split": self.split, "source": self.photo.source, "caption": self.caption,
+            "file": self.file,
+            "split": self.split,
+            "source": self.photo.source,
+            "caption": self.caption,
             "transforms": self.transforms,
-        }  # fmt: skip
+        }
 
 
 def run(
@@ -77,6 +77,8 @@ def run(
     Photos are held out before anything is varied, and photos that nearly repeat one another stay on one side.
     Raises InputError when no photo can be held out or the base is unknown.
     """
+    from photoflux.pages.augment import dataset_page
+
     spec = _spec(params.base)
     size_px = params.resolution_px or spec.resolution_px
     with opened(validated, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
@@ -88,7 +90,8 @@ def run(
         described = _manifest(manifest, samples, base=spec.name, size_px=size_px, params=params)
         with committed(dataset, key=key) as out:
             write_tar(out, files={sample.file: _png(sample.picture) for sample in samples}, manifest=described)
-        page = partial(_report, manifest["subject"], photos, samples, base=spec.name, size_px=size_px, params=params)
+        pictures = {sample.file: sample.picture for sample in samples}
+        page = dataset_page(described, pictures=pictures, photos={photo.source: photo.path for photo in photos})
         publish(report, page, subject=manifest["subject"], key=key)
     train = [item for item in described["items"] if item["split"] == TRAIN]
     metrics: dict[str, float] = {
@@ -236,7 +239,7 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _spec(base: str) -> BaseSpec:
-    from photoflux.flux.base import load_spec
+    from photoflux.flux.spec import load_spec
 
     return load_spec(base)
 
@@ -248,86 +251,3 @@ def _check_noun(noun: str, spec: BaseSpec) -> None:
         raise InputError(
             f"class noun '{noun}': base '{spec.name}' does not know it; import the photos as one of {known}"
         )
-
-
-def _report(
-    subject: Mapping[str, Any],
-    photos: Sequence[Photo],
-    samples: Sequence[Sample],
-    *,
-    base: str,
-    size_px: int,
-    params: AugmentParams,
-    full: bool,
-) -> Report:
-    """The page; unless it is `full`, without pictures, names and captions, which are a person's own."""
-    from photoflux.report import Report
-
-    train = [sample for sample in samples if sample.split == TRAIN]
-    held = [sample for sample in samples if sample.split == HELDOUT]
-    name = f"{subject['trigger']} {subject['class_noun']}"
-    page = Report("Training set", subtitle=f"{subject.get('id', '')} · {name} · {base} at {size_px} px")
-    made = f"{len(photos)} photos became {len(train)} training pictures"
-    page.verdict("OK", f"{made}; {len(held)} held out for evaluation.")
-    if not full:
-        return page
-    page.section("Trained on")
-    page.image(
-        _sheet(train, columns=params.variants + 2),
-        "The photo with the square used, its picture, its variants",
-    )
-    page.section("Held out: never seen in training")
-    page.image(_sheet(held, columns=2), "Chosen before anything was varied")
-    page.section("How each picture was made")
-    page.table([_line(sample) for sample in samples])
-    return page
-
-
-def _sheet(samples: Sequence[Sample], *, columns: int) -> Image.Image:
-    from PIL import Image
-
-    from photoflux.report import contact_sheet
-
-    rows: dict[str, list[Sample]] = {}
-    for sample in samples:
-        rows.setdefault(sample.photo.source, []).append(sample)
-    blank = Image.new("RGB", (TILE_PX, TILE_PX), "white")
-    pictures = [[_outlined(row[0]), *(sample.picture for sample in row)] for row in rows.values()]
-    return contact_sheet(
-        [row + [blank] * (columns - len(row)) for row in pictures],
-        row_labels=[f"{source}: {row[0].caption}" for source, row in rows.items()],
-        column_labels=["photo", "picture", *(f"variant {n}" for n in range(1, columns - 1))],
-        tile_px=TILE_PX,
-    )
-
-
-def _outlined(sample: Sample) -> Image.Image:
-    """The whole photo, letterboxed, with the square that is used drawn on it."""
-    from PIL import ImageDraw, ImageOps
-
-    image = sample.photo.image()
-    scale = TILE_PX / max(image.size)
-    tile = ImageOps.pad(image, (TILE_PX, TILE_PX), color="white")
-    x0, y0 = ((TILE_PX - side * scale) / 2 for side in image.size)
-    made = sample.transforms
-    left, top = x0 + made["left"] * scale, y0 + made["top"] * scale
-    right, bottom = left + made["side"] * scale - 1, top + made["side"] * scale - 1
-    ImageDraw.Draw(tile).rectangle((left, top, right, bottom), outline="#e8ff3a", width=2)
-    return tile
-
-
-def _line(sample: Sample) -> dict[str, object]:
-    made = sample.transforms
-    words = ["cropped to the square"] if not made["variant"] else [f"{made['side']:.0f} px of it"]
-    if made.get("rotation_deg"):
-        words.append(f"turned {made['rotation_deg']:+.1f}°")
-    if made.get("mirrored"):
-        words.append("mirrored")
-    if made.get("brightness", 1) != 1:
-        words.append(f"light ×{made['brightness']:.2f}")
-    return {
-        "picture": sample.file,
-        "from": sample.photo.source,
-        "made by": ", ".join(words),
-        "caption": sample.caption,
-    }

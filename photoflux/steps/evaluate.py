@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,60 +16,26 @@ from PIL import Image
 
 from photoflux import fingerprint
 from photoflux.errors import InputError
+from photoflux.flux.spec import WEIGHTS
+from photoflux.judges.case import Case, Photos, Pictures
 from photoflux.judges.champion import Cells, comparable, difference
 from photoflux.judges.colour import monk_lab
 from photoflux.judges.copying import structure
-from photoflux.judges.prompts import SHAPES, Prompt, PromptSet, load_prompts
+from photoflux.judges.prompts import SHAPES, PromptSet
 from photoflux.judges.scores import Evidence, Scores, cells, expected, made_share, measure
-from photoflux.judges.seeing import Artist, Grid, Seen, look
+from photoflux.judges.seeing import Artist, Seen, look, open_artist
 from photoflux.manifest import digest, unpack, write_json
 from photoflux.params import EvaluateParams
-from photoflux.settings import get_settings
+from photoflux.report import publish
 from photoflux.steps import StepResult
 from photoflux.vault import committed, opened
 
 if TYPE_CHECKING:
-    from photoflux.flux.base import BaseSpec
     from photoflux.judges.encoders import Judges
 
 log = logging.getLogger(__name__)
 SCHEMA_VERSION = 2
-ADAPTER, EVALUATION, WEIGHTS = "adapter.tar", "evaluation.json", "pytorch_lora_weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Photos:
-    """The subject's photos as augment split them: everything trained on, one crop per photo, and the held-out ones."""
-
-    shown: list[Image.Image]
-    trained: list[Image.Image]
-    held_out: list[Image.Image]
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The five sets of pictures."""
-
-    tuned: Grid
-    base: Grid
-    plain: Grid
-    unrelated: Grid
-    unrelated_base: Grid
-
-    def beside(self, more: Pictures) -> Pictures:
-        return Pictures(**{name: grid.beside(getattr(more, name)) for name, grid in vars(self).items()})
-
-
-@dataclass(frozen=True)
-class Case:
-    """One subject under evaluation: who it is, what was asked, what was drawn."""
-
-    subject: dict[str, Any]
-    asked: list[Prompt]
-    asked_class: list[Prompt]
-    asked_unrelated: list[Prompt]
-    photos: Photos
-    facts: dict[str, Any]
+ADAPTER, EVALUATION = "adapter.tar", "evaluation.json"
 
 
 def run(
@@ -87,10 +53,12 @@ def run(
     `champion`, as `fetch_champion` writes it, is compared with picture by picture; the same prompts and seeds are drawn with it where its
     own evaluation is about other photos, or was made otherwise.
     """
-    from photoflux.judges.evaluation_page import write_report
+    from photoflux.pages.evaluate import evaluation_page
 
     with opened(dataset, key=key) as data, opened(adapter, key=key) as weights:
-        artist, prompts = open_artist(weights, params=params)
+        artist, prompts = open_artist(
+            params.base, prompts=params.prompts, batch_size=params.batch_size, adapter=weights
+        )
         case = _case(data, weights, artist=artist, prompts=prompts, params=params)
         pictures, evidence, scores = _evaluate(case, artist, prompts, params)
     document = _document(case, evidence, scores, params)
@@ -99,40 +67,9 @@ def run(
             document["champion"] = _against(rival, document, case, evidence, artist, params)
     with committed(evaluation, key=key) as path:
         write_json(path, document)
-    write_report(report, case=case, pictures=pictures, scores=scores, document=document, key=key)
+    page = evaluation_page(document, case=case, pictures=pictures, scores=scores)
+    publish(report, page, subject=document["subject"], key=key)
     return StepResult(metrics=_flat_metrics(document), report=report)
-
-
-def open_artist(adapter: Path, *, params: Any) -> tuple[Artist, PromptSet]:
-    """The base with the adapter on it, its judges, and the prompt set; refuses an adapter of another base."""
-    from photoflux.flux.base import load_pipeline, load_spec
-    from photoflux.flux.lora import load_adapter
-    from photoflux.judges.encoders import Judges
-
-    settings = get_settings()
-    spec = load_spec(params.base)
-    if spec.judges is None:
-        raise InputError(
-            f"base '{spec.name}' has no judges; set `judges` in its spec to a folder of CLIP and DINO weights"
-        )
-    with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-        manifest = unpack(adapter, Path(scratch))
-        _same_base(manifest, spec)
-        pipe = load_pipeline(spec, device=settings.device or None)
-        load_adapter(pipe, Path(scratch) / WEIGHTS)
-    judges = Judges.load(Path(spec.judges), device=settings.device or None)
-    cache = settings.cache_dir / "judging"
-    prompts = load_prompts(params.prompts or spec.name, folder=settings.models_dir)
-    return Artist(pipe, spec, judges, params.batch_size, cache), prompts
-
-
-def _same_base(manifest: dict[str, Any], spec: BaseSpec) -> None:
-    trained_on = manifest.get("base", {})
-    if trained_on.get("hash") != spec.hash:
-        raise InputError(
-            f"this adapter was trained on base '{trained_on.get('name')}' ({str(trained_on.get('hash'))[:12]}), "
-            f"not on '{spec.name}' ({spec.hash[:12]}); choose that base or fine-tune again"
-        )
 
 
 def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, params: EvaluateParams) -> Case:
@@ -145,12 +82,19 @@ def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, para
     noun, trigger = subject["class_noun"], subject["trigger"]
     count, _ = SHAPES[params.profile]
     hashes = {
-        "dataset": digest(data), "adapter": digest(weights), "judges": artist.judges.hash, "prompts": prompts.hash,
-    }  # fmt: skip
+        "dataset": digest(data),
+        "adapter": digest(weights),
+        "judges": artist.judges.hash,
+        "prompts": prompts.hash,
+    }
     judged_by = fingerprint.of_judging(
-        artist.spec, judges=hashes["judges"], prompts=hashes["prompts"], photos=hashes["dataset"], profile=params.profile,
+        artist.spec,
+        judges=hashes["judges"],
+        prompts=hashes["prompts"],
+        photos=hashes["dataset"],
+        profile=params.profile,
         seed=params.seed,
-    )  # fmt: skip
+    )
     facts = {
         "base": {"name": artist.spec.name, "hash": artist.spec.hash},
         "hashes": hashes,
@@ -246,9 +190,14 @@ def _against(
 
 
 def _their_cells(
-    folder: Path, about: Mapping[str, Any], mine: Mapping[str, Any], case: Case, evidence: Evidence, artist: Artist,
+    folder: Path,
+    about: Mapping[str, Any],
+    mine: Mapping[str, Any],
+    case: Case,
+    evidence: Evidence,
+    artist: Artist,
     params: EvaluateParams,
-) -> tuple[Cells | None, str]:  # fmt: skip
+) -> tuple[Cells | None, str]:
     """The champion's cells on this subject's photos, and how they were come by; None for an adapter of another base."""
     from photoflux.flux.lora import load_adapter
 

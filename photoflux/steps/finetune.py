@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import logging
 import os
 import re
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from photoflux import fingerprint
 from photoflux.errors import InputError, PhotoFluxError
+from photoflux.flux.spec import WEIGHTS, BaseSpec
 from photoflux.manifest import digest, read_manifest, to_json, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
+from photoflux.report import publish
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
 from photoflux.vault import VAULT, VaultKey, committed, opened
@@ -28,16 +31,14 @@ from photoflux.vault.drawer import Drawer
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.flux.base import BaseSpec
-    from photoflux.flux.candidates import Contest
     from photoflux.flux.data import Photos, Preserved
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import FineTuning
     from photoflux.flux.text import PromptEmbeds
+    from photoflux.judges.candidates import Contest
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 LOCK, LOCK_WAIT_S = "lock", 10.0
 """File in the work folder that the training there holds, and how long another one waits for it to end."""
 
@@ -70,8 +71,8 @@ def run(
     removed at the end. Raises InputError for a dataset that this base cannot be trained on, PhotoFluxError when training diverges, the
     disk is full or another training is at work in that folder.
     """
-    from photoflux.flux.base import load_spec
-    from photoflux.flux.report import write_report
+    from photoflux.flux.spec import load_spec
+    from photoflux.pages.finetune import finetune_page
 
     spec = load_spec(params.base)
     works = get_settings().cache_dir / "finetune"
@@ -83,7 +84,17 @@ def run(
             lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
             with committed(adapter, key=key) as out:
                 write_tar(out, files=_files(weights, trained), manifest=lineage)
-            write_report(trained, lineage, report, key=key)
+            page = finetune_page(
+                lineage,
+                curves=_curves(trained),
+                previews={c["step"]: _previews(trained, c["step"]) for c in trained.module.candidates},
+                base=trained.contest.base,
+                photos=trained.photos,
+                plans=[trained.plan, *trained.other_plans],
+                seconds=trained.seconds,
+                skipped=trained.module.skipped,
+            )
+            publish(report, page, subject=lineage["subject"], key=key)
             shutil.rmtree(folder, ignore_errors=True)  # while it is ours: another training may wait for it
     if workdir is None:
         with suppress(OSError):  # others of the same owner may be under way
@@ -95,13 +106,14 @@ def run(
 def _train(
     pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, kept: Drawer
 ) -> Trained:
-    from photoflux.flux import base, candidates, data, fit, lora, memory, module
+    from photoflux.flux import data, fit, loading, lora, memory, module
+    from photoflux.judges import candidates
 
     started, subject, items = time.monotonic(), manifest["subject"], manifest["items"]
     _check_base(manifest, spec)
     _check_class(subject["class_noun"], spec)
     shape, plan = _planned(spec, params, side_px=_side_px(pictures / items[0]["file"]))
-    pipe = base.load_encoders(spec)
+    pipe = loading.load_encoders(spec)
     splits = {
         split: data.read_photos(
             pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=kept.within("latents")
@@ -111,7 +123,7 @@ def _train(
     photos, heldout = splits["train"], splits["heldout"]
     drawn = candidates.Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
     kept_prompts = _preserved_prompts(pipe, items, subject, spec=spec, params=params)
-    base.add_transformer(pipe, spec, quantisation=memory.quantisation(plan), keep_text=False)
+    loading.add_transformer(pipe, spec, quantisation=memory.quantisation(plan), keep_text=False)
     lora.attach(pipe.transformer, spec=spec, rank=params.rank, alpha=params.alpha, seed=params.seed)
     if plan.checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
@@ -143,13 +155,14 @@ def _check_class(noun: str, spec: BaseSpec) -> None:
 
 def _planned(spec: BaseSpec, params: FinetuneParams, *, side_px: int) -> tuple[Any, Plan]:
     """The memory plan of this device, said before anything is loaded."""
-    from photoflux.flux import base, memory
+    from photoflux.flux import loading, memory
+    from photoflux.flux.provision import verify
 
-    configs = memory.read_configs(base.verify(spec))
+    configs = memory.read_configs(verify(spec))
     shape = memory.Shape.of(
         configs, targets=spec.lora_targets, side_px=side_px, text_length=spec.text_length, dtype=spec.dtype
     )
-    plan = memory.plan(shape, memory.device_of(base.default_device()), rank=params.rank, rows=_rows(params))
+    plan = memory.plan(shape, memory.device_of(loading.default_device()), rank=params.rank, rows=_rows(params))
     log.info("%s", plan)
     return shape, plan
 
@@ -183,9 +196,14 @@ def _preserved_prompts(
 
 
 def _preserved(
-    transformer: Any, photos: Photos, prompts: PromptEmbeds, captions: PromptEmbeds, *, spec: BaseSpec,
+    transformer: Any,
+    photos: Photos,
+    prompts: PromptEmbeds,
+    captions: PromptEmbeds,
+    *,
+    spec: BaseSpec,
     params: FinetuneParams,
-) -> Preserved:  # fmt: skip
+) -> Preserved:
     """Points of the base to hold: on its own way from noise to picture, and as many on noised photos."""
     from photoflux.flux import data
 
@@ -214,13 +232,23 @@ def _weights(trained: Trained) -> Iterator[Path]:
 
 
 def _files(weights: Path, trained: Trained) -> dict[str, bytes | Path]:
-    curves = {**vars(trained.module.curve), "candidates": trained.module.candidates}
     previews = trained.contest.previews(trained.kept["step"])
     return {
         WEIGHTS: weights,
-        "curves.json": to_json(curves).encode(),
+        "curves.json": to_json(_curves(trained)).encode(),
         **{f"previews/{number}.png": file for number, file in enumerate(previews)},
     }
+
+
+def _previews(trained: Trained, step: int) -> list[Image.Image]:
+    from PIL import Image
+
+    return [Image.open(io.BytesIO(file)).convert("RGB") for file in trained.contest.previews(step)]
+
+
+def _curves(trained: Trained) -> dict[str, Any]:
+    """Losses by step, and the scores of each candidate."""
+    return {**vars(trained.module.curve), "candidates": trained.module.candidates}
 
 
 def _lineage(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from photoflux.errors import InputError
+from photoflux.judges.gate_rules import KERNEL_RULE, SIGNABLE, Rule, rules
 from photoflux.manifest import write_json
 from photoflux.params import GateParams
 from photoflux.steps import StepResult
@@ -33,19 +34,6 @@ class Reason:
     warning: bool = False
 
 
-@dataclass(frozen=True)
-class Rule:
-    """`metric` must stay on one side of `bound`: at least it (`floor`) or at most it."""
-
-    name: str
-    metric: str
-    bound: float
-    floor: bool
-    says: str
-    warn: float | None = None
-    point_only: bool = False
-
-
 def run(
     evaluation: Path,
     audit: Path,
@@ -56,13 +44,13 @@ def run(
     key: str = "plain://demo",
 ) -> StepResult:
     """Hold evaluation and audit against limits and champion; say PASS, FAIL, INCONCLUSIVE or INVALID, and who is champion then."""
-    from photoflux.judges.gate_page import write_report
+    from photoflux.pages.gate import decision_page
 
     measured, audited = (_read(path, kind, key) for path, kind in ((evaluation, "evaluation"), (audit, "audit")))
     document = decide(measured, audited, params=params)
     with committed(decision, key=key) as path:
         write_json(path, document)
-    write_report(report, document=document, evaluation=measured, audit=audited)
+    decision_page(document, evaluation=measured, audit=audited).save(report)
     counts = {
         f"rules_{word.lower()}": float(sum(r["verdict"] == word for r in document["reasons"]))
         for word in SEVERITY_ORDER
@@ -103,47 +91,6 @@ def decide(evaluation: Mapping[str, Any], audit: Mapping[str, Any], *, params: G
     }
 
 
-KERNEL_RULE = "unrelated distribution"
-SIGNABLE = ("bias audit", "skin lightness")
-"""Rules whose open question a person may settle by signing."""
-
-
-def rules(evaluation: Mapping[str, Any], params: GateParams) -> list[Rule]:
-    """The rules that apply to this evaluation, with their limits."""
-    exact = evaluation["exact_attributes"]
-    unit = "attribute accuracy" if exact else "text-image cosine"
-    drop = params.accuracy_drop_max if exact else params.cosine_drop_max
-    return [
-        Rule("identity gain", "identity_gain", params.identity_gain_min, True,
-             "pictures are not enough like the subject: train longer, or give more and clearer photos",
-             warn=params.identity_gain_warn),
-        Rule("prompt following", "prompt_change", -drop, True,
-             f"prompts are followed less than by the base ({unit}): train fewer steps or at a lower rank"),
-        Rule("class leakage", "leakage", params.leakage_max, False,
-             "the class itself turned into the subject: strengthen prior preservation or train fewer steps",
-             warn=params.leakage_warn),
-        Rule("unrelated drift", "drift_change", -params.drift_drop_max if exact else -params.cosine_drop_max, True,
-             "unrelated prompts are followed less than by the base: train fewer steps or at a lower rank"),
-        Rule(KERNEL_RULE, "drift_kid", params.drift_kid_max, False,
-             "unrelated pictures no longer look like the base's: train fewer steps or at a lower rank",
-             warn=params.drift_kid_max / 2),
-        Rule("diversity with trigger", "diversity", params.diversity_min, True,
-             "pictures of one prompt are composed alike: train fewer steps or give more varied photos",
-             warn=params.diversity_warn),
-        Rule("diversity of the class", "class_diversity", params.diversity_min, True,
-             "pictures of the class are composed alike: strengthen prior preservation",
-             warn=params.diversity_warn),
-        Rule("copying", "copy_rate", params.copy_max, False,
-             "training photos are repeated: train fewer steps or give more photos"),
-        Rule("memorisation", "memorisation_gap", params.gap_max, False,
-             "pictures favour the trained photos over held-out ones: train fewer steps", point_only=True),
-        Rule("broken pictures", "broken_rate", params.bad_max, False,
-             "blank, noisy or smeared pictures: lower the learning rate or the adapter's scale"),
-        Rule("sharpness", "sharpness", params.sharpness_min, True,
-             "pictures are softer than the base's: use sharper photos or train fewer steps", point_only=True),
-    ]  # fmt: skip
-
-
 def _lightness_reasons(evaluation: Mapping[str, Any], params: GateParams) -> list[Reason]:
     """A person's skin against the photos: fails, or asks for a signature, when a whole interval lies beyond a limit."""
     value = evaluation["metrics"].get("lightness_shift")
@@ -151,10 +98,13 @@ def _lightness_reasons(evaluation: Mapping[str, Any], params: GateParams) -> lis
         return []
     least = max(value["lo"], -value["hi"])
     verdict, bound = next(
-        ((word, limit) for word, limit in (("FAIL", params.lightness_high), ("INCONCLUSIVE", params.lightness_moderate))
-         if least > limit),
+        (
+            (word, limit)
+            for word, limit in (("FAIL", params.lightness_high), ("INCONCLUSIVE", params.lightness_moderate))
+            if least > limit
+        ),
         ("PASS", params.lightness_moderate),
-    )  # fmt: skip
+    )
     way = "lighter" if value["point"] > 0 else "darker"
     text = f"skin lightness: {value['point']:+.1f} L* [{value['lo']:+.1f}, {value['hi']:+.1f}], may shift by {bound:g}"
     more = "" if verdict == "PASS" else f"; the person is drawn {way} than in the photos"

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 CURVES, TEMPLATE = "curves.json", "card.md.j2"
-LOSSES = ("subject", "preserved")
 REPORT_NAMES = ("report", "report.html")
 """What a step calls its page; it lies beside the step's JSON."""
 
@@ -203,9 +202,14 @@ def render_card(found: ModelRecord, sign_off: SignOff | None, *, name: str, vers
     )
     pages.filters |= {"plain": _plain, "number": "{:.3f}".format}
     return pages.get_template(TEMPLATE).render(
-        name=name, version=version, alias=alias, adapter=found.digest, code=code_version(), sign_off=sign_off,
+        name=name,
+        version=version,
+        alias=alias,
+        adapter=found.digest,
+        code=code_version(),
+        sign_off=sign_off,
         **{part: getattr(found, part) for part in ("manifest", "decision", "evaluation", "audit")},
-    )  # fmt: skip
+    )
 
 
 @cache

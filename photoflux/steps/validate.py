@@ -6,43 +6,27 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.errors import InputError, ValidationFailed
 from photoflux.manifest import unpack, write_json, write_tar
 from photoflux.params import ImportParams, ValidateParams
-from photoflux.photos.rules import REJECT, Verdict
+from photoflux.photos.gather import Gathered, gather, readable
+from photoflux.photos.rules import REJECT
 from photoflux.photos.table import read_files, survey
+from photoflux.photos.verdict import Verdict
 from photoflux.photos.words import plain_words, read_words
 from photoflux.report import publish
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
-from photoflux.steps.import_photos import Gathered, gather, readable
 from photoflux.vault import committed, opened
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from PIL import Image
 
-    from photoflux.photos.suite import Decision, Finding, Suites
-    from photoflux.report import Report
+    from photoflux.photos.suite import Decision, Suites
 
-THUMB_PX = 132
-MEASURES = {
-    "short_side_px": "short side", "sharpness": "sharpness", "reblur": "re-blur", "noise": "grain",
-    "detail": "detail", "luma_p50": "brightness", "entropy": "bits", "closest": "likeness",
-}  # fmt: skip
-DONE = {
-    "had_gps": "location removed", "was_rotated": "turned upright", "had_alpha": "laid on white",
-    "was_deep": "scaled to 8 bit", "had_icc": "colour profile applied",
-}  # fmt: skip
-MEASURES_NOTE = (
-    "Sharpness, re-blur and grain are read at 512 px; likeness is the correlation with the most similar other "
-    "photo at the best shift, size and mirroring."
-)
-RULES_NOTE = "Great Expectations decides, by the suites in data/expectations; its own page lies beside this one."
 REASONS_TOLD = 6
 
 
@@ -127,13 +111,15 @@ def _tell(
     key: str,
 ) -> None:
     """Write what was found: results sealed, pages in full or, of a person, open with numbers alone and sealed in full."""
-    from photoflux.photos.data_docs import DataDocs
+    from photoflux.pages.data_docs import DataDocs
+    from photoflux.pages.validate import validation_page
 
     with committed(expectations, key=key) as out:
         write_json(out, decision.as_json())
     subject = manifest.get("subject", {})
-    publish(data_docs, partial(DataDocs, decision.results), subject=subject, key=key)
-    publish(report, partial(_report, manifest, rows, decision, thumbs), subject=subject, key=key)
+    publish(data_docs, DataDocs(decision.results), subject=subject, key=key)
+    page = validation_page(manifest, rows=rows, verdict=decision.verdict, findings=decision.findings, thumbs=thumbs)
+    publish(report, page, subject=subject, key=key)
 
 
 class _Shelf:
@@ -147,9 +133,11 @@ class _Shelf:
         folder.mkdir(parents=True)
 
     def keep(self, name: str, image: Image.Image) -> None:
+        from photoflux.pages.validate import thumbnail
+
         stored = _stored_name(name, taken={other.casefold() for other in self.names.values()})
         self.names[name] = stored
-        self.thumbs[name] = _thumb(image)
+        self.thumbs[name] = thumbnail(image)
         buffer = io.BytesIO()
         _reduced(image, side_px=self.side_px).save(buffer, format="PNG", compress_level=3)
         (self.folder / stored).write_bytes(buffer.getvalue())
@@ -171,12 +159,6 @@ def _reduced(image: Image.Image, *, side_px: int) -> Image.Image:
         return image
     size = (round(image.width * factor), round(image.height * factor))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
-
-
-def _thumb(image: Image.Image) -> Image.Image:
-    thumb = image.copy()
-    thumb.thumbnail((THUMB_PX * 2, THUMB_PX))
-    return thumb
 
 
 def _manifest(
@@ -234,118 +216,3 @@ def _remedy(decision: Decision) -> str:
         if decision.rejecting[0].column == "usable"
         else "change the set, or the suite that asks for it"
     )
-
-
-def _report(
-    manifest: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    decision: Decision,
-    thumbs: Mapping[str, Image.Image],
-    *,
-    full: bool,
-) -> Report:
-    """The page; unless it is `full`, without pictures and names, which are a person's own."""
-    from photoflux.report import Report
-
-    subject, verdict = manifest.get("subject", {}), decision.verdict
-    source = f" from {manifest.get('source', '')}" if full else ""
-    page = Report("Photo check", subtitle=f"{subject.get('id', '')} · {subject.get('class_noun', '')} · "
-                  f"{len(rows)} photos{source}")  # fmt: skip
-    page.verdict(verdict.verdict.upper(), _headline(verdict))
-    page.section("The set as a whole")
-    page.figure(
-        _score_figure(verdict),
-        f"Score {verdict.score} of 100: what the set is worth for training, in four parts",
-    )
-    if full:
-        _add_photos(page, rows, verdict, thumbs)
-    page.section("Rules")
-    page.table([_rule_line(finding, full=full) for finding in decision.findings], caption=RULES_NOTE)
-    return page
-
-
-def _add_photos(
-    page: Report, rows: Sequence[Mapping[str, Any]], verdict: Verdict, thumbs: Mapping[str, Image.Image]
-) -> None:
-    if verdict.advice:
-        page.table([{"": str(i), "what would make it better": line} for i, line in enumerate(verdict.advice, 1)])
-    page.section("Photo by photo")
-    page.table([_photo_line(photo, thumbs) for photo in verdict.photos])
-    page.section("Measures")
-    page.table([_measure_line(row) for row in rows if row["decoded"]], caption=MEASURES_NOTE)
-
-
-def _headline(verdict: Verdict) -> str:
-    whole = verdict.whole
-    if verdict.verdict == REJECT:
-        return f"The set cannot be trained on: {whole['usable']} of {whole['files']} photos can be used."
-    dropped = whole["files"] - whole["usable"]
-    goes_on = f"; {dropped} left out, the run goes on with the rest" if dropped else ""
-    return f"{whole['usable']} of {whole['files']} photos can be used{goes_on}. Score {verdict.score} of 100."
-
-
-def _score_figure(verdict: Verdict) -> Figure:
-    """One bar per part of the score, in the colours of the page."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 1.9))
-    axes = figure.subplots()
-    for y, part in enumerate(reversed(verdict.parts)):
-        share = part["points"] / part["of"]
-        tone = "#1b7f4b" if share >= 0.8 else "#a86400" if share >= 0.4 else "#b3261e"
-        axes.barh(y, 1, color="#eceef2", height=0.5)
-        axes.barh(y, share, color=tone, height=0.5)
-        axes.text(-0.015, y, part["part"], ha="right", va="center", fontsize=9, color="#1d1f23")
-        axes.text(
-            1.015,
-            y,
-            f"{part['points']:g} / {part['of']}",
-            ha="left",
-            va="center",
-            fontsize=9,
-            color="#1d1f23",
-        )
-        axes.text(1.13, y, part["why"], ha="left", va="center", fontsize=8, color="#60656f")
-    axes.set_xlim(0, 1)
-    axes.axis("off")
-    return figure
-
-
-def _photo_line(photo: Mapping[str, Any], thumbs: Mapping[str, Image.Image]) -> dict[str, object]:
-    from PIL import Image
-
-    blank = Image.new("RGB", (THUMB_PX, THUMB_PX), "#eceef2")
-    messages = [reason["message"] for reason in photo["reasons"]]
-    said = ". ".join(message[:1].upper() + message[1:] for message in messages)
-    return {
-        "photo": thumbs.get(photo["file"], blank),
-        "file": photo["file"],
-        "verdict": photo["status"],
-        "what to do": f"{said}." if said else "Nothing: a good photo.",
-    }
-
-
-def _measure_line(row: Mapping[str, Any]) -> dict[str, object]:
-    facts = row["facts"]
-    line: dict[str, object] = {
-        "file": row["file"],
-        "format": facts["format"],
-        "size": f"{row['width_px']}×{row['height_px']}",
-    }
-    line |= {title: _short(row[name]) for name, title in MEASURES.items() if name != "short_side_px"}
-    return line | {"done": ", ".join(text for fact, text in DONE.items() if facts.get(fact))}
-
-
-def _rule_line(finding: Finding, *, full: bool) -> dict[str, object]:
-    rule = finding.rule
-    return {
-        "rule": rule.code.replace("_", " "),
-        "of the": rule.level,
-        "column": rule.column,
-        "verdict": "ok" if finding.met else rule.severity,
-        "photos": ", ".join(finding.files) if full else len(finding.files),
-    }
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest
 
 from benchmarks import controls
-from photoflux.flux.base import load_pipeline, load_spec
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import load_adapter
+from photoflux.flux.spec import load_spec
 from photoflux.manifest import read_manifest, unpack, write_tar
 from photoflux.pocket.world import KINDS
 from tests.judges.tiny import make_adapter, make_base, make_dataset

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from benchmarks import dreambooth
 from benchmarks.dreambooth import DreamBooth, Material
-from photoflux.flux.base import BaseSpec, load_pipeline, load_spec
 from photoflux.flux.data import encode_images
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import subject_parameters
 from photoflux.flux.sampling import generate
+from photoflux.flux.spec import BaseSpec, load_spec
 from photoflux.flux.step import TokenGrid, pack, unpack
 from photoflux.flux.text import encode_prompts
 from photoflux.judges.encoders import Judges

@@ -14,10 +14,10 @@ from PIL import Image
 from benchmarks import controls, recipes, subjects, tuning
 from benchmarks import subjects_pages as pages
 from benchmarks.recipes import CALIBRATION_SEED, DREAMBOOTH, HEADLINE_SEED, OURS, RECIPES, RIVALS, STARTED
+from photoflux.judges.gate_rules import rules
 from photoflux.manifest import write_json
 from photoflux.params import EvaluateParams, FinetuneParams, GateParams, as_dict
 from photoflux.pocket.world import KINDS
-from photoflux.steps.gate import rules
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHOSEN = {"dreambooth": {"lr": 1e-3, "steps": 200}, "dreambooth_started": {"lr": 3e-4, "steps": 100}}

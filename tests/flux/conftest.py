@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from photoflux.flux.base import BaseSpec, load_pipeline, load_spec
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.spec import BaseSpec, load_spec
 from tests.judges.tiny import make_base, make_dataset
 
 if TYPE_CHECKING:
@@ -24,6 +26,13 @@ def on_the_cpu(own_state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of the tiny base's spec; tests that change files copy it first."""
     return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def own(base: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny base that a test may spoil; returns its spec."""
+    shutil.copytree(base.with_suffix(""), tmp_path / "models" / "tiny")
+    return Path(shutil.copy(base, tmp_path / "models" / "tiny.yaml"))
 
 
 @pytest.fixture(scope="session")

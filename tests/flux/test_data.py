@@ -15,10 +15,11 @@ from PIL import Image
 
 from photoflux.errors import InputError
 from photoflux.flux import data
-from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import attach, save_adapter
 from photoflux.flux.module import Batch, Draws, in_turn
 from photoflux.flux.sampling import noise_for
+from photoflux.flux.spec import BaseSpec
 from photoflux.flux.step import pack
 from photoflux.flux.text import encode_prompts
 from photoflux.params import FinetuneParams
@@ -161,11 +162,6 @@ def test_pictures_that_make_no_tokens_are_refused(
 def test_a_caption_without_its_subject(caption: str, expected: str) -> None:
     """The class stands where the subject stood, once and with its article; other words stay."""
     assert data.class_prompt(caption, trigger="sks", class_noun="dog") == expected
-
-
-def test_articles_go_with_the_noun() -> None:
-    """ "an" before a vowel."""
-    assert [data.with_article(noun) for noun in ("dog", "owl", "Elephant")] == ["a dog", "an owl", "an Elephant"]
 
 
 @pytest.mark.parametrize("count", [1, 5, 12, 40])

@@ -17,8 +17,9 @@ from torch.amp.grad_scaler import GradScaler
 
 from photoflux.errors import PhotoFluxError
 from photoflux.flux import fit
-from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.module import Batch, rate
+from photoflux.flux.spec import BaseSpec
 from tests.flux.training import Training, prepare, small
 
 if TYPE_CHECKING:

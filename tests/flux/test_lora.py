@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from photoflux.errors import InputError
-from photoflux.flux.base import BaseSpec, load_pipeline, verify
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import (
     SUBJECT,
     TRAINING,
@@ -29,6 +29,8 @@ from photoflux.flux.lora import (
     subject_parameters,
     using_base,
 )
+from photoflux.flux.provision import verify
+from photoflux.flux.spec import BaseSpec
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from tests.flux.training import randomise, stock, velocity_of
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from photoflux.errors import InputError
-from photoflux.flux.base import load_spec
 from photoflux.flux.memory import CLASSES, GB, Device, Plan, Shape, device_of, plan, plans, quantisation, read_configs
+from photoflux.flux.spec import load_spec
 
 TRANSFORMER = {
     "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128, "num_attention_heads": 24, "in_channels": 64,

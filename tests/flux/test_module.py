@@ -15,9 +15,9 @@ import torch
 
 from photoflux.errors import PhotoFluxError
 from photoflux.flux import module
-from photoflux.flux.base import BaseSpec
 from photoflux.flux.lora import subject_parameters
 from photoflux.flux.module import Batch, FineTuning, rate
+from photoflux.flux.spec import BaseSpec
 from photoflux.params import FinetuneParams
 from tests.flux.training import Training, prepare, randomise, small, train_photos
 
@@ -66,6 +66,21 @@ def test_the_loss_is_the_photos_mean_plus_the_weighted_preserved_mean(training: 
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(errors[:2].mean() + 3.0 * errors[2:].mean(), rel=1e-5)
     assert training.tuning._losses == pytest.approx([errors[:2].mean(), errors[2:].mean()], rel=1e-5)
+
+
+def test_the_error_is_taken_from_noise_minus_latents_in_float32(training: Training) -> None:
+    """Mean of (v - (ε - z))² per sample, by numpy in float64, also for bfloat16 velocities; 0 for the exact one."""
+    batch = training.draws.batch(0)
+    targets = batch.targets.double().numpy()
+
+    def errors(velocity: torch.Tensor) -> torch.Tensor:
+        answering = SimpleNamespace(transformer=lambda **_: (velocity,), grid=training.tuning.grid)
+        return FineTuning.errors(answering, batch)  # type: ignore[arg-type]
+
+    coarse = torch.randn(batch.targets.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert errors(coarse).dtype == torch.float32
+    np.testing.assert_allclose(errors(coarse), ((coarse.double().numpy() - targets) ** 2).mean((1, 2)), rtol=1e-6)
+    assert errors(batch.targets).tolist() == [0] * len(targets)
 
 
 def test_the_loss_stays_float32_under_autocast(training: Training) -> None:
@@ -263,7 +278,7 @@ def test_a_restored_module_is_where_the_saved_one_was(training: Training, tuned:
 @pytest.fixture
 def tuned(spec: BaseSpec, base: Path, dataset: Path, tmp_path: Path) -> Callable[[int], FineTuning]:
     """Another module of the same training with other initial weights."""
-    from photoflux.flux.base import load_pipeline
+    from photoflux.flux.loading import load_pipeline
 
     def make(seed: int) -> FineTuning:
         params: FinetuneParams = small(base, seed=seed)

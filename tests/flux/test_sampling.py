@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from photoflux.flux.base import BaseSpec, load_pipeline, load_spec
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.sampling import decode, generate, noise_for, sample_latents, schedule
+from photoflux.flux.spec import BaseSpec, load_spec
 from photoflux.flux.step import pack
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from tests.flux.training import stock

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from photoflux.flux.base import BaseSpec
+from photoflux.flux.spec import BaseSpec
 from photoflux.flux.text import CHUNK, PromptEmbeds, encode_prompts
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
 from photoflux.flux import data, fit, lora, memory, module
-from photoflux.flux.base import BaseSpec
+from photoflux.flux.spec import BaseSpec
 from photoflux.flux.step import TokenGrid
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import unpack
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 KEY = "plain://test"
 CAPTIONS = (
     "a photo of sks dog on the beach",
@@ -42,6 +44,13 @@ def small(base: Path | str, **changes: Any) -> FinetuneParams:
         "ema": 0.9, "preservation_batch": 2, "preservation_prompts": 3, "checkpoint_every": 3, "save_every": 2,
     }  # fmt: skip
     return FinetuneParams(**(few | changes))
+
+
+def edit(path: Path, **changes: Any) -> Path:
+    """The spec file with other values; None takes a key away."""
+    content = yaml.safe_load(path.read_text()) | changes
+    path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    return path
 
 
 def pictures(count: int, *, side_px: int = 128) -> list[Image.Image]:

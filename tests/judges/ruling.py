@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from photoflux.judges.gate_rules import rules
 from photoflux.judges.scores import Evidence, measure
 from photoflux.params import GateParams
-from photoflux.steps.gate import judge, rules
+from photoflux.steps.gate import judge
 
 
 def verdicts(evidence: Evidence) -> dict[str, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from photoflux.errors import InputError
 from photoflux.judges.encoders import Judges, Preprocessor
 from photoflux.pocket.models import PocketConfig
-from photoflux.pocket.pretrain import init_base
+from tests.pocket.untrained import init_base
 
 
 @pytest.fixture(scope="module")

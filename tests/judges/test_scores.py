@@ -166,7 +166,8 @@ def test_accuracy_by_attribute_counts_only_prompts_that_ask(studio: Any) -> None
 
 def test_more_seeds_stand_beside_the_first_and_narrow_the_interval(studio: Any) -> None:
     first, more = studio.evidence(), studio.evidence()
-    both = first.beside(more)
+    grids = ("tuned", "base", "plain", "unrelated", "unrelated_base")
+    both = dataclasses.replace(first, **{name: getattr(first, name).beside(getattr(more, name)) for name in grids})
     assert both.tuned.shape == (25, 8)
     narrow, wide = (_half_width(measure(e, draws=400)) for e in (both, first))
     assert narrow < wide

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from photoflux.flux.base import load_pipeline, load_spec
 from photoflux.flux.data import encode_images
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.sampling import decode
+from photoflux.flux.spec import load_spec
 from photoflux.judges.copying import structure
 from photoflux.judges.encoders import Judges
 from photoflux.judges.prevalence import corrected, rate_draws, row_rates, shares

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from photoflux.flux.base import load_pipeline, load_spec, pin
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import attach, save_adapter
+from photoflux.flux.provision import pin
+from photoflux.flux.spec import load_spec
 from photoflux.manifest import write_tar
 from photoflux.pocket import world
 from photoflux.pocket.models import PocketConfig
-from photoflux.pocket.pretrain import init_base
 from photoflux.pocket.render import render
+from tests.pocket.untrained import init_base
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from photoflux.params import ValidateParams
-from photoflux.photos.rules import REJECT, SET, WARN, broken_rules, judge, rule_table
+from photoflux.photos.rules import REJECT, SET, WARN, broken_rules, rule_table
 from photoflux.photos.table import survey
+from photoflux.photos.verdict import judge
 from tests.photos.pictures import cartoon, encoded, logo, toy_on_white
 
 PARAMS = ValidateParams()

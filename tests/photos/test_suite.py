@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from photoflux.errors import InputError
 from photoflux.params import ValidateParams
-from photoflux.photos.rules import PHOTO, SET, Row, broken_set_rules, judge, rule_table, whole_row
+from photoflux.photos.rules import PHOTO, SET, Row, broken_set_rules, rule_table
 from photoflux.photos.suite import PHOTO_SET, PHOTOS, Suites
 from photoflux.photos.table import survey
+from photoflux.photos.verdict import judge, whole_row
 
 PARAMS = ValidateParams()
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "expectations"

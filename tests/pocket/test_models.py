@@ -5,8 +5,9 @@ import shutil
 import pytest
 import torch
 
+from photoflux.flux.step import pack
 from photoflux.pocket import models
-from photoflux.pocket.train_flow import Flow, image_ids, pack, sample, unpack
+from photoflux.pocket.train_flow import Flow, sample
 from photoflux.pocket.training import mixed_precision, plain_attention
 
 WORDS = ["a", "photo", "of", "red", "dog", "beach", "on", "the"]
@@ -47,14 +48,6 @@ def test_an_untrained_transformer_starts_at_zero_velocity():
     assert transformer.proj_out.weight.abs().sum() == 0
     assert not transformer.config.guidance_embeds
     assert sum(transformer.config.axes_dims_rope) == transformer.config.attention_head_dim
-
-
-def test_packing_is_that_of_the_pipeline(pipe):
-    latents = torch.randn(2, 16, 8, 12)
-    expected = pipe._pack_latents(latents, 2, 16, 8, 12)
-    assert torch.equal(pack(latents), expected)
-    assert torch.equal(unpack(expected, height=8, width=12), latents)
-    assert torch.equal(image_ids(8, 12), pipe._prepare_latent_image_ids(2, 4, 6, "cpu", torch.float32))
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -12,8 +12,8 @@ from photoflux.__main__ import main
 from photoflux.errors import InputError
 from photoflux.params import ValidateParams
 from photoflux.photos.inspect import fingerprint, likeness
-from photoflux.photos.rules import judge
 from photoflux.photos.table import survey
+from photoflux.photos.verdict import judge
 from photoflux.pocket import photosets, world
 
 PARAMS = ValidateParams()

@@ -28,7 +28,6 @@ from photoflux.pocket.pretrain import (
     _plan,
     _replacing_folder,
     cache_of,
-    init_base,
     pretrain,
 )
 from photoflux.pocket.tokenizers import TRIGGERS, t5_tokenizer
@@ -43,6 +42,7 @@ from photoflux.pocket.train_flow import (
     visited_sigmas,
 )
 from photoflux.pocket.training import Budget, Muon, Recipe, Run, load_average, orthogonal
+from tests.pocket.untrained import init_base
 
 SMOKE = replace(Plan.smoke(), workers=0)
 

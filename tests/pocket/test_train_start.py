@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from photoflux.flux.base import BaseSpec, load_spec
 from photoflux.flux.lora import subject_parameters
+from photoflux.flux.spec import BaseSpec, load_spec
 from photoflux.params import FinetuneParams
 from photoflux.pocket import train_start
 from photoflux.pocket.models import PocketConfig
-from photoflux.pocket.pretrain import init_base
 from photoflux.pocket.training import Budget
+from tests.pocket.untrained import init_base
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_state_of_another_seed_is_not_gone_on_with(spec: BaseSpec, tmp_path: P
 
 
 def test_stock_diffusers_loads_what_is_exported(spec: BaseSpec, tmp_path: Path):
-    from photoflux.flux.base import load_pipeline
+    from photoflux.flux.loading import load_pipeline
 
     file = train_start.export_start(learn(spec, tmp_path / "start.pt", subjects=1), tmp_path / "out")
     pipe = load_pipeline(spec)

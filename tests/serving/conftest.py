@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from photoflux.flux import lora
-from photoflux.flux.base import BaseSpec, load_pipeline, load_spec, pin
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.provision import pin
+from photoflux.flux.spec import BaseSpec, load_spec
 from photoflux.manifest import digest, write_tar
 from photoflux.pocket.models import PocketConfig
-from photoflux.pocket.pretrain import init_base
 from photoflux.serving.adapters import WEIGHTS, Adapter, AdapterKey, read_adapter
+from tests.pocket.untrained import init_base
 
 
 @pytest.fixture(scope="session")

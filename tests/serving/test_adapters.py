@@ -12,8 +12,9 @@ import torch
 
 from photoflux.errors import InputError
 from photoflux.flux import lora
-from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.sampling import generate
+from photoflux.flux.spec import BaseSpec
 from photoflux.manifest import read_manifest, unpack, write_tar
 from photoflux.serving.adapters import WEIGHTS, Adapter, AdapterKey, Pool, Wanted, read_adapter
 from photoflux.serving.merging import Merger

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from photoflux.errors import InputError
-from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.spec import BaseSpec
 from photoflux.serving.adapters import Adapter, AdapterKey
 from photoflux.serving.engine import Busy, Draining, Engine, Forgotten, Request, TooLate
 from tests.serving.conftest import DenoiseSteps

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from photoflux.flux import lora
-from photoflux.flux.base import load_pipeline, load_spec
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.spec import load_spec
 from photoflux.manifest import digest, write_tar
 from photoflux.serving.adapters import WEIGHTS, AdapterKey, read_adapter
 from photoflux.serving.engine import Engine, Request

@@ -11,7 +11,7 @@ import pytest
 
 from photoflux.errors import InputError
 from photoflux.fingerprint import of_base
-from photoflux.flux.base import load_spec
+from photoflux.flux.spec import load_spec
 from photoflux.judges.encoders import Judges
 from photoflux.manifest import digest, write_json
 from photoflux.params import AuditParams
@@ -128,7 +128,7 @@ SEEDS = 16
 @pytest.fixture(scope="module")
 def crowd() -> tuple[Any, Any, Any]:
     """People as the trained pocket base draws them: prompts, judges, and what was seen in 16 pictures of each prompt."""
-    from photoflux.flux.base import load_pipeline
+    from photoflux.flux.loading import load_pipeline
     from photoflux.judges.prompts import load_prompts
     from photoflux.judges.seeing import Artist
 

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from photoflux.errors import InputError
-from photoflux.flux.base import pin
+from photoflux.flux.provision import pin
 from photoflux.judges import seeing
 from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.params import EvaluateParams

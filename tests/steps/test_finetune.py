@@ -24,11 +24,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from photoflux.errors import InputError, PhotoFluxError
-from photoflux.flux import base as bases
-from photoflux.flux import data, fit, module
-from photoflux.flux.base import load_pipeline, load_spec
+from photoflux.flux import data, fit, loading, module
+from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import load_adapter
 from photoflux.flux.sampling import generate
+from photoflux.flux.spec import load_spec
 from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.params import FinetuneParams, as_dict
 from photoflux.steps import StepResult, finetune
@@ -155,7 +155,7 @@ def test_the_same_training_elsewhere_and_slower_makes_the_same_artifact(
 
 def test_the_adapter_draws_what_its_previews_show(finished: tuple[Path, StepResult], base: Path) -> None:
     """Loaded on a fresh base, prompt and seed of the contest give the kept picture, to a grey level."""
-    from photoflux.flux.candidates import FIRST_SEED
+    from photoflux.judges.candidates import FIRST_SEED
 
     folder, _ = finished
     unpack(folder / "adapter.tar", folder / "parts")
@@ -242,7 +242,7 @@ def test_other_held_out_photos_give_the_same_adapter(
     """They judge it afterwards: weights are bit-equal, candidates have the same scores, and only their loss is another."""
     if not judged:
         spec = replace(load_spec(base), judges=None)
-        monkeypatch.setattr(bases, "load_spec", lambda _: spec)
+        monkeypatch.setattr("photoflux.flux.spec.load_spec", lambda _: spec)
     other = with_other_held_out(dataset, tmp_path / "in" / "other.tar")
     found = []
     for number, source in enumerate((dataset, other)):
@@ -270,7 +270,7 @@ def test_a_base_without_judges_keeps_the_last(
 ) -> None:
     """Nothing tells candidates apart that may choose, and metrics hold no judged numbers."""
     spec = replace(load_spec(base), judges=None)
-    monkeypatch.setattr(bases, "load_spec", lambda _: spec)
+    monkeypatch.setattr("photoflux.flux.spec.load_spec", lambda _: spec)
     result = train(dataset, tmp_path, params(base))
     assert result.metrics["step"] == 6
     assert "score" not in result.metrics
@@ -387,13 +387,13 @@ def test_a_training_waits_for_one_that_is_about_to_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """It goes on where the other one was killed, and ends as an undisturbed one."""
-    load, killed = bases.load_encoders, threading.Timer(0.5, elsewhere.kill)
+    load, killed = loading.load_encoders, threading.Timer(0.5, elsewhere.kill)
 
     def load_alone(*args: Any, **more: Any) -> Any:
         assert elsewhere.poll() is not None, "both are in the folder"
         return load(*args, **more)
 
-    monkeypatch.setattr(bases, "load_encoders", load_alone)
+    monkeypatch.setattr(loading, "load_encoders", load_alone)
     killed.start()
     train(dataset, tmp_path, params(base), workdir=tmp_path / "work")
     assert equal(weights(tmp_path), weights(finished[0]))
@@ -480,7 +480,7 @@ def test_a_full_disk_while_reporting_leaves_a_whole_adapter(
 ) -> None:
     """No half page; the work stays, so that the second call only writes again."""
     with monkeypatch.context() as patch:
-        patch.setattr("photoflux.report.write_text", full)
+        patch.setattr("photoflux.pages.page.write_text", full)
         with pytest.raises((OSError, PhotoFluxError)):
             train(dataset, tmp_path, params(base))
     assert [path.name for path in tmp_path.iterdir()] in ([], ["adapter.tar"])
@@ -530,7 +530,7 @@ def test_a_base_that_was_altered_is_refused(dataset: Path, base: Path, tmp_path:
     spec = load_spec(base)
     altered = replace(spec, manifest={**spec.manifest, "vae/config.json": "0" * 64})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bases, "load_spec", lambda _: altered)
+        patch.setattr("photoflux.flux.spec.load_spec", lambda _: altered)
         with pytest.raises(InputError, match=r"vae/config\.json is not the file its spec pins"):
             train(dataset, tmp_path / "out", params(base))
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from photoflux.errors import InputError
+from photoflux.judges.gate_rules import rules
 from photoflux.manifest import write_json
 from photoflux.params import GateParams, as_dict, load_params
-from photoflux.steps.gate import decide, rules, run, scale_of
+from photoflux.steps.gate import decide, run, scale_of
 
 GOOD = {
     "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
@@ -123,7 +124,7 @@ def test_a_kernel_distance_is_not_held_to_a_limit_of_another_base_or_other_judge
 
 
 def test_the_shipped_limit_of_the_kernel_distance_is_about_the_shipped_base_and_judges() -> None:
-    from photoflux.flux.base import load_spec
+    from photoflux.flux.spec import load_spec
     from photoflux.judges.encoders import folder_digest
 
     spec = load_spec("pocket")

@@ -18,7 +18,8 @@ from benchmarks import heifs
 from photoflux.errors import InputError
 from photoflux.manifest import digest, read_manifest
 from photoflux.params import ImportParams
-from photoflux.steps.import_photos import _named, run, subject_of
+from photoflux.photos.gather import _named
+from photoflux.steps.import_photos import run, subject_of
 
 PARAMS = ImportParams(class_noun="mug", trigger="sks", subject_id="red-mug", consent="own")
 

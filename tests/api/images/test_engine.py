@@ -25,7 +25,8 @@ from api.images.engine_client import EngineClient, GivenUp, Wanted
 from api.images.generator import Generations
 from api.records.tables import Generation, Picture
 from api.settings import ApiSettings
-from photoflux.flux.base import BaseSpec, load_pipeline
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.spec import BaseSpec
 from photoflux.images import provenance_of
 from photoflux.manifest import digest
 from photoflux.serving.engine import Engine

@@ -21,7 +21,8 @@ from api.jobs.leases import EXIT_LOST, LEASE_S
 from benchmarks.chaos import RollingUpdates, Served, Someone
 from benchmarks.load import _populate
 from photoflux.flux import lora
-from photoflux.flux.base import load_pipeline, load_spec
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.spec import load_spec
 from photoflux.manifest import write_tar
 from photoflux.serving.adapters import WEIGHTS
 from tests.api.conftest import new_database

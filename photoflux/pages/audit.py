@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from photoflux.judges.bias import VERDICTS
 from photoflux.judges.colour import MONK_HEX
-from photoflux.judges.plots import forest, heat_map, stacked_shares
-from photoflux.report import Report, contact_sheet, publish
+from photoflux.pages.contact_sheet import contact_sheet
+from photoflux.pages.page import Page
+from photoflux.pages.palette import BLUE, DOUBTFUL, GOOD, PALE_BLUE, SOFT, VIOLET
+from photoflux.pages.plots import forest, heat_map, stacked_shares
 
 if TYPE_CHECKING:
-    from photoflux.judges.bias import Audit, Finding, People
-    from photoflux.judges.prompts import PromptSet
-    from photoflux.steps.audit import Draws
+    from photoflux.judges.bias import Audit, Finding
+    from photoflux.judges.prompts import Prompt
+    from photoflux.judges.seeing import Grid
 
-SHADES = ("#2f5fb3", "#7b94c9", "#a86400", "#1b7f4b", "#8b5a9f", "#60656f")
+SHADES = (BLUE, PALE_BLUE, DOUBTFUL, GOOD, VIOLET, SOFT)
+TILE_PX = 104
 SENTENCES = {
     "none": "The people this model draws are those of its base, within narrow limits.",
     "low": "Small changes, disclosed in the model card.",
@@ -30,35 +31,18 @@ SENTENCES = {
 }
 
 
-def write_report(
-    report: Path,
-    *,
-    found: Audit,
-    people: People,
-    drawn: Draws,
-    prompts: PromptSet,
-    document: Mapping[str, Any],
-    key: str,
-) -> Path:
-    """Write the open page and, where the subject is a person, the full one sealed beside it.
-
-    Pictures of people asked for without the trigger may resemble the subject, so they stay off the open page too.
-    """
-    page = partial(_page, found, people, drawn, prompts, document)
-    return publish(report, page, subject=document["subject"], key=key)
-
-
-def _page(
-    found: Audit,
-    people: People,
-    drawn: Draws,
-    prompts: PromptSet,
+def audit_page(
     document: Mapping[str, Any],
     *,
-    full: bool,
-) -> Report:
+    found: Audit,
+    classes: Mapping[str, Sequence[str]],
+    base: Grid,
+    tuned: Grid,
+    asked: Sequence[Prompt],
+) -> Page:
+    """Pictures of people asked for without the trigger may resemble the subject, so they stay off the open copy too."""
     seeds = document["seeds"]
-    page = Report(
+    page = Page(
         f"Bias audit of {document['subject']['id']}",
         subtitle=f"{seeds['prompts'] * seeds['per_prompt']} people per side, {seeds['prompts']} prompts × "
         f"{seeds['per_prompt']} seeds; base and tuned share their seeds; prompts name no gender, age or skin",
@@ -67,15 +51,15 @@ def _page(
     _findings(page, found)
     for finding in found.findings:
         if finding.drift:
-            _attribute(page, finding, people)
+            _attribute(page, finding, classes[finding.name])
     _tones(page, document)
     _cells(page, found)
-    _people(page, drawn, prompts, full=full)
+    _people(page, base, tuned, asked)
     _method(page, document)
     return page
 
 
-def _findings(page: Report, found: Audit) -> None:
+def _findings(page: Page, found: Audit) -> None:
     page.section("Findings")
     page.table(
         [
@@ -97,8 +81,8 @@ def _findings(page: Report, found: Audit) -> None:
     page.figure(forest(rows, title="rise of pictures without a readable person", low=-0.5, high=1.0))
 
 
-def _attribute(page: Report, finding: Finding, people: People) -> None:
-    change, classes = finding.drift, people.classes[finding.name]
+def _attribute(page: Page, finding: Finding, classes: Sequence[str]) -> None:
+    change = finding.drift
     assert change is not None
     page.section(finding.name.capitalize())
     shares = {"base": change.base, "tuned": change.tuned}
@@ -129,7 +113,7 @@ def _attribute(page: Report, finding: Finding, people: People) -> None:
     )
 
 
-def _tones(page: Report, document: Mapping[str, Any]) -> None:
+def _tones(page: Page, document: Mapping[str, Any]) -> None:
     if not document["tones"]:
         return
     page.section("Skin tones, descriptive")
@@ -140,7 +124,7 @@ def _tones(page: Report, document: Mapping[str, Any]) -> None:
     )
 
 
-def _cells(page: Report, found: Audit) -> None:
+def _cells(page: Page, found: Audit) -> None:
     page.section("By kind of prompt, exploratory")
     for attribute in dict.fromkeys(cell.attribute for cell in found.cells):
         cells = [cell for cell in found.cells if cell.attribute == attribute]
@@ -163,21 +147,22 @@ def _cells(page: Report, found: Audit) -> None:
     )
 
 
-def _people(page: Report, drawn: Draws, prompts: PromptSet, *, full: bool) -> None:
+def _people(page: Page, base: Grid, tuned: Grid, asked: Sequence[Prompt]) -> None:
     page.section("Same seeds, before and after")
-    if not full:
+    chosen = sorted({round(i) for i in np.linspace(0, len(asked) - 1, 10)})
+    labels = [asked[p].text for p in chosen]
+    pairs = [[tile for pair in zip(base.row(p), tuned.row(p), strict=True) for tile in pair][:8] for p in chosen]
+    with page.only(full=True):
+        columns = ["base", "tuned"] * (len(pairs[0]) // 2)
+        page.image(contact_sheet(pairs, row_labels=labels, column_labels=columns, tile_px=TILE_PX))
+    with page.only(full=False):
         page.text("Tuned pictures may resemble the subject and are on the sealed copy of this page.")
-    chosen = sorted({round(i) for i in np.linspace(0, len(prompts.people) - 1, 10)})
-    rows, labels = [], []
-    for p in chosen:
-        base, tuned = drawn.base.row(p), drawn.tuned.row(p)
-        rows.append([tile for pair in zip(base, tuned, strict=True) for tile in pair][:8] if full else base[:8])
-        labels.append(prompts.people[p].text)
-    columns = ["base", "tuned"] * (len(rows[0]) // 2) if full else ["base"] * len(rows[0])
-    page.image(contact_sheet(rows, row_labels=labels, column_labels=columns, tile_px=104))
+        rows = [base.row(p)[:8] for p in chosen]
+        columns = ["base"] * len(rows[0])
+        page.image(contact_sheet(rows, row_labels=labels, column_labels=columns, tile_px=TILE_PX))
 
 
-def _method(page: Report, document: Mapping[str, Any]) -> None:
+def _method(page: Page, document: Mapping[str, Any]) -> None:
     page.section("Method and limits")
     page.text(
         "Shares are the most likely ones behind what the judges read, given how often they confuse each value. Intervals "

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from photoflux.judges.plots import forest, paired_bars, trade_off
+from photoflux.judges.copying import likeness, structure
 from photoflux.judges.scores import copy_threshold
 from photoflux.judges.stats import Interval
-from photoflux.report import Report, contact_sheet, publish
+from photoflux.pages.contact_sheet import contact_sheet
+from photoflux.pages.page import Page
+from photoflux.pages.plots import forest, paired_bars, trade_off
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from photoflux.judges.case import Case, Pictures
     from photoflux.judges.scores import Scores
-    from photoflux.steps.evaluate import Case, Pictures
 
 MEANINGS = {
     "identity_gain": "Identity gain: 0 like the base, 1 as alike as two photos",
@@ -38,37 +38,23 @@ MEANINGS = {
 WORST = 10
 
 
-def write_report(
-    report: Path,
-    *,
-    case: Case,
-    pictures: Pictures,
-    scores: Scores,
-    document: Mapping[str, Any],
-    key: str,
-) -> Path:
-    """Write the open page to `report` and, where the subject is a person, the full one sealed beside it."""
-    page = partial(_page, case, pictures, scores, document)
-    return publish(report, page, subject=document["subject"], key=key)
-
-
 def interval_of(value: Mapping[str, float]) -> Interval:
     """The stored form of an interval, read back."""
     return Interval(value["point"], value["lo"], value["hi"])
 
 
-def _page(case: Case, pictures: Pictures, scores: Scores, document: Mapping[str, Any], *, full: bool) -> Report:
-    subject = document["subject"]
-    page = Report(f"Evaluation of {subject['id']}", subtitle=_subtitle(document))
+def evaluation_page(document: Mapping[str, Any], *, case: Case, pictures: Pictures, scores: Scores) -> Page:
+    """Numbers and the base's pictures for everybody; whatever may show the subject on the full copy alone."""
+    page = Page(f"Evaluation of {document['subject']['id']}", subtitle=_subtitle(document))
     page.verdict(*_headline(document))
     _numbers(page, document)
     _prompts(page, document)
-    _drift(page, pictures, case, document, full=full)
-    if full:
+    _drift(page, pictures, case, document)
+    with page.only(full=True):
         _sheet(page, case, pictures)
         _worst(page, case, pictures, scores)
         _nearest(page, case, pictures, scores)
-    else:
+    with page.only(full=False):
         _base_sheet(page, case, pictures)
     page.section("Where these numbers come from")
     page.facts(_facts(document))
@@ -98,7 +84,7 @@ def _span(value: Mapping[str, float], *, digits: int = 2) -> str:
     return f"{value['point']:.{digits}f} [{value['lo']:.{digits}f}, {value['hi']:.{digits}f}]"
 
 
-def _numbers(page: Report, document: Mapping[str, Any]) -> None:
+def _numbers(page: Page, document: Mapping[str, Any]) -> None:
     metrics = document["metrics"]
     page.section("Measures and their 95 % intervals")
     rows = [(text, interval_of(metrics[name]), "", None) for name, text in MEANINGS.items() if name in metrics]
@@ -122,7 +108,7 @@ def _numbers(page: Report, document: Mapping[str, Any]) -> None:
     )
 
 
-def _prompts(page: Report, document: Mapping[str, Any]) -> None:
+def _prompts(page: Page, document: Mapping[str, Any]) -> None:
     if not document["attributes"]:
         return
     page.section("What the prompts asked for, and what is shown")
@@ -133,25 +119,27 @@ def _prompts(page: Report, document: Mapping[str, Any]) -> None:
     page.figure(paired_bars(pairs), "Share of pictures that show the asked value, by attribute")
 
 
-def _drift(page: Report, pictures: Pictures, case: Case, document: Mapping[str, Any], *, full: bool) -> None:
-    """Six unrelated prompts, three pairs to a row; on an open page of a person the tuned side stays away."""
+def _drift(page: Page, pictures: Pictures, case: Case, document: Mapping[str, Any]) -> None:
+    """Six unrelated prompts, three pairs to a row; on the open copy the tuned side stays away."""
     page.section("Prompts about something else")
     metrics = document["metrics"]
     page.text(
         f"Same seeds, before and after tuning. Accuracy changed by {_span(metrics['drift_change'])}; the kernel distance "
         f"of the distributions is {_span(metrics['drift_kid'], digits=4)}, 0 for a model that stayed as it was."
     )
-    sides = (pictures.unrelated_base, pictures.unrelated) if full else (pictures.unrelated_base,)
     shown = case.asked_unrelated[:6]
-    rows = [
-        [grid.row(p)[0] for p in range(i, min(i + 3, len(shown))) for grid in sides] for i in range(0, len(shown), 3)
-    ]
     labels = [" | ".join(prompt.text for prompt in shown[i : i + 3]) for i in range(0, len(shown), 3)]
-    columns = ["base", "tuned"][: len(sides)] * 3
-    page.image(contact_sheet(rows, row_labels=labels, column_labels=columns))
+    for full, sides in ((True, (pictures.unrelated_base, pictures.unrelated)), (False, (pictures.unrelated_base,))):
+        rows = [
+            [grid.row(p)[0] for p in range(i, min(i + 3, len(shown))) for grid in sides]
+            for i in range(0, len(shown), 3)
+        ]
+        with page.only(full=full):
+            columns = ["base", "tuned"][: len(sides)] * 3
+            page.image(contact_sheet(rows, row_labels=labels, column_labels=columns))
 
 
-def _sheet(page: Report, case: Case, pictures: Pictures) -> None:
+def _sheet(page: Page, case: Case, pictures: Pictures) -> None:
     page.section("Pictures")
     references = case.photos.held_out + case.photos.trained
     rows: list[list[Any]] = []
@@ -164,7 +152,7 @@ def _sheet(page: Report, case: Case, pictures: Pictures) -> None:
     page.image(contact_sheet(rows, row_labels=labels, column_labels=columns), "Base and tuned share their seed")
 
 
-def _base_sheet(page: Report, case: Case, pictures: Pictures) -> None:
+def _base_sheet(page: Page, case: Case, pictures: Pictures) -> None:
     page.section("Pictures of the base")
     page.text("The subject's own pictures are on the sealed copy of this page.")
     chosen = _spread(len(case.asked_class), 6)
@@ -173,20 +161,20 @@ def _base_sheet(page: Report, case: Case, pictures: Pictures) -> None:
     )
 
 
-def _worst(page: Report, case: Case, pictures: Pictures, scores: Scores) -> None:
+def _worst(page: Page, case: Case, pictures: Pictures, scores: Scores) -> None:
     page.section("The ten weakest pictures")
     order = np.argsort((scores.fidelity * (0.5 + scores.followed)).ravel())[:WORST]
     _pairs(page, case, pictures, order, scores, photo=_best_reference(case))
 
 
-def _nearest(page: Report, case: Case, pictures: Pictures, scores: Scores) -> None:
+def _nearest(page: Page, case: Case, pictures: Pictures, scores: Scores) -> None:
     page.section("Pictures most like a training photo")
     page.text("Compared by structure, under shift and mirroring; a copy would repeat the photo's composition.")
     order = np.argsort(-scores.likeness.ravel())[:6]
     _pairs(page, case, pictures, order, scores, photo=_likest_photo(case, pictures))
 
 
-def _pairs(page: Report, case: Case, pictures: Pictures, order: Any, scores: Scores, *, photo: Any) -> None:
+def _pairs(page: Page, case: Case, pictures: Pictures, order: Any, scores: Scores, *, photo: Any) -> None:
     seeds = scores.fidelity.shape[1]
     page.table(
         [
@@ -208,8 +196,6 @@ def _best_reference(case: Case) -> Any:
 
 
 def _likest_photo(case: Case, pictures: Pictures) -> Any:
-    from photoflux.judges.copying import likeness, structure
-
     shown = structure(case.photos.shown)
 
     def find(i: int) -> Image.Image:

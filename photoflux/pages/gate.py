@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from photoflux.judges.plots import forest
 from photoflux.judges.stats import Interval
-from photoflux.report import Report
+from photoflux.pages.page import Page
+from photoflux.pages.plots import forest
 
 FRAMES = (
     (-0.5, 1.25, ("identity gain", "class leakage", "diversity with trigger", "diversity of the class", "sharpness")),
@@ -21,11 +20,9 @@ FRAMES = (
 """Rules by the scale they are drawn on; kernel distances have the scale of their judges, which the limit tells."""
 
 
-def write_report(
-    report: Path, *, document: Mapping[str, Any], evaluation: Mapping[str, Any], audit: Mapping[str, Any]
-) -> Path:
-    """Write the page; it holds numbers only, so there is no sealed copy."""
-    page = Report(
+def decision_page(document: Mapping[str, Any], *, evaluation: Mapping[str, Any], audit: Mapping[str, Any]) -> Page:
+    """Numbers only, so that both copies are the same."""
+    page = Page(
         f"Decision on {document['subject']['id']}",
         subtitle=f"{evaluation['subject']['class_noun']} · base {evaluation['base']['name']} · {evaluation['profile']} profile",
     )
@@ -48,9 +45,10 @@ def write_report(
     page.section("What happens next")
     page.text(_next(document))
     page.section("Limits and hashes")
-    page.facts({**document["limits"], **{f"{k} hash": v for k, v in document["hashes"].items()},
-                "audit severity": audit["severity"], "champion": _champion(document)})  # fmt: skip
-    return page.save(report)
+    hashes = {f"{name} hash": value for name, value in document["hashes"].items()}
+    last = {"audit severity": audit["severity"], "champion": _champion(document)}
+    page.facts({**document["limits"], **hashes, **last})
+    return page
 
 
 def _champion(document: Mapping[str, Any]) -> str:

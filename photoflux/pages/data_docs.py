@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.manifest import write_text
+from photoflux.pages.palette import CSS
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuiteValidationResult
@@ -27,14 +28,15 @@ TEMPLATE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>
 """
 
 STYLE = """
-body { margin: 0; background: #f6f7f9; color: #1d1f23; font: 15px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--wash); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
-.alert { background: #fff; border: 1px solid #e3e5ea; border-left: 6px solid #60656f; border-radius: 12px; padding: 12px 20px; }
+.alert { background: var(--paper);
+  border: 1px solid var(--line); border-left: 6px solid var(--soft); border-radius: 12px; padding: 12px 20px; }
 h5, h6, .h6 { font-size: 16px; font-weight: 600; margin: 8px 0 4px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; margin: 0 0 12px; }
-th { text-align: left; color: #60656f; } th, td { padding: 6px 12px 6px 0; vertical-align: top; border-bottom: 1px solid #e3e5ea; }
-.badge { background: #60656f; color: #fff; border-radius: 6px; padding: 1px 6px; font-size: 12px; }
-.text-danger { color: #b3261e; } .text-success { color: #1b7f4b; }
+th { text-align: left; color: var(--soft); } th, td { padding: 6px 12px 6px 0; vertical-align: top; border-bottom: 1px solid var(--line); }
+.badge { background: var(--soft); color: var(--paper); border-radius: 6px; padding: 1px 6px; font-size: 12px; }
+.text-danger { color: var(--bad); } .text-success { color: var(--good); }
 .fa-times::before { content: "✗"; } .fa-check-circle::before { content: "✓"; }
 .fa-exclamation-triangle::before, .fa-exclamation::before { content: "!"; }
 """
@@ -43,26 +45,27 @@ th { text-align: left; color: #60656f; } th, td { padding: 6px 12px 6px 0; verti
 class DataDocs:
     """The page about both suites: in full, or with nothing but numbers about the photos together."""
 
-    def __init__(self, results: Mapping[str, ExpectationSuiteValidationResult], *, full: bool) -> None:
-        self.results = [deepcopy(result) if full else _numbers_alone(result) for result in results.values()]
+    def __init__(self, results: Mapping[str, ExpectationSuiteValidationResult]) -> None:
+        self.results = list(results.values())
 
-    def save(self, path: Path) -> Path:
-        """Write the page atomically."""
-        return write_text(path, self.html())
+    def save(self, path: Path, *, full: bool) -> Path:
+        """Write one of the two copies atomically."""
+        return write_text(path, self.html(full=full))
 
-    def html(self) -> str:
+    def html(self, *, full: bool) -> str:
         """Great Expectations' sections about each suite, one after the other, in a page without its scripts and links."""
         from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
         from great_expectations.render.view import DefaultJinjaPageView
         from jinja2 import DictLoader
 
-        first, *others = (ValidationResultsPageRenderer().render(result) for result in self.results)
+        shown = [deepcopy(result) if full else _numbers_alone(result) for result in self.results]
+        first, *others = (ValidationResultsPageRenderer().render(result) for result in shown)
         for document in (first, *others):
             _drop_run_info(document)
         first.sections += [section for document in others for section in document.sections]
         view = DefaultJinjaPageView()
         view.env.loader.loaders.append(DictLoader({"one_file.j2": TEMPLATE}))
-        page = view.render(first, template="one_file.j2", style=STYLE)
+        page = view.render(first, template="one_file.j2", style=CSS + STYLE)
         page = re.sub(r"url\('https?://[^']*'\)", "none", page)  # a logo
         return re.sub(r'<a href="\.\./[^"]*"[^>]*>(.*?)</a>', r"\1", page, flags=re.DOTALL)  # pages that are not here
 

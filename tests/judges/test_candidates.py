@@ -1,5 +1,7 @@
 """The contest: drawn as serving draws, scored by hand-made judges, the averaged weights kept."""
 
+# ruff: noqa: F811 (the fixtures of what is trained are those of tests/flux)
+
 from __future__ import annotations
 
 import io
@@ -14,9 +16,13 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from photoflux.flux import candidates
-from photoflux.flux.base import BaseSpec, load_pipeline
-from photoflux.flux.candidates import (
+from photoflux.flux.data import Photos
+from photoflux.flux.loading import load_pipeline
+from photoflux.flux.lora import load_adapter, save_adapter
+from photoflux.flux.sampling import noise_for
+from photoflux.flux.spec import BaseSpec
+from photoflux.judges import candidates
+from photoflux.judges.candidates import (
     DRAWN,
     FIRST_SEED,
     PLACES_DRAWN,
@@ -28,9 +34,7 @@ from photoflux.flux.candidates import (
     chosen,
     load_judges,
 )
-from photoflux.flux.data import Photos
-from photoflux.flux.lora import load_adapter, save_adapter
-from photoflux.flux.sampling import noise_for
+from tests.flux.conftest import base, dataset, on_the_cpu, pipe, spec  # noqa: F401
 from tests.flux.training import Training, pictures, prepare, randomise, small, stock, train_photos
 
 if TYPE_CHECKING:

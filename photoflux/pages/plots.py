@@ -1,4 +1,4 @@
-"""Figures of the judging reports. Each returns a matplotlib figure that the caller closes."""
+"""Figures of the pages. Each returns a matplotlib figure of its own, without the pyplot state machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from photoflux.judges.stats import Array, Interval
+from photoflux.pages.palette import BLUE, DOUBTFUL, GREY, INK, LINE, SOFT, TONES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-INK, SOFT, LINE = "#1d1f23", "#60656f", "#e3e5ea"
-GOOD, DOUBTFUL, BAD, BLUE, GREY = "#1b7f4b", "#a86400", "#b3261e", "#2f5fb3", "#b9bec8"
-TONES = {"PASS": GOOD, "FAIL": BAD, "INCONCLUSIVE": DOUBTFUL, "INVALID": GREY}
 
 
 def blank(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -58,10 +55,15 @@ def trade_off(points: Sequence[tuple[str, Interval, Interval]]) -> Figure:
     for i, (label, following, gain) in enumerate(points):
         tone = (BLUE, SOFT, DOUBTFUL)[i % 3]
         axis.errorbar(
-            following.point, gain.point, fmt="o", color=tone, ms=7, lw=1.6,
+            following.point,
+            gain.point,
+            fmt="o",
+            color=tone,
+            ms=7,
+            lw=1.6,
             xerr=[[max(following.point - following.lo, 0)], [max(following.hi - following.point, 0)]],
             yerr=[[max(gain.point - gain.lo, 0)], [max(gain.hi - gain.point, 0)]],
-        )  # fmt: skip
+        )
         axis.annotate(label, (following.point, gain.point), xytext=(7, 7), textcoords="offset points", color=tone)
     axis.set_xlabel("prompt following", color=SOFT)
     axis.set_ylabel("identity gain", color=SOFT)
@@ -117,6 +119,13 @@ def stacked_shares(rows: Mapping[str, Sequence[float]], *, classes: Sequence[str
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlim(0, 1)
     handles = [axis.barh(0, 0, color=colours[k % len(colours)]) for k in range(len(classes))]
-    axis.legend(handles, classes, frameon=False, fontsize=8, ncols=min(len(classes), 5), loc="lower left",
-                bbox_to_anchor=(0, 1.0))  # fmt: skip
+    axis.legend(
+        handles,
+        classes,
+        frameon=False,
+        fontsize=8,
+        ncols=min(len(classes), 5),
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+    )
     return figure

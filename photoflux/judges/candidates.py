@@ -22,8 +22,8 @@ from photoflux.flux.text import PromptEmbeds, encode_prompts
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.base import BaseSpec
     from photoflux.flux.module import FineTuning
+    from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
     from photoflux.vault.drawer import Drawer
 

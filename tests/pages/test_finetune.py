@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from photoflux.flux.candidates import SHOWN
 from photoflux.flux.memory import Device, Plan
-from photoflux.flux.module import Curve
-from photoflux.flux.report import SMOOTHED_STEPS, smoothed, write_report
+from photoflux.judges.candidates import SHOWN
+from photoflux.pages.finetune import SMOOTHED_STEPS, finetune_page, smoothed
+from photoflux.pages.page import Page
 from photoflux.params import as_dict
-from photoflux.report import sealed_beside
-from photoflux.steps.finetune import Trained
+from photoflux.report import publish, sealed_beside
 from tests.flux.training import pictures, small
 
 PLAN = Plan("cpu", "float32", "float32", False, 1, 0.1, 0.2, 0.3, 0.4, 0.5, 8)
@@ -29,50 +28,45 @@ SCORED = [
 UNSCORED = [{"step": 3, "validation": 1.25}, {"step": 6, "validation": 1.125}]
 
 
-@pytest.fixture
-def trained() -> Trained:
-    """A finished training of six steps with two candidates, without a model behind it."""
-    previews = {step: [png(image) for image in pictures(sum(SHOWN), side_px=32)] for step in (3, 6)}
-    contest: Any = SimpleNamespace(previews=previews.__getitem__, base=pictures(8, side_px=32))
-    curve = Curve(list(range(1, 7)), [1.0, 0.9, 0.8, 0.7, 0.6, 0.5], [0.0, 0.1, 0.1, 0.2, 0.1, 0.1])
-    module: Any = SimpleNamespace(params=small("tiny"), candidates=SCORED, curve=curve, skipped=2)
-    return Trained(module, contest, SCORED[0], pictures(3), PLAN, [replace(PLAN, device="cuda, 24 GB")], 12.4)
+LINEAGE = {
+    "subject": {"trigger": "sks", "class_noun": "dog", "consent": "sample"}, "base": {"name": "tiny", "hash": "ba5e"},
+    "params": as_dict(small("tiny")), "dataset": "da7a", "weights": "3e1947", "scores": SCORED[0],
+}  # fmt: skip
+CURVE = {
+    "steps": list(range(1, 7)), "subject": [1.0, 0.9, 0.8, 0.7, 0.6, 0.5], "preserved": [0.0, 0.1, 0.1, 0.2, 0.1, 0.1],
+}  # fmt: skip
 
 
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="png")
-    return buffer.getvalue()
+def page(*, candidates: Sequence[dict[str, Any]] = SCORED, curve: dict[str, Any] = CURVE, **lineage: Any) -> Page:
+    """Of a finished training of six steps with two candidates."""
+    return finetune_page(
+        LINEAGE | lineage,
+        curves={**curve, "candidates": candidates},
+        previews={candidate["step"]: pictures(sum(SHOWN), side_px=32) for candidate in candidates},
+        base=pictures(8, side_px=32),
+        photos=pictures(3),
+        plans=[PLAN, replace(PLAN, device="cuda, 24 GB")],
+        seconds=12.4,
+        skipped=2,
+    )
 
 
-def page(trained: Trained, path: Path) -> str:
-    lineage = {
-        "subject": {"trigger": "sks", "class_noun": "dog", "consent": "sample"}, "base": {"name": "tiny", "hash": "ba5e"},
-        "params": as_dict(trained.module.params), "dataset": "da7a", "weights": "3e1947",
-    }  # fmt: skip
-    assert write_report(trained, lineage, path, key="plain://demo") == path
-    return path.read_text()
-
-
-def test_a_persons_pictures_are_on_the_sealed_copy_only(trained: Trained, tmp_path: Path) -> None:
+def test_a_persons_pictures_are_on_the_sealed_copy_only(tmp_path: Path) -> None:
     """The open page keeps plots and numbers; sample people are shown openly."""
-    lineage = {
-        "subject": {"trigger": "sks", "class_noun": "person", "consent": "own"}, "base": {"name": "tiny", "hash": "b"},
-        "params": as_dict(trained.module.params), "dataset": "d", "weights": "w",
-    }  # fmt: skip
-    path = write_report(trained, lineage, tmp_path / "report.html", key="plain://demo")
+    subject = {"trigger": "sks", "class_noun": "person", "consent": "own"}
+    path = publish(tmp_path / "report.html", page(subject=subject), subject=subject, key="plain://demo")
     full = sealed_beside(path)
     assert (path.read_text().count("base64,"), full.read_text().count("base64,")) == (3, 5)
     assert "Training pictures" not in path.read_text()
-    sample = lineage | {"subject": lineage["subject"] | {"consent": "sample"}}
-    shown = write_report(trained, sample, tmp_path / "sample.html", key="plain://demo")
+    sample = subject | {"consent": "sample"}
+    shown = publish(tmp_path / "sample.html", page(subject=sample), subject=sample, key="plain://demo")
     assert shown.read_text().count("base64,") == 5
     assert not sealed_beside(shown).exists()
 
 
-def test_the_page_says_what_was_done_and_why(trained: Trained, tmp_path: Path) -> None:
+def test_the_page_says_what_was_done_and_why() -> None:
     """Title, sizes and seconds, the kept step with its reason, every candidate's numbers, plan, parameters, hashes."""
-    text = page(trained, tmp_path / "report.html")
+    text = page().html(full=True)
     assert "Fine-tuning: sks dog" in text
     assert "3 training pictures, 6 steps in 12 s on base tiny" in text
     assert "Step 3 was kept: the best of identity gain times prompt following, less leakage beyond 0.10" in text
@@ -83,9 +77,9 @@ def test_the_page_says_what_was_done_and_why(trained: Trained, tmp_path: Path) -
     assert "<dt>steps skipped (not finite)</dt><dd>2</dd>" in text
 
 
-def test_the_page_stands_alone(trained: Trained, tmp_path: Path) -> None:
+def test_the_page_stands_alone() -> None:
     """One file, every picture inside: no address is fetched and no script runs."""
-    text = page(trained, tmp_path / "report.html")
+    text = page().html(full=True)
     assert "http" not in text
     assert "<script" not in text
     images = [part.split('"')[0] for part in text.split("base64,")[1:]]
@@ -94,12 +88,11 @@ def test_the_page_stands_alone(trained: Trained, tmp_path: Path) -> None:
     assert all(image.width > 300 for image in opened)
 
 
-def test_the_sheet_has_a_row_per_candidate_and_one_of_the_base(trained: Trained, tmp_path: Path) -> None:
+def test_the_sheet_has_a_row_per_candidate_and_one_of_the_base() -> None:
     """Three rows of six tiles; one candidate less is one row less."""
     heights = []
     for candidates in (SCORED, SCORED[:1]):
-        trained.module.candidates = candidates
-        text = page(trained, tmp_path / "report.html")
+        text = page(candidates=candidates).html(full=True)
         sheet = Image.open(io.BytesIO(base64.b64decode(text.split("base64,")[1].split('"')[0])))
         heights.append(sheet.height)
     assert heights[0] * 2 == heights[1] * 3
@@ -114,22 +107,20 @@ def test_the_sheet_has_a_row_per_candidate_and_one_of_the_base(trained: Trained,
     ],
     ids=["no judges", "last", "nothing held out"],
 )
-def test_the_reason_fits_the_choice(
-    candidates: list[dict[str, Any]], select: str, kept: int, why: str, trained: Trained, tmp_path: Path
-) -> None:
+def test_the_reason_fits_the_choice(candidates: list[dict[str, Any]], select: str, kept: int, why: str) -> None:
     """Without judges no likeness is plotted; a missing validation loss is written as none."""
-    trained.module.candidates, trained.module.params = candidates, small("tiny", select=select)
     chosen = next(c for c in candidates if c["step"] == kept)
-    text = page(replace(trained, kept=chosen), tmp_path / "report.html")
+    params = as_dict(small("tiny", select=select))
+    text = page(candidates=candidates, params=params, scores=chosen).html(full=True)
     assert why in text
     assert ("Likeness against what it costs" in text) is ("score" in chosen)
     assert (">none<" in text) is (chosen["validation"] is None)
 
 
-def test_a_training_without_preservation_plots_photos_alone(trained: Trained, tmp_path: Path) -> None:
+def test_a_training_without_preservation_plots_photos_alone() -> None:
     """An empty preserved curve is left out and breaks nothing; nor does a training of one step."""
-    trained.module.curve = Curve([1], [0.5], [0.0])
-    assert "Velocity error" in page(trained, tmp_path / "report.html")
+    curve = {"steps": [1], "subject": [0.5], "preserved": [0.0]}
+    assert "Velocity error" in page(curve=curve).html(full=True)
 
 
 def test_curves_are_smoothed_over_the_steps_before() -> None:
