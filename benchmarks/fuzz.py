@@ -25,13 +25,13 @@ import numpy as np
 import psutil
 from PIL import Image, ImageCms
 
-from photoflux.sandbox import MEMORY_BYTES
 from api.training.photo_decoding import Taken
 from api.training.photo_intake import CRASHED, Intake
 from benchmarks import heifs
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
 from photoflux.params import load_params
+from photoflux.sandbox import MEMORY_BYTES
 
 COUNT, BATCH, SIDE = 100_000, 500, 48
 NOISY = ((420, 8), (420, 10), (444, 8), (400, 8))

@@ -7,11 +7,11 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from photoflux.sandbox import Confined, Ended
 from api.transport.concurrency import RETRY_S, Turns
 from api.transport.problems import Problem
 from photoflux.images import encoded, fitted, parse_size
 from photoflux.marks import marked
+from photoflux.sandbox import Confined, Ended
 from photoflux.styles import FILTERS
 
 if TYPE_CHECKING:

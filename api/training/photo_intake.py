@@ -13,12 +13,12 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from photoflux.sandbox import Confined, Ended, Failed
 from api.training.photo_decoding import Taken, refused, take
 from api.transport.concurrency import RETRY_S
 from api.transport.problems import Problem
 from photoflux.params import ValidateParams
 from photoflux.photos.inspect import Likeness
+from photoflux.sandbox import Confined, Ended, Failed
 
 if TYPE_CHECKING:
     from photoflux.photos.inspect import Fingerprint
