@@ -24,7 +24,7 @@ class Overlaps(NamedTuple):
     product: Array
     square_a: Array
     square_b: Array
-    count: Array
+    pixels: Array
 
 
 def overlaps(a: Array, b: Array) -> Overlaps:

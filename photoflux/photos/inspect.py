@@ -315,5 +315,5 @@ def _slide(a: Thumb, b: Thumb, *, overlap: float) -> float:
     """
     found, least = overlaps(a, b), overlap * min(a.size, b.size)
     energy = found.square_a * found.square_b
-    enough = (found.count >= least - 0.5) & (energy > least**2)  # flatter than one grey level: nothing to compare
+    enough = (found.pixels >= least - 0.5) & (energy > least**2)  # flatter than one grey level: nothing to compare
     return float((found.product[enough] / np.sqrt(energy[enough])).max()) if enough.any() else 0.0
