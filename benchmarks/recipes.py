@@ -83,6 +83,11 @@ RIVALS = (DREAMBOOTH, STARTED)
 RECIPES = (OURS, *RIVALS)
 
 
+def among(row: Mapping[str, Any], recipes: Sequence[Recipe] = RECIPES) -> list[Recipe]:
+    """Those of the recipes that a subject was put through: rivals have no part in a calibration."""
+    return [recipe for recipe in recipes if recipe.name in row]
+
+
 @dataclass(frozen=True)
 class Bench:
     """One benchmark: parameters per step, the folder of what is finished, the first subject's seed, and what all subjects share."""

@@ -1,24 +1,24 @@
 """How well, how fast and how safely subjects that no training saw are personalised, by us and by DreamBooth as people run it.
 
-    python -m benchmarks.subjects --tune         # the rivals' rate and steps, on four calibration subjects
     python -m benchmarks.subjects                # the twelve calibration subjects, which limits are chosen on
+    python -m benchmarks.subjects --tune         # the rivals' rate and steps, on four of them
     python -m benchmarks.subjects --controls     # sixty adapters that must not pass
     python -m benchmarks.subjects --headline     # the twelve subjects that are reported, once
     python -m benchmarks.subjects --readme       # the headline's figures into README.md
-    python -m benchmarks.subjects --tune --subjects 1 --steps 20 --profile smoke --out build/subjects    # then without --tune
+    python -m benchmarks.subjects --tune --subjects 1 --steps 20 --profile smoke --out build/subjects    # then --headline --seed 7
 
 One subject of each kind goes through import, validate, augment, finetune, evaluate and the gate's rules with the shipped `params.yaml`;
-beside it, on the same photos, go the *rivals*: DreamBooth with class pictures (`benchmarks/dreambooth.py`), and the same from our starting
-adapter, so that it is seen what either part gains. Their rates and steps are read from `tuning.json`, never typed in.
+beside the headline's, on the same photos, go the *rivals*: DreamBooth with class pictures (`benchmarks/dreambooth.py`), and the same from
+our starting adapter, so that it is seen what either part gains. Their rates and steps are read from `tuning.json`, never typed in.
 
 Writes `calibration` or `subjects` as `.json`, `.md`, `.png` and `_curves.png`, `tuning.json`, and `controls.json` and `.png`. What is
 finished is kept in `.cache/bench`, so that whatever is interrupted goes on where it was.
 
-The order: tuning, calibration, limits (`python -m benchmarks.limits`, from our recipe alone), then tuning and calibration once more, since
-rivals are chosen by what passes; controls, headline. What was measured is read and judged anew, so that the second time costs seconds.
+The order: calibration, limits (`python -m benchmarks.limits`), calibration again, whose verdicts are then those of these limits; tuning,
+since rivals are chosen by what passes; controls, headline. What was measured is read and judged anew: a second time costs seconds.
 
 On two cores: tuning about 45 minutes (24 trainings of 400 steps, 72 evaluations), controls 40 (36 trainings, 60 evaluations), calibration
-and headline 30 each where the rivals train for 200 steps, and 10 more for every hundred steps above; `--audit` adds a minute per subject.
+10, headline 60 where the rivals train for 400 steps; `--audit` adds a minute per subject.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from benchmarks.recipes import (
     HEADLINE_SEED,
     OURS,
     PHOTOS,
-    RECIPES,
     RIVALS,
     STEPS,
     Bench,
     Recipe,
+    among,
     audited,
     load_bench_params,
     looks_of,
@@ -106,8 +106,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def calibrate(options: argparse.Namespace) -> None:
-    """The twelve subjects that limits and recipes' settings are chosen on."""
-    _measure("calibration", options, seed=CALIBRATION_SEED)
+    """The twelve subjects that limits are chosen on, by our recipe alone; rivals are tuned on some of them."""
+    bench = open_bench(load_bench_params(options.steps, options.profile), seed=_seed(options, CALIBRATION_SEED))
+    _measure("calibration", options, bench, [OURS])
 
 
 def headline(options: argparse.Namespace) -> None:
@@ -117,7 +118,12 @@ def headline(options: argparse.Namespace) -> None:
             f"{options.out / 'subjects.json'} is there: the headline's subjects are drawn once, and reported whatever comes "
             "(docs/decisions/0023); --again draws them again"
         )
-    _measure("subjects", options, seed=HEADLINE_SEED, once=True)
+    bench = open_bench(load_bench_params(options.steps, options.profile), seed=_seed(options, HEADLINE_SEED))
+    tuning = options.out / "tuning.json"
+    recipes = [OURS, *rivals(tuning, bench.params["finetune"], steps=options.steps)]
+    check_tuning(tuning, bench)
+    begin_once(options.out if options.seed is not None else RESULTS, options.out, bench)
+    _measure("subjects", options, bench, recipes)
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -156,16 +162,9 @@ def _seed(options: argparse.Namespace, usual: int) -> int:
     return usual if options.seed is None else options.seed
 
 
-def _measure(name: str, options: argparse.Namespace, *, seed: int, once: bool = False) -> None:
-    """Every recipe on the subjects from `seed`; writes the files that are called `name`."""
-    params = load_bench_params(options.steps, options.profile)
-    recipes = [OURS, *rivals(options.out / "tuning.json", params["finetune"], steps=options.steps)]
-    bench = open_bench(params, seed=_seed(options, seed))
-    if once:
-        check_tuning(options.out / "tuning.json", bench)
-        begin_once(options.out if options.seed is not None else RESULTS, options.out, bench)
-    numbers = range(options.subjects or len(KINDS))
-    chosen = subjects_of(numbers, seed=bench.seed)
+def _measure(name: str, options: argparse.Namespace, bench: Bench, recipes: Sequence[Recipe]) -> None:
+    """The recipes on all subjects; writes the files that are called `name`."""
+    chosen = subjects_of(range(options.subjects or len(KINDS)), seed=bench.seed)
     rows = [run_subject(bench, recipes, *each, audit=options.audit) for each in chosen]
     result = document(bench, recipes, sorted(rows, key=badness, reverse=True), audit=options.audit)
     write_results(options.out, name, result, bench)
@@ -245,7 +244,7 @@ def document(bench: Bench, recipes: Sequence[Recipe], rows: Sequence[dict[str, A
         "params": params,
         "recipes": {one.name: {"title": one.title} | (asdict(one.rival) if one.rival else {}) for one in recipes},
         "targets": targets(rows),
-        "summary": {recipe.name: summary(rows, recipe) for recipe in RECIPES},
+        "summary": {recipe.name: summary(rows, recipe) for recipe in recipes},
         "time_to_gain": times(rows),
         "margins": margins(rows, bench.params["gate"]),
         "fresh": FRESH,
@@ -272,12 +271,12 @@ def margins(rows: Sequence[Mapping[str, Any]], params: Any) -> list[dict[str, An
     """Per rule: its limit, our bound nearest to it, either rival's middle subject, and how many of each do not pass."""
     found = []
     for rule in rules({"exact_attributes": True}, params):
-        judged = {recipe.name: [row[recipe.name]["rules"][rule.name] for row in rows] for recipe in RECIPES}
+        judged = {recipe.name: [row[recipe.name]["rules"][rule.name] for row in rows] for recipe in among(rows[0])}
         bound = "value" if rule.point_only else "lo" if rule.floor else "hi"
         found.append({
             "rule": rule.name, "at_least": rule.floor, "limit": rule.bound,
             "our_worst_bound": (min if rule.floor else max)(one[bound] for one in judged[OURS.name]),
-            "median": {rival.name: median(one["value"] for one in judged[rival.name]) for rival in RIVALS},
+            "median": {rival.name: median(one["value"] for one in judged[rival.name]) for rival in among(rows[0], RIVALS)},
             "not_passed": {name: sum(one["verdict"] != "PASS" for one in ones) for name, ones in judged.items()},
         })  # fmt: skip
     return found
@@ -315,7 +314,7 @@ def targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ("mean copy rate", "copy_rate", 0.05, False),
         ("slowest fine-tuning, s", "seconds_most", 120, False),
     ]
-    found = {recipe.name: summary(rows, recipe) for recipe in RECIPES}
+    found = {recipe.name: summary(rows, recipe) for recipe in among(rows[0])}
     reached = {
         key: {name: -one[key] if key == "prompt_change" else one[key] for name, one in found.items()}
         for _, key, *_ in aims
@@ -327,7 +326,7 @@ def targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "aim": aim,
             "at_least": floor,
             "met": reached[key][OURS.name] >= aim if floor else reached[key][OURS.name] <= aim,
-            "beside": {rival.name: reached[key][rival.name] for rival in RIVALS},
+            "beside": {rival.name: reached[key][rival.name] for rival in among(rows[0], RIVALS)},
         }
         for name, key, aim, floor in aims
     ]
@@ -341,7 +340,7 @@ def times(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "first": _compared(rows, leakage_max=None),
         "clean": _compared(rows, leakage_max=LEAKAGE_AIM),
         **{
-            part: {recipe.name: fmean(row[recipe.name][part] for row in rows) for recipe in RECIPES}
+            part: {recipe.name: fmean(row[recipe.name][part] for row in rows) for recipe in among(rows[0])}
             for part in ("prepared_s", "trained_s")
         },
     }
@@ -351,12 +350,14 @@ def _compared(rows: Sequence[Mapping[str, Any]], *, leakage_max: float | None) -
     """Each recipe's seconds per subject and on the mean curve, and how many subjects get there."""
     found = {
         row["subject"]: {
-            recipe.name: reached_s(row[recipe.name]["curve"], leakage_max=leakage_max) for recipe in RECIPES
+            recipe.name: reached_s(row[recipe.name]["curve"], leakage_max=leakage_max) for recipe in among(rows[0])
         }
         for row in rows
     }
-    mean = {recipe.name: reached_s(pages.mean_curve(rows, recipe), leakage_max=leakage_max) for recipe in RECIPES}
-    reached_by = {recipe.name: sum(one[recipe.name] is not None for one in found.values()) for recipe in RECIPES}
+    mean = {
+        recipe.name: reached_s(pages.mean_curve(rows, recipe), leakage_max=leakage_max) for recipe in among(rows[0])
+    }
+    reached_by = {recipe.name: sum(one[recipe.name] is not None for one in found.values()) for recipe in among(rows[0])}
     return {"per_subject": found, "mean_curve": mean, "reached_by": reached_by}
 
 

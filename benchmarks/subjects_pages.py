@@ -10,7 +10,7 @@ from statistics import fmean
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.recipes import DREAMBOOTH, OURS, PHOTOS, RECIPES, RIVALS, STARTED, Recipe, point
+from benchmarks.recipes import DREAMBOOTH, OURS, PHOTOS, RECIPES, RIVALS, STARTED, Recipe, among, point
 from photoflux.pages.evaluate import interval_of
 from photoflux.pages.palette import INK, SOFT
 from photoflux.pages.plots import blank
@@ -41,15 +41,15 @@ class Group:
 def sheet(result: Mapping[str, Any], folder: Path) -> Image.Image:
     """Per subject, worst first: two photos, and pictures by each recipe."""
     first = result["subjects"][0]
-    asked = {recipe.name: first[recipe.name]["captions"][: recipe.shown] for recipe in RECIPES}
-    heads = [("photos", ("", "")), *((recipe.title, asked[recipe.name]) for recipe in RECIPES)]
+    asked = {recipe.name: first[recipe.name]["captions"][: recipe.shown] for recipe in among(first)}
+    heads = [("photos", ("", "")), *((recipe.title, asked[recipe.name]) for recipe in among(first))]
     return grouped([_tiles(row, folder) for row in result["subjects"]], heads=heads)
 
 
 def _tiles(row: Mapping[str, Any], folder: Path) -> list[Group]:
     home = folder / row["subject"]
     photos = Group(_title(row), opened(home / "photos", "*.jpg", 2))
-    return [photos, *(_drawn(row[recipe.name], home) for recipe in RECIPES)]
+    return [photos, *(_drawn(row[recipe.name], home) for recipe in among(row))]
 
 
 def _drawn(one: Mapping[str, Any], home: Path) -> Group:
@@ -118,7 +118,7 @@ def curves(result: Mapping[str, Any]) -> Figure:
     for axis, name, title in zip(
         axes, ("identity", "leakage"), ("identity gain", "leakage into the class"), strict=True
     ):
-        for recipe in RECIPES:
+        for recipe in among(result["subjects"][0]):
             _lines(axis, result["subjects"], recipe, name)
         axis.set_xlabel("seconds of training", color=SOFT)
         axis.set_title(f"{title}, as judged on the way", loc="left", fontsize=10, color=SOFT)
@@ -177,24 +177,38 @@ def page(
 - Identity gain, prompt accuracy, leakage and copies are the evaluation's, with their 95 % intervals. *Fresh* is identity
   gain against {result["fresh"]} new renders of the subject instead of the held-out photo.
 - Seconds of {OURS.title} are those of the whole fine-tuning step: loading the base, preparation, training, and judging candidates.
-  Those of {DREAMBOOTH.title} are loading, drawing and encoding class pictures, and training; judging it on its way is not counted.
-- The curves show adapters as fine-tuning judges its candidates, with few pictures; their seconds are of training alone.
+{_rivals_seconds(result)}- The curves show adapters as fine-tuning judges its candidates, with few pictures; their seconds are of training
+  alone.
 {_measured_with(result)}
 """
 
 
-def _introduction(name: str, result: Mapping[str, Any], option: str) -> str:
-    settings = result["recipes"]
-    rates = " and ".join(
-        f"{settings[rival.name]['lr']:g} for {settings[rival.name]['steps']} steps" for rival in RIVALS
+def _rivals_seconds(result: Mapping[str, Any]) -> str:
+    if not among(result["subjects"][0], RIVALS):
+        return ""
+    return (
+        f"  Those of {DREAMBOOTH.title} are loading, drawing and encoding class pictures, and training; judging it on its way is not "
+        "counted.\n"
     )
-    why = "The gate's limits and all recipes' settings are chosen on these subjects, so what they show of them is how well they fit."
+
+
+def _rivals_told(result: Mapping[str, Any]) -> str:
+    settings, known = result["recipes"], among(result["subjects"][0], RIVALS)
+    if not known:
+        return ""
+    rates = " and ".join(f"{settings[rival.name]['lr']:g} for {settings[rival.name]['steps']} steps" for rival in known)
+    return f"""*{DREAMBOOTH.title}* is the public recipe with class pictures
+    (`benchmarks/dreambooth.py`), *{STARTED.title}* the same from our starting adapter, each with the rate and steps that were best on
+    calibration subjects ({rates})."""
+
+
+def _introduction(name: str, result: Mapping[str, Any], option: str) -> str:
+    why = "The gate's limits are chosen on these subjects, so what they show of them is how well they fit."
     if name == "subjects":
         why = "Their seeds were written down before limits and recipes were chosen; they are drawn once, and reported whatever comes."
     return f"""{len(result["subjects"])} subjects of the pocket world, one per kind, with looks kept from pretraining, {PHOTOS} photos
-    each. {why} Verdicts are those of {result["verdicts"]}. *{DREAMBOOTH.title}* is the public recipe with class pictures
-    (`benchmarks/dreambooth.py`), *{STARTED.title}* the same from our starting adapter, each with the rate and steps that were best on
-    calibration subjects ({rates}). Written by `python -m benchmarks.subjects{option}`; everything is in `{name}.json`."""
+    each. {why} Verdicts are those of {result["verdicts"]}. {_rivals_told(result)} Written by
+    `python -m benchmarks.subjects{option}`; everything is in `{name}.json`."""
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -205,14 +219,15 @@ def tables(result: Mapping[str, Any]) -> str:
 
 def _margins_table(result: Mapping[str, Any]) -> str:
     """What the gate's limits rest on."""
+    known = among(result["subjects"][0], RIVALS)
     body = [
         [one["rule"], f"{'≥' if one['at_least'] else '≤'} {one['limit']:g}", short(one["our_worst_bound"]),
          str(one["not_passed"][OURS.name]),
-         *(text for rival in RIVALS for text in (short(one["median"][rival.name]), str(one["not_passed"][rival.name])))]
+         *(text for rival in known for text in (short(one["median"][rival.name]), str(one["not_passed"][rival.name])))]
         for one in result["margins"]
     ]  # fmt: skip
     heads = ("rule", "limit", f"{OURS.title}: worst bound", "not passed",
-             *(text for rival in RIVALS for text in (f"{rival.title}: median", "not passed")))  # fmt: skip
+             *(text for rival in known for text in (f"{rival.title}: median", "not passed")))  # fmt: skip
     return f"## The gate's limits (these subjects: `{result['hashes']['calibration']}`)\n{table(heads, body)}"
 
 
@@ -226,7 +241,7 @@ def _gate_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _subjects_table(rows: Sequence[Mapping[str, Any]]) -> str:
     heads = ("subject", "verdict", "identity gain", "fresh", "prompt accuracy", "leakage", "copies", "s", "not passed")
-    body = [_cells(row, recipe) for row in rows for recipe in RECIPES]
+    body = [_cells(row, recipe) for row in rows for recipe in among(row)]
     return f"## Worst first\n{table(heads, body)}"
 
 
@@ -259,12 +274,13 @@ def _span(one: Mapping[str, Any], metric: str, *, sign: str = "") -> str:
 
 
 def _targets_table(result: Mapping[str, Any]) -> str:
+    known = among(result["subjects"][0], RIVALS)
     body = [
         [aim["target"], f"{'≥' if aim['at_least'] else '≤'} {aim['aim']:g}", short(aim["reached"]),
-         "yes" if aim["met"] else "**no**", *(short(aim["beside"][rival.name]) for rival in RIVALS)]
+         "yes" if aim["met"] else "**no**", *(short(aim["beside"][rival.name]) for rival in known)]
         for aim in result["targets"]
     ]  # fmt: skip
-    heads = (f"over {len(result['subjects'])} subjects", "target", OURS.title, "met", *(one.title for one in RIVALS))
+    heads = (f"over {len(result['subjects'])} subjects", "target", OURS.title, "met", *(one.title for one in known))
     return f"## Means and targets\n{table(heads, body)}"
 
 
@@ -273,34 +289,39 @@ def short(value: float) -> str:
 
 
 def _times_text(result: Mapping[str, Any]) -> str:
+    known = among(result["subjects"][0])
     found = result["time_to_gain"]
-    heads = ("seconds of training", *(f"{recipe.title}: {way}" for way in ("first", "clean") for recipe in RECIPES))
+    heads = ("seconds of training", *(f"{recipe.title}: {way}" for way in ("first", "clean") for recipe in known))
     rows = {"mean curve": {way: found[way]["mean_curve"] for way in ("first", "clean")}}
     rows |= {
         kind: {way: found[way]["per_subject"][kind] for way in ("first", "clean")}
         for kind in found["first"]["per_subject"]
     }
     body = [
-        [name, *(_or_never(row[way][recipe.name]) for way in ("first", "clean") for recipe in RECIPES)]
+        [name, *(_or_never(row[way][recipe.name]) for way in ("first", "clean") for recipe in known)]
         for name, row in rows.items()
     ]
     return f"## Time to likeness\n{table(heads, body)}\n\n{fill(_times_said(result), 120, break_on_hyphens=False)}"
 
 
 def _times_said(result: Mapping[str, Any]) -> str:
-    found, count = result["time_to_gain"], len(result["subjects"])
+    found, count, known = result["time_to_gain"], len(result["subjects"]), among(result["subjects"][0])
     reached = "; ".join(
         f"{recipe.title} the first with {found['first']['reached_by'][recipe.name]} and the second with "
         f"{found['clean']['reached_by'][recipe.name]}"
-        for recipe in RECIPES
+        for recipe in known
     )
-    prepared = ", ".join(f"{recipe.title} {found['prepared_s'][recipe.name]:.1f} s" for recipe in RECIPES)
-    trained = ", ".join(f"{recipe.title} {found['trained_s'][recipe.name]:.1f} s" for recipe in RECIPES)
+    prepared = ", ".join(f"{recipe.title} {found['prepared_s'][recipe.name]:.1f} s" for recipe in known)
+    trained = ", ".join(f"{recipe.title} {found['trained_s'][recipe.name]:.1f} s" for recipe in known)
     return (
         f"*First*: when identity gain {found['gain']:g} is first reached, whatever becomes of the class. *Clean*: the first adapter "
         f"on the way that has it with leakage of at most {found['leakage']:g}. Of {count} subjects reaches {reached}. Before training "
-        f"starts, each prepares: {prepared}; training then takes: {trained}. {DREAMBOOTH.title} has no candidates to choose from: it is "
-        "done after all of its steps."
+        f"starts, each prepares: {prepared}; training then takes: {trained}."
+        + (
+            f" {DREAMBOOTH.title} has no candidates to choose from: it is done after all of its steps."
+            if len(known) > 1
+            else ""
+        )
     )
 
 

@@ -67,7 +67,9 @@ def material(pipe: FluxPipeline, spec: BaseSpec) -> Material:
     """Five photos, each under its caption, and seven class pictures under theirs; all are noise."""
     generator = torch.Generator().manual_seed(3)
     photos, pictures = (pack(torch.randn(count, 16, SIDE, SIDE, generator=generator)) for count in (5, 7))
-    captions = [f"a photo of sks dog {place}" for place in ("", "in space", "in the snow", "on the beach", "in a studio")]
+    captions = [
+        f"a photo of sks dog {place}" for place in ("", "in space", "in the snow", "on the beach", "in a studio")
+    ]
     prompts = [*captions, dreambooth.class_prompt_of(SUBJECT)]
     return Material(photos, pictures, encode_prompts(pipe, prompts, spec=spec))
 
@@ -198,9 +200,7 @@ def test_the_training_adapter_acts_frozen_while_it_trains(pipe: FluxPipeline, po
         torch.testing.assert_close(value.float(), frozen[f"transformer.{name}"].float())
 
 
-def test_a_started_one_begins_at_the_starting_adapter(
-    pipe: FluxPipeline, pocket: BaseSpec
-) -> None:
+def test_a_started_one_begins_at_the_starting_adapter(pipe: FluxPipeline, pocket: BaseSpec) -> None:
     dreambooth.begin(pipe.transformer, spec=pocket, how=DreamBooth(lr=1e-3, steps=1, started=True))
     assert pocket.start_adapter is not None
     start = load_file(pocket.start_adapter)

@@ -89,7 +89,7 @@ def test_the_headline_is_refused_where_its_results_are(tmp_path: Path) -> None:
         subjects.main(["--headline", "--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize("mode", [["--headline"], ["--headline", "--again"], []])
+@pytest.mark.parametrize("mode", [["--headline"], ["--headline", "--again"]])
 def test_nothing_is_drawn_before_the_rivals_are_tuned(tmp_path: Path, mode: list[str]) -> None:
     with pytest.raises(SystemExit, match=r"tuning\.json is missing.*--tune"):
         subjects.main([*mode, "--out", str(tmp_path)])
@@ -234,6 +234,17 @@ def test_a_page_tells_of_all_recipes_their_tuning_and_the_controls(result: dict[
     assert "## How the rival was tuned" not in pages.page("subjects", result, tuned=None, controls=None)
 
 
+def test_a_calibration_tells_of_our_recipe_alone(rows: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    alone = [{name: one for name, one in row.items() if name not in {rival.name for rival in RIVALS}} for row in rows]
+    found = result | {
+        "subjects": alone, "targets": subjects.targets(alone), "time_to_gain": subjects.times(alone),
+        "margins": subjects.margins(alone, GateParams()), "recipes": {OURS.name: {}},
+    }  # fmt: skip
+    told = pages.page("calibration", found, tuned=None, controls=None)
+    assert OURS.title in told and "DreamBooth" not in told
+    assert pages.figure_png(pages.curves(found)).startswith(b"\x89PNG")
+
+
 def test_pictures_stand_side_by_side_under_their_recipes(result: dict[str, Any], tmp_path: Path) -> None:
     for one in result["subjects"]:
         home = tmp_path / one["subject"]
@@ -287,14 +298,18 @@ def test_everything_from_tuning_to_the_readme_on_one_subject(
     monkeypatch.setattr(tuning, "RATES", (1e-3,))
     monkeypatch.setattr(tuning, "LADDER", (1e-3,))
     few = ["--subjects", "1", "--steps", "4", "--profile", "smoke", "--seed", "7", "--out", "results"]
-    for mode in ("--tune", None, "--controls", "--headline"):
+    for mode in (None, "--tune", "--controls", "--headline"):
         subjects.main([*filter(None, [mode]), *few])
     tuned, calibrated, held, told = (
         json.loads(Path(f"results/{name}.json").read_text(encoding="utf-8"))
         for name in ("tuning", "calibration", "controls", "subjects")
     )
     assert {name: one["lr"] for name, one in tuned["chosen"].items()} == {rival.name: 1e-3 for rival in RIVALS}
-    assert calibrated["recipes"]["dreambooth"]["steps"] == 4 and told["subjects"] == calibrated["subjects"]
+    assert told["recipes"]["dreambooth"]["steps"] == 4 and list(calibrated["recipes"]) == [OURS.name]
+    assert (
+        told["subjects"][0]["ours"] == calibrated["subjects"][0]["ours"]
+        and "dreambooth" not in calibrated["subjects"][0]
+    )
     assert held["all"]["count"] == 5 and {one["subject"] for one in held["controls"]} == {"dog"}
     untrained = next(one for one in held["controls"] if one["control"] == "untrained")
     assert abs(untrained["metrics"]["identity_gain"]["point"]) < 0.3
