@@ -245,7 +245,7 @@ LAYERS = (
     "flux",
     "fingerprint images photos report runs tracking",
     "manifest params signing vault",
-    "correlation errors marks priority screen settings wording",
+    "correlation errors marks priority sandbox screen settings wording",
 )
 """Modules and packages of photoflux, uppermost first: each may import what is below it, and nothing beside or above it."""
 INSIDE = {
@@ -258,7 +258,7 @@ INSIDE = {
         "audit augment evaluate finetune gate validate", "contact_sheet data_docs label page plots", "palette",
     ),
     "photos": (
-        "suite", "table", "decode verdict", "augment captions gather heif jpeg png score tiff",
+        "suite", "table", "decode verdict", "apart augment captions gather heif jpeg png score tiff",
         "colour inspect kinds normalise rules sets words",
     ),
     "pocket": (

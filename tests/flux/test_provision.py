@@ -34,7 +34,7 @@ def test_a_whole_base_verifies(own: Path) -> None:
 def test_a_base_that_is_not_pinned_is_not_loaded(own: Path) -> None:
     """Unknown weights are never run: the sentence says how to pin them, and pinning helps."""
     edit(own, manifest=None)
-    with pytest.raises(InputError, match=r"lists no files in its manifest.* `python -m photoflux\.flux\.base"):
+    with pytest.raises(InputError, match=r"lists no files in its manifest.* `python -m photoflux\.flux\.provision"):
         load_pipeline(load_spec(own))
     assert verify(load_spec(pin(own)))
 

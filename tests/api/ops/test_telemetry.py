@@ -89,7 +89,7 @@ def test_an_error_is_told_by_kind_and_place_without_its_message(lines: io.String
         "error",
         "r",
     )
-    assert "test_observing.py" in str(line["places"])
+    assert "test_telemetry.py" in str(line["places"])
     assert WORD not in str(line)
 
 
@@ -157,7 +157,7 @@ def test_warnings_are_told_by_category_and_place(lines: io.StringIO):
         warnings.showwarning = sys.modules["api.ops.telemetry"]._warned
         warnings.warn(WORD, UserWarning, stacklevel=1)
     (line,) = told(lines)
-    assert (line["exception"], "test_observing.py" in str(line["place"])) == ("UserWarning", True)
+    assert (line["exception"], "test_telemetry.py" in str(line["place"])) == ("UserWarning", True)
     assert WORD not in str(line)
 
 
