@@ -31,7 +31,7 @@ from api.intake import CRASHED, Intake
 from benchmarks import heifs
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
-from photoflux.params import load_params
+from photoflux.params.files import load_params
 
 COUNT, BATCH, SIDE = 100_000, 500, 48
 NOISY = ((420, 8), (420, 10), (444, 8), (400, 8))

@@ -28,7 +28,7 @@ WITHOUT_EFFECT = (
     "photoflux", "photoflux.errors", "photoflux.params", "photoflux.settings", "photoflux.flux", "photoflux.judges", "photoflux.photos",
     "photoflux.pocket", "photoflux.steps",
 )  # fmt: skip
-"""Packages' names, words, folders, and parameters, which count by their values."""
+"""Packages' names, words, folders, and parameters, which count by their values: with all the modules of `photoflux.params`."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "pillow")
 
 
@@ -80,8 +80,12 @@ def sources(*modules: str) -> list[str]:
         if module not in found:
             found.add(module)
             waiting.extend(_imported(module))
-    files = (_file(module) for module in found if module not in WITHOUT_EFFECT)
+    files = (_file(module) for module in found if not _without_effect(module))
     return sorted({file for file in files if file})
+
+
+def _without_effect(module: str) -> bool:
+    return module in WITHOUT_EFFECT or module.startswith("photoflux.params.")
 
 
 def _imported(module: str) -> Iterator[str]:

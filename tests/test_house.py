@@ -70,16 +70,42 @@ def test_nothing_is_read_at_import(path: Path):
             assert name not in forbidden, f"{path}:{node.lineno} calls {name}() at import"
 
 
+THE_FORM = ROOT / "components" / "configure.py"
+"""Its one function has a line for the type and a line for the help of each field that a person meets."""
+
+
 def test_functions_stay_short():
     lengths = [
         node.end_lineno - node.lineno + 1
         for path in CODE
+        if path != THE_FORM
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
     ]
     assert statistics.median(lengths) <= 12
     assert statistics.quantiles(lengths, n=10)[-1] <= 30
     assert max(lengths) <= 70
+
+
+def test_components_are_a_screen_each_and_the_form_is_short():
+    components = [path for path in sorted((ROOT / "components").glob("[a-z]*.py")) if "@component" in path.read_text()]
+    assert len(components) == 11
+    assert [path.name for path in components if path != THE_FORM and len(path.read_text().splitlines()) > 40] == []
+    (form,) = [node for node in ast.walk(ast.parse(THE_FORM.read_text())) if isinstance(node, ast.FunctionDef)]
+    assert len(form.args.args) - 1 <= 25, "its first argument is an output"
+
+
+def test_no_source_text_is_executed():
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ("photoflux", "components", "pipelines", "api", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("exec", "eval", "compile")
+    ]
+    assert found == []
 
 
 def test_public_functions_are_annotated():

@@ -27,7 +27,6 @@ from api.schemas import Id, Listed, RunAsked, RunFailure, RunShown, StepShown, f
 from api.subjects import Compared
 from api.tokens import Bearer
 from photoflux.photos.sets import write_set
-from pipelines.graph import COMPILED, read_spec
 from pipelines.parameters import resolve
 
 router = make_router(prefix="/api/runs", tags=["runs"], responses=answers(*SIGNED_IN, 422))
@@ -111,15 +110,14 @@ def _params(service: Service, subject: Subject, run_id: str, changes: dict[str, 
     """Every parameter of the pipeline, checked as its steps will check them. Raises InputError."""
     if unknown := sorted(changes.keys() - set(TUNABLE)):
         raise Problem(422, "invalid", f"{unknown[0]}: cannot be changed here; what can are {', '.join(TUNABLE)}.")
-    bases = {f"{step}_base": service.settings.base for step in ("augment", "finetune", "evaluate", "audit")}
     given = {
-        **bases, **service.settings.run_defaults, **changes,
+        "base": service.settings.base, **service.settings.run_defaults, **changes,
         "import_photos_source": f"blob:{run_id}", "import_photos_class_noun": subject.class_noun,
         "import_photos_trigger": subject.trigger, "import_photos_subject_id": subject.id,
         "import_photos_consent": "granted" if subject.depicts == "consenting_adult" else "own",
         "register_name": subject.id,
     }  # fmt: skip
-    resolved = resolve(given, read_spec(COMPILED))
+    resolved = resolve(given)
     del resolved["key"]  # is the owner's, whoever asks
     return resolved
 

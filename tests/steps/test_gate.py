@@ -9,7 +9,8 @@ import pytest
 
 from photoflux.errors import InputError
 from photoflux.manifest import write_json
-from photoflux.params import GateParams, load_params
+from photoflux.params import GateParams
+from photoflux.params.files import load_params
 from photoflux.steps.gate import decide, rules, run, scale_of
 
 GOOD = {
