@@ -2,29 +2,26 @@
 
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
-from components._image import component
+from components._image import step
 
 
-@component
+@step
 def fetch_champion(
     dataset: Input[Dataset],
     champion: Output[Artifact],
     metrics: Output[Metrics],
     key: str,
-    params: str,
+    name: str,
 ) -> None:
     """Fetch the present champion of the subject's model, which the new adapter is held against.
 
     Args:
-        params: The block of register, which names the model
+        name: Name of the registered model; empty for the subject's id
     """
     from pathlib import Path
 
-    from photoflux.params import RegisterParams
-    from photoflux.runs import reported
     from photoflux.steps import fetch_champion
 
-    with reported("fetch_champion", beside=champion.path):
-        name = RegisterParams.from_block(params).name
-        result = fetch_champion.run(Path(dataset.path), champion=Path(champion.path), name=name, key=key)
-        result.log_to(metrics)
+    result = fetch_champion.run(Path(dataset.path), champion=Path(champion.path), name=name, key=key)
+    for metric, value in result.metrics.items():
+        metrics.log_metric(metric, value)

@@ -2,21 +2,20 @@
 
 from kfp.dsl import Markdown, Output, PipelineTaskFinalStatus
 
-from components._image import component
+from components._image import step
 
 
-@component
+@step
 def notify(summary: Output[Markdown], status: PipelineTaskFinalStatus) -> None:
     """Say in one paragraph how the run ended and, if it failed, in the failing step's own words."""
     import logging
     from pathlib import Path
 
-    from photoflux.runs import read_failure, reported
+    from photoflux.runs import read_failure
 
     out = Path(summary.path)
-    with reported("notify", beside=out):
-        failure = None if status.state == "SUCCEEDED" else read_failure(out.parent.parent)
-        reason = f"{failure.step}: {failure.message}" if failure else status.error_message
-        text = f"**{status.pipeline_job_resource_name}** ended: {status.state}. {reason or ''}".rstrip()
-        out.write_text(text + "\n")
-        logging.getLogger("photoflux").info(text)
+    failure = None if status.state == "SUCCEEDED" else read_failure(out.parent.parent)
+    reason = f"{failure.step}: {failure.message}" if failure else status.error_message
+    text = f"**{status.pipeline_job_resource_name}** ended: {status.state}. {reason or ''}".rstrip()
+    out.write_text(text + "\n")
+    logging.getLogger("photoflux").info(text)

@@ -30,7 +30,6 @@ class State(StrEnum):
     queued = "queued"
     running = "running"
     succeeded = "succeeded"
-    reused = "reused"
     failed = "failed"
     skipped = "skipped"
     cancelled = "cancelled"
