@@ -7,7 +7,7 @@ averaged, varied or chosen. `started` begins at the base's starting adapter inst
 
 `tests/benchmarks/test_dreambooth.py` holds sampling, loss, gradient and step to the published script's. What differs from it: the base's
 training adapter acts while it trains, as people do with a distilled base, which the script does not know; latents are the posterior's mode,
-as everywhere here, and not a draw from it; class pictures do not go through JPEG, and are 48 instead of 100, which takes half the time; and
+as everywhere here, and not a draw from it; class pictures do not go through JPEG, and are 48 instead of 100; and
 the captions, the layers, the rank and the strength are those of our own adapters.
 """
 

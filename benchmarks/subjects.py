@@ -17,8 +17,8 @@ finished is kept in `.cache/bench`, so that whatever is interrupted goes on wher
 The order: calibration, limits (`python -m benchmarks.limits`), calibration again, whose verdicts are then those of these limits; tuning,
 since rivals are chosen by what passes; controls, headline. What was measured is read and judged anew: a second time costs seconds.
 
-On two cores: tuning about 45 minutes (24 trainings of 400 steps, 72 evaluations), controls 40 (36 trainings, 60 evaluations), calibration
-10, headline 60 where the rivals train for 400 steps; `--audit` adds a minute per subject.
+On two cores, by what their parts took: tuning about 50 minutes (28 trainings of 400 steps, 84 evaluations), controls 40 (36 trainings, 60
+evaluations), calibration 12, headline 60 where the rivals train for 400 steps; `--audit` adds a minute per subject.
 """
 
 from __future__ import annotations

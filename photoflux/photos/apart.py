@@ -10,11 +10,11 @@ from concurrent.futures import CancelledError
 from functools import cache
 from typing import Any
 
-from photoflux.photos.kinds import PhotoProblem
+from photoflux.photos.kinds import corrupt
 from photoflux.sandbox import Confined, Ended, Failed
 
-CPU_S, TIMEOUT_S = 60.0, 120.0
-"""A photo of 64 megapixels takes about three seconds."""
+CPU_S, TIMEOUT_S = 30.0, 120.0
+"""Of processor time, and in all; as the service has them for what is uploaded."""
 
 
 def decode_apart(work: Callable[..., Any], *args: Any) -> Any:
@@ -22,7 +22,7 @@ def decode_apart(work: Callable[..., Any], *args: Any) -> Any:
     try:
         return _processes().begin(work, *args, cpu_s=CPU_S, timeout_s=TIMEOUT_S).result()
     except (Ended, Failed, TimeoutError, CancelledError) as error:
-        raise PhotoProblem("corrupt", "damaged: it cannot be decoded; export the photo again as JPEG or PNG") from error
+        raise corrupt() from error
 
 
 @cache

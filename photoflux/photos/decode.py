@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, TiffImagePlugi
 from photoflux import sandbox
 from photoflux.photos import heif, jpeg, png, tiff
 from photoflux.photos.apart import decode_apart
-from photoflux.photos.kinds import PhotoProblem, check_pixels, format_of, other_kind, several_frames, unread
+from photoflux.photos.kinds import PhotoProblem, check_pixels, corrupt, format_of, other_kind, several_frames, unread
 
 PLUGINS = (JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered by import
 CUT_SHORT = ("truncated", "incomplete", "eof", "not enough", "end of file")  # how codecs say that data ran out
@@ -200,7 +200,7 @@ def _explain(error: Exception, data: bytes) -> PhotoProblem:
         return PhotoProblem("truncated", "truncated: the file ends too early; export the photo again")
     if isinstance(error, Image.UnidentifiedImageError):
         return PhotoProblem("not_a_photo", "not a photo, whatever its name says: remove it or export a JPEG")
-    return PhotoProblem("corrupt", "damaged: it cannot be decoded; export the photo again as JPEG or PNG")
+    return corrupt()
 
 
 def _declares_more(data: bytes) -> bool:

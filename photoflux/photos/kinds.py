@@ -55,6 +55,11 @@ def unread(kind: str) -> PhotoProblem:
     return PhotoProblem("unsupported_format", f"{kind}, which cannot be read here: export it as JPEG or PNG")
 
 
+def corrupt() -> PhotoProblem:
+    """What is said of a file whose decoder fails, or ends, or does not end."""
+    return PhotoProblem("corrupt", "damaged: it cannot be decoded; export the photo again as JPEG or PNG")
+
+
 def several_frames() -> PhotoProblem:
     """What is said of a file with more than one picture of equal rank."""
     return PhotoProblem("several_frames", "animated or several pages: export one frame as JPEG or PNG")
