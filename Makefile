@@ -81,7 +81,7 @@ run: $(STAMP) ## personalise your own photos: make run PHOTOS=folder CLASS=dog
 generate: $(STAMP) ## draw pictures: make generate MODEL=demo PROMPT="a photo of sks dog in the snow" N=4
 	$(BIN)/python -m photoflux generate --model="$$MODEL" --prompt="$$PROMPT" --n="$$N" --seed="$$SEED" --size="$$SIZE" --format="$$FORMAT" --style="$$STYLE"
 
-compile: $(STAMP) ## write pipelines/compiled/personalize.yaml from the pipeline and params.yaml
+compile: $(STAMP) ## write pipelines/compiled/personalize.yaml from the pipeline
 	$(BIN)/python -m pipelines.compile
 
 repro: $(STAMP) ## re-run what changed: dvc repro (ARGS=STAGE: up to one stage)

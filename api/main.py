@@ -7,10 +7,8 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated
 
-import yaml
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.formparsers import MultiPartParser
@@ -62,8 +60,7 @@ from api.transport.openapi import TAGS, TEXT, DescribedApp
 from api.transport.problems import Problem, answers
 from api.transport.rate_limits import Limits
 from photoflux import __version__
-from photoflux.params import load_params
-from photoflux.settings import get_settings
+from photoflux.params.files import load_params, read_spec
 from photoflux.vault import open_keyring
 from photoflux.vault.objects import open_objects
 
@@ -114,9 +111,8 @@ def make_service(settings: ApiSettings) -> Service:
 
 
 def class_nouns(base: str) -> tuple[str, ...]:
-    """What the base knows how to draw, read from its spec: loading it takes what this process does without."""
-    file = Path(base) if base.endswith((".yaml", ".yml")) else get_settings().models_dir / f"{base}.yaml"
-    return tuple(yaml.safe_load(file.read_text(encoding="utf-8")).get("class_nouns") or ())
+    """What the base knows how to draw."""
+    return tuple(read_spec(base).get("class_nouns") or ())
 
 
 def make_app(settings: ApiSettings | None = None) -> ASGIApp:

@@ -54,7 +54,7 @@ Format = Literal[FORMATS]  # type: ignore[valid-type]
 Style = Literal[STYLES]  # type: ignore[valid-type]
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Depicts = Literal["me", "consenting_adult", "no_person"]
-StepState = Literal["queued", "running", "succeeded", "failed", "skipped", "cancelled"]
+StepState = Literal["queued", "running", "succeeded", "reused", "failed", "skipped", "cancelled"]
 
 
 class Asked(BaseModel):

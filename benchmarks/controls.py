@@ -12,7 +12,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,7 @@ def untrained(place: Place, folder: Path) -> Path:
 
 def overwritten(place: Place, folder: Path) -> Path:
     """Taught under captions of the class, fast, and with nothing that preserves it."""
-    adapter, params = folder / "adapter.tar", replace(place.bench.params["finetune"], **OVERWRITING)
+    adapter, params = folder / "adapter.tar", place.bench.params["finetune"].replace(**OVERWRITING)
     if not adapter.is_file():
         finetuned(as_class(place.dataset, folder / "dataset.tar"), adapter, folder, params)
     return adapter

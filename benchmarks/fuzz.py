@@ -30,7 +30,7 @@ from api.training.photo_intake import CRASHED, Intake
 from benchmarks import heifs
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
-from photoflux.params import load_params
+from photoflux.params.files import load_params
 from photoflux.sandbox import MEMORY_BYTES
 
 COUNT, BATCH, SIDE = 100_000, 500, 48

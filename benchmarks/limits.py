@@ -5,7 +5,7 @@
 A kernel distance has the scale of a base and its judges, so that nobody can say beforehand how large one may be. `gate.drift_kid_max`
 is the upper bound below which, with 95 % confidence, nine in ten adapters lie that are as good as ours: the normal tolerance bound of
 the logarithms of the twelve upper bounds that the shipped recipe has on the calibration subjects, rounded up to two digits. Prints
-what goes into `params.yaml` and `photoflux/params.py` (docs/decisions/0026).
+what goes into `photoflux/params/gate.py` (docs/decisions/0026).
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from photoflux import fingerprint
 from photoflux.judges.gate_rules import rules
 from photoflux.manifest import digest, read_manifest, to_json, write_bytes, write_json
 from photoflux.pages.palette import BLUE, DOUBTFUL, GOOD
-from photoflux.params import as_dict, load_params
+from photoflux.params import as_dict
+from photoflux.params.files import load_params
 from photoflux.pocket.photosets import photo_set, unseen_subjects, write_photo_set
 from photoflux.pocket.world import KINDS, Subject
 from photoflux.settings import get_settings
@@ -160,9 +161,9 @@ def load_bench_params(steps: int | None, profile: str | None) -> dict[str, Any]:
     if steps:
         tuned = params["finetune"]
         every = max(1, round(tuned.checkpoint_every * steps / tuned.steps))
-        params["finetune"] = replace(tuned, steps=steps, checkpoint_every=every, save_every=every)
+        params["finetune"] = tuned.replace(steps=steps, checkpoint_every=every, save_every=every)
     if profile:
-        params |= {step: replace(params[step], profile=profile) for step in ("evaluate", "audit")}
+        params |= {step: params[step].replace(profile=profile) for step in ("evaluate", "audit")}
     return params
 
 
@@ -226,7 +227,7 @@ def make_dataset(folder: Path, subject: Subject, *, seed: int, params: Mapping[s
     if dataset.is_file():
         return dataset
     write_photo_set(folder / "photos", subject, n=PHOTOS, seed=seed)
-    about = replace(params["import_photos"], class_noun=subject.kind, subject_id=f"bench-{subject.kind}")
+    about = params["import_photos"].replace(class_noun=subject.kind, subject_id=f"bench-{subject.kind}")
     photos, validated = folder / "photos.tar", folder / "validated.tar"
     import_photos.run(str(folder / "photos"), photos=photos, params=about)
     validate.run(

@@ -53,7 +53,7 @@ MEASURED = ("identity_gain", "leakage", "prompt_change")
 def tuning_params(profile: str | None) -> dict[str, Any]:
     """The shipped parameters, with as many pictures for every cell of the grid: seeds are never doubled."""
     params = load_bench_params(None, profile or PROFILE)
-    return params | {"evaluate": replace(params["evaluate"], half_width_max=1.0)}
+    return params | {"evaluate": params["evaluate"].replace(half_width_max=1.0)}
 
 
 def tuned(bench: Bench, *, subjects: int | None = None, longest: int | None = None) -> dict[str, Any]:

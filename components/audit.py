@@ -2,24 +2,31 @@
 
 from kfp.dsl import HTML, Artifact, Input, Metrics, Model, Output
 
-from components._image import step
-from photoflux.params import AuditParams
+from components._image import component
 
 
-@step
+@component
 def audit(
     adapter: Input[Model],
     audit: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
     key: str,
-    params: AuditParams,
+    params: str,
 ) -> None:
     """Compare how people are shown with and without the adapter, same prompts and seeds."""
     from pathlib import Path
 
+    from photoflux.params import AuditParams
+    from photoflux.runs import reported
     from photoflux.steps import audit as step
 
-    result = step.run(Path(adapter.path), audit=Path(audit.path), report=Path(report.path), params=params, key=key)
-    for name, value in result.metrics.items():
-        metrics.log_metric(name, value)
+    with reported("audit", beside=audit.path):
+        result = step.run(
+            Path(adapter.path),
+            audit=Path(audit.path),
+            report=Path(report.path),
+            params=AuditParams.from_block(params),
+            key=key,
+        )
+        result.log_to(metrics)

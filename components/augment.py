@@ -2,26 +2,31 @@
 
 from kfp.dsl import HTML, Dataset, Input, Metrics, Output
 
-from components._image import step
-from photoflux.params import AugmentParams
+from components._image import component
 
 
-@step
+@component
 def augment(
     validated: Input[Dataset],
     dataset: Output[Dataset],
     report: Output[HTML],
     metrics: Output[Metrics],
     key: str,
-    params: AugmentParams,
+    params: str,
 ) -> None:
     """Hold photos out, bring the rest to the base's resolution, vary and caption them."""
     from pathlib import Path
 
+    from photoflux.params import AugmentParams
+    from photoflux.runs import reported
     from photoflux.steps import augment
 
-    result = augment.run(
-        Path(validated.path), dataset=Path(dataset.path), report=Path(report.path), params=params, key=key
-    )
-    for name, value in result.metrics.items():
-        metrics.log_metric(name, value)
+    with reported("augment", beside=dataset.path):
+        result = augment.run(
+            Path(validated.path),
+            dataset=Path(dataset.path),
+            report=Path(report.path),
+            params=AugmentParams.from_block(params),
+            key=key,
+        )
+        result.log_to(metrics)

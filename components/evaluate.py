@@ -2,11 +2,10 @@
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
-from components._image import step
-from photoflux.params import EvaluateParams
+from components._image import component
 
 
-@step
+@component
 def evaluate(
     dataset: Input[Dataset],
     adapter: Input[Model],
@@ -15,21 +14,23 @@ def evaluate(
     report: Output[HTML],
     metrics: Output[Metrics],
     key: str,
-    params: EvaluateParams,
+    params: str,
 ) -> None:
     """Measure likeness, prompt following, leakage, diversity and copying against the base, and compare with the champion."""
     from pathlib import Path
 
+    from photoflux.params import EvaluateParams
+    from photoflux.runs import reported
     from photoflux.steps import evaluate
 
-    result = evaluate.run(
-        Path(dataset.path),
-        Path(adapter.path),
-        evaluation=Path(evaluation.path),
-        report=Path(report.path),
-        params=params,
-        champion=Path(champion.path),
-        key=key,
-    )
-    for name, value in result.metrics.items():
-        metrics.log_metric(name, value)
+    with reported("evaluate", beside=evaluation.path):
+        result = evaluate.run(
+            Path(dataset.path),
+            Path(adapter.path),
+            evaluation=Path(evaluation.path),
+            report=Path(report.path),
+            params=EvaluateParams.from_block(params),
+            champion=Path(champion.path),
+            key=key,
+        )
+        result.log_to(metrics)

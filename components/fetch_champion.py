@@ -2,26 +2,29 @@
 
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Output
 
-from components._image import step
+from components._image import component
 
 
-@step
+@component
 def fetch_champion(
     dataset: Input[Dataset],
     champion: Output[Artifact],
     metrics: Output[Metrics],
     key: str,
-    name: str,
+    params: str,
 ) -> None:
     """Fetch the present champion of the subject's model, which the new adapter is held against.
 
     Args:
-        name: Name of the registered model; empty for the subject's id
+        params: The block of register, which names the model
     """
     from pathlib import Path
 
+    from photoflux.params import RegisterParams
+    from photoflux.runs import reported
     from photoflux.steps import fetch_champion
 
-    result = fetch_champion.run(Path(dataset.path), champion=Path(champion.path), name=name, key=key)
-    for metric, value in result.metrics.items():
-        metrics.log_metric(metric, value)
+    with reported("fetch_champion", beside=champion.path):
+        name = RegisterParams.from_block(params).name
+        result = fetch_champion.run(Path(dataset.path), champion=Path(champion.path), name=name, key=key)
+        result.log_to(metrics)

@@ -2,24 +2,31 @@
 
 from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 
-from components._image import step
-from photoflux.params import FinetuneParams
+from components._image import component
 
 
-@step
+@component
 def finetune(
     dataset: Input[Dataset],
     adapter: Output[Model],
     report: Output[HTML],
     metrics: Output[Metrics],
     key: str,
-    params: FinetuneParams,
+    params: str,
 ) -> None:
     """Train the subject into a LoRA adapter of the frozen base and keep the best checkpoint."""
     from pathlib import Path
 
-    from photoflux.steps import finetune as step
+    from photoflux.params import FinetuneParams
+    from photoflux.runs import reported
+    from photoflux.steps import finetune
 
-    result = step.run(Path(dataset.path), adapter=Path(adapter.path), report=Path(report.path), params=params, key=key)
-    for name, value in result.metrics.items():
-        metrics.log_metric(name, value)
+    with reported("finetune", beside=adapter.path):
+        result = finetune.run(
+            Path(dataset.path),
+            adapter=Path(adapter.path),
+            report=Path(report.path),
+            params=FinetuneParams.from_block(params),
+            key=key,
+        )
+        result.log_to(metrics)

@@ -2,11 +2,10 @@
 
 from kfp.dsl import HTML, Artifact, Input, Metrics, Output
 
-from components._image import step
-from photoflux.params import GateParams
+from components._image import component
 
 
-@step
+@component
 def gate(
     evaluation: Input[Artifact],
     audit: Input[Artifact],
@@ -14,21 +13,23 @@ def gate(
     report: Output[HTML],
     metrics: Output[Metrics],
     key: str,
-    params: GateParams,
+    params: str,
 ) -> bool:
     """Hold the measurements against the limits and the champion, and say whether the adapter may be registered."""
     from pathlib import Path
 
+    from photoflux.params import GateParams
+    from photoflux.runs import reported
     from photoflux.steps import gate
 
-    result = gate.run(
-        Path(evaluation.path),
-        Path(audit.path),
-        decision=Path(decision.path),
-        report=Path(report.path),
-        params=params,
-        key=key,
-    )
-    for name, value in result.metrics.items():
-        metrics.log_metric(name, value)
-    return bool(result.metrics["promote"])
+    with reported("gate", beside=decision.path):
+        result = gate.run(
+            Path(evaluation.path),
+            Path(audit.path),
+            decision=Path(decision.path),
+            report=Path(report.path),
+            params=GateParams.from_block(params),
+            key=key,
+        )
+        result.log_to(metrics)
+        return bool(result.metrics["promote"])

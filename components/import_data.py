@@ -2,24 +2,32 @@
 
 from kfp.dsl import Dataset, Metrics, Output
 
-from components._image import step
-from photoflux.params import ImportParams
+from components._image import component
 
 
-@step
+@component
 def import_data(
     photos: Output[Dataset],
     metrics: Output[Metrics],
     key: str,
-    params: ImportParams,
+    params: str,
+    holding: str,  # noqa: ARG001 (it is a part of the cache's key)
 ) -> None:
-    """Gather one subject's photos from a folder, a DVC-tracked set or an uploaded set."""
+    """Gather one subject's photos from a folder, a DVC-tracked set or an uploaded set.
+
+    Args:
+        params: The block of import_photos
+        holding: What the source held when the run was configured; photos that have changed are imported anew
+    """
     from pathlib import Path
 
     from components.sources import fetched
+    from photoflux.params import ImportParams
+    from photoflux.runs import reported
     from photoflux.steps import import_photos
 
-    with fetched(params.source, key=key) as (folder, origin):
-        result = import_photos.run(folder, photos=Path(photos.path), params=params, key=key, origin=origin)
-    for name, value in result.metrics.items():
-        metrics.log_metric(name, value)
+    with reported("import_data", beside=photos.path):
+        block = ImportParams.from_block(params)
+        with fetched(block.source, key=key) as (folder, origin):
+            result = import_photos.run(folder, photos=Path(photos.path), params=block, key=key, origin=origin)
+        result.log_to(metrics)

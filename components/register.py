@@ -2,11 +2,10 @@
 
 from kfp.dsl import Artifact, Input, Markdown, Metrics, Model, Output
 
-from components._image import step
-from photoflux.params import RegisterParams
+from components._image import component
 
 
-@step
+@component
 def register(
     adapter: Input[Model],
     decision: Input[Artifact],
@@ -16,22 +15,24 @@ def register(
     receipt: Output[Artifact],
     metrics: Output[Metrics],
     key: str,
-    params: RegisterParams,
+    params: str,
 ) -> None:
     """Record the adapter as a model version with its lineage and give it its alias."""
     from pathlib import Path
 
-    from photoflux.steps import register as step
+    from photoflux.params import RegisterParams
+    from photoflux.runs import reported
+    from photoflux.steps import register
 
-    result = step.run(
-        Path(adapter.path),
-        Path(decision.path),
-        Path(evaluation.path),
-        Path(audit.path),
-        card=Path(card.path),
-        receipt=Path(receipt.path),
-        params=params,
-        key=key,
-    )
-    for name, value in result.metrics.items():
-        metrics.log_metric(name, value)
+    with reported("register", beside=card.path):
+        result = register.run(
+            Path(adapter.path),
+            Path(decision.path),
+            Path(evaluation.path),
+            Path(audit.path),
+            card=Path(card.path),
+            receipt=Path(receipt.path),
+            params=RegisterParams.from_block(params),
+            key=key,
+        )
+        result.log_to(metrics)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from photoflux.errors import InputError
 from photoflux.photos.sets import SCHEME, fetch_set
+from photoflux.steps.import_photos import expand_home
 
 UPLOADED = "the upload"
 
@@ -35,6 +38,22 @@ def fetched(source: str, *, key: str) -> Iterator[tuple[str, str]]:
         folder = Path(scratch) / "photos"
         commit = _fetch(repo, rev=rev, path=path, into=folder)
         yield str(folder), f"dvc:{_public(repo)}@{commit}:{path}"
+
+
+def held_by(source: str) -> str:
+    """What a source holds now, as a word: where it is another one, photos are not taken from the cache of an earlier run.
+
+    Uploaded sets and commits stay what they are; a branch may have moved, so that it is a new word each time.
+    """
+    folder = expand_home(Path(source))
+    if source.startswith(SCHEME) or re.fullmatch(r"dvc:.*@[0-9a-f]{40}:.*", source):
+        return source
+    if source.startswith("dvc:") or not folder.is_dir():
+        return uuid.uuid4().hex
+    listed = sorted(
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir() if file.is_file()
+    )
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
 def parse_dvc(source: str) -> tuple[str, str, str]:

@@ -2,11 +2,10 @@
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
-from components._image import step
-from photoflux.params import ValidateParams
+from components._image import component
 
 
-@step
+@component
 def validate(
     photos: Input[Dataset],
     validated: Output[Dataset],
@@ -15,21 +14,23 @@ def validate(
     data_docs: Output[HTML],
     metrics: Output[Metrics],
     key: str,
-    params: ValidateParams,
+    params: str,
 ) -> None:
     """Measure every photo, reject what would harm training and score the set as a whole."""
     from pathlib import Path
 
+    from photoflux.params import ValidateParams
+    from photoflux.runs import reported
     from photoflux.steps import validate
 
-    result = validate.run(
-        Path(photos.path),
-        validated=Path(validated.path),
-        report=Path(report.path),
-        expectations=Path(expectations.path),
-        data_docs=Path(data_docs.path),
-        params=params,
-        key=key,
-    )
-    for name, value in result.metrics.items():
-        metrics.log_metric(name, value)
+    with reported("validate", beside=validated.path):
+        result = validate.run(
+            Path(photos.path),
+            validated=Path(validated.path),
+            report=Path(report.path),
+            expectations=Path(expectations.path),
+            data_docs=Path(data_docs.path),
+            params=ValidateParams.from_block(params),
+            key=key,
+        )
+        result.log_to(metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import inspect
 import json
@@ -15,10 +14,12 @@ from typing import Any
 from photoflux import screen
 from photoflux.errors import PhotoFluxError
 from photoflux.manifest import write_json
-from photoflux.params import STEP_PARAMS, load_params
+from photoflux.params import STEP_PARAMS
+from photoflux.params.files import load_params
+from photoflux.params.resolve import STEPS
 
-STEPS = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit", "gate", "register")
 COMMANDS = {
+    "configure": ("photoflux.steps.configure", "settle the parameters of all steps, and say what stands against them"),
     "fetch_champion": ("photoflux.steps.fetch_champion", "fetch the champion of a model, for evaluate"),
     "generate": ("photoflux.generate", "draw pictures with a registered model"),
     "keys": ("photoflux.vault.commands", "make the key of this machine, or move all keysets to a new one"),
@@ -119,7 +120,7 @@ def _paths(run: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def _is_param(step: str, name: str) -> bool:
     """Whether what a step is given by that name has a default among its parameters."""
-    return name in {field.name for field in dataclasses.fields(STEP_PARAMS[step])}
+    return name in STEP_PARAMS[step].model_fields
 
 
 def _argument_type(parameter: inspect.Parameter) -> type:

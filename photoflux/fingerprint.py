@@ -25,7 +25,7 @@ WITHOUT_EFFECT = (
     "photoflux", "photoflux.errors", "photoflux.params", "photoflux.settings", "photoflux.flux", "photoflux.judges", "photoflux.photos",
     "photoflux.pocket", "photoflux.steps",
 )  # fmt: skip
-"""Packages' names, words, folders, and parameters, which count by their values."""
+"""Packages' names, words, folders, and parameters, which count by their values: with all the modules of `photoflux.params`."""
 WITHOUT_A_SAY = ("photoflux.pages", "photoflux.report")
 """What only shows results: neither it nor what it imports changes any."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "pillow")
@@ -92,12 +92,16 @@ def sources(*modules: str) -> list[str]:
         if module not in found and not _only_shows(module):
             found.add(module)
             waiting.extend(_imported(module))
-    files = (_file(module) for module in found if module not in WITHOUT_EFFECT)
+    files = (_file(module) for module in found if not _without_effect(module))
     return sorted({file for file in files if file})
 
 
 def _only_shows(module: str) -> bool:
     return any(module == shown or module.startswith(f"{shown}.") for shown in WITHOUT_A_SAY)
+
+
+def _without_effect(module: str) -> bool:
+    return module in WITHOUT_EFFECT or module.startswith("photoflux.params.")
 
 
 def _imported(module: str) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import hashlib
 import logging
@@ -19,7 +18,8 @@ from photoflux import screen
 from photoflux.errors import InputError
 from photoflux.images import SUFFIXES, encoded, fitted, parse_size
 from photoflux.manifest import write_bytes
-from photoflux.params import GenerateParams, load_params
+from photoflux.params import GenerateParams, help_of
+from photoflux.params.files import load_params
 from photoflux.styles import FILTERS, REDRAWS, redrawn
 from photoflux.wording import slug
 
@@ -89,7 +89,8 @@ def generate(
     `model` is NAME, NAME@alias, NAME@version or the path of an adapter .tar. The same model, prompt, seed, size, format
     and style give the same bytes whatever `n` is. Returns the pictures' files; raises InputError.
     """
-    GenerateParams(n=n, seed=seed, size=size, format=fmt, style=style)
+    asked: dict[str, Any] = {"n": n, "seed": seed, "size": size, "format": fmt, "style": style}
+    GenerateParams(**asked)
     check_prompt(prompt)
     painter = open_model(model, base=base)
     warn_of_missing_trigger(prompt, painter.subject)
@@ -163,8 +164,8 @@ def warn_of_missing_trigger(prompt: str, subject: dict[str, Any]) -> bool:
 def main(argv: Sequence[str]) -> int:
     """`photoflux generate`: defaults come from the generate block of params.yaml."""
     args = _parser().parse_args(argv)
-    names = [field.name for field in dataclasses.fields(GenerateParams)]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    asked = {name: getattr(args, name) for name in GenerateParams.model_fields}
+    given = {name: value for name, value in asked.items() if value is not None}
     params = load_params("generate", path=args.params, overrides=given)
     out = args.out or _default_folder()
     how = {"n": params.n, "seed": params.seed, "size": params.size, "fmt": params.format, "style": params.style}
@@ -178,8 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="photoflux generate", description=__doc__)
     parser.add_argument("--model", required=True, help="NAME, NAME@champion, NAME@3 or the path of an adapter .tar")
     parser.add_argument("--prompt", required=True, help="what to draw, in the words of the base")
-    for field in dataclasses.fields(GenerateParams):
-        parser.add_argument(f"--{field.name}", help=field.metadata["help"].replace("%", "%%"))
+    for name in GenerateParams.model_fields:
+        parser.add_argument(f"--{name}", help=help_of(GenerateParams, name).replace("%", "%%"))
     parser.add_argument("--out", type=Path, help="folder of the files; default: pictures in the state folder")
     parser.add_argument("--base", default="", help="base spec to load instead of the one the adapter names")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the file of defaults")

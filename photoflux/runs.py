@@ -30,6 +30,7 @@ class State(StrEnum):
     queued = "queued"
     running = "running"
     succeeded = "succeeded"
+    reused = "reused"
     failed = "failed"
     skipped = "skipped"
     cancelled = "cancelled"

@@ -1,4 +1,4 @@
-"""`python -m pipelines.local RUN_FOLDER`: run the compiled pipeline on this machine, under kfp.local.
+"""`python -m pipelines.local RUN_FOLDER [COMPILED [REUSED]]`: run the compiled pipeline on this machine, under kfp.local.
 
 Started as a child process for a queued run; the run's `run.json` is its only way of telling how far it is.
 """
@@ -6,6 +6,7 @@ Started as a child process for a queued run; the run's `run.json` is its only wa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from photoflux.report import sealed_beside
 from photoflux.runs import Failure, Run, State, load_run, read_document, read_failure, save_run
+from photoflux.settings import get_settings
 from pipelines.graph import COMPILED, exit_steps, read_spec
-from pipelines.process import SCRATCH, steps_lock
+from pipelines.process import ROOT, SCRATCH, steps_lock
 
 if TYPE_CHECKING:
     from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
@@ -32,27 +34,53 @@ SUFFIXES = {"HTML": ".html", "Markdown": ".md", "Dataset": ".tar", "Model": ".ta
 def main(argv: list[str]) -> int:
     """Run the queued run in a folder to its end. Exit code 1 when it failed."""
     folder = Path(argv[0]).resolve()
-    run = execute(folder, compiled=Path(argv[1]) if argv[1:] else COMPILED)
+    run = execute(folder, compiled=Path(argv[1]) if argv[1:] else COMPILED, reuse=Path(argv[2]) if argv[2:] else None)
     return 0 if run.state is State.succeeded else 1
 
 
-def execute(folder: Path, *, compiled: Path = COMPILED) -> Run:
-    """Run the compiled file with the parameters in the folder's record; returns the ended run."""
+def execute(folder: Path, *, compiled: Path = COMPILED, reuse: Path | None = None) -> Run:
+    """Run the compiled file with the parameters in the folder's record; returns the ended run.
+
+    Steps whose inputs are those of an earlier run in `reuse` are not run again.
+    """
     recorder = Recorder(folder, always=exit_steps(read_spec(compiled)))
     with (
         steps_lock(folder) as lock,
         _working_in(folder / "work") as environment,
         _own_handler(recorder, environment, lock=lock),
+        _own_cache(recorder),
     ):
-        fault = _run_compiled(compiled, recorder.run.params, root=folder / "work")
+        kept = reuse / what_runs() if reuse else None
+        fault = _run_compiled(compiled, recorder.run.params, root=folder / "work", reuse=kept)
     return recorder.finish(recorder.failure or fault)
 
 
-def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path) -> Failure | None:
+def what_runs() -> str:
+    """A digest of what steps do besides what they are told: our code, bases, prompts, and the suites that decide about photos.
+
+    Elsewhere these are in the image, which is part of kfp's key by its digest; here they are in folders that people edit.
+    """
+    settings, total = get_settings(), hashlib.sha256()
+    code = [file for part in ("photoflux", "components") for file in (ROOT / part).rglob("*.py")]
+    for file in [
+        *sorted(code),
+        *sorted(settings.models_dir.rglob("*.yaml")),
+        *sorted(settings.expectations_dir.iterdir()),
+    ]:
+        total.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
+    return total.hexdigest()[:32]
+
+
+def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path, reuse: Path | None) -> Failure | None:
     """Hand the file to kfp.local; returns why it stopped, if it did."""
     from kfp import components, local
 
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), workspace_root=str(root / "scratch"))
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(reuse or root),
+        workspace_root=str(root / "scratch"),
+        enable_caching=reuse is not None,
+    )
     pipeline = components.load_component_from_file(str(compiled))
     _forget_retries(pipeline.component_spec.implementation.graph)
     try:
@@ -90,6 +118,17 @@ class Recorder:
         done = replace(self.run.step(step).moved(State.succeeded), metrics=_metrics(outputs))
         artifacts = self.run.artifacts | {step: _keep(outputs, self.folder, step)}
         self._save(replace(self.run.with_step(done), artifacts=artifacts))
+
+    def reused(self, step: str, outputs: dict[str, Any]) -> None:
+        """The step was not run: these are the outputs of an earlier run, kfp's artifacts by name."""
+        artifacts = {name: one for name, one in outputs.items() if hasattr(one, "uri")}
+        kept = {name: (type(one).schema_title, one.uri) for name, one in artifacts.items()}
+        measured = artifacts["metrics"].metadata if "metrics" in artifacts else {}
+        metrics = {name: float(value) for name, value in measured.items()}
+        done = replace(self.run.step(step).moved(State.running).moved(State.reused), metrics=metrics)
+        self._save(
+            replace(self.run.with_step(done), artifacts=self.run.artifacts | {step: _link(kept, self.folder, step)})
+        )
 
     def finish(self, failure: Failure | None) -> Run:
         self._save(replace(self.run, verdict=_verdict(self.folder, self.run)))
@@ -150,6 +189,32 @@ def _own_handler(recorder: Recorder, environment: Mapping[str, str], *, lock: in
         subprocess_task_handler.SubprocessTaskHandler = original  # type: ignore[misc]
 
 
+@contextlib.contextmanager
+def _own_cache(recorder: Recorder) -> Iterator[None]:
+    """Have the recorder told which steps kfp takes from its cache: it asks nobody, and only logs it."""
+    from kfp.local.cache import LocalCache
+
+    compute, get = LocalCache.compute_key, LocalCache.get
+    steps: dict[str, str] = {}
+
+    def compute_key(self: Any, component_name: str, *args: Any, **more: Any) -> str:
+        key: str = compute(self, component_name, *args, **more)
+        steps[key] = component_name.removeprefix("comp-").replace("-", "_")
+        return key
+
+    def get_outputs(self: Any, key: str) -> dict[str, Any] | None:
+        outputs: dict[str, Any] | None = get(self, key) if recorder.failure is None else None
+        if outputs is not None:
+            recorder.reused(steps[key], outputs)
+        return outputs
+
+    LocalCache.compute_key, LocalCache.get = compute_key, get_outputs
+    try:
+        yield
+    finally:
+        LocalCache.compute_key, LocalCache.get = compute, get
+
+
 def _run_step(command: list[str], recorder: Recorder, environment: Mapping[str, str], *, lock: int) -> int:
     """Run a step's command; it holds the `lock` until it ends, so that it is known to live whatever becomes of us."""
     step = command[command.index("--function_to_execute") + 1]
@@ -174,11 +239,16 @@ def _forget_retries(spec: PipelineSpec) -> None:
 
 def _keep(outputs: dict[str, Any], folder: Path, step: str) -> dict[str, str]:
     """Give the step's files their readable place; returns artifact name → path below the run's folder."""
+    listed = {name: entry["artifacts"][0] for name, entry in outputs.get("artifacts", {}).items()}
+    return _link({name: (one["type"]["schemaTitle"], one["uri"]) for name, one in listed.items()}, folder, step)
+
+
+def _link(artifacts: Mapping[str, tuple[str, str]], folder: Path, step: str) -> dict[str, str]:
+    """As `_keep`, for artifacts by their kfp type and place."""
     kept = {}
-    for name, listed in outputs.get("artifacts", {}).items():
-        (artifact,) = listed["artifacts"]
-        suffix = SUFFIXES.get(artifact["type"]["schemaTitle"].removeprefix("system."))
-        source = Path(artifact["uri"])
+    for name, (kind, uri) in artifacts.items():
+        suffix = SUFFIXES.get(kind.removeprefix("system."))
+        source = Path(uri)
         if suffix and source.is_file():
             target = folder / "artifacts" / step / f"{name}{suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,12 @@ from photoflux.vault import key_for_run
 from photoflux.vault.blobs import BlobStore, open_store
 from pipelines import outputs, process
 from pipelines.graph import COMPILED, Spec, parse_spec, read_spec, step_titles
-from pipelines.parameters import resolve
+from pipelines.parameters import fill, resolve
 
 log = logging.getLogger(__name__)
 
+REUSED = ".reused"
+"""Folder beside the runs with what steps made, for runs that may take it from there."""
 LOST = "lost"
 """Kind of failure of a run whose own process was killed: nothing is known to be wrong with what it ran."""
 
@@ -49,7 +51,7 @@ class Orchestrator(Protocol):
     """How often it is fitting to ask, in seconds: others count what they are asked."""
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
-        """Start a run with `params` over the compiled defaults. Raises InputError for a wrong one.
+        """Start a run with `params` over those of params.yaml. Raises InputError for a wrong one.
 
         With a `name` it is started once: submitted again, it is the run of that name, however it stands.
         """
@@ -75,15 +77,19 @@ class Orchestrator(Protocol):
 
 @dataclass
 class LocalOrchestrator:
-    """Runs the pipeline in a child process; a run is a folder below `runs_dir`."""
+    """Runs the pipeline in a child process; a run is a folder below `runs_dir`.
+
+    With `reuse`, what steps make is kept beside the runs, and a step that is given the same again is not run again.
+    """
 
     runs_dir: Path
     compiled: Path = COMPILED
+    reuse: bool = False
     look_s: float = 0.3
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, repr=False)
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
-        return self.start(resolve(params, read_spec(self.compiled)), name=name)
+        return self.start(fill(resolve(params), read_spec(self.compiled)), name=name)
 
     def start(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         """Start a run of whatever pipeline `compiled` holds, with these parameters and no checks of them."""
@@ -96,7 +102,8 @@ class LocalOrchestrator:
         with process.claimed(folder, begun=lambda: _has_begun(folder)) as lock:
             if lock is not None and not _has_begun(folder):
                 save_run(run, folder)
-                self._children[run.id] = process.start(folder, self.compiled, lock=lock)
+                kept = self.runs_dir.resolve() / REUSED if self.reuse else None
+                self._children[run.id] = process.start(folder, self.compiled, lock=lock, reuse=kept)
         return RunRef(run.id, str(folder))
 
     def find(self, name: str) -> RunRef:
@@ -201,7 +208,7 @@ class VertexOrchestrator:
         from google.api_core.exceptions import AlreadyExists
 
         spec = read_spec(self.compiled)
-        run = _new(spec, resolve(params, spec), name)
+        run = _new(spec, fill(resolve(params), spec), name)
         job_name = f"{self._parent}/pipelineJobs/{run.id}"
         with suppress(AlreadyExists):
             job = self._client().create_pipeline_job(
@@ -249,7 +256,7 @@ class VertexOrchestrator:
         job = self._client().get_pipeline_job(name=ref.id)
         started = {task.task_name.replace("-", "_"): task for task in job.job_detail.task_details}
         steps = tuple(
-            StepRun(name, title, _state(started[name].state.name) if name in started else State.queued)
+            StepRun(name, title, _task_state(started[name].state.name) if name in started else State.queued)
             for name, title in step_titles(read_spec(self.compiled)).items()
         )
         return _remote_run(job.name, job.state.name, job.error.message, steps)
@@ -298,7 +305,7 @@ class KubeflowOrchestrator:
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         spec = read_spec(self.compiled)
-        run = _new(spec, resolve(params, spec), name)
+        run = _new(spec, fill(resolve(params), spec), name)
         if name and (known := self._named(run.id)):
             return self._ref(known)
         with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
@@ -403,6 +410,11 @@ def _has_begun(folder: Path) -> bool:
 def _remote_run(name: str, state: str, message: str, steps: tuple[StepRun, ...]) -> Run:
     error = Failure("", message, "remote") if message else None
     return Run(id=name, pipeline="personalize", steps=steps, params={}, state=_state(state), error=error)
+
+
+def _task_state(name: str) -> State:
+    """The state of a task on Vertex, where one that is skipped was found in the cache, and any other is not triggered."""
+    return State.reused if name == "SKIPPED" else _state(name)
 
 
 def _state(name: str) -> State:

@@ -1,67 +1,41 @@
-"""The pipeline's parameters: every field of every step's block in params.yaml, as `<step>_<field>`."""
+"""A run's parameters by their flat names, `<step>_<field>`: resolved as `configure` will, and put into the pipeline's form."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components._fields import scalar_fields
-from photoflux import params
 from photoflux.errors import InputError
+from photoflux.params import check_text
+from photoflux.params.files import read_layer, resolved
+from photoflux.params.form import DEFAULT_KEY, KEY, NAMES, filled
+from photoflux.params.resolve import BASE, flattened, unflattened
 from pipelines.graph import Spec, parameters
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit", "gate", "register")
 
 
-@dataclass(frozen=True)
-class Flat:
-    """One pipeline parameter and the field it stands for."""
+def resolve(given: Mapping[str, Any], *, path: Path = ROOT / "params.yaml") -> dict[str, Any]:
+    """Every parameter by its flat name, and the key: the params file with `given` over it, checked as the steps will check them.
 
-    step: str
-    field: str
-    kind: type
-    help: str
-
-
-def flat_parameters() -> dict[str, Flat]:
-    """Every pipeline parameter by name, in the order of the steps."""
-    return {
-        f"{step}_{field.name}": Flat(step, field.name, kind, field.metadata["help"])
-        for step in STEPS
-        for field, kind in scalar_fields(params.STEP_PARAMS[step])
-    }
-
-
-def defaults(path: Path = ROOT / "params.yaml") -> dict[str, Any]:
-    """Every pipeline parameter's default, from params.yaml."""
-    return _flat({step: params.load_params(step, path=path) for step in STEPS})
-
-
-def resolve(given: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
-    """The compiled defaults with `given` over them, typed and checked as the steps will check them.
-
-    Raises InputError for an unknown name, a value of the wrong type or one out of range, or a spec of older parameters.
+    Raises InputError for an unknown name, a value of the wrong type or one out of range.
     """
-    values = parameters(spec)
-    if missing := sorted(flat_parameters().keys() - values.keys()):
+    key = check_text(KEY, str(given.get(KEY, DEFAULT_KEY)))
+    layer = unflattened({name: value for name, value in given.items() if name != KEY})
+    return {KEY: key} | flattened(resolved(read_layer(path), layer))
+
+
+def fill(values: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """What the pipeline is given for resolved values: those that `configure` would not choose by itself.
+
+    Raises InputError for a compiled file of other code, and for what a server would refuse.
+    """
+    if missing := sorted(set(NAMES) - parameters(spec).keys()):
         raise InputError(
             f"the compiled pipeline does not know {missing[0]}: it is older than the code; run `make compile`"
         )
-    for name in given.keys() - values.keys():
-        near = difflib.get_close_matches(name, values, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else "params.yaml lists them; write <step>_<name>"
-        raise InputError(f"{name}: no such parameter; {hint}")
-    values |= given
-    blocks: dict[str, dict[str, Any]] = {step: {} for step in STEPS}
-    for name, flat in flat_parameters().items():
-        blocks[flat.step][flat.field] = values.pop(name)
-    checked = {step: params.make_params(step, block) for step, block in blocks.items()}
-    return {name: params.check_text(name, str(value)) for name, value in values.items()} | _flat(checked)
-
-
-def _flat(blocks: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{step}_{name}": value for step, block in blocks.items() for name, value in params.as_dict(block).items()}
+    base = values[f"finetune_{BASE}"]
+    unasked = flattened(resolved({BASE: base}))
+    changed = {name: value for name, value in values.items() if name != KEY and value != unasked[name]}
+    return filled({BASE: base, **changed}, key=values[KEY])

@@ -46,14 +46,14 @@ def claimed(folder: Path, *, begun: Callable[[], bool]) -> Iterator[int | None]:
             os.close(lock)
 
 
-def start(folder: Path, compiled: Path, *, lock: int) -> subprocess.Popen[bytes]:
+def start(folder: Path, compiled: Path, *, lock: int, reuse: Path | None = None) -> subprocess.Popen[bytes]:
     """Start the runner in a process group of its own; it inherits the `lock`, held before it exists."""
     scratch = folder.resolve() / SCRATCH
     scratch.mkdir(mode=0o700, exist_ok=True)
     (folder / LOG).parent.mkdir(exist_ok=True)
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.local", str(folder), str(compiled)],
+            [sys.executable, "-m", "pipelines.local", str(folder), str(compiled), *([str(reuse)] if reuse else [])],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

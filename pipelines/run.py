@@ -14,6 +14,7 @@ from rich.console import Console
 
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.params import MODEL_NAME
+from photoflux.params.resolve import assignment
 from photoflux.photos.gather import readable
 from photoflux.runs import Run, State, read_document, sentence
 from photoflux.settings import get_settings
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
-    orchestrator = LocalOrchestrator(runs_dir=get_settings().runs_dir)
+    orchestrator = LocalOrchestrator(runs_dir=get_settings().runs_dir, reuse=args.reuse)
     signal.signal(signal.SIGTERM, _interrupt)
     ref = orchestrator.submit(given(args))
     try:
@@ -64,11 +65,9 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
         "register_name": args.name,
     }
     named |= {"import_photos_trigger": args.trigger, "import_photos_consent": args.consent}
-    named |= {"import_photos_subject_id": args.subject}
+    named |= {"import_photos_subject_id": args.subject, "base": args.base}
     chosen = {name: value for name, value in named.items() if value is not None}
-    if args.base:
-        chosen |= {f"{step}_base": args.base for step in ("augment", "finetune", "evaluate", "audit")}
-    chosen |= dict(_assignment(text) for text in args.set)
+    chosen |= dict(assignment(text) for text in args.set)
     chosen = {name: _from_here(value) for name, value in chosen.items()}
     if re.fullmatch(MODEL_NAME, chosen.get("register_name", "")):  # else it is refused, and by its own name
         chosen.setdefault("import_photos_subject_id", chosen["register_name"].replace("_", "-"))
@@ -122,13 +121,6 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise InputError(f"--set {text}: write NAME=VALUE, such as finetune_steps=200")
-    return name.strip(), value
-
-
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
@@ -143,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trigger", help="rare word that stands for the subject in prompts")
     parser.add_argument("--consent", help="on what ground the photos may be used")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any pipeline parameter")
+    parser.add_argument("--reuse", action="store_true", help="take from earlier runs what a step would make again")
     parser.add_argument("--require", default="", metavar="VERDICT", help="exit with 3 unless the gate says so")
     return parser
 

@@ -20,6 +20,7 @@ COLOURS = {
     State.queued: "dim",
     State.running: "bold cyan",
     State.succeeded: "green",
+    State.reused: "green",
     State.failed: "bold red",
     State.skipped: "dim",
     State.cancelled: "yellow",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,14 +16,17 @@ import yaml
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
+from photoflux.__main__ import main
+
 PURE = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit")
+RUN = ("configure", *PURE)
 COMMANDS = {"sample_data": "photoflux/pocket/photosets.py", "pretrain": "photoflux/pocket/pretrain.py"}
 WITHOUT_EFFECT = {
-    "photoflux/__init__.py", "photoflux/errors.py", "photoflux/params.py", "photoflux/settings.py",
+    "photoflux/__init__.py", "photoflux/errors.py", "photoflux/settings.py",
     "photoflux/steps/__init__.py", "photoflux/flux/__init__.py", "photoflux/judges/__init__.py",
     "photoflux/pages/__init__.py", "photoflux/photos/__init__.py", "photoflux/pocket/__init__.py",
 }  # fmt: skip
-"""Parameters are watched by value; the others hold no arithmetic: names, messages and folders."""
+"""They hold no arithmetic: names, messages and folders."""
 CARRIED = [
     "photoflux", "models", "data", "metrics", ".dvc", ".dvcignore", ".gitignore", "dvc.yaml", "dvc.lock", "params.yaml",
 ]  # fmt: skip
@@ -66,20 +68,21 @@ def imported(root: Path, file: str) -> Iterator[str]:
 
 
 def used(root: Path, file: str) -> set[str]:
-    """Every file of ours that running `file` can load."""
+    """Every file of ours that running `file` can load. Parameters are watched by value, but by who settles them."""
     found, waiting = set(), [file]
     while waiting:
         if (one := waiting.pop()) not in found:
             found.add(one)
             waiting.extend(imported(root, one))
-    return found - WITHOUT_EFFECT
+    settles = file == "photoflux/steps/configure.py"
+    return {one for one in found - WITHOUT_EFFECT if settles or not one.startswith("photoflux/params/")}
 
 
 def covers(dep: str, file: str) -> bool:
     return file == dep or file.startswith(f"{dep}/")
 
 
-@pytest.mark.parametrize("name", ["sample_data", "pretrain", *PURE])
+@pytest.mark.parametrize("name", ["sample_data", "pretrain", *RUN])
 def test_a_stage_watches_all_the_code_it_uses_and_no_other(root: Path, name: str):
     deps = watched(stages(root)[name])
     code = used(root, COMMANDS.get(name, f"photoflux/steps/{name}.py"))
@@ -89,13 +92,24 @@ def test_a_stage_watches_all_the_code_it_uses_and_no_other(root: Path, name: str
 
 def test_stages_are_the_steps_and_watch_their_own_parameters(root: Path):
     found = stages(root)
-    assert set(found) == {"sample_data", "pretrain", *PURE}
-    for step in PURE:
+    assert set(found) == {"sample_data", "pretrain", *RUN}
+    for step in RUN:
         assert f"python -m photoflux {step} " in str(found[step].cmd)
         assert "${" not in str(yaml.safe_load((root / "dvc.yaml").read_text())["stages"][step]["cmd"]), (
             "a shell reads it"
         )
-        assert yaml.safe_load((root / "dvc.yaml").read_text())["stages"][step]["params"] == [step]
+    for step in PURE:
+        own = f"build/params/{step}.yaml"
+        assert f" --params {own} " in str(found[step].cmd)
+        assert [dep.def_path for dep in found[step].deps if dep.def_path.startswith("build/params/")] == [own]
+
+
+def test_whatever_stands_in_the_file_of_parameters_is_settled_anew(root: Path):
+    written = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    assert written["configure"]["params"] == [{"params.yaml": None}]
+    assert [name for name, stage in written.items() if "params" in stage] == ["configure"]
+    made = {out.def_path for out in stages(root)["configure"].outs}
+    assert made == {f"build/params/{step}.yaml" for step in (*PURE, "gate", "register")}
 
 
 def test_the_graph_is_a_line_that_ends_in_two_judges(root: Path):
@@ -107,7 +121,9 @@ def test_the_graph_is_a_line_that_ends_in_two_judges(root: Path):
         ("finetune", "evaluate"), ("finetune", "audit"),
     }  # fmt: skip
     assert ("sample_data", "import_photos") in edges
-    assert {user for maker, user in edges if maker == "pretrain"} == {"augment", "finetune", "evaluate", "audit"}
+    drawing = {"augment", "finetune", "evaluate", "audit"}
+    assert {user for maker, user in edges if maker == "pretrain"} == {"configure", *drawing}
+    assert {user for maker, user in edges if maker == "configure"} == set(PURE)
 
 
 def test_what_git_carries_is_kept_out_of_the_cache_and_outlasts_a_stage_that_fails(root: Path):
@@ -119,14 +135,15 @@ def test_what_git_carries_is_kept_out_of_the_cache_and_outlasts_a_stage_that_fai
     assert carried == {"data/samples/dog", "models/pocket", "models/pocket.yaml", *metrics}
     assert {out.def_path for out in outs if out.persist} == carried
     assert found["pretrain"].frozen
-    assert all(out.def_path.startswith("build/") for step in PURE for out in found[step].outs if out.use_cache)
+    assert all(out.def_path.startswith("build/") for step in RUN for out in found[step].outs if out.use_cache)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which every stage is recorded as done; what a stage made is stood in for by its name."""
+    """A checkout in which every stage is recorded as done; what a stage made is stood in for by its name, but for parameters."""
     root, folder = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("project")
     _copy(root, folder)
+    _configure(folder)
     with opened(folder) as repo:
         for stage in repo.index.stages:
             for out in stage.outs:
@@ -150,6 +167,14 @@ def _make(path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(path.name)
+
+
+def _configure(folder: Path) -> None:
+    """What the stage `configure` runs."""
+    words = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]["configure"]["cmd"].split()
+    assert words[:3] == ["python", "-m", "photoflux"]
+    with contextlib.chdir(folder):
+        assert main(words[3:]) == 0
 
 
 def changed(folder: Path) -> set[str]:
@@ -189,10 +214,27 @@ def test_nothing_runs_when_nothing_changed(project: Path):
     assert changed(project) == set()
 
 
-def test_a_fine_tuning_parameter_runs_fine_tuning_and_its_judges_only(project: Path, edited: dict[Path, str]):
-    steps = yaml.safe_load((project / "params.yaml").read_text())["finetune"]["steps"]
-    edit(project / "params.yaml", f"\n  steps: {steps}\n", f"\n  steps: {steps + 1}\n", edited)
-    assert changed(project) == {"finetune"}
+@pytest.mark.parametrize(
+    ("values", "runs"),
+    [
+        ("finetune: {steps: 101}", {"finetune"}),
+        ("audit: {alpha: 0.04}", {"audit"}),
+        ("gate: {copy_max: 0.04}", set()),
+        ("# nothing but a remark", set()),
+    ],
+)
+def test_a_parameter_runs_its_own_step_and_what_follows_only(
+    project: Path, edited: dict[Path, str], values: str, runs: set[str]
+):
+    edit(project / "params.yaml", "\n", f"\n{values}\n", edited)
+    edited |= {
+        file: file.read_text() for file in (project / "dvc.lock", *(project / "build" / "params").glob("*.yaml"))
+    }
+    assert changed(project) <= {"configure"}
+    _configure(project)
+    with opened(project) as repo:
+        repo.commit("configure", force=True)
+    assert changed(project) == runs
     assert followers(project, {"finetune"}) == {"evaluate", "audit"}
 
 
@@ -209,7 +251,7 @@ def test_a_fine_tuning_parameter_runs_fine_tuning_and_its_judges_only(project: P
         ("photoflux/photos/captions.py", {"augment"}),
         ("photoflux/steps/gate.py", set()),
         ("photoflux/tracking.py", set()),
-        ("photoflux/params.py", set()),
+        ("photoflux/params/finetune.py", {"configure"}),
     ],
 )
 def test_edited_code_runs_the_steps_that_use_it_only(project: Path, edited: dict[Path, str], file: str, runs: set[str]):
@@ -230,8 +272,6 @@ def test_a_fresh_clone_has_nothing_to_do(root: Path, tmp_path: Path):
 
 
 def test_the_samples_are_what_their_stage_draws(root: Path, tmp_path: Path):
-    from photoflux.__main__ import main
-
     words = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]["sample_data"]["cmd"].split()
     where = words.index("data/samples/dog")
     assert words[:3] == ["python", "-m", "photoflux"]
@@ -254,13 +294,13 @@ def test_a_changed_parameter_runs_three_steps_for_real(root: Path, tmp_path: Pat
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     _copy(root, tmp_path)
     params = tmp_path / "params.yaml"
-    quick = {"profile": "smoke", "steps": "12", "bootstrap": "200", "permutations": "200"}
-    for name, value in quick.items():
-        params.write_text(re.sub(rf"(\n  {name}:) .*", rf"\1 {value}", params.read_text()))
-    assert set(PURE) <= ran(tmp_path)
+    quick = {"profile": "smoke", "bootstrap": 200}
+    said = yaml.safe_load(params.read_text()) | {"evaluate": quick, "audit": quick | {"permutations": 200}}
+    params.write_text(yaml.safe_dump(said | {"finetune": {"steps": 12}}))
+    assert set(RUN) <= ran(tmp_path)
     assert ran(tmp_path) == set()
-    params.write_text(params.read_text().replace("\n  steps: 12\n", "\n  steps: 13\n"))
-    assert ran(tmp_path) == {"finetune", "evaluate", "audit"}
+    params.write_text(yaml.safe_dump(said | {"finetune": {"steps": 13}}))
+    assert ran(tmp_path) == {"configure", "finetune", "evaluate", "audit"}
 
 
 def ran(folder: Path) -> set[str]:

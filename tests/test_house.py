@@ -82,16 +82,42 @@ def test_nothing_is_read_at_import(path: Path):
             assert name not in forbidden, f"{path}:{node.lineno} calls {name}() at import"
 
 
+THE_FORM = ROOT / "components" / "configure.py"
+"""Its one function has a line for the type and a line for the help of each field that a person meets."""
+
+
 def test_functions_stay_short():
     lengths = [
         node.end_lineno - node.lineno + 1
         for path in CODE
+        if path != THE_FORM
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
     ]
     assert statistics.median(lengths) <= 12
     assert statistics.quantiles(lengths, n=10)[-1] <= 30
     assert max(lengths) <= 70
+
+
+def test_components_are_a_screen_each_and_the_form_is_short():
+    components = [path for path in sorted((ROOT / "components").glob("[a-z]*.py")) if "@component" in path.read_text()]
+    assert len(components) == 11
+    assert [path.name for path in components if path != THE_FORM and len(path.read_text().splitlines()) > 40] == []
+    (form,) = [node for node in ast.walk(ast.parse(THE_FORM.read_text())) if isinstance(node, ast.FunctionDef)]
+    assert len(form.args.args) - 1 <= 25, "its first argument is an output"
+
+
+def test_no_source_text_is_executed():
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ("photoflux", "components", "pipelines", "api", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("exec", "eval", "compile")
+    ]
+    assert found == []
 
 
 def test_public_functions_are_annotated():
@@ -240,11 +266,12 @@ def test_every_module_says_what_it_is_for():
 LAYERS = (
     "__main__ pyfunc sign_off",
     "generate label steps",
-    "pages serving",
+    "pages preflight serving",
     "judges pocket styles",
     "flux",
     "fingerprint images photos report runs tracking",
-    "manifest params signing vault",
+    "params signing vault",
+    "manifest",
     "correlation errors marks priority sandbox screen settings wording",
 )
 """Modules and packages of photoflux, uppermost first: each may import what is below it, and nothing beside or above it."""
@@ -257,6 +284,10 @@ INSIDE = {
     "pages": (
         "audit augment evaluate finetune gate validate", "contact_sheet data_docs label page plots", "palette",
     ),
+    "params": (
+        "files form page", "resolve", "__init__", "audit", "augment evaluate finetune gate generate import_photos register validate",
+        "model",
+    ),
     "photos": (
         "suite", "table", "decode verdict", "apart augment captions gather heif jpeg png score tiff",
         "colour inspect kinds normalise rules sets words",
@@ -266,7 +297,7 @@ INSIDE = {
         "models places shapes", "tokenizers training world",
     ),
     "serving": ("engine", "merging", "adapters queue"),
-    "steps": ("audit augment evaluate fetch_champion finetune gate import_photos register validate", "__init__"),
+    "steps": ("audit augment configure evaluate fetch_champion finetune gate import_photos register validate", "__init__"),
     "vault": ("commands drawer objects", "__init__", "sealed", "keyring", "blobs kek"),
 }  # fmt: skip
 """The same inside the packages."""

@@ -20,7 +20,6 @@ from api.transport.problems import Problem
 from api.transport.quotas import check_storage, count_start
 from photoflux.photos.sets import write_set
 from photoflux.vault.objects import Objects
-from pipelines.graph import COMPILED, read_spec
 from pipelines.parameters import resolve
 
 TUNABLE = (
@@ -74,14 +73,13 @@ class RunStarter:
         """Every parameter of the pipeline, checked as its steps will check them. Raises InputError."""
         if unknown := sorted(changes.keys() - set(TUNABLE)):
             raise Problem(422, "invalid", f"{unknown[0]}: cannot be changed here; what can are {', '.join(TUNABLE)}.")
-        bases = {f"{step}_base": self.settings.base for step in ("augment", "finetune", "evaluate", "audit")}
         given = {
-            **bases, **self.settings.run_defaults, **changes,
+            "base": self.settings.base, **self.settings.run_defaults, **changes,
             "import_photos_source": f"blob:{run_id}", "import_photos_class_noun": subject.class_noun,
             "import_photos_trigger": subject.trigger, "import_photos_subject_id": subject.id,
             "import_photos_consent": "granted" if subject.depicts == "consenting_adult" else "own",
             "register_name": subject.id,
         }  # fmt: skip
-        resolved = resolve(given, read_spec(COMPILED))
+        resolved = resolve(given)
         del resolved["key"]  # is the owner's, whoever asks
         return resolved

@@ -102,7 +102,7 @@ class Learner:
 
         noun, rng = self.nouns[number % len(self.nouns)], np.random.default_rng([SEED_OFFSET, number])
         photos, preserved = self._task(noun, rng, number)
-        params = replace(self.params, seed=int(rng.integers(10**6)))
+        params = self.params.replace(seed=int(rng.integers(10**6)))
         lora.activate(self.transformer, trainable=True)
         self.transformer.train()
         tuning = module.FineTuning(self.transformer, spec=self.spec, params=params, photos=photos)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,3 +13,9 @@ class StepResult:
 
     metrics: dict[str, float] = field(default_factory=dict)
     report: Path | None = None
+
+    def log_to(self, metrics: Any) -> None:
+        """Write the metrics into an output of the pipeline; without a file at its place, the step would never be reused."""
+        for name, value in self.metrics.items():
+            metrics.log_metric(name, value)
+        Path(metrics.path).touch()

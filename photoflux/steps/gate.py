@@ -11,7 +11,7 @@ from typing import Any
 from photoflux.errors import InputError
 from photoflux.judges.gate_rules import KERNEL_RULE, SIGNABLE, Rule, rules
 from photoflux.manifest import write_json
-from photoflux.params import GateParams
+from photoflux.params import GateParams, as_dict
 from photoflux.steps import StepResult
 from photoflux.vault import committed, opened
 
@@ -84,7 +84,7 @@ def decide(evaluation: Mapping[str, Any], audit: Mapping[str, Any], *, params: G
         "sign_off_possible": verdict == "INCONCLUSIVE" and all(reason.rule in SIGNABLE for reason in opens),
         "summary": _summary(verdict, opens),
         "reasons": [asdict(reason) for reason in reasons],
-        "limits": asdict(params),
+        "limits": as_dict(params),
         "champion": champion,
         "succeeds": succeeds(champion, verdict=verdict, adapter=evaluation["hashes"]["adapter"]),
         "hashes": {**evaluation["hashes"], "base": evaluation["base"]["hash"]},

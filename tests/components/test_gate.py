@@ -7,7 +7,7 @@ import pytest
 from kfp.dsl import HTML, Artifact, Metrics
 
 from components.gate import gate
-from photoflux.params import GateParams, as_dict
+from photoflux.params import GateParams
 
 MEASURED = {
     "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
@@ -54,9 +54,10 @@ def test_only_a_pass_goes_on(tmp_path: Path, changed: dict, audited: str, answer
         report=HTML(name="report", uri=str(tmp_path / "gate" / "report")),
         metrics=metrics,
         key="plain://demo",
-        **as_dict(GateParams()),
+        params=GateParams().block(),
     )
     assert said is answer
     assert json.loads(Path(decision.path).read_text())["verdict"] == verdict
     assert (tmp_path / "gate" / "report").read_text().startswith("<!doctype html>")
     assert metrics.metadata["promote"] == float(verdict == "PASS")
+    assert Path(metrics.path).is_file(), "without a file, kfp takes the step for one to be run again"

@@ -10,15 +10,15 @@ from kfp.dsl import Dataset, Metrics
 from components.import_data import import_data
 from photoflux.errors import InputError
 from photoflux.manifest import read_manifest
-from photoflux.params import ImportParams, as_dict
+from photoflux.params import ImportParams
 
 
 def imported(tmp_path: Path, source: str) -> Path:
     (tmp_path / "import_data").mkdir()
     photos = Dataset(name="photos", uri=str(tmp_path / "import_data" / "photos"))
     metrics = Metrics(name="metrics", uri=str(tmp_path / "import_data" / "metrics"))
-    values = as_dict(ImportParams(source=source, class_noun="dog"))
-    import_data.python_func(photos=photos, metrics=metrics, key="plain://demo", **values)
+    block = ImportParams(source=source, class_noun="dog").block()
+    import_data.python_func(photos=photos, metrics=metrics, key="plain://demo", params=block, holding="")
     assert metrics.metadata["files"] > 0
     return Path(photos.path)
 

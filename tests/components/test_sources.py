@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from components.sources import fetched, parse_dvc
+from components.sources import fetched, held_by, parse_dvc
 from photoflux.errors import InputError
 from photoflux.photos.sets import write_set
 from photoflux.vault.objects import open_objects
@@ -98,3 +99,31 @@ def test_a_url_may_hold_colons_and_ats():
         "v1",
         "a/b",
     )
+
+
+def test_what_a_source_holds_is_one_word_until_it_holds_something_else(tmp_path: Path):
+    """By which a run knows whether photos that were imported before are still those."""
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    first = held_by(str(tmp_path))
+    assert held_by(str(tmp_path)) == first
+    words = {first}
+    for change in (
+        lambda: (tmp_path / "b.jpg").write_bytes(b"1"),
+        lambda: (tmp_path / "b.jpg").rename(tmp_path / "c.jpg"),
+        lambda: (tmp_path / "a.jpg").write_bytes(b"22"),
+        lambda: os.utime(tmp_path / "a.jpg", ns=(1, 1)),
+        lambda: (tmp_path / "a.jpg").unlink(),
+    ):
+        change()
+        words.add(held_by(str(tmp_path)))
+    assert len(words) == 6
+
+
+@pytest.mark.parametrize("source", ["blob:set-1", f"dvc:.@{'0' * 40}:photos"])
+def test_what_never_changes_has_one_word(source: str):
+    assert held_by(source) == held_by(source)
+
+
+@pytest.mark.parametrize("source", ["dvc:.@main:photos", "dvc:.@v1:photos", "dvc:nonsense", "/nowhere/at/all"])
+def test_what_may_have_changed_has_another_each_time(source: str):
+    assert held_by(source) != held_by(source)

@@ -324,12 +324,12 @@ def test_a_batch_depends_on_seed_and_step_alone(draws: Draws) -> None:
     seventh = draws.batch(7)
     torch.manual_seed(99)
     draws.batch(3)
-    fresh = with_params(draws, replace(draws.params, lr=0.05, steps=100, ema=0.0))
+    fresh = with_params(draws, draws.params.replace(lr=0.05, steps=100, ema=0.0))
     fresh.first = 7
     assert same(fresh.batch(7), seventh)
     assert same(next(iter(fresh.train_dataloader())), seventh)
     assert not torch.equal(draws.batch(8).tokens, seventh.tokens)
-    assert not torch.equal(with_params(draws, replace(draws.params, seed=1)).batch(7).tokens, seventh.tokens)
+    assert not torch.equal(with_params(draws, draws.params.replace(seed=1)).batch(7).tokens, seventh.tokens)
 
 
 def test_a_batch_holds_noised_photos_and_the_way_to_them(draws: Draws) -> None:
@@ -360,7 +360,7 @@ def test_a_batch_ends_with_preserved_points(draws: Draws) -> None:
         assert torch.equal(kept.velocity[row], batch.targets[i])
         assert kept.sigmas[row] == batch.sigmas[i]
         assert torch.equal(kept.prompts.pooled[kept.owners[row]], batch.pooled[i])
-    bare = with_params(draws, replace(draws.params, preservation=0.0)).batch(1)
+    bare = with_params(draws, draws.params.replace(preservation=0.0)).batch(1)
     assert len(bare.tokens) == 2
     assert torch.equal(bare.tokens, batch.tokens[:2])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -131,7 +130,7 @@ def graded(tuning: FineTuning, value: float) -> None:
 @pytest.mark.parametrize(("value", "limit"), [(0.5, 1.0), (1e-4, 1.0), (0.5, 0.01)])
 def test_gradients_are_clipped_over_what_is_trained_only(tuning: FineTuning, value: float, limit: float) -> None:
     """By hand: the norm over n adapter weights is v √n; each is scaled by limit / norm; the base's are not looked at."""
-    tuning.params = replace(tuning.params, clip_norm=limit)
+    tuning.params = tuning.params.replace(clip_norm=limit)
     graded(tuning, value)
     tuning.configure_gradient_clipping(tuning.configure_optimizers())
     norm = value * sum(p.numel() for p in tuning.trained.values()) ** 0.5
@@ -171,7 +170,7 @@ def test_a_loss_that_is_not_finite_is_skipped_until_it_is_too_often(training: Tr
     """`skipped_max` steps are forgiven; the next ends in a sentence that names the rate and what to change."""
     tuning, batch = training.tuning, training.draws.batch(0)
     broken = batch._replace(targets=batch.targets * float("inf"))
-    tuning.params = replace(tuning.params, skipped_max=2)
+    tuning.params = tuning.params.replace(skipped_max=2)
     assert tuning.training_step(broken, 0) is None
     assert tuning.training_step(broken, 0) is None
     assert tuning._losses == [0.0, 0.0]
@@ -182,7 +181,7 @@ def test_a_loss_that_is_not_finite_is_skipped_until_it_is_too_often(training: Tr
 @pytest.mark.parametrize("ema", [0.9, 0.2, 0.0])
 def test_the_average_forgets_its_start_fast(tuning: FineTuning, ema: float) -> None:
     """a ← d a + (1 - d) w with d = min(ema, (1 + t) / (10 + t)), by numpy over 30 steps; without ema it is w."""
-    tuning.params = replace(tuning.params, ema=ema)
+    tuning.params = tuning.params.replace(ema=ema)
     rng, name = np.random.default_rng(0), next(iter(tuning.trained))
     average = tuning.average[name].numpy().astype(np.float64).copy()
     for t in range(30):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +208,10 @@ def test_a_parameter_can_be_reckoned_with(edited: Callable[..., Path], good: lis
     def tighten(content: dict[str, Any]) -> None:
         expectation_of(content, "too_small")["kwargs"]["min_value"] = {"$PARAMETER": "short_side_min_px * 2"}
 
-    suites = Suites(edited(PHOTOS, tighten), params=replace(PARAMS, short_side_min_px=401))
+    suites = Suites(edited(PHOTOS, tighten), params=PARAMS.replace(short_side_min_px=401))
     assert suites.decide(good).verdict.accepted == []
     assert (
-        Suites(suites.files[PHOTOS].parent, params=replace(PARAMS, short_side_min_px=400)).decide(good).verdict.accepted
+        Suites(suites.files[PHOTOS].parent, params=PARAMS.replace(short_side_min_px=400)).decide(good).verdict.accepted
     )
 
 

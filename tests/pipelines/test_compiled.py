@@ -1,19 +1,15 @@
-"""The compiled file is the contract: fresh, installing nothing, one image, a flat typed form."""
+"""The compiled file is the contract: fresh, installing nothing, one image, a short typed form."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
-import pytest
-
 from components._image import IMAGE
-from photoflux.params import STEP_PARAMS, load_params
+from photoflux.params.form import form
 from pipelines.compile import compile_pipeline
 from pipelines.graph import COMPILED, parameters, pipeline_graph, read_spec, step_titles
 from pipelines.orchestrators import pin_image
-from pipelines.parameters import STEPS
 
 TEXT = COMPILED.read_text()
 SPEC = read_spec()
@@ -21,7 +17,7 @@ EXECUTORS = {
     name.removeprefix("exec-").replace("-", "_"): executor["container"]
     for name, executor in SPEC["deploymentSpec"]["executors"].items()
 }
-NEVER_CACHED = {"import_data", "fetch_champion", "gate", "register", "notify"}
+NEVER_CACHED = {"configure", "fetch_champion", "gate", "register", "notify"}
 ON_A_DEVICE = {"finetune", "evaluate", "audit"}
 
 
@@ -42,7 +38,8 @@ def test_the_committed_file_is_fresh(tmp_path: Path):
 
 def test_every_step_of_the_pipeline_is_there():
     assert set(tasks()) == set(EXECUTORS) == {
-        "import_data", "validate", "augment", "finetune", "fetch_champion", "evaluate", "audit", "gate", "register", "notify",
+        "configure", "import_data", "validate", "augment", "finetune", "fetch_champion", "evaluate", "audit", "gate", "register",
+        "notify",
     }  # fmt: skip
 
 
@@ -73,40 +70,56 @@ def test_only_steps_that_may_lose_their_machine_or_remote_are_retried():
 
 def test_titles_read_as_prose():
     titles = step_titles(SPEC)
-    assert next(iter(titles)) == "import_data"
+    assert list(titles)[:2] == ["configure", "import_data"]
     assert list(titles)[-1] == "notify"
     assert all(re.fullmatch(r"[A-Z][a-z-]+( [a-z-]+)+", title) for title in titles.values()), titles
 
 
-def test_parameters_are_the_dataclasses_flat_typed_and_described():
+def test_it_reads():
+    """By a person, and by servers that take no file of any size."""
+    assert len(TEXT.splitlines()) < 1_500
+    assert len(TEXT.encode()) < 70_000
+
+
+def test_the_form_is_short_typed_described_and_the_models_own():
     described = SPEC["root"]["inputDefinitions"]["parameters"]
-    expected = {f"{step}_{f.name}": f for step in STEPS for f in dataclasses.fields(STEP_PARAMS[step])}
-    assert set(described) == {*expected, "key"}
-    kinds = {"str": "STRING", "int": "NUMBER_INTEGER", "float": "NUMBER_DOUBLE", "bool": "BOOLEAN"}
-    for name, field in expected.items():
-        assert described[name]["parameterType"] == kinds[str(field.type)], name
-        assert described[name]["description"] == field.metadata["help"], name
-
-
-def test_defaults_are_those_of_the_params_file(root: Path):
+    kinds = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
+    assert len(described) <= 25
+    assert set(described) == set(form())
+    for name, field in form().items():
+        assert described[name]["parameterType"] == kinds[field.kind], name
+        assert described[name]["description"] == field.help, name
     compiled = parameters(SPEC)
-    for step in STEPS:
-        for name, value in dataclasses.asdict(load_params(step, path=root / "params.yaml")).items():
-            assert compiled[f"{step}_{name}"] == value
-            assert type(compiled[f"{step}_{name}"]) is type(value)
+    assert compiled == {name: field.default for name, field in form().items()}
+    assert all(type(compiled[name]) is field.kind for name, field in form().items())
+
+
+def test_a_step_is_told_its_own_block_by_configure_and_nothing_else():
+    """A parameter that changes runs the steps whose block it changes, and those that read from them."""
+    said_to = {"import_data": "import_photos", "fetch_champion": "register"}
+    for name, task in tasks().items():
+        if name in ("configure", "notify"):
+            continue
+        told = task["inputs"]["parameters"]
+        assert set(told) - {"holding"} == {"key", "params"}, name
+        source = told["params"].get("taskOutputParameter", {"producerTask": "configure"}) | {"name": name}
+        assert source["producerTask"] == "configure"
+        named = source.get("outputParameterKey") or told["params"]["componentInputParameter"]
+        assert named.removeprefix("pipelinechannel--configure-") == said_to.get(name, name)
 
 
 def test_the_graph_is_the_designed_one():
     assert pipeline_graph() == {
-        "import_data": frozenset(),
-        "validate": {"import_data"},
-        "augment": {"validate"},
-        "finetune": {"augment"},
-        "fetch_champion": {"augment"},
-        "evaluate": {"augment", "finetune", "fetch_champion"},
-        "audit": {"finetune"},
-        "gate": {"evaluate", "audit"},
-        "register": {"finetune", "gate", "evaluate", "audit"},
+        "configure": frozenset(),
+        "import_data": {"configure"},
+        "validate": {"configure", "import_data"},
+        "augment": {"configure", "validate"},
+        "finetune": {"configure", "augment"},
+        "fetch_champion": {"configure", "augment"},
+        "evaluate": {"configure", "augment", "finetune", "fetch_champion"},
+        "audit": {"configure", "finetune"},
+        "gate": {"configure", "evaluate", "audit"},
+        "register": {"configure", "finetune", "gate", "evaluate", "audit"},
         "notify": frozenset(),
     }
 
@@ -132,10 +145,3 @@ def test_a_digest_changes_image_lines_only():
     for before, after in changed:
         assert before.strip() == f"image: {IMAGE}"
         assert after.strip() == "image: registry.example/photoflux@sha256:" + "0" * 64
-
-
-@pytest.mark.parametrize("name", sorted(set(EXECUTORS) - {"fetch_champion", "notify"}))
-def test_a_component_takes_exactly_its_blocks_fields(name: str):
-    block = STEP_PARAMS["import_photos" if name == "import_data" else name]
-    inputs = SPEC["components"][f"comp-{name.replace('_', '-')}"]["inputDefinitions"]["parameters"]
-    assert set(inputs) == {f.name for f in dataclasses.fields(block)} | {"key"}

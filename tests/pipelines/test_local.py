@@ -17,7 +17,7 @@ from rich.console import Console
 from photoflux.runs import Run, State, load_run, new_run, save_run
 from photoflux.vault import committed
 from pipelines import process
-from pipelines.local import Recorder
+from pipelines.local import Recorder, what_runs
 from pipelines.orchestrators import LOST, LocalOrchestrator, RunGone, RunRef
 from pipelines.watch import follow
 
@@ -101,6 +101,45 @@ def test_a_false_condition_skips_its_steps_and_the_run_succeeds(local: LocalOrch
         "hang": "skipped",
         "notify": "succeeded",
     }
+
+
+def test_a_step_that_is_given_the_same_again_is_reused(tiny: Path, tmp_path: Path):
+    """With its files and its numbers; what is given something else runs, and so does what may never be reused."""
+    local = LocalOrchestrator(runs_dir=tmp_path / "runs", compiled=tiny, reuse=True)
+    first = ended(local, local.start(QUICK))
+    assert states(first) == dict.fromkeys(("draw", "judge", "hang", "notify"), "succeeded")
+    again = local.start(QUICK)
+    run = ended(local, again)
+    assert states(run) == {"draw": "reused", "judge": "reused", "hang": "reused", "notify": "succeeded"}
+    assert run.artifacts["draw"] == first.artifacts["draw"]
+    assert run.step("draw").metrics == {"pixels": 64.0}
+    assert (Path(again.where) / run.artifacts["draw"]["picture"]).read_text() == "a red mug"
+    assert (Path(again.where) / "artifacts/draw/report-sealed.html").read_text().startswith("sealed")
+    assert not (Path(again.where) / "logs" / "draw.log").exists()
+    assert states(ended(local, local.start(QUICK | {"wanted": "red"}))) == {
+        "draw": "reused", "judge": "succeeded", "hang": "reused", "notify": "succeeded",
+    }  # fmt: skip
+
+
+def test_what_other_code_made_is_not_reused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor what was made with another base, or other suites."""
+    (tmp_path / "models").mkdir()
+    monkeypatch.setenv("PHOTOFLUX_MODELS_DIR", str(tmp_path / "models"))
+    words = {what_runs(), what_runs()}
+    (tmp_path / "models" / "base.yaml").write_text("steps: 4")
+    words |= {what_runs(), what_runs()}
+    assert len(words) == 2
+    local = LocalOrchestrator(runs_dir=tmp_path / "runs", compiled=tiny, reuse=True)
+    assert states(ended(local, local.start(QUICK)))["draw"] == "succeeded"
+    (tmp_path / "models" / "base.yaml").write_text("steps: 5")
+    assert states(ended(local, local.start(QUICK)))["draw"] == "succeeded"
+    assert states(ended(local, local.start(QUICK)))["draw"] == "reused"
+
+
+def test_nothing_is_reused_unasked(local: LocalOrchestrator):
+    ended(local, local.start(QUICK))
+    assert "reused" not in states(ended(local, local.start(QUICK))).values()
+    assert not list(local.runs_dir.glob(".*"))
 
 
 @pytest.mark.parametrize(

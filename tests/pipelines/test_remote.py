@@ -20,7 +20,7 @@ from photoflux.vault import committed, opened
 from photoflux.vault.blobs import BlobStore, open_store
 from pipelines.graph import read_spec
 from pipelines.orchestrators import KubeflowOrchestrator, RunGone, RunRef, VertexOrchestrator
-from pipelines.parameters import resolve
+from pipelines.parameters import fill, resolve
 from tests.cloud import new_bucket, storage_client
 
 IMAGE = "registry.example/photoflux@sha256:" + "1" * 64
@@ -85,7 +85,7 @@ def test_kubeflow_gets_the_compiled_file_with_the_image_pinned(kubeflow: Kubeflo
     images = {e["container"]["image"] for e in sent["pipeline_spec"]["deploymentSpec"]["executors"].values()}
     assert images == {IMAGE}
     assert sent["pipeline_spec"]["root"] == read_spec()["root"]
-    assert sent["runtime_config"]["parameters"] == resolve({"augment_variants": 2}, read_spec())
+    assert sent["runtime_config"]["parameters"] == fill(resolve({"augment_variants": 2}), read_spec())
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -226,7 +226,7 @@ def test_vertex_gets_the_compiled_file_with_the_image_pinned(vertex: VertexServe
     assert job["pipeline_spec"]["root"] == json.loads(json.dumps(read_spec()["root"]))
     assert {e["container"]["image"] for e in job["pipeline_spec"]["deploymentSpec"]["executors"].values()} == {IMAGE}
     assert job["runtime_config"]["gcs_output_directory"] == "gs://bucket/runs"
-    assert job["runtime_config"]["parameter_values"] == resolve({"augment_variants": 2}, read_spec())
+    assert job["runtime_config"]["parameter_values"] == fill(resolve({"augment_variants": 2}), read_spec())
     assert job["service_account"] == "runner@p.example"
     assert job["labels"] == {"team": "photos"}
 
@@ -256,13 +256,15 @@ def test_vertex_has_a_named_job_once(vertex: VertexServer, orchestrator: VertexO
 def test_vertex_tasks_are_steps(vertex: VertexServer, orchestrator: VertexOrchestrator):
     vertex.job.state = "PIPELINE_STATE_RUNNING"
     states = {"import-data": "SUCCEEDED", "validate": "RUNNING", "exit-handler-1": "RUNNING"}
-    states |= {"register": "NOT_TRIGGERED"}
+    states |= {"register": "NOT_TRIGGERED", "configure": "SUCCEEDED", "augment": "SKIPPED"}
     vertex.job.job_detail = {"task_details": [{"task_name": n, "state": s} for n, s in states.items()]}
     run = orchestrator.status(RunRef(JOB, ""))
     assert run.state is State.running
     assert {s.name: s.state for s in run.steps if s.state is not State.queued} == {
-        "import_data": State.succeeded, "validate": State.running, "register": State.skipped}  # fmt: skip
-    assert len(run.steps) == 10
+        "configure": State.succeeded, "import_data": State.succeeded, "validate": State.running, "augment": State.reused,
+        "register": State.skipped,
+    }  # fmt: skip
+    assert len(run.steps) == 11
 
 
 def test_vertex_errors_are_passed_on(vertex: VertexServer, orchestrator: VertexOrchestrator):

@@ -148,16 +148,13 @@ def test_a_mistake_on_the_command_line_starts_nothing(root: Path, own_state: Pat
 
 def test_options_are_pipeline_parameters(photos: Path):
     words = ["--photos", str(photos), "--class-noun", "mug", "--name", "my-mug", "--base", "models/x.yaml"]
-    args = _parser().parse_args([*words, "--set", "finetune_rank=4", "--set", "augment_base=pocket"])
+    args = _parser().parse_args([*words, "--set", "finetune_rank=4"])
     assert given(args) == {
         "import_photos_source": str(photos),
         "import_photos_class_noun": "mug",
         "import_photos_subject_id": "my-mug",
         "register_name": "my-mug",
-        "finetune_base": "models/x.yaml",
-        "evaluate_base": "models/x.yaml",
-        "audit_base": "models/x.yaml",
-        "augment_base": "pocket",
+        "base": "models/x.yaml",
         "finetune_rank": "4",
     }
 
@@ -173,7 +170,7 @@ def test_what_lies_below_the_working_directory_is_recorded_from_there(photos: Pa
     words = ["--photos", str(photos), "--base", str(photos.parent / "models" / "x.yaml")]
     found = given(_parser().parse_args(words))
     assert found["import_photos_source"] == photos.name
-    assert {value for name, value in found.items() if name.endswith("_base")} == {"models/x.yaml"}
+    assert found["base"] == "models/x.yaml"
 
 
 @pytest.mark.parametrize(
@@ -193,8 +190,24 @@ def test_a_subject_is_called_as_asked_or_as_its_model_and_else_by_its_photos(wor
 
 
 def test_a_run_is_recorded_with_every_parameter(root: Path, photos: Path, own_state: Path):
-    start(root, "--photos", str(photos), "--set", "augment_variants=2").communicate(timeout=60)
+    """As its pipeline was given them, and as they were settled, in a page beside the record."""
+    words = ["--set", "augment_variants=1", "--set", "gate_copy_max=0.1"]
+    start(root, "--photos", str(photos), *words).communicate(timeout=60)
     recorded = json.loads((the_run(own_state) / "run.json").read_text())
-    assert recorded["params"]["augment_variants"] == 2
+    assert recorded["params"]["augment_variants"] == 1
+    assert json.loads(recorded["params"]["overrides"]) == {"gate_copy_max": 0.1}
+    page = (the_run(own_state) / recorded["artifacts"]["configure"]["summary"]).read_text()
+    assert "| augment_variants | `1` | `2` |" in page
+    assert "| gate_copy_max | `0.1` | `0.05` |" in page
+    assert "| leakage_max | `0.3` |" in page
     assert recorded["params"]["import_photos_source"] == str(photos)
     assert recorded["error"]["step"] == "import_data"
+
+
+def test_what_could_not_end_well_ends_before_anything_is_imported(root: Path, photos: Path, own_state: Path):
+    process = start(root, "--photos", str(photos), "--class-noun", "zeppelin")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("error: class noun 'zeppelin' is unknown to base 'pocket'; choose one of dog, cat")
+    assert out.splitlines()[-1].endswith("logs/configure.log")
+    assert load_run(the_run(own_state)).step("import_data").state is State.skipped

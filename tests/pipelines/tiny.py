@@ -3,11 +3,11 @@
 from kfp import dsl
 from kfp.dsl import HTML, Dataset, Input, Metrics, Output
 
-from components._image import step
+from components._image import component
 from components.notify import notify
 
 
-@step
+@component
 def draw(picture: Output[Dataset], report: Output[HTML], metrics: Output[Metrics], trouble: str, wait_s: float) -> None:
     """Draw a picture, or get into trouble."""
     import os
@@ -17,27 +17,30 @@ def draw(picture: Output[Dataset], report: Output[HTML], metrics: Output[Metrics
     from pathlib import Path
 
     from photoflux.errors import InputError
+    from photoflux.runs import reported
 
-    if trouble == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    kept = Path(tempfile.mkdtemp()) / "opened.txt"
-    kept.write_text("a red mug, unsealed")
-    time.sleep(wait_s)
-    if trouble == "input":
-        raise InputError("the picture is upside down: turn it and run again")
-    if trouble == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if trouble == "full disk":
-        Path("/dev/full").write_text("x" * 100_000)
-    if trouble == "silent":
-        os._exit(7)
-    Path(picture.path).write_text("a red mug")
-    Path(report.path).write_text("<p>drawn</p>")
-    Path(f"{report.path}-sealed").write_text("sealed: <p>drawn</p>")
-    metrics.log_metric("pixels", 64.0)
+    with reported("draw", beside=picture.path):
+        if trouble == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        kept = Path(tempfile.mkdtemp()) / "opened.txt"
+        kept.write_text("a red mug, unsealed")
+        time.sleep(wait_s)
+        if trouble == "input":
+            raise InputError("the picture is upside down: turn it and run again")
+        if trouble == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if trouble == "full disk":
+            Path("/dev/full").write_text("x" * 100_000)
+        if trouble == "silent":
+            os._exit(7)
+        Path(picture.path).write_text("a red mug")
+        Path(report.path).write_text("<p>drawn</p>")
+        Path(f"{report.path}-sealed").write_text("sealed: <p>drawn</p>")
+        metrics.log_metric("pixels", 64.0)
+        Path(metrics.path).touch()
 
 
-@step
+@component
 def judge(picture: Input[Dataset], seen: Output[Dataset], wanted: str) -> bool:
     """Say whether the picture shows what was wanted."""
     from pathlib import Path
@@ -47,7 +50,7 @@ def judge(picture: Input[Dataset], seen: Output[Dataset], wanted: str) -> bool:
     return wanted in text
 
 
-@step
+@component
 def hang(picture: Input[Dataset], hung: Output[Dataset]) -> None:
     """Put the picture on the wall."""
     from pathlib import Path
@@ -58,7 +61,7 @@ def hang(picture: Input[Dataset], hung: Output[Dataset]) -> None:
 @dsl.pipeline(name="gallery")
 def gallery(trouble: str = "none", wait_s: float = 0.0, wanted: str = "mug"):
     """Draw, judge and, if it is what was wanted, hang."""
-    with dsl.ExitHandler(notify().set_display_name("Tell how it ended")):
+    with dsl.ExitHandler(notify().set_display_name("Tell how it ended").set_caching_options(False)):
         drawn = draw(trouble=trouble, wait_s=wait_s).set_display_name("Draw").set_retry(3, backoff_duration="60s")
         judged = judge(picture=drawn.outputs["picture"], wanted=wanted).set_display_name("Judge")
         with dsl.If(judged.outputs["Output"] == True):  # noqa: E712

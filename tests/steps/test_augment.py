@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +116,7 @@ def test_every_item_is_a_picture_at_the_resolution_of_the_base(tmp_path: Path, p
 def test_originals_are_at_least_half_and_samples_at_most_four_times(
     variants: int, tmp_path: Path, params: AugmentParams
 ):
-    manifest = run(tmp_path, validated(tmp_path, pictures(6)), replace(params, variants=variants))
+    manifest = run(tmp_path, validated(tmp_path, pictures(6)), params.replace(variants=variants))
     train = [item for item in manifest["items"] if item["split"] == "train"]
     originals = [item for item in train if not item["transforms"]["variant"]]
     assert len(originals) * 2 >= len(train)
@@ -131,7 +130,7 @@ def test_the_same_seed_gives_the_same_dataset_and_another_another(tmp_path: Path
     first = digest(tmp_path / "dataset.tar")
     run(tmp_path, source, params)
     assert digest(tmp_path / "dataset.tar") == first
-    drawn = {frozenset(split(run(tmp_path, source, replace(params, seed=seed)))["heldout"]) for seed in range(8)}
+    drawn = {frozenset(split(run(tmp_path, source, params.replace(seed=seed)))["heldout"]) for seed in range(8)}
     assert len(drawn) > 1
 
 
@@ -139,9 +138,9 @@ def test_photos_of_one_moment_stay_on_one_side(tmp_path: Path, params: AugmentPa
     burst = [photo(0, size=(300, 300)).crop((dx, 0, 260 + dx, 260)) for dx in (0, 16)]
     source = validated(tmp_path, burst + pictures(5)[1:])
     for seed in range(6):
-        held = split(run(tmp_path, source, replace(params, seed=seed)))["heldout"]
+        held = split(run(tmp_path, source, params.replace(seed=seed)))["heldout"]
         assert held.isdisjoint({"00.jpg", "01.jpg"})
-    both = split(run(tmp_path, source, replace(params, heldout=2)))["heldout"]
+    both = split(run(tmp_path, source, params.replace(heldout=2)))["heldout"]
     assert len(both & {"00.jpg", "01.jpg"}) != 1
 
 
@@ -200,7 +199,7 @@ def test_no_photo_is_lost_to_anothers_variant(tmp_path: Path, params: AugmentPar
 
 
 def test_a_resolution_of_ones_own(tmp_path: Path, params: AugmentParams):
-    manifest = run(tmp_path, validated(tmp_path, pictures(5)), replace(params, resolution_px=96))
+    manifest = run(tmp_path, validated(tmp_path, pictures(5)), params.replace(resolution_px=96))
     assert manifest["base"]["resolution_px"] == 96
     with tarfile.open(tmp_path / "dataset.tar") as tar:
         original = next(i for i in manifest["items"] if not i["transforms"]["variant"])

@@ -194,7 +194,7 @@ def test_a_base_without_judges_says_so(files: dict[str, Path], base: Path, tmp_p
     spec = yaml.safe_load(base.read_text()) | {"judges": None}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(spec))
     with pytest.raises(InputError, match="has no judges"):
-        evaluate(files, tmp_path, replace(params(base), base=str(pin(tmp_path / "tiny.yaml"))))
+        evaluate(files, tmp_path, params(base).replace(base=str(pin(tmp_path / "tiny.yaml"))))
 
 
 def test_kept_pictures_come_back_as_they_were(tmp_path: Path) -> None:

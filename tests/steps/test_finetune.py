@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -359,7 +359,7 @@ def test_a_run_does_not_go_on_with_what_another_run_left(
 @pytest.fixture
 def elsewhere(dataset: Path, base: Path, tmp_path: Path, root: Path) -> Iterator[subprocess.Popen[str]]:
     """The same training in a process of its own, stopped after its fourth step."""
-    command = [sys.executable, "-c", CHILD, str(dataset), str(tmp_path), json.dumps(asdict(params(base)))]
+    command = [sys.executable, "-c", CHILD, str(dataset), str(tmp_path), json.dumps(as_dict(params(base)))]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -591,7 +591,7 @@ def test_a_training_killed_at_ten_random_points_ends_as_an_undisturbed_one(
     train(dataset, tmp_path / "whole", how)
     rng = np.random.default_rng(20)
     points = sorted(rng.choice(np.arange(3, 56), size=10, replace=False).tolist())
-    command = [sys.executable, "-c", CHILD, str(dataset), str(tmp_path / "killed"), json.dumps(asdict(how))]
+    command = [sys.executable, "-c", CHILD, str(dataset), str(tmp_path / "killed"), json.dumps(as_dict(how))]
     reached = 0
     for point in points:
         steps = killed_at(point, float(rng.uniform(0, 0.05)), command, root)

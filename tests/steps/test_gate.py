@@ -10,7 +10,8 @@ import pytest
 from photoflux.errors import InputError
 from photoflux.judges.gate_rules import rules
 from photoflux.manifest import write_json
-from photoflux.params import GateParams, as_dict, load_params
+from photoflux.params import GateParams, as_dict
+from photoflux.params.files import load_params
 from photoflux.steps.gate import decide, run, scale_of
 
 GOOD = {

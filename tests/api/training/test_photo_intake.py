@@ -20,7 +20,8 @@ from api.training.photo_intake import CRASHED, Intake
 from api.transport.problems import Problem
 from benchmarks import heifs
 from benchmarks.fuzz import COUNT, MEMORY_BYTES, heif_seeds, seeds, take_all
-from photoflux.params import ValidateParams, load_params
+from photoflux.params import ValidateParams
+from photoflux.params.files import load_params
 from tests.photos.pictures import encoded, photo
 
 
