@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 from sqlalchemy.orm import Session
 
-from api.accounts.login_sessions import SignIns
+from api.accounts.login_sessions import LoginSessions
 from api.accounts.openid_client import Identities
 from api.accounts.tokens import Bearer, Tokens
 from api.images.moderation import Guard
@@ -42,7 +42,7 @@ class Service:
     records: Records
     keyring: Keyring
     tokens: Tokens
-    sign_ins: SignIns
+    login_sessions: LoginSessions
     identities: Identities
     objects: Objects
     album: Album
@@ -84,7 +84,7 @@ SettingsDep = Annotated[ApiSettings, _part("settings")]
 RecordsDep = Annotated[Records, _part("records")]
 KeyringDep = Annotated[Keyring, _part("keyring")]
 TokensDep = Annotated[Tokens, _part("tokens")]
-SignInsDep = Annotated[SignIns, _part("sign_ins")]
+LoginSessionsDep = Annotated[LoginSessions, _part("login_sessions")]
 IdentitiesDep = Annotated[Identities, _part("identities")]
 ObjectsDep = Annotated[Objects, _part("objects")]
 AlbumDep = Annotated[Album, _part("album")]
@@ -109,7 +109,7 @@ _bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="an acces
 def get_caller(
     request: Request,
     tokens: TokensDep,
-    sign_ins: SignInsDep,
+    login_sessions: LoginSessionsDep,
     limits: LimitsDep,
     journal: JournalDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -119,14 +119,14 @@ def get_caller(
         raise Problem(401, "unauthorized", "Sign in first.", headers={"WWW-Authenticate": "Bearer"})
     caller = tokens.bearer(credentials.credentials)
     request.state.actor = journal.pseudonym(caller.user_id)
-    _count(caller, sign_ins, limits)
+    _count(caller, login_sessions, limits)
     return caller
 
 
-def _count(bearer: Bearer, sign_ins: SignIns, limits: Limits) -> None:
+def _count(bearer: Bearer, login_sessions: LoginSessions, limits: Limits) -> None:
     """Count a request for whom it is made. A problem of 401 where the sign-in is over: what a stolen token does is not its owner's."""
-    limits.check("ask", bearer.sign_in_id)
-    if not sign_ins.is_open(bearer.sign_in_id):
+    limits.check("ask", bearer.login_session_id)
+    if not login_sessions.is_open(bearer.login_session_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
     limits.check("ask", bearer.user_id)
 
@@ -137,7 +137,7 @@ Caller = Annotated[Bearer, Depends(get_caller)]
 def get_viewer(
     request: Request,
     tokens: TokensDep,
-    sign_ins: SignInsDep,
+    login_sessions: LoginSessionsDep,
     limits: LimitsDep,
     journal: JournalDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -145,10 +145,10 @@ def get_viewer(
 ) -> Bearer:
     """Who looks at a picture: the caller, or the page that holds the cookie for pictures."""
     if credentials is not None or photoflux_media is None:
-        return get_caller(request, tokens, sign_ins, limits, journal, credentials)
+        return get_caller(request, tokens, login_sessions, limits, journal, credentials)
     viewer = tokens.viewer(photoflux_media)
     request.state.actor = journal.pseudonym(viewer.user_id)
-    _count(viewer, sign_ins, limits)
+    _count(viewer, login_sessions, limits)
     return viewer
 
 

@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp
 
 from api.accounts.embedded_provider import CLIENT_ID, Accounts
-from api.accounts.login_sessions import SignedOut, SignIns
+from api.accounts.login_sessions import LoginSessions, SignedOut
 from api.accounts.openid_client import Identities, Provider
 from api.accounts.tokens import Bearer, Tokens
 from api.deps import HealthDep, Service
@@ -98,7 +98,7 @@ def make_service(settings: ApiSettings) -> Service:
     return Service(
         settings=settings, records=records, keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
-        sign_ins=SignIns(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
+        login_sessions=LoginSessions(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
         objects=objects, album=album, intake=intake,
         journal=journal, heads=AuditHeads(records, objects, journal), line=line, subscriptions=subscriptions,
@@ -179,7 +179,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
 def _signed_in(service: Service, token: str) -> Bearer:
     """Whose access token this is. Raises BadToken, and SignedOut for one whose sign-in is over."""
     sender = service.tokens.bearer(token)
-    if not service.sign_ins.is_open(sender.sign_in_id):
+    if not service.login_sessions.is_open(sender.login_session_id):
         raise SignedOut("this sign-in is over; sign in again")
     return sender
 

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api.records.database import Records, retried
-from api.records.tables import RefreshToken, SignIn, User, now_ms
+from api.records.tables import LoginSession, RefreshToken, User, now_ms
 from photoflux.errors import PhotoFluxError
 
 TOKEN_BYTES = 32
@@ -30,18 +30,18 @@ class SignedOut(PhotoFluxError):
 
 
 @dataclass(frozen=True)
-class Refreshed:
+class RefreshedSession:
     """A sign-in that goes on: the token to keep in place of the one that was sent."""
 
     user_id: str
     role: str
-    sign_in_id: str
+    login_session_id: str
     token: str
     superseded: bool = False
     """Whether `token` was itself exchanged already: the browser holds a newer one and is to keep that."""
 
 
-class SignIns:
+class LoginSessions:
     """Begins, continues and ends sign-ins. `key` derives successors; all processes of a service must have the same.
 
     Rows are locked in this order: the person's, the sign-in's, the token's.
@@ -52,76 +52,80 @@ class SignIns:
         self._key = key
 
     @retried
-    def begin(self, user_id: str) -> Refreshed:
+    def begin(self, user_id: str) -> RefreshedSession:
         """A new sign-in of an active user. Raises SignedOut for one who may not sign in."""
         with self.records.writing() as session:
             user = _locked_user(session, user_id)
             if user is None or user.state != "active":
                 raise SignedOut("this account cannot sign in")
-            sign_in = SignIn(user_id=user_id, expires_ms=now_ms() + self.lifetime_ms)
-            session.add(sign_in)
+            login_session = LoginSession(user_id=user_id, expires_ms=now_ms() + self.lifetime_ms)
+            session.add(login_session)
             session.flush()
             token = secrets.token_urlsafe(TOKEN_BYTES)
-            _keep(session, token, sign_in)
-            return Refreshed(user_id, user.role, sign_in.id, token)
+            _add_token(session, token, login_session)
+            return RefreshedSession(user_id, user.role, login_session.id, token)
 
-    def family_of(self, token: str) -> str | None:
+    def session_of(self, token: str) -> str | None:
         """Id of the sign-in that a token belongs to, whatever became of either; None for one that never was."""
         with self.records.reading() as session:
-            return session.scalar(select(RefreshToken.sign_in_id).where(RefreshToken.digest == digest_of(token)))
+            return session.scalar(select(RefreshToken.login_session_id).where(RefreshToken.digest == digest_of(token)))
 
     @retried
-    def refresh(self, token: str) -> Refreshed:
+    def refresh(self, token: str) -> RefreshedSession:
         """Exchange a refresh token. Raises SignedOut; a token that was used before ends its whole family.
 
         Within GRACE_MS of its use the token gives the same successor again.
         """
-        if self.family_of(token) is None:  # told without a write lock, which anybody could have us take
+        if self.session_of(token) is None:  # told without a write lock, which anybody could have us take
             raise SignedOut("you are signed out; sign in again")
         with self.records.writing() as session:
-            known, sign_in, user = _locked(session, token)
-            if known is None or sign_in is None or user is None or not _alive(known, sign_in, user):
+            known, login_session, user = _locked(session, token)
+            if known is None or login_session is None or user is None or not _is_valid(known, login_session, user):
                 raise SignedOut("you are signed out; sign in again")
             if known.used_ms is None or now_ms() - known.used_ms <= GRACE_MS:
-                return self._successor(session, token, known, sign_in, user)
-            sign_in.revoked_ms = now_ms()
+                return self._successor(session, token, known, login_session, user)
+            login_session.revoked_ms = now_ms()
         raise SignedOut("this sign-in was used from elsewhere and has been ended; sign in again")
 
-    def _successor(self, session: Session, token: str, known: RefreshToken, sign_in: SignIn, user: User) -> Refreshed:
+    def _successor(
+        self, session: Session, token: str, known: RefreshToken, login_session: LoginSession, user: User
+    ) -> RefreshedSession:
         successor = urlsafe_b64encode(hmac.digest(self._key, token.encode(), "sha256")).rstrip(b"=").decode()
         if known.used_ms is None:
             known.used_ms = now_ms()
-            _keep(session, successor, sign_in)
-            return Refreshed(user.id, user.role, sign_in.id, successor)
+            _add_token(session, successor, login_session)
+            return RefreshedSession(user.id, user.role, login_session.id, successor)
         given = session.get(RefreshToken, digest_of(successor))
         if given is None:  # it was exchanged under another key: a second successor is never made
             raise SignedOut("you are signed out; sign in again")
-        return Refreshed(user.id, user.role, sign_in.id, successor, superseded=given.used_ms is not None)
+        return RefreshedSession(user.id, user.role, login_session.id, successor, superseded=given.used_ms is not None)
 
     @retried
     def end(self, token: str) -> None:
         """Sign out: the family of this token is over. One that is not known is over already."""
-        sign_in_id = self.family_of(token)
-        if sign_in_id is None:
+        login_session_id = self.session_of(token)
+        if login_session_id is None:
             return
         with self.records.writing() as session:
-            _locked_user(session, session.scalar(select(SignIn.user_id).where(SignIn.id == sign_in_id)))
-            self._revoke(session, SignIn.id == sign_in_id)
+            _locked_user(
+                session, session.scalar(select(LoginSession.user_id).where(LoginSession.id == login_session_id))
+            )
+            self._revoke(session, LoginSession.id == login_session_id)
 
     @retried
     def end_all(self, user_id: str) -> None:
         """Sign a person out everywhere."""
         with self.records.writing() as session:
             _locked_user(session, user_id)
-            self._revoke(session, SignIn.user_id == user_id)
+            self._revoke(session, LoginSession.user_id == user_id)
 
-    def is_open(self, sign_in_id: str) -> bool:
+    def is_open(self, login_session_id: str) -> bool:
         """Whether a sign-in was neither ended nor revoked, and its user is active."""
-        query = select(SignIn.id).join(User, User.id == SignIn.user_id)
+        query = select(LoginSession.id).join(User, User.id == LoginSession.user_id)
         open_ = (
-            SignIn.id == sign_in_id,
-            SignIn.revoked_ms.is_(None),
-            SignIn.expires_ms > now_ms(),
+            LoginSession.id == login_session_id,
+            LoginSession.revoked_ms.is_(None),
+            LoginSession.expires_ms > now_ms(),
             User.state == "active",
         )
         with self.records.reading() as session:
@@ -129,14 +133,15 @@ class SignIns:
 
     @staticmethod
     def _revoke(session: Session, which: object) -> None:
-        session.execute(update(SignIn).where(which, SignIn.revoked_ms.is_(None)).values(revoked_ms=now_ms()))  # type: ignore[arg-type]
+        open_ = update(LoginSession).where(which, LoginSession.revoked_ms.is_(None))  # type: ignore[arg-type]
+        session.execute(open_.values(revoked_ms=now_ms()))
 
 
-def _alive(token: RefreshToken, sign_in: SignIn, user: User) -> bool:
+def _is_valid(token: RefreshToken, login_session: LoginSession, user: User) -> bool:
     now = now_ms()
     return (
-        sign_in.revoked_ms is None
-        and now < sign_in.expires_ms
+        login_session.revoked_ms is None
+        and now < login_session.expires_ms
         and user.state == "active"
         and now < token.created_ms + IDLE_MS
     )
@@ -147,20 +152,22 @@ def _locked_user(session: Session, user_id: str | None) -> User | None:
     return session.get(User, user_id, with_for_update=True) if user_id else None
 
 
-def _locked(session: Session, token: str) -> tuple[RefreshToken | None, SignIn | None, User | None]:
+def _locked(session: Session, token: str) -> tuple[RefreshToken | None, LoginSession | None, User | None]:
     """A token, its sign-in and whose it is, found without locks and then locked in the house's order."""
     digest = digest_of(token)
-    chain = select(SignIn.user_id, SignIn.id).join(RefreshToken, RefreshToken.sign_in_id == SignIn.id)
+    chain = select(LoginSession.user_id, LoginSession.id).join(
+        RefreshToken, RefreshToken.login_session_id == LoginSession.id
+    )
     found = session.execute(chain.where(RefreshToken.digest == digest)).one_or_none()
     if found is None:
         return None, None, None
     user = _locked_user(session, found.user_id)
-    sign_in = session.get(SignIn, found.id, with_for_update=True)
-    return session.get(RefreshToken, digest, with_for_update=True), sign_in, user
+    login_session = session.get(LoginSession, found.id, with_for_update=True)
+    return session.get(RefreshToken, digest, with_for_update=True), login_session, user
 
 
-def _keep(session: Session, token: str, sign_in: SignIn) -> None:
-    session.add(RefreshToken(digest=digest_of(token), sign_in_id=sign_in.id, created_ms=now_ms()))
+def _add_token(session: Session, token: str, login_session: LoginSession) -> None:
+    session.add(RefreshToken(digest=digest_of(token), login_session_id=login_session.id, created_ms=now_ms()))
 
 
 def digest_of(token: str) -> str:

@@ -44,7 +44,7 @@ class Bearer:
 
     user_id: str
     role: str
-    sign_in_id: str
+    login_session_id: str
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Tokens(Checker):
 
 
 def _claims(bearer: Bearer) -> dict[str, Any]:
-    return {"sub": bearer.user_id, "role": bearer.role, "sid": bearer.sign_in_id}
+    return {"sub": bearer.user_id, "role": bearer.role, "sid": bearer.login_session_id}
 
 
 def _bearer(claims: dict[str, Any]) -> Bearer:

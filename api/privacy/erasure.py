@@ -26,11 +26,11 @@ from api.records.tables import (
     ACTIVE,
     Export,
     Generation,
+    LoginSession,
     Model,
     Notice,
     Photo,
     Run,
-    SignIn,
     Subject,
     Tombstone,
     User,
@@ -131,9 +131,9 @@ def _add_models(session: Session, subject: Subject, gone: Gone) -> list[Model]:
 def begin_erasure(session: Session, user: User, journal: Journal) -> str:
     """Close an account and stop what runs for it; returns the receipt. Its keys are to be destroyed next."""
     user.state = "erasing"
-    end_sign_ins = select(SignIn).where(SignIn.user_id == user.id, SignIn.revoked_ms.is_(None))
-    for sign_in in session.scalars(end_sign_ins.order_by(SignIn.id).with_for_update()):
-        sign_in.revoked_ms = now_ms()
+    open_sessions = select(LoginSession).where(LoginSession.user_id == user.id, LoginSession.revoked_ms.is_(None))
+    for login_session in session.scalars(open_sessions.order_by(LoginSession.id).with_for_update()):
+        login_session.revoked_ms = now_ms()
     subjects = select(Subject).where(Subject.user_id == user.id).order_by(Subject.id).with_for_update()
     end_work(session, list(session.scalars(subjects)), journal, CLOSED)
     exports = select(Export).where(Export.user_id == user.id, Export.state.in_(ACTIVE))

@@ -26,12 +26,12 @@ from api.records.tables import (
     Export,
     Feedback,
     Generation,
+    LoginSession,
     Model,
     Notice,
     Photo,
     Picture,
     Run,
-    SignIn,
     Subject,
     Usage,
     User,
@@ -60,7 +60,7 @@ LEFT_OUT = ("measured", "verdict", "secret", "user_id", "login", "fingerprint", 
 """Columns that say nothing to a person: what is computed from their photos, keys, and names that the service has for files."""
 TOLD = ((Notice, "object_id"),)
 """A column that is called so and does: what a notice was about."""
-TABLES = (Subject, Photo, Run, Model, Generation, Picture, Feedback, Consent, Webhook, Notice, SignIn, Usage)
+TABLES = (Subject, Photo, Run, Model, Generation, Picture, Feedback, Consent, Webhook, Notice, LoginSession, Usage)
 CLOSED = "the account was closed"
 
 

@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from photoflux.vault.sealed import Label
 
 LOCK_ORDER = (
-    "login_flows", "signing_keys", "users", "sign_ins", "refresh_tokens", "consents", "subjects", "photos", "runs", "generations",
+    "login_flows", "signing_keys", "users", "login_sessions", "refresh_tokens", "consents", "subjects", "photos", "runs", "generations",
     "pictures", "feedback", "models", "exports", "webhooks", "idempotency", "usage", "complaints",
     "tombstones", "workers", "notices", "audit_log",
 )  # fmt: skip
@@ -110,10 +110,10 @@ class LoginFlow(Base):
     expires_ms: Mapped[int] = mapped_column(index=True)
 
 
-class SignIn(Base):
+class LoginSession(Base):
     """One sign-in on one device: a family of refresh tokens, each used once, all revoked when one comes back."""
 
-    __tablename__ = "sign_ins"
+    __tablename__ = "login_sessions"
     id: Mapped[str] = _key()
     user_id: Mapped[str] = _owner()
     created_ms: Mapped[int] = mapped_column(default=now_ms)
@@ -126,7 +126,9 @@ class RefreshToken(Base):
 
     __tablename__ = "refresh_tokens"
     digest: Mapped[str] = mapped_column(primary_key=True)
-    sign_in_id: Mapped[str] = mapped_column(String(32), ForeignKey("sign_ins.id", ondelete="CASCADE"), index=True)
+    login_session_id: Mapped[str] = mapped_column(
+        String(32), ForeignKey("login_sessions.id", ondelete="CASCADE"), index=True
+    )
     created_ms: Mapped[int] = mapped_column(default=now_ms)
     used_ms: Mapped[int | None]
 

@@ -9,10 +9,10 @@ from fastapi import Cookie, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
-from api.accounts.login_sessions import Refreshed, SignedOut, SignIns
+from api.accounts.login_sessions import LoginSessions, RefreshedSession, SignedOut
 from api.accounts.openid_client import SignInFailed
 from api.accounts.tokens import Bearer
-from api.deps import Caller, IdentitiesDep, LimitsDep, RecordsDep, SettingsDep, SignInsDep, TokensDep
+from api.deps import Caller, IdentitiesDep, LimitsDep, LoginSessionsDep, RecordsDep, SettingsDep, TokensDep
 from api.records.tables import User
 from api.schemas import Role
 from api.settings import ApiSettings
@@ -62,7 +62,7 @@ def login(request: Request, identities: IdentitiesDep, limits: LimitsDep, settin
 def callback(
     request: Request,
     identities: IdentitiesDep,
-    sign_ins: SignInsDep,
+    login_sessions: LoginSessionsDep,
     limits: LimitsDep,
     settings: SettingsDep,
     state: Annotated[str, Query(max_length=200)],
@@ -77,10 +77,10 @@ def callback(
         raise SignInFailed("the sign-in provider gave no consent; sign in again")
     user = identities.account(identities.finish(state=state, code=code))
     limits.check("account", user.id)
-    begun = sign_ins.begin(user.id)
+    begun = login_sessions.begin(user.id)
     answer = RedirectResponse("/", 302)
     answer.delete_cookie(STATE, path=PATH)
-    _keep(answer, settings, begun)
+    _set_refresh_cookie(answer, settings, begun)
     return answer
 
 
@@ -88,7 +88,7 @@ def callback(
 def refresh(
     request: Request,
     response: Response,
-    sign_ins: SignInsDep,
+    login_sessions: LoginSessionsDep,
     tokens: TokensDep,
     limits: LimitsDep,
     settings: SettingsDep,
@@ -101,11 +101,11 @@ def refresh(
     _refuse_other_sites(request, settings)
     if not photoflux_refresh:
         raise SignedOut("you are not signed in; sign in first")
-    _count_refresh(request, sign_ins, limits, photoflux_refresh)
-    going_on = sign_ins.refresh(photoflux_refresh)
-    if not going_on.superseded:  # the browser holds a newer cookie, which this answer would replace
-        _keep(response, settings, going_on)
-    bearer, seconds = Bearer(going_on.user_id, going_on.role, going_on.sign_in_id), settings.access_token_s
+    _count_refresh(request, login_sessions, limits, photoflux_refresh)
+    refreshed = login_sessions.refresh(photoflux_refresh)
+    if not refreshed.superseded:  # the browser holds a newer cookie, which this answer would replace
+        _set_refresh_cookie(response, settings, refreshed)
+    bearer, seconds = Bearer(refreshed.user_id, refreshed.role, refreshed.login_session_id), settings.access_token_s
     pictures = tokens.media(bearer)
     _set_cookie(response, settings, MEDIA, pictures, seconds=seconds, same_site="strict", path=MEDIA_PATH)
     response.headers["Cache-Control"] = "no-store"
@@ -116,14 +116,14 @@ def refresh(
 def logout(
     request: Request,
     response: Response,
-    sign_ins: SignInsDep,
+    login_sessions: LoginSessionsDep,
     settings: SettingsDep,
     photoflux_refresh: Annotated[str | None, Cookie()] = None,
 ) -> None:
     """End this sign-in."""
     _refuse_other_sites(request, settings)
     if photoflux_refresh:
-        sign_ins.end(photoflux_refresh)
+        login_sessions.end(photoflux_refresh)
     response.delete_cookie(REFRESH, path=PATH)
     response.delete_cookie(MEDIA, path=MEDIA_PATH)
 
@@ -142,7 +142,7 @@ def jwks(tokens: TokensDep) -> dict[str, Any]:
     return tokens.jwks()
 
 
-def _keep(answer: Response, settings: ApiSettings, one: Refreshed) -> None:
+def _set_refresh_cookie(answer: Response, settings: ApiSettings, one: RefreshedSession) -> None:
     _set_cookie(answer, settings, REFRESH, one.token, seconds=settings.session_days * 24 * 3600, same_site="strict")
 
 
@@ -154,13 +154,13 @@ def _set_cookie(
     )
 
 
-def _count_refresh(request: Request, sign_ins: SignIns, limits: Limits, token: str) -> None:
+def _count_refresh(request: Request, login_sessions: LoginSessions, limits: Limits, token: str) -> None:
     """Refreshing is limited by sign-in, so that people who share an address do not share a limit."""
-    sign_in_id = sign_ins.family_of(token)
-    if sign_in_id is None:
+    login_session_id = login_sessions.session_of(token)
+    if login_session_id is None:
         limits.check("unknown-token", address_of(request))
     else:
-        limits.check("refresh", sign_in_id)
+        limits.check("refresh", login_session_id)
 
 
 def _refuse_other_sites(request: Request, settings: ApiSettings) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.accounts.login_sessions import SignIns
+from api.accounts.login_sessions import LoginSessions
 from api.deps import (
     AlbumDep,
     Caller,
@@ -19,11 +19,11 @@ from api.deps import (
     HeldDep,
     JournalDep,
     KeyringDep,
+    LoginSessionsDep,
     Maker,
     ObjectsDep,
     OnceDep,
     RecordsDep,
-    SignInsDep,
     owned,
 )
 from api.images.rendering import checked_size
@@ -99,7 +99,7 @@ def list_results(
 async def get_result(
     request: Request,
     result_id: Id,
-    sign_ins: SignInsDep,
+    login_sessions: LoginSessionsDep,
     records: RecordsDep,
     keyring: KeyringDep,
     held: HeldDep,
@@ -120,13 +120,15 @@ async def get_result(
                 break
             # a tenth of what was waited already is hardly noticed, and so many looks less are taken
             await asyncio.sleep(min(max(LOOK_S, waited / 10), LOOKED_S, wait - waited))
-            found = await held.look(_still, result_id, sign_ins, records, keyring, caller)
+            found = await held.look(_still, result_id, login_sessions, records, keyring, caller)
     return found
 
 
-def _still(result_id: Id, sign_ins: SignIns, records: Records, keyring: Keyring, caller: Caller) -> ResultShown:
+def _still(
+    result_id: Id, login_sessions: LoginSessions, records: Records, keyring: Keyring, caller: Caller
+) -> ResultShown:
     """A generation for who waits for it. A problem of 401 when they have signed out, and of 404 when it was deleted."""
-    if not sign_ins.is_open(caller.sign_in_id):
+    if not login_sessions.is_open(caller.login_session_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
     return _result(result_id, records, keyring, caller)
 

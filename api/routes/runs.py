@@ -11,9 +11,20 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.accounts.login_sessions import SignIns
+from api.accounts.login_sessions import LoginSessions
 from api.accounts.tokens import Bearer
-from api.deps import AlbumDep, Caller, HeldDep, JournalDep, Maker, OnceDep, RecordsDep, RunStarterDep, SignInsDep, owned
+from api.deps import (
+    AlbumDep,
+    Caller,
+    HeldDep,
+    JournalDep,
+    LoginSessionsDep,
+    Maker,
+    OnceDep,
+    RecordsDep,
+    RunStarterDep,
+    owned,
+)
 from api.records.database import Records
 from api.records.outcomes import cancel_run as end_early
 from api.records.tables import ACTIVE, Model, Run, Subject
@@ -111,7 +122,7 @@ async def _held_stream(held: HeldDep, caller: Caller) -> AsyncIterator[None]:
 async def watch_run(
     run_id: Id,
     request: Request,
-    sign_ins: SignInsDep,
+    login_sessions: LoginSessionsDep,
     records: RecordsDep,
     held: HeldDep,
     caller: Caller,
@@ -129,7 +140,7 @@ async def watch_run(
         if now.finished or is_ending(request):
             return
         await asyncio.sleep(EVENT_S)
-        found = await held.look(_still, sign_ins, records, caller, run_id)
+        found = await held.look(_still, login_sessions, records, caller, run_id)
         if isinstance(found, str):
             yield ServerSentEvent(data={"id": run_id}, event=found)  # without data browsers would not hear of it
             return
@@ -137,10 +148,10 @@ async def watch_run(
 
 
 def _still(
-    sign_ins: SignIns, records: Records, caller: Bearer, run_id: str
+    login_sessions: LoginSessions, records: Records, caller: Bearer, run_id: str
 ) -> RunShown | Literal["deleted", "signed-out"]:
     """The run as it is now, or why nothing more is told of it."""
-    if not sign_ins.is_open(caller.sign_in_id):
+    if not login_sessions.is_open(caller.login_session_id):
         return "signed-out"
     with records.reading() as session:
         run = session.get(Run, run_id)

@@ -35,8 +35,8 @@ class Site:
         with self.service.records.writing() as session:
             user = User(id=new_id(), login=uuid.uuid4().hex, role=role)
             session.add(user)
-        begun = self.service.sign_ins.begin(user.id)
-        person = Person(self, user.id, self.service.tokens.access(Bearer(user.id, role, begun.sign_in_id)))
+        begun = self.service.login_sessions.begin(user.id)
+        person = Person(self, user.id, self.service.tokens.access(Bearer(user.id, role, begun.login_session_id)))
         if agreed:
             for wording in person.get("/api/terms").json()["items"]:
                 if wording["agree"]:

@@ -15,10 +15,10 @@ from api.records.tables import (
     Export,
     Generation,
     Idempotency,
+    LoginSession,
     Model,
     Photo,
     Run,
-    SignIn,
     SigningKey,
     Subject,
     Tombstone,
@@ -171,12 +171,12 @@ def test_pictures_exports_and_leftover_rows_go(site: Site, ada: Person, sweep: C
     result = ask(ada, ada.subject_with_model())["id"]
     finish(site, ada, result)
     age(ada, Generation, result, days=31)
-    export, sign_in, receipt = new_id(), new_id(), new_id()
+    export, login_session, receipt = new_id(), new_id(), new_id()
     with site.service.records.writing() as session:
         session.add(
             Export(id=export, user_id=ada.id, state="succeeded", expires_ms=now_ms() - 1, object_id=f"{export}.1")
         )
-        session.add(SignIn(id=sign_in, user_id=ada.id, expires_ms=now_ms() - 1))
+        session.add(LoginSession(id=login_session, user_id=ada.id, expires_ms=now_ms() - 1))
         session.add(Idempotency(user_id=ada.id, key="k", request="r", created_ms=now_ms() - 2 * DAY_MS))
         session.add(Tombstone(receipt=receipt, login="x", user_id="y", erased_ms=0, done_ms=1))
     site.objects.put(ada.id, "export", f"{export}.1", b"zip")
@@ -185,7 +185,7 @@ def test_pictures_exports_and_leftover_rows_go(site: Site, ada: Person, sweep: C
     is_problem(ada.get(f"/api/results/{result}"), 404, "not-found")
     assert site.objects.ids(ada.id, "picture") == site.objects.ids(ada.id, "export") == []
     with site.service.records.reading() as session:
-        assert session.get(SignIn, sign_in) is None
+        assert session.get(LoginSession, login_session) is None
         assert session.get(Tombstone, receipt) is None
         assert session.get(Idempotency, (ada.id, "k")) is None
 

@@ -96,7 +96,7 @@ def test_a_role_is_given_and_holds_from_the_next_token_on(site: Site, ada: Perso
     service = site.service
     assert give(service.records, Journal(service.journal.pepper), ada.id, "operator")
     is_problem(ada.get("/api/complaints"), 403, "forbidden")
-    begun = service.sign_ins.begin(ada.id)
+    begun = service.login_sessions.begin(ada.id)
     assert begun.role == "operator"
     assert not give(service.records, service.journal, "0" * 32, "operator")
 

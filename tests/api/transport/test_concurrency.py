@@ -139,7 +139,7 @@ def test_a_stream_whose_reader_has_gone_is_over(site: Site, ada: Person, run: st
 
 def test_a_stream_ends_with_the_sign_in(site: Site, ada: Person, run: str):
     with watching(ada, run) as watched:
-        site.service.sign_ins.end_all(ada.id)
+        site.service.login_sessions.end_all(ada.id)
         assert watched.last() == ("signed-out", {"id": run})
 
 
@@ -201,7 +201,7 @@ def test_who_waits_for_a_result_hears_that_it_was_deleted(site: Site, ada: Perso
 def test_who_waits_for_a_result_hears_that_they_were_signed_out(site: Site, ada: Person, result: str):
     poll = Polled(ada, result)
     wait_for(lambda: held(site, "poll", ada))
-    site.service.sign_ins.end_all(ada.id)
+    site.service.login_sessions.end_all(ada.id)
     is_problem(poll.ended(), 401, "signed-out")
 
 

@@ -226,7 +226,7 @@ def test_a_form_is_a_form_in_any_letters(ada: Person, kind: str):
 def test_who_has_signed_out_uploads_nothing(served: tuple[str, Site], ada: Person):
     """Though the access token is good for some minutes more."""
     base, site = served
-    site.service.sign_ins.end_all(ada.id)
+    site.service.login_sessions.end_all(ada.id)
     head = (
         f"POST /api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {ada.token}\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n"

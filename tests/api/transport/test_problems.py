@@ -68,7 +68,7 @@ def test_a_database_that_is_away_or_busy_is_not_the_requests_fault(
         def failing(*_: Any, error: Exception = error) -> Any:
             raise OperationalError("select 1", {}, error)
 
-        monkeypatch.setattr(type(site.service.sign_ins), "is_open", failing)
+        monkeypatch.setattr(type(site.service.login_sessions), "is_open", failing)
         answer = ada.get("/api/subjects")
         assert is_problem(answer, status, "unavailable" if status == 503 else "internal")
         assert ("retry-after" in answer.headers) is (status == 503)

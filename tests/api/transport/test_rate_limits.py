@@ -247,7 +247,7 @@ def refreshed(site: Site, token: str) -> Any:
 
 def test_refreshing_is_limited_by_sign_in_and_not_by_address(site: Site, ada: Person, bob: Person):
     """Both come from one address. One refreshes until there is no more room; neither tokens nor the other is harmed."""
-    busy, calm = (site.service.sign_ins.begin(one.id).token for one in (ada, bob))
+    busy, calm = (site.service.login_sessions.begin(one.id).token for one in (ada, bob))
     answers = [refreshed(site, busy) for _ in range(31)]
     assert [answer.status_code for answer in answers[:30]] == [200] * 30
     is_problem(answers[30], 429, "too-many-requests")
@@ -255,7 +255,7 @@ def test_refreshing_is_limited_by_sign_in_and_not_by_address(site: Site, ada: Pe
 
 
 def test_tokens_that_never_were_are_limited_by_address_and_lock_nobody_out(site: Site, ada: Person):
-    known = site.service.sign_ins.begin(ada.id).token
+    known = site.service.login_sessions.begin(ada.id).token
     answers = [refreshed(site, f"never-{n}") for n in range(61)]
     is_problem(answers[59], 401, "signed-out")
     is_problem(answers[60], 429, "too-many-requests")
@@ -265,7 +265,7 @@ def test_tokens_that_never_were_are_limited_by_address_and_lock_nobody_out(site:
 
 
 def test_a_cookie_is_not_replaced_by_an_older_one(site: Site, ada: Person):
-    first = site.service.sign_ins.begin(ada.id).token
+    first = site.service.login_sessions.begin(ada.id).token
     second = refreshed(site, first).cookies["photoflux_refresh"]
     assert refreshed(site, first).cookies["photoflux_refresh"] == second, "the other tab is given the same"
     assert refreshed(site, second).status_code == 200
@@ -283,12 +283,14 @@ def test_a_token_of_a_sign_in_that_is_over_takes_nothing_from_its_owner(
 ):
     tight = Limits("memory://", rates={"ask": "3/minute"})
     stolen = ada.token
-    site.service.sign_ins.end_all(ada.id)
+    site.service.login_sessions.end_all(ada.id)
     monkeypatch.setattr(Limits, "check", lambda _, kind, who: COUNT(tight, kind, who))
     asked = {"headers": {"Authorization": f"Bearer {stolen}"}}
     assert [site.client.get("/api/subjects", **asked).status_code for _ in range(5)] == [401] * 3 + [429] * 2
-    begun = site.service.sign_ins.begin(ada.id)
+    begun = site.service.login_sessions.begin(ada.id)
     anew = {
-        "headers": {"Authorization": f"Bearer {site.service.tokens.access(Bearer(ada.id, 'user', begun.sign_in_id))}"}
+        "headers": {
+            "Authorization": f"Bearer {site.service.tokens.access(Bearer(ada.id, 'user', begun.login_session_id))}"
+        }
     }
     assert site.client.get("/api/subjects", **anew).status_code == 200

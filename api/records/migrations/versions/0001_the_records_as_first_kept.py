@@ -113,7 +113,7 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_idempotency_created_ms"), ["created_ms"], unique=False)
 
     op.create_table(
-        "sign_ins",
+        "login_sessions",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("user_id", sa.String(length=32), nullable=False),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
@@ -122,7 +122,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_sign_ins_user_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sign_ins")),
     )
-    with op.batch_alter_table("sign_ins", schema=None) as batch_op:
+    with op.batch_alter_table("login_sessions", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_sign_ins_user_id"), ["user_id"], unique=False)
 
     op.create_table(
@@ -217,16 +217,16 @@ def upgrade() -> None:
     op.create_table(
         "refresh_tokens",
         sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("sign_in_id", sa.String(length=32), nullable=False),
+        sa.Column("login_session_id", sa.String(length=32), nullable=False),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
         sa.Column("used_ms", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(
-            ["sign_in_id"], ["sign_ins.id"], name=op.f("fk_refresh_tokens_sign_in_id"), ondelete="CASCADE"
+            ["login_session_id"], ["login_sessions.id"], name=op.f("fk_refresh_tokens_sign_in_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_refresh_tokens")),
     )
     with op.batch_alter_table("refresh_tokens", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_refresh_tokens_sign_in_id"), ["sign_in_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_refresh_tokens_sign_in_id"), ["login_session_id"], unique=False)
 
     op.create_table(
         "runs",
@@ -378,10 +378,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_subjects_user_id"))
 
     op.drop_table("subjects")
-    with op.batch_alter_table("sign_ins", schema=None) as batch_op:
+    with op.batch_alter_table("login_sessions", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_sign_ins_user_id"))
 
-    op.drop_table("sign_ins")
+    op.drop_table("login_sessions")
     with op.batch_alter_table("idempotency", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_idempotency_created_ms"))
 
