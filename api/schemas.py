@@ -57,13 +57,13 @@ Depicts = Literal["me", "consenting_adult", "no_person"]
 StepState = Literal["queued", "running", "succeeded", "reused", "failed", "skipped", "cancelled"]
 
 
-class Asked(BaseModel):
+class RequestBody(BaseModel):
     """What clients send: nothing is guessed, and nothing is ignored."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class Listed(BaseModel, Generic[Item]):
+class Page(BaseModel, Generic[Item]):
     """One page of a list."""
 
     items: list[Item]
@@ -130,7 +130,7 @@ class Reason(BaseModel):
     message: str = Field(examples=["blurry: retake it with more light, a steadier hand and the focus on the subject"])
 
 
-class PhotoShown(BaseModel):
+class PhotoPublic(BaseModel):
     """An uploaded photo and what is said of it."""
 
     id: str | None = Field(description="null for a file that is no photo and was not kept")
@@ -142,7 +142,7 @@ class PhotoShown(BaseModel):
     thumbnail: str | None = Field(description="where its preview is loaded from")
 
 
-class SetShown(BaseModel):
+class PhotoSetPublic(BaseModel):
     """What is said of a subject's photos as a set."""
 
     verdict: Literal["ok", "warn", "reject"]
@@ -150,12 +150,12 @@ class SetShown(BaseModel):
     advice: list[str]
 
 
-class Uploaded(BaseModel):
-    photos: list[PhotoShown] = Field(description="in the order in which they were sent")
-    set: SetShown
+class UploadResult(BaseModel):
+    photos: list[PhotoPublic] = Field(description="in the order in which they were sent")
+    set: PhotoSetPublic
 
 
-class SubjectAsked(Asked):
+class SubjectCreate(RequestBody):
     """A new subject."""
 
     class_noun: Annotated[str, Field(pattern="^[a-z][a-z -]{0,31}$", examples=["dog"])]
@@ -163,7 +163,7 @@ class SubjectAsked(Asked):
     name: Name | None = None
 
 
-class SubjectShown(BaseModel):
+class SubjectPublic(BaseModel):
     id: str
     class_noun: str
     depicts: Depicts
@@ -179,7 +179,7 @@ def _begun(at: object) -> object:
     return at or None
 
 
-class StepShown(BaseModel):
+class StepPublic(BaseModel):
     """A step of a run."""
 
     name: str
@@ -190,7 +190,7 @@ class StepShown(BaseModel):
     progress: str = Field(description="what it last said of itself while it runs; else empty")
 
 
-class RunAsked(Asked):
+class RunCreate(RequestBody):
     """A fine-tuning of a subject."""
 
     subject: Id
@@ -201,11 +201,11 @@ class RunAsked(Asked):
     )
 
 
-class RunShown(BaseModel):
+class RunPublic(BaseModel):
     id: str
     subject: str
     state: State
-    steps: list[StepShown]
+    steps: list[StepPublic]
     error: RunFailure | None
     estimate: dict[str, float]
     actual: dict[str, Any] | None
@@ -214,7 +214,7 @@ class RunShown(BaseModel):
     finished: Time | None
 
 
-class GenerateAsked(Asked):
+class GenerationCreate(RequestBody):
     """Pictures to draw."""
 
     subject: Id
@@ -226,14 +226,14 @@ class GenerateAsked(Asked):
     style: Style = "none"
 
 
-class ImageShown(BaseModel):
+class ImagePublic(BaseModel):
     position: int
     seed: int
     sha256: str
     url: str = Field(description="`?size=256x256&format=webp` gives it in another size or format")
 
 
-class ResultShown(BaseModel):
+class GenerationPublic(BaseModel):
     """A generation and its pictures."""
 
     id: str
@@ -248,18 +248,18 @@ class ResultShown(BaseModel):
     model: str | None
     run: str | None = Field(description="the fine-tuning it waits for, or waited for")
     error: GenerationFailure | None
-    images: list[ImageShown]
+    images: list[ImagePublic]
     created: Time
     finished: Time | None
 
 
-class FeedbackAsked(Asked):
+class FeedbackCreate(RequestBody):
     rating: Annotated[int, Field(ge=1, le=5)]
     reason: Literal["likeness", "prompt", "quality", "bias", "offensive", "other"] | None = None
     text: Annotated[Words, Field(max_length=1000)] | None = None
 
 
-class ModelShown(BaseModel):
+class ModelPublic(BaseModel):
     """A registered model of a subject."""
 
     id: str
@@ -275,7 +275,7 @@ class ModelShown(BaseModel):
     created: Time
 
 
-class WordingShown(BaseModel):
+class TermsDocumentPublic(BaseModel):
     """A text that is agreed to, or shown."""
 
     purpose: str
@@ -285,12 +285,12 @@ class WordingShown(BaseModel):
     agree: bool = Field(description="whether it is agreed to, or only shown")
 
 
-class ConsentAsked(Asked):
+class ConsentCreate(RequestBody):
     purpose: Literal["terms", "likeness"]
     sha256: Sha256
 
 
-class ConsentShown(BaseModel):
+class ConsentPublic(BaseModel):
     purpose: str
     version: str
     sha256: str

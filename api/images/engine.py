@@ -28,8 +28,7 @@ from starlette.types import ASGIApp
 
 from api.accounts.tokens import BadToken, Capability, Checker, RemoteChecker
 from api.ops.telemetry import Requests, Telemetry, set_up_logs
-from api.schemas import Asked as Strict
-from api.schemas import Id, Sha256
+from api.schemas import Id, RequestBody, Sha256
 from api.settings import ApiSettings, get_api_settings, log_warnings, settings_or_exit
 from api.transport import problems
 from api.transport.hosts import KnownHosts
@@ -51,7 +50,7 @@ BODY_BYTES = 256 << 10
 """More than any call takes: INSTANCES_MAX prompts, each letter of them written as 12 bytes of JSON, and a capability."""
 
 
-class Instance(Strict):
+class Instance(RequestBody):
     """One picture to draw."""
 
     model: Id
@@ -64,14 +63,14 @@ class Instance(Strict):
 Capable = Annotated[str, Field(max_length=CAPABILITY_MAX)]
 
 
-class Parameters(Strict):
+class Parameters(RequestBody):
     """What holds for the whole call."""
 
     capability: Capable
     deadline_s: Annotated[float, Field(gt=0, le=600)] = 60.0
 
 
-class Asked(Strict):
+class Asked(RequestBody):
     instances: Annotated[list[Instance], Field(min_length=1, max_length=INSTANCES_MAX)]
     parameters: Parameters
 
@@ -84,7 +83,7 @@ class Drawn(BaseModel):
     predictions: list[Prediction]
 
 
-class Forget(Strict):
+class Forget(RequestBody):
     capability: Capable
 
 

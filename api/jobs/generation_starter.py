@@ -13,7 +13,7 @@ from api.jobs.run_starter import RunStarter
 from api.privacy import consents
 from api.records.audit_log import Journal
 from api.records.tables import ACTIVE, Generation, Run, Subject, new_id, prompt_label
-from api.schemas import GenerateAsked
+from api.schemas import GenerationCreate
 from api.settings import ApiSettings
 from api.training.photo_sets import Compared
 from api.transport.problems import Problem
@@ -32,7 +32,7 @@ class GenerationStarter:
     line: Line
     journal: Journal
 
-    def begin(self, session: Session, subject: Subject, asked: GenerateAsked, known: Compared) -> Generation:
+    def begin(self, session: Session, subject: Subject, asked: GenerationCreate, known: Compared) -> Generation:
         """Record a generation and put it in line. A problem where a consent, the prompt or a quota stands against it.
 
         Raises NotCompared where a run is to begin first.

@@ -34,7 +34,7 @@ class AccessToken(BaseModel):
     expires_in: int = Field(description="seconds", examples=[600])
 
 
-class Me(BaseModel):
+class UserPublic(BaseModel):
     """Who is signed in."""
 
     id: str
@@ -129,11 +129,11 @@ def logout(
 
 
 @router.get("/me", operation_id="me", responses=answers(*SIGNED_IN))
-def me(identities: IdentitiesDep, records: RecordsDep, caller: Caller) -> Me:
+def me(identities: IdentitiesDep, records: RecordsDep, caller: Caller) -> UserPublic:
     """Who is signed in."""
     with records.reading() as session:
         user = session.get_one(User, caller.user_id)
-    return Me(id=user.id, role=user.role, **identities.profile(user))  # type: ignore[arg-type]
+    return UserPublic(id=user.id, role=user.role, **identities.profile(user))  # type: ignore[arg-type]
 
 
 @router.get("/jwks", operation_id="jwks")

@@ -15,9 +15,9 @@ from api.records.audit_log import ANYBODY
 from api.records.database import Records
 from api.records.service_secrets import keyed_digest
 from api.records.tables import Complaint
-from api.schemas import Asked, Id, Listed, Sha256, Time, Words, utc
+from api.schemas import Id, Page, RequestBody, Sha256, Time, Words, utc
 from api.transport.idempotency import KEY, mismatch
-from api.transport.paging import PageDep
+from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.rate_limits import address_of
 from api.transport.routing import make_router
@@ -27,7 +27,7 @@ router = make_router(prefix="/api/complaints", tags=["complaints"])
 Outcome = Literal["removed", "dismissed"]
 
 
-class ComplaintAsked(Asked):
+class ComplaintCreate(RequestBody):
     """What is wrong with a picture that this service drew."""
 
     reason: Literal["likeness", "minor", "sexual", "harassment", "copyright", "other"]
@@ -36,12 +36,12 @@ class ComplaintAsked(Asked):
     contact: Annotated[Words, Field(max_length=200)] | None = Field(default=None, description="how to reach you")
 
 
-class ComplaintTaken(BaseModel):
+class ComplaintReceipt(BaseModel):
     id: str = Field(description="to be named when you ask about it")
     created: Time
 
 
-class ComplaintShown(ComplaintTaken):
+class ComplaintPublic(ComplaintReceipt):
     reason: str
     adapter: str | None
     text: str
@@ -50,26 +50,26 @@ class ComplaintShown(ComplaintTaken):
     closed: Time | None
 
 
-class Answered(Asked):
+class ComplaintResolution(RequestBody):
     outcome: Outcome = Field(description="`removed` deletes the models of that adapter's subject and all its pictures")
 
 
 @router.post("", operation_id="complain", status_code=201, responses=answers(*BODY, 409, 429))
 def complain(
-    asked: ComplaintAsked,
+    body: ComplaintCreate,
     request: Request,
     limits: LimitsDep,
     records: RecordsDep,
     keyring: KeyringDep,
     journal: JournalDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY)] = None,
-) -> ComplaintTaken:
+) -> ComplaintReceipt:
     """Report a picture. No account is needed."""
     limits.check("complain", address_of(request))
-    row = new_complaint(asked.reason, asked.adapter, asked.text, asked.contact or "", keyring=keyring)
+    row = new_complaint(body.reason, body.adapter, body.text, body.contact or "", keyring=keyring)
     if idempotency_key:
         row.request_key = keyed_digest(journal.pepper, "complaint", idempotency_key)
-        row.request = keyed_digest(journal.pepper, "complaint", asked.model_dump_json())
+        row.request = keyed_digest(journal.pepper, "complaint", body.model_dump_json())
     try:
         with records.writing() as session:
             session.add(row)
@@ -77,7 +77,7 @@ def complain(
             journal.note(session, ANYBODY, "complaint.sent", row.id)
     except IntegrityError:
         row = _sent_before(records, row)
-    return ComplaintTaken(id=row.id, created=utc(row.created_ms))
+    return ComplaintReceipt(id=row.id, created=utc(row.created_ms))
 
 
 def _sent_before(records: Records, row: Complaint) -> Complaint:
@@ -96,13 +96,13 @@ def list_complaints(
     records: RecordsDep,
     keyring: KeyringDep,
     operator: Operator,  # noqa: ARG001
-    page: PageDep,
+    page: PageQueryDep,
     state: Annotated[Literal["open", "removed", "dismissed"], Query()] = "open",
-) -> Listed[ComplaintShown]:
+) -> Page[ComplaintPublic]:
     """Complaints for operators to answer."""
     with records.reading() as session:
         rows, after = page.rows(session, select(Complaint).where(Complaint.state == state), Complaint)
-    return Listed(items=[_shown(keyring, row) for row in rows], next=after)
+    return Page(items=[_to_public(keyring, row) for row in rows], next=after)
 
 
 @router.post(
@@ -110,33 +110,33 @@ def list_complaints(
 )
 def close_complaint(
     complaint_id: Id,
-    asked: Answered,
+    body: ComplaintResolution,
     records: RecordsDep,
     keyring: KeyringDep,
     journal: JournalDep,
     line: LineDep,
     operator: Operator,
-) -> ComplaintShown:
+) -> ComplaintPublic:
     """Answer a complaint."""
     with records.writing() as session:
         row = session.get(Complaint, complaint_id)
         if row is None:
             raise Problem(404, "not-found", "There is no such complaint here.")
         if row.state == "open":
-            taken = take_down(session, row, journal) if asked.outcome == "removed" else []
+            taken = take_down(session, row, journal) if body.outcome == "removed" else []
             session.refresh(row, with_for_update=True)  # people and what is theirs are locked first
             if row.state != "open":
                 raise Problem(409, "conflict", "Somebody else has just answered this complaint; look at it again.")
             for gone in taken:
                 line.put_removal(session, gone)
-            close(row, asked.outcome)
-            journal.note(session, operator.user_id, "complaint.closed", row.id, asked.outcome)
-        return _shown(keyring, row)
+            close(row, body.outcome)
+            journal.note(session, operator.user_id, "complaint.closed", row.id, body.outcome)
+        return _to_public(keyring, row)
 
 
-def _shown(keyring: Keyring, row: Complaint) -> ComplaintShown:
+def _to_public(keyring: Keyring, row: Complaint) -> ComplaintPublic:
     said = words_of(row, keyring)
-    return ComplaintShown(
+    return ComplaintPublic(
         id=row.id, reason=row.reason, adapter=row.about, text=said["text"], contact=said["contact"], state=row.state,  # type: ignore[arg-type]
         created=utc(row.created_ms), closed=utc(row.closed_ms),
     )  # fmt: skip

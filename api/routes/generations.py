@@ -31,19 +31,19 @@ from api.privacy.erasure import Gone
 from api.records.database import Records
 from api.records.tables import Feedback, Generation, Picture, Subject, new_id, prompt_label
 from api.schemas import (
-    FeedbackAsked,
-    GenerateAsked,
+    FeedbackCreate,
+    GenerationCreate,
     GenerationFailure,
+    GenerationPublic,
     Id,
-    ImageShown,
-    Listed,
-    ResultShown,
+    ImagePublic,
+    Page,
     failure,
     utc,
 )
 from api.training.photo_sets import Compared
 from api.transport.concurrency import is_ending, is_gone
-from api.transport.paging import PageDep
+from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.routing import make_router
 from photoflux.vault.keyring import Keyring
@@ -56,24 +56,24 @@ WAIT_S, LOOK_S, LOOKED_S = 30, 0.25, 1.0
 
 @router.post("/generate", operation_id="generate", status_code=202, responses=answers(*BODY, 403, 404, 409))
 def generate(
-    asked: GenerateAsked,
+    body: GenerationCreate,
     records: RecordsDep,
     album: AlbumDep,
     keyring: KeyringDep,
     starter: GenerationStarterDep,
     caller: Maker,
     once: OnceDep,
-) -> ResultShown:
+) -> GenerationPublic:
     """Draw pictures of a subject. One without a model is fine-tuned first, and drawn when the model is ready."""
-    checked_size(asked.size)
+    checked_size(body.size)
 
-    def created(known: Compared) -> ResultShown:
+    def created(known: Compared) -> GenerationPublic:
         with records.writing_for(caller.user_id) as session:
-            if answered := once.answered(session, ResultShown):
+            if answered := once.answered(session, GenerationPublic):
                 return answered
-            subject = owned(session, Subject, asked.subject, caller, lock=True)
-            row = starter.begin(session, subject, asked, known)
-            return once.keep(session, shown(session, keyring, row), status=202)
+            subject = owned(session, Subject, body.subject, caller, lock=True)
+            row = starter.begin(session, subject, body, known)
+            return once.keep(session, to_public(session, keyring, row), status=202)
 
     return album.apart(created)
 
@@ -83,16 +83,16 @@ def list_results(
     records: RecordsDep,
     keyring: KeyringDep,
     caller: Caller,
-    page: PageDep,
+    page: PageQueryDep,
     subject: Annotated[Id | None, Query()] = None,
-) -> Listed[ResultShown]:
+) -> Page[GenerationPublic]:
     """What you asked for, of one subject or of all."""
     query = select(Generation).where(Generation.user_id == caller.user_id)
     with records.reading() as session:
         rows, after = page.rows(
             session, query.where(Generation.subject_id == subject) if subject else query, Generation
         )
-        return Listed(items=[shown(session, keyring, row) for row in rows], next=after)
+        return Page(items=[to_public(session, keyring, row) for row in rows], next=after)
 
 
 @router.get("/results/{result_id}", operation_id="getResult", responses=answers(404))
@@ -105,7 +105,7 @@ async def get_result(
     held: HeldDep,
     caller: Caller,
     wait: Annotated[int, Query(ge=0, le=WAIT_S)] = 0,
-) -> ResultShown:
+) -> GenerationPublic:
     """One generation with its pictures. `wait`: seconds to hold the answer back for until they are drawn.
 
     So many at a time may be held back; more are answered with 429.
@@ -126,16 +126,16 @@ async def get_result(
 
 def _still(
     result_id: Id, login_sessions: LoginSessions, records: Records, keyring: Keyring, caller: Caller
-) -> ResultShown:
+) -> GenerationPublic:
     """A generation for who waits for it. A problem of 401 when they have signed out, and of 404 when it was deleted."""
     if not login_sessions.is_open(caller.login_session_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
     return _result(result_id, records, keyring, caller)
 
 
-def _result(result_id: Id, records: Records, keyring: Keyring, caller: Caller) -> ResultShown:
+def _result(result_id: Id, records: Records, keyring: Keyring, caller: Caller) -> GenerationPublic:
     with records.reading() as session:
-        return shown(session, keyring, owned(session, Generation, result_id, caller))
+        return to_public(session, keyring, owned(session, Generation, result_id, caller))
 
 
 @router.delete("/results/{result_id}", operation_id="deleteResult", status_code=204, responses=answers(404))
@@ -154,29 +154,29 @@ def delete_result(result_id: Id, records: RecordsDep, objects: ObjectsDep, journ
     "/results/{result_id}/feedback", operation_id="giveFeedback", status_code=204, responses=answers(*BODY, 404)
 )
 def give_feedback(
-    result_id: Id, asked: FeedbackAsked, records: RecordsDep, keyring: KeyringDep, caller: Caller
+    result_id: Id, body: FeedbackCreate, records: RecordsDep, keyring: KeyringDep, caller: Caller
 ) -> None:
     """Say what you think of the pictures; said again, it replaces what was said before."""
     with records.writing_for(caller.user_id) as session:
         row = owned(session, Generation, result_id, caller, lock=True)
         feedback = session.scalar(select(Feedback).where(Feedback.generation_id == row.id))
         if feedback is None:
-            feedback = Feedback(id=new_id(), user_id=row.user_id, generation_id=row.id, rating=asked.rating)
+            feedback = Feedback(id=new_id(), user_id=row.user_id, generation_id=row.id, rating=body.rating)
             session.add(feedback)
-        feedback.rating, feedback.reason = asked.rating, asked.reason
+        feedback.rating, feedback.reason = body.rating, body.reason
         label = Label(row.user_id, "feedback", feedback.id)
-        feedback.text = asked.text and seal_bytes(asked.text.encode(), label=label, keyring=keyring)  # type: ignore[assignment]
+        feedback.text = body.text and seal_bytes(body.text.encode(), label=label, keyring=keyring)  # type: ignore[assignment]
 
 
-def shown(session: Session, keyring: Keyring, row: Generation) -> ResultShown:
+def to_public(session: Session, keyring: Keyring, row: Generation) -> GenerationPublic:
     """A generation for its owner."""
     pictures = session.scalars(select(Picture).where(Picture.generation_id == row.id).order_by(Picture.position))
     prompt = unseal_bytes(row.prompt, label=prompt_label(row), keyring=keyring).decode()
     images = [
-        ImageShown(position=p.position, seed=p.seed, sha256=p.sha256, url=f"/api/media/pictures/{row.id}.{p.position}")
+        ImagePublic(position=p.position, seed=p.seed, sha256=p.sha256, url=f"/api/media/pictures/{row.id}.{p.position}")
         for p in pictures
     ]
-    return ResultShown(
+    return GenerationPublic(
         id=row.id, subject=row.subject_id, state=row.state, prompt=prompt, n=row.n, seed=row.seed, size=row.size,  # type: ignore[arg-type]
         format=row.format, style=row.style, model=row.model_id, run=row.run_id, images=images,
         error=failure(GenerationFailure, row.error_code, row.error), created=utc(row.created_ms), finished=utc(row.finished_ms),

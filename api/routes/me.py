@@ -42,7 +42,7 @@ ZIP: dict[int | str, dict[str, Any]] = {
 }
 
 
-class ExportShown(BaseModel):
+class ExportPublic(BaseModel):
     """A ZIP of everything that is kept of you."""
 
     id: str
@@ -55,7 +55,7 @@ class ExportShown(BaseModel):
     expires: Time | None = Field(description="when the ZIP is deleted")
 
 
-class Receipt(BaseModel):
+class ErasureReceipt(BaseModel):
     """Proof that an account is being erased, or was. Keep it: nobody can look it up for you afterwards."""
 
     receipt: str
@@ -69,14 +69,14 @@ class Receipt(BaseModel):
 @router.post("/me/export", operation_id="createExport", status_code=202, responses=answers(*SIGNED_IN, *ONCE))
 def create_export(
     records: RecordsDep, journal: JournalDep, line: LineDep, settings: SettingsDep, caller: Maker, once: OnceDep
-) -> ExportShown:
+) -> ExportPublic:
     """Have everything that is kept of you packed into a ZIP; asked for again meanwhile, it is the same one."""
     with records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, ExportShown):
+        if answered := once.answered(session, ExportPublic):
             return answered
         waiting = select(Export).where(Export.user_id == caller.user_id, Export.state.in_(ACTIVE))
         row = session.scalar(waiting) or _begin_export(session, journal, line, settings, caller.user_id)
-        return once.keep(session, _export(row), status=202)
+        return once.keep(session, _to_public(row), status=202)
 
 
 def _begin_export(session: Session, journal: Journal, line: Line, settings: ApiSettings, user_id: str) -> Export:
@@ -91,10 +91,10 @@ def _begin_export(session: Session, journal: Journal, line: Line, settings: ApiS
 
 
 @router.get("/me/exports/{export_id}", operation_id="getExport", responses=answers(*SIGNED_IN, 404, 422))
-def get_export(export_id: Id, records: RecordsDep, caller: Caller) -> ExportShown:
+def get_export(export_id: Id, records: RecordsDep, caller: Caller) -> ExportPublic:
     """How an export stands."""
     with records.reading() as session:
-        return _export(owned(session, Export, export_id, caller))
+        return _to_public(owned(session, Export, export_id, caller))
 
 
 @router.get(
@@ -123,7 +123,9 @@ def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, vie
 
 
 @router.delete("/me", operation_id="eraseMe", status_code=202, responses=answers(*SIGNED_IN))
-def erase_me(records: RecordsDep, keyring: KeyringDep, journal: JournalDep, line: LineDep, caller: Caller) -> Receipt:
+def erase_me(
+    records: RecordsDep, keyring: KeyringDep, journal: JournalDep, line: LineDep, caller: Caller
+) -> ErasureReceipt:
     """Erase your account: its keys at once, then everything that they sealed. This cannot be undone."""
     with records.writing_for(caller.user_id) as session:
         receipt = begin_erasure(session, session.get_one(User, caller.user_id), journal)
@@ -133,14 +135,14 @@ def erase_me(records: RecordsDep, keyring: KeyringDep, journal: JournalDep, line
 
 
 @router.get("/erasures/{receipt}", operation_id="getErasure", responses=answers(404, 422))
-def get_erasure(receipt: Id, records: RecordsDep) -> Receipt:
+def get_erasure(receipt: Id, records: RecordsDep) -> ErasureReceipt:
     """Whether an erasure is done. Asked for without signing in: there is no account any more."""
     with records.reading() as session:
         row = session.get(Tombstone, receipt)
     if row is None:
         raise Problem(404, "not-found", "There is no such receipt here.")
     state: Literal["erasing", "done"] = "done" if row.done_ms else "erasing"
-    return Receipt(receipt=receipt, state=state, begun=utc(row.erased_ms), done=utc(row.done_ms))
+    return ErasureReceipt(receipt=receipt, state=state, begun=utc(row.erased_ms), done=utc(row.done_ms))
 
 
 def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -148,9 +150,9 @@ def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
     return chain([next(pieces, b"")], pieces)
 
 
-def _export(row: Export) -> ExportShown:
+def _to_public(row: Export) -> ExportPublic:
     ready = row.state == "succeeded"
-    return ExportShown(
+    return ExportPublic(
         id=row.id, state=row.state, sha256=row.sha256, bytes=row.stored_bytes,  # type: ignore[arg-type]
         error=failure(ExportFailure, row.error_code, row.error), url=f"/api/media/exports/{row.id}" if ready else None,
         created=utc(row.created_ms), expires=utc(row.expires_ms),

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from api.deps import Caller, JournalDep, RecordsDep, owned
 from api.records.tables import Model, Subject
-from api.schemas import Id, Listed, ModelShown, utc
+from api.schemas import Id, ModelPublic, Page, utc
 from api.training.finetuning import REPORTS
-from api.transport.paging import PageDep
+from api.transport.paging import PageQueryDep
 from api.transport.problems import SIGNED_IN, answers
 from api.transport.routing import make_router
 
@@ -21,24 +21,24 @@ router = make_router(prefix="/api/models", tags=["models"], responses=answers(*S
 
 @router.get("", operation_id="listModels")
 def list_models(
-    records: RecordsDep, caller: Caller, page: PageDep, subject: Annotated[Id | None, Query()] = None
-) -> Listed[ModelShown]:
+    records: RecordsDep, caller: Caller, page: PageQueryDep, subject: Annotated[Id | None, Query()] = None
+) -> Page[ModelPublic]:
     """Your models, of one subject or of all."""
     query = select(Model).where(Model.user_id == caller.user_id)
     with records.reading() as session:
         rows, after = page.rows(session, query.where(Model.subject_id == subject) if subject else query, Model)
-        return Listed(items=[shown(session, row) for row in rows], next=after)
+        return Page(items=[to_public(session, row) for row in rows], next=after)
 
 
 @router.get("/{model_id}", operation_id="getModel", responses=answers(404))
-def get_model(model_id: Id, records: RecordsDep, caller: Caller) -> ModelShown:
+def get_model(model_id: Id, records: RecordsDep, caller: Caller) -> ModelPublic:
     """One model with its measurements and reports."""
     with records.reading() as session:
-        return shown(session, owned(session, Model, model_id, caller))
+        return to_public(session, owned(session, Model, model_id, caller))
 
 
 @router.post("/{model_id}/promote", operation_id="promoteModel", responses=answers(404, 413))
-def promote_model(model_id: Id, records: RecordsDep, journal: JournalDep, caller: Caller) -> ModelShown:
+def promote_model(model_id: Id, records: RecordsDep, journal: JournalDep, caller: Caller) -> ModelPublic:
     """Draw with this model from now on: a newer one, or an older one to roll back."""
     with records.writing_for(caller.user_id) as session:
         model = owned(session, Model, model_id, caller)
@@ -48,13 +48,13 @@ def promote_model(model_id: Id, records: RecordsDep, journal: JournalDep, caller
         subject.champion_id = model.id
         journal.note(session, caller.user_id, "model.promoted", model.id)
         session.flush()
-        return shown(session, model)
+        return to_public(session, model)
 
 
-def shown(session: Session, model: Model) -> ModelShown:
+def to_public(session: Session, model: Model) -> ModelPublic:
     """A model for its owner."""
     champion = session.get_one(Subject, model.subject_id).champion_id == model.id
-    return ModelShown(
+    return ModelPublic(
         id=model.id, subject=model.subject_id, run=model.run_id, number=model.number, verdict=model.verdict,
         champion=champion, metrics=model.metrics, adapter_sha256=model.adapter_sha256,
         reports={step: f"/api/media/reports/{model.run_id}/{step}" for step in REPORTS},

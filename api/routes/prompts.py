@@ -20,7 +20,7 @@ router = make_router(prefix="/api/prompts", tags=["pictures"], responses=answers
 REMEMBERED = 50
 
 
-class Suggestions(BaseModel):
+class PromptSuggestions(BaseModel):
     prompts: list[str]
 
 
@@ -32,11 +32,11 @@ def suggest_prompts(
     subject: Annotated[Id, Query(description="whom the prompts are for")],
     q: Annotated[str, Query(max_length=200, description="what was typed so far")] = "",
     limit: Annotated[int, Query(ge=1, le=20)] = 8,
-) -> Suggestions:
+) -> PromptSuggestions:
     """Prompts that begin like what was typed, or are like it: yours of late, and templates."""
     with records.reading() as session:
         row = owned(session, Subject, subject, caller)
         mine = select(Generation).where(Generation.subject_id == row.id).order_by(Generation.created_ms.desc())
-        asked = session.scalars(mine.limit(REMEMBERED)).all()
-    own = [unseal_bytes(one.prompt, label=prompt_label(one), keyring=keyring).decode() for one in asked]
-    return Suggestions(prompts=suggest(q, known=templates(row.trigger, row.class_noun), own=own, limit=limit))
+        earlier = session.scalars(mine.limit(REMEMBERED)).all()
+    own = [unseal_bytes(one.prompt, label=prompt_label(one), keyring=keyring).decode() for one in earlier]
+    return PromptSuggestions(prompts=suggest(q, known=templates(row.trigger, row.class_noun), own=own, limit=limit))

@@ -74,8 +74,8 @@ def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts, limits:
 
     @app.post("/token")
     async def token(request: Request) -> Response:
-        asked = CodeRequest("POST", "", await _form(request), request.headers)
-        answer: Response = provider.create_token_response(asked)
+        oauth_request = CodeRequest("POST", "", await _form(request), request.headers)
+        answer: Response = provider.create_token_response(oauth_request)
         return answer
 
     return app
@@ -130,9 +130,11 @@ async def _authorized(request: Request, provider: Server, checks: PasswordChecks
         return _page(request, provider, told.detail, told.status, told.headers)
     if account is None:
         return _page(request, provider, "E-mail and password do not belong together.", 401)
-    asked = CodeRequest("GET", request.url.query, {}, {})
+    oauth_request = CodeRequest("GET", request.url.query, {}, {})
     with suppress(OAuth2Error):
-        grant = provider.get_consent_grant(asked, account)
-        answer: Response = await run_in_threadpool(provider.create_authorization_response, asked, account, grant)
+        grant = provider.get_consent_grant(oauth_request, account)
+        answer: Response = await run_in_threadpool(
+            provider.create_authorization_response, oauth_request, account, grant
+        )
         return answer
     return _page(request, provider)

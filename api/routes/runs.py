@@ -28,10 +28,10 @@ from api.deps import (
 from api.records.database import Records
 from api.records.outcomes import cancel_run as end_early
 from api.records.tables import ACTIVE, Model, Run, Subject
-from api.schemas import Id, Listed, RunAsked, RunFailure, RunShown, StepShown, failure, utc
+from api.schemas import Id, Page, RunCreate, RunFailure, RunPublic, StepPublic, failure, utc
 from api.training.photo_sets import Compared
 from api.transport.concurrency import is_ending
-from api.transport.paging import PageDep
+from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, answers
 from api.transport.routing import make_router
 
@@ -48,7 +48,7 @@ def _event(names: tuple[str, ...], data: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_RUN = {"$ref": f"#/components/schemas/{RunShown.__name__}"}
+_RUN = {"$ref": f"#/components/schemas/{RunPublic.__name__}"}
 _ID = {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}}
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -62,48 +62,48 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 @router.post("", operation_id="createRun", status_code=202, responses=answers(*BODY, 403, 404, 409))
 def create_run(
-    asked: RunAsked, records: RecordsDep, album: AlbumDep, run_starter: RunStarterDep, caller: Maker, once: OnceDep
-) -> RunShown:
+    body: RunCreate, records: RecordsDep, album: AlbumDep, run_starter: RunStarterDep, caller: Maker, once: OnceDep
+) -> RunPublic:
     """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
 
-    def created(known: Compared) -> RunShown:
+    def created(known: Compared) -> RunPublic:
         with records.writing_for(caller.user_id) as session:
-            if answered := once.answered(session, RunShown):
+            if answered := once.answered(session, RunPublic):
                 return answered
-            subject = owned(session, Subject, asked.subject, caller, lock=True)
-            run = run_starter.begin(session, subject, asked.params, known)
-            return once.keep(session, shown(session, run), status=202)
+            subject = owned(session, Subject, body.subject, caller, lock=True)
+            run = run_starter.begin(session, subject, body.params, known)
+            return once.keep(session, to_public(session, run), status=202)
 
     return album.apart(created)
 
 
 @router.get("", operation_id="listRuns")
 def list_runs(
-    records: RecordsDep, caller: Caller, page: PageDep, subject: Annotated[Id | None, Query()] = None
-) -> Listed[RunShown]:
+    records: RecordsDep, caller: Caller, page: PageQueryDep, subject: Annotated[Id | None, Query()] = None
+) -> Page[RunPublic]:
     """Your runs, of one subject or of all."""
     query = select(Run).where(Run.user_id == caller.user_id)
     with records.reading() as session:
         rows, after = page.rows(session, query.where(Run.subject_id == subject) if subject else query, Run)
-        return Listed(items=[shown(session, row) for row in rows], next=after)
+        return Page(items=[to_public(session, row) for row in rows], next=after)
 
 
 @router.get("/{run_id}", operation_id="getRun", responses=answers(404))
-def get_run(run_id: Id, records: RecordsDep, caller: Caller) -> RunShown:
+def get_run(run_id: Id, records: RecordsDep, caller: Caller) -> RunPublic:
     """One run with its steps."""
     with records.reading() as session:
-        return shown(session, owned(session, Run, run_id, caller))
+        return to_public(session, owned(session, Run, run_id, caller))
 
 
 @router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202, responses=answers(404, 413))
-def cancel_run(run_id: Id, records: RecordsDep, journal: JournalDep, caller: Caller) -> RunShown:
+def cancel_run(run_id: Id, records: RecordsDep, journal: JournalDep, caller: Caller) -> RunPublic:
     """End a run; one that has ended stays as it is."""
     with records.writing_for(caller.user_id) as session:
         run = owned(session, Run, run_id, caller, lock=True)
         if run.state in ACTIVE and not run.cancel_ms:  # asked for twice, it is cancelled once
             journal.note(session, caller.user_id, "run.cancelled", run.id)
         end_early(session, run, journal)
-        return shown(session, run)
+        return to_public(session, run)
 
 
 async def _held_stream(held: HeldDep, caller: Caller) -> AsyncIterator[None]:
@@ -126,7 +126,7 @@ async def watch_run(
     records: RecordsDep,
     held: HeldDep,
     caller: Caller,
-    first: Annotated[RunShown, Depends(get_run)],
+    first: Annotated[RunPublic, Depends(get_run)],
 ) -> AsyncIterator[ServerSentEvent]:
     """The run whenever it has changed, as server-sent events of the kind `run`.
 
@@ -149,20 +149,20 @@ async def watch_run(
 
 def _still(
     login_sessions: LoginSessions, records: Records, caller: Bearer, run_id: str
-) -> RunShown | Literal["deleted", "signed-out"]:
+) -> RunPublic | Literal["deleted", "signed-out"]:
     """The run as it is now, or why nothing more is told of it."""
     if not login_sessions.is_open(caller.login_session_id):
         return "signed-out"
     with records.reading() as session:
         run = session.get(Run, run_id)
-        return shown(session, run) if run is not None and run.user_id == caller.user_id else "deleted"
+        return to_public(session, run) if run is not None and run.user_id == caller.user_id else "deleted"
 
 
-def shown(session: Session, run: Run) -> RunShown:
+def to_public(session: Session, run: Run) -> RunPublic:
     """A run for its owner."""
     model = session.scalar(select(Model.id).where(Model.run_id == run.id))
-    return RunShown(
-        id=run.id, subject=run.subject_id, state=run.state, steps=[StepShown(**step) for step in run.steps or []],  # type: ignore[arg-type]
+    return RunPublic(
+        id=run.id, subject=run.subject_id, state=run.state, steps=[StepPublic(**step) for step in run.steps or []],  # type: ignore[arg-type]
         error=failure(RunFailure, run.error_code, run.error), estimate=run.estimate, actual=run.actual, model=model,
         created=utc(run.created_ms), finished=utc(run.finished_ms),
     )  # fmt: skip

@@ -9,9 +9,9 @@ from sqlalchemy import select
 
 from api.deps import JournalDep, KeyringDep, LineDep, Operator, RecordsDep
 from api.records.tables import Run
-from api.schemas import Asked, Id, Listed, Time, Words, utc
+from api.schemas import Id, Page, RequestBody, Time, Words, utc
 from api.training.finetuning import sign_off
-from api.transport.paging import PageDep
+from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.routing import make_router
 
@@ -19,7 +19,7 @@ MISSING = "There is no run here that waits for an answer."
 router = make_router(prefix="/api/sign-offs", tags=["sign-offs"], responses=answers(*SIGNED_IN, 403, 422))
 
 
-class OpenRun(BaseModel):
+class SignOffPublic(BaseModel):
     """A run that made no model because its check could not tell. Nothing in it says whose it is."""
 
     run: str
@@ -29,7 +29,7 @@ class OpenRun(BaseModel):
     created: Time
 
 
-class SignOffAsked(Asked):
+class SignOffCreate(RequestBody):
     reason: Annotated[Words, Field(min_length=10, max_length=400, description="why this model may be used")]
     findings: list[Annotated[str, Field(max_length=60)]] = Field(
         max_length=20, description="the rules that are open, by name: what you answer for"
@@ -37,23 +37,23 @@ class SignOffAsked(Asked):
 
 
 @router.get("", operation_id="listSignOffs")
-def list_sign_offs(records: RecordsDep, operator: Operator, page: PageDep) -> Listed[OpenRun]:  # noqa: ARG001
+def list_sign_offs(records: RecordsDep, operator: Operator, page: PageQueryDep) -> Page[SignOffPublic]:  # noqa: ARG001
     """Runs that wait for an answer, newest first."""
     with records.reading() as session:
         rows, after = page.rows(session, select(Run).where(Run.sign_off == "open"), Run)
-    return Listed(items=[_shown(row) for row in rows], next=after)
+    return Page(items=[_to_public(row) for row in rows], next=after)
 
 
 @router.post("/{run_id}", operation_id="signOff", status_code=202, responses=answers(*BODY, 404, 409))
 def sign_off_run(
     run_id: Id,
-    asked: SignOffAsked,
+    body: SignOffCreate,
     records: RecordsDep,
     keyring: KeyringDep,
     journal: JournalDep,
     line: LineDep,
     operator: Operator,
-) -> OpenRun:
+) -> SignOffPublic:
     """Answer for a run: its model is registered, with your pseudonym and reason, and draws from then on.
 
     What a check calls critical nobody can sign for.
@@ -69,19 +69,21 @@ def sign_off_run(
         if row.sign_off == "open":
             if row.remote_id is None:
                 raise Problem(409, "too-late", "The files of this run are not kept any more; have it run again.")
-            if sorted(asked.findings) != _open(row):
+            if sorted(body.findings) != _open(row):
                 named = ", ".join(_open(row))
                 raise Problem(422, "invalid", f"Name in `findings` exactly what you answer for, which is: {named}.")
             by = journal.pseudonym(operator.user_id)
-            sign_off(session, row, by=by, reason=asked.reason, findings=asked.findings, keyring=keyring)
+            sign_off(session, row, by=by, reason=body.reason, findings=body.findings, keyring=keyring)
             line.put_sign_off(session, row)
             journal.note(session, operator.user_id, "run.signed-off", row.id)
-        return _shown(row)
+        return _to_public(row)
 
 
-def _shown(row: Run) -> OpenRun:
+def _to_public(row: Run) -> SignOffPublic:
     signed = row.sign_off == "given"
-    return OpenRun(run=row.id, reasons=row.error or "", findings=_open(row), signed=signed, created=utc(row.created_ms))
+    return SignOffPublic(
+        run=row.id, reasons=row.error or "", findings=_open(row), signed=signed, created=utc(row.created_ms)
+    )
 
 
 def _open(row: Run) -> list[str]:

@@ -33,12 +33,12 @@ from api.privacy.erasure import erase_subject
 from api.records.audit_log import Journal
 from api.records.database import Records, is_rolled_back, retried
 from api.records.tables import Photo, Subject, new_id
-from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, utc
+from api.schemas import Id, Page, PhotoPublic, PhotoSetPublic, Reason, SubjectCreate, SubjectPublic, UploadResult, utc
 from api.settings import ApiSettings
 from api.training.photo_decoding import Taken, refused
 from api.training.photo_intake import Intake
 from api.training.photo_sets import Album, Compared
-from api.transport.paging import PageDep
+from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.quotas import check_capacity, check_storage
 from api.transport.routing import make_router
@@ -57,7 +57,7 @@ uploads = APIRouter(  # not of routes that are repeated: files are read once, an
 
 @router.post("/subjects", operation_id="createSubject", status_code=201, responses=answers(*BODY, 403, 409))
 def create_subject(
-    asked: SubjectAsked,
+    body: SubjectCreate,
     records: RecordsDep,
     album: AlbumDep,
     journal: JournalDep,
@@ -66,45 +66,45 @@ def create_subject(
     trigger: TriggerDep,
     caller: Maker,
     once: OnceDep,
-) -> SubjectShown:
+) -> SubjectPublic:
     """Begin a subject: who or what pictures are wanted of."""
-    if asked.class_noun not in class_nouns:
+    if body.class_noun not in class_nouns:
         known = ", ".join(class_nouns)
-        raise Problem(422, "invalid", f"The base does not know '{asked.class_noun}'; choose one of {known}.")
-    if (asked.class_noun == "person") != (asked.depicts != consents.NOBODY):
+        raise Problem(422, "invalid", f"The base does not know '{body.class_noun}'; choose one of {known}.")
+    if (body.class_noun == "person") != (body.depicts != consents.NOBODY):
         raise Problem(
             422, "invalid", "Say who a person is: 'me' or 'consenting_adult'; things and animals are 'no_person'."
         )
     limit = settings.subjects_max
     full = Problem(409, "too-many-subjects", f"You have {limit} subjects; delete one first.")
     with records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, SubjectShown):
+        if answered := once.answered(session, SubjectPublic):
             return answered
-        consents.required(session, caller.user_id, person=asked.depicts != consents.NOBODY)
+        consents.required(session, caller.user_id, person=body.depicts != consents.NOBODY)
         check_capacity(session, Subject, Subject.user_id == caller.user_id, limit=limit, problem=full)
-        subject = Subject(id=new_id(), user_id=caller.user_id, class_noun=asked.class_noun, depicts=asked.depicts,
+        subject = Subject(id=new_id(), user_id=caller.user_id, class_noun=body.class_noun, depicts=body.depicts,
                           trigger=trigger)  # fmt: skip
-        if asked.name:
-            subject.name = album.sealed_name(caller.user_id, "subject-name", subject.id, asked.name)
+        if body.name:
+            subject.name = album.sealed_name(caller.user_id, "subject-name", subject.id, body.name)
         session.add(subject)
         session.flush()
         journal.note(session, caller.user_id, "subject.created", subject.id)
-        return once.keep(session, shown(session, album, subject), status=201)
+        return once.keep(session, to_public(session, album, subject), status=201)
 
 
 @router.get("/subjects", operation_id="listSubjects")
-def list_subjects(records: RecordsDep, album: AlbumDep, caller: Caller, page: PageDep) -> Listed[SubjectShown]:
+def list_subjects(records: RecordsDep, album: AlbumDep, caller: Caller, page: PageQueryDep) -> Page[SubjectPublic]:
     """Your subjects."""
     with records.reading() as session:
         rows, after = page.rows(session, select(Subject).where(Subject.user_id == caller.user_id), Subject)
-        return Listed(items=[shown(session, album, row) for row in rows], next=after)
+        return Page(items=[to_public(session, album, row) for row in rows], next=after)
 
 
 @router.get("/subjects/{subject_id}", operation_id="getSubject", responses=answers(404))
-def get_subject(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> SubjectShown:
+def get_subject(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> SubjectPublic:
     """One subject."""
     with records.reading() as session:
-        return shown(session, album, owned(session, Subject, subject_id, caller))
+        return to_public(session, album, owned(session, Subject, subject_id, caller))
 
 
 @router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204, responses=answers(404))
@@ -121,21 +121,21 @@ def delete_subject(
 
 
 @router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=answers(404))
-def list_photos(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> Uploaded:
+def list_photos(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> UploadResult:
     """The photos of a subject, oldest first, and what is said of them as a set."""
     with records.reading() as session:
         subject = owned(session, Subject, subject_id, caller)
         if subject.verdict is not None:
             return _listed(session, album, subject, Compared())
 
-    def listed(known: Compared) -> Uploaded:
+    def listed(known: Compared) -> UploadResult:
         with records.writing_for(caller.user_id) as session:  # the verdict on the set is kept
             return _listed(session, album, owned(session, Subject, subject_id, caller, lock=True), known)
 
     return album.apart(listed)
 
 
-def _listed(session: Session, album: Album, subject: Subject, known: Compared) -> Uploaded:
+def _listed(session: Session, album: Album, subject: Subject, known: Compared) -> UploadResult:
     photos = album.photos(session, subject)
     return _judged(session, album, subject, [(photo, None) for photo in photos], known=known)
 
@@ -152,13 +152,13 @@ def upload(
     once: OnceDep,
     subject: Annotated[str, Form(pattern="^[0-9a-f]{32}$", description="the subject's id")],
     photos: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF, WebP, HEIC or AVIF files, one or many")],
-) -> Uploaded:
+) -> UploadResult:
     """Add photos to a subject. Each is judged by the same rules as in the pipeline; what is no photo is not kept."""
     once = once.about(subject.encode(), *(part for photo in photos for part in _told_apart(photo)))
     with records.reading() as session:
         row = owned(session, Subject, subject, caller)
         consents.required(session, caller.user_id, person=row.depicts != consents.NOBODY)
-        if answered := once.answered(session, Uploaded):
+        if answered := once.answered(session, UploadResult):
             return answered
         arriving = sum(photo.size or 0 for photo in photos)
         check_storage(session, caller.user_id, limit=settings.stored_bytes_max, more=arriving)
@@ -206,7 +206,7 @@ def _stored(
     caller: Caller,
     once: OnceDep,
     taken: list[tuple[str, Taken]],
-) -> Uploaded:
+) -> UploadResult:
     """Seal the pixels, then record them all or none; what was sealed for nothing is deleted."""
     owner, stored, kept = caller.user_id, list[str](), set[str]()
     try:
@@ -241,11 +241,11 @@ def _recorded(
     once: OnceDep,
     arrived: list[tuple[str, str, Taken]],
     known: Compared,
-) -> tuple[Uploaded, set[str]]:
+) -> tuple[UploadResult, set[str]]:
     """Record photos that are stored, by id and name; the answer, and the ids of photos that it names. Raises NotCompared."""
     owner = caller.user_id
     with records.writing_for(owner) as session:
-        if answered := once.answered(session, Uploaded):
+        if answered := once.answered(session, UploadResult):
             return answered, set()
         more = sum(len(one.photo) for _, _, one in arrived)
         check_storage(session, owner, limit=settings.stored_bytes_max, more=more)
@@ -276,10 +276,10 @@ def delete_photo(photo_id: Id, records: RecordsDep, album: AlbumDep, journal: Jo
     album.drop(caller.user_id, photo_id)
 
 
-def shown(session: Session, album: Album, subject: Subject) -> SubjectShown:
+def to_public(session: Session, album: Album, subject: Subject) -> SubjectPublic:
     """A subject for its owner."""
     photos = session.scalar(select(func.count()).select_from(Photo).where(Photo.subject_id == subject.id)) or 0
-    return SubjectShown(
+    return SubjectPublic(
         id=subject.id, class_noun=subject.class_noun, depicts=subject.depicts,  # type: ignore[arg-type]
         name=album.name_of(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
         photos=photos, champion=subject.champion_id, created=utc(subject.created_ms),
@@ -294,7 +294,7 @@ def _judged(
     names: dict[int, str] | None = None,
     *,
     known: Compared,
-) -> Uploaded:
+) -> UploadResult:
     """Photos with the verdict that the set gives each of them. Raises NotCompared."""
     said = album.verdict(session, subject, known)
     by_id = {photo["file"]: photo for photo in said["photos"]}
@@ -302,22 +302,24 @@ def _judged(
         _photo(album, photo, by_id[photo.id]) if photo else _refused(album, taken, (names or {}).get(id(taken), ""))
         for photo, taken in rows
     ]
-    return Uploaded(photos=photos, set=SetShown(verdict=said["verdict"], score=said["score"], advice=said["advice"]))
+    return UploadResult(
+        photos=photos, set=PhotoSetPublic(verdict=said["verdict"], score=said["score"], advice=said["advice"])
+    )
 
 
-def _photo(album: Album, photo: Photo, said: dict[str, object]) -> PhotoShown:
+def _photo(album: Album, photo: Photo, said: dict[str, object]) -> PhotoPublic:
     reasons = [Reason.model_validate(reason) for reason in said["reasons"]]  # type: ignore[attr-defined]
-    return PhotoShown(
+    return PhotoPublic(
         id=photo.id, name=album.name_of(photo.user_id, "photo-name", photo.id, photo.name),
         status=said["status"], reasons=reasons, width=photo.width, height=photo.height,  # type: ignore[arg-type]
         thumbnail=f"/api/media/photos/{photo.id}",
     )  # fmt: skip
 
 
-def _refused(album: Album, taken: Taken | None, name: str) -> PhotoShown:
+def _refused(album: Album, taken: Taken | None, name: str) -> PhotoPublic:
     assert taken is not None
     status, reasons = album.verdict_alone(taken)
-    return PhotoShown(
+    return PhotoPublic(
         id=None, name=name, status=status, reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
         width=0, height=0, thumbnail=None,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from api.deps import Caller, JournalDep, LineDep, RecordsDep
 from api.privacy import consents
 from api.privacy.erasure import end_work, erase_models
 from api.records.tables import Consent
-from api.schemas import ConsentAsked, ConsentShown, Listed, WordingShown, utc
+from api.schemas import ConsentCreate, ConsentPublic, Page, TermsDocumentPublic, utc
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.routing import make_router
 from photoflux.errors import PhotoFluxError
@@ -18,35 +18,35 @@ WITHDRAWN = "the consent that it needs was withdrawn"
 
 
 @router.get("/terms", operation_id="getTerms")
-def get_terms() -> Listed[WordingShown]:
+def get_terms() -> Page[TermsDocumentPublic]:
     """The wordings in force: the terms, the consent to learning a person's likeness, and the privacy notice."""
-    shown = [
-        WordingShown(
+    documents = [
+        TermsDocumentPublic(
             purpose=w.purpose, version=w.version, sha256=w.sha256, text=w.text, agree=w.purpose in consents.PURPOSES
         )
         for w in consents.wordings().values()
     ]
-    return Listed(items=shown, next=None)
+    return Page(items=documents, next=None)
 
 
 @router.get("/consents", operation_id="listConsents", responses=answers(*SIGNED_IN))
-def list_consents(records: RecordsDep, caller: Caller) -> Listed[ConsentShown]:
+def list_consents(records: RecordsDep, caller: Caller) -> Page[ConsentPublic]:
     """What you agree to now, oldest first."""
     with records.reading() as session:
-        shown = [_shown(consent) for consent in consents.in_force(session, caller.user_id)]
-    return Listed(items=shown, next=None)
+        given = [_to_public(consent) for consent in consents.in_force(session, caller.user_id)]
+    return Page(items=given, next=None)
 
 
 @router.post("/consents", operation_id="giveConsent", status_code=201, responses=answers(*SIGNED_IN, *BODY, 409))
-def give_consent(asked: ConsentAsked, records: RecordsDep, journal: JournalDep, caller: Caller) -> ConsentShown:
+def give_consent(body: ConsentCreate, records: RecordsDep, journal: JournalDep, caller: Caller) -> ConsentPublic:
     """Agree to a wording, named by its digest."""
     with records.writing_for(caller.user_id) as session:
         try:
-            consent = consents.grant(session, caller.user_id, asked.purpose, asked.sha256)
+            consent = consents.grant(session, caller.user_id, body.purpose, body.sha256)
         except PhotoFluxError as error:
             raise Problem(409, "wording-changed", str(error)) from error
-        journal.note(session, caller.user_id, "consent.given", asked.purpose)
-        return _shown(consent)
+        journal.note(session, caller.user_id, "consent.given", body.purpose)
+        return _to_public(consent)
 
 
 @router.delete(
@@ -67,7 +67,7 @@ def withdraw_consent(
                 line.put_removal(session, gone)
 
 
-def _shown(consent: Consent) -> ConsentShown:
-    return ConsentShown(
+def _to_public(consent: Consent) -> ConsentPublic:
+    return ConsentPublic(
         purpose=consent.purpose, version=consent.version, sha256=consent.sha256, granted=utc(consent.granted_ms)
     )

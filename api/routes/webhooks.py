@@ -26,9 +26,9 @@ from api.jobs.webhook_delivery import TEST, address_of, check_address, new_webho
 from api.records.audit_log import Journal
 from api.records.database import Records, at_end, retried
 from api.records.tables import Notice, Webhook
-from api.schemas import Asked, Id, Listed, State, Time, utc
+from api.schemas import Id, Page, RequestBody, State, Time, utc
 from api.transport.idempotency import Once
-from api.transport.paging import PageDep
+from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, ONCE, SIGNED_IN, Problem, answers
 from api.transport.quotas import check_capacity
 from api.transport.routing import make_router
@@ -38,11 +38,11 @@ router = make_router(prefix="/api/webhooks", tags=["webhooks"], responses=answer
 WEBHOOKS_MAX = 5
 
 
-class WebhookAsked(Asked):
+class WebhookCreate(RequestBody):
     url: Annotated[str, Field(min_length=1, max_length=500, examples=["https://example.org/photoflux"])]
 
 
-class WebhookShown(BaseModel):
+class WebhookPublic(BaseModel):
     """An address, and how the last message to it went."""
 
     id: str
@@ -56,7 +56,7 @@ class WebhookShown(BaseModel):
 
 @router.post("", operation_id="createWebhook", status_code=201, responses=answers(*BODY, 409, 503))
 async def create_webhook(
-    asked: WebhookAsked,
+    body: WebhookCreate,
     records: RecordsDep,
     keyring: KeyringDep,
     journal: JournalDep,
@@ -64,35 +64,35 @@ async def create_webhook(
     settings: SettingsDep,
     caller: Maker,
     once: OnceDep,
-) -> WebhookShown:
+) -> WebhookPublic:
     """Be told of ended runs, generations and exports at an address of yours, by a signed POST."""
     async with looking_up.take(caller.user_id):  # somebody's name server may never answer
-        await run_in_threadpool(check_address, asked.url, private=settings.one_machine)
-    return await run_in_threadpool(_create, asked, records, keyring, journal, caller, once)
+        await run_in_threadpool(check_address, body.url, private=settings.one_machine)
+    return await run_in_threadpool(_create, body, records, keyring, journal, caller, once)
 
 
 @retried
 def _create(
-    asked: WebhookAsked, records: Records, keyring: Keyring, journal: Journal, caller: Bearer, once: Once
-) -> WebhookShown:
+    body: WebhookCreate, records: Records, keyring: Keyring, journal: Journal, caller: Bearer, once: Once
+) -> WebhookPublic:
     with records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, WebhookShown):
+        if answered := once.answered(session, WebhookPublic):
             return answered
         full = Problem(409, "too-many-webhooks", f"You have {WEBHOOKS_MAX} webhooks; delete one first.")
         check_capacity(session, Webhook, Webhook.user_id == caller.user_id, limit=WEBHOOKS_MAX, problem=full)
-        row, secret = new_webhook(caller.user_id, asked.url, keyring)
+        row, secret = new_webhook(caller.user_id, body.url, keyring)
         session.add(row)
         session.flush()
         journal.note(session, caller.user_id, "webhook.created", row.id)
-        return once.keep(session, _shown(session, keyring, row, secret=secret), status=201)
+        return once.keep(session, _to_public(session, keyring, row, secret=secret), status=201)
 
 
 @router.get("", operation_id="listWebhooks")
-def list_webhooks(records: RecordsDep, keyring: KeyringDep, caller: Caller, page: PageDep) -> Listed[WebhookShown]:
+def list_webhooks(records: RecordsDep, keyring: KeyringDep, caller: Caller, page: PageQueryDep) -> Page[WebhookPublic]:
     """Your webhooks."""
     with records.reading() as session:
         rows, after = page.rows(session, select(Webhook).where(Webhook.user_id == caller.user_id), Webhook)
-        return Listed(items=[_shown(session, keyring, row) for row in rows], next=after)
+        return Page(items=[_to_public(session, keyring, row) for row in rows], next=after)
 
 
 @router.post("/{webhook_id}/test", operation_id="testWebhook", status_code=202, responses=answers(*ONCE, 404))
@@ -103,14 +103,14 @@ def test_webhook(
     subscriptions: SubscriptionsDep,
     caller: Maker,
     once: OnceDep,
-) -> WebhookShown:
+) -> WebhookPublic:
     """Have a message of the type `test` sent."""
     with records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, WebhookShown):
+        if answered := once.answered(session, WebhookPublic):
             return answered
         row = owned(session, Webhook, webhook_id, caller, lock=True)
         at_end(session, lambda session: subscriptions.tell(session, row, TEST, row.id, "succeeded"))
-        return once.keep(session, _shown(session, keyring, row), status=202)
+        return once.keep(session, _to_public(session, keyring, row), status=202)
 
 
 @router.delete("/{webhook_id}", operation_id="deleteWebhook", status_code=204, responses=answers(404))
@@ -121,9 +121,9 @@ def delete_webhook(webhook_id: Id, records: RecordsDep, journal: JournalDep, cal
         journal.note(session, caller.user_id, "webhook.deleted", webhook_id)
 
 
-def _shown(session: Session, keyring: Keyring, row: Webhook, *, secret: str | None = None) -> WebhookShown:
+def _to_public(session: Session, keyring: Keyring, row: Webhook, *, secret: str | None = None) -> WebhookPublic:
     last = select(Notice.state).where(Notice.webhook_id == row.id).order_by(Notice.created_ms.desc()).limit(1)
-    return WebhookShown(
+    return WebhookPublic(
         id=row.id, url=address_of(row, keyring), secret=secret, last=session.scalar(last),
         created=utc(row.created_ms),
     )  # fmt: skip

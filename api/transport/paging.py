@@ -17,7 +17,7 @@ from api.transport.problems import Problem
 LIMIT, LIMIT_MAX = 20, 100
 
 
-class Page:
+class PageQuery:
     """Which part of a list is asked for."""
 
     def __init__(
@@ -25,7 +25,7 @@ class Page:
         limit: Annotated[int, Query(ge=1, le=LIMIT_MAX, description="rows per page")] = LIMIT,
         cursor: Annotated[str, Query(max_length=200, description="`next` of the page before")] = "",
     ) -> None:
-        self.limit, self.after = limit, _read(cursor) if cursor else None
+        self.limit, self.after = limit, _parsed(cursor) if cursor else None
 
     def rows(self, session: Session, query: Select[Any], kind: Any) -> tuple[list[Any], str | None]:
         """The page of a query over `kind`, and the cursor of the next one, if there is one."""
@@ -34,15 +34,15 @@ class Page:
             query = query.where(place < self.after)
         query = query.order_by(kind.created_ms.desc(), kind.id.desc()).limit(self.limit + 1)
         found: Sequence[Any] = list(session.scalars(query))
-        shown = list(found[: self.limit])
-        return shown, _written(shown[-1]) if len(found) > self.limit else None
+        rows = list(found[: self.limit])
+        return rows, _cursor_of(rows[-1]) if len(found) > self.limit else None
 
 
-def _written(row: Any) -> str:
+def _cursor_of(row: Any) -> str:
     return base64.urlsafe_b64encode(f"{row.created_ms}:{row.id}".encode()).decode()
 
 
-def _read(cursor: str) -> tuple[int, str]:
+def _parsed(cursor: str) -> tuple[int, str]:
     try:
         created, _, row_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii").partition(":")
         place = int(created), row_id
@@ -53,4 +53,4 @@ def _read(cursor: str) -> tuple[int, str]:
     return place
 
 
-PageDep = Annotated[Page, Depends(Page)]
+PageQueryDep = Annotated[PageQuery, Depends(PageQuery)]

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from api import schemas
 from api.images.generator import CODES
 from api.routes import me
-from api.schemas import ExportFailure, GenerationFailure, RunFailure, StepShown, Time, failure, iso, utc
+from api.schemas import ExportFailure, GenerationFailure, RunFailure, StepPublic, Time, failure, iso, utc
 
 API = Path(schemas.__file__).parent
 SETTERS = {
@@ -50,7 +50,7 @@ def test_a_time_is_written_in_utc_with_milliseconds(said: str, written: str) -> 
 
 
 def test_a_step_that_has_not_begun_has_no_times() -> None:
-    step = StepShown.model_validate(
+    step = StepPublic.model_validate(
         {"name": "gate", "title": "Gate", "state": "queued", "started": "", "ended": "", "progress": ""}
     )
     assert (step.started, step.ended) == (None, None)
@@ -118,10 +118,10 @@ def test_every_code_that_is_set_is_told_of_and_every_other_one_is_not() -> None:
 @pytest.mark.parametrize(
     ("kind", "stored"),
     [
-        (schemas.RunShown,
+        (schemas.RunPublic,
          '{"id":"1","subject":"2","state":"queued","steps":[],"error":null,"estimate":{"seconds":240.0},"actual":null,"model":null,'
          '"created":"2026-11-27T05:59:24.916+00:00","finished":null}'),
-        (me.ExportShown,
+        (me.ExportPublic,
          '{"id":"1","state":"queued","sha256":null,"bytes":null,"error":null,"error_code":null,"url":null,'
          '"created":"2026-11-27T05:59:24.916+00:00","expires":null}'),
     ],

@@ -150,15 +150,15 @@ def test_events_say_what_they_carry(schema: dict[str, Any]) -> None:
     kinds = {name: one for one in said["itemSchema"]["oneOf"] for name in one["properties"]["event"]["enum"]}
     assert set(kinds) == {"run", "ended", "deleted", "signed-out"}
     for name in ("run", "ended"):
-        assert kinds[name]["properties"]["data"]["contentSchema"] == {"$ref": "#/components/schemas/RunShown"}
+        assert kinds[name]["properties"]["data"]["contentSchema"] == {"$ref": "#/components/schemas/RunPublic"}
     assert all(one["properties"]["data"]["contentMediaType"] == "application/json" for one in kinds.values())
 
 
 def test_failures_have_codes_that_are_known(schema: dict[str, Any]) -> None:
     for name, field in (
-        ("RunShown", "RunFailure"),
-        ("ResultShown", "GenerationFailure"),
-        ("ExportShown", "ExportFailure"),
+        ("RunPublic", "RunFailure"),
+        ("GenerationPublic", "GenerationFailure"),
+        ("ExportPublic", "ExportFailure"),
     ):
         said = schema["components"]["schemas"][name]["properties"]["error"]
         assert {"$ref": f"#/components/schemas/{field}"} in said["anyOf"]
