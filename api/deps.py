@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from api.accounts.login_sessions import LoginSessions
 from api.accounts.openid_client import Identities
-from api.accounts.tokens import Bearer, Tokens
+from api.accounts.tokens import AccessTokenClaims, Tokens
 from api.images.moderation import Guard
 from api.images.rendering import Delivery
 from api.jobs.generation_starter import GenerationStarter
@@ -27,7 +27,7 @@ from api.settings import ApiSettings
 from api.training.photo_intake import Intake
 from api.training.photo_sets import Album
 from api.transport.concurrency import HeldRequests, Turns
-from api.transport.idempotency import KEY, Once, once_of
+from api.transport.idempotency import KEY_DESCRIPTION, IdempotencyGuard, idempotency_guard
 from api.transport.problems import Problem
 from api.transport.rate_limits import Limits
 from photoflux.vault.keyring import Keyring
@@ -106,35 +106,35 @@ TriggerDep = Annotated[str, _part("trigger")]
 _bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="an access token of POST /api/auth/refresh")
 
 
-def get_caller(
+def get_current_user(
     request: Request,
     tokens: TokensDep,
     login_sessions: LoginSessionsDep,
     limits: LimitsDep,
     journal: JournalDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> Bearer:
+) -> AccessTokenClaims:
     """Who is asking. A problem of 401 without a good token, or with one whose sign-in is over."""
     if credentials is None:
         raise Problem(401, "unauthorized", "Sign in first.", headers={"WWW-Authenticate": "Bearer"})
-    caller = tokens.bearer(credentials.credentials)
-    request.state.actor = journal.pseudonym(caller.user_id)
-    _count(caller, login_sessions, limits)
-    return caller
+    current_user = tokens.verify_access(credentials.credentials)
+    request.state.actor = journal.pseudonym(current_user.user_id)
+    _count(current_user, login_sessions, limits)
+    return current_user
 
 
-def _count(bearer: Bearer, login_sessions: LoginSessions, limits: Limits) -> None:
+def _count(claims: AccessTokenClaims, login_sessions: LoginSessions, limits: Limits) -> None:
     """Count a request for whom it is made. A problem of 401 where the sign-in is over: what a stolen token does is not its owner's."""
-    limits.check("ask", bearer.login_session_id)
-    if not login_sessions.is_open(bearer.login_session_id):
+    limits.check("ask", claims.login_session_id)
+    if not login_sessions.is_open(claims.login_session_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
-    limits.check("ask", bearer.user_id)
+    limits.check("ask", claims.user_id)
 
 
-Caller = Annotated[Bearer, Depends(get_caller)]
+CurrentUser = Annotated[AccessTokenClaims, Depends(get_current_user)]
 
 
-def get_viewer(
+def get_media_user(
     request: Request,
     tokens: TokensDep,
     login_sessions: LoginSessionsDep,
@@ -142,57 +142,59 @@ def get_viewer(
     journal: JournalDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     photoflux_media: Annotated[str | None, Cookie()] = None,
-) -> Bearer:
+) -> AccessTokenClaims:
     """Who looks at a picture: the caller, or the page that holds the cookie for pictures."""
     if credentials is not None or photoflux_media is None:
-        return get_caller(request, tokens, login_sessions, limits, journal, credentials)
-    viewer = tokens.viewer(photoflux_media)
-    request.state.actor = journal.pseudonym(viewer.user_id)
-    _count(viewer, login_sessions, limits)
-    return viewer
+        return get_current_user(request, tokens, login_sessions, limits, journal, credentials)
+    current_user = tokens.verify_media(photoflux_media)
+    request.state.actor = journal.pseudonym(current_user.user_id)
+    _count(current_user, login_sessions, limits)
+    return current_user
 
 
-async def get_once(
+async def get_idempotency_guard(
     request: Request,
     keyring: KeyringDep,
-    caller: Caller,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY)] = None,
-) -> Once:
+    current_user: CurrentUser,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY_DESCRIPTION)] = None,
+) -> IdempotencyGuard:
     """The request by its own key."""
-    return await once_of(request, caller.user_id, idempotency_key, keyring)
+    return await idempotency_guard(request, current_user.user_id, idempotency_key, keyring)
 
 
-OnceDep = Annotated[Once, Depends(get_once)]
+IdempotencyDep = Annotated[IdempotencyGuard, Depends(get_idempotency_guard)]
 
 
-def get_maker(limits: LimitsDep, caller: Caller) -> Bearer:
+def get_metered_user(limits: LimitsDep, current_user: CurrentUser) -> AccessTokenClaims:
     """Who has work done, counted as such."""
-    limits.check("make", caller.user_id)
-    return caller
+    limits.check("make", current_user.user_id)
+    return current_user
 
 
-def _having(role: str) -> Any:
+def _require_role(role: str) -> Any:
     """A caller who has been given a role."""
 
-    def get_one(caller: Caller) -> Bearer:
-        if caller.role != role:
+    def get_one(current_user: CurrentUser) -> AccessTokenClaims:
+        if current_user.role != role:
             raise Problem(403, "forbidden", f"This is for people with the role '{role}'.")
-        return caller
+        return current_user
 
     return get_one
 
 
-Operator = Annotated[Bearer, Depends(_having("operator"))]
-Auditor = Annotated[Bearer, Depends(_having("auditor"))]
-Maker = Annotated[Bearer, Depends(get_maker)]
-"""As `Caller`, for what costs more than an answer."""
-Viewer = Annotated[Bearer, Depends(get_viewer)]
+Operator = Annotated[AccessTokenClaims, Depends(_require_role("operator"))]
+Auditor = Annotated[AccessTokenClaims, Depends(_require_role("auditor"))]
+MeteredUser = Annotated[AccessTokenClaims, Depends(get_metered_user)]
+"""As `CurrentUser`, for what costs more than an answer."""
+MediaUser = Annotated[AccessTokenClaims, Depends(get_media_user)]
 Row = TypeVar("Row", bound=Base)
 
 
-def owned(session: Session, kind: type[Row], row_id: str, caller: Bearer, *, lock: bool = False) -> Row:
+def owned(
+    session: Session, kind: type[Row], row_id: str, current_user: AccessTokenClaims, *, lock: bool = False
+) -> Row:
     """A row of the caller's. A problem of 404 for one that is not there, or is somebody else's: they must look the same."""
     row = session.get(kind, row_id, with_for_update=lock)
-    if row is None or row.user_id != caller.user_id:  # type: ignore[attr-defined]
+    if row is None or row.user_id != current_user.user_id:  # type: ignore[attr-defined]
         raise Problem(404, "not-found", f"There is no such {kind.__name__.lower()} here.")
     return row

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from api.accounts.embedded_provider import CLIENT_ID, Accounts
 from api.accounts.login_sessions import LoginSessions, SignedOut
 from api.accounts.openid_client import Identities, Provider
-from api.accounts.tokens import Bearer, Tokens
+from api.accounts.tokens import AccessTokenClaims, Tokens
 from api.deps import HealthDep, Service
 from api.images.credentials import open_credentials
 from api.images.moderation import Unchecked, open_guard
@@ -176,9 +176,9 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     return Requests(problems.Outermost(SafeHeaders(known_hosts(bodies, settings), tls=settings.secure)))
 
 
-def _signed_in(service: Service, token: str) -> Bearer:
+def _signed_in(service: Service, token: str) -> AccessTokenClaims:
     """Whose access token this is. Raises BadToken, and SignedOut for one whose sign-in is over."""
-    sender = service.tokens.bearer(token)
+    sender = service.tokens.verify_access(token)
     if not service.login_sessions.is_open(sender.login_session_id):
         raise SignedOut("this sign-in is over; sign in again")
     return sender

@@ -94,7 +94,7 @@ def populate_state(adapters: Sequence[str], out: str) -> None:
             session.add(User(id=user, login=login))
             session.flush()
             for purpose in consents.PURPOSES:
-                consents.grant(session, user, purpose, consents.wordings()[purpose].sha256)
+                consents.grant(session, user, purpose, consents.terms_documents()[purpose].sha256)
             session.add(
                 Subject(id=subject, user_id=user, class_noun=noun, trigger="sks", depicts=depicts, champion_id=model)
             )

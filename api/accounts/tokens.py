@@ -39,7 +39,7 @@ class BadToken(PhotoFluxError):
 
 
 @dataclass(frozen=True)
-class Bearer:
+class AccessTokenClaims:
     """Whom an access token speaks for."""
 
     user_id: str
@@ -55,7 +55,7 @@ class Capability:
     adapter_sha256: str
 
 
-class Checker:
+class TokenVerifier:
     """Checks tokens of `issuer` by their public keys, which `_load` gives by `kid`."""
 
     def __init__(self, *, issuer: str) -> None:
@@ -63,15 +63,15 @@ class Checker:
         self._verifiers: dict[str, ECKey] = {}
         self._read_at, self._lock = float("-inf"), threading.Lock()
 
-    def bearer(self, token: str) -> Bearer:
+    def verify_access(self, token: str) -> AccessTokenClaims:
         """Whom an access token speaks for. Raises BadToken."""
-        return _bearer(self._checked(token, API))
+        return _access_claims(self._checked(token, API))
 
-    def viewer(self, token: str) -> Bearer:
+    def verify_media(self, token: str) -> AccessTokenClaims:
         """Whose pictures may be shown to who sends this cookie. Raises BadToken."""
-        return _bearer(self._checked(token, MEDIA))
+        return _access_claims(self._checked(token, MEDIA))
 
-    def granted(self, token: str) -> Capability:
+    def verify_capability(self, token: str) -> Capability:
         """What a token lets the engine do. Raises BadToken."""
         claims = self._checked(token, ENGINE)
         return Capability(str(claims["sub"]), str(claims.get("adapter")))
@@ -109,7 +109,7 @@ class Checker:
                 self._verifiers, self._read_at = self._load(), time.monotonic()
 
 
-class RemoteChecker(Checker):
+class RemoteTokenVerifier(TokenVerifier):
     """Checks tokens by the keys that their issuer publishes at `jwks_url`."""
 
     def __init__(self, *, issuer: str, jwks_url: str, verify: Any = True) -> None:
@@ -127,7 +127,7 @@ class RemoteChecker(Checker):
             raise BadToken("the token cannot be checked now; try again in a minute") from error
 
 
-class Tokens(Checker):
+class Tokens(TokenVerifier):
     """Signs and checks tokens with the keys in the records."""
 
     def __init__(self, records: Records, keyring: Keyring, *, issuer: str, access_s: int = 600) -> None:
@@ -135,18 +135,18 @@ class Tokens(Checker):
         self.records, self.keyring, self.access_s = records, keyring, access_s
         self._signer: ECKey | None = None
 
-    def access(self, bearer: Bearer) -> str:
+    def access_token(self, claims: AccessTokenClaims) -> str:
         """An access token for the API."""
-        return self._signed(API, _claims(bearer), seconds=self.access_s)
+        return self._signed(API, _payload(claims), seconds=self.access_s)
 
-    def media(self, bearer: Bearer) -> str:
+    def media_token(self, claims: AccessTokenClaims) -> str:
         """A token for the cookie that pictures are loaded with, since an `<img>` sends no headers."""
-        return self._signed(MEDIA, _claims(bearer), seconds=self.access_s)
+        return self._signed(MEDIA, _payload(claims), seconds=self.access_s)
 
-    def capability(self, capability: Capability) -> str:
+    def capability_token(self, capability: Capability) -> str:
         """A token for the engine."""
-        claims = {"sub": capability.owner, "adapter": capability.adapter_sha256}
-        return self._signed(ENGINE, claims, seconds=CAPABILITY_S)
+        payload = {"sub": capability.owner, "adapter": capability.adapter_sha256}
+        return self._signed(ENGINE, payload, seconds=CAPABILITY_S)
 
     def rotate(self) -> str:
         """Sign with a new key from now on and return its id.
@@ -169,11 +169,11 @@ class Tokens(Checker):
         keys = [key.as_dict(private=False) | {"kid": kid} for kid, key in self._verifiers.items()]
         return {"keys": [key | {"use": "sig", "alg": ALGORITHM} for key in keys]}
 
-    def _signed(self, audience: str, claims: dict[str, Any], *, seconds: int) -> str:
+    def _signed(self, audience: str, payload: dict[str, Any], *, seconds: int) -> str:
         key, now = self._current(), int(time.time())
         header = {"alg": ALGORITHM, "kid": key.thumbprint(), "typ": TYPES[audience]}
         more = {"iss": self.issuer, "aud": audience, "iat": now, "exp": now + seconds, "jti": uuid.uuid4().hex}
-        return jwt.encode(header, more | claims, key, algorithms=[ALGORITHM])
+        return jwt.encode(header, more | payload, key, algorithms=[ALGORITHM])
 
     def _current(self) -> ECKey:
         self._read()
@@ -194,12 +194,12 @@ class Tokens(Checker):
         return {row.kid: ECKey.import_key(row.public) for row in valid}
 
 
-def _claims(bearer: Bearer) -> dict[str, Any]:
-    return {"sub": bearer.user_id, "role": bearer.role, "sid": bearer.login_session_id}
+def _payload(claims: AccessTokenClaims) -> dict[str, Any]:
+    return {"sub": claims.user_id, "role": claims.role, "sid": claims.login_session_id}
 
 
-def _bearer(claims: dict[str, Any]) -> Bearer:
-    return Bearer(str(claims["sub"]), str(claims.get("role")), str(claims.get("sid")))
+def _access_claims(payload: dict[str, Any]) -> AccessTokenClaims:
+    return AccessTokenClaims(str(payload["sub"]), str(payload.get("role")), str(payload.get("sid")))
 
 
 def _label(kid: str) -> Any:

@@ -26,7 +26,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
-from api.accounts.tokens import BadToken, Capability, Checker, RemoteChecker
+from api.accounts.tokens import BadToken, Capability, RemoteTokenVerifier, TokenVerifier
 from api.ops.telemetry import Requests, Telemetry, set_up_logs
 from api.schemas import Id, RequestBody, Sha256
 from api.settings import ApiSettings, get_api_settings, log_warnings, settings_or_exit
@@ -83,7 +83,7 @@ class Drawn(BaseModel):
     predictions: list[Prediction]
 
 
-class Forget(RequestBody):
+class ForgetRequest(RequestBody):
     capability: Capable
 
 
@@ -114,7 +114,7 @@ def open_engine(settings: ApiSettings) -> Engine:
 
 
 def make_app(
-    settings: ApiSettings | None = None, *, engine: Engine | None = None, checker: Checker | None = None
+    settings: ApiSettings | None = None, *, engine: Engine | None = None, checker: TokenVerifier | None = None
 ) -> ASGIApp:
     """The engine as an ASGI application; `engine` and `checker` replace those of the settings."""
     settings = settings or get_api_settings()
@@ -132,7 +132,7 @@ def make_app(
     )  # fmt: skip
     missing = (404, "model-missing")
     problems.install(app, {BadToken: (401, "unauthorized"), BlobMissing: missing, Forgotten: missing})
-    tokens = checker or RemoteChecker(issuer=settings.issuer, jwks_url=settings.jwks_url, verify=settings.trusted)
+    tokens = checker or RemoteTokenVerifier(issuer=settings.issuer, jwks_url=settings.jwks_url, verify=settings.trusted)
 
     @app.get(settings.health_route)
     async def health() -> Response:
@@ -148,16 +148,16 @@ def make_app(
     @app.post(settings.predict_route)
     async def predict(asked: Asked, request: Request) -> Drawn:
         """Draw the pictures, all of one adapter."""
-        granted = await asyncio.to_thread(tokens.granted, asked.parameters.capability)
+        granted = await asyncio.to_thread(tokens.verify_capability, asked.parameters.capability)
         deadline = time.monotonic() + asked.parameters.deadline_s
         jobs = [_drawing(one, granted, deadline) for one in asked.instances]
         pictures = await _drawn(app.state.engine, jobs, request)
         return Drawn(predictions=[Prediction(image=one) for one in pictures])
 
     @app.post("/forget", status_code=204)
-    async def forget(asked: Forget) -> None:
+    async def forget(asked: ForgetRequest) -> None:
         """Drop everything that is kept of the capability's owner, and give up what is drawn for them."""
-        granted = await asyncio.to_thread(tokens.granted, asked.capability)
+        granted = await asyncio.to_thread(tokens.verify_capability, asked.capability)
         await asyncio.to_thread(app.state.engine.forget, granted.owner)
 
     # Elsewhere its own network decides who asks, by names that nobody here knows; a capability is asked for everywhere.

@@ -88,7 +88,7 @@ class EngineClient:
 
     def forget(self, owner: str) -> None:
         """Have the engine drop what it keeps of an owner. Raises httpx2.HTTPError."""
-        capability = self.tokens.capability(Capability(owner, ""))
+        capability = self.tokens.capability_token(Capability(owner, ""))
         self._begun("POST", "/forget", {"capability": capability}, seconds=FORGET_S).result().raise_for_status()
 
     def ready(self) -> bool:
@@ -104,7 +104,7 @@ class EngineClient:
             "model": wanted.model_id, "adapter_sha256": wanted.adapter_sha256, "prompt": wanted.prompt,
             "style": wanted.style,
         }  # fmt: skip
-        capability = self.tokens.capability(Capability(wanted.owner, wanted.adapter_sha256))
+        capability = self.tokens.capability_token(Capability(wanted.owner, wanted.adapter_sha256))
         body = {
             "instances": [one | {"seed": seed} for seed in wanted.seeds],
             "parameters": {"capability": capability, "deadline_s": CALL_S},

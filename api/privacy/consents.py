@@ -35,7 +35,7 @@ class ConsentRequired(PhotoFluxError):
 
 
 @dataclass(frozen=True)
-class Wording:
+class TermsDocument:
     """A text that is shown to people, and the digest by which a consent says which one was."""
 
     purpose: str
@@ -45,23 +45,23 @@ class Wording:
 
 
 @cache
-def wordings() -> dict[str, Wording]:
+def terms_documents() -> dict[str, TermsDocument]:
     """The texts in force."""
     return {purpose: _read(TEXTS / f"{purpose}.md") for purpose in (*PURPOSES, NOTICE)}
 
 
-def _read(file: Path) -> Wording:
+def _read(file: Path) -> TermsDocument:
     content = file.read_text(encoding="utf-8")
     first, _, text = content.partition("\n")
     version = first.removeprefix("<!-- version ").removesuffix(" -->")
-    return Wording(file.stem, version, hashlib.sha256(content.encode()).hexdigest(), text.strip())
+    return TermsDocument(file.stem, version, hashlib.sha256(content.encode()).hexdigest(), text.strip())
 
 
 def required(session: Session, user_id: str, *, person: bool) -> None:
     """Raises ConsentRequired unless the person agrees to what handling a subject needs."""
     given = {consent.purpose: consent for consent in in_force(session, user_id)}
     needed = [TERMS, *([LIKENESS] if person else [])]
-    missing = [p for p in needed if p not in given or given[p].sha256 != wordings()[p].sha256]
+    missing = [p for p in needed if p not in given or given[p].sha256 != terms_documents()[p].sha256]
     if missing:
         raise ConsentRequired(missing)
 
@@ -74,13 +74,13 @@ def in_force(session: Session, user_id: str) -> list[Consent]:
 
 def grant(session: Session, user_id: str, purpose: str, sha256: str) -> Consent:
     """Record an agreement to the wording in force. Raises PhotoFluxError for another one."""
-    wording = wordings()[purpose]
-    if sha256 != wording.sha256:
+    document = terms_documents()[purpose]
+    if sha256 != document.sha256:
         raise PhotoFluxError(f"the {purpose} have changed since you read them; read GET /api/terms again")
     known = [c for c in in_force(session, user_id) if c.purpose == purpose and c.sha256 == sha256]
     if known:
         return known[0]
-    consent = Consent(user_id=user_id, purpose=purpose, version=wording.version, sha256=sha256)
+    consent = Consent(user_id=user_id, purpose=purpose, version=document.version, sha256=sha256)
     session.add(consent)
     session.flush()
     return consent

@@ -20,11 +20,11 @@ from api.records.database import AccountClosed, Records
 from api.records.service_secrets import OWNER
 from api.records.tables import (
     ACTIVE,
-    ANSWERS_KEPT_MS,
+    REPLAY_MS,
     Complaint,
     Export,
     Generation,
-    Idempotency,
+    IdempotencyKey,
     LoginFlow,
     LoginSession,
     Model,
@@ -169,7 +169,7 @@ class Retention:
     def _old_rows(self) -> int:
         """Rows that nothing else hangs on, a table at a time."""
         past: list[Any] = [
-            delete(Idempotency).where(Idempotency.created_ms < now_ms() - ANSWERS_KEPT_MS),
+            delete(IdempotencyKey).where(IdempotencyKey.created_ms < now_ms() - REPLAY_MS),
             delete(LoginFlow).where(LoginFlow.expires_ms < now_ms()),
             delete(LoginSession).where(LoginSession.expires_ms < now_ms()),
             delete(SigningKey).where(SigningKey.retired_ms < now_ms() - DAY_MS),
@@ -178,7 +178,7 @@ class Retention:
             delete(Complaint).where(Complaint.closed_ms < _before(self.keep.complaints)),
             delete(Tombstone).where(Tombstone.done_ms < _before(self.keep.tombstones)),
         ]
-        answered = Complaint.created_ms < now_ms() - ANSWERS_KEPT_MS, Complaint.request_key.is_not(None)
+        answered = Complaint.created_ms < now_ms() - REPLAY_MS, Complaint.request_key.is_not(None)
         forgotten = update(Complaint).where(*answered).values(request_key=None, request=None)
         self._executed(forgotten)
         return sum(self._executed(statement) for statement in past)

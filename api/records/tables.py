@@ -34,7 +34,7 @@ LOCK_ORDER = (
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 """Of runs, generations and exports; the last three are final."""
 ACTIVE = STATES[:2]
-ANSWERS_KEPT_MS = 24 * 3600 * 1000
+REPLAY_MS = 24 * 3600 * 1000
 """How long a repeated request is given the answer of the first."""
 
 
@@ -312,7 +312,7 @@ class Feedback(Base):
     __table_args__ = (CheckConstraint("rating between 1 and 5", name="rating"),)
 
 
-class Idempotency(Base):
+class IdempotencyKey(Base):
     """A request that may be repeated: the same key gives the stored answer. `answer` is sealed, None while it is made."""
 
     __tablename__ = "idempotency"

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 
 from api.accounts.login_sessions import LoginSessions, RefreshedSession, SignedOut
 from api.accounts.openid_client import SignInFailed
-from api.accounts.tokens import Bearer
-from api.deps import Caller, IdentitiesDep, LimitsDep, LoginSessionsDep, RecordsDep, SettingsDep, TokensDep
+from api.accounts.tokens import AccessTokenClaims
+from api.deps import CurrentUser, IdentitiesDep, LimitsDep, LoginSessionsDep, RecordsDep, SettingsDep, TokensDep
 from api.records.tables import User
 from api.schemas import Role
 from api.settings import ApiSettings
@@ -27,7 +27,7 @@ FLOW_S = 600
 
 
 class AccessToken(BaseModel):
-    """What to send as `Authorization: Bearer …`."""
+    """What to send as `Authorization: AccessTokenClaims …`."""
 
     access_token: str
     token_type: str = "Bearer"
@@ -105,11 +105,14 @@ def refresh(
     refreshed = login_sessions.refresh(photoflux_refresh)
     if not refreshed.superseded:  # the browser holds a newer cookie, which this answer would replace
         _set_refresh_cookie(response, settings, refreshed)
-    bearer, seconds = Bearer(refreshed.user_id, refreshed.role, refreshed.login_session_id), settings.access_token_s
-    pictures = tokens.media(bearer)
+    claims, seconds = (
+        AccessTokenClaims(refreshed.user_id, refreshed.role, refreshed.login_session_id),
+        settings.access_token_s,
+    )
+    pictures = tokens.media_token(claims)
     _set_cookie(response, settings, MEDIA, pictures, seconds=seconds, same_site="strict", path=MEDIA_PATH)
     response.headers["Cache-Control"] = "no-store"
-    return AccessToken(access_token=tokens.access(bearer), expires_in=seconds)
+    return AccessToken(access_token=tokens.access_token(claims), expires_in=seconds)
 
 
 @router.post("/logout", operation_id="logout", status_code=204, responses=answers(403, 413))
@@ -129,10 +132,10 @@ def logout(
 
 
 @router.get("/me", operation_id="me", responses=answers(*SIGNED_IN))
-def me(identities: IdentitiesDep, records: RecordsDep, caller: Caller) -> UserPublic:
+def me(identities: IdentitiesDep, records: RecordsDep, current_user: CurrentUser) -> UserPublic:
     """Who is signed in."""
     with records.reading() as session:
-        user = session.get_one(User, caller.user_id)
+        user = session.get_one(User, current_user.user_id)
     return UserPublic(id=user.id, role=user.role, **identities.profile(user))  # type: ignore[arg-type]
 
 

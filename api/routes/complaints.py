@@ -16,7 +16,7 @@ from api.records.database import Records
 from api.records.service_secrets import keyed_digest
 from api.records.tables import Complaint
 from api.schemas import Id, Page, RequestBody, Sha256, Time, Words, utc
-from api.transport.idempotency import KEY, mismatch
+from api.transport.idempotency import KEY_DESCRIPTION, key_mismatch
 from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.rate_limits import address_of
@@ -62,7 +62,7 @@ def complain(
     records: RecordsDep,
     keyring: KeyringDep,
     journal: JournalDep,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY_DESCRIPTION)] = None,
 ) -> ComplaintReceipt:
     """Report a picture. No account is needed."""
     limits.check("complain", address_of(request))
@@ -87,7 +87,7 @@ def _sent_before(records: Records, row: Complaint) -> Complaint:
     if known is None:
         raise Problem(409, "conflict", "The same request is being answered; send it again.")
     if known.request != row.request:
-        raise mismatch()
+        raise key_mismatch()
     return known
 
 

@@ -14,15 +14,15 @@ from starlette.concurrency import run_in_threadpool
 from api.accounts.login_sessions import LoginSessions
 from api.deps import (
     AlbumDep,
-    Caller,
+    CurrentUser,
     GenerationStarterDep,
     HeldDep,
+    IdempotencyDep,
     JournalDep,
     KeyringDep,
     LoginSessionsDep,
-    Maker,
+    MeteredUser,
     ObjectsDep,
-    OnceDep,
     RecordsDep,
     owned,
 )
@@ -61,19 +61,19 @@ def generate(
     album: AlbumDep,
     keyring: KeyringDep,
     starter: GenerationStarterDep,
-    caller: Maker,
-    once: OnceDep,
+    current_user: MeteredUser,
+    idempotency: IdempotencyDep,
 ) -> GenerationPublic:
     """Draw pictures of a subject. One without a model is fine-tuned first, and drawn when the model is ready."""
     checked_size(body.size)
 
     def created(known: Compared) -> GenerationPublic:
-        with records.writing_for(caller.user_id) as session:
-            if answered := once.answered(session, GenerationPublic):
-                return answered
-            subject = owned(session, Subject, body.subject, caller, lock=True)
+        with records.writing_for(current_user.user_id) as session:
+            if stored := idempotency.replay(session, GenerationPublic):
+                return stored
+            subject = owned(session, Subject, body.subject, current_user, lock=True)
             row = starter.begin(session, subject, body, known)
-            return once.keep(session, to_public(session, keyring, row), status=202)
+            return idempotency.store(session, to_public(session, keyring, row), status=202)
 
     return album.apart(created)
 
@@ -82,12 +82,12 @@ def generate(
 def list_results(
     records: RecordsDep,
     keyring: KeyringDep,
-    caller: Caller,
+    current_user: CurrentUser,
     page: PageQueryDep,
     subject: Annotated[Id | None, Query()] = None,
 ) -> Page[GenerationPublic]:
     """What you asked for, of one subject or of all."""
-    query = select(Generation).where(Generation.user_id == caller.user_id)
+    query = select(Generation).where(Generation.user_id == current_user.user_id)
     with records.reading() as session:
         rows, after = page.rows(
             session, query.where(Generation.subject_id == subject) if subject else query, Generation
@@ -103,49 +103,51 @@ async def get_result(
     records: RecordsDep,
     keyring: KeyringDep,
     held: HeldDep,
-    caller: Caller,
+    current_user: CurrentUser,
     wait: Annotated[int, Query(ge=0, le=WAIT_S)] = 0,
 ) -> GenerationPublic:
     """One generation with its pictures. `wait`: seconds to hold the answer back for until they are drawn.
 
     So many at a time may be held back; more are answered with 429.
     """
-    found = await run_in_threadpool(_result, result_id, records, keyring, caller)
+    found = await run_in_threadpool(_result, result_id, records, keyring, current_user)
     if found.finished or not wait:
         return found
     since = time.monotonic()
-    with held.hold("poll", caller.user_id):
+    with held.hold("poll", current_user.user_id):
         while not found.finished and (waited := time.monotonic() - since) < wait:
             if is_ending(request) or await is_gone(request):
                 break
             # a tenth of what was waited already is hardly noticed, and so many looks less are taken
             await asyncio.sleep(min(max(LOOK_S, waited / 10), LOOKED_S, wait - waited))
-            found = await held.look(_still, result_id, login_sessions, records, keyring, caller)
+            found = await held.look(_still, result_id, login_sessions, records, keyring, current_user)
     return found
 
 
 def _still(
-    result_id: Id, login_sessions: LoginSessions, records: Records, keyring: Keyring, caller: Caller
+    result_id: Id, login_sessions: LoginSessions, records: Records, keyring: Keyring, current_user: CurrentUser
 ) -> GenerationPublic:
     """A generation for who waits for it. A problem of 401 when they have signed out, and of 404 when it was deleted."""
-    if not login_sessions.is_open(caller.login_session_id):
+    if not login_sessions.is_open(current_user.login_session_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
-    return _result(result_id, records, keyring, caller)
+    return _result(result_id, records, keyring, current_user)
 
 
-def _result(result_id: Id, records: Records, keyring: Keyring, caller: Caller) -> GenerationPublic:
+def _result(result_id: Id, records: Records, keyring: Keyring, current_user: CurrentUser) -> GenerationPublic:
     with records.reading() as session:
-        return to_public(session, keyring, owned(session, Generation, result_id, caller))
+        return to_public(session, keyring, owned(session, Generation, result_id, current_user))
 
 
 @router.delete("/results/{result_id}", operation_id="deleteResult", status_code=204, responses=answers(404))
-def delete_result(result_id: Id, records: RecordsDep, objects: ObjectsDep, journal: JournalDep, caller: Caller) -> None:
+def delete_result(
+    result_id: Id, records: RecordsDep, objects: ObjectsDep, journal: JournalDep, current_user: CurrentUser
+) -> None:
     """Delete a generation with its prompt and pictures; one under way is given up."""
-    with records.writing_for(caller.user_id) as session:
-        row = owned(session, Generation, result_id, caller, lock=True)
+    with records.writing_for(current_user.user_id) as session:
+        row = owned(session, Generation, result_id, current_user, lock=True)
         session.delete(row)
-        journal.note(session, caller.user_id, "generation.deleted", row.id)
-    gone = Gone(caller.user_id)
+        journal.note(session, current_user.user_id, "generation.deleted", row.id)
+    gone = Gone(current_user.user_id)
     gone.add("picture", f"{result_id}.")
     gone.clear(objects)
 
@@ -154,11 +156,11 @@ def delete_result(result_id: Id, records: RecordsDep, objects: ObjectsDep, journ
     "/results/{result_id}/feedback", operation_id="giveFeedback", status_code=204, responses=answers(*BODY, 404)
 )
 def give_feedback(
-    result_id: Id, body: FeedbackCreate, records: RecordsDep, keyring: KeyringDep, caller: Caller
+    result_id: Id, body: FeedbackCreate, records: RecordsDep, keyring: KeyringDep, current_user: CurrentUser
 ) -> None:
     """Say what you think of the pictures; said again, it replaces what was said before."""
-    with records.writing_for(caller.user_id) as session:
-        row = owned(session, Generation, result_id, caller, lock=True)
+    with records.writing_for(current_user.user_id) as session:
+        row = owned(session, Generation, result_id, current_user, lock=True)
         feedback = session.scalar(select(Feedback).where(Feedback.generation_id == row.id))
         if feedback is None:
             feedback = Feedback(id=new_id(), user_id=row.user_id, generation_id=row.id, rating=body.rating)

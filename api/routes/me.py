@@ -13,16 +13,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import (
-    Caller,
+    CurrentUser,
+    IdempotencyDep,
     JournalDep,
     KeyringDep,
     LineDep,
-    Maker,
+    MediaUser,
+    MeteredUser,
     ObjectsDep,
-    OnceDep,
     RecordsDep,
     SettingsDep,
-    Viewer,
     owned,
 )
 from api.jobs.job_queue import Line
@@ -31,7 +31,7 @@ from api.records.audit_log import Journal
 from api.records.tables import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.schemas import ExportFailure, Id, State, Time, failure, utc
 from api.settings import ApiSettings
-from api.transport.problems import ONCE, SIGNED_IN, Problem, answers
+from api.transport.problems import IDEMPOTENT, SIGNED_IN, Problem, answers
 from api.transport.quotas import count_start
 from api.transport.routing import make_router
 from photoflux.vault.blobs import BlobMissing
@@ -66,17 +66,22 @@ class ErasureReceipt(BaseModel):
     done: Time | None
 
 
-@router.post("/me/export", operation_id="createExport", status_code=202, responses=answers(*SIGNED_IN, *ONCE))
+@router.post("/me/export", operation_id="createExport", status_code=202, responses=answers(*SIGNED_IN, *IDEMPOTENT))
 def create_export(
-    records: RecordsDep, journal: JournalDep, line: LineDep, settings: SettingsDep, caller: Maker, once: OnceDep
+    records: RecordsDep,
+    journal: JournalDep,
+    line: LineDep,
+    settings: SettingsDep,
+    current_user: MeteredUser,
+    idempotency: IdempotencyDep,
 ) -> ExportPublic:
     """Have everything that is kept of you packed into a ZIP; asked for again meanwhile, it is the same one."""
-    with records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, ExportPublic):
-            return answered
-        waiting = select(Export).where(Export.user_id == caller.user_id, Export.state.in_(ACTIVE))
-        row = session.scalar(waiting) or _begin_export(session, journal, line, settings, caller.user_id)
-        return once.keep(session, _to_public(row), status=202)
+    with records.writing_for(current_user.user_id) as session:
+        if stored := idempotency.replay(session, ExportPublic):
+            return stored
+        waiting = select(Export).where(Export.user_id == current_user.user_id, Export.state.in_(ACTIVE))
+        row = session.scalar(waiting) or _begin_export(session, journal, line, settings, current_user.user_id)
+        return idempotency.store(session, _to_public(row), status=202)
 
 
 def _begin_export(session: Session, journal: Journal, line: Line, settings: ApiSettings, user_id: str) -> Export:
@@ -91,27 +96,27 @@ def _begin_export(session: Session, journal: Journal, line: Line, settings: ApiS
 
 
 @router.get("/me/exports/{export_id}", operation_id="getExport", responses=answers(*SIGNED_IN, 404, 422))
-def get_export(export_id: Id, records: RecordsDep, caller: Caller) -> ExportPublic:
+def get_export(export_id: Id, records: RecordsDep, current_user: CurrentUser) -> ExportPublic:
     """How an export stands."""
     with records.reading() as session:
-        return _to_public(owned(session, Export, export_id, caller))
+        return _to_public(owned(session, Export, export_id, current_user))
 
 
 @router.get(
     "/media/exports/{export_id}", operation_id="downloadExport", response_class=Response,
     responses=ZIP | answers(*SIGNED_IN, 404, 422),
 )  # fmt: skip
-def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, viewer: Viewer) -> Response:
+def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, current_user: MediaUser) -> Response:
     """The ZIP, for a week after it was packed or until a newer one is.
 
     It is opened while it is sent: a damaged one is broken off.
     """
     with records.reading() as session:
-        row = owned(session, Export, export_id, viewer)
+        row = owned(session, Export, export_id, current_user)
     if row.state != "succeeded" or (row.expires_ms or 0) < now_ms():
         raise Problem(404, "not-found", "This export is not ready, or has expired; ask for a new one.")
     try:
-        pieces = _begun(objects.chunks(viewer.user_id, "export", str(row.object_id)))
+        pieces = _begun(objects.chunks(current_user.user_id, "export", str(row.object_id)))
     except BlobMissing as error:
         raise Problem(404, "not-found", "This export is gone; ask for a new one.") from error
     headers = {
@@ -124,13 +129,13 @@ def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, vie
 
 @router.delete("/me", operation_id="eraseMe", status_code=202, responses=answers(*SIGNED_IN))
 def erase_me(
-    records: RecordsDep, keyring: KeyringDep, journal: JournalDep, line: LineDep, caller: Caller
+    records: RecordsDep, keyring: KeyringDep, journal: JournalDep, line: LineDep, current_user: CurrentUser
 ) -> ErasureReceipt:
     """Erase your account: its keys at once, then everything that they sealed. This cannot be undone."""
-    with records.writing_for(caller.user_id) as session:
-        receipt = begin_erasure(session, session.get_one(User, caller.user_id), journal)
+    with records.writing_for(current_user.user_id) as session:
+        receipt = begin_erasure(session, session.get_one(User, current_user.user_id), journal)
         line.put_erasure(session, receipt)
-    keyring.erase(caller.user_id)
+    keyring.erase(current_user.user_id)
     return get_erasure(receipt, records)
 
 

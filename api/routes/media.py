@@ -10,8 +10,8 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from api.accounts.tokens import Bearer
-from api.deps import DeliveryDep, ObjectsDep, RecordsDep, Viewer, owned
+from api.accounts.tokens import AccessTokenClaims
+from api.deps import DeliveryDep, MediaUser, ObjectsDep, RecordsDep, owned
 from api.images.generator import provenance
 from api.images.rendering import MEDIA_TYPES, checked_size
 from api.records.database import Records
@@ -39,20 +39,20 @@ IfNoneMatch = Annotated[str, Header(max_length=200, description="`ETag` of what 
 
 @router.get("/photos/{photo_id}", operation_id="getThumbnail", response_class=Response, responses=IMAGES)
 def get_thumbnail(
-    photo_id: Id, records: RecordsDep, objects: ObjectsDep, viewer: Viewer, if_none_match: IfNoneMatch = ""
+    photo_id: Id, records: RecordsDep, objects: ObjectsDep, current_user: MediaUser, if_none_match: IfNoneMatch = ""
 ) -> Response:
     """The preview of an uploaded photo, as JPEG whatever it came as."""
     with records.reading() as session:
-        photo = owned(session, Photo, photo_id, viewer)
+        photo = owned(session, Photo, photo_id, current_user)
     etag = f'"{photo.id}"'
     if if_none_match == etag:
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
-    return _file(objects.get(viewer.user_id, "thumbnail", photo_id), "image/jpeg", etag)
+    return _file(objects.get(current_user.user_id, "thumbnail", photo_id), "image/jpeg", etag)
 
 
-async def _has_room(delivery: DeliveryDep, viewer: Viewer) -> AsyncIterator[None]:
+async def _has_room(delivery: DeliveryDep, current_user: MediaUser) -> AsyncIterator[None]:
     """Few pictures of a person are sent at a time: each is in memory until the last byte was taken."""
-    async with delivery.answers.take(viewer.user_id):
+    async with delivery.answers.take(current_user.user_id):
         yield
 
 
@@ -67,7 +67,7 @@ async def get_picture(
     records: RecordsDep,
     objects: ObjectsDep,
     delivery: DeliveryDep,
-    viewer: Viewer,
+    current_user: MediaUser,
     size: Annotated[Size | None, Query()] = None,
     format: Annotated[Format | None, Query()] = None,  # noqa: A002
     download: bool = False,
@@ -76,20 +76,20 @@ async def get_picture(
     """A picture, as it was asked for or in another size or format."""
     if size is not None:
         checked_size(size)
-    picture, row, said = await run_in_threadpool(_found, records, viewer, result_id, position)
+    picture, row, said = await run_in_threadpool(_found, records, current_user, result_id, position)
     kind = format or row.format
     etag = f'"{hashlib.sha256(f"{picture.sha256} {size} {kind}".encode()).hexdigest()[:32]}"'
     if if_none_match == etag:
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
 
     def finished() -> bytes:
-        file = objects.get(viewer.user_id, "picture", picture.object_id)
+        file = objects.get(current_user.user_id, "picture", picture.object_id)
         return delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=said)
 
     if size is None and kind == row.format:
         data = await run_in_threadpool(finished)
     else:
-        async with delivery.turns.take(viewer.user_id):
+        async with delivery.turns.take(current_user.user_id):
             if await is_gone(request):
                 return Response(status_code=GONE)
             data = await run_in_threadpool(finished)
@@ -98,11 +98,11 @@ async def get_picture(
 
 
 def _found(
-    records: Records, viewer: Bearer, result_id: str, position: int
+    records: Records, current_user: AccessTokenClaims, result_id: str, position: int
 ) -> tuple[Picture, Generation, dict[str, str]]:
     """A picture, the generation that it is of, and what its file says of its making. A problem of 404 without one."""
     with records.reading() as session:
-        row = owned(session, Generation, result_id, viewer)
+        row = owned(session, Generation, result_id, current_user)
         where = (Picture.generation_id == result_id, Picture.position == position)
         picture, model = session.scalar(select(Picture).where(*where)), session.get(Model, row.model_id or "")
     if picture is None:
@@ -116,10 +116,10 @@ def get_report(
     step: Literal[REPORTS],  # type: ignore[valid-type]
     records: RecordsDep,
     objects: ObjectsDep,
-    viewer: Viewer,
+    current_user: MediaUser,
 ) -> Response:
     """The page that a step of a run wrote, with the subject's pictures."""
-    page = _kept(records, objects, viewer, run_id, step, missing="This step wrote no report, or has not ended.")
+    page = _kept(records, objects, current_user, run_id, step, missing="This step wrote no report, or has not ended.")
     return Response(
         page, media_type="text/html; charset=utf-8",
         headers={"Cache-Control": PRIVATE, "Content-Security-Policy": PAGE_POLICY},
@@ -127,18 +127,20 @@ def get_report(
 
 
 @router.get("/cards/{run_id}", operation_id="getCard", response_class=Response, responses=CARDS)
-def get_card(run_id: Id, records: RecordsDep, objects: ObjectsDep, viewer: Viewer) -> Response:
+def get_card(run_id: Id, records: RecordsDep, objects: ObjectsDep, current_user: MediaUser) -> Response:
     """The card of the model that a run made: what it was learnt from, how good it is, and what it is not for."""
-    card = _kept(records, objects, viewer, run_id, CARD, missing="This run made no model, or has not ended.")
+    card = _kept(records, objects, current_user, run_id, CARD, missing="This run made no model, or has not ended.")
     return Response(card, media_type="text/markdown; charset=utf-8", headers={"Cache-Control": PRIVATE})
 
 
-def _kept(records: Records, objects: Objects, viewer: Bearer, run_id: str, name: str, *, missing: str) -> bytes:
+def _kept(
+    records: Records, objects: Objects, current_user: AccessTokenClaims, run_id: str, name: str, *, missing: str
+) -> bytes:
     """A document of a run. A problem of 404 for a run of somebody else's, or one that has none."""
     with records.reading() as session:
-        owned(session, Run, run_id, viewer)
+        owned(session, Run, run_id, current_user)
     try:
-        return objects.get(viewer.user_id, "report", f"{run_id}.{name}")
+        return objects.get(current_user.user_id, "report", f"{run_id}.{name}")
     except BlobMissing as error:
         raise Problem(404, "not-found", missing) from error
 

@@ -8,7 +8,7 @@ from fastapi import Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.deps import Caller, JournalDep, RecordsDep, owned
+from api.deps import CurrentUser, JournalDep, RecordsDep, owned
 from api.records.tables import Model, Subject
 from api.schemas import Id, ModelPublic, Page, utc
 from api.training.finetuning import REPORTS
@@ -21,32 +21,32 @@ router = make_router(prefix="/api/models", tags=["models"], responses=answers(*S
 
 @router.get("", operation_id="listModels")
 def list_models(
-    records: RecordsDep, caller: Caller, page: PageQueryDep, subject: Annotated[Id | None, Query()] = None
+    records: RecordsDep, current_user: CurrentUser, page: PageQueryDep, subject: Annotated[Id | None, Query()] = None
 ) -> Page[ModelPublic]:
     """Your models, of one subject or of all."""
-    query = select(Model).where(Model.user_id == caller.user_id)
+    query = select(Model).where(Model.user_id == current_user.user_id)
     with records.reading() as session:
         rows, after = page.rows(session, query.where(Model.subject_id == subject) if subject else query, Model)
         return Page(items=[to_public(session, row) for row in rows], next=after)
 
 
 @router.get("/{model_id}", operation_id="getModel", responses=answers(404))
-def get_model(model_id: Id, records: RecordsDep, caller: Caller) -> ModelPublic:
+def get_model(model_id: Id, records: RecordsDep, current_user: CurrentUser) -> ModelPublic:
     """One model with its measurements and reports."""
     with records.reading() as session:
-        return to_public(session, owned(session, Model, model_id, caller))
+        return to_public(session, owned(session, Model, model_id, current_user))
 
 
 @router.post("/{model_id}/promote", operation_id="promoteModel", responses=answers(404, 413))
-def promote_model(model_id: Id, records: RecordsDep, journal: JournalDep, caller: Caller) -> ModelPublic:
+def promote_model(model_id: Id, records: RecordsDep, journal: JournalDep, current_user: CurrentUser) -> ModelPublic:
     """Draw with this model from now on: a newer one, or an older one to roll back."""
-    with records.writing_for(caller.user_id) as session:
-        model = owned(session, Model, model_id, caller)
+    with records.writing_for(current_user.user_id) as session:
+        model = owned(session, Model, model_id, current_user)
         subject = session.get_one(Subject, model.subject_id, with_for_update=True)
         # It may have been deleted before the subject was locked.
-        model = owned(session, Model, model_id, caller, lock=True)
+        model = owned(session, Model, model_id, current_user, lock=True)
         subject.champion_id = model.id
-        journal.note(session, caller.user_id, "model.promoted", model.id)
+        journal.note(session, current_user.user_id, "model.promoted", model.id)
         session.flush()
         return to_public(session, model)
 

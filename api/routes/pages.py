@@ -76,8 +76,8 @@ def _texts() -> str:
     """The wordings as HTML; their headings are one level down, below the page's own."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     return "\n".join(
-        f'<article id="{html.escape(wording.purpose)}">'
-        f"{markdown.render(f'#{wording.text}')}"
-        f'<p class="version">Version {html.escape(wording.version)}</p></article>'
-        for wording in consents.wordings().values()
+        f'<article id="{html.escape(document.purpose)}">'
+        f"{markdown.render(f'#{document.text}')}"
+        f'<p class="version">Version {html.escape(document.version)}</p></article>'
+        for document in consents.terms_documents().values()
     )

@@ -12,15 +12,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.accounts.login_sessions import LoginSessions
-from api.accounts.tokens import Bearer
+from api.accounts.tokens import AccessTokenClaims
 from api.deps import (
     AlbumDep,
-    Caller,
+    CurrentUser,
     HeldDep,
+    IdempotencyDep,
     JournalDep,
     LoginSessionsDep,
-    Maker,
-    OnceDep,
+    MeteredUser,
     RecordsDep,
     RunStarterDep,
     owned,
@@ -62,53 +62,58 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 @router.post("", operation_id="createRun", status_code=202, responses=answers(*BODY, 403, 404, 409))
 def create_run(
-    body: RunCreate, records: RecordsDep, album: AlbumDep, run_starter: RunStarterDep, caller: Maker, once: OnceDep
+    body: RunCreate,
+    records: RecordsDep,
+    album: AlbumDep,
+    run_starter: RunStarterDep,
+    current_user: MeteredUser,
+    idempotency: IdempotencyDep,
 ) -> RunPublic:
     """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
 
     def created(known: Compared) -> RunPublic:
-        with records.writing_for(caller.user_id) as session:
-            if answered := once.answered(session, RunPublic):
-                return answered
-            subject = owned(session, Subject, body.subject, caller, lock=True)
+        with records.writing_for(current_user.user_id) as session:
+            if stored := idempotency.replay(session, RunPublic):
+                return stored
+            subject = owned(session, Subject, body.subject, current_user, lock=True)
             run = run_starter.begin(session, subject, body.params, known)
-            return once.keep(session, to_public(session, run), status=202)
+            return idempotency.store(session, to_public(session, run), status=202)
 
     return album.apart(created)
 
 
 @router.get("", operation_id="listRuns")
 def list_runs(
-    records: RecordsDep, caller: Caller, page: PageQueryDep, subject: Annotated[Id | None, Query()] = None
+    records: RecordsDep, current_user: CurrentUser, page: PageQueryDep, subject: Annotated[Id | None, Query()] = None
 ) -> Page[RunPublic]:
     """Your runs, of one subject or of all."""
-    query = select(Run).where(Run.user_id == caller.user_id)
+    query = select(Run).where(Run.user_id == current_user.user_id)
     with records.reading() as session:
         rows, after = page.rows(session, query.where(Run.subject_id == subject) if subject else query, Run)
         return Page(items=[to_public(session, row) for row in rows], next=after)
 
 
 @router.get("/{run_id}", operation_id="getRun", responses=answers(404))
-def get_run(run_id: Id, records: RecordsDep, caller: Caller) -> RunPublic:
+def get_run(run_id: Id, records: RecordsDep, current_user: CurrentUser) -> RunPublic:
     """One run with its steps."""
     with records.reading() as session:
-        return to_public(session, owned(session, Run, run_id, caller))
+        return to_public(session, owned(session, Run, run_id, current_user))
 
 
 @router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202, responses=answers(404, 413))
-def cancel_run(run_id: Id, records: RecordsDep, journal: JournalDep, caller: Caller) -> RunPublic:
+def cancel_run(run_id: Id, records: RecordsDep, journal: JournalDep, current_user: CurrentUser) -> RunPublic:
     """End a run; one that has ended stays as it is."""
-    with records.writing_for(caller.user_id) as session:
-        run = owned(session, Run, run_id, caller, lock=True)
+    with records.writing_for(current_user.user_id) as session:
+        run = owned(session, Run, run_id, current_user, lock=True)
         if run.state in ACTIVE and not run.cancel_ms:  # asked for twice, it is cancelled once
-            journal.note(session, caller.user_id, "run.cancelled", run.id)
+            journal.note(session, current_user.user_id, "run.cancelled", run.id)
         end_early(session, run, journal)
         return to_public(session, run)
 
 
-async def _held_stream(held: HeldDep, caller: Caller) -> AsyncIterator[None]:
+async def _held_stream(held: HeldDep, current_user: CurrentUser) -> AsyncIterator[None]:
     """Counts an event stream until it ends."""
-    with held.hold("stream", caller.user_id):
+    with held.hold("stream", current_user.user_id):
         yield
 
 
@@ -125,7 +130,7 @@ async def watch_run(
     login_sessions: LoginSessionsDep,
     records: RecordsDep,
     held: HeldDep,
-    caller: Caller,
+    current_user: CurrentUser,
     first: Annotated[RunPublic, Depends(get_run)],
 ) -> AsyncIterator[ServerSentEvent]:
     """The run whenever it has changed, as server-sent events of the kind `run`.
@@ -140,7 +145,7 @@ async def watch_run(
         if now.finished or is_ending(request):
             return
         await asyncio.sleep(EVENT_S)
-        found = await held.look(_still, login_sessions, records, caller, run_id)
+        found = await held.look(_still, login_sessions, records, current_user, run_id)
         if isinstance(found, str):
             yield ServerSentEvent(data={"id": run_id}, event=found)  # without data browsers would not hear of it
             return
@@ -148,14 +153,14 @@ async def watch_run(
 
 
 def _still(
-    login_sessions: LoginSessions, records: Records, caller: Bearer, run_id: str
+    login_sessions: LoginSessions, records: Records, current_user: AccessTokenClaims, run_id: str
 ) -> RunPublic | Literal["deleted", "signed-out"]:
     """The run as it is now, or why nothing more is told of it."""
-    if not login_sessions.is_open(caller.login_session_id):
+    if not login_sessions.is_open(current_user.login_session_id):
         return "signed-out"
     with records.reading() as session:
         run = session.get(Run, run_id)
-        return to_public(session, run) if run is not None and run.user_id == caller.user_id else "deleted"
+        return to_public(session, run) if run is not None and run.user_id == current_user.user_id else "deleted"
 
 
 def to_public(session: Session, run: Run) -> RunPublic:

@@ -13,15 +13,15 @@ from sqlalchemy.orm import Session
 
 from api.deps import (
     AlbumDep,
-    Caller,
     ClassNounsDep,
+    CurrentUser,
     GuardDep,
+    IdempotencyDep,
     IntakeDep,
     JournalDep,
     LineDep,
-    Maker,
+    MeteredUser,
     ObjectsDep,
-    OnceDep,
     RecordsDep,
     SettingsDep,
     TriggerDep,
@@ -64,8 +64,8 @@ def create_subject(
     settings: SettingsDep,
     class_nouns: ClassNounsDep,
     trigger: TriggerDep,
-    caller: Maker,
-    once: OnceDep,
+    current_user: MeteredUser,
+    idempotency: IdempotencyDep,
 ) -> SubjectPublic:
     """Begin a subject: who or what pictures are wanted of."""
     if body.class_noun not in class_nouns:
@@ -77,60 +77,67 @@ def create_subject(
         )
     limit = settings.subjects_max
     full = Problem(409, "too-many-subjects", f"You have {limit} subjects; delete one first.")
-    with records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, SubjectPublic):
-            return answered
-        consents.required(session, caller.user_id, person=body.depicts != consents.NOBODY)
-        check_capacity(session, Subject, Subject.user_id == caller.user_id, limit=limit, problem=full)
-        subject = Subject(id=new_id(), user_id=caller.user_id, class_noun=body.class_noun, depicts=body.depicts,
+    with records.writing_for(current_user.user_id) as session:
+        if stored := idempotency.replay(session, SubjectPublic):
+            return stored
+        consents.required(session, current_user.user_id, person=body.depicts != consents.NOBODY)
+        check_capacity(session, Subject, Subject.user_id == current_user.user_id, limit=limit, problem=full)
+        subject = Subject(id=new_id(), user_id=current_user.user_id, class_noun=body.class_noun, depicts=body.depicts,
                           trigger=trigger)  # fmt: skip
         if body.name:
-            subject.name = album.sealed_name(caller.user_id, "subject-name", subject.id, body.name)
+            subject.name = album.sealed_name(current_user.user_id, "subject-name", subject.id, body.name)
         session.add(subject)
         session.flush()
-        journal.note(session, caller.user_id, "subject.created", subject.id)
-        return once.keep(session, to_public(session, album, subject), status=201)
+        journal.note(session, current_user.user_id, "subject.created", subject.id)
+        return idempotency.store(session, to_public(session, album, subject), status=201)
 
 
 @router.get("/subjects", operation_id="listSubjects")
-def list_subjects(records: RecordsDep, album: AlbumDep, caller: Caller, page: PageQueryDep) -> Page[SubjectPublic]:
+def list_subjects(
+    records: RecordsDep, album: AlbumDep, current_user: CurrentUser, page: PageQueryDep
+) -> Page[SubjectPublic]:
     """Your subjects."""
     with records.reading() as session:
-        rows, after = page.rows(session, select(Subject).where(Subject.user_id == caller.user_id), Subject)
+        rows, after = page.rows(session, select(Subject).where(Subject.user_id == current_user.user_id), Subject)
         return Page(items=[to_public(session, album, row) for row in rows], next=after)
 
 
 @router.get("/subjects/{subject_id}", operation_id="getSubject", responses=answers(404))
-def get_subject(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> SubjectPublic:
+def get_subject(subject_id: Id, records: RecordsDep, album: AlbumDep, current_user: CurrentUser) -> SubjectPublic:
     """One subject."""
     with records.reading() as session:
-        return to_public(session, album, owned(session, Subject, subject_id, caller))
+        return to_public(session, album, owned(session, Subject, subject_id, current_user))
 
 
 @router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204, responses=answers(404))
 def delete_subject(
-    subject_id: Id, records: RecordsDep, objects: ObjectsDep, journal: JournalDep, line: LineDep, caller: Caller
+    subject_id: Id,
+    records: RecordsDep,
+    objects: ObjectsDep,
+    journal: JournalDep,
+    line: LineDep,
+    current_user: CurrentUser,
 ) -> None:
     """Delete a subject with its photos, models, runs and pictures; what runs for it is cancelled."""
-    with records.writing_for(caller.user_id) as session:
-        subject = owned(session, Subject, subject_id, caller, lock=True)
-        journal.note(session, caller.user_id, "subject.deleted", subject.id)
+    with records.writing_for(current_user.user_id) as session:
+        subject = owned(session, Subject, subject_id, current_user, lock=True)
+        journal.note(session, current_user.user_id, "subject.deleted", subject.id)
         gone = erase_subject(session, subject)
         line.put_removal(session, gone)
     gone.clear(objects)
 
 
 @router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=answers(404))
-def list_photos(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> UploadResult:
+def list_photos(subject_id: Id, records: RecordsDep, album: AlbumDep, current_user: CurrentUser) -> UploadResult:
     """The photos of a subject, oldest first, and what is said of them as a set."""
     with records.reading() as session:
-        subject = owned(session, Subject, subject_id, caller)
+        subject = owned(session, Subject, subject_id, current_user)
         if subject.verdict is not None:
             return _listed(session, album, subject, Compared())
 
     def listed(known: Compared) -> UploadResult:
-        with records.writing_for(caller.user_id) as session:  # the verdict on the set is kept
-            return _listed(session, album, owned(session, Subject, subject_id, caller, lock=True), known)
+        with records.writing_for(current_user.user_id) as session:  # the verdict on the set is kept
+            return _listed(session, album, owned(session, Subject, subject_id, current_user, lock=True), known)
 
     return album.apart(listed)
 
@@ -148,27 +155,29 @@ def upload(
     guard: GuardDep,
     journal: JournalDep,
     settings: SettingsDep,
-    caller: Maker,
-    once: OnceDep,
+    current_user: MeteredUser,
+    idempotency: IdempotencyDep,
     subject: Annotated[str, Form(pattern="^[0-9a-f]{32}$", description="the subject's id")],
     photos: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF, WebP, HEIC or AVIF files, one or many")],
 ) -> UploadResult:
     """Add photos to a subject. Each is judged by the same rules as in the pipeline; what is no photo is not kept."""
-    once = once.about(subject.encode(), *(part for photo in photos for part in _told_apart(photo)))
+    idempotency = idempotency.including(subject.encode(), *(part for photo in photos for part in _told_apart(photo)))
     with records.reading() as session:
-        row = owned(session, Subject, subject, caller)
-        consents.required(session, caller.user_id, person=row.depicts != consents.NOBODY)
-        if answered := once.answered(session, UploadResult):
-            return answered
+        row = owned(session, Subject, subject, current_user)
+        consents.required(session, current_user.user_id, person=row.depicts != consents.NOBODY)
+        if stored := idempotency.replay(session, UploadResult):
+            return stored
         arriving = sum(photo.size or 0 for photo in photos)
-        check_storage(session, caller.user_id, limit=settings.stored_bytes_max, more=arriving)
+        check_storage(session, current_user.user_id, limit=settings.stored_bytes_max, more=arriving)
     taken = [
         one
         for start in range(0, len(photos), DECODED_AT_ONCE)
-        for one in _taken(intake, guard, photos[start:][:DECODED_AT_ONCE], caller.user_id)
+        for one in _taken(intake, guard, photos[start:][:DECODED_AT_ONCE], current_user.user_id)
     ]
     names = [photo.filename or "" for photo in photos]
-    return _stored(records, album, journal, settings, subject, caller, once, list(zip(names, taken, strict=True)))
+    return _stored(
+        records, album, journal, settings, subject, current_user, idempotency, list(zip(names, taken, strict=True))
+    )
 
 
 def _taken(intake: Intake, guard: Guard, photos: Sequence[UploadFile], person: str) -> list[Taken]:
@@ -203,22 +212,25 @@ def _stored(
     journal: Journal,
     settings: ApiSettings,
     subject_id: str,
-    caller: Caller,
-    once: OnceDep,
+    current_user: CurrentUser,
+    idempotency: IdempotencyDep,
     taken: list[tuple[str, Taken]],
 ) -> UploadResult:
     """Seal the pixels, then record them all or none; what was sealed for nothing is deleted."""
-    owner, stored, kept = caller.user_id, list[str](), set[str]()
+    owner, stored, kept = current_user.user_id, list[str](), set[str]()
     try:
         for _, one in taken:  # one by one, so that what was stored before one that cannot be is deleted
             stored.append(album.store(owner, one) if one.photo else "")
         arrived = [(photo_id, name, one) for photo_id, (name, one) in zip(stored, taken, strict=True)]
         with records.reading() as session:
-            subject = owned(session, Subject, subject_id, caller)
+            subject = owned(session, Subject, subject_id, current_user)
             missing, known = album.foreseen(session, subject, [(photo_id, one) for photo_id, _, one in arrived])
         album.look(missing, known)
         answer, recorded = album.apart(
-            lambda known: _recorded(records, album, journal, settings, subject_id, caller, once, arrived, known), known
+            lambda known: _recorded(
+                records, album, journal, settings, subject_id, current_user, idempotency, arrived, known
+            ),
+            known,
         )
         kept = recorded & set(stored)
         return answer
@@ -237,19 +249,19 @@ def _recorded(
     journal: Journal,
     settings: ApiSettings,
     subject_id: str,
-    caller: Caller,
-    once: OnceDep,
+    current_user: CurrentUser,
+    idempotency: IdempotencyDep,
     arrived: list[tuple[str, str, Taken]],
     known: Compared,
 ) -> tuple[UploadResult, set[str]]:
     """Record photos that are stored, by id and name; the answer, and the ids of photos that it names. Raises NotCompared."""
-    owner = caller.user_id
+    owner = current_user.user_id
     with records.writing_for(owner) as session:
-        if answered := once.answered(session, UploadResult):
-            return answered, set()
+        if stored := idempotency.replay(session, UploadResult):
+            return stored, set()
         more = sum(len(one.photo) for _, _, one in arrived)
         check_storage(session, owner, limit=settings.stored_bytes_max, more=more)
-        subject = owned(session, Subject, subject_id, caller, lock=True)
+        subject = owned(session, Subject, subject_id, current_user, lock=True)
         rows: list[tuple[Photo | None, Taken]] = []
         for photo_id, name, one in arrived:
             photo = None
@@ -260,20 +272,22 @@ def _recorded(
         names = {id(one): _plain(name) for _, name, one in arrived}
         answer = _judged(session, album, subject, rows, names=names, known=known)
         journal.note(session, owner, "photos.uploaded", subject.id)
-        once.keep(session, answer, status=201)
+        idempotency.store(session, answer, status=201)
         return answer, {photo.id for photo, _ in rows if photo}
 
 
 @router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204, responses=answers(404))
-def delete_photo(photo_id: Id, records: RecordsDep, album: AlbumDep, journal: JournalDep, caller: Caller) -> None:
+def delete_photo(
+    photo_id: Id, records: RecordsDep, album: AlbumDep, journal: JournalDep, current_user: CurrentUser
+) -> None:
     """Delete a photo. Models that were trained with it are not changed."""
-    with records.writing_for(caller.user_id) as session:
-        photo = owned(session, Photo, photo_id, caller)
+    with records.writing_for(current_user.user_id) as session:
+        photo = owned(session, Photo, photo_id, current_user)
         session.get_one(Subject, photo.subject_id, with_for_update=True).verdict = None
         session.flush()
-        session.delete(owned(session, Photo, photo_id, caller, lock=True))
-        journal.note(session, caller.user_id, "photo.deleted", photo.id)
-    album.drop(caller.user_id, photo_id)
+        session.delete(owned(session, Photo, photo_id, current_user, lock=True))
+        journal.note(session, current_user.user_id, "photo.deleted", photo.id)
+    album.drop(current_user.user_id, photo_id)
 
 
 def to_public(session: Session, album: Album, subject: Subject) -> SubjectPublic:

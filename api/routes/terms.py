@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from api.deps import Caller, JournalDep, LineDep, RecordsDep
+from api.deps import CurrentUser, JournalDep, LineDep, RecordsDep
 from api.privacy import consents
 from api.privacy.erasure import end_work, erase_models
 from api.records.tables import Consent
@@ -24,28 +24,30 @@ def get_terms() -> Page[TermsDocumentPublic]:
         TermsDocumentPublic(
             purpose=w.purpose, version=w.version, sha256=w.sha256, text=w.text, agree=w.purpose in consents.PURPOSES
         )
-        for w in consents.wordings().values()
+        for w in consents.terms_documents().values()
     ]
     return Page(items=documents, next=None)
 
 
 @router.get("/consents", operation_id="listConsents", responses=answers(*SIGNED_IN))
-def list_consents(records: RecordsDep, caller: Caller) -> Page[ConsentPublic]:
+def list_consents(records: RecordsDep, current_user: CurrentUser) -> Page[ConsentPublic]:
     """What you agree to now, oldest first."""
     with records.reading() as session:
-        given = [_to_public(consent) for consent in consents.in_force(session, caller.user_id)]
+        given = [_to_public(consent) for consent in consents.in_force(session, current_user.user_id)]
     return Page(items=given, next=None)
 
 
 @router.post("/consents", operation_id="giveConsent", status_code=201, responses=answers(*SIGNED_IN, *BODY, 409))
-def give_consent(body: ConsentCreate, records: RecordsDep, journal: JournalDep, caller: Caller) -> ConsentPublic:
+def give_consent(
+    body: ConsentCreate, records: RecordsDep, journal: JournalDep, current_user: CurrentUser
+) -> ConsentPublic:
     """Agree to a wording, named by its digest."""
-    with records.writing_for(caller.user_id) as session:
+    with records.writing_for(current_user.user_id) as session:
         try:
-            consent = consents.grant(session, caller.user_id, body.purpose, body.sha256)
+            consent = consents.grant(session, current_user.user_id, body.purpose, body.sha256)
         except PhotoFluxError as error:
             raise Problem(409, "wording-changed", str(error)) from error
-        journal.note(session, caller.user_id, "consent.given", body.purpose)
+        journal.note(session, current_user.user_id, "consent.given", body.purpose)
         return _to_public(consent)
 
 
@@ -53,13 +55,17 @@ def give_consent(body: ConsentCreate, records: RecordsDep, journal: JournalDep, 
     "/consents/{purpose}", operation_id="withdrawConsent", status_code=204, responses=answers(*SIGNED_IN, 422)
 )
 def withdraw_consent(
-    purpose: Literal["terms", "likeness"], records: RecordsDep, journal: JournalDep, line: LineDep, caller: Caller
+    purpose: Literal["terms", "likeness"],
+    records: RecordsDep,
+    journal: JournalDep,
+    line: LineDep,
+    current_user: CurrentUser,
 ) -> None:
     """Take an agreement back: what runs under it is ended, and models of people are deleted; photos and pictures stay."""
-    with records.writing_for(caller.user_id) as session:
-        consents.withdraw(session, caller.user_id, purpose)
-        journal.note(session, caller.user_id, "consent.withdrawn", purpose)
-        subjects = consents.concerned(session, caller.user_id, purpose)
+    with records.writing_for(current_user.user_id) as session:
+        consents.withdraw(session, current_user.user_id, purpose)
+        journal.note(session, current_user.user_id, "consent.withdrawn", purpose)
+        subjects = consents.concerned(session, current_user.user_id, purpose)
         end_work(session, subjects, journal, WITHDRAWN)
         for subject in subjects:
             if subject.depicts != consents.NOBODY:

@@ -9,14 +9,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.accounts.tokens import Bearer
+from api.accounts.tokens import AccessTokenClaims
 from api.deps import (
-    Caller,
+    CurrentUser,
+    IdempotencyDep,
     JournalDep,
     KeyringDep,
     LookingUpDep,
-    Maker,
-    OnceDep,
+    MeteredUser,
     RecordsDep,
     SettingsDep,
     SubscriptionsDep,
@@ -27,9 +27,9 @@ from api.records.audit_log import Journal
 from api.records.database import Records, at_end, retried
 from api.records.tables import Notice, Webhook
 from api.schemas import Id, Page, RequestBody, State, Time, utc
-from api.transport.idempotency import Once
+from api.transport.idempotency import IdempotencyGuard
 from api.transport.paging import PageQueryDep
-from api.transport.problems import BODY, ONCE, SIGNED_IN, Problem, answers
+from api.transport.problems import BODY, IDEMPOTENT, SIGNED_IN, Problem, answers
 from api.transport.quotas import check_capacity
 from api.transport.routing import make_router
 from photoflux.vault.keyring import Keyring
@@ -62,63 +62,70 @@ async def create_webhook(
     journal: JournalDep,
     looking_up: LookingUpDep,
     settings: SettingsDep,
-    caller: Maker,
-    once: OnceDep,
+    current_user: MeteredUser,
+    idempotency: IdempotencyDep,
 ) -> WebhookPublic:
     """Be told of ended runs, generations and exports at an address of yours, by a signed POST."""
-    async with looking_up.take(caller.user_id):  # somebody's name server may never answer
+    async with looking_up.take(current_user.user_id):  # somebody's name server may never answer
         await run_in_threadpool(check_address, body.url, private=settings.one_machine)
-    return await run_in_threadpool(_create, body, records, keyring, journal, caller, once)
+    return await run_in_threadpool(_create, body, records, keyring, journal, current_user, idempotency)
 
 
 @retried
 def _create(
-    body: WebhookCreate, records: Records, keyring: Keyring, journal: Journal, caller: Bearer, once: Once
+    body: WebhookCreate,
+    records: Records,
+    keyring: Keyring,
+    journal: Journal,
+    current_user: AccessTokenClaims,
+    idempotency: IdempotencyGuard,
 ) -> WebhookPublic:
-    with records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, WebhookPublic):
-            return answered
+    with records.writing_for(current_user.user_id) as session:
+        if stored := idempotency.replay(session, WebhookPublic):
+            return stored
         full = Problem(409, "too-many-webhooks", f"You have {WEBHOOKS_MAX} webhooks; delete one first.")
-        check_capacity(session, Webhook, Webhook.user_id == caller.user_id, limit=WEBHOOKS_MAX, problem=full)
-        row, secret = new_webhook(caller.user_id, body.url, keyring)
+        check_capacity(session, Webhook, Webhook.user_id == current_user.user_id, limit=WEBHOOKS_MAX, problem=full)
+        row, secret = new_webhook(current_user.user_id, body.url, keyring)
         session.add(row)
         session.flush()
-        journal.note(session, caller.user_id, "webhook.created", row.id)
-        return once.keep(session, _to_public(session, keyring, row, secret=secret), status=201)
+        journal.note(session, current_user.user_id, "webhook.created", row.id)
+        return idempotency.store(session, _to_public(session, keyring, row, secret=secret), status=201)
 
 
 @router.get("", operation_id="listWebhooks")
-def list_webhooks(records: RecordsDep, keyring: KeyringDep, caller: Caller, page: PageQueryDep) -> Page[WebhookPublic]:
+def list_webhooks(
+    records: RecordsDep, keyring: KeyringDep, current_user: CurrentUser, page: PageQueryDep
+) -> Page[WebhookPublic]:
     """Your webhooks."""
     with records.reading() as session:
-        rows, after = page.rows(session, select(Webhook).where(Webhook.user_id == caller.user_id), Webhook)
+        rows, after = page.rows(session, select(Webhook).where(Webhook.user_id == current_user.user_id), Webhook)
         return Page(items=[_to_public(session, keyring, row) for row in rows], next=after)
 
 
-@router.post("/{webhook_id}/test", operation_id="testWebhook", status_code=202, responses=answers(*ONCE, 404))
+@router.post("/{webhook_id}/test", operation_id="testWebhook", status_code=202, responses=answers(*IDEMPOTENT, 404))
 def test_webhook(
     webhook_id: Id,
     records: RecordsDep,
     keyring: KeyringDep,
     subscriptions: SubscriptionsDep,
-    caller: Maker,
-    once: OnceDep,
+    current_user: MeteredUser,
+    idempotency: IdempotencyDep,
 ) -> WebhookPublic:
     """Have a message of the type `test` sent."""
-    with records.writing_for(caller.user_id) as session:
-        if answered := once.answered(session, WebhookPublic):
-            return answered
-        row = owned(session, Webhook, webhook_id, caller, lock=True)
+    with records.writing_for(current_user.user_id) as session:
+        if stored := idempotency.replay(session, WebhookPublic):
+            return stored
+        row = owned(session, Webhook, webhook_id, current_user, lock=True)
         at_end(session, lambda session: subscriptions.tell(session, row, TEST, row.id, "succeeded"))
-        return once.keep(session, _to_public(session, keyring, row), status=202)
+        return idempotency.store(session, _to_public(session, keyring, row), status=202)
 
 
 @router.delete("/{webhook_id}", operation_id="deleteWebhook", status_code=204, responses=answers(404))
-def delete_webhook(webhook_id: Id, records: RecordsDep, journal: JournalDep, caller: Caller) -> None:
+def delete_webhook(webhook_id: Id, records: RecordsDep, journal: JournalDep, current_user: CurrentUser) -> None:
     """Tell this address nothing more."""
-    with records.writing_for(caller.user_id) as session:
-        session.delete(owned(session, Webhook, webhook_id, caller, lock=True))
-        journal.note(session, caller.user_id, "webhook.deleted", webhook_id)
+    with records.writing_for(current_user.user_id) as session:
+        session.delete(owned(session, Webhook, webhook_id, current_user, lock=True))
+        journal.note(session, current_user.user_id, "webhook.deleted", webhook_id)
 
 
 def _to_public(session: Session, keyring: Keyring, row: Webhook, *, secret: str | None = None) -> WebhookPublic:

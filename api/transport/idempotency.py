@@ -12,18 +12,20 @@ from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.records.tables import ANSWERS_KEPT_MS, Idempotency, now_ms
+from api.records.tables import REPLAY_MS, IdempotencyKey, now_ms
 from api.transport.media_types import FORM, URLENCODED, media_type
 from api.transport.problems import Problem
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
 Answer = TypeVar("Answer", bound=BaseModel)
-KEY = "any text of yours: the same request with the same key, within a day, is done once and answered the same"
+KEY_DESCRIPTION = (
+    "any text of yours: the same request with the same key, within a day, is done once and answered the same"
+)
 
 
 @dataclass(frozen=True)
-class Once:
+class IdempotencyGuard:
     """One request by its key; without a key everything is done as often as it is asked for."""
 
     user_id: str
@@ -31,30 +33,30 @@ class Once:
     request: str
     keyring: Keyring
 
-    def about(self, *parts: bytes) -> Once:
+    def including(self, *parts: bytes) -> IdempotencyGuard:
         """The same request, told apart by more than its body: a form's fields, and the digests of uploaded files."""
         return replace(self, request=_digest(self.request.encode(), *parts))
 
-    def answered(self, session: Session, kind: type[Answer]) -> Answer | None:
+    def replay(self, session: Session, kind: type[Answer]) -> Answer | None:
         """What was answered before. A problem of 422 when the key came with another request."""
         if self.key is None:
             return None
-        known = session.get(Idempotency, (self.user_id, self.key))
-        if known is None or known.created_ms < now_ms() - ANSWERS_KEPT_MS:
+        known = session.get(IdempotencyKey, (self.user_id, self.key))
+        if known is None or known.created_ms < now_ms() - REPLAY_MS:
             return None
         if known.request != self.request:
-            raise mismatch()
+            raise key_mismatch()
         assert known.answer is not None
         return kind.model_validate_json(unseal_bytes(known.answer, label=self._label, keyring=self.keyring))
 
-    def keep(self, session: Session, answer: Answer, *, status: int) -> Answer:
+    def store(self, session: Session, answer: Answer, *, status: int) -> Answer:
         """Remember the answer with the work it is about. Of two at once the later one fails here."""
         if self.key is not None:
-            old = Idempotency.created_ms < now_ms() - ANSWERS_KEPT_MS
-            session.execute(delete(Idempotency).where(Idempotency.user_id == self.user_id, old))
+            old = IdempotencyKey.created_ms < now_ms() - REPLAY_MS
+            session.execute(delete(IdempotencyKey).where(IdempotencyKey.user_id == self.user_id, old))
             sealed = seal_bytes(answer.model_dump_json().encode(), label=self._label, keyring=self.keyring)
             session.add(
-                Idempotency(user_id=self.user_id, key=self.key, request=self.request, status=status, answer=sealed)
+                IdempotencyKey(user_id=self.user_id, key=self.key, request=self.request, status=status, answer=sealed)
             )
             try:
                 session.flush()
@@ -67,18 +69,20 @@ class Once:
         return Label(self.user_id, "answer", str(self.key))
 
 
-def mismatch() -> Problem:
+def key_mismatch() -> Problem:
     """What is said to a key that came with another request."""
     return Problem(422, "idempotency-mismatch", "This Idempotency-Key was used for another request; take a new one.")
 
 
-async def once_of(request: Request, user_id: str, idempotency_key: str | None, keyring: Keyring) -> Once:
+async def idempotency_guard(
+    request: Request, user_id: str, idempotency_key: str | None, keyring: Keyring
+) -> IdempotencyGuard:
     """A person's request by its key, and the digest of what it asks for."""
     form = media_type(request.headers) in (FORM, URLENCODED)
-    body = b"" if form else await request.body()  # a form was read by now, and its files are told apart by `about`
+    body = b"" if form else await request.body()  # a form was read by now, and its files are told apart by `including`
     asked = _digest(request.method.encode(), request.url.path.encode(), request.url.query.encode(), body)
     key = _digest(idempotency_key.encode()) if idempotency_key else None
-    return Once(user_id, key, asked, keyring)
+    return IdempotencyGuard(user_id, key, asked, keyring)
 
 
 def _digest(*parts: bytes) -> str:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.accounts.login_sessions import SignedOut
-from api.accounts.tokens import BadToken, Bearer
+from api.accounts.tokens import AccessTokenClaims, BadToken
 from api.transport.concurrency import Turns
 from api.transport.media_types import media_type
 from api.transport.problems import Problem, problem
@@ -114,7 +114,9 @@ class Bodies:
     `check` tells whose an access token is, or raises BadToken or SignedOut.
     """
 
-    def __init__(self, app: ASGIApp, *, seconds: float, uploads: int, check: Callable[[str], Bearer]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, seconds: float, uploads: int, check: Callable[[str], AccessTokenClaims]
+    ) -> None:
         self.app, self.seconds, self.check = app, seconds, check
         self._turns = Turns(
             uploads, per_person=max(1, uploads // PERSONS), wait_s=WAIT_S, told=BUSY, memory_bytes=UPLOADS_BYTES
@@ -138,7 +140,7 @@ class Bodies:
             headers = busy.headers | {"Connection": "close"}
             return await problem(busy.status, busy.kind, busy.detail, headers=headers)(scope, receive, send)
 
-    async def _sender(self, authorization: str) -> Bearer | None:
+    async def _sender(self, authorization: str) -> AccessTokenClaims | None:
         """Who sends an upload; None for somebody who is not signed in."""
         kind, _, token = authorization.partition(" ")
         try:

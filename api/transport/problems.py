@@ -71,7 +71,7 @@ REASONS = (
     (r"There was an error parsing the body", NOT_READABLE),
 )  # fmt: skip
 """What the libraries that read bodies say, as patterns, and how it is said here. Nothing else of theirs is passed on."""
-SIGNED_IN, BODY, ONCE = (401, 429), (400, 408, 413, 422), (408, 409, 413, 422)
+SIGNED_IN, BODY, IDEMPOTENT = (401, 429), (400, 408, 413, 422), (408, 409, 413, 422)
 """Problems of every operation that one signs in for, that has a body, and that may carry an `Idempotency-Key`."""
 HEADERS = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}}},

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 from sqlalchemy import select
 
-from api.accounts.tokens import Bearer
+from api.accounts.tokens import AccessTokenClaims
 from api.deps import Service
 from api.records.tables import Model, Run, Subject, User, new_id
 from photoflux.photos.inspect import Likeness
@@ -36,7 +36,9 @@ class Site:
             user = User(id=new_id(), login=uuid.uuid4().hex, role=role)
             session.add(user)
         begun = self.service.login_sessions.begin(user.id)
-        person = Person(self, user.id, self.service.tokens.access(Bearer(user.id, role, begun.login_session_id)))
+        person = Person(
+            self, user.id, self.service.tokens.access_token(AccessTokenClaims(user.id, role, begun.login_session_id))
+        )
         if agreed:
             for wording in person.get("/api/terms").json()["items"]:
                 if wording["agree"]:

@@ -14,13 +14,13 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey
 
 from api.accounts import tokens as module
-from api.accounts.tokens import API, BadToken, Bearer, Capability, Tokens
+from api.accounts.tokens import API, AccessTokenClaims, BadToken, Capability, Tokens
 from api.records.database import Records
 from photoflux.vault.blobs import FolderStore
 from photoflux.vault.keyring import Keyring
 from tests.vault.conftest import new_kek
 
-ADA = Bearer("ada", "user", "s1")
+ADA = AccessTokenClaims("ada", "user", "s1")
 ISSUER = "https://photos.example"
 
 
@@ -44,12 +44,12 @@ def header(token: str) -> dict[str, Any]:
 
 def refused(tokens: Tokens, token: str) -> None:
     with pytest.raises(BadToken, match="not valid"):
-        tokens.bearer(token)
+        tokens.verify_access(token)
 
 
 def test_an_access_token_says_whom_it_speaks_for(tokens: Tokens):
-    token = tokens.access(ADA)
-    assert tokens.bearer(token) == ADA
+    token = tokens.access_token(ADA)
+    assert tokens.verify_access(token) == ADA
     assert header(token) == {"alg": "ES256", "typ": "at+jwt", "kid": tokens.jwks()["keys"][0]["kid"]}
     told = claims(token)
     assert {name: told[name] for name in ("iss", "aud", "sub")} == {"iss": ISSUER, "aud": API, "sub": "ada"}
@@ -57,14 +57,14 @@ def test_an_access_token_says_whom_it_speaks_for(tokens: Tokens):
 
 
 def test_other_processes_accept_it_and_make_no_key_of_their_own(tokens: Tokens, records: Records, keyring: Keyring):
-    token = tokens.access(ADA)
+    token = tokens.access_token(ADA)
     other = Tokens(records, Keyring(keyring.store, keyring.kek_uri), issuer=ISSUER)
-    assert other.bearer(token) == ADA
-    assert header(other.access(ADA))["kid"] == header(token)["kid"]
+    assert other.verify_access(token) == ADA
+    assert header(other.access_token(ADA))["kid"] == header(token)["kid"]
 
 
 def test_the_public_keys_hold_no_secret_and_suffice(tokens: Tokens):
-    token = tokens.access(ADA)
+    token = tokens.access_token(ADA)
     (public,) = tokens.jwks()["keys"]
     assert set(public) == {"kty", "crv", "x", "y", "kid", "use", "alg"}
     assert jwt.decode(token, ECKey.import_key(public), algorithms=["ES256"]).claims["sub"] == "ada"
@@ -75,7 +75,7 @@ def test_the_private_key_is_sealed_in_the_records(tokens: Tokens, records: Recor
 
     from api.records.tables import SigningKey
 
-    tokens.access(ADA)
+    tokens.access_token(ADA)
     with records.reading() as session:
         private = session.scalars(select(SigningKey)).one().private
     assert b"PRIVATE KEY" not in private and private.startswith(b'{"format": "photoflux-sealed')
@@ -84,10 +84,10 @@ def test_the_private_key_is_sealed_in_the_records(tokens: Tokens, records: Recor
 def test_rotation_lets_old_tokens_run_out(
     tokens: Tokens, records: Records, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ):
-    old = tokens.access(ADA)
+    old = tokens.access_token(ADA)
     kid = tokens.rotate()
-    assert header(tokens.access(ADA))["kid"] == kid != header(old)["kid"]
-    assert tokens.bearer(old) == ADA and len(tokens.jwks()["keys"]) == 2
+    assert header(tokens.access_token(ADA))["kid"] == kid != header(old)["kid"]
+    assert tokens.verify_access(old) == ADA and len(tokens.jwks()["keys"]) == 2
     later = module.now_ms() + 1000 * 700
     monkeypatch.setattr(module, "now_ms", lambda: later)
     fresh = Tokens(records, keyring, issuer=ISSUER)
@@ -99,26 +99,26 @@ def test_a_process_learns_of_a_rotation_elsewhere(
     tokens: Tokens, records: Records, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ):
     other = Tokens(records, keyring, issuer=ISSUER)
-    other.bearer(tokens.access(ADA))
+    other.verify_access(tokens.access_token(ADA))
     tokens.rotate()
-    token = tokens.access(ADA)
+    token = tokens.access_token(ADA)
     refused(other, token)  # it has only just read the keys
     monkeypatch.setattr(module, "READ_AGAIN_S", 0.0)
-    assert other.bearer(token) == ADA
+    assert other.verify_access(token) == ADA
 
 
 def test_an_expired_token_is_refused(tokens: Tokens, monkeypatch: pytest.MonkeyPatch):
     now = time.time()
-    token = tokens.access(ADA)
+    token = tokens.access_token(ADA)
     monkeypatch.setattr(time, "time", lambda: now + 600 + 20)
-    assert tokens.bearer(token) == ADA, "clocks may differ a little"
+    assert tokens.verify_access(token) == ADA, "clocks may differ a little"
     monkeypatch.setattr(time, "time", lambda: now + 600 + 40)
     refused(tokens, token)
 
 
 def forged(tokens: Tokens, **changes: Any) -> str:
     """A token as it would be, but for `changes` of claims (None: left out), `head` of the header, or another `key`."""
-    good = tokens.access(ADA)
+    good = tokens.access_token(ADA)
     key = changes.pop("key", tokens._signer)
     head = header(good) | changes.pop("head", {})
     body = {name: value for name, value in (claims(good) | changes).items() if value is not None}
@@ -144,7 +144,7 @@ def test_another_key_of_the_same_name_is_refused(tokens: Tokens):
 def test_the_header_does_not_choose_the_algorithm(tokens: Tokens):
     public = json.dumps(tokens.jwks()["keys"]).encode()
     refused(tokens, forged(tokens, head={"alg": "HS256"}, key=OctKey.import_key(public)))
-    head, body, _ = tokens.access(ADA).split(".")
+    head, body, _ = tokens.access_token(ADA).split(".")
     none = base64.urlsafe_b64encode(json.dumps(header(f"{head}.") | {"alg": "none"}).encode()).decode().rstrip("=")
     refused(tokens, f"{none}.{body}.")
 
@@ -157,16 +157,16 @@ def test_nonsense_is_refused(tokens: Tokens, token: str):
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(min_value=0), character=st.sampled_from("abcXYZ019-_."))
 def test_an_altered_token_never_speaks_for_another(tokens: Tokens, place: int, character: str):
-    token = tokens.access(ADA)
+    token = tokens.access_token(ADA)
     altered = token[: (at := place % len(token))] + character + token[at + 1 :]
     with suppress(BadToken):
-        assert tokens.bearer(altered) == ADA  # unused bits of a last base64 character
+        assert tokens.verify_access(altered) == ADA  # unused bits of a last base64 character
 
 
 def test_a_capability_is_for_the_engine_and_one_adapter(tokens: Tokens):
-    token = tokens.capability(Capability("ada", "f" * 64))
-    assert tokens.granted(token) == Capability("ada", "f" * 64)
+    token = tokens.capability_token(Capability("ada", "f" * 64))
+    assert tokens.verify_capability(token) == Capability("ada", "f" * 64)
     assert claims(token)["exp"] - claims(token)["iat"] <= 60
     refused(tokens, token)
     with pytest.raises(BadToken):
-        tokens.granted(tokens.access(ADA))
+        tokens.verify_capability(tokens.access_token(ADA))

@@ -97,7 +97,7 @@ def generations(site: Site, client: EngineClient) -> Generations:
 def asked(site: Site, person: Person, subject: str, **more: object) -> dict[str, object]:
     """A call for one picture of a subject's model."""
     model = person.get("/api/models", params={"subject": subject}).json()["items"][0]
-    capability = site.service.tokens.capability(Capability(person.id, model["adapter_sha256"]))
+    capability = site.service.tokens.capability_token(Capability(person.id, model["adapter_sha256"]))
     one = {"model": model["id"], "adapter_sha256": model["adapter_sha256"], "prompt": PROMPT, "seed": 3}
     return {"instances": [one | more], "parameters": {"capability": capability}}
 
@@ -124,9 +124,9 @@ def test_nothing_without_a_capability_for_this_very_adapter(
     call = asked(site, ada, subject)
     tokens, sha256 = site.service.tokens, call["instances"][0]["adapter_sha256"]  # type: ignore[index]
     capability = {
-        "none": "", "access": ada.token, "foreign": tokens.capability(Capability(bob.id, sha256)),
-        "other-adapter": tokens.capability(Capability(ada.id, "1" * 64)),
-        "altered": tokens.capability(Capability(ada.id, sha256))[:-4] + "AAAA",
+        "none": "", "access": ada.token, "foreign": tokens.capability_token(Capability(bob.id, sha256)),
+        "other-adapter": tokens.capability_token(Capability(ada.id, "1" * 64)),
+        "altered": tokens.capability_token(Capability(ada.id, sha256))[:-4] + "AAAA",
     }[wrong]  # fmt: skip
     answer = http.post("/predict", json=call | {"parameters": {"capability": capability}})
     if wrong == "foreign":

@@ -8,7 +8,7 @@ from dbos._schemas.system_database import SystemSchema
 from sqlalchemy import LargeBinary, inspect
 
 from api.ops.inventory import PAGE, inventory, page
-from api.privacy.consents import wordings
+from api.privacy.consents import terms_documents
 from api.privacy.export import LEFT_OUT, SEALED, TABLES
 from api.records.tables import Base
 from api.settings import Keep
@@ -80,7 +80,7 @@ def test_the_page_is_what_the_inventory_says():
 
 
 def test_the_notice_and_the_settings_say_the_same_times():
-    text = " ".join(wordings()["privacy"].text.split())
+    text = " ".join(terms_documents()["privacy"].text.split())
     keep = Keep()
     assert f"Photos {keep.photos} days after" in text
     assert f"models {keep.models} days after" in text

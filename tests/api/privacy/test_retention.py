@@ -14,7 +14,7 @@ from api.privacy.retention import DAY_MS, Retention
 from api.records.tables import (
     Export,
     Generation,
-    Idempotency,
+    IdempotencyKey,
     LoginSession,
     Model,
     Photo,
@@ -177,7 +177,7 @@ def test_pictures_exports_and_leftover_rows_go(site: Site, ada: Person, sweep: C
             Export(id=export, user_id=ada.id, state="succeeded", expires_ms=now_ms() - 1, object_id=f"{export}.1")
         )
         session.add(LoginSession(id=login_session, user_id=ada.id, expires_ms=now_ms() - 1))
-        session.add(Idempotency(user_id=ada.id, key="k", request="r", created_ms=now_ms() - 2 * DAY_MS))
+        session.add(IdempotencyKey(user_id=ada.id, key="k", request="r", created_ms=now_ms() - 2 * DAY_MS))
         session.add(Tombstone(receipt=receipt, login="x", user_id="y", erased_ms=0, done_ms=1))
     site.objects.put(ada.id, "export", f"{export}.1", b"zip")
     swept = sweep(pictures=30)
@@ -187,7 +187,7 @@ def test_pictures_exports_and_leftover_rows_go(site: Site, ada: Person, sweep: C
     with site.service.records.reading() as session:
         assert session.get(LoginSession, login_session) is None
         assert session.get(Tombstone, receipt) is None
-        assert session.get(Idempotency, (ada.id, "k")) is None
+        assert session.get(IdempotencyKey, (ada.id, "k")) is None
 
 
 def test_pipelines_files_go_once_a_run_has_long_ended(

@@ -91,16 +91,16 @@ def test_a_picture_comes_in_the_size_and_format_that_is_asked_for(site: Site, ad
 def test_pictures_load_with_the_cookie_alone_and_only_there(site: Site, ada: Person, bob: Person, subject: str):
     result = ask(ada, subject)["id"]
     finish(site, ada, result)
-    bearer = site.service.tokens.bearer(ada.token)
-    cookie = {"Cookie": f"photoflux_media={site.service.tokens.media(bearer)}"}
+    claims = site.service.tokens.verify_access(ada.token)
+    cookie = {"Cookie": f"photoflux_media={site.service.tokens.media_token(claims)}"}
     path = f"/api/media/pictures/{result}.0"
     assert site.client.get(path, headers=cookie).status_code == 200
     is_problem(site.client.get(f"/api/results/{result}", headers=cookie), 401, "unauthorized")
     is_problem(site.client.get(path), 401, "unauthorized")
     is_problem(site.client.get(path, headers={"Cookie": f"photoflux_media={ada.token}"}), 401, "unauthorized")
-    theirs = site.service.tokens.media(site.service.tokens.bearer(bob.token))
+    theirs = site.service.tokens.media_token(site.service.tokens.verify_access(bob.token))
     is_problem(site.client.get(path, headers={"Cookie": f"photoflux_media={theirs}"}), 404, "not-found")
-    media = {"Authorization": f"Bearer {site.service.tokens.media(bearer)}"}
+    media = {"Authorization": f"Bearer {site.service.tokens.media_token(claims)}"}
     is_problem(site.client.get(f"/api/results/{result}", headers=media), 401, "unauthorized")
 
 
@@ -173,7 +173,9 @@ def test_a_conversion_that_has_no_turn_in_time_is_sent_away(
 
 def test_what_is_loaded_with_the_cookie_is_counted_like_anything_else(site: Site, ada: Person, bob: Person):
     """Pictures, previews, reports, cards and exports; each is counted though it is not there."""
-    cookie = {"Cookie": f"photoflux_media={site.service.tokens.media(site.service.tokens.bearer(ada.token))}"}
+    cookie = {
+        "Cookie": f"photoflux_media={site.service.tokens.media_token(site.service.tokens.verify_access(ada.token))}"
+    }
     nothing = "0" * 32
     paths = [f"/api/media/{one}" for one in (
         f"pictures/{nothing}.0", f"photos/{nothing}", f"reports/{nothing}/gate", f"cards/{nothing}", f"exports/{nothing}"

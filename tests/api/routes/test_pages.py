@@ -106,7 +106,7 @@ def test_files_are_kept_by_browsers_and_asked_for_again_by_their_tag(site: Site)
 
 def test_the_terms_are_shown_as_they_are_agreed_to(site: Site) -> None:
     page = site.client.get("/terms").text
-    for wording in consents.wordings().values():
+    for wording in consents.terms_documents().values():
         assert f'id="{wording.purpose}"' in page
         assert wording.version in page
     assert "<h2>" in page

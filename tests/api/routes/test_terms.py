@@ -45,7 +45,7 @@ def test_what_is_withdrawn_is_asked_for_again(site: Site):
 def test_changed_words_need_a_new_consent(site: Site, monkeypatch):
     eve = site.person()
     subject = eve.subject_with_model()
-    wordings = dict(consents.wordings())
-    wordings["terms"] = consents.Wording("terms", "2027-01", "1" * 64, "new")
-    monkeypatch.setattr(consents, "wordings", lambda: wordings)
+    terms_documents = dict(consents.terms_documents())
+    terms_documents["terms"] = consents.TermsDocument("terms", "2027-01", "1" * 64, "new")
+    monkeypatch.setattr(consents, "wordings", lambda: terms_documents)
     is_problem(eve.post("/api/generate", json={"subject": subject, "prompt": "a dog"}), 403, "consent-required")

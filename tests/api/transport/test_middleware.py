@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from api import main
-from api.accounts.tokens import Bearer
+from api.accounts.tokens import AccessTokenClaims
 from api.settings import ApiSettings
 from api.transport import middleware
 from benchmarks.postgres import free_port
@@ -117,7 +117,9 @@ def test_an_upload_of_which_nothing_arrives_loses_its_place_long_before_a_slow_o
     async def send(_: Message) -> None:
         raise AssertionError
 
-    bodies = middleware.Bodies(take, seconds=50, uploads=1, check=lambda _: cast(Bearer, SimpleNamespace(user_id="x")))
+    bodies = middleware.Bodies(
+        take, seconds=50, uploads=1, check=lambda _: cast(AccessTokenClaims, SimpleNamespace(user_id="x"))
+    )
     scope = {
         "type": "http",
         "method": "POST",

@@ -11,14 +11,14 @@ import pytest
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 
-from api.deps import get_caller, get_once, get_viewer
+from api.deps import get_current_user, get_idempotency_guard, get_media_user
 from tests.api.conftest import innermost
 from tests.api.people import Site
 
 TIMES = {
     "at", "begun", "closed", "created", "done", "ended", "expires", "finished", "granted", "started",
 }  # fmt: skip
-SIGNED_IN, BODY, ONCE = {401, 429}, {400, 408, 413, 422}, {408, 409, 413, 422}
+SIGNED_IN, BODY, IDEMPOTENT = {401, 429}, {400, 408, 413, 422}, {408, 409, 413, 422}
 LIMITED = {"login", "callback", "refresh", "complain"}
 """Counted though nobody signed in for them."""
 MORE: dict[str, set[int]] = {
@@ -60,14 +60,14 @@ def implied(route: Any) -> set[int]:
     parts = list(flat(route.dependant))
     calls = {part.call for part in parts}
     name, statuses = str(route.operation_id), set[int]()
-    if calls & {get_caller, get_viewer}:
+    if calls & {get_current_user, get_media_user}:
         statuses |= SIGNED_IN
     if any(getattr(call, "__name__", "") == "get_one" for call in calls):
         statuses |= {403}
     if route.body_field is not None:
         statuses |= BODY
-    if get_once in calls:
-        statuses |= ONCE
+    if get_idempotency_guard in calls:
+        statuses |= IDEMPOTENT
     if route.methods & {"POST", "PUT"}:
         statuses |= {413}
     if any(part.path_params or part.query_params for part in parts):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from limits.storage import memory
 from starlette.requests import Request
 
-from api.accounts.tokens import Bearer
+from api.accounts.tokens import AccessTokenClaims
 from api.settings import ApiSettings
 from api.transport.problems import Problem
 from api.transport.rate_limits import BACK_OFFS, RATES, BackOff, Limits, MemoryCounts, address_of
@@ -290,7 +290,7 @@ def test_a_token_of_a_sign_in_that_is_over_takes_nothing_from_its_owner(
     begun = site.service.login_sessions.begin(ada.id)
     anew = {
         "headers": {
-            "Authorization": f"Bearer {site.service.tokens.access(Bearer(ada.id, 'user', begun.login_session_id))}"
+            "Authorization": f"Bearer {site.service.tokens.access_token(AccessTokenClaims(ada.id, 'user', begun.login_session_id))}"
         }
     }
     assert site.client.get("/api/subjects", **anew).status_code == 200
