@@ -20,7 +20,7 @@ from api.jobs.job_queue import Line
 from api.jobs.run_starter import RunStarter
 from api.jobs.webhook_delivery import Subscriptions
 from api.ops.health import Health
-from api.records.audit_log import AuditHeads, Journal
+from api.records.audit_log import AuditHeads, AuditLog
 from api.records.database import Records
 from api.records.tables import Base
 from api.settings import ApiSettings
@@ -47,7 +47,7 @@ class Service:
     objects: Objects
     album: Album
     intake: Intake
-    journal: Journal
+    audit_log: AuditLog
     heads: AuditHeads
     line: Line
     run_starter: RunStarter
@@ -89,8 +89,8 @@ IdentitiesDep = Annotated[Identities, _part("identities")]
 ObjectsDep = Annotated[Objects, _part("objects")]
 AlbumDep = Annotated[Album, _part("album")]
 IntakeDep = Annotated[Intake, _part("intake")]
-JournalDep = Annotated[Journal, _part("journal")]
-HeadsDep = Annotated[AuditHeads, _part("heads")]
+AuditLogDep = Annotated[AuditLog, _part("audit_log")]
+AuditHeadsDep = Annotated[AuditHeads, _part("heads")]
 LineDep = Annotated[Line, _part("line")]
 RunStarterDep = Annotated[RunStarter, _part("run_starter")]
 GenerationStarterDep = Annotated[GenerationStarter, _part("generation_starter")]
@@ -111,14 +111,14 @@ def get_current_user(
     tokens: TokensDep,
     login_sessions: LoginSessionsDep,
     limits: LimitsDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> AccessTokenClaims:
     """Who is asking. A problem of 401 without a good token, or with one whose sign-in is over."""
     if credentials is None:
         raise Problem(401, "unauthorized", "Sign in first.", headers={"WWW-Authenticate": "Bearer"})
     current_user = tokens.verify_access(credentials.credentials)
-    request.state.actor = journal.pseudonym(current_user.user_id)
+    request.state.actor = audit_log.pseudonym(current_user.user_id)
     _count(current_user, login_sessions, limits)
     return current_user
 
@@ -139,15 +139,15 @@ def get_media_user(
     tokens: TokensDep,
     login_sessions: LoginSessionsDep,
     limits: LimitsDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     photoflux_media: Annotated[str | None, Cookie()] = None,
 ) -> AccessTokenClaims:
     """Who looks at a picture: the caller, or the page that holds the cookie for pictures."""
     if credentials is not None or photoflux_media is None:
-        return get_current_user(request, tokens, login_sessions, limits, journal, credentials)
+        return get_current_user(request, tokens, login_sessions, limits, audit_log, credentials)
     current_user = tokens.verify_media(photoflux_media)
-    request.state.actor = journal.pseudonym(current_user.user_id)
+    request.state.actor = audit_log.pseudonym(current_user.user_id)
     _count(current_user, login_sessions, limits)
     return current_user
 

@@ -29,7 +29,7 @@ from api.jobs.webhook_delivery import Subscriptions
 from api.ops.health import Health
 from api.ops.memory import give_back
 from api.ops.telemetry import Requests, Telemetry, set_up_logs
-from api.records.audit_log import AuditHeads, Journal
+from api.records.audit_log import AuditHeads, AuditLog
 from api.records.database import Records, migrate, open_engine
 from api.records.service_secrets import pepper, service_secret
 from api.routes import (
@@ -92,17 +92,17 @@ def make_service(settings: ApiSettings) -> Service:
     )
     line = Line(url)
     subscriptions = Subscriptions(line)
-    journal = Journal(key, heard=subscriptions.heard)
+    audit_log = AuditLog(key, on_entry=subscriptions.heard)
     album = Album(objects, key, checks, settings.photos_max, intake.compare)
-    run_starter = RunStarter(settings, objects, album, line, journal)
+    run_starter = RunStarter(settings, objects, album, line, audit_log)
     return Service(
         settings=settings, records=records, keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
         login_sessions=LoginSessions(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
         objects=objects, album=album, intake=intake,
-        journal=journal, heads=AuditHeads(records, objects, journal), line=line, subscriptions=subscriptions,
-        run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, line, journal),
+        audit_log=audit_log, heads=AuditHeads(records, objects, audit_log), line=line, subscriptions=subscriptions,
+        run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, line, audit_log),
         limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
         guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(),
         looking_up=Turns(LOOK_UPS, per_person=1, wait_s=LOOK_UP_S, told=UNKNOWN_HOSTS), class_nouns=class_nouns(settings.base),

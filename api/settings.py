@@ -24,7 +24,7 @@ BUCKET, METRICS_TOKEN_CHARS = "gs://", 16
 BY_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 
 
-class Keep(BaseModel):
+class RetentionPeriods(BaseModel):
     """How many days things are kept; 0: until they are deleted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -108,7 +108,7 @@ class ApiSettings(Settings):
     blocked_hashes: str = Field(
         default="", description="file with hashes of pictures that are never taken or given out"
     )
-    keep: Keep = Field(default=Keep(), description="days that things are kept, as JSON")
+    retention: RetentionPeriods = Field(default=RetentionPeriods(), description="days that things are kept, as JSON")
     subjects_max: int = Field(default=50, ge=1, description="subjects a person may have")
     photos_max: int = Field(default=40, ge=1, description="photos a subject may have")
     run_hours: float = Field(default=12.0, gt=0, description="hours after which a run is ended")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from api.images.engine_client import EngineClient, GivenUp, Refused, Wanted
 from api.images.moderation import Guard, UnsafePicture
 from api.images.rendering import Delivery, Order
-from api.records.audit_log import Journal
+from api.records.audit_log import AuditLog
 from api.records.database import AccountClosed, Records, hold_owner, retried
 from api.records.outcomes import end_generation
 from api.records.tables import ACTIVE, Generation, Model, Picture, new_id, prompt_label
@@ -32,7 +32,7 @@ class Generations:
     records: Records
     objects: Objects
     engine: EngineClient
-    journal: Journal
+    audit_log: AuditLog
     delivery: Delivery
     guard: Guard
 
@@ -100,7 +100,7 @@ class Generations:
             if current is None or current.state not in ACTIVE:
                 return current.state if current else "cancelled", False
             session.add_all(rows)
-            end_generation(session, current, "succeeded", self.journal)
+            end_generation(session, current, "succeeded", self.audit_log)
             return "succeeded", True
 
     def _drop(self, row: Generation, rows: list[Picture]) -> None:
@@ -115,7 +115,7 @@ class Generations:
             row = session.get(Generation, generation_id, with_for_update=True)
             if row is None or row.state not in ACTIVE:
                 return row.state if row else "cancelled"
-            end_generation(session, row, state, self.journal, code=code, why=why)
+            end_generation(session, row, state, self.audit_log, code=code, why=why)
         return state
 
     def _is_wanted(self, generation_id: str) -> bool:

@@ -11,7 +11,7 @@ from api.images.prompt_rules import Unsafe, check_prompt
 from api.jobs.job_queue import Line
 from api.jobs.run_starter import RunStarter
 from api.privacy import consents
-from api.records.audit_log import Journal
+from api.records.audit_log import AuditLog
 from api.records.tables import ACTIVE, Generation, Run, Subject, new_id, prompt_label
 from api.schemas import GenerationCreate
 from api.settings import ApiSettings
@@ -30,7 +30,7 @@ class GenerationStarter:
     keyring: Keyring
     run_starter: RunStarter
     line: Line
-    journal: Journal
+    audit_log: AuditLog
 
     def begin(self, session: Session, subject: Subject, asked: GenerationCreate, known: Compared) -> Generation:
         """Record a generation and put it in line. A problem where a consent, the prompt or a quota stands against it.
@@ -56,7 +56,7 @@ class GenerationStarter:
         session.flush()
         if row.run_id is None:
             self.line.put_generation(session, row)
-        self.journal.note(session, subject.user_id, "generation.created", row.id)
+        self.audit_log.record(session, subject.user_id, "generation.created", row.id)
         return row
 
     def _check_quota(self, session: Session, user_id: str) -> None:

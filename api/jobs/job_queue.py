@@ -14,7 +14,7 @@ from dbos import DBOS, DBOSClient, Serializer
 from sqlalchemy import func, make_url, select
 from sqlalchemy.orm import Session
 
-from api.privacy.erasure import Gone
+from api.privacy.erasure import DeletionPlan
 from api.records.database import only_one
 from api.records.tables import Export, Generation, Notice, Run, new_id
 from api.schemas import iso
@@ -95,7 +95,7 @@ class Line:
         """Register what an operator signed for."""
         self._put(session, SIGN_OFFS, "sign", f"{run.id}:{new_id()}", owner=run.user_id, args=(run.id,))
 
-    def put_removal(self, session: Session, gone: Gone) -> None:
+    def put_removal(self, session: Session, gone: DeletionPlan) -> None:
         """Delete what deleted rows named."""
         self._put(session, REMOVALS, "remove", new_id(), owner=gone.owner, args=(asdict(gone),))
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.jobs.job_queue import Line
 from api.privacy import consents
-from api.records.audit_log import Journal
+from api.records.audit_log import AuditLog
 from api.records.tables import ACTIVE, Run, Subject, new_id
 from api.settings import ApiSettings
 from api.training.finetuning import estimate
@@ -37,7 +37,7 @@ class RunStarter:
     objects: Objects
     album: Album
     line: Line
-    journal: Journal
+    audit_log: AuditLog
 
     def begin(self, session: Session, subject: Subject, changes: dict[str, Any], known: Compared) -> Run:
         """Record a run and put it in line. A problem where the photos, the parameters, a quota or another run stand against it.
@@ -59,7 +59,7 @@ class RunStarter:
                 409, "run-active", "This subject is being fine-tuned already; wait for it, or cancel it."
             ) from error
         self.line.put_run(session, run)
-        self.journal.note(session, subject.user_id, "run.created", run.id)
+        self.audit_log.record(session, subject.user_id, "run.created", run.id)
         return run
 
     def _check_quota(self, session: Session, subject: Subject) -> None:

@@ -51,12 +51,12 @@ class Undelivered(PhotoFluxError):
 
 @dataclass(frozen=True)
 class Subscriptions:
-    """Turns what the journal notes into notices for those who want to be told."""
+    """Turns entries of the audit log into notices for those who want to be told."""
 
     line: Line
 
     def heard(self, session: Session, action: str, object_id: str | None, outcome: str) -> None:
-        """One more entry of the journal, in its transaction."""
+        """One more entry of the audit log, in its transaction."""
         kind = EVENTS.get(action)
         row = session.get(kind, object_id) if kind else None
         if row is None:

@@ -21,10 +21,10 @@ from api.jobs.job_queue import Line
 from api.jobs.leases import Heartbeat, Lease, LeasedObjects, LeasedRecords, exit_at_once
 from api.jobs.webhook_delivery import Messenger, Subscriptions
 from api.ops.telemetry import quiet_libraries, set_up_logs
-from api.privacy.erasure import Erasure, Gone
+from api.privacy.erasure import DeletionPlan, Erasure
 from api.privacy.export import Exports
 from api.privacy.retention import Retention
-from api.records.audit_log import AuditHeads, Journal
+from api.records.audit_log import AuditHeads, AuditLog
 from api.records.database import Records, migrate, open_engine
 from api.records.service_secrets import pepper
 from api.settings import ApiSettings, log_warnings, settings_or_exit
@@ -76,7 +76,7 @@ class WorkerProcess:
         self.heartbeat = Heartbeat(self.lease, self.after_beat)
         self.heartbeat.start()  # at once: opening all the rest may take longer than a lease
         keyring = open_keyring()
-        self.heads = AuditHeads(records, open_objects(keyring), Journal(pepper(keyring)))
+        self.heads = AuditHeads(records, open_objects(keyring), AuditLog(pepper(keyring)))
         hands = make_hands(self.settings, self.orchestrator, self.lease, keyring, self.heads)
         workflows.launch(url, hands, worker_id=self.lease.id, runs_at_once=self.settings.runs_at_once)
         quiet_libraries()
@@ -129,28 +129,28 @@ def make_hands(
     tokens = Tokens(records, keyring, issuer=settings.issuer, access_s=settings.access_token_s)
     engine = EngineClient(settings.engine_url, tokens, predict_route=settings.predict_route)
     line = Line(url)
-    journal = Journal(pepper(keyring), heard=Subscriptions(line).heard)
+    audit_log = AuditLog(pepper(keyring), on_entry=Subscriptions(line).heard)
     return workflows.Hands(
         records=records, line=line,
         runs=FineTuning(
-            records, objects, orchestrator, journal, after=line.put_generation, price_per_hour=settings.price_per_hour,
+            records, objects, orchestrator, audit_log, after=line.put_generation, price_per_hour=settings.price_per_hour,
             limit_s=3600 * settings.run_hours, require=lease.require,
-            discard=lambda session, run: line.put_removal(session, Gone(run.user_id, runs=[run.id])),
+            discard=lambda session, run: line.put_removal(session, DeletionPlan(run.user_id, runs=[run.id])),
             unregister=unregister, recorded=heads.store,
         ),
         generations=Generations(
-            records, objects, engine, journal, Delivery(open_credentials(keyring)), open_guard(settings)
+            records, objects, engine, audit_log, Delivery(open_credentials(keyring)), open_guard(settings)
         ),
         erasure=Erasure(
-            records, objects, keyring, journal, engine.forget, unregister, orchestrator.discard, settings.cache_dir,
+            records, objects, keyring, audit_log, engine.forget, unregister, orchestrator.discard, settings.cache_dir,
             require=lease.require, is_idle=line.is_idle, recorded=heads.store,
         ),
-        exports=Exports(records, objects, journal),
+        exports=Exports(records, objects, audit_log),
         messenger=Messenger(
             records, keyring, private=settings.one_machine, again=line.put_notice_again, require=lease.require
         ),
         retention=Retention(
-            records, objects, journal, tokens, settings.keep, orchestrator.discard, line.put_removal, line.forget,
+            records, objects, audit_log, tokens, settings.retention, orchestrator.discard, line.put_removal, line.forget,
             heads=heads,
         ),
     )  # fmt: skip

@@ -34,7 +34,7 @@ from api.jobs.job_queue import (
     system_url,
 )
 from api.jobs.webhook_delivery import Messenger
-from api.privacy.erasure import Erasure, Gone, UnderWay
+from api.privacy.erasure import DeletionPlan, Erasure, UnderWay
 from api.privacy.export import Exports
 from api.privacy.retention import Retention
 from api.records.database import Records, only_one, outlasting
@@ -188,7 +188,7 @@ def remove(gone: dict[str, Any], attempt: int = 1, name: str = "") -> str:
 @outlasting
 def take_away(gone: dict[str, Any], attempt: int, name: str) -> str:
     """Delete it, or put the rest off."""
-    left = Gone(**gone)
+    left = DeletionPlan(**gone)
     return _or_later(lambda: hands.erasure.remove(left), REMOVALS, "remove", name, attempt, (gone,), owner=left.owner)
 
 

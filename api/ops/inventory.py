@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from api.settings import Keep
+from api.settings import RetentionPeriods
 
 FILE = Path(__file__).parent / "inventory.yaml"
 PAGE = Path(__file__).parents[2] / "docs" / "ropa.md"
@@ -58,8 +58,8 @@ def inventory() -> Inventory:
     return Inventory.model_validate(yaml.safe_load(FILE.read_text(encoding="utf-8")))
 
 
-def page(keep: Keep) -> str:
-    """The record of processing activities, with the times of `keep`."""
+def page(retention: RetentionPeriods) -> str:
+    """The record of processing activities, with the times of `retention`."""
     found = inventory()
     parts = [
         "# Record of processing activities", "",
@@ -73,7 +73,7 @@ def page(keep: Keep) -> str:
         places += [f"files `{name}`" for name in one.files]
         rows = {
             "Purpose": one.purpose, "Legal ground": one.ground, "People": one.people, "Data": one.data,
-            "Kept": one.kept.format(keep=keep), "Erased": one.erased, "Where": ", ".join(places) or "with the library's tables",
+            "Kept": one.kept.format(retention=retention), "Erased": one.erased, "Where": ", ".join(places) or "with the library's tables",
             "Sealed columns": ", ".join(f"`{name}`" for name in one.sealed) or "none",
         }  # fmt: skip
         parts += ["", f"## {one.title}", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
@@ -82,7 +82,7 @@ def page(keep: Keep) -> str:
 
 def main() -> int:
     """Write the page."""
-    PAGE.write_text(page(Keep()), encoding="utf-8")
+    PAGE.write_text(page(RetentionPeriods()), encoding="utf-8")
     return 0
 
 

@@ -7,8 +7,8 @@ import json
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.privacy.erasure import Gone, erase_models
-from api.records.audit_log import Journal
+from api.privacy.erasure import DeletionPlan, erase_models
+from api.records.audit_log import AuditLog
 from api.records.service_secrets import service_label
 from api.records.tables import Complaint, Generation, Model, Subject, User, new_id, now_ms
 from photoflux.vault.keyring import Keyring
@@ -30,7 +30,7 @@ def words_of(row: Complaint, keyring: Keyring) -> dict[str, str]:
     return dict(json.loads(unseal_bytes(row.details, label=service_label("complaint", row.id), keyring=keyring)))
 
 
-def take_down(session: Session, row: Complaint, journal: Journal) -> list[Gone]:
+def take_down(session: Session, row: Complaint, audit_log: AuditLog) -> list[DeletionPlan]:
     """Delete the models that a complaint names by their adapter, and every picture of their subjects."""
     taken = []
     models = select(Model.subject_id).where(Model.adapter_sha256 == row.about)
@@ -38,13 +38,13 @@ def take_down(session: Session, row: Complaint, journal: Journal) -> list[Gone]:
     list(session.scalars(select(User.id).where(User.id.in_(owners)).order_by(User.id).with_for_update()))
     subjects = select(Subject).where(Subject.id.in_(models)).order_by(Subject.id).with_for_update()
     for subject in list(session.scalars(subjects)):
-        gone = erase_models(session, subject, journal, REMOVED)
+        plan = erase_models(session, subject, audit_log, REMOVED)
         for generation in session.scalars(select(Generation).where(Generation.subject_id == subject.id)):
-            gone.add("picture", f"{generation.id}.")
+            plan.add("picture", f"{generation.id}.")
             session.delete(generation)
         session.flush()
-        journal.note(session, subject.user_id, "subject.taken-down", subject.id)
-        taken.append(gone)
+        audit_log.record(session, subject.user_id, "subject.taken-down", subject.id)
+        taken.append(plan)
     return taken
 
 

@@ -19,7 +19,7 @@ import httpx2
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
-from api.records.audit_log import SYSTEM, Journal
+from api.records.audit_log import SYSTEM, AuditLog
 from api.records.database import Records
 from api.records.outcomes import cancel_run, end_export, end_generation
 from api.records.tables import (
@@ -54,7 +54,7 @@ class UnderWay(PhotoFluxError):
 
 
 @dataclass
-class Gone:
+class DeletionPlan:
     """What is to be deleted once the rows that named it are."""
 
     owner: str
@@ -68,7 +68,7 @@ class Gone:
     def add(self, kind: str, object_id: str) -> None:
         self.objects.append((kind, object_id))
 
-    def clear(self, objects: Objects) -> None:
+    def delete_objects(self, objects: Objects) -> None:
         """Delete them; what is gone already is no error."""
         for kind, name in self.objects:
             ids = objects.ids(self.owner, kind, prefix=name) if name.endswith(".") else [name]
@@ -76,75 +76,75 @@ class Gone:
                 objects.delete(self.owner, kind, object_id)
 
 
-def erase_subject(session: Session, subject: Subject) -> Gone:
+def erase_subject(session: Session, subject: Subject) -> DeletionPlan:
     """Delete a subject and everything that hangs on it; runs under way are cancelled."""
-    gone = Gone(subject.user_id)
+    plan = DeletionPlan(subject.user_id)
     for photo in session.scalars(select(Photo).where(Photo.subject_id == subject.id)):
-        gone.add("photo", photo.id)
-        gone.add("thumbnail", photo.id)
+        plan.add("photo", photo.id)
+        plan.add("thumbnail", photo.id)
     for run in session.scalars(select(Run).where(Run.subject_id == subject.id).order_by(Run.id).with_for_update()):
         run.cancel_ms = run.cancel_ms or now_ms()
-        gone.add("set", run.id)
-        gone.add("report", f"{run.id}.")
-    _add_models(session, subject, gone)
+        plan.add("set", run.id)
+        plan.add("report", f"{run.id}.")
+    _add_models(session, subject, plan)
     for generation in session.scalars(select(Generation).where(Generation.subject_id == subject.id)):
-        gone.add("picture", f"{generation.id}.")
+        plan.add("picture", f"{generation.id}.")
     session.delete(subject)
     session.flush()
-    return gone
+    return plan
 
 
-def erase_models(session: Session, subject: Subject, journal: Journal, why: str) -> Gone:
+def erase_models(session: Session, subject: Subject, audit_log: AuditLog, why: str) -> DeletionPlan:
     """Delete what was learnt of a subject and end what is being learnt or drawn; photos and pictures stay."""
-    gone = Gone(subject.user_id)
-    end_work(session, [subject], journal, why)
-    for model in _add_models(session, subject, gone):
+    plan = DeletionPlan(subject.user_id)
+    end_work(session, [subject], audit_log, why)
+    for model in _add_models(session, subject, plan):
         session.delete(model)
     subject.champion_id = None
     session.flush()
-    return gone
+    return plan
 
 
-def end_work(session: Session, subjects: Sequence[Subject], journal: Journal, why: str) -> None:
+def end_work(session: Session, subjects: Sequence[Subject], audit_log: AuditLog, why: str) -> None:
     """Cancel what runs or waits for subjects."""
     mine = [subject.id for subject in subjects]
     runs = select(Run).where(Run.subject_id.in_(mine), Run.state.in_(ACTIVE))
     for run in list(session.scalars(runs.order_by(Run.id).with_for_update())):
-        cancel_run(session, run, journal)
+        cancel_run(session, run, audit_log)
     waiting = select(Generation).where(Generation.subject_id.in_(mine), Generation.state.in_(ACTIVE))
     for generation in session.scalars(waiting.order_by(Generation.id).with_for_update()):
-        end_generation(session, generation, "cancelled", journal, code="cancelled", why=why)
+        end_generation(session, generation, "cancelled", audit_log, code="cancelled", why=why)
 
 
-def _add_models(session: Session, subject: Subject, gone: Gone) -> list[Model]:
+def _add_models(session: Session, subject: Subject, plan: DeletionPlan) -> list[Model]:
     """The subject's models, whose adapters, registry entries and pipelines' files are to go."""
     models = list(session.scalars(select(Model).where(Model.subject_id == subject.id)))
     for model in models:
-        gone.add("adapter", model.id)
+        plan.add("adapter", model.id)
     for run in session.scalars(select(Run).where(Run.subject_id == subject.id)):
-        gone.runs.append(run.id)
+        plan.runs.append(run.id)
         run.sign_off = None  # nobody makes a model of it afterwards
-    gone.registered.append(subject.id)
+    plan.registered.append(subject.id)
     return models
 
 
-def begin_erasure(session: Session, user: User, journal: Journal) -> str:
+def begin_erasure(session: Session, user: User, audit_log: AuditLog) -> str:
     """Close an account and stop what runs for it; returns the receipt. Its keys are to be destroyed next."""
     user.state = "erasing"
     open_sessions = select(LoginSession).where(LoginSession.user_id == user.id, LoginSession.revoked_ms.is_(None))
     for login_session in session.scalars(open_sessions.order_by(LoginSession.id).with_for_update()):
         login_session.revoked_ms = now_ms()
     subjects = select(Subject).where(Subject.user_id == user.id).order_by(Subject.id).with_for_update()
-    end_work(session, list(session.scalars(subjects)), journal, CLOSED)
+    end_work(session, list(session.scalars(subjects)), audit_log, CLOSED)
     exports = select(Export).where(Export.user_id == user.id, Export.state.in_(ACTIVE))
     for export in session.scalars(exports.order_by(Export.id).with_for_update()):
-        end_export(session, export, "cancelled", journal, code="cancelled", why=CLOSED)
+        end_export(session, export, "cancelled", audit_log, code="cancelled", why=CLOSED)
     notices = select(Notice).where(Notice.user_id == user.id, Notice.state.in_(ACTIVE))
     for notice in session.scalars(notices.order_by(Notice.id).with_for_update()):
         notice.state, notice.finished_ms = "cancelled", now_ms()
     receipt = new_id()
     session.add(Tombstone(receipt=receipt, login=user.login, user_id=user.id, erased_ms=now_ms()))
-    journal.note(session, user.id, "account.erased", receipt, "begun")
+    audit_log.record(session, user.id, "account.erased", receipt, "begun")
     return receipt
 
 
@@ -160,7 +160,7 @@ class Erasure:
     records: Records
     objects: Objects
     keyring: Keyring
-    journal: Journal
+    audit_log: AuditLog
     forget: Callable[[str], None]
     unregister: Callable[[str, Doomed], int]
     discard: Callable[[str], None]
@@ -181,40 +181,40 @@ class Erasure:
         self.keyring.erase(owner)  # whoever accepted the erasure may have been killed before doing so
         if not self.is_idle(owner):
             raise UnderWay("work for an erased account has not ended yet")
-        self.remove(Gone(owner, runs=runs, registered=subjects))
+        self.remove(DeletionPlan(owner, runs=runs, registered=subjects))
         self.objects.erase(owner)
         shutil.rmtree(self.cache_dir / "finetune" / owner, ignore_errors=True)
         self._close(receipt, owner)
         return "done"
 
-    def remove(self, gone: Gone) -> None:
+    def remove(self, plan: DeletionPlan) -> None:
         """Delete what deleted rows named, wherever it is."""
         self.require()
         try:
-            self.forget(gone.owner)
+            self.forget(plan.owner)
         except httpx2.HTTPError as error:
             log.warning(
                 "the engine could not be told to forget (%s); it does so within half a minute", type(error).__name__
             )
-        for run in gone.runs:
+        for run in plan.runs:
             self.discard(run)
-            shutil.rmtree(self.cache_dir / "finetune" / gone.owner / run, ignore_errors=True)
-        for name in gone.registered:
-            self.unregister(name, functools.partial(self._superseded, name, gone))
-        gone.clear(self.objects)
+            shutil.rmtree(self.cache_dir / "finetune" / plan.owner / run, ignore_errors=True)
+        for name in plan.registered:
+            self.unregister(name, functools.partial(self._superseded, name, plan))
+        plan.delete_objects(self.objects)
 
-    def _superseded(self, name: str, gone: Gone, versions: Sequence[int]) -> set[int]:
+    def _superseded(self, name: str, plan: DeletionPlan, versions: Sequence[int]) -> set[int]:
         """Which versions of a subject's model are to go: it may have been trained on anew since, where a removal was put off.
 
         Raises UnderWay while that goes on, since a version may be there that no row names yet. Of an account that is erased all go, whose
         rows are there until the end.
         """
         with self.records.reading() as session:
-            owner = session.get(User, gone.owner)
+            owner = session.get(User, plan.owner)
             if owner is None or owner.state == "erasing":
                 return set(versions)
             under_way = or_(Run.state.in_(ACTIVE), and_(Run.sign_off == "given", Run.state != "succeeded"))
-            newer = select(Run.id).where(Run.subject_id == name, Run.id.not_in(gone.runs), under_way)
+            newer = select(Run.id).where(Run.subject_id == name, Run.id.not_in(plan.runs), under_way)
             if session.scalar(newer.limit(1)):
                 raise UnderWay("a newer model of the subject is being made")
             named = session.scalars(select(Model.registry_version).where(Model.registry_name == name))
@@ -230,5 +230,5 @@ class Erasure:
             raise UnderWay("somebody reads what the database has not let go of yet") from error
         with self.records.writing() as session:
             session.get_one(Tombstone, receipt, with_for_update=True).done_ms = now_ms()
-            self.journal.note(session, SYSTEM, "account.erased", receipt, "done")
+            self.audit_log.record(session, SYSTEM, "account.erased", receipt, "done")
         self.recorded()

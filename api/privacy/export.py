@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from api.records.audit_log import Journal
+from api.records.audit_log import AuditLog
 from api.records.database import AccountClosed, Records, hold_owner, retried
 from api.records.outcomes import end_export
 from api.records.tables import (
@@ -82,7 +82,7 @@ class Exports:
 
     records: Records
     objects: Objects
-    journal: Journal
+    audit_log: AuditLog
 
     def perform(self, export_id: str) -> str:
         """Pack, seal and record; returns the state that the export is in then."""
@@ -114,7 +114,7 @@ class Exports:
             row = session.get(Export, export_id, with_for_update=True)
             if row is None:
                 return "cancelled"
-            end_export(session, row, state, self.journal, code=code, why=why)
+            end_export(session, row, state, self.audit_log, code=code, why=why)
             return row.state
 
     @retried
@@ -128,7 +128,7 @@ class Exports:
             session.execute(update(Export).where(*older).values(expires_ms=now_ms()))
             current.object_id, current.sha256, current.stored_bytes = object_id, packed.sha256, packed.length
             current.expires_ms = now_ms() + KEPT_MS
-            end_export(session, current, "succeeded", self.journal)
+            end_export(session, current, "succeeded", self.audit_log)
             return True
         return False
 
@@ -173,7 +173,7 @@ class Exports:
         for kind in TABLES:
             rows = session.scalars(select(kind).where(kind.user_id == owner))
             yield f"{kind.__tablename__}.json", _document([self._plain(row, owner) for row in rows])
-        mine = select(AuditEntry).where(AuditEntry.actor == self.journal.pseudonym(owner))
+        mine = select(AuditEntry).where(AuditEntry.actor == self.audit_log.pseudonym(owner))
         yield "log.json", _document([_columns(entry) for entry in session.scalars(mine)])
 
     def _plain(self, row: Any, owner: str) -> dict[str, Any]:

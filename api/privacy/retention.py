@@ -14,8 +14,8 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from api.accounts.tokens import Tokens
-from api.privacy.erasure import Gone, erase_models
-from api.records.audit_log import AuditHeads, Journal
+from api.privacy.erasure import DeletionPlan, erase_models
+from api.records.audit_log import AuditHeads, AuditLog
 from api.records.database import AccountClosed, Records
 from api.records.service_secrets import OWNER
 from api.records.tables import (
@@ -39,7 +39,7 @@ from api.records.tables import (
     User,
     now_ms,
 )
-from api.settings import Keep
+from api.settings import RetentionPeriods
 from photoflux.vault.objects import KINDS, Objects
 
 DAY_MS = 24 * 3600 * 1000
@@ -60,11 +60,11 @@ class Retention:
 
     records: Records
     objects: Objects
-    journal: Journal
+    audit_log: AuditLog
     tokens: Tokens
-    keep: Keep
+    periods: RetentionPeriods
     discard: Callable[[str], None]
-    remove: Callable[[Session, Gone], None]
+    remove: Callable[[Session, DeletionPlan], None]
     forget: Callable[[int], int]
     heads: AuditHeads
 
@@ -75,14 +75,14 @@ class Retention:
             "exports": self._old_exports(), "rows": self._old_rows(), "objects": self._orphans(),
             "runs": self._old_runs(), "keysets": self._lost_keysets(),
             "signing keys": self._old_signing_key(), "heads": self.heads.thin_out(older_than_ms=_before(HEADS_KEPT_DAYS)),
-            "work": self.forget(_before(self.keep.work)) if self.keep.work else 0,
+            "work": self.forget(_before(self.periods.work)) if self.periods.work else 0,
         }  # fmt: skip
         return {name: count for name, count in swept.items() if count}
 
     def _old_photos(self) -> int:
-        count, before = 0, _before(self.keep.photos)
+        count, before = 0, _before(self.periods.photos)
         for subject in self._subjects(before):
-            gone = None
+            plan = None
             with self._subject(subject) as (session, row):
                 if row is None or _last(session, Run, row.id) > before or _last(session, Photo, row.id) > before:
                     continue
@@ -91,14 +91,14 @@ class Retention:
                 session.flush()
                 for photo in photos:
                     session.delete(photo)
-                gone = Gone(row.user_id, [(kind, p.id) for p in photos for kind in ("photo", "thumbnail")])
+                plan = DeletionPlan(row.user_id, [(kind, p.id) for p in photos for kind in ("photo", "thumbnail")])
                 count += len(photos)
-            if gone:
-                gone.clear(self.objects)
+            if plan:
+                plan.delete_objects(self.objects)
         return count
 
     def _idle_models(self) -> int:
-        count, before = 0, _before(self.keep.models)
+        count, before = 0, _before(self.periods.models)
         for subject in self._subjects(before):
             with self._subject(subject) as (session, row):
                 if row is None or max(_last(session, kind, row.id) for kind in (Run, Generation)) > before:
@@ -106,7 +106,7 @@ class Retention:
                 models = session.scalar(select(func.count()).select_from(Model).where(Model.subject_id == row.id))
                 if not models:
                     continue
-                self.remove(session, erase_models(session, row, self.journal, UNUSED))
+                self.remove(session, erase_models(session, row, self.audit_log, UNUSED))
                 count += models
         return count
 
@@ -125,25 +125,25 @@ class Retention:
 
     def _old_pictures(self) -> int:
         """Owner by owner: a transaction that locked many people's rows would stand in everybody's way."""
-        old = Generation.created_ms < _before(self.keep.pictures), Generation.state.not_in(ACTIVE)
+        old = Generation.created_ms < _before(self.periods.pictures), Generation.state.not_in(ACTIVE)
         with self.records.reading() as session:
             owners = list(session.scalars(select(Generation.user_id).where(*old).distinct()))
         count = 0
         for owner in owners:
-            gone = Gone(owner)
+            plan = DeletionPlan(owner)
             with suppress(AccountClosed), self.records.writing_for(owner) as session:
                 mine = select(Generation).where(*old, Generation.user_id == owner).with_for_update()
                 for row in session.scalars(mine):
                     session.delete(row)
-                    gone.add("picture", f"{row.id}.")
-            gone.clear(self.objects)
-            count += len(gone.objects)
+                    plan.add("picture", f"{row.id}.")
+            plan.delete_objects(self.objects)
+            count += len(plan.objects)
         return count
 
     def _old_runs(self) -> int:
         """What pipelines wrote: reports and adapter of a run are kept apart from it."""
         query = select(Run.id).where(
-            Run.finished_ms < _before(self.keep.runs),
+            Run.finished_ms < _before(self.periods.runs),
             Run.remote_id.is_not(None),
             Run.sign_off.is_distinct_from("given"),
         )
@@ -173,10 +173,10 @@ class Retention:
             delete(LoginFlow).where(LoginFlow.expires_ms < now_ms()),
             delete(LoginSession).where(LoginSession.expires_ms < now_ms()),
             delete(SigningKey).where(SigningKey.retired_ms < now_ms() - DAY_MS),
-            delete(Notice).where(Notice.finished_ms < _before(self.keep.notices)),
+            delete(Notice).where(Notice.finished_ms < _before(self.periods.notices)),
             delete(Usage).where(Usage.created_ms < now_ms() - DAY_MS),
-            delete(Complaint).where(Complaint.closed_ms < _before(self.keep.complaints)),
-            delete(Tombstone).where(Tombstone.done_ms < _before(self.keep.tombstones)),
+            delete(Complaint).where(Complaint.closed_ms < _before(self.periods.complaints)),
+            delete(Tombstone).where(Tombstone.done_ms < _before(self.periods.tombstones)),
         ]
         answered = Complaint.created_ms < now_ms() - REPLAY_MS, Complaint.request_key.is_not(None)
         forgotten = update(Complaint).where(*answered).values(request_key=None, request=None)
@@ -191,7 +191,7 @@ class Retention:
         """Tokens are signed with a new key now and then; those of the one before stay good until they expire."""
         with self.records.reading() as session:
             made = session.scalar(select(func.max(SigningKey.created_ms)).where(SigningKey.retired_ms.is_(None)))
-        if made is None or made > _before(self.keep.signing_keys):
+        if made is None or made > _before(self.periods.signing_keys):
             return 0
         self.tokens.rotate()
         return 1

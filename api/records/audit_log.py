@@ -40,23 +40,25 @@ FIELDS = ("number", "at_ms", "actor", "action", "object", "outcome", "before")
 
 
 @dataclass(frozen=True)
-class Journal:
-    """Writes entries; `pepper` keys pseudonyms and digests. `heard` is told action, object and outcome of each, in its transaction."""
+class AuditLog:
+    """Writes entries; `pepper` keys pseudonyms and digests. `on_entry` is told action, object and outcome of each, in its transaction."""
 
     pepper: bytes
-    heard: Callable[[Session, str, str | None, str], None] = lambda *_: None
+    on_entry: Callable[[Session, str, str | None, str], None] = lambda *_: None
 
     def pseudonym(self, user_id: str) -> str:
         """How the log calls a person: the same each time, and nobody's name."""
-        return keyed_digest(self.pepper, "journal", user_id)[:32]
+        return keyed_digest(self.pepper, "actor", user_id)[:32]
 
-    def note(self, session: Session, user_id: str, action: str, obj: str | None = None, outcome: str = "done") -> None:
+    def record(
+        self, session: Session, user_id: str, action: str, obj: str | None = None, outcome: str = "done"
+    ) -> None:
         """Add an entry at the end of the caller's transaction; `user_id` may be one of `NOBODY`.
 
         Every writer waits for the log's lock, so that it is taken last, and held only while the transaction commits.
         """
         actor = user_id if user_id in NOBODY else self.pseudonym(user_id)
-        at_end(session, lambda session: self.heard(session, action, obj, outcome))
+        at_end(session, lambda session: self.on_entry(session, action, obj, outcome))
         at_end(session, lambda session: self._append(session, actor, action, obj, outcome), rank=1)
 
     def _append(self, session: Session, actor: str, action: str, obj: str | None, outcome: str) -> None:
@@ -101,7 +103,7 @@ class AuditHeads:
 
     records: Records
     objects: Objects
-    journal: Journal
+    audit_log: AuditLog
 
     def store(self) -> int:
         """Store the head of the log as it is now; returns its number, 0 for an empty log. One that is stored already stays."""
@@ -115,11 +117,11 @@ class AuditHeads:
         return last.number
 
     def first_broken(self) -> int | None:
-        """As `Journal.first_broken`, held against every stored head as well: entries that a head knew must be there as it knew them."""
+        """As `AuditLog.first_broken`, held against every stored head as well: entries that a head knew must be there as it knew them."""
         read = ((int(name), self._digest_in(name)) for name in self.objects.ids(OWNER, HEAD))
         heads = {number: digest for number, digest in read if digest is not None}
         with self.records.reading() as session:
-            found = [broken] if (broken := self.journal.first_broken(session)) else []
+            found = [broken] if (broken := self.audit_log.first_broken(session)) else []
             newest = session.scalar(select(func.max(AuditEntry.number))) or 0
             known = select(AuditEntry.number, AuditEntry.digest).where(AuditEntry.number.in_(heads))
             digests = dict(session.execute(known).tuples().all())

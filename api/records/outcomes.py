@@ -5,22 +5,28 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.records.audit_log import SYSTEM, Journal
+from api.records.audit_log import SYSTEM, AuditLog
 from api.records.tables import ACTIVE, Export, Generation, Run, now_ms
 
 CANCELLED = "the run was cancelled"
 
 
 def end_generation(
-    session: Session, row: Generation, state: str, journal: Journal, *, code: str | None = None, why: str | None = None
+    session: Session,
+    row: Generation,
+    state: str,
+    audit_log: AuditLog,
+    *,
+    code: str | None = None,
+    why: str | None = None,
 ) -> None:
     """Record how a generation ended; whoever wants to be told is."""
     row.state, row.error_code, row.error, row.finished_ms = state, code, why and why[:500], now_ms()
-    journal.note(session, SYSTEM, "generation.ended", row.id, state)
+    audit_log.record(session, SYSTEM, "generation.ended", row.id, state)
 
 
 def end_run(
-    session: Session, row: Run, state: str, journal: Journal, *, code: str | None = None, why: str | None = None
+    session: Session, row: Run, state: str, audit_log: AuditLog, *, code: str | None = None, why: str | None = None
 ) -> list[Generation]:
     """Record a run's end; returns the generations that waited for it, which share its fate unless it succeeded."""
     row.state, row.error_code, row.error, row.finished_ms = state, code, why and why[:500], now_ms()
@@ -28,26 +34,26 @@ def end_run(
     waiting = list(session.scalars(query.order_by(Generation.id).with_for_update()))
     for generation in waiting if state != "succeeded" else ():
         end_generation(
-            session, generation, state, journal, code="no-model", why=f"there is no model to draw with: {why}"
+            session, generation, state, audit_log, code="no-model", why=f"there is no model to draw with: {why}"
         )
-    journal.note(session, SYSTEM, "run.ended", row.id, state)
+    audit_log.record(session, SYSTEM, "run.ended", row.id, state)
     return waiting
 
 
-def cancel_run(session: Session, row: Run, journal: Journal) -> None:
+def cancel_run(session: Session, row: Run, audit_log: AuditLog) -> None:
     """End a run that has not begun; have one that is under way ended by who watches it. One that has ended stays."""
     if row.state not in ACTIVE or row.cancel_ms:
         return
     row.cancel_ms = now_ms()
     if row.state == "queued":
-        end_run(session, row, "cancelled", journal, code="cancelled", why=CANCELLED)
+        end_run(session, row, "cancelled", audit_log, code="cancelled", why=CANCELLED)
 
 
 def end_export(
-    session: Session, row: Export, state: str, journal: Journal, *, code: str | None = None, why: str | None = None
+    session: Session, row: Export, state: str, audit_log: AuditLog, *, code: str | None = None, why: str | None = None
 ) -> None:
     """Record how an export ended, and tell whoever wants to be told; a state that is final already stays."""
     if row.state not in ACTIVE:
         return
     row.state, row.error_code, row.error = state, code, why and why[:500]
-    journal.note(session, SYSTEM, "export.ended", row.id, state)
+    audit_log.record(session, SYSTEM, "export.ended", row.id, state)

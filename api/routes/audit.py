@@ -8,7 +8,7 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 
-from api.deps import Auditor, HeadsDep, RecordsDep
+from api.deps import AuditHeadsDep, Auditor, RecordsDep
 from api.records.tables import AuditEntry
 from api.schemas import Page, Time, utc
 from api.transport.problems import SIGNED_IN, answers
@@ -59,7 +59,7 @@ def list_audit_entries(
 
 
 @router.get("/chain", operation_id="checkAuditChain")
-def check_audit_chain(records: RecordsDep, heads: HeadsDep, auditor: Auditor) -> AuditChainPublic:  # noqa: ARG001
+def check_audit_chain(records: RecordsDep, heads: AuditHeadsDep, auditor: Auditor) -> AuditChainPublic:  # noqa: ARG001
     """Whether every entry is as it was written, and none that a stored head knew of is missing."""
     with records.reading() as session:
         count = session.scalar(select(func.count()).select_from(AuditEntry)) or 0

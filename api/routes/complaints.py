@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from api.deps import JournalDep, KeyringDep, LimitsDep, LineDep, Operator, RecordsDep
+from api.deps import AuditLogDep, KeyringDep, LimitsDep, LineDep, Operator, RecordsDep
 from api.privacy.complaint_handling import close, new_complaint, take_down, words_of
 from api.records.audit_log import ANYBODY
 from api.records.database import Records
@@ -61,20 +61,20 @@ def complain(
     limits: LimitsDep,
     records: RecordsDep,
     keyring: KeyringDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY_DESCRIPTION)] = None,
 ) -> ComplaintReceipt:
     """Report a picture. No account is needed."""
     limits.check("complain", address_of(request))
     row = new_complaint(body.reason, body.adapter, body.text, body.contact or "", keyring=keyring)
     if idempotency_key:
-        row.request_key = keyed_digest(journal.pepper, "complaint", idempotency_key)
-        row.request = keyed_digest(journal.pepper, "complaint", body.model_dump_json())
+        row.request_key = keyed_digest(audit_log.pepper, "complaint", idempotency_key)
+        row.request = keyed_digest(audit_log.pepper, "complaint", body.model_dump_json())
     try:
         with records.writing() as session:
             session.add(row)
             session.flush()
-            journal.note(session, ANYBODY, "complaint.sent", row.id)
+            audit_log.record(session, ANYBODY, "complaint.sent", row.id)
     except IntegrityError:
         row = _sent_before(records, row)
     return ComplaintReceipt(id=row.id, created=utc(row.created_ms))
@@ -113,7 +113,7 @@ def close_complaint(
     body: ComplaintResolution,
     records: RecordsDep,
     keyring: KeyringDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     line: LineDep,
     operator: Operator,
 ) -> ComplaintPublic:
@@ -123,14 +123,14 @@ def close_complaint(
         if row is None:
             raise Problem(404, "not-found", "There is no such complaint here.")
         if row.state == "open":
-            taken = take_down(session, row, journal) if body.outcome == "removed" else []
+            taken = take_down(session, row, audit_log) if body.outcome == "removed" else []
             session.refresh(row, with_for_update=True)  # people and what is theirs are locked first
             if row.state != "open":
                 raise Problem(409, "conflict", "Somebody else has just answered this complaint; look at it again.")
-            for gone in taken:
-                line.put_removal(session, gone)
+            for plan in taken:
+                line.put_removal(session, plan)
             close(row, body.outcome)
-            journal.note(session, operator.user_id, "complaint.closed", row.id, body.outcome)
+            audit_log.record(session, operator.user_id, "complaint.closed", row.id, body.outcome)
         return _to_public(keyring, row)
 
 

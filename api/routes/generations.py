@@ -14,11 +14,11 @@ from starlette.concurrency import run_in_threadpool
 from api.accounts.login_sessions import LoginSessions
 from api.deps import (
     AlbumDep,
+    AuditLogDep,
     CurrentUser,
     GenerationStarterDep,
     HeldDep,
     IdempotencyDep,
-    JournalDep,
     KeyringDep,
     LoginSessionsDep,
     MeteredUser,
@@ -27,7 +27,7 @@ from api.deps import (
     owned,
 )
 from api.images.rendering import checked_size
-from api.privacy.erasure import Gone
+from api.privacy.erasure import DeletionPlan
 from api.records.database import Records
 from api.records.tables import Feedback, Generation, Picture, Subject, new_id, prompt_label
 from api.schemas import (
@@ -140,16 +140,16 @@ def _result(result_id: Id, records: Records, keyring: Keyring, current_user: Cur
 
 @router.delete("/results/{result_id}", operation_id="deleteResult", status_code=204, responses=answers(404))
 def delete_result(
-    result_id: Id, records: RecordsDep, objects: ObjectsDep, journal: JournalDep, current_user: CurrentUser
+    result_id: Id, records: RecordsDep, objects: ObjectsDep, audit_log: AuditLogDep, current_user: CurrentUser
 ) -> None:
     """Delete a generation with its prompt and pictures; one under way is given up."""
     with records.writing_for(current_user.user_id) as session:
         row = owned(session, Generation, result_id, current_user, lock=True)
         session.delete(row)
-        journal.note(session, current_user.user_id, "generation.deleted", row.id)
-    gone = Gone(current_user.user_id)
-    gone.add("picture", f"{result_id}.")
-    gone.clear(objects)
+        audit_log.record(session, current_user.user_id, "generation.deleted", row.id)
+    plan = DeletionPlan(current_user.user_id)
+    plan.add("picture", f"{result_id}.")
+    plan.delete_objects(objects)
 
 
 @router.put(

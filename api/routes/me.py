@@ -13,9 +13,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.deps import (
+    AuditLogDep,
     CurrentUser,
     IdempotencyDep,
-    JournalDep,
     KeyringDep,
     LineDep,
     MediaUser,
@@ -27,7 +27,7 @@ from api.deps import (
 )
 from api.jobs.job_queue import Line
 from api.privacy.erasure import begin_erasure
-from api.records.audit_log import Journal
+from api.records.audit_log import AuditLog
 from api.records.tables import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.schemas import ExportFailure, Id, State, Time, failure, utc
 from api.settings import ApiSettings
@@ -69,7 +69,7 @@ class ErasureReceipt(BaseModel):
 @router.post("/me/export", operation_id="createExport", status_code=202, responses=answers(*SIGNED_IN, *IDEMPOTENT))
 def create_export(
     records: RecordsDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     line: LineDep,
     settings: SettingsDep,
     current_user: MeteredUser,
@@ -80,18 +80,18 @@ def create_export(
         if stored := idempotency.replay(session, ExportPublic):
             return stored
         waiting = select(Export).where(Export.user_id == current_user.user_id, Export.state.in_(ACTIVE))
-        row = session.scalar(waiting) or _begin_export(session, journal, line, settings, current_user.user_id)
+        row = session.scalar(waiting) or _begin_export(session, audit_log, line, settings, current_user.user_id)
         return idempotency.store(session, _to_public(row), status=202)
 
 
-def _begin_export(session: Session, journal: Journal, line: Line, settings: ApiSettings, user_id: str) -> Export:
+def _begin_export(session: Session, audit_log: AuditLog, line: Line, settings: ApiSettings, user_id: str) -> Export:
     """Record an export and put it in line. A problem of 429 when many were asked for today."""
     row = Export(id=new_id(), user_id=user_id, state="queued")
     session.add(row)
     session.flush()
     count_start(session, user_id, "export", limit=settings.exports_a_day, what="exports")
     line.put_export(session, row)
-    journal.note(session, user_id, "export.created", row.id)
+    audit_log.record(session, user_id, "export.created", row.id)
     return row
 
 
@@ -129,11 +129,11 @@ def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, cur
 
 @router.delete("/me", operation_id="eraseMe", status_code=202, responses=answers(*SIGNED_IN))
 def erase_me(
-    records: RecordsDep, keyring: KeyringDep, journal: JournalDep, line: LineDep, current_user: CurrentUser
+    records: RecordsDep, keyring: KeyringDep, audit_log: AuditLogDep, line: LineDep, current_user: CurrentUser
 ) -> ErasureReceipt:
     """Erase your account: its keys at once, then everything that they sealed. This cannot be undone."""
     with records.writing_for(current_user.user_id) as session:
-        receipt = begin_erasure(session, session.get_one(User, current_user.user_id), journal)
+        receipt = begin_erasure(session, session.get_one(User, current_user.user_id), audit_log)
         line.put_erasure(session, receipt)
     keyring.erase(current_user.user_id)
     return get_erasure(receipt, records)

@@ -8,7 +8,7 @@ from fastapi import Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.deps import CurrentUser, JournalDep, RecordsDep, owned
+from api.deps import AuditLogDep, CurrentUser, RecordsDep, owned
 from api.records.tables import Model, Subject
 from api.schemas import Id, ModelPublic, Page, utc
 from api.training.finetuning import REPORTS
@@ -38,7 +38,7 @@ def get_model(model_id: Id, records: RecordsDep, current_user: CurrentUser) -> M
 
 
 @router.post("/{model_id}/promote", operation_id="promoteModel", responses=answers(404, 413))
-def promote_model(model_id: Id, records: RecordsDep, journal: JournalDep, current_user: CurrentUser) -> ModelPublic:
+def promote_model(model_id: Id, records: RecordsDep, audit_log: AuditLogDep, current_user: CurrentUser) -> ModelPublic:
     """Draw with this model from now on: a newer one, or an older one to roll back."""
     with records.writing_for(current_user.user_id) as session:
         model = owned(session, Model, model_id, current_user)
@@ -46,7 +46,7 @@ def promote_model(model_id: Id, records: RecordsDep, journal: JournalDep, curren
         # It may have been deleted before the subject was locked.
         model = owned(session, Model, model_id, current_user, lock=True)
         subject.champion_id = model.id
-        journal.note(session, current_user.user_id, "model.promoted", model.id)
+        audit_log.record(session, current_user.user_id, "model.promoted", model.id)
         session.flush()
         return to_public(session, model)
 

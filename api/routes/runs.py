@@ -15,10 +15,10 @@ from api.accounts.login_sessions import LoginSessions
 from api.accounts.tokens import AccessTokenClaims
 from api.deps import (
     AlbumDep,
+    AuditLogDep,
     CurrentUser,
     HeldDep,
     IdempotencyDep,
-    JournalDep,
     LoginSessionsDep,
     MeteredUser,
     RecordsDep,
@@ -101,13 +101,13 @@ def get_run(run_id: Id, records: RecordsDep, current_user: CurrentUser) -> RunPu
 
 
 @router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202, responses=answers(404, 413))
-def cancel_run(run_id: Id, records: RecordsDep, journal: JournalDep, current_user: CurrentUser) -> RunPublic:
+def cancel_run(run_id: Id, records: RecordsDep, audit_log: AuditLogDep, current_user: CurrentUser) -> RunPublic:
     """End a run; one that has ended stays as it is."""
     with records.writing_for(current_user.user_id) as session:
         run = owned(session, Run, run_id, current_user, lock=True)
         if run.state in ACTIVE and not run.cancel_ms:  # asked for twice, it is cancelled once
-            journal.note(session, current_user.user_id, "run.cancelled", run.id)
-        end_early(session, run, journal)
+            audit_log.record(session, current_user.user_id, "run.cancelled", run.id)
+        end_early(session, run, audit_log)
         return to_public(session, run)
 
 

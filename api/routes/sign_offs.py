@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from api.deps import JournalDep, KeyringDep, LineDep, Operator, RecordsDep
+from api.deps import AuditLogDep, KeyringDep, LineDep, Operator, RecordsDep
 from api.records.tables import Run
 from api.schemas import Id, Page, RequestBody, Time, Words, utc
 from api.training.finetuning import sign_off
@@ -50,7 +50,7 @@ def sign_off_run(
     body: SignOffCreate,
     records: RecordsDep,
     keyring: KeyringDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     line: LineDep,
     operator: Operator,
 ) -> SignOffPublic:
@@ -72,10 +72,10 @@ def sign_off_run(
             if sorted(body.findings) != _open(row):
                 named = ", ".join(_open(row))
                 raise Problem(422, "invalid", f"Name in `findings` exactly what you answer for, which is: {named}.")
-            by = journal.pseudonym(operator.user_id)
+            by = audit_log.pseudonym(operator.user_id)
             sign_off(session, row, by=by, reason=body.reason, findings=body.findings, keyring=keyring)
             line.put_sign_off(session, row)
-            journal.note(session, operator.user_id, "run.signed-off", row.id)
+            audit_log.record(session, operator.user_id, "run.signed-off", row.id)
         return _to_public(row)
 
 

@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 
 from api.deps import (
     AlbumDep,
+    AuditLogDep,
     ClassNounsDep,
     CurrentUser,
     GuardDep,
     IdempotencyDep,
     IntakeDep,
-    JournalDep,
     LineDep,
     MeteredUser,
     ObjectsDep,
@@ -30,7 +30,7 @@ from api.deps import (
 from api.images.moderation import Guard, UnsafePicture
 from api.privacy import consents
 from api.privacy.erasure import erase_subject
-from api.records.audit_log import Journal
+from api.records.audit_log import AuditLog
 from api.records.database import Records, is_rolled_back, retried
 from api.records.tables import Photo, Subject, new_id
 from api.schemas import Id, Page, PhotoPublic, PhotoSetPublic, Reason, SubjectCreate, SubjectPublic, UploadResult, utc
@@ -60,7 +60,7 @@ def create_subject(
     body: SubjectCreate,
     records: RecordsDep,
     album: AlbumDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     settings: SettingsDep,
     class_nouns: ClassNounsDep,
     trigger: TriggerDep,
@@ -88,7 +88,7 @@ def create_subject(
             subject.name = album.sealed_name(current_user.user_id, "subject-name", subject.id, body.name)
         session.add(subject)
         session.flush()
-        journal.note(session, current_user.user_id, "subject.created", subject.id)
+        audit_log.record(session, current_user.user_id, "subject.created", subject.id)
         return idempotency.store(session, to_public(session, album, subject), status=201)
 
 
@@ -114,17 +114,17 @@ def delete_subject(
     subject_id: Id,
     records: RecordsDep,
     objects: ObjectsDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     line: LineDep,
     current_user: CurrentUser,
 ) -> None:
     """Delete a subject with its photos, models, runs and pictures; what runs for it is cancelled."""
     with records.writing_for(current_user.user_id) as session:
         subject = owned(session, Subject, subject_id, current_user, lock=True)
-        journal.note(session, current_user.user_id, "subject.deleted", subject.id)
-        gone = erase_subject(session, subject)
-        line.put_removal(session, gone)
-    gone.clear(objects)
+        audit_log.record(session, current_user.user_id, "subject.deleted", subject.id)
+        plan = erase_subject(session, subject)
+        line.put_removal(session, plan)
+    plan.delete_objects(objects)
 
 
 @router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=answers(404))
@@ -153,7 +153,7 @@ def upload(
     album: AlbumDep,
     intake: IntakeDep,
     guard: GuardDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     settings: SettingsDep,
     current_user: MeteredUser,
     idempotency: IdempotencyDep,
@@ -176,7 +176,7 @@ def upload(
     ]
     names = [photo.filename or "" for photo in photos]
     return _stored(
-        records, album, journal, settings, subject, current_user, idempotency, list(zip(names, taken, strict=True))
+        records, album, audit_log, settings, subject, current_user, idempotency, list(zip(names, taken, strict=True))
     )
 
 
@@ -209,7 +209,7 @@ def _looked_at(guard: Guard, taken: Taken) -> Taken:
 def _stored(
     records: Records,
     album: Album,
-    journal: Journal,
+    audit_log: AuditLog,
     settings: ApiSettings,
     subject_id: str,
     current_user: CurrentUser,
@@ -228,7 +228,7 @@ def _stored(
         album.look(missing, known)
         answer, recorded = album.apart(
             lambda known: _recorded(
-                records, album, journal, settings, subject_id, current_user, idempotency, arrived, known
+                records, album, audit_log, settings, subject_id, current_user, idempotency, arrived, known
             ),
             known,
         )
@@ -246,7 +246,7 @@ def _stored(
 def _recorded(
     records: Records,
     album: Album,
-    journal: Journal,
+    audit_log: AuditLog,
     settings: ApiSettings,
     subject_id: str,
     current_user: CurrentUser,
@@ -271,14 +271,14 @@ def _recorded(
             rows.append((photo, one))
         names = {id(one): _plain(name) for _, name, one in arrived}
         answer = _judged(session, album, subject, rows, names=names, known=known)
-        journal.note(session, owner, "photos.uploaded", subject.id)
+        audit_log.record(session, owner, "photos.uploaded", subject.id)
         idempotency.store(session, answer, status=201)
         return answer, {photo.id for photo, _ in rows if photo}
 
 
 @router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204, responses=answers(404))
 def delete_photo(
-    photo_id: Id, records: RecordsDep, album: AlbumDep, journal: JournalDep, current_user: CurrentUser
+    photo_id: Id, records: RecordsDep, album: AlbumDep, audit_log: AuditLogDep, current_user: CurrentUser
 ) -> None:
     """Delete a photo. Models that were trained with it are not changed."""
     with records.writing_for(current_user.user_id) as session:
@@ -286,7 +286,7 @@ def delete_photo(
         session.get_one(Subject, photo.subject_id, with_for_update=True).verdict = None
         session.flush()
         session.delete(owned(session, Photo, photo_id, current_user, lock=True))
-        journal.note(session, current_user.user_id, "photo.deleted", photo.id)
+        audit_log.record(session, current_user.user_id, "photo.deleted", photo.id)
     album.drop(current_user.user_id, photo_id)
 
 

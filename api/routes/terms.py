@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from api.deps import CurrentUser, JournalDep, LineDep, RecordsDep
+from api.deps import AuditLogDep, CurrentUser, LineDep, RecordsDep
 from api.privacy import consents
 from api.privacy.erasure import end_work, erase_models
 from api.records.tables import Consent
@@ -39,7 +39,7 @@ def list_consents(records: RecordsDep, current_user: CurrentUser) -> Page[Consen
 
 @router.post("/consents", operation_id="giveConsent", status_code=201, responses=answers(*SIGNED_IN, *BODY, 409))
 def give_consent(
-    body: ConsentCreate, records: RecordsDep, journal: JournalDep, current_user: CurrentUser
+    body: ConsentCreate, records: RecordsDep, audit_log: AuditLogDep, current_user: CurrentUser
 ) -> ConsentPublic:
     """Agree to a wording, named by its digest."""
     with records.writing_for(current_user.user_id) as session:
@@ -47,7 +47,7 @@ def give_consent(
             consent = consents.grant(session, current_user.user_id, body.purpose, body.sha256)
         except PhotoFluxError as error:
             raise Problem(409, "wording-changed", str(error)) from error
-        journal.note(session, current_user.user_id, "consent.given", body.purpose)
+        audit_log.record(session, current_user.user_id, "consent.given", body.purpose)
         return _to_public(consent)
 
 
@@ -57,20 +57,20 @@ def give_consent(
 def withdraw_consent(
     purpose: Literal["terms", "likeness"],
     records: RecordsDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     line: LineDep,
     current_user: CurrentUser,
 ) -> None:
     """Take an agreement back: what runs under it is ended, and models of people are deleted; photos and pictures stay."""
     with records.writing_for(current_user.user_id) as session:
         consents.withdraw(session, current_user.user_id, purpose)
-        journal.note(session, current_user.user_id, "consent.withdrawn", purpose)
+        audit_log.record(session, current_user.user_id, "consent.withdrawn", purpose)
         subjects = consents.concerned(session, current_user.user_id, purpose)
-        end_work(session, subjects, journal, WITHDRAWN)
+        end_work(session, subjects, audit_log, WITHDRAWN)
         for subject in subjects:
             if subject.depicts != consents.NOBODY:
-                gone = erase_models(session, subject, journal, WITHDRAWN)
-                line.put_removal(session, gone)
+                plan = erase_models(session, subject, audit_log, WITHDRAWN)
+                line.put_removal(session, plan)
 
 
 def _to_public(consent: Consent) -> ConsentPublic:

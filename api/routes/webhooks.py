@@ -11,9 +11,9 @@ from starlette.concurrency import run_in_threadpool
 
 from api.accounts.tokens import AccessTokenClaims
 from api.deps import (
+    AuditLogDep,
     CurrentUser,
     IdempotencyDep,
-    JournalDep,
     KeyringDep,
     LookingUpDep,
     MeteredUser,
@@ -23,7 +23,7 @@ from api.deps import (
     owned,
 )
 from api.jobs.webhook_delivery import TEST, address_of, check_address, new_webhook
-from api.records.audit_log import Journal
+from api.records.audit_log import AuditLog
 from api.records.database import Records, at_end, retried
 from api.records.tables import Notice, Webhook
 from api.schemas import Id, Page, RequestBody, State, Time, utc
@@ -59,7 +59,7 @@ async def create_webhook(
     body: WebhookCreate,
     records: RecordsDep,
     keyring: KeyringDep,
-    journal: JournalDep,
+    audit_log: AuditLogDep,
     looking_up: LookingUpDep,
     settings: SettingsDep,
     current_user: MeteredUser,
@@ -68,7 +68,7 @@ async def create_webhook(
     """Be told of ended runs, generations and exports at an address of yours, by a signed POST."""
     async with looking_up.take(current_user.user_id):  # somebody's name server may never answer
         await run_in_threadpool(check_address, body.url, private=settings.one_machine)
-    return await run_in_threadpool(_create, body, records, keyring, journal, current_user, idempotency)
+    return await run_in_threadpool(_create, body, records, keyring, audit_log, current_user, idempotency)
 
 
 @retried
@@ -76,7 +76,7 @@ def _create(
     body: WebhookCreate,
     records: Records,
     keyring: Keyring,
-    journal: Journal,
+    audit_log: AuditLog,
     current_user: AccessTokenClaims,
     idempotency: IdempotencyGuard,
 ) -> WebhookPublic:
@@ -88,7 +88,7 @@ def _create(
         row, secret = new_webhook(current_user.user_id, body.url, keyring)
         session.add(row)
         session.flush()
-        journal.note(session, current_user.user_id, "webhook.created", row.id)
+        audit_log.record(session, current_user.user_id, "webhook.created", row.id)
         return idempotency.store(session, _to_public(session, keyring, row, secret=secret), status=201)
 
 
@@ -121,11 +121,11 @@ def test_webhook(
 
 
 @router.delete("/{webhook_id}", operation_id="deleteWebhook", status_code=204, responses=answers(404))
-def delete_webhook(webhook_id: Id, records: RecordsDep, journal: JournalDep, current_user: CurrentUser) -> None:
+def delete_webhook(webhook_id: Id, records: RecordsDep, audit_log: AuditLogDep, current_user: CurrentUser) -> None:
     """Tell this address nothing more."""
     with records.writing_for(current_user.user_id) as session:
         session.delete(owned(session, Webhook, webhook_id, current_user, lock=True))
-        journal.note(session, current_user.user_id, "webhook.deleted", webhook_id)
+        audit_log.record(session, current_user.user_id, "webhook.deleted", webhook_id)
 
 
 def _to_public(session: Session, keyring: Keyring, row: Webhook, *, secret: str | None = None) -> WebhookPublic:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.records.audit_log import Journal
+from api.records.audit_log import AuditLog
 from api.records.database import AccountClosed, Records, hold_owner, retried
 from api.records.outcomes import CANCELLED, end_run
 from api.records.tables import ACTIVE, Generation, Model, Run, Subject, now_ms
@@ -66,7 +66,7 @@ class FineTuning:
     records: Records
     objects: Objects
     orchestrator: Orchestrator
-    journal: Journal
+    audit_log: AuditLog
     after: Callable[[Session, Generation], None]
     price_per_hour: float = 0.0
     limit_s: float = 12 * 3600.0
@@ -344,7 +344,7 @@ class FineTuning:
             return self._end(session, row, "failed", code, why)
 
     def _end(self, session: Session, row: Run, state: str, code: str | None = None, why: str | None = None) -> str:
-        waiting = end_run(session, row, state, self.journal, code=code, why=why)
+        waiting = end_run(session, row, state, self.audit_log, code=code, why=why)
         for generation in waiting if state == "succeeded" else ():
             generation.model_id = session.get_one(Subject, row.subject_id).champion_id
             self.after(session, generation)

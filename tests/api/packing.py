@@ -105,7 +105,7 @@ async def downloaded(app: Any, token: str, path: str) -> tuple[int, str]:
 def packed_and_downloaded(site: Site, app: Any, person: Person) -> dict[str, int]:
     """Growths of memory in bytes, and the length of the ZIP."""
     service, export_id = site.service, ask_for_export(person)
-    exports = Exports(service.records, service.objects, service.journal)
+    exports = Exports(service.records, service.objects, service.audit_log)
     packing = peak_growth(lambda: exports.perform(export_id))
     with service.records.reading() as session:
         row = session.get_one(Export, export_id)

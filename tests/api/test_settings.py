@@ -176,8 +176,8 @@ def test_what_is_wrong_is_printed_without_what_was_given(
         ("PHOTOFLUX_LISTEN", "0.0.0.0", "error: PHOTOFLUX_METRICS_TOKEN: metrics are not for everybody"),
         ("PHOTOFLUX_RUNS_AT_ONCE", SECRET, "error: PHOTOFLUX_RUNS_AT_ONCE: "),
         ("AIP_HTTP_PORT", SECRET, "error: AIP_HTTP_PORT: "),
-        ("PHOTOFLUX_KEEP", SECRET, "error: PHOTOFLUX_KEEP: is not JSON"),
-        ("PHOTOFLUX_KEEP", f'{{"photos": "{SECRET}"}}', "error: PHOTOFLUX_KEEP.photos: "),
+        ("PHOTOFLUX_RETENTION", SECRET, "error: PHOTOFLUX_RETENTION: is not JSON"),
+        ("PHOTOFLUX_RETENTION", f'{{"photos": "{SECRET}"}}', "error: PHOTOFLUX_RETENTION.photos: "),
     ):
         with monkeypatch.context() as patch:
             patch.setenv("PHOTOFLUX_OIDC_CLIENT_SECRET", SECRET)

@@ -91,7 +91,7 @@ def subject(ada: Person, make_artifact: Callable[[int], Path]) -> str:  # noqa: 
 @pytest.fixture
 def generations(site: Site, client: EngineClient) -> Generations:
     service = site.service
-    return Generations(service.records, service.objects, client, service.journal, service.delivery, service.guard)
+    return Generations(service.records, service.objects, client, service.audit_log, service.delivery, service.guard)
 
 
 def asked(site: Site, person: Person, subject: str, **more: object) -> dict[str, object]:
@@ -453,7 +453,7 @@ def test_an_engine_that_is_away_is_waited_for(site: Site, ada: Person, subject: 
         service.records,
         service.objects,
         EngineClient("http://127.0.0.1:9", service.tokens),
-        service.journal,
+        service.audit_log,
         service.delivery,
         service.guard,
     )

@@ -98,7 +98,7 @@ def test_an_ended_generation_is_told_in_a_message_that_can_be_checked(site: Site
     made = subscribed(ada, listener)
     result = ask(ada, ada.subject_with_model(), prompt="a photo of sks dog, secretly")["id"]
     with site.service.records.writing() as session:
-        site.service.journal.note(session, "system", "generation.ended", result, "succeeded")
+        site.service.audit_log.record(session, "system", "generation.ended", result, "succeeded")
     (notice,) = notices(site, ada)
     queued = in_line(site, notice.id)
     assert queued is not None
@@ -248,7 +248,7 @@ def test_nobody_else_is_told(site: Site, ada: Person, bob: Person, listener: Lis
     subscribed(ada, listener)
     result = ask(bob, bob.subject_with_model())["id"]
     with site.service.records.writing() as session:
-        site.service.journal.note(session, "system", "generation.ended", result, "succeeded")
+        site.service.audit_log.record(session, "system", "generation.ended", result, "succeeded")
     assert notices(site, ada) == []
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DataError, OperationalError
 
 from api.jobs import job_queue, workflows
-from api.privacy.erasure import Gone, UnderWay
+from api.privacy.erasure import DeletionPlan, UnderWay
 from api.records import database
 from api.records.database import Records, open_engine
 from api.records.tables import Generation, Notice, Run, Subject, User, Webhook, new_id, now_ms
@@ -63,7 +63,7 @@ class Notes:
     def sign(self, run_id: str) -> str:
         return self._answer("sign", run_id)
 
-    def remove(self, gone: Gone) -> None:
+    def remove(self, gone: DeletionPlan) -> None:
         self._answer("remove", gone.owner, *gone.runs)
 
     def end(self, row_id: str, state: str, code: str, why: str) -> str:
@@ -185,7 +185,7 @@ def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_qu
     records, line, notes = working
     notes.answers["remove"] = [OSError("the registry is away")]
     with records.writing() as session:
-        line.put_removal(session, Gone("ada", [("photo", "1")], ["run-1", "run-2"], ["subject-1"]))
+        line.put_removal(session, DeletionPlan("ada", [("photo", "1")], ["run-1", "run-2"], ["subject-1"]))
     notes.wait_for("remove", "ada", "run-1", "run-2")
     until = time.monotonic() + 20
     while notes.asked.count(("remove", "ada", "run-1", "run-2")) < 2:
@@ -421,7 +421,7 @@ def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[R
     ada, _ = add_user(records)
     notes.go.clear()
     with records.writing() as session:
-        line.put_removal(session, Gone(ada, runs=["a run"]))
+        line.put_removal(session, DeletionPlan(ada, runs=["a run"]))
     assert line.is_idle(ada) is False
     notes.go.set()
     notes.wait_for("remove", ada, "a run")

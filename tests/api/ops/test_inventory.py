@@ -11,7 +11,7 @@ from api.ops.inventory import PAGE, inventory, page
 from api.privacy.consents import terms_documents
 from api.privacy.export import LEFT_OUT, SEALED, TABLES
 from api.records.tables import Base
-from api.settings import Keep
+from api.settings import RetentionPeriods
 from photoflux.vault.objects import KINDS
 from tests.api.people import Person, Site
 from tests.api.routes.test_generations import ask, finish
@@ -74,16 +74,16 @@ def test_every_file_that_the_service_writes_is_named(site: Site, ada: Person):
 
 
 def test_the_page_is_what_the_inventory_says():
-    assert PAGE.read_text(encoding="utf-8") == page(Keep()), "run: python -m api.ops.inventory"
-    assert f"{Keep().photos} days" in page(Keep())
-    assert "12 days after the subject" in page(Keep(photos=12))
+    assert PAGE.read_text(encoding="utf-8") == page(RetentionPeriods()), "run: python -m api.ops.inventory"
+    assert f"{RetentionPeriods().photos} days" in page(RetentionPeriods())
+    assert "12 days after the subject" in page(RetentionPeriods(photos=12))
 
 
 def test_the_notice_and_the_settings_say_the_same_times():
     text = " ".join(terms_documents()["privacy"].text.split())
-    keep = Keep()
-    assert f"Photos {keep.photos} days after" in text
-    assert f"models {keep.models} days after" in text
-    assert f"{keep.runs} days" in text
-    assert keep.pictures == 0
+    retention = RetentionPeriods()
+    assert f"Photos {retention.photos} days after" in text
+    assert f"models {retention.models} days after" in text
+    assert f"{retention.runs} days" in text
+    assert retention.pictures == 0
     assert "pictures until you delete them" in text

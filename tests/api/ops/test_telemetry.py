@@ -63,7 +63,7 @@ def test_a_request_is_one_line_with_its_id_and_a_pseudonym(site: Site, ada: Pers
     (line,) = [line for line in told(lines) if line["event"] == "request"]
     assert line["request"] == "from-a-proxy-1"
     assert (line["method"], line["status"], line["route"]) == ("GET", 200, "/api/subjects/{subject_id}")
-    assert line["actor"] == site.service.journal.pseudonym(ada.id)
+    assert line["actor"] == site.service.audit_log.pseudonym(ada.id)
     assert line["service"] == "test"
     assert ada.id not in json.dumps(line)
     assert WORD not in json.dumps(line)

@@ -21,7 +21,7 @@ from api.privacy.export import Exports
 from api.privacy.retention import Retention
 from api.records.database import AccountClosed
 from api.records.tables import Base, Notice
-from api.settings import Keep
+from api.settings import RetentionPeriods
 from api.training.finetuning import FineTuning
 from photoflux.errors import PhotoFluxError
 from photoflux.runs import State
@@ -106,7 +106,7 @@ def begin(
 
     def tuning(*ends: Any) -> FineTuning:
         orchestrator = Scripted(tmp_path / "runs", list(ends))
-        return FineTuning(service.records, service.objects, orchestrator, service.journal, after=lambda *_: None)
+        return FineTuning(service.records, service.objects, orchestrator, service.audit_log, after=lambda *_: None)
 
     def upload(person: Person) -> Work:
         subject = person.subject()
@@ -129,7 +129,7 @@ def begin(
         generation(person)()
         person.subject_with_photos(3)
         asked = person.post("/api/me/export").json()["id"]
-        return lambda: Exports(service.records, service.objects, service.journal).perform(asked)
+        return lambda: Exports(service.records, service.objects, service.audit_log).perform(asked)
 
     def webhook(person: Person) -> Work:
         made = person.post("/api/webhooks", json={"url": listener.url}).json()["id"]
@@ -141,11 +141,11 @@ def begin(
     def retention(person: Person) -> Work:
         age_subject(person, person.subject_with_photos(5), days=400)
         generation(person)()
-        keep = Retention(
-            service.records, service.objects, service.journal, service.tokens, Keep(photos=1), lambda _: None,
+        sweep = Retention(
+            service.records, service.objects, service.audit_log, service.tokens, RetentionPeriods(photos=1), lambda _: None,
             lambda *_: None, lambda _: 0, service.heads,
         )  # fmt: skip
-        return keep.perform
+        return sweep.perform
 
     def sign_off(person: Person) -> Work:
         name, _ = begun(person)
@@ -167,7 +167,7 @@ def erased(site: Site, person: Person, busy: threading.Event, cache: Path) -> No
     """Somebody asks for their erasure, and a worker does it once nothing is under way for them."""
     service = site.service
     erasure = Erasure(
-        service.records, service.objects, service.keyring, service.journal, lambda _: None, lambda *_: 0, lambda _: None,
+        service.records, service.objects, service.keyring, service.audit_log, lambda _: None, lambda *_: 0, lambda _: None,
         cache, is_idle=lambda _: not busy.is_set(),
     )  # fmt: skip
     answer = person.ask("DELETE", "/api/me")

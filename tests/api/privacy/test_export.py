@@ -45,7 +45,7 @@ class Overtaken(Objects):
 
 @pytest.fixture
 def exports(site: Site) -> Exports:
-    return Exports(site.service.records, site.objects, site.service.journal)
+    return Exports(site.service.records, site.objects, site.service.audit_log)
 
 
 def overtaken(exports: Exports, happen: Callable[[], Any]) -> Exports:
@@ -251,7 +251,7 @@ def test_memory_does_not_grow_with_an_export(root: Path, tmp_path: Path):
 
 def test_a_newer_export_takes_the_place_of_an_older_one(site: Site, ada: Person, bob: Person):
     """So that what is kept of exports is bounded, and whoever keeps too much may still take it along."""
-    exports = Exports(site.service.records, site.objects, site.service.journal)
+    exports = Exports(site.service.records, site.objects, site.service.audit_log)
     theirs, first = (person.post("/api/me/export").json()["id"] for person in (bob, ada))
     assert exports.perform(theirs) == exports.perform(first) == "succeeded"
     assert ada.get(f"/api/media/exports/{first}").status_code == 200

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from api.privacy import retention
-from api.privacy.erasure import Erasure, Gone, UnderWay, erase_models
+from api.privacy.erasure import DeletionPlan, Erasure, UnderWay, erase_models
 from api.privacy.retention import DAY_MS, Retention
 from api.records.tables import (
     Export,
@@ -26,7 +26,7 @@ from api.records.tables import (
     new_id,
     now_ms,
 )
-from api.settings import ApiSettings, Keep
+from api.settings import ApiSettings, RetentionPeriods
 from photoflux.tracking import Doomed
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_generations import ask, finish
@@ -46,15 +46,15 @@ def sweep(site: Site, tmp_path: Path, taken: list[str]) -> Callable[..., dict[st
         return lambda name, *_: taken.append(f"{kind} {name}")
 
     erasure = Erasure(
-        service.records, service.objects, service.keyring, service.journal, note("forget"), note("unregister"),
+        service.records, service.objects, service.keyring, service.audit_log, note("forget"), note("unregister"),
         note("discard"), tmp_path / "cache",
     )  # fmt: skip
-    left, forgotten = list[Gone](), list[int]()
+    left, forgotten = list[DeletionPlan](), list[int]()
 
-    def perform(**keep: int) -> dict[str, int]:
-        kept = Keep(**keep)
+    def perform(**periods: int) -> dict[str, int]:
+        kept = RetentionPeriods(**periods)
         swept = Retention(
-            service.records, service.objects, service.journal, service.tokens, kept, note("discard"),
+            service.records, service.objects, service.audit_log, service.tokens, kept, note("discard"),
             lambda _, gone: left.append(gone), forgotten.append, service.heads,
         ).perform()  # fmt: skip
         while left:
@@ -129,12 +129,12 @@ def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ad
         gone.extend(sorted(doomed(sorted(there))))
 
     erasure = Erasure(
-        service.records, service.objects, service.keyring, service.journal, lambda _: None, unregister, lambda _: None,
+        service.records, service.objects, service.keyring, service.audit_log, lambda _: None, unregister, lambda _: None,
         tmp_path / "cache",
     )  # fmt: skip
     with service.records.writing() as session:
         row = session.get_one(Subject, subject, with_for_update=True)
-        left = erase_models(session, row, service.journal, "withdrawn")
+        left = erase_models(session, row, service.audit_log, "withdrawn")
         run = new_id()
         session.add(Run(id=run, user_id=ada.id, subject_id=subject, state="queued", params={}, orchestrator="local", estimate={},
                         steps=[]))  # fmt: skip
@@ -151,7 +151,7 @@ def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ad
     assert not work.exists(), "what a training that was killed left is learnt of the subject, too"
     with service.records.writing() as session:
         session.get_one(User, ada.id).state = "erasing"
-    erasure.remove(Gone(ada.id, runs=[run], registered=[subject]))
+    erasure.remove(DeletionPlan(ada.id, runs=[run], registered=[subject]))
     assert gone == [1, 1, 2], "of a closed account all go, whose rows are there until the end"
     with service.records.writing() as session:
         session.get_one(User, ada.id).state = "active"
@@ -275,9 +275,9 @@ def test_withdrawn_terms_end_all_work_and_keep_what_is_there(ada: Person):
 
 
 def test_the_settings_say_how_long(monkeypatch: pytest.MonkeyPatch):
-    assert ApiSettings().keep == Keep()
-    monkeypatch.setenv("PHOTOFLUX_KEEP", '{"photos": 7}')
-    assert ApiSettings().keep.photos == 7
-    monkeypatch.setenv("PHOTOFLUX_KEEP", '{"photos": -1}')
+    assert ApiSettings().retention == RetentionPeriods()
+    monkeypatch.setenv("PHOTOFLUX_RETENTION", '{"photos": 7}')
+    assert ApiSettings().retention.photos == 7
+    monkeypatch.setenv("PHOTOFLUX_RETENTION", '{"photos": -1}')
     with pytest.raises(ValueError, match="photos"):
         ApiSettings()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import delete, func, select, update
 
-from api.records.audit_log import FIELDS, FIRST, KEYED, SYSTEM, UNKEYED, AuditHeads, Journal
+from api.records.audit_log import FIELDS, FIRST, KEYED, SYSTEM, UNKEYED, AuditHeads, AuditLog
 from api.records.database import Records
 from api.records.tables import AuditEntry, now_ms
 from photoflux.vault.blobs import FolderStore
@@ -24,16 +24,16 @@ def log(records: Records, tmp_path) -> Iterator[AuditHeads]:
     kek = f"local-kms://{tmp_path / 'kek'}"
     create_kek(kek)
     objects = Objects(FolderStore(tmp_path / "blobs"), Keyring(FolderStore(tmp_path / "keys"), kek))
-    yield AuditHeads(records, objects, Journal(b"a secret of the keyring"))
+    yield AuditHeads(records, objects, AuditLog(b"a secret of the keyring"))
 
 
 def note(log: AuditHeads, count: int) -> None:
     for number in range(count):
         with log.records.writing() as session:
-            log.journal.note(session, SYSTEM, "test", str(number))
+            log.audit_log.record(session, SYSTEM, "test", str(number))
 
 
-def recompute(log: AuditHeads, journal: Journal, *, scheme: int = KEYED) -> None:
+def recompute(log: AuditHeads, audit_log: AuditLog, *, scheme: int = KEYED) -> None:
     """Make the chain fit again from its first entry on, as somebody would who changed one."""
     with log.records.writing() as session:
         before = FIRST
@@ -42,7 +42,7 @@ def recompute(log: AuditHeads, journal: Journal, *, scheme: int = KEYED) -> None
             session.expire(entry)
             changed = session.get_one(AuditEntry, -number)
             changed.number, changed.before, changed.scheme = number, before, scheme
-            changed.digest = journal.digest_of(changed)
+            changed.digest = audit_log.digest_of(changed)
             before = changed.digest
             session.flush()
 
@@ -64,7 +64,7 @@ def test_the_newest_entries_cannot_be_taken_off_unseen(log: AuditHeads):
     with log.records.writing() as session:
         session.execute(delete(AuditEntry).where(AuditEntry.number > 10))
     with log.records.reading() as session:
-        assert log.journal.first_broken(session) is None, "by itself, the chain cannot tell"
+        assert log.audit_log.first_broken(session) is None, "by itself, the chain cannot tell"
     assert log.first_broken() == 11
 
 
@@ -85,16 +85,16 @@ def test_who_has_the_database_alone_cannot_make_it_fit(log: AuditHeads, scheme: 
     log.store()
     with log.records.writing() as session:
         session.execute(delete(AuditEntry).where(AuditEntry.number == 3))
-    recompute(log, Journal(b"another secret"), scheme=scheme)
+    recompute(log, AuditLog(b"another secret"), scheme=scheme)
     with log.records.reading() as session:
-        assert log.journal.first_broken(session) == (1 if scheme == KEYED else None)
+        assert log.audit_log.first_broken(session) == (1 if scheme == KEYED else None)
     assert log.first_broken() == (1 if scheme == KEYED else 6)
 
 
 def test_a_log_of_an_older_program_goes_on(log: AuditHeads):
     """Entries without a key come first; after a keyed one there is none."""
     note(log, 3)
-    recompute(log, log.journal, scheme=UNKEYED)
+    recompute(log, log.audit_log, scheme=UNKEYED)
     with log.records.reading() as session:
         first = session.get_one(AuditEntry, 1)
     said = [getattr(first, name) for name in FIELDS]
@@ -104,7 +104,7 @@ def test_a_log_of_an_older_program_goes_on(log: AuditHeads):
     with log.records.writing() as session:
         last = session.get_one(AuditEntry, 5)
         last.scheme = UNKEYED
-        last.digest = log.journal.digest_of(last)
+        last.digest = log.audit_log.digest_of(last)
     assert log.first_broken() == 5
 
 
@@ -139,9 +139,9 @@ def test_old_heads_are_thinned_out_to_one_a_day(log: AuditHeads):
 
 def test_notes_of_a_transaction_come_last_and_in_order(log: AuditHeads):
     with log.records.writing() as session:
-        log.journal.note(session, SYSTEM, "first")
+        log.audit_log.record(session, SYSTEM, "first")
         assert session.scalar(select(func.count()).select_from(AuditEntry)) == 0
-        log.journal.note(session, SYSTEM, "second")
+        log.audit_log.record(session, SYSTEM, "second")
     with log.records.reading() as session:
         assert list(session.scalars(select(AuditEntry.action).order_by(AuditEntry.number))) == ["first", "second"]
 

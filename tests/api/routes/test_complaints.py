@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from api.accounts.roles import give, main
-from api.records.audit_log import Journal
+from api.records.audit_log import AuditLog
 from api.records.tables import AuditEntry, Complaint, Generation, Model, User
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_generations import ask, finish
@@ -83,7 +83,7 @@ def test_auditors_read_the_log_and_check_its_chain(site: Site, ada: Person):
     entries = auditor.get("/api/audit/entries", params={"limit": 1000}).json()["items"]
     assert [one["number"] for one in entries] == list(range(1, len(entries) + 1))
     (made,) = [one for one in entries if one["object"] == subject]
-    assert (made["action"], made["actor"]) == ("subject.created", site.service.journal.pseudonym(ada.id))
+    assert (made["action"], made["actor"]) == ("subject.created", site.service.audit_log.pseudonym(ada.id))
     assert ada.id not in str(entries)
     after = auditor.get("/api/audit/entries", params={"cursor": made["number"]}).json()["items"]
     assert all(one["number"] > made["number"] for one in after)
@@ -94,20 +94,20 @@ def test_auditors_read_the_log_and_check_its_chain(site: Site, ada: Person):
 
 def test_a_role_is_given_and_holds_from_the_next_token_on(site: Site, ada: Person):
     service = site.service
-    assert give(service.records, Journal(service.journal.pepper), ada.id, "operator")
+    assert give(service.records, AuditLog(service.audit_log.pepper), ada.id, "operator")
     is_problem(ada.get("/api/complaints"), 403, "forbidden")
     begun = service.login_sessions.begin(ada.id)
     assert begun.role == "operator"
-    assert not give(service.records, service.journal, "0" * 32, "operator")
+    assert not give(service.records, service.audit_log, "0" * 32, "operator")
 
 
 def test_who_was_given_a_role_is_named_by_a_pseudonym(site: Site, ada: Person):
     """The log is kept longer than an account."""
     service = site.service
-    assert give(service.records, service.journal, ada.id, "auditor")
+    assert give(service.records, service.audit_log, ada.id, "auditor")
     with service.records.reading() as session:
         entries = session.scalars(select(AuditEntry).where(AuditEntry.action == "role.given")).all()
-    assert service.journal.pseudonym(ada.id) in {entry.object for entry in entries}
+    assert service.audit_log.pseudonym(ada.id) in {entry.object for entry in entries}
     assert ada.id not in {entry.object for entry in entries}
 
 

@@ -30,14 +30,14 @@ CANARY = "Kanarienvögel-8d1f"
 
 @pytest.fixture
 def exports(site: Site) -> Exports:
-    return Exports(site.service.records, site.objects, site.service.journal)
+    return Exports(site.service.records, site.objects, site.service.audit_log)
 
 
 @pytest.fixture
 def erasure(site: Site, tmp_path: Path) -> Erasure:
     service, gone = site.service, list[str]()
     return Erasure(
-        service.records, service.objects, service.keyring, service.journal, gone.append,
+        service.records, service.objects, service.keyring, service.audit_log, gone.append,
         lambda name, _: gone.append(name) or 1, gone.append, tmp_path / "cache",
     )  # fmt: skip
 
@@ -127,7 +127,7 @@ def test_erasure_closes_the_account_at_once_and_leaves_nothing(
     assert profile_before.login not in str(rows_about(site, ada.id))
     assert site.service.keyring.versions(ada.id) == []
     with site.service.records.reading() as session:
-        assert site.service.journal.first_broken(session) is None
+        assert site.service.audit_log.first_broken(session) is None
     assert bob.get(f"/api/results/{theirs}").json()["prompt"].endswith(CANARY)
 
 
@@ -216,16 +216,16 @@ def test_a_receipt_is_nobodys_guess(site: Site):
 def test_the_log_shows_what_was_changed_in_it(site: Site, ada: Person):
     ada.subject()
     with site.service.records.writing() as session:
-        assert site.service.journal.first_broken(session) is None
+        assert site.service.audit_log.first_broken(session) is None
         number = session.execute(text("select max(number) from audit_log")).scalar()
         session.execute(text("update audit_log set outcome = 'never' where number = :n"), {"n": number})
         session.expire_all()
-        assert site.service.journal.first_broken(session) == number
+        assert site.service.audit_log.first_broken(session) == number
         session.rollback()
     with site.service.records.writing() as session:
-        site.service.journal.note(session, SYSTEM, "test", None)
+        site.service.audit_log.record(session, SYSTEM, "test", None)
     with site.service.records.reading() as session:
-        assert site.service.journal.first_broken(session) is None
+        assert site.service.audit_log.first_broken(session) is None
 
 
 def test_an_export_of_nobody_is_none(exports: Exports, ada: Person):

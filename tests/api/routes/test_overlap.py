@@ -216,22 +216,22 @@ def test_a_request_that_the_database_gave_up_is_answered_all_the_same(
         sqlstate = code
 
     failures = iter([True, True, False])
-    note = type(site.service.journal).note
+    record = type(site.service.audit_log).record
 
     def fail_twice(*args: Any, **more: Any) -> None:
         if next(failures, False):
             raise DBAPIError("UPDATE", {}, GivenUp())
-        note(*args, **more)
+        record(*args, **more)
 
-    monkeypatch.setattr(type(site.service.journal), "note", fail_twice)
+    monkeypatch.setattr(type(site.service.audit_log), "record", fail_twice)
     assert ada.post("/api/subjects", json={"class_noun": "dog", "depicts": "no_person"}).status_code == 201
     assert len(ada.get("/api/subjects").json()["items"]) == 1
 
 
 def test_people_and_workers_do_not_wait_for_each_other_for_ever(site: Site, ada: Person):
     """Sixty pairs of a request and a worker's step on the same run: nobody is answered 500, and every run ends once."""
-    journal, records = site.service.journal, site.service.records
-    runs = FineTuning(records, site.objects, None, journal, after=site.service.line.put_generation)  # type: ignore[arg-type]
+    audit_log, records = site.service.audit_log, site.service.records
+    runs = FineTuning(records, site.objects, None, audit_log, after=site.service.line.put_generation)  # type: ignore[arg-type]
     for number in range(60):
         subject, run = ada.subject_with_model(), new_id()
         with records.writing() as session:
@@ -264,7 +264,7 @@ def test_pictures_that_wait_are_told_of_when_their_run_fails(site: Site, ada: Pe
     subject = ada.subject_with_photos(5)
     webhook = ada.post("/api/webhooks", json={"url": "http://127.0.0.1:9/"}).json()["id"]
     waiting = ask(ada, subject)
-    runs = FineTuning(site.service.records, site.objects, None, site.service.journal, after=lambda *_: None)  # type: ignore[arg-type]
+    runs = FineTuning(site.service.records, site.objects, None, site.service.audit_log, after=lambda *_: None)  # type: ignore[arg-type]
     runs.fail(waiting["run"], "failed", "it failed")
     with site.service.records.reading() as session:
         entries = select(AuditEntry.action, AuditEntry.outcome).where(AuditEntry.object == waiting["id"])

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from api.privacy.erasure import Gone, erase_models
+from api.privacy.erasure import DeletionPlan, erase_models
 from api.records.tables import AuditEntry, Generation, Model, Run, Subject
 from api.training.finetuning import FineTuning, estimate, pipeline_params
 from photoflux.errors import InputError
@@ -123,7 +123,7 @@ def work(site: Site, tmp_path: Path) -> Callable[..., tuple[FineTuning, Scripted
         service = site.service
         return (
             FineTuning(
-                service.records, service.objects, orchestrator, service.journal,
+                service.records, service.objects, orchestrator, service.audit_log,
                 after=lambda _, generation: drawn.append(generation.id),
             ),
             orchestrator,
@@ -350,7 +350,7 @@ def test_a_run_that_is_given_up_is_told_of_and_discarded_in_one_transaction(site
     tuning, _, _ = work(run_of(State.running))
 
     def put(session: Session, row: Run) -> None:
-        site.service.line.put_removal(session, Gone(row.user_id, runs=[row.id]))
+        site.service.line.put_removal(session, DeletionPlan(row.user_id, runs=[row.id]))
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
@@ -392,7 +392,7 @@ def test_a_pipeline_that_appears_after_its_subject_was_deleted_is_deleted_too(
         else:
             with site.service.records.writing() as session:
                 row = session.get_one(Subject, subject, with_for_update=True)
-                erase_models(session, row, site.service.journal, "withdrawn")
+                erase_models(session, row, site.service.audit_log, "withdrawn")
         ref = submit(*args, **more)
         if killed:
             raise KeyboardInterrupt
@@ -503,7 +503,7 @@ def test_an_operator_signs_for_what_the_check_left_open(site: Site, ada: Person,
     model = ada.get(f"/api/models/{shown['model']}").json()
     assert model["champion"]
     card = ada.get(model["card"]).text
-    assert site.service.journal.pseudonym(operator.id) in card
+    assert site.service.audit_log.pseudonym(operator.id) in card
     assert "I looked at all pictures" in card
     with site.service.records.reading() as session:
         assert "run.signed-off" in session.scalars(select(AuditEntry.action).where(AuditEntry.object == run)).all()
@@ -529,7 +529,7 @@ def test_a_withdrawn_consent_takes_the_question_away(site: Site, ada: Person, wo
     operator.post(f"/api/sign-offs/{run}", json=why)
     with site.service.records.writing() as session:
         subject = session.get_one(Subject, session.get_one(Run, run).subject_id)
-        erase_models(session, subject, site.service.journal, "withdrawn")
+        erase_models(session, subject, site.service.audit_log, "withdrawn")
     assert tuning.sign(run) == "failed"
     is_problem(operator.post(f"/api/sign-offs/{run}", json=why), 404, "not-found")
     assert ada.get("/api/models").json()["items"] == []
@@ -545,7 +545,7 @@ def test_a_consent_withdrawn_while_a_model_is_registered_takes_that_version_back
     def slow(*args: Any, **more: Any) -> Any:
         made = really(*args, **more)
         with site.service.records.writing() as session:
-            erase_models(session, session.get_one(Subject, subject), site.service.journal, "withdrawn")
+            erase_models(session, session.get_one(Subject, subject), site.service.audit_log, "withdrawn")
         return made
 
     monkeypatch.setattr("photoflux.steps.register.run", slow)
@@ -580,7 +580,7 @@ def test_a_pipeline_that_was_deleted_is_not_begun_anew_to_be_settled(site: Site,
     assert tuning.follow(run, 1) == State.succeeded
     with site.service.records.writing() as session:
         subject = session.get_one(Subject, session.get_one(Run, run).subject_id)
-        erase_models(session, subject, site.service.journal, "withdrawn")
+        erase_models(session, subject, site.service.audit_log, "withdrawn")
     shutil.rmtree(orchestrator.folder / f"{run}-1")
     assert tuning.settle(run, 1, State.succeeded) == "cancelled"
     assert orchestrator.submitted == [f"{run}-1"]
