@@ -28,7 +28,7 @@ from api.jobs.run_starter import RunStarter
 from api.jobs.webhook_delivery import Subscriptions
 from api.ops.health import Health
 from api.ops.memory import give_back
-from api.ops.telemetry import Requests, Telemetry, set_up_logs
+from api.ops.telemetry import RequestLog, Telemetry, set_up_logs
 from api.records.audit_log import AuditHeads, AuditLog
 from api.records.database import Records, migrate, open_engine
 from api.records.service_secrets import pepper, service_secret
@@ -54,10 +54,10 @@ from api.training.photo_intake import Intake
 from api.training.photo_sets import Album
 from api.transport import problems
 from api.transport.concurrency import HeldRequests, Turns
-from api.transport.hosts import known_hosts
-from api.transport.middleware import Bodies, Revalidated, SafeHeaders
+from api.transport.hosts import trusted_hosts
+from api.transport.middleware import BodyLimits, ErrorBoundary, ETags, SecurityHeaders
 from api.transport.openapi import TAGS, TEXT, DescribedApp
-from api.transport.problems import Problem, answers
+from api.transport.problems import Problem, problem_responses
 from api.transport.rate_limits import Limits
 from photoflux import __version__
 from photoflux.params.files import load_params, read_spec
@@ -141,7 +141,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         max_body_size=BODY_BYTES,
         telemetry=telemetry.config,
     )
-    problems.install(app, {Unchecked: (503, "unchecked")})
+    problems.install_handlers(app, {Unchecked: (503, "unchecked")})
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
     _add_probes(app, telemetry, settings)
     add_pages(app)
@@ -169,11 +169,15 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         limits = Limits(settings.limits, rates=settings.rates)
         provider = make_provider(issuer=issuer, redirect_uri=back, accounts=accounts, limits=limits)
         app.mount(PROVIDER_PATH, provider)
-    bodies = Bodies(
-        Revalidated(app), seconds=settings.body_s, uploads=settings.uploads_at_once,
+    # from the innermost to the outermost
+    limited = BodyLimits(
+        ETags(app),
+        seconds=settings.body_s,
+        uploads=settings.uploads_at_once,
         check=lambda token: _signed_in(app.state.service, token),
-    )  # fmt: skip
-    return Requests(problems.Outermost(SafeHeaders(known_hosts(bodies, settings), tls=settings.secure)))
+    )
+    secured = SecurityHeaders(trusted_hosts(limited, settings), tls=settings.secure)
+    return RequestLog(ErrorBoundary(secured))
 
 
 def _signed_in(service: Service, token: str) -> AccessTokenClaims:
@@ -190,7 +194,7 @@ def _add_probes(app: FastAPI, telemetry: Telemetry, settings: ApiSettings) -> No
         """The process answers, however long its threads are busy."""
         return Response(status_code=204)
 
-    @app.get("/readyz", operation_id="readyz", status_code=204, tags=["health"], responses=answers(503))
+    @app.get("/readyz", operation_id="readyz", status_code=204, tags=["health"], responses=problem_responses(503))
     def readyz(health: HealthDep) -> Response:
         """What the service needs is there: records, objects and the key that keysets are wrapped by."""
         if missing := health.missing():
@@ -198,7 +202,7 @@ def _add_probes(app: FastAPI, telemetry: Telemetry, settings: ApiSettings) -> No
         return Response(status_code=204)
 
     @app.get(
-        "/metrics", operation_id="metrics", tags=["health"], response_class=PlainTextResponse, responses=answers(401, 403)
+        "/metrics", operation_id="metrics", tags=["health"], response_class=PlainTextResponse, responses=problem_responses(401, 403)
     )  # fmt: skip
     def metrics(request: Request, authorization: Annotated[str, Header()] = "") -> Response:
         """How the service does, for Prometheus; with the token of the settings, or from this machine where there is none."""

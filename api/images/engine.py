@@ -27,11 +27,12 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
 from api.accounts.tokens import BadToken, Capability, RemoteTokenVerifier, TokenVerifier
-from api.ops.telemetry import Requests, Telemetry, set_up_logs
+from api.ops.telemetry import RequestLog, Telemetry, set_up_logs
 from api.schemas import Id, RequestBody, Sha256
 from api.settings import ApiSettings, get_api_settings, log_warnings, settings_or_exit
 from api.transport import problems
-from api.transport.hosts import KnownHosts
+from api.transport.hosts import TrustedHosts
+from api.transport.middleware import ErrorBoundary
 from api.transport.problems import Problem
 from photoflux.params import STYLES
 from photoflux.serving.adapters import Adapter, AdapterKey, read_adapter
@@ -131,7 +132,7 @@ def make_app(
         max_body_size=BODY_BYTES,
     )  # fmt: skip
     missing = (404, "model-missing")
-    problems.install(app, {BadToken: (401, "unauthorized"), BlobMissing: missing, Forgotten: missing})
+    problems.install_handlers(app, {BadToken: (401, "unauthorized"), BlobMissing: missing, Forgotten: missing})
     tokens = checker or RemoteTokenVerifier(issuer=settings.issuer, jwks_url=settings.jwks_url, verify=settings.trusted)
 
     @app.get(settings.health_route)
@@ -161,8 +162,8 @@ def make_app(
         await asyncio.to_thread(app.state.engine.forget, granted.owner)
 
     # Elsewhere its own network decides who asks, by names that nobody here knows; a capability is asked for everywhere.
-    inner = app if settings.environment else KnownHosts(app, probes=(settings.health_route,))
-    return Requests(problems.Outermost(inner))
+    inner = app if settings.environment else TrustedHosts(app, probes=(settings.health_route,))
+    return RequestLog(ErrorBoundary(inner))
 
 
 def _drawing(one: Instance, granted: Capability, deadline: float) -> Drawing:

@@ -30,7 +30,7 @@ from photoflux import screen
 from photoflux.priority import stand_back
 
 EMAIL, NAME = "demo@photoflux.local", "Demo"
-GIVEN_BACK = {
+MALLOC_SETTINGS = {
     "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "2097152", "MALLOC_TRIM_THRESHOLD_": "8388608",
     "MALLOC_MMAP_MAX_": "65536",
 }  # fmt: skip
@@ -38,12 +38,12 @@ GIVEN_BACK = {
 above the buffers of a megabyte that sealing works with: below, opening a sealed sentence took .94 ms instead of .09."""
 ENGINE_NICE = 5
 """A picture takes all cores for a while; what is answered in milliseconds goes first."""
-READY_S, GRACE_S, CALM_S, WATCH_S = 120.0, 30.0, 1.0, 0.2
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+READY_S, GRACE_S, RESTART_PAUSE_S, POLL_S = 120.0, 30.0, 1.0, 0.2
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
-class Part:
+class ManagedProcess:
     """One process of the service. `ready` is an address that answers once it can be used."""
 
     name: str
@@ -52,7 +52,7 @@ class Part:
     log: Path = Path("serve.log")
     scratch: Path = Path("scratch")
     settings: Mapping[str, str] = field(default_factory=dict)
-    stands_back: int = 0
+    niceness: int = 0
     """By how many steps of `nice` it yields to the others, where all cores are busy."""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -72,8 +72,8 @@ class Part:
                 list(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        if self.stands_back:
-            stand_back(self.process.pid, self.stands_back)
+        if self.niceness:
+            stand_back(self.process.pid, self.niceness)
         self.started, self.killed = time.monotonic(), False
 
     def stop(self) -> None:
@@ -105,36 +105,36 @@ class Part:
 
 
 @dataclass
-class Site:
+class Supervisor:
     """The service's processes and what they are told."""
 
     settings: ApiSettings
-    parts: list[Part]
+    processes: list[ManagedProcess]
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
         """Start all, say where they are, and start again what ends, until interrupted."""
-        for part in self.parts:
-            part.start(self.environment)
+        for managed in self.processes:
+            managed.start(self.environment)
         try:
             with screen.working("starting"):
                 self._wait_until_ready()
-            self._say()
+            self._print_addresses()
             while True:
-                time.sleep(WATCH_S)
-                for part in self.parts:
-                    if part.ended and time.monotonic() - part.started > CALM_S:
-                        print(f"{part.name} ended and is started again; see {part.log}", flush=True)
-                        part.start(self.environment)
+                time.sleep(POLL_S)
+                for managed in self.processes:
+                    if managed.ended and time.monotonic() - managed.started > RESTART_PAUSE_S:
+                        print(f"{managed.name} ended and is started again; see {managed.log}", flush=True)
+                        managed.start(self.environment)
         except KeyboardInterrupt:
             with suppress(OSError):  # the terminal may be gone
                 print("stopping, which may take a quarter of a minute", flush=True)
         finally:
-            for part in self.parts:
-                part.stop()
+            for managed in self.processes:
+                managed.stop()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Holds the state folder: two services in one would take each other's scratch folders away. SystemExit where it is held,
         and where somebody else answers at an address of this one."""
         self.settings.state_dir.mkdir(parents=True, exist_ok=True)
@@ -159,17 +159,17 @@ class Site:
 
     def _wait_until_ready(self) -> None:
         until = time.monotonic() + READY_S
-        for part in filter(lambda one: one.ready, self.parts):
-            while not _answers(part.ready, self.settings):
-                if part.ended or time.monotonic() > until:
-                    raise SystemExit(f"error: {part.name} did not start; see {part.log}")
+        for managed in filter(lambda one: one.ready, self.processes):
+            while not _answers(managed.ready, self.settings):
+                if managed.ended or time.monotonic() > until:
+                    raise SystemExit(f"error: {managed.name} did not start; see {managed.log}")
                 time.sleep(0.1)
 
-    def _say(self) -> None:
+    def _print_addresses(self) -> None:
         print(f"address  {self.settings.issuer}")
-        for part in self.parts:
-            if part.name in ("engine", "mlflow"):
-                print(f"{part.name:8} {part.ready}")
+        for managed in self.processes:
+            if managed.name in ("engine", "mlflow"):
+                print(f"{managed.name:8} {managed.ready}")
         print("ready; Ctrl-C ends it", flush=True)
 
 
@@ -190,35 +190,35 @@ def _answers(url: str, settings: ApiSettings) -> bool:
         return False
 
 
-def make_site(settings: ApiSettings, *, mlflow: bool = True) -> Site:
+def make_supervisor(settings: ApiSettings, *, mlflow: bool = True) -> Supervisor:
     """The parts: engine, worker, the service itself, and MLflow's pages."""
     logs, scratch = settings.state_dir / "logs", (settings.state_dir / "scratch").absolute()
     logs.mkdir(parents=True, exist_ok=True)
     python, root = sys.executable, Path(__file__).resolve().parents[2]
     ports = {"mlflow": _free_port()}
-    parts = [
-        Part(
+    processes = [
+        ManagedProcess(
             "engine",
             [python, "-m", "api.images.engine"],
             ready=f"{settings.engine_url}{settings.health_route}",
-            stands_back=ENGINE_NICE,
+            niceness=ENGINE_NICE,
         ),
-        Part("api", [python, "-m", "api.main"], ready=f"{settings.issuer}/readyz", settings=GIVEN_BACK),
-        Part("worker", [python, "-m", "api.jobs.worker"]),
+        ManagedProcess("api", [python, "-m", "api.main"], ready=f"{settings.issuer}/readyz", settings=MALLOC_SETTINGS),
+        ManagedProcess("worker", [python, "-m", "api.jobs.worker"]),
     ]
     if mlflow:
         where = f"http://127.0.0.1:{ports['mlflow']}"
         command = [python, "-m", "api.ops.registry_pages", "--port", str(ports["mlflow"])]
-        parts.append(Part("mlflow", command, ready=where))
-    for part in parts:
-        part.log, part.scratch = logs / f"{part.name}.log", scratch / part.name
+        processes.append(ManagedProcess("mlflow", command, ready=where))
+    for managed in processes:
+        managed.log, managed.scratch = logs / f"{managed.name}.log", scratch / managed.name
     environment = {
-        "GOMP_SPINCOUNT": "2000", **os.environ, **_told(settings),
+        "GOMP_SPINCOUNT": "2000", **os.environ, **_environment(settings),
         "PHOTOFLUX_STATE_DIR": str(settings.state_dir.absolute()),
         "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_CONFIGURE_LOGGING": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")])),
     }  # fmt: skip
-    return Site(settings, parts, environment)
+    return Supervisor(settings, processes, environment)
 
 
 def demo_account(settings: ApiSettings) -> str:
@@ -256,7 +256,7 @@ def with_certificate(settings: ApiSettings) -> ApiSettings:
     return ApiSettings(**changes)
 
 
-def _told(settings: ApiSettings) -> dict[str, str]:
+def _environment(settings: ApiSettings) -> dict[str, str]:
     """What the parts need to know of the address, as environment variables."""
     names = ("public_url", "tls_cert", "tls_key", "ca_file", "engine_url")
     told = {f"PHOTOFLUX_{name.upper()}": str(getattr(settings, name)) for name in names}
@@ -279,9 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = with_certificate(settings) if options.tls else settings
     for told in settings.warnings:
         print(f"warning: {told}", file=sys.stderr)
-    site = make_site(settings, mlflow=not options.no_mlflow)
-    with site.alone():
-        for number in ENDING:
+    supervisor = make_supervisor(settings, mlflow=not options.no_mlflow)
+    with supervisor.exclusive():
+        for number in STOP_SIGNALS:
             if (
                 signal.getsignal(number) is not signal.SIG_IGN
             ):  # whoever started this may want it to outlive the terminal
@@ -289,13 +289,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sign in  {EMAIL}, password {demo_account(settings)}")
         if options.tls:
             print(f"trust    {settings.ca_file} (curl: export CURL_CA_BUNDLE={settings.ca_file})")
-        site.run()
+        supervisor.run()
     return 0
 
 
 def _interrupt(*_: object) -> None:
     """Ends the service; asked again meanwhile, it goes on ending: what it started would else be left running."""
-    for number in ENDING:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 

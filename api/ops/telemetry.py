@@ -288,7 +288,7 @@ class _WithoutQueries(SpanProcessor):
             span.set_attribute("url.query", "REDACTED")
 
 
-class Requests:
+class RequestLog:
     """Gives each request an id, which its answer and every line logged for it carry, and logs how it went."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -11,10 +11,10 @@ from sqlalchemy import func, select
 from api.deps import AuditHeadsDep, Auditor, RecordsDep
 from api.records.tables import AuditEntry
 from api.schemas import Page, Time, utc
-from api.transport.problems import SIGNED_IN, answers
+from api.transport.problems import SIGNED_IN, problem_responses
 from api.transport.routing import make_router
 
-router = make_router(prefix="/api/audit", tags=["audit"], responses=answers(*SIGNED_IN, 403))
+router = make_router(prefix="/api/audit", tags=["audit"], responses=problem_responses(*SIGNED_IN, 403))
 
 
 class AuditEntryPublic(BaseModel):
@@ -34,7 +34,7 @@ class AuditChainPublic(BaseModel):
     broken: int | None = Field(description="number of the first entry that was changed or before which one is missing")
 
 
-@router.get("/entries", operation_id="listAuditEntries", responses=answers(422))
+@router.get("/entries", operation_id="listAuditEntries", responses=problem_responses(422))
 def list_audit_entries(
     records: RecordsDep,
     auditor: Auditor,  # noqa: ARG001

@@ -16,7 +16,7 @@ from api.deps import CurrentUser, IdentitiesDep, LimitsDep, LoginSessionsDep, Re
 from api.records.tables import User
 from api.schemas import Role
 from api.settings import ApiSettings
-from api.transport.problems import SIGNED_IN, Problem, answers
+from api.transport.problems import SIGNED_IN, Problem, problem_responses
 from api.transport.rate_limits import Limits, address_of
 from api.transport.routing import make_router
 
@@ -44,7 +44,11 @@ class UserPublic(BaseModel):
 
 
 @router.get(
-    "/login", operation_id="login", status_code=302, response_class=RedirectResponse, responses=answers(400, 429)
+    "/login",
+    operation_id="login",
+    status_code=302,
+    response_class=RedirectResponse,
+    responses=problem_responses(400, 429),
 )
 def login(request: Request, identities: IdentitiesDep, limits: LimitsDep, settings: SettingsDep) -> Response:
     """Send the browser to the provider."""
@@ -57,7 +61,7 @@ def login(request: Request, identities: IdentitiesDep, limits: LimitsDep, settin
 
 @router.get(
     "/callback", operation_id="callback", status_code=302, response_class=RedirectResponse,
-    responses=answers(400, 401, 422, 429),
+    responses=problem_responses(400, 401, 422, 429),
 )  # fmt: skip
 def callback(
     request: Request,
@@ -84,7 +88,7 @@ def callback(
     return answer
 
 
-@router.post("/refresh", operation_id="refresh", responses=answers(401, 403, 413, 429))
+@router.post("/refresh", operation_id="refresh", responses=problem_responses(401, 403, 413, 429))
 def refresh(
     request: Request,
     response: Response,
@@ -115,7 +119,7 @@ def refresh(
     return AccessToken(access_token=tokens.access_token(claims), expires_in=seconds)
 
 
-@router.post("/logout", operation_id="logout", status_code=204, responses=answers(403, 413))
+@router.post("/logout", operation_id="logout", status_code=204, responses=problem_responses(403, 413))
 def logout(
     request: Request,
     response: Response,
@@ -131,7 +135,7 @@ def logout(
     response.delete_cookie(MEDIA, path=MEDIA_PATH)
 
 
-@router.get("/me", operation_id="me", responses=answers(*SIGNED_IN))
+@router.get("/me", operation_id="me", responses=problem_responses(*SIGNED_IN))
 def me(identities: IdentitiesDep, records: RecordsDep, current_user: CurrentUser) -> UserPublic:
     """Who is signed in."""
     with records.reading() as session:

@@ -18,7 +18,7 @@ from api.records.tables import Complaint
 from api.schemas import Id, Page, RequestBody, Sha256, Time, Words, utc
 from api.transport.idempotency import KEY_DESCRIPTION, key_mismatch
 from api.transport.paging import PageQueryDep
-from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
 from api.transport.rate_limits import address_of
 from api.transport.routing import make_router
 from photoflux.vault.keyring import Keyring
@@ -54,7 +54,7 @@ class ComplaintResolution(RequestBody):
     outcome: Outcome = Field(description="`removed` deletes the models of that adapter's subject and all its pictures")
 
 
-@router.post("", operation_id="complain", status_code=201, responses=answers(*BODY, 409, 429))
+@router.post("", operation_id="complain", status_code=201, responses=problem_responses(*BODY, 409, 429))
 def complain(
     body: ComplaintCreate,
     request: Request,
@@ -91,7 +91,7 @@ def _sent_before(records: Records, row: Complaint) -> Complaint:
     return known
 
 
-@router.get("", operation_id="listComplaints", responses=answers(*SIGNED_IN, 403, 422))
+@router.get("", operation_id="listComplaints", responses=problem_responses(*SIGNED_IN, 403, 422))
 def list_complaints(
     records: RecordsDep,
     keyring: KeyringDep,
@@ -106,7 +106,9 @@ def list_complaints(
 
 
 @router.post(
-    "/{complaint_id}/close", operation_id="closeComplaint", responses=answers(*SIGNED_IN, *BODY, 403, 404, 409)
+    "/{complaint_id}/close",
+    operation_id="closeComplaint",
+    responses=problem_responses(*SIGNED_IN, *BODY, 403, 404, 409),
 )
 def close_complaint(
     complaint_id: Id,

@@ -44,17 +44,17 @@ from api.schemas import (
 from api.training.photo_sets import Compared
 from api.transport.concurrency import is_ending, is_gone
 from api.transport.paging import PageQueryDep
-from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
 from api.transport.routing import make_router
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
-router = make_router(prefix="/api", tags=["pictures"], responses=answers(*SIGNED_IN, 422))
+router = make_router(prefix="/api", tags=["pictures"], responses=problem_responses(*SIGNED_IN, 422))
 WAIT_S, LOOK_S, LOOKED_S = 30, 0.25, 1.0
 """How long an answer is held back at most; how often it is looked for at first, and after ten seconds."""
 
 
-@router.post("/generate", operation_id="generate", status_code=202, responses=answers(*BODY, 403, 404, 409))
+@router.post("/generate", operation_id="generate", status_code=202, responses=problem_responses(*BODY, 403, 404, 409))
 def generate(
     body: GenerationCreate,
     records: RecordsDep,
@@ -95,7 +95,7 @@ def list_results(
         return Page(items=[to_public(session, keyring, row) for row in rows], next=after)
 
 
-@router.get("/results/{result_id}", operation_id="getResult", responses=answers(404))
+@router.get("/results/{result_id}", operation_id="getResult", responses=problem_responses(404))
 async def get_result(
     request: Request,
     result_id: Id,
@@ -138,7 +138,7 @@ def _result(result_id: Id, records: Records, keyring: Keyring, current_user: Cur
         return to_public(session, keyring, owned(session, Generation, result_id, current_user))
 
 
-@router.delete("/results/{result_id}", operation_id="deleteResult", status_code=204, responses=answers(404))
+@router.delete("/results/{result_id}", operation_id="deleteResult", status_code=204, responses=problem_responses(404))
 def delete_result(
     result_id: Id, records: RecordsDep, objects: ObjectsDep, audit_log: AuditLogDep, current_user: CurrentUser
 ) -> None:
@@ -153,7 +153,10 @@ def delete_result(
 
 
 @router.put(
-    "/results/{result_id}/feedback", operation_id="giveFeedback", status_code=204, responses=answers(*BODY, 404)
+    "/results/{result_id}/feedback",
+    operation_id="giveFeedback",
+    status_code=204,
+    responses=problem_responses(*BODY, 404),
 )
 def give_feedback(
     result_id: Id, body: FeedbackCreate, records: RecordsDep, keyring: KeyringDep, current_user: CurrentUser

@@ -31,7 +31,7 @@ from api.records.audit_log import AuditLog
 from api.records.tables import ACTIVE, Export, Tombstone, User, new_id, now_ms
 from api.schemas import ExportFailure, Id, State, Time, failure, utc
 from api.settings import ApiSettings
-from api.transport.problems import IDEMPOTENT, SIGNED_IN, Problem, answers
+from api.transport.problems import IDEMPOTENT, SIGNED_IN, Problem, problem_responses
 from api.transport.quotas import count_start
 from api.transport.routing import make_router
 from photoflux.vault.blobs import BlobMissing
@@ -66,7 +66,9 @@ class ErasureReceipt(BaseModel):
     done: Time | None
 
 
-@router.post("/me/export", operation_id="createExport", status_code=202, responses=answers(*SIGNED_IN, *IDEMPOTENT))
+@router.post(
+    "/me/export", operation_id="createExport", status_code=202, responses=problem_responses(*SIGNED_IN, *IDEMPOTENT)
+)
 def create_export(
     records: RecordsDep,
     audit_log: AuditLogDep,
@@ -95,7 +97,7 @@ def _begin_export(session: Session, audit_log: AuditLog, line: Line, settings: A
     return row
 
 
-@router.get("/me/exports/{export_id}", operation_id="getExport", responses=answers(*SIGNED_IN, 404, 422))
+@router.get("/me/exports/{export_id}", operation_id="getExport", responses=problem_responses(*SIGNED_IN, 404, 422))
 def get_export(export_id: Id, records: RecordsDep, current_user: CurrentUser) -> ExportPublic:
     """How an export stands."""
     with records.reading() as session:
@@ -104,7 +106,7 @@ def get_export(export_id: Id, records: RecordsDep, current_user: CurrentUser) ->
 
 @router.get(
     "/media/exports/{export_id}", operation_id="downloadExport", response_class=Response,
-    responses=ZIP | answers(*SIGNED_IN, 404, 422),
+    responses=ZIP | problem_responses(*SIGNED_IN, 404, 422),
 )  # fmt: skip
 def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, current_user: MediaUser) -> Response:
     """The ZIP, for a week after it was packed or until a newer one is.
@@ -127,7 +129,7 @@ def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, cur
     return StreamingResponse(pieces, media_type="application/zip", headers=headers)
 
 
-@router.delete("/me", operation_id="eraseMe", status_code=202, responses=answers(*SIGNED_IN))
+@router.delete("/me", operation_id="eraseMe", status_code=202, responses=problem_responses(*SIGNED_IN))
 def erase_me(
     records: RecordsDep, keyring: KeyringDep, audit_log: AuditLogDep, line: LineDep, current_user: CurrentUser
 ) -> ErasureReceipt:
@@ -139,7 +141,7 @@ def erase_me(
     return get_erasure(receipt, records)
 
 
-@router.get("/erasures/{receipt}", operation_id="getErasure", responses=answers(404, 422))
+@router.get("/erasures/{receipt}", operation_id="getErasure", responses=problem_responses(404, 422))
 def get_erasure(receipt: Id, records: RecordsDep) -> ErasureReceipt:
     """Whether an erasure is done. Asked for without signing in: there is no account any more."""
     with records.reading() as session:

@@ -19,13 +19,13 @@ from api.records.tables import Generation, Model, Photo, Picture, Run
 from api.schemas import Format, Id, Size
 from api.training.finetuning import CARD, REPORTS
 from api.transport.concurrency import GONE, is_gone
-from api.transport.problems import SIGNED_IN, Problem, answers
+from api.transport.problems import SIGNED_IN, Problem, problem_responses
 from api.transport.routing import make_router
 from photoflux.images import SUFFIXES
 from photoflux.vault.blobs import BlobMissing
 from photoflux.vault.objects import Objects
 
-router = make_router(prefix="/api/media", tags=["media"], responses=answers(*SIGNED_IN, 404, 422))
+router = make_router(prefix="/api/media", tags=["media"], responses=problem_responses(*SIGNED_IN, 404, 422))
 PRIVATE = "private, no-cache"
 PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
 IMAGES: dict[int | str, dict[str, Any]] = {
@@ -52,12 +52,12 @@ def get_thumbnail(
 
 async def _has_room(delivery: DeliveryDep, current_user: MediaUser) -> AsyncIterator[None]:
     """Few pictures of a person are sent at a time: each is in memory until the last byte was taken."""
-    async with delivery.answers.take(current_user.user_id):
+    async with delivery.problem_responses.take(current_user.user_id):
         yield
 
 
 @router.get(
-    "/pictures/{result_id}.{position}", operation_id="getPicture", response_class=Response, responses=IMAGES | answers(503),
+    "/pictures/{result_id}.{position}", operation_id="getPicture", response_class=Response, responses=IMAGES | problem_responses(503),
     dependencies=[Depends(_has_room)],
 )  # fmt: skip
 async def get_picture(

@@ -13,10 +13,10 @@ from api.records.tables import Model, Subject
 from api.schemas import Id, ModelPublic, Page, utc
 from api.training.finetuning import REPORTS
 from api.transport.paging import PageQueryDep
-from api.transport.problems import SIGNED_IN, answers
+from api.transport.problems import SIGNED_IN, problem_responses
 from api.transport.routing import make_router
 
-router = make_router(prefix="/api/models", tags=["models"], responses=answers(*SIGNED_IN, 422))
+router = make_router(prefix="/api/models", tags=["models"], responses=problem_responses(*SIGNED_IN, 422))
 
 
 @router.get("", operation_id="listModels")
@@ -30,14 +30,14 @@ def list_models(
         return Page(items=[to_public(session, row) for row in rows], next=after)
 
 
-@router.get("/{model_id}", operation_id="getModel", responses=answers(404))
+@router.get("/{model_id}", operation_id="getModel", responses=problem_responses(404))
 def get_model(model_id: Id, records: RecordsDep, current_user: CurrentUser) -> ModelPublic:
     """One model with its measurements and reports."""
     with records.reading() as session:
         return to_public(session, owned(session, Model, model_id, current_user))
 
 
-@router.post("/{model_id}/promote", operation_id="promoteModel", responses=answers(404, 413))
+@router.post("/{model_id}/promote", operation_id="promoteModel", responses=problem_responses(404, 413))
 def promote_model(model_id: Id, records: RecordsDep, audit_log: AuditLogDep, current_user: CurrentUser) -> ModelPublic:
     """Draw with this model from now on: a newer one, or an older one to roll back."""
     with records.writing_for(current_user.user_id) as session:

@@ -12,11 +12,11 @@ from api.deps import CurrentUser, KeyringDep, RecordsDep, owned
 from api.images.suggestions import suggest, templates
 from api.records.tables import Generation, Subject, prompt_label
 from api.schemas import Id
-from api.transport.problems import SIGNED_IN, answers
+from api.transport.problems import SIGNED_IN, problem_responses
 from api.transport.routing import make_router
 from photoflux.vault.sealed import unseal_bytes
 
-router = make_router(prefix="/api/prompts", tags=["pictures"], responses=answers(*SIGNED_IN, 404, 422))
+router = make_router(prefix="/api/prompts", tags=["pictures"], responses=problem_responses(*SIGNED_IN, 404, 422))
 REMEMBERED = 50
 
 

@@ -41,7 +41,7 @@ def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts, limits:
     app = FastAPI(
         title="PhotoFlux sign-in", docs_url=None, redoc_url=None, openapi_url=None, max_body_size=FORM_BYTES
     )  # fmt: skip
-    problems.install(app)
+    problems.install_handlers(app)
     app.state.provider, app.state.checks = provider, checks
 
     # What the service itself asks for is answered without a thread: all of them may be waiting for these very answers.

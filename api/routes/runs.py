@@ -32,10 +32,10 @@ from api.schemas import Id, Page, RunCreate, RunFailure, RunPublic, StepPublic, 
 from api.training.photo_sets import Compared
 from api.transport.concurrency import is_ending
 from api.transport.paging import PageQueryDep
-from api.transport.problems import BODY, SIGNED_IN, answers
+from api.transport.problems import BODY, SIGNED_IN, problem_responses
 from api.transport.routing import make_router
 
-router = make_router(prefix="/api/runs", tags=["runs"], responses=answers(*SIGNED_IN, 422))
+router = make_router(prefix="/api/runs", tags=["runs"], responses=problem_responses(*SIGNED_IN, 422))
 EVENT_S, EVENTS_S = 0.5, 3600.0
 
 
@@ -60,7 +60,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@router.post("", operation_id="createRun", status_code=202, responses=answers(*BODY, 403, 404, 409))
+@router.post("", operation_id="createRun", status_code=202, responses=problem_responses(*BODY, 403, 404, 409))
 def create_run(
     body: RunCreate,
     records: RecordsDep,
@@ -93,14 +93,14 @@ def list_runs(
         return Page(items=[to_public(session, row) for row in rows], next=after)
 
 
-@router.get("/{run_id}", operation_id="getRun", responses=answers(404))
+@router.get("/{run_id}", operation_id="getRun", responses=problem_responses(404))
 def get_run(run_id: Id, records: RecordsDep, current_user: CurrentUser) -> RunPublic:
     """One run with its steps."""
     with records.reading() as session:
         return to_public(session, owned(session, Run, run_id, current_user))
 
 
-@router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202, responses=answers(404, 413))
+@router.post("/{run_id}/cancel", operation_id="cancelRun", status_code=202, responses=problem_responses(404, 413))
 def cancel_run(run_id: Id, records: RecordsDep, audit_log: AuditLogDep, current_user: CurrentUser) -> RunPublic:
     """End a run; one that has ended stays as it is."""
     with records.writing_for(current_user.user_id) as session:
@@ -122,7 +122,7 @@ async def _held_stream(held: HeldDep, current_user: CurrentUser) -> AsyncIterato
     operation_id="watchRun",
     response_class=EventSourceResponse,
     dependencies=[Depends(_held_stream)],
-    responses=EVENTS | answers(404),
+    responses=EVENTS | problem_responses(404),
 )
 async def watch_run(
     run_id: Id,

@@ -12,11 +12,11 @@ from api.records.tables import Run
 from api.schemas import Id, Page, RequestBody, Time, Words, utc
 from api.training.finetuning import sign_off
 from api.transport.paging import PageQueryDep
-from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
 from api.transport.routing import make_router
 
 MISSING = "There is no run here that waits for an answer."
-router = make_router(prefix="/api/sign-offs", tags=["sign-offs"], responses=answers(*SIGNED_IN, 403, 422))
+router = make_router(prefix="/api/sign-offs", tags=["sign-offs"], responses=problem_responses(*SIGNED_IN, 403, 422))
 
 
 class SignOffPublic(BaseModel):
@@ -44,7 +44,7 @@ def list_sign_offs(records: RecordsDep, operator: Operator, page: PageQueryDep) 
     return Page(items=[_to_public(row) for row in rows], next=after)
 
 
-@router.post("/{run_id}", operation_id="signOff", status_code=202, responses=answers(*BODY, 404, 409))
+@router.post("/{run_id}", operation_id="signOff", status_code=202, responses=problem_responses(*BODY, 404, 409))
 def sign_off_run(
     run_id: Id,
     body: SignOffCreate,

@@ -39,11 +39,11 @@ from api.training.photo_decoding import Taken, refused
 from api.training.photo_intake import Intake
 from api.training.photo_sets import Album, Compared
 from api.transport.paging import PageQueryDep
-from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
 from api.transport.quotas import check_capacity, check_storage
 from api.transport.routing import make_router
 
-router = make_router(prefix="/api", tags=["subjects and photos"], responses=answers(*SIGNED_IN, 422))
+router = make_router(prefix="/api", tags=["subjects and photos"], responses=problem_responses(*SIGNED_IN, 422))
 UPLOAD_BYTES, FILES_MAX = 128_000_000, 20
 DECODED_AT_ONCE = 2
 """Files of an upload that are handed to the decoding processes at a time: more would only lie in memory twice."""
@@ -51,11 +51,11 @@ uploads = APIRouter(  # not of routes that are repeated: files are read once, an
     prefix="/api",
     tags=["subjects and photos"],
     form_limits={"max_files": FILES_MAX, "max_fields": 4, "max_part_size": 1000},
-    responses=answers(*SIGNED_IN, *BODY, 403, 404, 409, 411, 503),
+    responses=problem_responses(*SIGNED_IN, *BODY, 403, 404, 409, 411, 503),
 )
 
 
-@router.post("/subjects", operation_id="createSubject", status_code=201, responses=answers(*BODY, 403, 409))
+@router.post("/subjects", operation_id="createSubject", status_code=201, responses=problem_responses(*BODY, 403, 409))
 def create_subject(
     body: SubjectCreate,
     records: RecordsDep,
@@ -102,14 +102,16 @@ def list_subjects(
         return Page(items=[to_public(session, album, row) for row in rows], next=after)
 
 
-@router.get("/subjects/{subject_id}", operation_id="getSubject", responses=answers(404))
+@router.get("/subjects/{subject_id}", operation_id="getSubject", responses=problem_responses(404))
 def get_subject(subject_id: Id, records: RecordsDep, album: AlbumDep, current_user: CurrentUser) -> SubjectPublic:
     """One subject."""
     with records.reading() as session:
         return to_public(session, album, owned(session, Subject, subject_id, current_user))
 
 
-@router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204, responses=answers(404))
+@router.delete(
+    "/subjects/{subject_id}", operation_id="deleteSubject", status_code=204, responses=problem_responses(404)
+)
 def delete_subject(
     subject_id: Id,
     records: RecordsDep,
@@ -127,7 +129,7 @@ def delete_subject(
     plan.delete_objects(objects)
 
 
-@router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=answers(404))
+@router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=problem_responses(404))
 def list_photos(subject_id: Id, records: RecordsDep, album: AlbumDep, current_user: CurrentUser) -> UploadResult:
     """The photos of a subject, oldest first, and what is said of them as a set."""
     with records.reading() as session:
@@ -276,7 +278,7 @@ def _recorded(
         return answer, {photo.id for photo, _ in rows if photo}
 
 
-@router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204, responses=answers(404))
+@router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204, responses=problem_responses(404))
 def delete_photo(
     photo_id: Id, records: RecordsDep, album: AlbumDep, audit_log: AuditLogDep, current_user: CurrentUser
 ) -> None:

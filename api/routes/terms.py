@@ -9,7 +9,7 @@ from api.privacy import consents
 from api.privacy.erasure import end_work, erase_models
 from api.records.tables import Consent
 from api.schemas import ConsentCreate, ConsentPublic, Page, TermsDocumentPublic, utc
-from api.transport.problems import BODY, SIGNED_IN, Problem, answers
+from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
 from api.transport.routing import make_router
 from photoflux.errors import PhotoFluxError
 
@@ -29,7 +29,7 @@ def get_terms() -> Page[TermsDocumentPublic]:
     return Page(items=documents, next=None)
 
 
-@router.get("/consents", operation_id="listConsents", responses=answers(*SIGNED_IN))
+@router.get("/consents", operation_id="listConsents", responses=problem_responses(*SIGNED_IN))
 def list_consents(records: RecordsDep, current_user: CurrentUser) -> Page[ConsentPublic]:
     """What you agree to now, oldest first."""
     with records.reading() as session:
@@ -37,7 +37,9 @@ def list_consents(records: RecordsDep, current_user: CurrentUser) -> Page[Consen
     return Page(items=given, next=None)
 
 
-@router.post("/consents", operation_id="giveConsent", status_code=201, responses=answers(*SIGNED_IN, *BODY, 409))
+@router.post(
+    "/consents", operation_id="giveConsent", status_code=201, responses=problem_responses(*SIGNED_IN, *BODY, 409)
+)
 def give_consent(
     body: ConsentCreate, records: RecordsDep, audit_log: AuditLogDep, current_user: CurrentUser
 ) -> ConsentPublic:
@@ -52,7 +54,7 @@ def give_consent(
 
 
 @router.delete(
-    "/consents/{purpose}", operation_id="withdrawConsent", status_code=204, responses=answers(*SIGNED_IN, 422)
+    "/consents/{purpose}", operation_id="withdrawConsent", status_code=204, responses=problem_responses(*SIGNED_IN, 422)
 )
 def withdraw_consent(
     purpose: Literal["terms", "likeness"],

@@ -29,12 +29,12 @@ from api.records.tables import Notice, Webhook
 from api.schemas import Id, Page, RequestBody, State, Time, utc
 from api.transport.idempotency import IdempotencyGuard
 from api.transport.paging import PageQueryDep
-from api.transport.problems import BODY, IDEMPOTENT, SIGNED_IN, Problem, answers
+from api.transport.problems import BODY, IDEMPOTENT, SIGNED_IN, Problem, problem_responses
 from api.transport.quotas import check_capacity
 from api.transport.routing import make_router
 from photoflux.vault.keyring import Keyring
 
-router = make_router(prefix="/api/webhooks", tags=["webhooks"], responses=answers(*SIGNED_IN, 422))
+router = make_router(prefix="/api/webhooks", tags=["webhooks"], responses=problem_responses(*SIGNED_IN, 422))
 WEBHOOKS_MAX = 5
 
 
@@ -54,7 +54,7 @@ class WebhookPublic(BaseModel):
     created: Time
 
 
-@router.post("", operation_id="createWebhook", status_code=201, responses=answers(*BODY, 409, 503))
+@router.post("", operation_id="createWebhook", status_code=201, responses=problem_responses(*BODY, 409, 503))
 async def create_webhook(
     body: WebhookCreate,
     records: RecordsDep,
@@ -102,7 +102,9 @@ def list_webhooks(
         return Page(items=[_to_public(session, keyring, row) for row in rows], next=after)
 
 
-@router.post("/{webhook_id}/test", operation_id="testWebhook", status_code=202, responses=answers(*IDEMPOTENT, 404))
+@router.post(
+    "/{webhook_id}/test", operation_id="testWebhook", status_code=202, responses=problem_responses(*IDEMPOTENT, 404)
+)
 def test_webhook(
     webhook_id: Id,
     records: RecordsDep,
@@ -120,7 +122,7 @@ def test_webhook(
         return idempotency.store(session, _to_public(session, keyring, row), status=202)
 
 
-@router.delete("/{webhook_id}", operation_id="deleteWebhook", status_code=204, responses=answers(404))
+@router.delete("/{webhook_id}", operation_id="deleteWebhook", status_code=204, responses=problem_responses(404))
 def delete_webhook(webhook_id: Id, records: RecordsDep, audit_log: AuditLogDep, current_user: CurrentUser) -> None:
     """Tell this address nothing more."""
     with records.writing_for(current_user.user_id) as session:

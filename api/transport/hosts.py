@@ -28,7 +28,7 @@ NOT_ALONE = (
 )
 
 
-class KnownHosts:
+class TrustedHosts:
     """Answers 421 to requests for other hosts than `host`; without one, only loopback names are known, and no proxy.
 
     Where `host` is a loopback name, the others are as good. `probes` are paths that are answered by any name.
@@ -56,10 +56,10 @@ class KnownHosts:
         return asked == self.host
 
 
-def known_hosts(app: ASGIApp, settings: ApiSettings) -> ASGIApp:
+def trusted_hosts(app: ASGIApp, settings: ApiSettings) -> ASGIApp:
     """`app` behind the host of the public address, or behind loopback alone where no environment is named."""
     probes = (*PROBES, METRICS) if settings.metrics_token.get_secret_value() else PROBES
-    return KnownHosts(app, host=settings.public_host if settings.environment else "", probes=probes)
+    return TrustedHosts(app, host=settings.public_host if settings.environment else "", probes=probes)
 
 
 def asked_host(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, MutableMapping
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -16,6 +18,8 @@ from api.accounts.tokens import AccessTokenClaims, BadToken
 from api.transport.concurrency import Turns
 from api.transport.media_types import media_type
 from api.transport.problems import Problem, problem
+
+log = logging.getLogger(__name__)
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -35,7 +39,7 @@ BUSY = "Many photos are arriving; send yours again in a moment."
 STRICT = "max-age=31536000; includeSubDomains"
 
 
-class SafeHeaders:
+class SecurityHeaders:
     """Headers that keep browsers from guessing, framing, sharing and storing, unless a page sets its own."""
 
     def __init__(self, app: ASGIApp, *, tls: bool) -> None:
@@ -52,7 +56,7 @@ class SafeHeaders:
         await self.app(scope, receive, sending)
 
 
-class Revalidated:
+class ETags:
     """An `ETag` on every JSON document, and 304 to a client that has it already: polling costs little.
 
     Browsers still store nothing of it; it is the client that remembers.
@@ -106,7 +110,7 @@ def _is_document(message: Message) -> bool:
     )  # fmt: skip
 
 
-class Bodies:
+class BodyLimits:
     """A request's body has arrived in time or the request is over; uploads come from people who signed in, few at a time.
 
     A form is read before its route is asked: without this anybody could have the service hold files for them, and a client that
@@ -178,3 +182,44 @@ class Bodies:
             return message
 
         return receiving
+
+
+class ErrorBoundary:
+    """Turns what escapes the application, or answers outside of its handlers, into problems: 413 and 500 among them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        replaced, started = False, False
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal replaced, started
+            if message["type"] == "http.response.start":
+                started = True
+                replaced = message["status"] >= 400 and _is_plain_text(message)
+                if replaced:
+                    return await problem(message["status"], headers=_kept(message))(scope, receive, send)
+            elif replaced:
+                return None
+            return await send(message)
+
+        try:
+            return await self.app(scope, receive, sending)
+        except Exception:
+            log.exception("a request failed")
+            if started:
+                raise
+            return await problem(500)(scope, receive, send)
+
+
+def _is_plain_text(message: Message) -> bool:
+    return media_type(Headers(raw=list(message["headers"]))) in ("", "text/plain")
+
+
+def _kept(message: Message) -> dict[str, str]:
+    """Headers that mean something beside the body."""
+    wanted = (b"retry-after", b"www-authenticate", b"allow", b"connection")
+    return {name.decode(): value.decode() for name, value in message["headers"] if name.lower() in wanted}

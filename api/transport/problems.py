@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -12,17 +12,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.accounts.login_sessions import SignedOut
 from api.accounts.openid_client import SignInFailed
 from api.accounts.tokens import BadToken
 from api.privacy.consents import ConsentRequired
 from api.records.database import AccountClosed, is_away
-from api.transport.media_types import media_type
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault.blobs import BlobMissing
 from photoflux.vault.keyring import KeyMissing, OwnerErased
@@ -119,7 +116,7 @@ def _body(status: int, kind: str, detail: str) -> dict[str, Any]:
     return {"type": TYPES + kind, "title": kind.replace("-", " "), "status": status, "detail": detail}
 
 
-def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """How problems of these statuses are described for an operation."""
     schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
     return {
@@ -140,7 +137,7 @@ def reason_of(detail: object) -> str:
     return ""
 
 
-def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = MappingProxyType({})) -> None:
+def install_handlers(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = MappingProxyType({})) -> None:
     """Answer every exception with a problem; `more` gives status and kind of further ones."""
     known: dict[type[Exception], tuple[int, str]] = {
         BadToken: (401, "unauthorized"),
@@ -187,44 +184,3 @@ def install(app: FastAPI, more: Mapping[type[Exception], tuple[int, str]] = Mapp
     app.add_exception_handler(PhotoFluxError, of_ours)
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(RequestValidationError, of_fields)
-
-
-class Outermost:
-    """Turns what escapes the application, or answers outside of its handlers, into problems: 413 and 500 among them."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        replaced, started = False, False
-
-        async def sending(message: MutableMapping[str, Any]) -> None:
-            nonlocal replaced, started
-            if message["type"] == "http.response.start":
-                started = True
-                replaced = message["status"] >= 400 and _is_plain_text(message)
-                if replaced:
-                    return await problem(message["status"], headers=_kept(message))(scope, receive, send)
-            elif replaced:
-                return None
-            return await send(message)
-
-        try:
-            return await self.app(scope, receive, sending)
-        except Exception:
-            log.exception("a request failed")
-            if started:
-                raise
-            return await problem(500)(scope, receive, send)
-
-
-def _is_plain_text(message: Message) -> bool:
-    return media_type(Headers(raw=list(message["headers"]))) in ("", "text/plain")
-
-
-def _kept(message: Message) -> dict[str, str]:
-    """Headers that mean something beside the body."""
-    wanted = (b"retry-after", b"www-authenticate", b"allow", b"connection")
-    return {name.decode(): value.decode() for name, value in message["headers"] if name.lower() in wanted}

@@ -173,7 +173,7 @@ def in_the_cloud(emulator: str) -> dict[str, str]:
 
 
 def innermost(app: Any) -> Any:
-    """The application inside its layers."""
+    """The application inside its middleware."""
     while hasattr(app, "app"):
         app = app.app
     return app

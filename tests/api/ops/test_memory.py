@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from api.ops.serve import GIVEN_BACK
+from api.ops.serve import MALLOC_SETTINGS
 
 CODE = """
 import gc, threading, time
@@ -36,7 +36,7 @@ print(scattered, resident() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_pages_between_others_are_given_back():
     """A fiftieth of what was taken is kept, all over the heap; freeing the rest gives nearly nothing back by itself."""
-    done = subprocess.run([sys.executable, "-c", CODE], env=GIVEN_BACK, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", CODE], env=MALLOC_SETTINGS, capture_output=True, text=True, check=True)
     scattered, left = map(float, done.stdout.split())
     assert scattered > 100
     assert left < scattered / 4

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from api.ops.inventory import inventory
-from api.ops.serve import make_site
+from api.ops.serve import make_supervisor
 from api.settings import ApiSettings
 from tests.api.ops.test_serve import signed_in, start
 
@@ -37,10 +37,14 @@ def stranger() -> Iterator[int]:
 
 
 def test_a_folder_is_served_once(settings: ApiSettings):
-    site, other = make_site(settings), make_site(settings)
-    with site.alone(), pytest.raises(SystemExit, match=f"is served by process {os.getpid()}"), other.alone():
+    supervisor, other = make_supervisor(settings), make_supervisor(settings)
+    with (
+        supervisor.exclusive(),
+        pytest.raises(SystemExit, match=f"is served by process {os.getpid()}"),
+        other.exclusive(),
+    ):
         pass
-    with other.alone():
+    with other.exclusive():
         files = [str(path.relative_to(settings.state_dir)) for path in settings.state_dir.rglob("*") if path.is_file()]
     assert files
     assert [name for name in files if not inventory().holds_file(name)] == []
@@ -49,7 +53,7 @@ def test_a_folder_is_served_once(settings: ApiSettings):
 @pytest.mark.parametrize("name", ["public_url", "engine_url"])
 def test_an_address_that_somebody_else_has_is_named(settings: ApiSettings, stranger: int, name: str):
     taken = settings.model_copy(update={name: f"http://127.0.0.1:{stranger}"})
-    with pytest.raises(SystemExit, match=f"PHOTOFLUX_{name.upper()}"), make_site(taken).alone():
+    with pytest.raises(SystemExit, match=f"PHOTOFLUX_{name.upper()}"), make_supervisor(taken).exclusive():
         pass
 
 

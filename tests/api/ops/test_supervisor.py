@@ -17,14 +17,14 @@ import pytest
 
 from api.accounts.embedded_provider import Accounts
 from api.ops import serve
-from api.ops.serve import EMAIL, Part, Site, demo_account, make_site, with_certificate
+from api.ops.serve import EMAIL, ManagedProcess, Supervisor, demo_account, make_supervisor, with_certificate
 from api.settings import ApiSettings
 from benchmarks.postgres import free_port
 
 
-def part(folder: Path, code: str, **more: object) -> Part:
+def managed(folder: Path, code: str, **more: object) -> ManagedProcess:
     """A process of a few lines of Python."""
-    made = Part("part", [sys.executable, "-c", code], log=folder / "part.log", scratch=folder / "scratch")
+    made = ManagedProcess("part", [sys.executable, "-c", code], log=folder / "part.log", scratch=folder / "scratch")
     for name, value in more.items():
         setattr(made, name, value)
     return made
@@ -42,7 +42,7 @@ WAIT = "import time; print('here', flush=True); time.sleep(600)"
 
 def test_a_part_has_a_scratch_folder_that_is_empty_whenever_it_starts(tmp_path: Path):
     code = "import os, pathlib; pathlib.Path(os.environ['TMPDIR'], 'left').touch(); print(len(os.listdir(os.environ['TMPDIR'])))"
-    one = part(tmp_path, code)
+    one = managed(tmp_path, code)
     for _ in range(2):
         one.start(dict(os.environ))
         assert one.process is not None
@@ -52,7 +52,10 @@ def test_a_part_has_a_scratch_folder_that_is_empty_whenever_it_starts(tmp_path: 
 
 
 def test_a_part_ends_kindly_or_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    kind, stubborn = part(tmp_path, WAIT), part(tmp_path, f"import signal; signal.signal(15, signal.SIG_IGN); {WAIT}")
+    kind, stubborn = (
+        managed(tmp_path, WAIT),
+        managed(tmp_path, f"import signal; signal.signal(15, signal.SIG_IGN); {WAIT}"),
+    )
     monkeypatch.setattr(serve, "GRACE_S", 1.0)
     for one, number in ((kind, signal.SIGTERM), (stubborn, signal.SIGKILL)):
         one.log = tmp_path / f"{number}.log"
@@ -63,13 +66,16 @@ def test_a_part_ends_kindly_or_for_good(tmp_path: Path, monkeypatch: pytest.Monk
         assert one.ended
         assert one.process is not None
         assert one.process.returncode == -number
-    part(tmp_path, WAIT).stop()
+    managed(tmp_path, WAIT).stop()
 
 
 def test_drawing_yields_to_answering(tmp_path: Path):
-    yielding = {part.name: part.stands_back for part in make_site(ApiSettings(state_dir=tmp_path), mlflow=False).parts}
+    yielding = {
+        managed.name: managed.niceness
+        for managed in make_supervisor(ApiSettings(state_dir=tmp_path), mlflow=False).processes
+    }
     assert yielding == {"engine": serve.ENGINE_NICE, "api": 0, "worker": 0}
-    one = part(tmp_path, WAIT, stands_back=3)
+    one = managed(tmp_path, WAIT, niceness=3)
     one.start(dict(os.environ))
     assert one.process is not None
     assert os.getpriority(os.PRIO_PROCESS, one.process.pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 3)
@@ -99,7 +105,7 @@ def test_nothing_of_a_part_that_ended_lives_on_but_what_has_a_session_of_its_own
     mine, own = tmp_path / "mine", tmp_path / "own"
     mine.mkdir()
     own.mkdir()
-    one = Part(
+    one = ManagedProcess(
         "part", [sys.executable, "-c", LEAVES, str(mine), str(own)], log=tmp_path / "log", scratch=tmp_path / "scratch"
     )
     one.start(dict(os.environ))
@@ -126,7 +132,7 @@ def test_nothing_of_a_part_that_ended_lives_on_but_what_has_a_session_of_its_own
 
 def test_what_ended_is_killed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its number may be somebody else's group later."""
-    killed, one = list[int](), part(tmp_path, "pass")
+    killed, one = list[int](), managed(tmp_path, "pass")
     monkeypatch.setattr(serve.os, "killpg", lambda group, _: killed.append(group))
     one.start(dict(os.environ))
     until(lambda: one.ended)
@@ -142,8 +148,12 @@ def test_what_ended_is_killed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_ends_is_started_again_until_an_interrupt(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                        monkeypatch: pytest.MonkeyPatch):  # fmt: skip
     monkeypatch.setattr(serve, "CALM_S", 0.0)
-    frail, steady = part(tmp_path, "print('here', flush=True)"), part(tmp_path, WAIT, log=tmp_path / "steady.log")
-    site, interrupted, nap = Site(ApiSettings(), [frail, steady], dict(os.environ)), list[bool](), time.sleep
+    frail, steady = managed(tmp_path, "print('here', flush=True)"), managed(tmp_path, WAIT, log=tmp_path / "steady.log")
+    supervisor, interrupted, nap = (
+        Supervisor(ApiSettings(), [frail, steady], dict(os.environ)),
+        list[bool](),
+        time.sleep,
+    )
 
     def sleep(seconds: float) -> None:
         """The module's own naps; after three starts, Ctrl-C."""
@@ -153,7 +163,7 @@ def test_what_ends_is_started_again_until_an_interrupt(tmp_path: Path, capsys: p
         nap(min(seconds, 0.05))
 
     monkeypatch.setattr(serve.time, "sleep", sleep)
-    site.run()
+    supervisor.run()
     said = capsys.readouterr().out
     assert "ready; Ctrl-C ends it" in said
     assert "part ended and is started again" in said
@@ -173,15 +183,15 @@ def test_readiness_is_waited_for_and_a_part_that_dies_is_named(tmp_path: Path, m
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        there = part(tmp_path, WAIT, ready=f"http://127.0.0.1:{server.server_port}/")
+        there = managed(tmp_path, WAIT, ready=f"http://127.0.0.1:{server.server_port}/")
         there.start(dict(os.environ))
-        Site(ApiSettings(), [there])._wait_until_ready()
+        Supervisor(ApiSettings(), [there])._wait_until_ready()
         there.stop()
         server.shutdown()
-    dead = part(tmp_path, "raise SystemExit(3)", ready=f"http://127.0.0.1:{free_port()}/")
+    dead = managed(tmp_path, "raise SystemExit(3)", ready=f"http://127.0.0.1:{free_port()}/")
     dead.start(dict(os.environ))
     with pytest.raises(SystemExit, match=r"part did not start; see .*part\.log"):
-        Site(ApiSettings(), [dead])._wait_until_ready()
+        Supervisor(ApiSettings(), [dead])._wait_until_ready()
 
 
 def test_the_demo_account_is_made_once(own_state: Path):
@@ -204,21 +214,26 @@ def test_a_certificate_is_made_once_and_its_authority_is_trusted(own_state: Path
 
 @pytest.mark.parametrize("mlflow", [False, True])
 def test_a_site_has_its_parts_and_tells_them_where_they_are(own_state: Path, mlflow: bool):
-    site = make_site(ApiSettings(public_url="http://127.0.0.1:8123", engine_url="http://127.0.0.1:8124"), mlflow=mlflow)
-    assert [one.name for one in site.parts] == ["engine", "api", "worker", *(["mlflow"] if mlflow else [])]
-    assert site.environment["PHOTOFLUX_PUBLIC_URL"] == "http://127.0.0.1:8123"
-    assert site.environment["AIP_HTTP_PORT"] == "8124"
-    assert site.environment["GOMP_SPINCOUNT"] == "2000"
-    assert all(one.log.parent == own_state / "logs" for one in site.parts)
-    assert len({one.scratch for one in site.parts}) == len(site.parts)
+    supervisor = make_supervisor(
+        ApiSettings(public_url="http://127.0.0.1:8123", engine_url="http://127.0.0.1:8124"), mlflow=mlflow
+    )
+    assert [one.name for one in supervisor.processes] == ["engine", "api", "worker", *(["mlflow"] if mlflow else [])]
+    assert supervisor.environment["PHOTOFLUX_PUBLIC_URL"] == "http://127.0.0.1:8123"
+    assert supervisor.environment["AIP_HTTP_PORT"] == "8124"
+    assert supervisor.environment["GOMP_SPINCOUNT"] == "2000"
+    assert all(one.log.parent == own_state / "logs" for one in supervisor.processes)
+    assert len({one.scratch for one in supervisor.processes}) == len(supervisor.processes)
     assert not [
-        word for one in site.parts for word in one.command if "password" in word.lower() or "token" in word.lower()
+        word
+        for one in supervisor.processes
+        for word in one.command
+        if "password" in word.lower() or "token" in word.lower()
     ]
 
 
 def test_the_command_serves_until_it_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    ran: list[Site] = []
-    monkeypatch.setattr(Site, "run", lambda site: ran.append(site))
+    ran: list[Supervisor] = []
+    monkeypatch.setattr(Supervisor, "run", lambda supervisor: ran.append(supervisor))
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert serve.main(["--no-mlflow", "--tls"]) == 0

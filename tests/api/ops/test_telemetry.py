@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from api.ops.health import Health
-from api.ops.telemetry import REQUEST_ID, Requests, Telemetry, quiet_libraries, set_up_logs
+from api.ops.telemetry import REQUEST_ID, RequestLog, Telemetry, quiet_libraries, set_up_logs
 from benchmarks.log_check import not_json, with_words
 from tests.api.people import Person, Site, is_problem
 
@@ -166,7 +166,7 @@ def test_an_application_that_cannot_start_says_where(lines: io.StringIO):
         raise ValueError(WORD)
 
     with pytest.raises(ValueError, match=WORD):
-        asyncio.run(Requests(app)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+        asyncio.run(RequestLog(app)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     (line,) = told(lines)
     assert (line["exception"], line["level"]) == ("ValueError", "error")
 

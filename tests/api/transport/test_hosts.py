@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from api.settings import ApiSettings
-from api.transport.hosts import KnownHosts, asked_host, known_hosts
+from api.transport.hosts import TrustedHosts, asked_host, trusted_hosts
 from tests.api.people import is_problem
 
 HERE = [
@@ -56,7 +56,7 @@ def status(app: Any, *hosts: str | bytes, path: str = "/", more: tuple[tuple[byt
 
 @pytest.fixture(scope="module")
 def alone() -> Any:
-    return KnownHosts(answer_all)
+    return TrustedHosts(answer_all)
 
 
 @pytest.mark.parametrize("host", HERE)
@@ -73,32 +73,34 @@ def test_one_machine_is_reached_by_no_other_name(alone: Any, host: str):
 @pytest.mark.parametrize("path", ["/", "/metrics"])
 def test_one_machine_has_no_proxy_in_front(alone: Any, name: str, path: str):
     assert status(alone, "127.0.0.1", path=path, more=((name.encode(), b"1.2.3.4"),)) == 421
-    assert status(KnownHosts(answer_all, host="photos.example"), "photos.example", more=((name.encode(), b"1"),)) == 200
+    assert (
+        status(TrustedHosts(answer_all, host="photos.example"), "photos.example", more=((name.encode(), b"1"),)) == 200
+    )
 
 
 def test_the_refusal_says_what_to_set():
-    client = TestClient(KnownHosts(answer_all), base_url="http://photos.example")
+    client = TestClient(TrustedHosts(answer_all), base_url="http://photos.example")
     assert "PHOTOFLUX_ENVIRONMENT" in is_problem(client.get("/"), 421, "misdirected")["detail"]
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 @pytest.mark.parametrize("host", ["", "photos.example"])
 def test_probes_come_by_any_name(host: str, path: str):
-    app = KnownHosts(answer_all, host=host)
+    app = TrustedHosts(answer_all, host=host)
     assert status(app, "10.1.2.3:8000", path=path) == status(app, path=path) == 200
     assert status(app, "10.1.2.3:8000", path=path + "x") == 421
 
 
 @pytest.mark.parametrize("host", ["photos.example", "PHOTOS.example:443", "photos.example."])
 def test_a_public_service_answers_for_its_name(host: str):
-    assert status(KnownHosts(answer_all, host="Photos.Example"), host) == 200
+    assert status(TrustedHosts(answer_all, host="Photos.Example"), host) == 200
 
 
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "evil.example", "photos.example.evil.example", "xphotos.example", ""]
 )
 def test_a_public_service_answers_for_no_other(host: str):
-    assert status(KnownHosts(answer_all, host="photos.example"), host) == 421
+    assert status(TrustedHosts(answer_all, host="photos.example"), host) == 421
 
 
 def test_several_hosts_or_none_are_refused(alone: Any):
@@ -120,7 +122,7 @@ def test_the_settings_say_which_hosts_are_known():
             "127.0.0.1",
         ),
     ):
-        app = known_hosts(answer_all, ApiSettings(**facts))  # type: ignore[arg-type]
+        app = trusted_hosts(answer_all, ApiSettings(**facts))  # type: ignore[arg-type]
         assert (status(app, good), status(app, bad)) == (200, 421)
 
 
@@ -137,7 +139,7 @@ def test_websockets_are_closed_and_lifespans_pass(alone: Any):
     async def inner(scope: Scope, receive: Receive, send: Send) -> None:
         passed.append(scope["type"])
 
-    asyncio.run(KnownHosts(inner)({"type": "lifespan"}, None, send))  # type: ignore[arg-type]
+    asyncio.run(TrustedHosts(inner)({"type": "lifespan"}, None, send))  # type: ignore[arg-type]
     assert passed == ["lifespan"]
 
 
@@ -146,7 +148,7 @@ def test_websockets_are_closed_and_lifespans_pass(alone: Any):
 @example(b"[::ffff:127.0.0.1]")
 def test_whatever_a_header_holds_is_loopback_or_refused(value: bytes):
     """What passes is, to the letter, a loopback name or address with at most a port."""
-    if status(KnownHosts(answer_all), value) == 200:
+    if status(TrustedHosts(answer_all), value) == 200:
         host = value.decode().lower()
         bare = host[1 : host.index("]")] if host.startswith("[") else host.partition(":")[0].removesuffix(".")
         assert bare == "localhost" or ipaddress.ip_address(bare).is_loopback
@@ -171,7 +173,7 @@ def test_nothing_can_be_put_before_or_after_a_name(name: str, more: str, before:
 @pytest.mark.parametrize(("token", "expected"), [("", 421), ("0123456789abcdef", 200)])
 def test_metrics_come_by_any_name_only_where_they_take_a_token(token: str, expected: int):
     """A page of somebody else's that was given this machine's address by its name must not read them."""
-    app = known_hosts(answer_all, ApiSettings(metrics_token=token))  # type: ignore[arg-type]
+    app = trusted_hosts(answer_all, ApiSettings(metrics_token=token))  # type: ignore[arg-type]
     client = TestClient(app, base_url="http://evil.example")
     assert client.get("/metrics").status_code == expected
     assert client.get("/livez").status_code == 200

@@ -33,7 +33,7 @@ SECONDS = 1.0
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Site]]:
     """A server with little patience that takes one upload at a time."""
-    folder = tmp_path_factory.mktemp("layers")
+    folder = tmp_path_factory.mktemp("middleware")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PHOTOFLUX_STATE_DIR", str(folder))
         patch.setattr(middleware, "WAIT_S", 0.5)
@@ -117,7 +117,7 @@ def test_an_upload_of_which_nothing_arrives_loses_its_place_long_before_a_slow_o
     async def send(_: Message) -> None:
         raise AssertionError
 
-    bodies = middleware.Bodies(
+    body_limits = middleware.BodyLimits(
         take, seconds=50, uploads=1, check=lambda _: cast(AccessTokenClaims, SimpleNamespace(user_id="x"))
     )
     scope = {
@@ -127,7 +127,7 @@ def test_an_upload_of_which_nothing_arrives_loses_its_place_long_before_a_slow_o
         "headers": [(b"authorization", b"Bearer x"), (b"content-length", b"%d" % length)],
     }
     with pytest.raises(HTTPException, match="408") if stalls else nullcontext():
-        asyncio.run(bodies(scope, receive, send))
+        asyncio.run(body_limits(scope, receive, send))
 
 
 def test_of_too_many_uploads_some_are_sent_away(served: tuple[str, Site], ada: Person):
@@ -277,5 +277,5 @@ def test_strict_transport_over_tls_alone(tls: bool):
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(middleware.SafeHeaders(app, tls=tls)({"type": "http"}, None, send))  # type: ignore[arg-type]
+    asyncio.run(middleware.SecurityHeaders(app, tls=tls)({"type": "http"}, None, send))  # type: ignore[arg-type]
     assert ("strict-transport-security" in {name.decode() for name, _ in sent[0]["headers"]}) is tls
