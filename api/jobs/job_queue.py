@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.privacy.erasure import DeletionPlan
 from api.records.database import only_one
-from api.records.tables import Export, Generation, Notice, Run, new_id
+from api.records.tables import Export, Generation, Run, WebhookDelivery, new_id
 from api.schemas import iso
 
 RUNS, DRAWINGS, DELIVERIES, EXPORTS = "runs", "drawings", "deliveries", "exports"
@@ -99,11 +99,11 @@ class Line:
         """Delete what deleted rows named."""
         self._put(session, REMOVALS, "remove", new_id(), owner=gone.owner, args=(asdict(gone),))
 
-    def put_notice(self, session: Session, notice: Notice) -> None:
+    def put_notice(self, session: Session, notice: WebhookDelivery) -> None:
         """Tell a person's address."""
         self._put(session, DELIVERIES, "tell", notice.id, owner=notice.user_id)
 
-    def put_notice_again(self, session: Session, notice: Notice, attempt: int, delay_s: float) -> None:
+    def put_notice_again(self, session: Session, notice: WebhookDelivery, attempt: int, delay_s: float) -> None:
         """Tell it later."""
         again = f"{notice.id}:{attempt}"
         self._put(session, DELIVERIES, "tell", again, owner=notice.user_id, args=(notice.id, attempt), delay_s=delay_s)

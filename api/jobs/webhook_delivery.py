@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from api.jobs.job_queue import Line
 from api.records.database import AccountClosed, Records, outlasting, retried
-from api.records.tables import ACTIVE, Export, Generation, Notice, Run, User, Webhook, new_id, now_ms
+from api.records.tables import ACTIVE, Export, Generation, Run, User, Webhook, WebhookDelivery, new_id, now_ms
 from api.schemas import iso
 from api.transport.addresses import Address, is_public
 from photoflux.errors import InputError, PhotoFluxError
@@ -68,9 +68,9 @@ class Subscriptions:
         for webhook in session.scalars(theirs.with_for_update(read=True, key_share=True)):
             self.tell(session, webhook, action, str(object_id), outcome)
 
-    def tell(self, session: Session, webhook: Webhook, event: str, object_id: str, outcome: str) -> Notice:
+    def tell(self, session: Session, webhook: Webhook, event: str, object_id: str, outcome: str) -> WebhookDelivery:
         """Record a notice and put it in line."""
-        notice = Notice(
+        notice = WebhookDelivery(
             id=new_id(), user_id=webhook.user_id, webhook_id=webhook.id, event=event, object_id=object_id, outcome=outcome
         )  # fmt: skip
         session.add(notice)
@@ -141,7 +141,7 @@ class Messenger:
     records: Records
     keyring: Keyring
     private: bool
-    again: Callable[[Session, Notice, int, float], None]
+    again: Callable[[Session, WebhookDelivery, int, float], None]
     verify: Any = True
     require: Callable[[], None] = lambda: None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -149,7 +149,7 @@ class Messenger:
     def perform(self, notice_id: str, attempt: int = 1) -> str:
         """Send and record; what is not taken is sent again later, `ATTEMPTS` times at most."""
         with self.records.reading() as session:
-            notice = session.get(Notice, notice_id)
+            notice = session.get(WebhookDelivery, notice_id)
             webhook = session.get(Webhook, notice.webhook_id) if notice else None
         if notice is None or webhook is None or notice.state not in ACTIVE:
             return notice.state if notice else "cancelled"
@@ -169,11 +169,11 @@ class Messenger:
 
     @outlasting  # recording alone: what is sent again is a second message
     @retried
-    def _put_off(self, notice: Notice, attempt: int) -> str:
+    def _put_off(self, notice: WebhookDelivery, attempt: int) -> str:
         if attempt >= ATTEMPTS:
             return self.fail(notice.id)
         with suppress(AccountClosed), self.records.writing_for(notice.user_id) as session:
-            current = session.get(Notice, notice.id, with_for_update=True)
+            current = session.get(WebhookDelivery, notice.id, with_for_update=True)
             if current is not None and current.state in ACTIVE:
                 self.again(session, current, attempt + 1, FIRST_PAUSE_S * 3 ** (attempt - 1))
                 return "queued"
@@ -191,12 +191,12 @@ class Messenger:
     @retried
     def _end(self, notice_id: str, state: str) -> str:
         with self.records.writing() as session:
-            notice = session.get(Notice, notice_id, with_for_update=True)
+            notice = session.get(WebhookDelivery, notice_id, with_for_update=True)
             if notice is not None and notice.state in ACTIVE:
                 notice.state, notice.finished_ms = state, now_ms()
         return state
 
-    def _send(self, webhook: Webhook, notice: Notice) -> int:
+    def _send(self, webhook: Webhook, notice: WebhookDelivery) -> int:
         """The status that the address answers with; what else it says is not read. Raises Undelivered."""
         from standardwebhooks import Webhook as Signer
 
@@ -232,7 +232,7 @@ def _netloc(ip: str, port: int | None) -> str:
     return f"{host}:{port}" if port else host
 
 
-def message(notice: Notice) -> str:
+def message(notice: WebhookDelivery) -> str:
     """What is told: which kind of thing ended how, by id."""
     data = {"id": notice.object_id, "state": notice.outcome}
     return json.dumps({"type": notice.event, "timestamp": iso(notice.created_ms), "data": data})

@@ -17,9 +17,9 @@ from photoflux.vault.sealed import seal_bytes, unseal_bytes
 REMOVED = "it was removed after a complaint"
 
 
-def new_complaint(reason: str, about: str | None, text: str, contact: str, *, keyring: Keyring) -> Complaint:
+def new_complaint(reason: str, adapter_sha256: str | None, text: str, contact: str, *, keyring: Keyring) -> Complaint:
     """A complaint whose words are sealed by the service's own keyset, which operators' requests open."""
-    row = Complaint(id=new_id(), reason=reason, about=about, state="open")
+    row = Complaint(id=new_id(), reason=reason, adapter_sha256=adapter_sha256, state="open")
     words = json.dumps({"text": text, "contact": contact}).encode()
     row.details = seal_bytes(words, label=service_label("complaint", row.id), keyring=keyring)
     return row
@@ -33,7 +33,7 @@ def words_of(row: Complaint, keyring: Keyring) -> dict[str, str]:
 def take_down(session: Session, row: Complaint, audit_log: AuditLog) -> list[DeletionPlan]:
     """Delete the models that a complaint names by their adapter, and every picture of their subjects."""
     taken = []
-    models = select(Model.subject_id).where(Model.adapter_sha256 == row.about)
+    models = select(Model.subject_id).where(Model.adapter_sha256 == row.adapter_sha256)
     owners = select(Subject.user_id).where(Subject.id.in_(models))
     list(session.scalars(select(User.id).where(User.id.in_(owners)).order_by(User.id).with_for_update()))
     subjects = select(Subject).where(Subject.id.in_(models)).order_by(Subject.id).with_for_update()

@@ -28,12 +28,12 @@ from api.records.tables import (
     Generation,
     LoginSession,
     Model,
-    Notice,
     Photo,
     Run,
     Subject,
     Tombstone,
     User,
+    WebhookDelivery,
     new_id,
     now_ms,
 )
@@ -83,7 +83,7 @@ def erase_subject(session: Session, subject: Subject) -> DeletionPlan:
         plan.add("photo", photo.id)
         plan.add("thumbnail", photo.id)
     for run in session.scalars(select(Run).where(Run.subject_id == subject.id).order_by(Run.id).with_for_update()):
-        run.cancel_ms = run.cancel_ms or now_ms()
+        run.cancel_requested_ms = run.cancel_requested_ms or now_ms()
         plan.add("set", run.id)
         plan.add("report", f"{run.id}.")
     _add_models(session, subject, plan)
@@ -139,9 +139,9 @@ def begin_erasure(session: Session, user: User, audit_log: AuditLog) -> str:
     exports = select(Export).where(Export.user_id == user.id, Export.state.in_(ACTIVE))
     for export in session.scalars(exports.order_by(Export.id).with_for_update()):
         end_export(session, export, "cancelled", audit_log, code="cancelled", why=CLOSED)
-    notices = select(Notice).where(Notice.user_id == user.id, Notice.state.in_(ACTIVE))
-    for notice in session.scalars(notices.order_by(Notice.id).with_for_update()):
-        notice.state, notice.finished_ms = "cancelled", now_ms()
+    deliveries = select(WebhookDelivery).where(WebhookDelivery.user_id == user.id, WebhookDelivery.state.in_(ACTIVE))
+    for delivery in session.scalars(deliveries.order_by(WebhookDelivery.id).with_for_update()):
+        delivery.state, delivery.finished_ms = "cancelled", now_ms()
     receipt = new_id()
     session.add(Tombstone(receipt=receipt, login=user.login, user_id=user.id, erased_ms=now_ms()))
     audit_log.record(session, user.id, "account.erased", receipt, "begun")

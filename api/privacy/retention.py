@@ -28,7 +28,6 @@ from api.records.tables import (
     LoginFlow,
     LoginSession,
     Model,
-    Notice,
     Photo,
     Picture,
     Run,
@@ -37,6 +36,7 @@ from api.records.tables import (
     Tombstone,
     Usage,
     User,
+    WebhookDelivery,
     now_ms,
 )
 from api.settings import RetentionPeriods
@@ -173,13 +173,13 @@ class Retention:
             delete(LoginFlow).where(LoginFlow.expires_ms < now_ms()),
             delete(LoginSession).where(LoginSession.expires_ms < now_ms()),
             delete(SigningKey).where(SigningKey.retired_ms < now_ms() - DAY_MS),
-            delete(Notice).where(Notice.finished_ms < _before(self.periods.notices)),
+            delete(WebhookDelivery).where(WebhookDelivery.finished_ms < _before(self.periods.webhook_deliveries)),
             delete(Usage).where(Usage.created_ms < now_ms() - DAY_MS),
             delete(Complaint).where(Complaint.closed_ms < _before(self.periods.complaints)),
             delete(Tombstone).where(Tombstone.done_ms < _before(self.periods.tombstones)),
         ]
-        answered = Complaint.created_ms < now_ms() - REPLAY_MS, Complaint.request_key.is_not(None)
-        forgotten = update(Complaint).where(*answered).values(request_key=None, request=None)
+        answered = Complaint.created_ms < now_ms() - REPLAY_MS, Complaint.idempotency_key_digest.is_not(None)
+        forgotten = update(Complaint).where(*answered).values(idempotency_key_digest=None, request_digest=None)
         self._executed(forgotten)
         return sum(self._executed(statement) for statement in past)
 

@@ -36,7 +36,7 @@ UNKEYED, KEYED = 1, 2
 HEAD, HEAD_DIGITS = "head", 12
 """Kind of object, and digits of its id, so that ids sort as numbers do."""
 DAY_MS = 24 * 3600 * 1000
-FIELDS = ("number", "at_ms", "actor", "action", "object", "outcome", "before")
+FIELDS = ("number", "at_ms", "actor", "action", "object", "outcome", "previous_digest")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class AuditLog:
         last = session.scalar(select(AuditEntry).order_by(AuditEntry.number.desc()).limit(1))
         entry = AuditEntry(
             number=last.number + 1 if last else 1, at_ms=now_ms(), actor=actor, action=action, object=obj,
-            outcome=outcome, before=last.digest if last else FIRST, scheme=KEYED,
+            outcome=outcome, previous_digest=last.digest if last else FIRST, scheme=KEYED,
         )  # fmt: skip
         entry.digest = self.digest_of(entry)
         session.add(entry)
@@ -85,7 +85,7 @@ class AuditLog:
         """Number of the first entry that was changed, or before which one is missing; None when the chain is whole."""
         before, number, scheme = FIRST, 0, UNKEYED
         for entry in session.scalars(select(AuditEntry).order_by(AuditEntry.number).execution_options(yield_per=1000)):
-            follows = entry.number == number + 1 and entry.before == before and entry.scheme in (scheme, KEYED)
+            follows = entry.number == number + 1 and entry.previous_digest == before and entry.scheme in (scheme, KEYED)
             if not follows or not hmac.compare_digest(entry.digest, self.digest_of(entry)):
                 return number + 1
             before, number, scheme = entry.digest, entry.number, entry.scheme

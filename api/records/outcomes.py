@@ -42,9 +42,9 @@ def end_run(
 
 def cancel_run(session: Session, row: Run, audit_log: AuditLog) -> None:
     """End a run that has not begun; have one that is under way ended by who watches it. One that has ended stays."""
-    if row.state not in ACTIVE or row.cancel_ms:
+    if row.state not in ACTIVE or row.cancel_requested_ms:
         return
-    row.cancel_ms = now_ms()
+    row.cancel_requested_ms = now_ms()
     if row.state == "queued":
         end_run(session, row, "cancelled", audit_log, code="cancelled", why=CANCELLED)
 

@@ -27,8 +27,8 @@ from photoflux.vault.sealed import Label
 
 LOCK_ORDER = (
     "login_flows", "signing_keys", "users", "login_sessions", "refresh_tokens", "consents", "subjects", "photos", "runs", "generations",
-    "pictures", "feedback", "models", "exports", "webhooks", "idempotency", "usage", "complaints",
-    "tombstones", "workers", "notices", "audit_log",
+    "pictures", "feedback", "models", "exports", "webhooks", "idempotency_keys", "usage", "complaints",
+    "tombstones", "workers", "webhook_deliveries", "audit_log",
 )  # fmt: skip
 """Transactions lock rows of tables in this order and no other, so that no two wait for each other; a test reads the statements."""
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -217,7 +217,7 @@ class Run(Base):
     remote_id: Mapped[str | None] = mapped_column(String(256))
     estimate: Mapped[dict[str, Any]]
     actual: Mapped[dict[str, Any] | None]
-    cancel_ms: Mapped[int | None]
+    cancel_requested_ms: Mapped[int | None]
     sign_off: Mapped[str | None] = mapped_column(String(16))
     sign_off_reason: Mapped[bytes | None]
     created_ms: Mapped[int] = mapped_column(default=now_ms)
@@ -313,15 +313,14 @@ class Feedback(Base):
 
 
 class IdempotencyKey(Base):
-    """A request that may be repeated: the same key gives the stored answer. `answer` is sealed, None while it is made."""
+    """A request that may be repeated: the same key gives the stored response, which is sealed."""
 
-    __tablename__ = "idempotency"
+    __tablename__ = "idempotency_keys"
     user_id: Mapped[str] = mapped_column(String(32), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
-    key: Mapped[str] = mapped_column(primary_key=True)
-    """Digest of the key that was sent."""
-    request: Mapped[str]
+    key_digest: Mapped[str] = mapped_column(primary_key=True)
+    request_digest: Mapped[str]
     status: Mapped[int | None]
-    answer: Mapped[bytes | None]
+    response: Mapped[bytes | None]
     created_ms: Mapped[int] = mapped_column(default=now_ms, index=True)
 
 
@@ -347,10 +346,10 @@ class Webhook(Base):
     created_ms: Mapped[int] = mapped_column(default=now_ms)
 
 
-class Notice(Base):
-    """That an address is to be told of something: what it was about, and whether it has been."""
+class WebhookDelivery(Base):
+    """A message to a webhook: the event, the row it is about, and whether the address has taken it."""
 
-    __tablename__ = "notices"
+    __tablename__ = "webhook_deliveries"
     id: Mapped[str] = _key()
     user_id: Mapped[str] = _owner()
     webhook_id: Mapped[str] = mapped_column(String(32), ForeignKey("webhooks.id", ondelete="CASCADE"), index=True)
@@ -383,17 +382,17 @@ class Export(Base):
 class Complaint(Base):
     """What somebody, who need not have an account, reports; `details` is sealed by the service's own keyset.
 
-    `about` is the adapter's digest as a picture's credentials name it.
+    `adapter_sha256` is as a picture's content credentials name it.
     """
 
     __tablename__ = "complaints"
     id: Mapped[str] = _key()
     reason: Mapped[str] = mapped_column(String(16))
-    about: Mapped[str | None]
+    adapter_sha256: Mapped[str | None]
     details: Mapped[bytes]
-    request_key: Mapped[str | None] = mapped_column(unique=True)
+    idempotency_key_digest: Mapped[str | None] = mapped_column(unique=True)
     """Digest of the `Idempotency-Key` that it came with; None once a repeat would be a new complaint."""
-    request: Mapped[str | None]
+    request_digest: Mapped[str | None]
     """Digest of what came with that key."""
     state: Mapped[str] = mapped_column(String(16), default="open")
     created_ms: Mapped[int] = mapped_column(default=now_ms, index=True)
@@ -414,7 +413,7 @@ class AuditEntry(Base):
     action: Mapped[str]
     object: Mapped[str | None]
     outcome: Mapped[str] = mapped_column(String(16))
-    before: Mapped[str]
+    previous_digest: Mapped[str]
     digest: Mapped[str] = mapped_column(unique=True)
     scheme: Mapped[int] = mapped_column(default=2)
 

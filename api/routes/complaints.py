@@ -68,8 +68,8 @@ def complain(
     limits.check("complain", address_of(request))
     row = new_complaint(body.reason, body.adapter, body.text, body.contact or "", keyring=keyring)
     if idempotency_key:
-        row.request_key = keyed_digest(audit_log.pepper, "complaint", idempotency_key)
-        row.request = keyed_digest(audit_log.pepper, "complaint", body.model_dump_json())
+        row.idempotency_key_digest = keyed_digest(audit_log.pepper, "complaint", idempotency_key)
+        row.request_digest = keyed_digest(audit_log.pepper, "complaint", body.model_dump_json())
     try:
         with records.writing() as session:
             session.add(row)
@@ -83,10 +83,10 @@ def complain(
 def _sent_before(records: Records, row: Complaint) -> Complaint:
     """The complaint that came with the same key. A problem of 422 where it was another one."""
     with records.reading() as session:
-        known = session.scalar(select(Complaint).where(Complaint.request_key == row.request_key))
+        known = session.scalar(select(Complaint).where(Complaint.idempotency_key_digest == row.idempotency_key_digest))
     if known is None:
         raise Problem(409, "conflict", "The same request is being answered; send it again.")
-    if known.request != row.request:
+    if known.request_digest != row.request_digest:
         raise key_mismatch()
     return known
 
@@ -139,6 +139,6 @@ def close_complaint(
 def _to_public(keyring: Keyring, row: Complaint) -> ComplaintPublic:
     said = words_of(row, keyring)
     return ComplaintPublic(
-        id=row.id, reason=row.reason, adapter=row.about, text=said["text"], contact=said["contact"], state=row.state,  # type: ignore[arg-type]
+        id=row.id, reason=row.reason, adapter=row.adapter_sha256, text=said["text"], contact=said["contact"], state=row.state,  # type: ignore[arg-type]
         created=utc(row.created_ms), closed=utc(row.closed_ms),
     )  # fmt: skip

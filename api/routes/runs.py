@@ -105,7 +105,7 @@ def cancel_run(run_id: Id, records: RecordsDep, audit_log: AuditLogDep, current_
     """End a run; one that has ended stays as it is."""
     with records.writing_for(current_user.user_id) as session:
         run = owned(session, Run, run_id, current_user, lock=True)
-        if run.state in ACTIVE and not run.cancel_ms:  # asked for twice, it is cancelled once
+        if run.state in ACTIVE and not run.cancel_requested_ms:  # asked for twice, it is cancelled once
             audit_log.record(session, current_user.user_id, "run.cancelled", run.id)
         end_early(session, run, audit_log)
         return to_public(session, run)

@@ -25,7 +25,7 @@ from api.deps import (
 from api.jobs.webhook_delivery import TEST, address_of, check_address, new_webhook
 from api.records.audit_log import AuditLog
 from api.records.database import Records, at_end, retried
-from api.records.tables import Notice, Webhook
+from api.records.tables import Webhook, WebhookDelivery
 from api.schemas import Id, Page, RequestBody, State, Time, utc
 from api.transport.idempotency import IdempotencyGuard
 from api.transport.paging import PageQueryDep
@@ -131,7 +131,12 @@ def delete_webhook(webhook_id: Id, records: RecordsDep, audit_log: AuditLogDep, 
 
 
 def _to_public(session: Session, keyring: Keyring, row: Webhook, *, secret: str | None = None) -> WebhookPublic:
-    last = select(Notice.state).where(Notice.webhook_id == row.id).order_by(Notice.created_ms.desc()).limit(1)
+    last = (
+        select(WebhookDelivery.state)
+        .where(WebhookDelivery.webhook_id == row.id)
+        .order_by(WebhookDelivery.created_ms.desc())
+        .limit(1)
+    )
     return WebhookPublic(
         id=row.id, url=address_of(row, keyring), secret=secret, last=session.scalar(last),
         created=utc(row.created_ms),

@@ -89,7 +89,7 @@ class FineTuning:
         row = self._row(run_id)
         if row is None or row.state == State.cancelled:
             return self._deleted(run_id)
-        if row.cancel_ms:
+        if row.cancel_requested_ms:
             return State.cancelled
         self.require()
         params = pipeline_params(row)
@@ -138,7 +138,7 @@ class FineTuning:
             if run.state.ended:
                 return run
             row = self._row(run_id)
-            if row is None or row.cancel_ms or row.error:
+            if row is None or row.cancel_requested_ms or row.error:
                 self.require()
                 self.orchestrator.cancel(ref)
             elif now_ms() - (row.started_ms or now_ms()) > 1000 * self.limit_s:
@@ -159,7 +159,7 @@ class FineTuning:
             return self.fail(run_id, "internal", "what the run made was altered or exchanged; start it anew")
         except RunGone:  # deleted with what was learnt of the subject, where a consent was withdrawn
             current = self._row(run_id)
-            if current is None or current.cancel_ms:
+            if current is None or current.cancel_requested_ms:
                 return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
             return self.fail(run_id, "internal", "what the run made is gone; start it anew")
 
@@ -193,7 +193,7 @@ class FineTuning:
             if found is None or found.state not in ACTIVE:
                 return found.state if found else State.cancelled
             row = found
-            if row.cancel_ms:
+            if row.cancel_requested_ms:
                 return self._end(session, row, "cancelled", "cancelled", CANCELLED)
             seconds = (now_ms() - (row.started_ms or now_ms())) / 1000
             cost = round(seconds / 3600 * self.price_per_hour, 4)

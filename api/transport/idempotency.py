@@ -29,34 +29,40 @@ class IdempotencyGuard:
     """One request by its key; without a key everything is done as often as it is asked for."""
 
     user_id: str
-    key: str | None
-    request: str
+    key_digest: str | None
+    request_digest: str
     keyring: Keyring
 
     def including(self, *parts: bytes) -> IdempotencyGuard:
         """The same request, told apart by more than its body: a form's fields, and the digests of uploaded files."""
-        return replace(self, request=_digest(self.request.encode(), *parts))
+        return replace(self, request_digest=_digest(self.request_digest.encode(), *parts))
 
     def replay(self, session: Session, kind: type[Answer]) -> Answer | None:
         """What was answered before. A problem of 422 when the key came with another request."""
-        if self.key is None:
+        if self.key_digest is None:
             return None
-        known = session.get(IdempotencyKey, (self.user_id, self.key))
+        known = session.get(IdempotencyKey, (self.user_id, self.key_digest))
         if known is None or known.created_ms < now_ms() - REPLAY_MS:
             return None
-        if known.request != self.request:
+        if known.request_digest != self.request_digest:
             raise key_mismatch()
-        assert known.answer is not None
-        return kind.model_validate_json(unseal_bytes(known.answer, label=self._label, keyring=self.keyring))
+        assert known.response is not None
+        return kind.model_validate_json(unseal_bytes(known.response, label=self._label, keyring=self.keyring))
 
     def store(self, session: Session, answer: Answer, *, status: int) -> Answer:
         """Remember the answer with the work it is about. Of two at once the later one fails here."""
-        if self.key is not None:
+        if self.key_digest is not None:
             old = IdempotencyKey.created_ms < now_ms() - REPLAY_MS
             session.execute(delete(IdempotencyKey).where(IdempotencyKey.user_id == self.user_id, old))
             sealed = seal_bytes(answer.model_dump_json().encode(), label=self._label, keyring=self.keyring)
             session.add(
-                IdempotencyKey(user_id=self.user_id, key=self.key, request=self.request, status=status, answer=sealed)
+                IdempotencyKey(
+                    user_id=self.user_id,
+                    key_digest=self.key_digest,
+                    request_digest=self.request_digest,
+                    status=status,
+                    response=sealed,
+                )
             )
             try:
                 session.flush()
@@ -66,7 +72,7 @@ class IdempotencyGuard:
 
     @property
     def _label(self) -> Label:
-        return Label(self.user_id, "answer", str(self.key))
+        return Label(self.user_id, "response", str(self.key_digest))
 
 
 def key_mismatch() -> Problem:

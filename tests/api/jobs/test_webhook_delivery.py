@@ -22,7 +22,7 @@ from standardwebhooks import WebhookVerificationError
 
 from api.jobs import webhook_delivery
 from api.jobs.webhook_delivery import ATTEMPTS, Messenger, check_address
-from api.records.tables import Notice, Webhook, now_ms
+from api.records.tables import Webhook, WebhookDelivery, now_ms
 from photoflux.errors import InputError
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_generations import ask
@@ -82,9 +82,9 @@ def messenger(site: Site, **more: Any) -> Messenger:
     return Messenger(site.service.records, site.service.keyring, **{"private": True, "again": again, **more})
 
 
-def notices(site: Site, person: Person) -> list[Notice]:
+def notices(site: Site, person: Person) -> list[WebhookDelivery]:
     with site.service.records.reading() as session:
-        query = select(Notice).where(Notice.user_id == person.id).order_by(Notice.created_ms)
+        query = select(WebhookDelivery).where(WebhookDelivery.user_id == person.id).order_by(WebhookDelivery.created_ms)
         return list(session.scalars(query))
 
 

@@ -19,7 +19,7 @@ from api.jobs import job_queue, workflows
 from api.privacy.erasure import DeletionPlan, UnderWay
 from api.records import database
 from api.records.database import Records, open_engine
-from api.records.tables import Generation, Notice, Run, Subject, User, Webhook, new_id, now_ms
+from api.records.tables import Generation, Run, Subject, User, Webhook, WebhookDelivery, new_id, now_ms
 from pipelines.orchestrators import LOST
 from tests.api.conftest import migrated
 
@@ -345,7 +345,7 @@ def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[R
     class Hanging(Notes):
         def perform(self, *row_id: object) -> str:
             with records.reading() as session:
-                if session.get_one(Notice, row_id[0]).user_id == ada:
+                if session.get_one(WebhookDelivery, row_id[0]).user_id == ada:
                     assert hanging.wait(60)
             sent.append(str(row_id[0]))
             return "succeeded"
@@ -376,7 +376,9 @@ def tell_of(records: Records, line: job_queue.Line, user: str) -> str:
         webhook = Webhook(id=new_id(), user_id=user, address=b"", secret=b"")
         session.add(webhook)
         session.flush()
-        notice = Notice(id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z")
+        notice = WebhookDelivery(
+            id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z"
+        )
         session.add(notice)
         line.put_notice(session, notice)
     return str(notice.id)

@@ -49,13 +49,15 @@ def test_a_sealed_column_is_in_the_export_or_says_nothing_to_a_person():
         for name in one.sealed:
             table, column = name.split(".")
             personal = "user_id" in Base.metadata.tables[table].columns or table == "users"
-            assert not personal or name in shown or column in (*LEFT_OUT, "answer"), name
+            assert not personal or name in shown or column in (*LEFT_OUT, "response"), name
 
 
 def test_an_export_has_every_table_with_rows_of_a_person():
     mine = {name for name, table in Base.metadata.tables.items() if "user_id" in table.columns}
     shown = {kind.__tablename__ for kind in TABLES}
-    assert mine - shown == {"exports", "idempotency", "tombstones"}, "exports of exports, copies of answers, and proofs"
+    assert mine - shown == {"exports", "idempotency_keys", "tombstones"}, (
+        "exports of exports, copies of answers, and proofs"
+    )
 
 
 def test_every_kind_of_object_is_in_one_activity():

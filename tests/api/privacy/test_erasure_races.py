@@ -20,7 +20,7 @@ from api.privacy.erasure import Erasure, UnderWay
 from api.privacy.export import Exports
 from api.privacy.retention import Retention
 from api.records.database import AccountClosed
-from api.records.tables import Base, Notice
+from api.records.tables import Base, WebhookDelivery
 from api.settings import RetentionPeriods
 from api.training.finetuning import FineTuning
 from photoflux.errors import PhotoFluxError
@@ -135,7 +135,7 @@ def begin(
         made = person.post("/api/webhooks", json={"url": listener.url}).json()["id"]
         person.post(f"/api/webhooks/{made}/test")
         with service.records.reading() as session:
-            notice = session.scalars(select(Notice.id).where(Notice.webhook_id == made)).one()
+            notice = session.scalars(select(WebhookDelivery.id).where(WebhookDelivery.webhook_id == made)).one()
         return lambda: messenger(site).perform(notice)
 
     def retention(person: Person) -> Work:

@@ -177,7 +177,9 @@ def test_pictures_exports_and_leftover_rows_go(site: Site, ada: Person, sweep: C
             Export(id=export, user_id=ada.id, state="succeeded", expires_ms=now_ms() - 1, object_id=f"{export}.1")
         )
         session.add(LoginSession(id=login_session, user_id=ada.id, expires_ms=now_ms() - 1))
-        session.add(IdempotencyKey(user_id=ada.id, key="k", request="r", created_ms=now_ms() - 2 * DAY_MS))
+        session.add(
+            IdempotencyKey(user_id=ada.id, key_digest="k", request_digest="r", created_ms=now_ms() - 2 * DAY_MS)
+        )
         session.add(Tombstone(receipt=receipt, login="x", user_id="y", erased_ms=0, done_ms=1))
     site.objects.put(ada.id, "export", f"{export}.1", b"zip")
     swept = sweep(pictures=30)

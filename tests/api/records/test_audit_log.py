@@ -41,7 +41,7 @@ def recompute(log: AuditHeads, audit_log: AuditLog, *, scheme: int = KEYED) -> N
             session.execute(update(AuditEntry).where(AuditEntry.number == entry.number).values(number=-number))
             session.expire(entry)
             changed = session.get_one(AuditEntry, -number)
-            changed.number, changed.before, changed.scheme = number, before, scheme
+            changed.number, changed.previous_digest, changed.scheme = number, before, scheme
             changed.digest = audit_log.digest_of(changed)
             before = changed.digest
             session.flush()

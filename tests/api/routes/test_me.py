@@ -143,7 +143,7 @@ def rows_about(site: Site, owner: str) -> list[str]:
     with site.service.records.reading() as session:
         for table, column in (("users", "id"), ("subjects", "user_id"), ("photos", "user_id"), ("runs", "user_id"),
                               ("generations", "user_id"), ("pictures", "user_id"), ("feedback", "user_id"),
-                              ("consents", "user_id"), ("exports", "user_id"), ("idempotency", "user_id"),
+                              ("consents", "user_id"), ("exports", "user_id"), ("idempotency_keys", "user_id"),
                               ("login_sessions", "user_id"), ("models", "user_id")):  # fmt: skip
             count = session.execute(text(f"select count(*) from {table} where {column} = :owner"), {"owner": owner})
             if count.scalar():
