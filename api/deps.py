@@ -26,10 +26,10 @@ from api.records.tables import Base
 from api.settings import ApiSettings
 from api.training.photo_intake import Intake
 from api.training.photo_sets import Album
-from api.transport.concurrency import HeldRequests, Turns
+from api.transport.concurrency import FairLimiter, HeldRequests
 from api.transport.idempotency import KEY_DESCRIPTION, IdempotencyGuard, idempotency_guard
 from api.transport.problems import Problem
-from api.transport.rate_limits import Limits
+from api.transport.rate_limits import RateLimiter
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
 
@@ -52,13 +52,13 @@ class Service:
     line: Line
     run_starter: RunStarter
     generation_starter: GenerationStarter
-    limits: Limits
+    rate_limiter: RateLimiter
     delivery: Delivery
     guard: Guard
     subscriptions: Subscriptions
     health: Health
-    held: HeldRequests
-    looking_up: Turns
+    held_requests: HeldRequests
+    dns_lookups: FairLimiter
     """Look-ups of names that people give: somebody's name server may never answer, and a thread waits for it."""
     class_nouns: tuple[str, ...]
     trigger: str
@@ -71,38 +71,38 @@ class Service:
         self.records.engine.dispose()
 
 
-def _part(name: str) -> Any:
+def _provide(name: str) -> Any:
     """What gives a route one part of this application's service."""
 
-    async def get_part(request: Request) -> Any:  # a coroutine: it needs no thread
+    async def get_one(request: Request) -> Any:  # a coroutine: it needs no thread
         return getattr(request.app.state.service, name)
 
-    return Depends(get_part)
+    return Depends(get_one)
 
 
-SettingsDep = Annotated[ApiSettings, _part("settings")]
-RecordsDep = Annotated[Records, _part("records")]
-KeyringDep = Annotated[Keyring, _part("keyring")]
-TokensDep = Annotated[Tokens, _part("tokens")]
-LoginSessionsDep = Annotated[LoginSessions, _part("login_sessions")]
-IdentitiesDep = Annotated[Identities, _part("identities")]
-ObjectsDep = Annotated[Objects, _part("objects")]
-AlbumDep = Annotated[Album, _part("album")]
-IntakeDep = Annotated[Intake, _part("intake")]
-AuditLogDep = Annotated[AuditLog, _part("audit_log")]
-AuditHeadsDep = Annotated[AuditHeads, _part("heads")]
-LineDep = Annotated[Line, _part("line")]
-RunStarterDep = Annotated[RunStarter, _part("run_starter")]
-GenerationStarterDep = Annotated[GenerationStarter, _part("generation_starter")]
-LimitsDep = Annotated[Limits, _part("limits")]
-DeliveryDep = Annotated[Delivery, _part("delivery")]
-GuardDep = Annotated[Guard, _part("guard")]
-SubscriptionsDep = Annotated[Subscriptions, _part("subscriptions")]
-HealthDep = Annotated[Health, _part("health")]
-HeldDep = Annotated[HeldRequests, _part("held")]
-LookingUpDep = Annotated[Turns, _part("looking_up")]
-ClassNounsDep = Annotated[tuple[str, ...], _part("class_nouns")]
-TriggerDep = Annotated[str, _part("trigger")]
+SettingsDep = Annotated[ApiSettings, _provide("settings")]
+RecordsDep = Annotated[Records, _provide("records")]
+KeyringDep = Annotated[Keyring, _provide("keyring")]
+TokensDep = Annotated[Tokens, _provide("tokens")]
+LoginSessionsDep = Annotated[LoginSessions, _provide("login_sessions")]
+IdentitiesDep = Annotated[Identities, _provide("identities")]
+ObjectsDep = Annotated[Objects, _provide("objects")]
+AlbumDep = Annotated[Album, _provide("album")]
+IntakeDep = Annotated[Intake, _provide("intake")]
+AuditLogDep = Annotated[AuditLog, _provide("audit_log")]
+AuditHeadsDep = Annotated[AuditHeads, _provide("heads")]
+LineDep = Annotated[Line, _provide("line")]
+RunStarterDep = Annotated[RunStarter, _provide("run_starter")]
+GenerationStarterDep = Annotated[GenerationStarter, _provide("generation_starter")]
+RateLimiterDep = Annotated[RateLimiter, _provide("rate_limiter")]
+DeliveryDep = Annotated[Delivery, _provide("delivery")]
+GuardDep = Annotated[Guard, _provide("guard")]
+SubscriptionsDep = Annotated[Subscriptions, _provide("subscriptions")]
+HealthDep = Annotated[Health, _provide("health")]
+HeldRequestsDep = Annotated[HeldRequests, _provide("held_requests")]
+DnsLookupsDep = Annotated[FairLimiter, _provide("dns_lookups")]
+ClassNounsDep = Annotated[tuple[str, ...], _provide("class_nouns")]
+TriggerDep = Annotated[str, _provide("trigger")]
 _bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="an access token of POST /api/auth/refresh")
 
 
@@ -110,7 +110,7 @@ def get_current_user(
     request: Request,
     tokens: TokensDep,
     login_sessions: LoginSessionsDep,
-    limits: LimitsDep,
+    rate_limiter: RateLimiterDep,
     audit_log: AuditLogDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> AccessTokenClaims:
@@ -119,16 +119,16 @@ def get_current_user(
         raise Problem(401, "unauthorized", "Sign in first.", headers={"WWW-Authenticate": "Bearer"})
     current_user = tokens.verify_access(credentials.credentials)
     request.state.actor = audit_log.pseudonym(current_user.user_id)
-    _count(current_user, login_sessions, limits)
+    _count(current_user, login_sessions, rate_limiter)
     return current_user
 
 
-def _count(claims: AccessTokenClaims, login_sessions: LoginSessions, limits: Limits) -> None:
+def _count(claims: AccessTokenClaims, login_sessions: LoginSessions, rate_limiter: RateLimiter) -> None:
     """Count a request for whom it is made. A problem of 401 where the sign-in is over: what a stolen token does is not its owner's."""
-    limits.check("ask", claims.login_session_id)
+    rate_limiter.check("request", claims.login_session_id)
     if not login_sessions.is_open(claims.login_session_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
-    limits.check("ask", claims.user_id)
+    rate_limiter.check("request", claims.user_id)
 
 
 CurrentUser = Annotated[AccessTokenClaims, Depends(get_current_user)]
@@ -138,17 +138,17 @@ def get_media_user(
     request: Request,
     tokens: TokensDep,
     login_sessions: LoginSessionsDep,
-    limits: LimitsDep,
+    rate_limiter: RateLimiterDep,
     audit_log: AuditLogDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     photoflux_media: Annotated[str | None, Cookie()] = None,
 ) -> AccessTokenClaims:
     """Who looks at a picture: the caller, or the page that holds the cookie for pictures."""
     if credentials is not None or photoflux_media is None:
-        return get_current_user(request, tokens, login_sessions, limits, audit_log, credentials)
+        return get_current_user(request, tokens, login_sessions, rate_limiter, audit_log, credentials)
     current_user = tokens.verify_media(photoflux_media)
     request.state.actor = audit_log.pseudonym(current_user.user_id)
-    _count(current_user, login_sessions, limits)
+    _count(current_user, login_sessions, rate_limiter)
     return current_user
 
 
@@ -165,9 +165,9 @@ async def get_idempotency_guard(
 IdempotencyDep = Annotated[IdempotencyGuard, Depends(get_idempotency_guard)]
 
 
-def get_metered_user(limits: LimitsDep, current_user: CurrentUser) -> AccessTokenClaims:
+def get_metered_user(rate_limiter: RateLimiterDep, current_user: CurrentUser) -> AccessTokenClaims:
     """Who has work done, counted as such."""
-    limits.check("make", current_user.user_id)
+    rate_limiter.check("work", current_user.user_id)
     return current_user
 
 

@@ -27,7 +27,7 @@ from api.jobs.job_queue import Line, prepare
 from api.jobs.run_starter import RunStarter
 from api.jobs.webhook_delivery import Subscriptions
 from api.ops.health import Health
-from api.ops.memory import give_back
+from api.ops.memory import trim_heap
 from api.ops.telemetry import RequestLog, Telemetry, set_up_logs
 from api.records.audit_log import AuditHeads, AuditLog
 from api.records.database import Records, migrate, open_engine
@@ -53,12 +53,12 @@ from api.settings import LOOPBACK, ApiSettings, get_api_settings, log_warnings, 
 from api.training.photo_intake import Intake
 from api.training.photo_sets import Album
 from api.transport import problems
-from api.transport.concurrency import HeldRequests, Turns
+from api.transport.concurrency import FairLimiter, HeldRequests
 from api.transport.hosts import trusted_hosts
 from api.transport.middleware import BodyLimits, ErrorBoundary, ETags, SecurityHeaders
 from api.transport.openapi import TAGS, TEXT, DescribedApp
 from api.transport.problems import Problem, problem_responses
-from api.transport.rate_limits import Limits
+from api.transport.rate_limits import RateLimiter
 from photoflux import __version__
 from photoflux.params.files import load_params, read_spec
 from photoflux.vault import open_keyring
@@ -67,9 +67,9 @@ from photoflux.vault.objects import open_objects
 BODY_BYTES = 64 * 1024
 """What a request may hold, but for uploads."""
 PROVIDER_PATH, CALLBACK_PATH = "/provider", "/api/auth/callback"
-LOOK_UPS, LOOK_UP_S = 4, 10.0
-UNKNOWN_HOSTS = "Many addresses are being looked up; ask again in a moment."
-SWITCH_S = 0.0005
+DNS_LOOKUPS, DNS_WAIT_S = 4, 10.0
+DNS_BUSY = "Many addresses are being looked up; ask again in a moment."
+SWITCH_INTERVAL_S = 0.0005
 """How long a thread that computes keeps Python's lock. A short answer takes it up dozens of times, each time behind whoever computes:
 with the usual 5 ms, reads under attack took twice as long."""
 
@@ -103,10 +103,10 @@ def make_service(settings: ApiSettings) -> Service:
         objects=objects, album=album, intake=intake,
         audit_log=audit_log, heads=AuditHeads(records, objects, audit_log), line=line, subscriptions=subscriptions,
         run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, line, audit_log),
-        limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
-        guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(),
-        looking_up=Turns(LOOK_UPS, per_person=1, wait_s=LOOK_UP_S, told=UNKNOWN_HOSTS), class_nouns=class_nouns(settings.base),
-        trigger=load_params("import_photos").trigger,
+        rate_limiter=RateLimiter(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
+        guard=open_guard(settings), health=Health(records, objects), held_requests=HeldRequests(),
+        dns_lookups=FairLimiter(DNS_LOOKUPS, per_person=1, wait_s=DNS_WAIT_S, busy_message=DNS_BUSY),
+        class_nouns=class_nouns(settings.base), trigger=load_params("import_photos").trigger,
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service, ended = make_service(settings), threading.Event()
         telemetry.watch(app.state.service.records)
-        threading.Thread(target=give_back, args=[ended], name="memory", daemon=True).start()
+        threading.Thread(target=trim_heap, args=[ended], name="memory", daemon=True).start()
         yield
         ended.set()
         app.state.service.close()
@@ -166,8 +166,8 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         public = settings.issuer
         accounts = Accounts(settings.state_dir / "accounts")
         issuer, back = f"{public}{PROVIDER_PATH}", f"{public}{CALLBACK_PATH}"
-        limits = Limits(settings.limits, rates=settings.rates)
-        provider = make_provider(issuer=issuer, redirect_uri=back, accounts=accounts, limits=limits)
+        rate_limiter = RateLimiter(settings.limits, rates=settings.rates)
+        provider = make_provider(issuer=issuer, redirect_uri=back, accounts=accounts, rate_limiter=rate_limiter)
         app.mount(PROVIDER_PATH, provider)
     # from the innermost to the outermost
     limited = BodyLimits(
@@ -225,7 +225,7 @@ def main() -> int:
     settings = settings_or_exit()
     set_up_logs("api")
     log_warnings(settings)
-    sys.setswitchinterval(SWITCH_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     serve(
         make_app(settings), host=settings.listen,
         port=urlsplit(settings.public_url).port or (443 if settings.secure else 80),

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from api.transport.concurrency import RETRY_S, Turns
+from api.transport.concurrency import RETRY_S, FairLimiter
 from api.transport.problems import Problem
 from photoflux.images import encoded, fitted, parse_size
 from photoflux.marks import marked
@@ -42,10 +42,12 @@ class Delivery:
     """Finishes pictures. Each file is marked at its own size and signed as it is, since either ends with any change."""
 
     credentials: Credentials
-    turns: Turns = field(default_factory=lambda: Turns(1, per_person=1, wait_s=WAIT_S, told=BUSY))
+    turns: FairLimiter = field(default_factory=lambda: FairLimiter(1, per_person=1, wait_s=WAIT_S, busy_message=BUSY))
     """Conversions for requests: one at a time, in a process that is started when the first one comes."""
     processes: Confined = field(default_factory=lambda: Confined(1, needs=("api.images.rendering", "PIL.Image")))
-    answers: Turns = field(default_factory=lambda: Turns(64, per_person=8, wait_s=WAIT_S, told=BUSY))
+    answers: FairLimiter = field(
+        default_factory=lambda: FairLimiter(64, per_person=8, wait_s=WAIT_S, busy_message=BUSY)
+    )
     """Pictures on their way to whoever asked: browsers ask for six at a time."""
 
     def finished(self, drawn: bytes, order: Order) -> bytes:

@@ -12,12 +12,12 @@ from pydantic import BaseModel, Field
 from api.accounts.login_sessions import LoginSessions, RefreshedSession, SignedOut
 from api.accounts.openid_client import SignInFailed
 from api.accounts.tokens import AccessTokenClaims
-from api.deps import CurrentUser, IdentitiesDep, LimitsDep, LoginSessionsDep, RecordsDep, SettingsDep, TokensDep
+from api.deps import CurrentUser, IdentitiesDep, LoginSessionsDep, RateLimiterDep, RecordsDep, SettingsDep, TokensDep
 from api.records.tables import User
 from api.schemas import Role
 from api.settings import ApiSettings
 from api.transport.problems import SIGNED_IN, Problem, problem_responses
-from api.transport.rate_limits import Limits, address_of
+from api.transport.rate_limits import RateLimiter, client_address
 from api.transport.routing import make_router
 
 router = make_router(prefix="/api/auth", tags=["sign-in"])
@@ -50,9 +50,9 @@ class UserPublic(BaseModel):
     response_class=RedirectResponse,
     responses=problem_responses(400, 429),
 )
-def login(request: Request, identities: IdentitiesDep, limits: LimitsDep, settings: SettingsDep) -> Response:
+def login(request: Request, identities: IdentitiesDep, rate_limiter: RateLimiterDep, settings: SettingsDep) -> Response:
     """Send the browser to the provider."""
-    limits.check("login", address_of(request))
+    rate_limiter.check("login", client_address(request))
     url, state = identities.begin()
     answer = RedirectResponse(url, 302)
     _set_cookie(answer, settings, STATE, state, seconds=FLOW_S, same_site="lax")
@@ -67,20 +67,20 @@ def callback(
     request: Request,
     identities: IdentitiesDep,
     login_sessions: LoginSessionsDep,
-    limits: LimitsDep,
+    rate_limiter: RateLimiterDep,
     settings: SettingsDep,
     state: Annotated[str, Query(max_length=200)],
     code: Annotated[str, Query(max_length=2000)] = "",
     photoflux_sign_in: Annotated[str | None, Cookie()] = None,
 ) -> Response:
     """Where the provider sends the browser back to: it must be the browser that was sent there."""
-    limits.check("callback", address_of(request))
+    rate_limiter.check("callback", client_address(request))
     if not photoflux_sign_in or not secrets.compare_digest(photoflux_sign_in.encode(), state.encode()):
         raise SignInFailed("this sign-in was begun in another browser; sign in again")
     if not code:
         raise SignInFailed("the sign-in provider gave no consent; sign in again")
     user = identities.account(identities.finish(state=state, code=code))
-    limits.check("account", user.id)
+    rate_limiter.check("account", user.id)
     begun = login_sessions.begin(user.id)
     answer = RedirectResponse("/", 302)
     answer.delete_cookie(STATE, path=PATH)
@@ -94,7 +94,7 @@ def refresh(
     response: Response,
     login_sessions: LoginSessionsDep,
     tokens: TokensDep,
-    limits: LimitsDep,
+    rate_limiter: RateLimiterDep,
     settings: SettingsDep,
     photoflux_refresh: Annotated[str | None, Cookie()] = None,
 ) -> AccessToken:
@@ -105,7 +105,7 @@ def refresh(
     _refuse_other_sites(request, settings)
     if not photoflux_refresh:
         raise SignedOut("you are not signed in; sign in first")
-    _count_refresh(request, login_sessions, limits, photoflux_refresh)
+    _count_refresh(request, login_sessions, rate_limiter, photoflux_refresh)
     refreshed = login_sessions.refresh(photoflux_refresh)
     if not refreshed.superseded:  # the browser holds a newer cookie, which this answer would replace
         _set_refresh_cookie(response, settings, refreshed)
@@ -161,13 +161,13 @@ def _set_cookie(
     )
 
 
-def _count_refresh(request: Request, login_sessions: LoginSessions, limits: Limits, token: str) -> None:
+def _count_refresh(request: Request, login_sessions: LoginSessions, rate_limiter: RateLimiter, token: str) -> None:
     """Refreshing is limited by sign-in, so that people who share an address do not share a limit."""
     login_session_id = login_sessions.session_of(token)
     if login_session_id is None:
-        limits.check("unknown-token", address_of(request))
+        rate_limiter.check("unknown-token", client_address(request))
     else:
-        limits.check("refresh", login_session_id)
+        rate_limiter.check("refresh", login_session_id)
 
 
 def _refuse_other_sites(request: Request, settings: ApiSettings) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from api.deps import AuditLogDep, KeyringDep, LimitsDep, LineDep, Operator, RecordsDep
+from api.deps import AuditLogDep, KeyringDep, LineDep, Operator, RateLimiterDep, RecordsDep
 from api.privacy.complaint_handling import close, new_complaint, take_down, words_of
 from api.records.audit_log import ANYBODY
 from api.records.database import Records
@@ -19,7 +19,7 @@ from api.schemas import Id, Page, RequestBody, Sha256, Time, Words, utc
 from api.transport.idempotency import KEY_DESCRIPTION, key_mismatch
 from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
-from api.transport.rate_limits import address_of
+from api.transport.rate_limits import client_address
 from api.transport.routing import make_router
 from photoflux.vault.keyring import Keyring
 
@@ -54,18 +54,18 @@ class ComplaintResolution(RequestBody):
     outcome: Outcome = Field(description="`removed` deletes the models of that adapter's subject and all its pictures")
 
 
-@router.post("", operation_id="complain", status_code=201, responses=problem_responses(*BODY, 409, 429))
-def complain(
+@router.post("", operation_id="createComplaint", status_code=201, responses=problem_responses(*BODY, 409, 429))
+def create_complaint(
     body: ComplaintCreate,
     request: Request,
-    limits: LimitsDep,
+    rate_limiter: RateLimiterDep,
     records: RecordsDep,
     keyring: KeyringDep,
     audit_log: AuditLogDep,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY_DESCRIPTION)] = None,
 ) -> ComplaintReceipt:
     """Report a picture. No account is needed."""
-    limits.check("complain", address_of(request))
+    rate_limiter.check("complaint", client_address(request))
     row = new_complaint(body.reason, body.adapter, body.text, body.contact or "", keyring=keyring)
     if idempotency_key:
         row.idempotency_key_digest = keyed_digest(audit_log.pepper, "complaint", idempotency_key)

@@ -17,7 +17,7 @@ from api.deps import (
     AuditLogDep,
     CurrentUser,
     GenerationStarterDep,
-    HeldDep,
+    HeldRequestsDep,
     IdempotencyDep,
     KeyringDep,
     LoginSessionsDep,
@@ -42,7 +42,7 @@ from api.schemas import (
     utc,
 )
 from api.training.photo_sets import Compared
-from api.transport.concurrency import is_ending, is_gone
+from api.transport.concurrency import is_disconnected, is_shutting_down
 from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
 from api.transport.routing import make_router
@@ -50,7 +50,7 @@ from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
 router = make_router(prefix="/api", tags=["pictures"], responses=problem_responses(*SIGNED_IN, 422))
-WAIT_S, LOOK_S, LOOKED_S = 30, 0.25, 1.0
+WAIT_S, POLL_INTERVAL_S, POLL_INTERVAL_MAX_S = 30, 0.25, 1.0
 """How long an answer is held back at most; how often it is looked for at first, and after ten seconds."""
 
 
@@ -102,7 +102,7 @@ async def get_result(
     login_sessions: LoginSessionsDep,
     records: RecordsDep,
     keyring: KeyringDep,
-    held: HeldDep,
+    held_requests: HeldRequestsDep,
     current_user: CurrentUser,
     wait: Annotated[int, Query(ge=0, le=WAIT_S)] = 0,
 ) -> GenerationPublic:
@@ -114,17 +114,17 @@ async def get_result(
     if found.finished or not wait:
         return found
     since = time.monotonic()
-    with held.hold("poll", current_user.user_id):
+    with held_requests.hold("poll", current_user.user_id):
         while not found.finished and (waited := time.monotonic() - since) < wait:
-            if is_ending(request) or await is_gone(request):
+            if is_shutting_down(request) or await is_disconnected(request):
                 break
             # a tenth of what was waited already is hardly noticed, and so many looks less are taken
-            await asyncio.sleep(min(max(LOOK_S, waited / 10), LOOKED_S, wait - waited))
-            found = await held.look(_still, result_id, login_sessions, records, keyring, current_user)
+            await asyncio.sleep(min(max(POLL_INTERVAL_S, waited / 10), POLL_INTERVAL_MAX_S, wait - waited))
+            found = await held_requests.run(_reload, result_id, login_sessions, records, keyring, current_user)
     return found
 
 
-def _still(
+def _reload(
     result_id: Id, login_sessions: LoginSessions, records: Records, keyring: Keyring, current_user: CurrentUser
 ) -> GenerationPublic:
     """A generation for who waits for it. A problem of 401 when they have signed out, and of 404 when it was deleted."""

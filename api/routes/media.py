@@ -18,7 +18,7 @@ from api.records.database import Records
 from api.records.tables import Generation, Model, Photo, Picture, Run
 from api.schemas import Format, Id, Size
 from api.training.finetuning import CARD, REPORTS
-from api.transport.concurrency import GONE, is_gone
+from api.transport.concurrency import CLIENT_CLOSED_REQUEST, is_disconnected
 from api.transport.problems import SIGNED_IN, Problem, problem_responses
 from api.transport.routing import make_router
 from photoflux.images import SUFFIXES
@@ -90,8 +90,8 @@ async def get_picture(
         data = await run_in_threadpool(finished)
     else:
         async with delivery.turns.take(current_user.user_id):
-            if await is_gone(request):
-                return Response(status_code=GONE)
+            if await is_disconnected(request):
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
             data = await run_in_threadpool(finished)
     name = f"photoflux-{result_id[:8]}-{position}{SUFFIXES[kind]}" if download else ""
     return _file(data, MEDIA_TYPES[kind], etag, name=name)

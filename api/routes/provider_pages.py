@@ -20,7 +20,7 @@ from api.transport import problems
 from api.transport.media_types import URLENCODED, media_type
 from api.transport.password_checks import PasswordChecks
 from api.transport.problems import Problem
-from api.transport.rate_limits import Limits, address_of
+from api.transport.rate_limits import RateLimiter, client_address
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 FORM_BYTES, FIELDS_MAX = 4096, 16
@@ -34,10 +34,12 @@ box-sizing:border-box;padding:.6rem;margin:.3rem 0}}.error{{color:#a11}}</style>
 <button>Sign in</button></form></html>"""
 
 
-def make_provider(*, issuer: str, redirect_uri: str, accounts: Accounts, limits: Limits | None = None) -> FastAPI:
-    """The provider's pages, to be mounted at the path of `issuer`. Without `limits` it counts by itself."""
+def make_provider(
+    *, issuer: str, redirect_uri: str, accounts: Accounts, rate_limiter: RateLimiter | None = None
+) -> FastAPI:
+    """The provider's pages, to be mounted at the path of `issuer`. Without `rate_limiter` it counts by itself."""
     provider = Server(issuer=issuer, redirect_uri=redirect_uri, accounts=accounts)
-    checks = PasswordChecks(limits or Limits("memory://"))
+    checks = PasswordChecks(rate_limiter or RateLimiter("memory://"))
     app = FastAPI(
         title="PhotoFlux sign-in", docs_url=None, redoc_url=None, openapi_url=None, max_body_size=FORM_BYTES
     )  # fmt: skip
@@ -118,11 +120,11 @@ async def _authorized(request: Request, provider: Server, checks: PasswordChecks
     """The way back with a code, or the form again with what was wrong."""
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return HTMLResponse("This form is sent from its own page only.", 403)  # others could lock somebody out with it
-    form, address = await _form(request), address_of(request)
+    form, address = await _form(request), client_address(request)
     if refusal := _refused(request, provider):
         return refusal
     try:
-        await run_in_threadpool(checks.limits.check, "form", address)
+        await run_in_threadpool(checks.rate_limiter.check, "form", address)
         account = await checks.account(
             provider.accounts, email=form.get("email", ""), password=form.get("password", ""), address=address
         )

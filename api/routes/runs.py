@@ -17,7 +17,7 @@ from api.deps import (
     AlbumDep,
     AuditLogDep,
     CurrentUser,
-    HeldDep,
+    HeldRequestsDep,
     IdempotencyDep,
     LoginSessionsDep,
     MeteredUser,
@@ -30,7 +30,7 @@ from api.records.outcomes import cancel_run as end_early
 from api.records.tables import ACTIVE, Model, Run, Subject
 from api.schemas import Id, Page, RunCreate, RunFailure, RunPublic, StepPublic, failure, utc
 from api.training.photo_sets import Compared
-from api.transport.concurrency import is_ending
+from api.transport.concurrency import is_shutting_down
 from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, problem_responses
 from api.transport.routing import make_router
@@ -111,9 +111,9 @@ def cancel_run(run_id: Id, records: RecordsDep, audit_log: AuditLogDep, current_
         return to_public(session, run)
 
 
-async def _held_stream(held: HeldDep, current_user: CurrentUser) -> AsyncIterator[None]:
+async def _held_stream(held_requests: HeldRequestsDep, current_user: CurrentUser) -> AsyncIterator[None]:
     """Counts an event stream until it ends."""
-    with held.hold("stream", current_user.user_id):
+    with held_requests.hold("stream", current_user.user_id):
         yield
 
 
@@ -129,7 +129,7 @@ async def watch_run(
     request: Request,
     login_sessions: LoginSessionsDep,
     records: RecordsDep,
-    held: HeldDep,
+    held_requests: HeldRequestsDep,
     current_user: CurrentUser,
     first: Annotated[RunPublic, Depends(get_run)],
 ) -> AsyncIterator[ServerSentEvent]:
@@ -142,17 +142,17 @@ async def watch_run(
         if now != told:
             told = now
             yield ServerSentEvent(data=now, event="ended" if now.finished else "run")
-        if now.finished or is_ending(request):
+        if now.finished or is_shutting_down(request):
             return
         await asyncio.sleep(EVENT_S)
-        found = await held.look(_still, login_sessions, records, current_user, run_id)
+        found = await held_requests.run(_reload, login_sessions, records, current_user, run_id)
         if isinstance(found, str):
             yield ServerSentEvent(data={"id": run_id}, event=found)  # without data browsers would not hear of it
             return
         now = found
 
 
-def _still(
+def _reload(
     login_sessions: LoginSessions, records: Records, current_user: AccessTokenClaims, run_id: str
 ) -> RunPublic | Literal["deleted", "signed-out"]:
     """The run as it is now, or why nothing more is told of it."""

@@ -13,9 +13,9 @@ from api.accounts.tokens import AccessTokenClaims
 from api.deps import (
     AuditLogDep,
     CurrentUser,
+    DnsLookupsDep,
     IdempotencyDep,
     KeyringDep,
-    LookingUpDep,
     MeteredUser,
     RecordsDep,
     SettingsDep,
@@ -60,13 +60,13 @@ async def create_webhook(
     records: RecordsDep,
     keyring: KeyringDep,
     audit_log: AuditLogDep,
-    looking_up: LookingUpDep,
+    dns_lookups: DnsLookupsDep,
     settings: SettingsDep,
     current_user: MeteredUser,
     idempotency: IdempotencyDep,
 ) -> WebhookPublic:
     """Be told of ended runs, generations and exports at an address of yours, by a signed POST."""
-    async with looking_up.take(current_user.user_id):  # somebody's name server may never answer
+    async with dns_lookups.take(current_user.user_id):  # somebody's name server may never answer
         await run_in_threadpool(check_address, body.url, private=settings.one_machine)
     return await run_in_threadpool(_create, body, records, keyring, audit_log, current_user, idempotency)
 

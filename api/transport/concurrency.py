@@ -12,37 +12,37 @@ from weakref import WeakValueDictionary
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 
-from api.transport.connections import ENDING
+from api.transport.connections import SHUTDOWN
 from api.transport.problems import Problem
 
-HELD = {"stream": 5, "poll": 16}
+HELD_MAX = {"stream": 5, "poll": 16}
 """Event streams and long polls that a person may have open at a time."""
 RETRY_S = 5
-LOOKERS = 4
+POLL_THREADS = 4
 """Threads that look for held requests whether there is something to tell; all others are for requests that do work."""
-GONE = 499
+CLIENT_CLOSED_REQUEST = 499
 """What is noted of a request that nobody waited for to the end; it is sent to nobody."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def is_gone(request: Request) -> bool:
+async def is_disconnected(request: Request) -> bool:
     """Whether who asked has closed the connection."""
     return await request.is_disconnected() or await request.is_disconnected()  # the first one may read an empty body
 
 
-def is_ending(request: Request) -> bool:
+def is_shutting_down(request: Request) -> bool:
     """Whether the server is about to end, and waits for its requests."""
-    ending = request.scope.get("state", {}).get(ENDING)
+    ending = request.scope.get("state", {}).get(SHUTDOWN)
     return ending is not None and ending.is_set()
 
 
 class HeldRequests:
     """Counts the requests that are held open, by person. Used on the event loop alone, so that it needs no lock."""
 
-    def __init__(self, most: Mapping[str, int] = HELD) -> None:
+    def __init__(self, most: Mapping[str, int] = HELD_MAX) -> None:
         self._most, self._held = most, Counter[tuple[str, str]]()
-        self._lookers: CapacityLimiter | None = None
+        self._poll_threads: CapacityLimiter | None = None
 
     @contextmanager
     def hold(self, kind: str, person: str) -> Iterator[None]:
@@ -65,13 +65,13 @@ class HeldRequests:
         """How many requests of a person are held."""
         return self._held[kind, person]
 
-    async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do a short piece of work for a held request in one of few threads."""
-        self._lookers = self._lookers or CapacityLimiter(LOOKERS)
-        return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._lookers)
+        self._poll_threads = self._poll_threads or CapacityLimiter(POLL_THREADS)
+        return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._poll_threads)
 
 
-class Budget:
+class MemoryBudget:
     """An amount that is shared out, first come first served."""
 
     def __init__(self, amount: int) -> None:
@@ -114,29 +114,31 @@ class Budget:
                 turn.set_result(None)
 
 
-class Share:
-    """What one person may have of `Turns`."""
+class PersonShare:
+    """What one person may have of `FairLimiter`."""
 
     def __init__(self, places: int, memory_bytes: int) -> None:
-        self.places, self.memory = asyncio.Semaphore(places), Budget(memory_bytes)
+        self.places, self.memory = asyncio.Semaphore(places), MemoryBudget(memory_bytes)
 
 
-class Turns:
+class FairLimiter:
     """Places for work that takes much memory or time.
 
     A person takes `per_person` of them and half of the memory at most, so that who asks for much waits behind themselves and not in
     front of others.
     """
 
-    def __init__(self, places: int, *, per_person: int, wait_s: float, told: str, memory_bytes: int = 0) -> None:
-        self.per_person, self.wait_s, self.told = per_person, wait_s, told
-        self._places, self._memory = asyncio.Semaphore(places), Budget(memory_bytes)
-        self._own: WeakValueDictionary[str, Share] = WeakValueDictionary()
+    def __init__(
+        self, places: int, *, per_person: int, wait_s: float, busy_message: str, memory_bytes: int = 0
+    ) -> None:
+        self.per_person, self.wait_s, self.busy_message = per_person, wait_s, busy_message
+        self._places, self._memory = asyncio.Semaphore(places), MemoryBudget(memory_bytes)
+        self._own: WeakValueDictionary[str, PersonShare] = WeakValueDictionary()
 
     @asynccontextmanager
     async def take(self, person: str, memory_bytes: int = 0) -> AsyncIterator[None]:
         """Wait for a place and for memory, and have them until the end. A problem of 503 where none is free in `wait_s` seconds."""
-        own = self._own.setdefault(person, Share(self.per_person, self._memory.amount // 2))
+        own = self._own.setdefault(person, PersonShare(self.per_person, self._memory.amount // 2))
         memory_bytes = min(memory_bytes, own.memory.amount)
         async with AsyncExitStack() as taken:
             try:
@@ -146,5 +148,5 @@ class Turns:
                     await taken.enter_async_context(self._places)
                     await taken.enter_async_context(self._memory.take(memory_bytes))
             except TimeoutError as error:
-                raise Problem(503, "busy", self.told, headers={"Retry-After": str(RETRY_S)}) from error
+                raise Problem(503, "busy", self.busy_message, headers={"Retry-After": str(RETRY_S)}) from error
             yield

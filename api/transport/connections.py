@@ -33,16 +33,16 @@ SEND_S = 30.0
 """Until a piece of an answer is taken by its client; until everything is, when the connection is to be closed."""
 ANSWER_S = 120.0
 """From the first to the last byte of an answer."""
-ENDLESS = ("text/event-stream", "application/zip")
+STREAMED_TYPES = ("text/event-stream", "application/zip")
 """Answers that take as long as they take, each piece of them SEND_S at most: event streams, and exports that may be large."""
 HEAD_BYTES, HEADERS_MAX, PIPELINED_MAX = 64 * 1024, 200, 8
 """A request's head at most, and as much again around its body: the sizes of chunks, trailers. Requests sent before earlier ones
 are answered."""
 PIECE_BYTES = 64 * 1024
-LOOK_TICKS = 5
+CHECK_TICKS = 5
 """Every how many ticks of uvicorn, of a tenth of a second each, connections are looked at."""
 STOP_S, CONNECTIONS_MAX = 15, 2000
-ENDING = "ending"
+SHUTDOWN = "shutdown"
 """Name in a request's state of the event that is set when the server is about to end."""
 FILES_MAX = 65_536
 REFUSED_AT_ONCE = 64
@@ -53,7 +53,7 @@ Base: Any = HttpToolsProtocol
 """By httptools, which takes a fraction of the time of h11. It bounds nothing."""
 
 
-class TooMuch(ValueError):
+class RequestTooLarge(ValueError):
     """More than a request may have around its body, or more requests than are kept."""
 
 
@@ -65,9 +65,9 @@ class TimedProtocol(Base):  # type: ignore[misc]
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._head_since: float | None = None
-        self._stuck_since: float | None = None
+        self._paused_since: float | None = None
         self._answer_since: float | None = None
-        self._answering: set[Any] = set()
+        self._active_cycles: set[Any] = set()
         self._closing_since: float | None = None
         self._in_head = True
         self._body_bytes = self._other_bytes = 0
@@ -81,7 +81,7 @@ class TimedProtocol(Base):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         """uvicorn tells the newest request that its client is gone; the one before it may be what is still answered."""
         super().connection_lost(exc)
-        for cycle in self._answering:
+        for cycle in self._active_cycles:
             cycle.disconnected = True
             cycle.message_event.set()
 
@@ -104,7 +104,7 @@ class TimedProtocol(Base):  # type: ignore[misc]
         """Headers alone: a trailer is none, and would be believed like one."""
         if self._in_head:
             if len(self.headers) >= HEADERS_MAX:
-                raise TooMuch
+                raise RequestTooLarge
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -112,7 +112,7 @@ class TimedProtocol(Base):  # type: ignore[misc]
         super().on_headers_complete()
         if len(self.pipeline) > PIPELINED_MAX:  # uvicorn reads on after each answer, however many wait
             self.transport.abort()
-            raise TooMuch
+            raise RequestTooLarge
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -125,19 +125,19 @@ class TimedProtocol(Base):  # type: ignore[misc]
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stuck_since = self.loop.time()
+        self._paused_since = self.loop.time()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stuck_since = None
+        self._paused_since = None
 
-    def look(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """Close the connection when something took too long."""
         if self.transport.is_closing():
             self._closing_since = self._closing_since or now
         elif self._head_since is not None and not self._is_busy() and now - self._head_since > HEAD_S:
             self.transport.close()
-        since = ((self._stuck_since, SEND_S), (self._closing_since, SEND_S), (self._answer_since, ANSWER_S))
+        since = ((self._paused_since, SEND_S), (self._closing_since, SEND_S), (self._answer_since, ANSWER_S))
         if any(began is not None and now - began > most for began, most in since):
             self.transport.abort()  # closing would wait for the client to take what there is
 
@@ -154,16 +154,16 @@ class TimedProtocol(Base):  # type: ignore[misc]
         async def sending(message: Message) -> None:
             nonlocal since
             if message["type"] == "http.response.start":
-                endless = media_type(Headers(raw=list(message["headers"]))) in ENDLESS
-                self._answer_since = since = None if endless else self.loop.time()
+                streamed = media_type(Headers(raw=list(message["headers"]))) in STREAMED_TYPES
+                self._answer_since = since = None if streamed else self.loop.time()
             for piece in _pieces(message):
                 await send(piece)
 
-        self._answering.add(cycle)
+        self._active_cycles.add(cycle)
         try:
             await self._inner(scope, receive, sending)
         finally:
-            self._answering.discard(cycle)
+            self._active_cycles.discard(cycle)
             if self._answer_since is since:  # and not that of a request that was sent ahead and is answered by now
                 self._answer_since = None
 
@@ -183,7 +183,7 @@ class Server(uvicorn.Server):
     """uvicorn's server, which looks at its connections twice a second, and tells requests that are held open when it is about to end."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self.lifespan.state[ENDING] = self.ending = threading.Event()
+        self.lifespan.state[SHUTDOWN] = self.ending = threading.Event()
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -191,15 +191,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % LOOK_TICKS == 0:
+        if counter % CHECK_TICKS == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, TimedProtocol):
-                    connection.look(now)
+                    connection.check_timeouts(now)
         return await super().on_tick(counter)
 
 
-class Loop(asyncio.SelectorEventLoop):
+class EventLoop(asyncio.SelectorEventLoop):
     """An event loop whose servers wait less long for a TLS handshake: uvicorn has no setting for it, and a minute is the default."""
 
     async def create_server(self, *args: Any, **more: Any) -> asyncio.Server:
@@ -208,7 +208,7 @@ class Loop(asyncio.SelectorEventLoop):
         return await super().create_server(*args, **more)
 
 
-class Addresses:
+class ConnectionCounter:
     """How many connections each client address holds; one beyond `most` is closed at once, and 0 counts nothing.
 
     A proxy's are not bounded: they are those of its clients, which it counts itself.
@@ -218,7 +218,7 @@ class Addresses:
         self.most, self._held = most, Counter[str]()
         self._proxies = [ipaddress.ip_network(one.strip()) for one in proxies.split(",") if one.strip()]
 
-    def take(self, host: str) -> bool:
+    def acquire(self, host: str) -> bool:
         """Count a connection, unless its address holds as many as it may."""
         client = counted_as(host)
         if self.most and self._held[client] >= self.most and not self._is_proxy(host):
@@ -229,7 +229,7 @@ class Addresses:
     def _is_proxy(self, host: str) -> bool:
         return any(ipaddress.ip_address(host.partition("%")[0]) in network for network in self._proxies)
 
-    def give_back(self, host: str) -> None:
+    def release(self, host: str) -> None:
         """A connection that was taken is over."""
         client = counted_as(host)
         self._held[client] -= 1
@@ -244,29 +244,29 @@ class Addresses:
 class Connection(socket.socket):
     """An accepted connection that is counted until it is closed: TLS handshakes that never end are, too."""
 
-    addresses: Addresses | None = None
+    counter: ConnectionCounter | None = None
     host = ""
 
     def close(self) -> None:
         super().close()
-        if self.addresses is not None and self.fileno() == -1:
-            self.addresses.give_back(self.host)
-            self.addresses = None
+        if self.counter is not None and self.fileno() == -1:
+            self.counter.release(self.host)
+            self.counter = None
 
 
 class Listener(socket.socket):
     """A listening socket that accepts so many connections of an address at a time."""
 
-    addresses = Addresses(CONNECTIONS_MAX)
+    counter = ConnectionCounter(CONNECTIONS_MAX)
 
     def accept(self) -> tuple[socket.socket, Any]:
         """A connection and its address. Raises BlockingIOError when there is none, as any socket that does not block."""
         for _ in range(REFUSED_AT_ONCE):
             accepted, address = super().accept()
             host = str(address[0])
-            if self.addresses.take(host):
+            if self.counter.acquire(host):
                 connection = Connection(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
-                connection.addresses, connection.host = self.addresses, host
+                connection.counter, connection.host = self.counter, host
                 return connection, address
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             accepted.close()
@@ -275,12 +275,12 @@ class Listener(socket.socket):
 
 def listen(host: str, port: int, *, per_address: int, proxies: str = "") -> list[socket.socket]:
     """Sockets that listen at every address of `host`. Raises OSError for one that is taken or not this machine's."""
-    addresses = Addresses(per_address, proxies=proxies)
+    counter = ConnectionCounter(per_address, proxies=proxies)
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     for family, kind, protocol, _, address in dict.fromkeys(found):
         one = Listener(family, kind, protocol)
-        one.addresses = addresses
+        one.counter = counter
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -304,7 +304,7 @@ def make_server(app: ASGIApp, *, proxies: str = "", tls_cert: str = "", tls_key:
     tls: dict[str, Any] = {"ssl_certfile": tls_cert, "ssl_keyfile": tls_key} if tls_cert else {}
     return Server(
         uvicorn.Config(
-            app, http=TimedProtocol, ws="none", loop=f"{__name__}:{Loop.__name__}", proxy_headers=bool(proxies),
+            app, http=TimedProtocol, ws="none", loop=f"{__name__}:{EventLoop.__name__}", proxy_headers=bool(proxies),
             forwarded_allow_ips=proxies, log_config=None, log_level="warning", access_log=False,
             timeout_graceful_shutdown=STOP_S, limit_concurrency=CONNECTIONS_MAX, **tls,
         )

@@ -21,8 +21,8 @@ HOST = re.compile(
 PROBES, METRICS = ("/livez", "/readyz"), "/metrics"
 """Asked by machines, by whatever address they have; METRICS where they show a token, which no page of somebody else's has."""
 PROXIED = re.compile(rb"forwarded|x-real-ip|x-forwarded-.*", re.IGNORECASE)
-NOT_HERE = "This address is not the service's own; use the one that it was set up with."
-NOT_ALONE = (
+WRONG_HOST = "This address is not the service's own; use the one that it was set up with."
+LOOPBACK_ONLY = (
     "This service was started for this machine alone, and the request came by another name or through a proxy. "
     "Set PHOTOFLUX_ENVIRONMENT: production, or development to try it on a network."
 )
@@ -35,22 +35,22 @@ class TrustedHosts:
     """
 
     def __init__(self, app: ASGIApp, *, host: str = "", probes: Collection[str] = PROBES) -> None:
-        self.app, self.host, self.probes = app, _bare(host), probes
+        self.app, self.host, self.probes = app, _normalised(host), probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or self._knows(scope):
+        if scope["type"] not in ("http", "websocket") or self._is_trusted(scope):
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
-        told = NOT_HERE if self.host else NOT_ALONE
+        told = WRONG_HOST if self.host else LOOPBACK_ONLY
         return await problem(421, "misdirected", told, headers={"Connection": "close"})(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
+    def _is_trusted(self, scope: Scope) -> bool:
         if not self.host and any(PROXIED.fullmatch(name) for name, _ in scope["headers"]):
             return False
         if scope["path"] in self.probes:
             return True
-        asked = asked_host(scope["headers"])
+        asked = requested_host(scope["headers"])
         if not self.host or is_loopback(self.host):
             return is_loopback(asked)
         return asked == self.host
@@ -62,21 +62,21 @@ def trusted_hosts(app: ASGIApp, settings: ApiSettings) -> ASGIApp:
     return TrustedHosts(app, host=settings.public_host if settings.environment else "", probes=probes)
 
 
-def asked_host(headers: Iterable[tuple[bytes, bytes]]) -> str:
+def requested_host(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The host that a request is for, as names and addresses are compared; empty unless there is exactly one, well-formed."""
     values = [value for name, value in headers if name.lower() == b"host"]
     found = HOST.fullmatch(values[0]) if len(values) == 1 else None
     if found is None or int(found["port"] or 0) > 65535:
         return ""
     if found["v6"] is None:
-        return _bare(found["name"].decode())
+        return _normalised(found["name"].decode())
     try:
         return str(ipaddress.IPv6Address(found["v6"].decode()))
     except ValueError:
         return ""
 
 
-def _bare(host: str) -> str:
+def _normalised(host: str) -> str:
     """A name in lower case without its last dot, an address in its usual form."""
     try:
         return str(ipaddress.ip_address(host))

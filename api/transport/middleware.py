@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.accounts.login_sessions import SignedOut
 from api.accounts.tokens import AccessTokenClaims, BadToken
-from api.transport.concurrency import Turns
+from api.transport.concurrency import FairLimiter
 from api.transport.media_types import media_type
 from api.transport.problems import Problem, problem
 
@@ -74,7 +74,7 @@ class ETags:
 
         async def sending(message: Message) -> None:
             nonlocal start
-            if message["type"] == "http.response.start" and _is_document(message):
+            if message["type"] == "http.response.start" and _is_json(message):
                 start = message
             elif not start:
                 await send(message)
@@ -97,13 +97,13 @@ class ETags:
         await send({"type": "http.response.body", "body": b"" if same else body})
 
 
-def _declared(scope: Scope) -> int | None:
+def _content_length(scope: Scope) -> int | None:
     """How large a body says that it is; None where it does not say."""
     length = Headers(scope=scope).get("content-length", "")
     return int(length) if length.isdecimal() and len(length) < LENGTH_DIGITS else None
 
 
-def _is_document(message: Message) -> bool:
+def _is_json(message: Message) -> bool:
     headers = Headers(raw=message["headers"])
     return (
         message["status"] == 200 and media_type(headers) == "application/json" and "cache-control" not in headers
@@ -122,24 +122,24 @@ class BodyLimits:
         self, app: ASGIApp, *, seconds: float, uploads: int, check: Callable[[str], AccessTokenClaims]
     ) -> None:
         self.app, self.seconds, self.check = app, seconds, check
-        self._turns = Turns(
-            uploads, per_person=max(1, uploads // PERSONS), wait_s=WAIT_S, told=BUSY, memory_bytes=UPLOADS_BYTES
+        self._turns = FairLimiter(
+            uploads, per_person=max(1, uploads // PERSONS), wait_s=WAIT_S, busy_message=BUSY, memory_bytes=UPLOADS_BYTES
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         if (scope["method"], scope["path"]) != UPLOAD:
-            return await self.app(scope, self._in_time(receive), send)
+            return await self.app(scope, self._with_deadline(receive), send)
         sender = await self._sender(Headers(scope=scope).get("authorization", ""))
         if sender is None:
             refusal = problem(401, headers={"WWW-Authenticate": "Bearer", "Connection": "close"})
             return await refusal(scope, receive, send)
-        if (length := _declared(scope)) is None:
+        if (length := _content_length(scope)) is None:
             return await problem(411, headers={"Connection": "close"})(scope, receive, send)
         try:
             async with self._turns.take(sender.user_id, length):
-                return await self.app(scope, self._in_time(receive, length=length), send)
+                return await self.app(scope, self._with_deadline(receive, length=length), send)
         except Problem as busy:
             headers = busy.headers | {"Connection": "close"}
             return await problem(busy.status, busy.kind, busy.detail, headers=headers)(scope, receive, send)
@@ -152,7 +152,7 @@ class BodyLimits:
         except (BadToken, SignedOut):
             return None
 
-    def _in_time(self, receive: Receive, *, length: int = 0) -> Receive:
+    def _with_deadline(self, receive: Receive, *, length: int = 0) -> Receive:
         """A `receive` that gives up when the body's end is not there in time; afterwards it waits as long as it is asked to.
 
         Of a body of a `length` something arrives every IDLE_S, and it is never later by more than them than one that comes evenly.
@@ -201,7 +201,7 @@ class ErrorBoundary:
                 started = True
                 replaced = message["status"] >= 400 and _is_plain_text(message)
                 if replaced:
-                    return await problem(message["status"], headers=_kept(message))(scope, receive, send)
+                    return await problem(message["status"], headers=_kept_headers(message))(scope, receive, send)
             elif replaced:
                 return None
             return await send(message)
@@ -219,7 +219,7 @@ def _is_plain_text(message: Message) -> bool:
     return media_type(Headers(raw=list(message["headers"]))) in ("", "text/plain")
 
 
-def _kept(message: Message) -> dict[str, str]:
+def _kept_headers(message: Message) -> dict[str, str]:
     """Headers that mean something beside the body."""
     wanted = (b"retry-after", b"www-authenticate", b"allow", b"connection")
     return {name.decode(): value.decode() for name, value in message["headers"] if name.lower() in wanted}

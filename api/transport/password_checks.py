@@ -9,9 +9,9 @@ from starlette.concurrency import run_in_threadpool
 
 from api.accounts.embedded_provider import CHECKS_AT_ONCE, EMAIL_LETTERS, PASSWORD_LETTERS, Account, Accounts
 from api.transport.problems import Problem
-from api.transport.rate_limits import Limits, too_many
+from api.transport.rate_limits import RateLimiter, too_many_requests
 
-TURN_S = 20.0
+QUEUE_TIMEOUT_S = 20.0
 """How long the next one waits for its turn: a hundred people at once have theirs."""
 KNOWN_S = 30 * 24 * 3600
 """How long an address from which somebody signed in is trusted to be theirs."""
@@ -25,16 +25,16 @@ class PasswordChecks:
     Checks that were begun together are all finished, so that CHECKS_AT_ONCE - 1 guesses more than counted may pass.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, rate_limiter: RateLimiter) -> None:
+        self.rate_limiter = rate_limiter
         self._places = asyncio.Semaphore(CHECKS_AT_ONCE)
 
     async def account(self, accounts: Accounts, *, email: str, password: str, address: str) -> Account | None:
         """The account, if the password is right. Raises a problem of 429 or 503 where nothing was checked."""
         email = email[: EMAIL_LETTERS + 1].lower()
-        await run_in_threadpool(self._admit, email, address)
+        await run_in_threadpool(self._check_waits, email, address)
         try:
-            async with asyncio.timeout(TURN_S):
+            async with asyncio.timeout(QUEUE_TIMEOUT_S):
                 await self._places.acquire()
         except TimeoutError:
             sentence = "Many people are signing in; try again in a moment."
@@ -44,27 +44,27 @@ class PasswordChecks:
         finally:
             self._places.release()
 
-    def _admit(self, email: str, address: str) -> None:
+    def _check_waits(self, email: str, address: str) -> None:
         account, here = _digest(email), _digest(email, address)
-        waits = [self.limits.wait_s("password", here)]
-        if not self.limits.is_known("password", here):
-            waits.append(self.limits.wait_s("password-address", address))
-            waits.append(self.limits.wait_s("password-account", account))
+        waits = [self.rate_limiter.wait_s("password", here)]
+        if not self.rate_limiter.is_known("password", here):
+            waits.append(self.rate_limiter.wait_s("password-address", address))
+            waits.append(self.rate_limiter.wait_s("password-account", account))
         if wait := max(waits):
-            raise too_many("Too many wrong passwords", wait_s=wait)
+            raise too_many_requests("Too many wrong passwords", wait_s=wait)
 
     def _checked(self, accounts: Accounts, email: str, password: str, address: str) -> Account | None:
-        self._admit(email, address)  # again: others may have failed while this one waited for its turn
+        self._check_waits(email, address)  # again: others may have failed while this one waited for its turn
         fits = len(email) <= EMAIL_LETTERS and len(password) <= PASSWORD_LETTERS
         account = accounts.check(email, password) if fits else None
         who = {"password": _digest(email, address), "password-account": _digest(email), "password-address": address}
         if account is None:
             for kind, one in who.items():
-                self.limits.failed(kind, one)
+                self.rate_limiter.record_failure(kind, one)
             return None
         for kind in ("password", "password-account"):
-            self.limits.forgive(kind, who[kind])
-        self.limits.remember("password", who["password"], seconds=KNOWN_S)
+            self.rate_limiter.clear_failures(kind, who[kind])
+        self.rate_limiter.mark_known("password", who["password"], seconds=KNOWN_S)
         return account
 
 

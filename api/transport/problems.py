@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 TYPES = "https://photoflux.dev/problems/"
-TITLES = {
+KINDS = {
     400: "bad-request", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed",
     408: "timeout", 409: "conflict", 411: "length-required", 412: "precondition-failed", 413: "too-large",
     415: "unsupported-media-type", 422: "invalid",
     421: "misdirected", 428: "precondition-required", 429: "too-many-requests", 500: "internal", 503: "unavailable",
     504: "too-late",
 }  # fmt: skip
-SENTENCES = {
+DETAILS = {
     400: "The request cannot be understood.",
     401: "Sign in first.",
     403: "You may not do this.",
@@ -91,7 +91,7 @@ class ProblemDetails(BaseModel):
     type: str = Field(description="stable identifier of the kind of problem", examples=[f"{TYPES}not-found"])
     title: str = Field(examples=["not found"])
     status: int = Field(examples=[404])
-    detail: str = Field(examples=[SENTENCES[404]])
+    detail: str = Field(examples=[DETAILS[404]])
     errors: list[FieldError] | None = None
 
 
@@ -111,8 +111,8 @@ def problem(
 
 
 def _body(status: int, kind: str, detail: str) -> dict[str, Any]:
-    kind = kind or TITLES.get(status, "error")
-    detail = detail or SENTENCES.get(status, "The request was refused.")
+    kind = kind or KINDS.get(status, "error")
+    detail = detail or DETAILS.get(status, "The request was refused.")
     return {"type": TYPES + kind, "title": kind.replace("-", " "), "status": status, "detail": detail}
 
 
@@ -121,7 +121,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
     return {
         status: {
-            "description": SENTENCES[status],
+            "description": DETAILS[status],
             "content": {MEDIA_TYPE: {"schema": schema, "example": _body(status, "", "")}},
             "headers": HEADERS.get(status, {}),
         }
@@ -129,7 +129,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def reason_of(detail: object) -> str:
+def explanation_of(detail: object) -> str:
     """What is said to a library's reason for not reading a body; empty for one that is not known."""
     for pattern, told in REASONS:
         if found := re.fullmatch(pattern, detail if isinstance(detail, str) else ""):
@@ -152,7 +152,7 @@ def install_handlers(app: FastAPI, more: Mapping[type[Exception], tuple[int, str
         **more,
     }
 
-    async def of_ours(_: Request, error: Exception) -> JSONResponse:
+    async def handle_own_error(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, Problem):
             return problem(error.status, error.kind, error.detail, headers=error.headers)
         status, kind = next((told for cls, told in known.items() if isinstance(error, cls)), (422, "refused"))
@@ -160,19 +160,19 @@ def install_handlers(app: FastAPI, more: Mapping[type[Exception], tuple[int, str
         internal = isinstance(error, BlobMissing | KeyMissing)  # their sentences name blobs and owners
         return problem(status, kind, "" if internal else str(error), headers=headers)
 
-    async def of_http(_: Request, error: Exception) -> JSONResponse:
+    async def handle_http_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        detail = reason_of(error.detail) if error.status_code == 400 else ""
+        detail = explanation_of(error.detail) if error.status_code == 400 else ""
         return problem(error.status_code, detail=detail, headers=error.headers)
 
-    async def of_fields(_: Request, error: Exception) -> JSONResponse:
+    async def handle_invalid_fields(_: Request, error: Exception) -> JSONResponse:
         """Where and what, but not what was sent: it may be a prompt."""
         assert isinstance(error, RequestValidationError)
         found = [{"where": ".".join(map(str, one["loc"])), "message": str(one["msg"])} for one in error.errors()]
         broken = any(one["type"] == "json_invalid" for one in error.errors())
         return problem(422, "invalid", NOT_JSON if broken else "Some fields are not as they should be.", errors=found)
 
-    async def of_database(_: Request, error: Exception) -> JSONResponse:
+    async def handle_database_error(_: Request, error: Exception) -> JSONResponse:
         """One that is away, or written to by others for long, says nothing of the request."""
         assert isinstance(error, DBAPIError)
         if not is_away(error):
@@ -180,7 +180,7 @@ def install_handlers(app: FastAPI, more: Mapping[type[Exception], tuple[int, str
         log.warning("the database could not be reached, or was busy for long")
         return problem(503, "unavailable", headers={"Retry-After": "5"})
 
-    app.add_exception_handler(DBAPIError, of_database)
-    app.add_exception_handler(PhotoFluxError, of_ours)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(RequestValidationError, of_fields)
+    app.add_exception_handler(DBAPIError, handle_database_error)
+    app.add_exception_handler(PhotoFluxError, handle_own_error)
+    app.add_exception_handler(HTTPException, handle_http_error)
+    app.add_exception_handler(RequestValidationError, handle_invalid_fields)

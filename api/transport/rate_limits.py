@@ -25,16 +25,16 @@ RATES = {
     "account": "20/5 minutes",
     "refresh": "30/minute",
     "unknown-token": "60/minute",
-    "ask": "900/minute",
-    "make": "120/minute",
-    "complain": "10/hour",
+    "request": "900/minute",
+    "work": "120/minute",
+    "complaint": "10/hour",
 }
 """Kind -> requests allowed; more than one rate, divided by semicolons, hold together.
 
 By address, generously, since many people may share one: `login` begins a sign-in, which is kept for ten minutes; `form` sends the embedded
 provider's password form; `callback` comes back from the provider; `unknown-token` refreshes with a token that never
-was; `complain` files a complaint. By account: `account` finishes a sign-in. By sign-in: `refresh`. By person: `ask` is any
-request, `make` uploads and starts work.
+was; `complaint` files a complaint. By account: `account` finishes a sign-in. By sign-in: `refresh`. By person: `request` is any
+request, `work` uploads and starts work.
 """
 FAILURES_S = 24 * 3600
 """How long failures are counted, from the first on."""
@@ -71,33 +71,33 @@ class MemoryCounts(MemoryStorage):
     """
 
     def __init__(self) -> None:
-        self._alone, self._swept = threading.RLock(), time.monotonic()
+        self._own_lock, self._last_sweep_s = threading.RLock(), time.monotonic()
         super().__init__()
 
     def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        with self._alone:
+        with self._own_lock:
             return super().acquire_entry(key, limit, expiry, amount)
 
     def incr(self, key: str, expiry: float, amount: int = 1) -> int:
-        with self._alone:
+        with self._own_lock:
             return super().incr(key, expiry, amount)
 
     def get(self, key: str) -> int:
-        with self._alone:
+        with self._own_lock:
             return super().get(key)
 
     def clear(self, key: str) -> None:
-        with self._alone:
+        with self._own_lock:
             super().clear(key)
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        with self._alone:
+        with self._own_lock:
             return super().get_moving_window(key, limit, expiry)
 
     def _MemoryStorage__schedule_expiry(self) -> None:  # noqa: N802 (the library's own name)
-        if time.monotonic() - self._swept < SWEEP_S:
+        if time.monotonic() - self._last_sweep_s < SWEEP_S:
             return
-        self._swept, now = time.monotonic(), time.time()
+        self._last_sweep_s, now = time.monotonic(), time.time()
         for key, entries in list(self.events.items()):
             self.events[key] = [entry for entry in entries if entry.expiry > now]
             if not self.events[key]:
@@ -106,13 +106,13 @@ class MemoryCounts(MemoryStorage):
             if until <= now:
                 del self.expirations[key]
                 self.storage.pop(key, None)
-        self.locks.clear()  # nobody holds one: all of them are taken within `_alone`
+        self.locks.clear()  # nobody holds one: all of them are taken within `_own_lock`
 
     def _MemoryStorage__expire_events(self) -> None:  # noqa: N802
         """What the library's own timer does, which is begun once where this is made."""
 
 
-class Limits:
+class RateLimiter:
     """Counts in `storage`: of this process (`memory://`), or of all (`redis://…`)."""
 
     def __init__(self, storage: str, *, rates: Mapping[str, str] | None = None) -> None:
@@ -131,7 +131,7 @@ class Limits:
         for rate in self._rates[kind]:
             if not self._limiter.hit(rate, kind, who):
                 left = self._limiter.get_window_stats(rate, kind, who).reset_time - time.time()
-                raise too_many(f"Too many requests: {rate}", wait_s=left)
+                raise too_many_requests(f"Too many requests: {rate}", wait_s=left)
 
     def wait_s(self, kind: str, who: str) -> int:
         """Seconds until somebody who failed may try again; 0: now."""
@@ -140,7 +140,7 @@ class Limits:
             return 0
         return max(1, math.ceil(self._storage.get_expiry(waiting) - time.time()))
 
-    def failed(self, kind: str, who: str) -> None:
+    def record_failure(self, kind: str, who: str) -> None:
         """Count one more failure of a kind of BACK_OFFS."""
         wait_s = BACK_OFFS[kind].wait_s(self._storage.incr(self._key(kind, who, "failures"), FAILURES_S))
         if wait_s:
@@ -148,12 +148,12 @@ class Limits:
             self._storage.clear(waiting)
             self._storage.incr(waiting, wait_s)
 
-    def forgive(self, kind: str, who: str) -> None:
+    def clear_failures(self, kind: str, who: str) -> None:
         """Forget all failures."""
         for what in ("failures", "waits"):
             self._storage.clear(self._key(kind, who, what))
 
-    def remember(self, kind: str, who: str, *, seconds: int) -> None:
+    def mark_known(self, kind: str, who: str, *, seconds: int) -> None:
         """Know somebody for so long."""
         known = self._key(kind, who, "known")
         self._storage.clear(known)
@@ -176,12 +176,12 @@ def _parsed(kind: str, rate: str) -> list[RateLimitItem]:
         raise InputError(f"the rate of '{kind}' cannot be read: write it like 30/minute") from error
 
 
-def too_many(sentence: str, *, wait_s: float) -> Problem:
+def too_many_requests(sentence: str, *, wait_s: float) -> Problem:
     """A problem of 429: `sentence`, and when to try again."""
     wait = max(1, round(wait_s))
     return Problem(429, "too-many-requests", f"{sentence}; try again in {wait} s.", headers={"Retry-After": str(wait)})
 
 
-def address_of(request: Request) -> str:
+def client_address(request: Request) -> str:
     """Whom a request is counted for that nobody signed. Behind a proxy the server takes the address from forwarded headers."""
     return counted_as(request.client.host) if request.client else "nowhere"

@@ -30,7 +30,7 @@ from api.accounts.openid_client import Identities, Identity, Provider, SignInFai
 from api.records.database import Records
 from api.records.tables import User
 from api.routes.provider_pages import make_provider
-from api.transport.rate_limits import Limits
+from api.transport.rate_limits import RateLimiter
 from photoflux.errors import InputError
 from photoflux.vault import open_keyring
 from photoflux.vault.keyring import Keyring
@@ -61,7 +61,7 @@ def served() -> Iterator[tuple[FastAPI, str]]:
 @pytest.fixture
 def issuer(served: tuple[FastAPI, str], own_state: Path) -> str:
     app, issuer = served
-    app.state.checks.limits = Limits("memory://")
+    app.state.checks.rate_limiter = RateLimiter("memory://")
     app.state.provider.accounts = Accounts(own_state / "accounts", hasher=QUICK)
     app.state.provider.accounts.add(EMAIL, name="Ada", password=PASSWORD)
     return issuer

@@ -18,7 +18,7 @@ TEXT = "this is my face"
 
 @pytest.fixture(autouse=True)
 def patience(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(type(site.service.limits), "check", lambda *_: None)
+    monkeypatch.setattr(type(site.service.rate_limiter), "check", lambda *_: None)
     yield
 
 

@@ -183,7 +183,7 @@ def test_what_is_loaded_with_the_cookie_is_counted_like_anything_else(site: Site
     for path in paths:
         is_problem(site.client.get(path, headers=cookie), 404, "not-found")
     for _ in range(890):
-        site.service.limits.check("ask", ada.id)
+        site.service.rate_limiter.check("request", ada.id)
     answers = [site.client.get(paths[n % len(paths)], headers=cookie).status_code for n in range(10)]
     assert answers[-1] == 429
     assert site.client.get("/api/auth/me", headers={"Authorization": f"Bearer {ada.token}"}).status_code == 429

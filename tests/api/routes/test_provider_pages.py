@@ -165,7 +165,7 @@ def test_two_passwords_are_checked_at_a_time_and_pages_are_served_meanwhile(clie
 def test_who_waits_too_long_for_their_turn_is_told_to_come_again(
     client: TestClient, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(password_checks, "TURN_S", 0.2)
+    monkeypatch.setattr(password_checks, "QUEUE_TIMEOUT_S", 0.2)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(client.post, ASKED, data={"email": EMAIL, "password": PASSWORD}) for _ in range(3)]
         until = time.monotonic() + 20

@@ -47,5 +47,5 @@ def test_changed_words_need_a_new_consent(site: Site, monkeypatch):
     subject = eve.subject_with_model()
     terms_documents = dict(consents.terms_documents())
     terms_documents["terms"] = consents.TermsDocument("terms", "2027-01", "1" * 64, "new")
-    monkeypatch.setattr(consents, "wordings", lambda: terms_documents)
+    monkeypatch.setattr(consents, "terms_documents", lambda: terms_documents)
     is_problem(eve.post("/api/generate", json={"subject": subject, "prompt": "a dog"}), 403, "consent-required")

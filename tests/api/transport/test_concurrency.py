@@ -21,7 +21,7 @@ from PIL import Image
 from api import main
 from api.records.tables import Generation, Picture, Run, now_ms
 from api.settings import ApiSettings
-from api.transport.concurrency import HELD, Budget, HeldRequests, Turns
+from api.transport.concurrency import HELD_MAX, FairLimiter, HeldRequests, MemoryBudget
 from api.transport.connections import listen, make_server
 from api.transport.problems import Problem
 from tests.api.conftest import innermost
@@ -110,18 +110,18 @@ def watching(person: Person, run: str) -> Iterator[Watched]:
 
 
 def held(site: Site, kind: str, person: Person) -> int:
-    return site.service.held.count(kind, person.id)
+    return site.service.held_requests.count(kind, person.id)
 
 
 def test_a_person_watches_so_many_runs_at_a_time(site: Site, ada: Person, bob: Person, run: str):
     with ExitStack() as stack:
-        for _ in range(HELD["stream"]):
+        for _ in range(HELD_MAX["stream"]):
             stack.enter_context(watching(ada, run))
         refused = ada.get(f"/api/runs/{run}/events")
         is_problem(refused, 429, "too-many-streams")
         assert int(refused.headers["retry-after"]) > 0
         is_problem(bob.get(f"/api/runs/{run}/events"), 404, "not-found")  # counted for himself
-        assert held(site, "stream", ada) == HELD["stream"]
+        assert held(site, "stream", ada) == HELD_MAX["stream"]
         ada.post(f"/api/runs/{run}/cancel")
     wait_for(lambda: held(site, "stream", ada) == 0)
     assert "event: ended" in ada.get(f"/api/runs/{run}/events").text
@@ -178,8 +178,8 @@ class Polled:
 
 
 def test_a_person_waits_for_so_many_results_at_a_time(site: Site, ada: Person, result: str):
-    polls = [Polled(ada, result) for _ in range(HELD["poll"])]
-    wait_for(lambda: held(site, "poll", ada) == HELD["poll"])
+    polls = [Polled(ada, result) for _ in range(HELD_MAX["poll"])]
+    wait_for(lambda: held(site, "poll", ada) == HELD_MAX["poll"])
     refused = ada.get(f"/api/results/{result}", params={"wait": 1})
     is_problem(refused, 429, "too-many-streams")
     assert int(refused.headers["retry-after"]) > 0
@@ -277,13 +277,13 @@ def test_who_asks_for_much_waits_behind_themselves():
     """One place: ten pieces of work of one person, then one of another, which is done second."""
     done: list[str] = []
 
-    async def work(turns: Turns, person: str) -> None:
+    async def work(turns: FairLimiter, person: str) -> None:
         async with turns.take(person):
             await asyncio.sleep(0.01)
             done.append(person)
 
     async def all_of_it() -> None:
-        turns = Turns(1, per_person=1, wait_s=PATIENCE_S, told="Wait.")
+        turns = FairLimiter(1, per_person=1, wait_s=PATIENCE_S, busy_message="Wait.")
         async with asyncio.TaskGroup() as group:
             for person in ["ada"] * 10 + ["bob"]:
                 group.create_task(work(turns, person))
@@ -295,7 +295,7 @@ def test_who_asks_for_much_waits_behind_themselves():
 
 def test_who_waits_too_long_for_a_turn_is_sent_away():
     async def refused() -> Problem:
-        turns = Turns(1, per_person=1, wait_s=0.05, told="Wait.")
+        turns = FairLimiter(1, per_person=1, wait_s=0.05, busy_message="Wait.")
         async with turns.take("ada"):
             for person in ("ada", "bob"):
                 with pytest.raises(Problem) as problem:
@@ -312,7 +312,7 @@ def test_what_is_shared_out_is_never_more_than_there_is():
     """Whoever gives up while waiting, or is given their share just then, leaves all of it for others."""
 
     async def share(seed: int) -> None:
-        rng, budget, held, most = random.Random(seed), Budget(10), 0, 0
+        rng, budget, held, most = random.Random(seed), MemoryBudget(10), 0, 0
 
         async def one(amount: int, patience_s: float) -> None:
             nonlocal held, most
@@ -337,7 +337,7 @@ def test_what_is_shared_out_is_never_more_than_there_is():
 
 def test_who_came_first_has_theirs_first():
     async def take() -> list[int]:
-        budget, order = Budget(4), list[int]()
+        budget, order = MemoryBudget(4), list[int]()
 
         async def one(number: int, amount: int) -> None:
             async with budget.take(amount):
@@ -354,7 +354,7 @@ def test_who_came_first_has_theirs_first():
 
 def test_who_holds_much_memory_leaves_others_half_of_it():
     async def served() -> list[str]:
-        turns, done = Turns(8, per_person=4, wait_s=0.2, told="Wait.", memory_bytes=100), list[str]()
+        turns, done = FairLimiter(8, per_person=4, wait_s=0.2, busy_message="Wait.", memory_bytes=100), list[str]()
         async with turns.take("ada", 100):
             async with turns.take("bob", 50):
                 done.append("bob")

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from api import main
 from api.settings import ApiSettings
 from api.transport import connections
-from api.transport.connections import Addresses, Server, allow_open_files, listen, make_server
+from api.transport.connections import ConnectionCounter, Server, allow_open_files, listen, make_server
 from benchmarks.postgres import free_port
 
 PATIENCE_S = 20.0
@@ -96,7 +96,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that waits a second where it waits for half a minute in earnest."""
     for name in ("HEAD_S", "HANDSHAKE_S", "SEND_S"):
         monkeypatch.setattr(connections, name, 1.0)
-    monkeypatch.setattr(connections, "LOOK_TICKS", 1)
+    monkeypatch.setattr(connections, "CHECK_TICKS", 1)
 
 
 @pytest.fixture
@@ -369,14 +369,14 @@ def test_nothing_is_logged_of_who_is_let_go_of(served: tuple[int, Server, Answer
 )
 def test_whatever_comes_and_goes_none_holds_more_than_it_may(happening: list[tuple[str, bool]]):
     """The two addresses of IPv4 are one client, and so are the two of one network of IPv6."""
-    counted, held = Addresses(3), {"4": 0, "6": 0}
+    counted, held = ConnectionCounter(3), {"4": 0, "6": 0}
     for host, comes in happening:
         client = "4" if "." in host else "6"
         if comes:
-            assert counted.take(host) is (held[client] < 3)
+            assert counted.acquire(host) is (held[client] < 3)
             held[client] = min(3, held[client] + 1)
         elif held[client]:
-            counted.give_back(host)
+            counted.release(host)
             held[client] -= 1
         assert counted.held(host) == held[client]
 
@@ -495,6 +495,6 @@ def test_a_trailer_is_no_header():
 
 
 def test_proxies_hold_as_many_connections_as_their_clients_need_and_others_do_not():
-    counted = Addresses(2, proxies="10.0.0.0/8, 2001:db8::1")
+    counted = ConnectionCounter(2, proxies="10.0.0.0/8, 2001:db8::1")
     for host, most in (("10.1.2.3", 9), ("2001:db8::1", 9), ("192.0.2.1", 2), ("2001:db8:1::1", 2)):
-        assert sum(counted.take(host) for _ in range(9)) == most
+        assert sum(counted.acquire(host) for _ in range(9)) == most

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from api.settings import ApiSettings
-from api.transport.hosts import TrustedHosts, asked_host, trusted_hosts
+from api.transport.hosts import TrustedHosts, requested_host, trusted_hosts
 from tests.api.people import is_problem
 
 HERE = [
@@ -157,16 +157,16 @@ def test_whatever_a_header_holds_is_loopback_or_refused(value: bytes):
 @given(st.ip_addresses(), st.none() | st.integers(0, 65535))
 def test_addresses_are_read_as_the_standard_writes_them(ip: Any, port: int | None):
     text = (f"[{ip.exploded}]" if ip.version == 6 else str(ip)) + (f":{port}" if port is not None else "")
-    assert asked_host([(b"Host", text.encode())]) == str(ip)
+    assert requested_host([(b"Host", text.encode())]) == str(ip)
 
 
 @given(st.sampled_from(HERE), st.text("abc.@:/\\#?%[] \t", min_size=1, max_size=5), st.booleans())
 def test_nothing_can_be_put_before_or_after_a_name(name: str, more: str, before: bool):
     value = (more + name if before else name + more).encode()
-    found = asked_host([(b"host", value)])
+    found = requested_host([(b"host", value)])
     assert found in (
         "",
-        *(asked_host([(b"host", one.encode())]) for one in HERE),
+        *(requested_host([(b"host", one.encode())]) for one in HERE),
     ) or found == value.decode().lower().partition(":")[0].removesuffix(".")
 
 

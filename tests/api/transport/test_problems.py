@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from api.transport.problems import reason_of
+from api.transport.problems import explanation_of
 from tests.api.people import Person, Site, is_problem
 
 CANARY = b"canaryword"
@@ -101,7 +101,7 @@ def test_a_body_that_is_no_json_is_told(ada: Person) -> None:
 
 @pytest.mark.parametrize("detail", ["", "canaryword", "Too many files. Maximum number of files is canaryword.", None])
 def test_a_reason_that_is_not_known_is_not_told(detail: Any) -> None:
-    assert reason_of(detail) == ""
+    assert explanation_of(detail) == ""
 
 
 def test_what_the_service_answers_for_itself_stays_as_it_is(site: Site) -> None:

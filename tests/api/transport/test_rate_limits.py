@@ -22,13 +22,13 @@ from starlette.requests import Request
 from api.accounts.tokens import AccessTokenClaims
 from api.settings import ApiSettings
 from api.transport.problems import Problem
-from api.transport.rate_limits import BACK_OFFS, RATES, BackOff, Limits, MemoryCounts, address_of
+from api.transport.rate_limits import BACK_OFFS, RATES, BackOff, MemoryCounts, RateLimiter, client_address
 from benchmarks.postgres import free_port
 from photoflux.errors import InputError
 from tests.api.clocks import moved_by_hand
 from tests.api.people import Person, Site, is_problem
 
-COUNT = Limits.check
+COUNT = RateLimiter.check
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     until = time.monotonic() + 20
     while time.monotonic() < until:
         with suppress(Exception):
-            if Limits(url)._storage.check():
+            if RateLimiter(url)._storage.check():
                 break
         time.sleep(0.05)
     yield url
@@ -53,14 +53,14 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(params=["memory", "redis"])
-def counting(request: pytest.FixtureRequest) -> Callable[..., Limits]:
+def counting(request: pytest.FixtureRequest) -> Callable[..., RateLimiter]:
     """Makes limits that count in one place, as two processes would with redis; in memory there is one process."""
     if request.param == "redis":
         url = request.getfixturevalue("redis")
-        Limits(url)._storage.reset()
-        return lambda **more: Limits(url, **more)
-    one: dict[str, Limits] = {}
-    return lambda **more: one.setdefault(str(more), Limits("memory://", **more))
+        RateLimiter(url)._storage.reset()
+        return lambda **more: RateLimiter(url, **more)
+    one: dict[str, RateLimiter] = {}
+    return lambda **more: one.setdefault(str(more), RateLimiter("memory://", **more))
 
 
 @pytest.fixture
@@ -69,20 +69,20 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return moved_by_hand(monkeypatch)
 
 
-def test_each_has_room_of_their_own_and_is_told_when_there_is_more(counting: Callable[..., Limits]):
-    rates = {"make": "2/minute"}
+def test_each_has_room_of_their_own_and_is_told_when_there_is_more(counting: Callable[..., RateLimiter]):
+    rates = {"work": "2/minute"}
     for who in ("ada", "bob"):
         for _ in range(2):
-            counting(rates=rates).check("make", who)
+            counting(rates=rates).check("work", who)
     with pytest.raises(Problem) as refused:
-        counting(rates=rates).check("make", "ada")
+        counting(rates=rates).check("work", "ada")
     assert refused.value.status == 429
     assert 1 <= int(refused.value.headers["Retry-After"]) <= 60
-    counting(rates=rates).check("ask", "ada")
+    counting(rates=rates).check("request", "ada")
 
 
 def test_several_rates_of_a_kind_hold_together(later: Callable[[float], None]):
-    limits = Limits("memory://", rates={"login": "2/minute; 3/10 minutes"})
+    limits = RateLimiter("memory://", rates={"login": "2/minute; 3/10 minutes"})
     for kinds in range(2):
         limits.check("login", "here")
         limits.check("login", f"there {kinds}")
@@ -96,30 +96,30 @@ def test_several_rates_of_a_kind_hold_together(later: Callable[[float], None]):
             assert int(refused.value.headers["Retry-After"]) > 60
 
 
-def test_failures_are_followed_by_waits_that_double_and_end(counting: Callable[..., Limits]):
+def test_failures_are_followed_by_waits_that_double_and_end(counting: Callable[..., RateLimiter]):
     """Across processes, where they count in one place."""
     for _ in range(4):
-        counting().failed("password", "ada, here")
+        counting().record_failure("password", "ada, here")
     assert counting().wait_s("password", "ada, here") == 0
     for wait_s in (1, 2, 4, 8):
-        counting().failed("password", "ada, here")
+        counting().record_failure("password", "ada, here")
         assert wait_s - 1 <= counting().wait_s("password", "ada, here") <= wait_s
     assert counting().wait_s("password", "ada, there") == counting().wait_s("password-address", "ada, here") == 0
-    counting().forgive("password", "ada, here")
+    counting().clear_failures("password", "ada, here")
     assert counting().wait_s("password", "ada, here") == 0
-    counting().failed("password", "ada, here")
+    counting().record_failure("password", "ada, here")
     assert counting().wait_s("password", "ada, here") == 0, "it counts from one again"
 
 
-def test_somebody_is_remembered_for_a_while(counting: Callable[..., Limits]):
-    counting().remember("password", "ada", seconds=60)
+def test_somebody_is_remembered_for_a_while(counting: Callable[..., RateLimiter]):
+    counting().mark_known("password", "ada", seconds=60)
     assert counting().is_known("password", "ada") and not counting().is_known("password", "bob")
 
 
 def test_a_wait_is_over_in_time(later: Callable[[float], None]):
-    limits = Limits("memory://")
+    limits = RateLimiter("memory://")
     for _ in range(40):
-        limits.failed("password", "ada")
+        limits.record_failure("password", "ada")
     assert limits.wait_s("password", "ada") == 900
     later(899.5)
     assert limits.wait_s("password", "ada") == 1
@@ -133,9 +133,9 @@ def test_waits_never_shrink_with_failures_and_are_bounded(back_off: BackOff, fai
     assert (back_off.wait_s(failures) > 0) == (failures >= back_off.first)
 
 
-def test_what_is_counted_does_not_say_who_it_is(counting: Callable[..., Limits], redis: str):
-    limits = Limits(redis)
-    limits.failed("password", "ada@example.org")
+def test_what_is_counted_does_not_say_who_it_is(counting: Callable[..., RateLimiter], redis: str):
+    limits = RateLimiter(redis)
+    limits.record_failure("password", "ada@example.org")
     assert not any(b"ada" in key for key in limits._storage.storage.keys("*"))  # type: ignore[attr-defined]
 
 
@@ -154,36 +154,40 @@ def test_threads_that_meet_in_the_library_start_no_timer_twice(monkeypatch: pyte
     def meet() -> None:
         if not met:
             met.append(True)
-            limits.check("make", "bob")
+            limits.check("work", "bob")
 
     met = [True]
-    limits = Limits("memory://", rates={"make": "100/minute"})
+    limits = RateLimiter("memory://", rates={"work": "100/minute"})
     monkeypatch.setattr(memory, "threading", SimpleNamespace(Timer=Watched, RLock=threading.RLock))
     for turn in range(3):
         if turn:
             met.clear()
-        limits.check("make", "ada")
+        limits.check("work", "ada")
         time.sleep(0.1)
 
 
 def test_threads_count_together(monkeypatch: pytest.MonkeyPatch):
-    limits = Limits("memory://", rates={"make": "100/minute"})
+    limits = RateLimiter("memory://", rates={"work": "100/minute"})
     monkeypatch.setattr("api.transport.rate_limits.SWEEP_S", 0.0)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
             refused = sum(pool.map(lambda _: sum(limited(limits) for _ in range(10)), range(40)))
-            list(pool.map(lambda n: [limits.failed("password-account", f"{n} {at}") for at in range(10)], range(8)))
+            list(
+                pool.map(
+                    lambda n: [limits.record_failure("password-account", f"{n} {at}") for at in range(10)], range(8)
+                )
+            )
     finally:
         sys.setswitchinterval(before)
     assert refused == 300
 
 
-def limited(limits: Limits) -> bool:
+def limited(limits: RateLimiter) -> bool:
     """Whether one more is too many."""
     try:
-        limits.check("make", "ada")
+        limits.check("work", "ada")
     except Problem:
         return True
     return False
@@ -192,27 +196,27 @@ def limited(limits: Limits) -> bool:
 def test_names_are_dropped_once_nothing_of_them_counts(later: Callable[[float], None], monkeypatch: pytest.MonkeyPatch):
     """The library kept every name that it ever saw, and went over all of them a hundred times a second."""
     monkeypatch.setattr("api.transport.rate_limits.SWEEP_S", 0.0)
-    limits = Limits("memory://")
+    limits = RateLimiter("memory://")
     for number in range(50):
         limits.check("refresh", f"sign-in {number}")
-        limits.failed("password", f"somebody {number}")
+        limits.record_failure("password", f"somebody {number}")
     later(25 * 3600)
-    limits.check("ask", "ada")
+    limits.check("request", "ada")
     counts = limits._storage
     assert isinstance(counts, MemoryCounts)
     assert (len(counts.events), len(counts.expirations), len(counts.storage)) == (1, 0, 0)
     assert len(counts.locks) <= 1
 
 
-@pytest.mark.parametrize("rates", [{"sign-in": "9/minute"}, {"ask": "often"}, {"ask": ""}])
+@pytest.mark.parametrize("rates", [{"sign-in": "9/minute"}, {"request": "often"}, {"request": ""}])
 def test_a_rate_that_is_not_known_or_not_readable_is_refused(rates: dict[str, str]):
     with pytest.raises(InputError, match="rate"):
-        Limits("memory://", rates=rates)
+        RateLimiter("memory://", rates=rates)
 
 
 def test_limits_are_counted_in_memory_or_in_redis():
     with pytest.raises(InputError, match="PHOTOFLUX_LIMITS"):
-        Limits("async+memory://")
+        RateLimiter("async+memory://")
 
 
 def asked_from(host: str | None) -> Request:
@@ -225,14 +229,14 @@ def asked_from(host: str | None) -> Request:
      ("2001:db8:1:2::9", "2001:db8:1:2::/64"), ("::1", "::/64"), ("testclient", "testclient"), (None, "nowhere")],
 )  # fmt: skip
 def test_one_who_has_a_whole_network_is_one_address(host: str | None, counted: str):
-    assert address_of(asked_from(host)) == counted
+    assert client_address(asked_from(host)) == counted
 
 
 def test_one_person_asking_too_often_does_not_hold_up_another(
     site: Site, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ):
-    tight = Limits("memory://", rates={"ask": "3/minute"})
-    monkeypatch.setattr(Limits, "check", lambda _, kind, who: COUNT(tight, kind, who))
+    tight = RateLimiter("memory://", rates={"request": "3/minute"})
+    monkeypatch.setattr(RateLimiter, "check", lambda _, kind, who: COUNT(tight, kind, who))
     answers = [ada.get("/api/subjects") for _ in range(4)]
     assert [answer.status_code for answer in answers[:3]] == [200] * 3
     is_problem(answers[3], 429, "too-many-requests")
@@ -275,16 +279,16 @@ def test_a_cookie_is_not_replaced_by_an_older_one(site: Site, ada: Person):
 
 def test_the_limits_of_the_settings_are_those_of_the_service(site: Site, own_state: Path):
     assert set(ApiSettings().rates) <= set(RATES)
-    assert site.service.limits._rates["refresh"] == Limits("memory://")._rates["refresh"]
+    assert site.service.rate_limiter._rates["refresh"] == RateLimiter("memory://")._rates["refresh"]
 
 
 def test_a_token_of_a_sign_in_that_is_over_takes_nothing_from_its_owner(
     site: Site, ada: Person, monkeypatch: pytest.MonkeyPatch
 ):
-    tight = Limits("memory://", rates={"ask": "3/minute"})
+    tight = RateLimiter("memory://", rates={"request": "3/minute"})
     stolen = ada.token
     site.service.login_sessions.end_all(ada.id)
-    monkeypatch.setattr(Limits, "check", lambda _, kind, who: COUNT(tight, kind, who))
+    monkeypatch.setattr(RateLimiter, "check", lambda _, kind, who: COUNT(tight, kind, who))
     asked = {"headers": {"Authorization": f"Bearer {stolen}"}}
     assert [site.client.get("/api/subjects", **asked).status_code for _ in range(5)] == [401] * 3 + [429] * 2
     begun = site.service.login_sessions.begin(ada.id)

@@ -19,7 +19,7 @@ NAMES = st.sampled_from(["Rex", "Bella", "Łukasz 猫"])
 
 @pytest.fixture
 def patience(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(site.service.limits), "check", lambda *_: None)
+    monkeypatch.setattr(type(site.service.rate_limiter), "check", lambda *_: None)
 
 
 def machine_for(site: Site) -> type[RuleBasedStateMachine]:
