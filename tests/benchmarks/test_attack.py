@@ -72,7 +72,7 @@ def test_what_is_too_many_is_what_the_service_allows() -> None:
     allowed = {
         "WEBHOOKS_MAX": WEBHOOKS_MAX, "SUBJECTS_MAX": fields["subjects_max"].default, "STREAMS": HELD["stream"],
         "RUNS_A_DAY": fields["runs_a_day"].default, "EXPORTS_A_DAY": fields["exports_a_day"].default,
-        "COMPLAINTS_AN_HOUR": int(RATES["complain"].removesuffix("/hour")),
+        "COMPLAINTS_AN_HOUR": int(RATES["complaint"].removesuffix("/hour")),
     }  # fmt: skip
     assert {name: getattr(attackers, name) for name in allowed} == allowed
 
