@@ -14,7 +14,7 @@ import pytest
 
 from api.routes.webhooks import WEBHOOKS_MAX
 from api.settings import ApiSettings
-from api.transport.concurrency import HELD
+from api.transport.concurrency import HELD_MAX
 from api.transport.rate_limits import RATES
 from benchmarks import attack, attackers
 from benchmarks.attackers import ATTACKS, Attack, Receiver, Scene, Service
@@ -70,7 +70,7 @@ def test_attacks_have_names_of_their_own_and_say_what_they_do() -> None:
 def test_what_is_too_many_is_what_the_service_allows() -> None:
     fields = ApiSettings.model_fields
     allowed = {
-        "WEBHOOKS_MAX": WEBHOOKS_MAX, "SUBJECTS_MAX": fields["subjects_max"].default, "STREAMS": HELD["stream"],
+        "WEBHOOKS_MAX": WEBHOOKS_MAX, "SUBJECTS_MAX": fields["subjects_max"].default, "STREAMS": HELD_MAX["stream"],
         "RUNS_A_DAY": fields["runs_a_day"].default, "EXPORTS_A_DAY": fields["exports_a_day"].default,
         "COMPLAINTS_AN_HOUR": int(RATES["complaint"].removesuffix("/hour")),
     }  # fmt: skip
