@@ -122,7 +122,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service, ended = make_service(settings), threading.Event()
-        telemetry.watch(app.state.service.records)
+        telemetry.observe_work(app.state.service.records)
         threading.Thread(target=trim_heap, args=[ended], name="memory", daemon=True).start()
         yield
         ended.set()
@@ -197,7 +197,7 @@ def _add_probes(app: FastAPI, telemetry: Telemetry, settings: ApiSettings) -> No
     @app.get("/readyz", operation_id="readyz", status_code=204, tags=["health"], responses=problem_responses(503))
     def readyz(health: HealthDep) -> Response:
         """What the service needs is there: records, objects and the key that keysets are wrapped by."""
-        if missing := health.missing():
+        if missing := health.unreachable():
             raise Problem(503, "unavailable", f"{missing} cannot be reached.", headers={"Retry-After": "5"})
         return Response(status_code=204)
 

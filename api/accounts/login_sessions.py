@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from api.records.database import Records, retried
+from api.records.database import Records, retry_on_rollback
 from api.records.tables import LoginSession, RefreshToken, User, now_ms
 from photoflux.errors import PhotoFluxError
 
@@ -51,7 +51,7 @@ class LoginSessions:
         self.records, self.lifetime_ms = records, lifetime_days * 24 * 3600 * 1000
         self._key = key
 
-    @retried
+    @retry_on_rollback
     def begin(self, user_id: str) -> RefreshedSession:
         """A new sign-in of an active user. Raises SignedOut for one who may not sign in."""
         with self.records.writing() as session:
@@ -70,7 +70,7 @@ class LoginSessions:
         with self.records.reading() as session:
             return session.scalar(select(RefreshToken.login_session_id).where(RefreshToken.digest == digest_of(token)))
 
-    @retried
+    @retry_on_rollback
     def refresh(self, token: str) -> RefreshedSession:
         """Exchange a refresh token. Raises SignedOut; a token that was used before ends its whole family.
 
@@ -100,7 +100,7 @@ class LoginSessions:
             raise SignedOut("you are signed out; sign in again")
         return RefreshedSession(user.id, user.role, login_session.id, successor, superseded=given.used_ms is not None)
 
-    @retried
+    @retry_on_rollback
     def end(self, token: str) -> None:
         """Sign out: the family of this token is over. One that is not known is over already."""
         login_session_id = self.session_of(token)
@@ -112,7 +112,7 @@ class LoginSessions:
             )
             self._revoke(session, LoginSession.id == login_session_id)
 
-    @retried
+    @retry_on_rollback
     def end_all(self, user_id: str) -> None:
         """Sign a person out everywhere."""
         with self.records.writing() as session:

@@ -10,7 +10,7 @@ from api.images.engine_client import EngineClient, GivenUp, Refused, Wanted
 from api.images.moderation import Guard, UnsafePicture
 from api.images.rendering import Delivery, Order
 from api.records.audit_log import AuditLog
-from api.records.database import AccountClosed, Records, hold_owner, retried
+from api.records.database import AccountClosed, Records, lock_owner, retry_on_rollback
 from api.records.outcomes import end_generation
 from api.records.tables import ACTIVE, Generation, Model, Picture, new_id, prompt_label
 from photoflux.vault.keyring import KeyMissing
@@ -107,11 +107,11 @@ class Generations:
         for picture in rows:
             self.objects.delete(row.user_id, "picture", picture.object_id)
 
-    @retried
+    @retry_on_rollback
     def end(self, generation_id: str, state: str, code: str, why: str) -> str:
         """Record that there will be no pictures."""
         with self.records.writing() as session:
-            hold_owner(session, Generation, generation_id)
+            lock_owner(session, Generation, generation_id)
             row = session.get(Generation, generation_id, with_for_update=True)
             if row is None or row.state not in ACTIVE:
                 return row.state if row else "cancelled"

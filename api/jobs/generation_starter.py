@@ -37,8 +37,8 @@ class GenerationStarter:
 
         Raises NotCompared where a run is to begin first.
         """
-        person = subject.depicts != consents.NOBODY
-        consents.required(session, subject.user_id, person=person)
+        person = subject.depicts != consents.NO_PERSON
+        consents.require_consents(session, subject.user_id, person=person)
         _check(asked.prompt, person=person)
         self._check_quota(session, subject.user_id)
         check_storage(session, subject.user_id, limit=self.settings.stored_bytes_max)

@@ -15,7 +15,7 @@ from sqlalchemy import func, make_url, select
 from sqlalchemy.orm import Session
 
 from api.privacy.erasure import DeletionPlan
-from api.records.database import only_one
+from api.records.database import process_lock
 from api.records.tables import Export, Generation, Run, WebhookDelivery, new_id
 from api.schemas import iso
 
@@ -60,7 +60,7 @@ def system_url(records_url: str) -> str:
 
 def prepare(records_url: str) -> None:
     """Make or update the library's own tables."""
-    with only_one(records_url, "durable"):
+    with process_lock(records_url, "durable"):
         DBOS.migrate(system_url(records_url))
 
 

@@ -44,7 +44,7 @@ class RunStarter:
 
         Raises NotCompared.
         """
-        consents.required(session, subject.user_id, person=subject.depicts != consents.NOBODY)
+        consents.require_consents(session, subject.user_id, person=subject.depicts != consents.NO_PERSON)
         self._check_quota(session, subject)
         run = Run(id=new_id(), user_id=subject.user_id, subject_id=subject.id, orchestrator=self.settings.orchestrator)
         photos = self.album.usable(session, subject, known)

@@ -25,7 +25,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from api.jobs.job_queue import Line
-from api.records.database import AccountClosed, Records, outlasting, retried
+from api.records.database import AccountClosed, Records, retry_on_outage, retry_on_rollback
 from api.records.tables import ACTIVE, Export, Generation, Run, User, Webhook, WebhookDelivery, new_id, now_ms
 from api.schemas import iso
 from api.transport.addresses import Address, is_public
@@ -167,8 +167,8 @@ class Messenger:
         """Record that it was not taken."""
         return self._end(notice_id, "failed")
 
-    @outlasting  # recording alone: what is sent again is a second message
-    @retried
+    @retry_on_outage  # recording alone: what is sent again is a second message
+    @retry_on_rollback
     def _put_off(self, notice: WebhookDelivery, attempt: int) -> str:
         if attempt >= ATTEMPTS:
             return self.fail(notice.id)
@@ -179,16 +179,16 @@ class Messenger:
                 return "queued"
         return "cancelled"
 
-    @outlasting
-    @retried
+    @retry_on_outage
+    @retry_on_rollback
     def _unsubscribe(self, webhook: Webhook) -> str:
         with suppress(AccountClosed), self.records.writing_for(webhook.user_id) as session:
             if row := session.get(Webhook, webhook.id, with_for_update=True):
                 session.delete(row)
         return "cancelled"
 
-    @outlasting
-    @retried
+    @retry_on_outage
+    @retry_on_rollback
     def _end(self, notice_id: str, state: str) -> str:
         with self.records.writing() as session:
             notice = session.get(WebhookDelivery, notice_id, with_for_update=True)

@@ -34,10 +34,10 @@ from api.jobs.job_queue import (
     system_url,
 )
 from api.jobs.webhook_delivery import Messenger
-from api.privacy.erasure import DeletionPlan, Erasure, UnderWay
+from api.privacy.erasure import DeletionPlan, Erasure, WorkInProgress
 from api.privacy.export import Exports
 from api.privacy.retention import Retention
-from api.records.database import Records, only_one, outlasting
+from api.records.database import Records, process_lock, retry_on_outage
 from api.training.finetuning import FineTuning
 from pipelines.orchestrators import LOST
 
@@ -97,21 +97,21 @@ def fine_tune(run_id: str) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def follow(run_id: str, attempt: int) -> str:
     """Start or find the pipeline and watch it."""
     return str(hands.runs.follow(run_id, attempt))
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def settle(run_id: str, attempt: int, ended: str) -> str:
     """Record how it ended."""
     return str(hands.runs.settle(run_id, attempt, ended))
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def abandon(run_id: str) -> str:
     """Record that it failed for a reason of ours, and have ended what may still run."""
     return str(hands.runs.give_up(run_id, "internal", RUN_WORDS))
@@ -128,14 +128,14 @@ def sign(run_id: str) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=2.0)
-@outlasting
+@retry_on_outage
 def register(run_id: str) -> str:
     """Register its model."""
     return hands.runs.sign(run_id)
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def reopen(run_id: str) -> str:
     """Let an operator sign again."""
     return hands.runs.reopen(run_id)
@@ -152,14 +152,14 @@ def draw(generation_id: str) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=0.5)
-@outlasting
+@retry_on_outage
 def perform(generation_id: str) -> str:
     """Draw and record."""
     return hands.generations.perform(generation_id)
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def give_up(generation_id: str) -> str:
     """Record that it failed."""
     return hands.generations.end(generation_id, "failed", "internal", FINAL_WORDS)
@@ -172,7 +172,7 @@ def erase(receipt: str, attempt: int = 1) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def clear(receipt: str, attempt: int) -> str:
     """Delete what is left, or put the rest off."""
     return _or_later(lambda: hands.erasure.perform(receipt), ERASURES, "erase", receipt, attempt, (receipt,))
@@ -185,7 +185,7 @@ def remove(gone: dict[str, Any], attempt: int = 1, name: str = "") -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def take_away(gone: dict[str, Any], attempt: int, name: str) -> str:
     """Delete it, or put the rest off."""
     left = DeletionPlan(**gone)
@@ -199,7 +199,7 @@ def _or_later(
     try:
         do()
         return "done"
-    except UnderWay:
+    except WorkInProgress:
         delay_s = min(LAST_PAUSE_S, SOON_S * 1.2 ** min(attempt, 40))
     except Exception:
         log.exception("%s %s did not work out and is tried again", workflow, name)
@@ -223,14 +223,14 @@ def tell(notice_id: str, attempt: int = 1) -> str:
 
 
 @DBOS.step()
-@outlasting
+@retry_on_outage
 def send(notice_id: str, attempt: int) -> str:
     """Send and record, or put it off."""
     return hands.messenger.perform(notice_id, attempt)
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def give_up_telling(notice_id: str) -> str:
     """Record that nobody took it."""
     return hands.messenger.fail(notice_id)
@@ -243,7 +243,7 @@ def sweep(scheduled: datetime, context: Any) -> None:  # noqa: ARG001
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=10.0)
-@outlasting
+@retry_on_outage
 def clean() -> str:
     """Delete it and say how much it was."""
     swept = hands.retention.perform()
@@ -262,14 +262,14 @@ def export(export_id: str) -> str:
 
 
 @DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def pack(export_id: str) -> str:
     """Pack and record."""
     return hands.exports.perform(export_id)
 
 
 @DBOS.step(retries_allowed=True, max_attempts=5, interval_seconds=1.0)
-@outlasting
+@retry_on_outage
 def unpacked(export_id: str) -> str:
     """Record that it failed."""
     return hands.exports.fail(export_id, "internal", EXPORT_WORDS)
@@ -306,7 +306,7 @@ def launch(records_url: str, with_these: Hands, *, worker_id: str, runs_at_once:
         "name": NAME, "system_database_url": system_url(records_url), "application_version": VERSION,
         "executor_id": worker_id, "serializer": Json(), "log_level": "WARNING", "run_migrations": True,
     }  # fmt: skip
-    with only_one(records_url, "durable"):
+    with process_lock(records_url, "durable"):
         DBOS(config=config)
         DBOS.launch()
     DBOS.register_queue(RUNS, global_concurrency=runs_at_once, polling_interval_sec=POLL_S[RUNS])

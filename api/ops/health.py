@@ -17,8 +17,8 @@ from photoflux.vault.objects import Objects
 
 log = logging.getLogger(__name__)
 
-KEPT_S = 10.0
-NOWHERE = "photos/nobody/none"
+CACHE_S = 10.0
+MISSING_BLOB = "photos/nobody/none"
 
 
 @dataclass
@@ -28,39 +28,39 @@ class Health:
     records: Records
     objects: Objects
     _found: str = ""
-    _at: float = -KEPT_S
+    _at: float = -CACHE_S
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def missing(self) -> str:
+    def unreachable(self) -> str:
         """The first thing that cannot be reached; empty when all is well."""
         with self._lock:
-            if time.monotonic() - self._at >= KEPT_S:
-                self._found, self._at = self._look(), time.monotonic()
+            if time.monotonic() - self._at >= CACHE_S:
+                self._found, self._at = self._probe(), time.monotonic()
             return self._found
 
-    def _look(self) -> str:
+    def _probe(self) -> str:
         needed: dict[str, Callable[[], object]] = {
-            "The records": self._ask_records, "The objects": self._ask_objects, "The keys": self._ask_keys
+            "The records": self._check_records, "The objects": self._check_objects, "The keys": self._check_keys
         }  # fmt: skip
-        for name, ask in needed.items():
+        for name, check in needed.items():
             try:
-                ask()
+                check()
             except Exception as error:
                 log.warning("%s cannot be reached: %s", name.lower(), type(error).__name__)
                 return name
         return ""
 
-    def _ask_records(self) -> None:
+    def _check_records(self) -> None:
         with self.records.reading() as session:
             session.execute(text("select 1"))
 
-    def _ask_objects(self) -> None:
+    def _check_objects(self) -> None:
         try:
-            self.objects.store.get(NOWHERE)
+            self.objects.store.get(MISSING_BLOB)
         except BlobMissing:
             return
 
-    def _ask_keys(self) -> None:
+    def _check_keys(self) -> None:
         """The wrapping key opens the service's own keyset, anew."""
         keyring = self.objects.keyring
         keyring.unwrapped(OWNER, keyring.ensure(OWNER))

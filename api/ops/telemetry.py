@@ -42,16 +42,16 @@ from api.records.tables import ACTIVE, Export, Generation, Run, now_ms
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-TOLD = ["method", "route", "status", "ms", "actor", "place", "exception", "lines", "bytes"]
+EXTRA_FIELDS = ["method", "route", "status", "ms", "actor", "place", "exception", "lines", "bytes"]
 """What a line may hold besides its event: of a request, of a library's record or a warning, of output."""
-OURS = ("api", "photoflux", "pipelines", "components", "benchmarks", "__main__")
+OWN_PACKAGES = ("api", "photoflux", "pipelines", "components", "benchmarks", "__main__")
 """Packages whose records keep their message; it is their business that there are no words of anybody's in it."""
-LIBRARY, WARNED, OUTPUT, ENDED = "a library's record", "a warning", "output", "an error ended this"
+LIBRARY_RECORD, WARNING, OUTPUT, UNCAUGHT_ERROR = "a library's record", "a warning", "output", "an error ended this"
 PROBES = ("/livez", "/readyz", "/health", "/metrics")
 """Asked every few seconds by machines; not worth a line."""
-INSTALLING = ("dbos",)
+HANDLER_INSTALLING = ("dbos",)
 """Libraries that add a handler of their own to a logger that has none."""
-WAITING = {"runs": Run, "generations": Generation, "exports": Export}
+WORK_KINDS = {"runs": Run, "generations": Generation, "exports": Export}
 PIPE_BYTES, CHUNK_BYTES, FLUSH_S = 1 << 20, 1 << 16, 2.0
 
 
@@ -61,32 +61,32 @@ def set_up_logs(service: str, stream: TextIO | None = None) -> None:
     With a `stream` that is where log records go, and what is printed is left alone. To be called once, after whatever is wrong with
     the settings was told: this process has no other output from here on.
     """
-    output = None if stream else _Output()
+    output = None if stream else _OutputCapture()
     handler = logging.StreamHandler(output.stream if output else stream)
     handler.setFormatter(JsonLines(service))
     logging.raiseExceptions = False  # it would print what was to be logged
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(logging.WARNING)
-    for name in OURS:
+    for name in OWN_PACKAGES:
         logging.getLogger(name).setLevel(logging.INFO)
     quiet_libraries()
-    sys.excepthook, threading.excepthook, sys.unraisablehook = _ended, _thread_ended, _unraisable
-    warnings.showwarning = _warned
+    sys.excepthook, threading.excepthook, sys.unraisablehook = _log_uncaught, _log_thread_uncaught, _log_unraisable
+    warnings.showwarning = _log_warning
     if output:
         output.start(handler)
 
 
 def quiet_libraries() -> None:
     """Have libraries log through the root logger alone; again after one was set up, since some install handlers then."""
-    ours = [handler for handler in logging.root.handlers if isinstance(handler.formatter, JsonLines)]
-    if not ours:
+    own = [handler for handler in logging.root.handlers if isinstance(handler.formatter, JsonLines)]
+    if not own:
         return
-    logging.root.handlers[:] = ours
+    logging.root.handlers[:] = own
     for logger in list(logging.root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger):
             logger.handlers.clear()
             logger.propagate = True
-    for name in INSTALLING:
+    for name in HANDLER_INSTALLING:
         logging.getLogger(name).addHandler(logging.NullHandler())
 
 
@@ -96,27 +96,27 @@ class JsonLines(structlog.stdlib.ProcessorFormatter):
     def __init__(self, service: str) -> None:
         before: list[Any] = [
             structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(TOLD), structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"), _traced,
-            _where_it_failed, lambda *args: {**args[2], "service": service},
+            structlog.stdlib.ExtraAdder(EXTRA_FIELDS), structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"), _add_trace,
+            _add_exception, lambda *args: {**args[2], "service": service},
         ]  # fmt: skip
         meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
         super().__init__(foreign_pre_chain=before, processors=[meta, structlog.processors.JSONRenderer()])
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record if record.name.partition(".")[0] in OURS else _without_words(record))
+        return super().format(record if record.name.partition(".")[0] in OWN_PACKAGES else _redacted(record))
 
 
-def _without_words(record: logging.LogRecord) -> logging.LogRecord:
+def _redacted(record: logging.LogRecord) -> logging.LogRecord:
     names = ("name", "levelno", "levelname", "pathname", "lineno", "created", "exc_info")
     kept = {name: record.__dict__[name] for name in names}
-    return logging.makeLogRecord({**kept, "msg": LIBRARY, "place": f"{_tail(record.pathname)}:{record.lineno}"})
+    return logging.makeLogRecord({**kept, "msg": LIBRARY_RECORD, "place": f"{_tail(record.pathname)}:{record.lineno}"})
 
 
 def _tail(file: str) -> str:
     return file.rpartition("/site-packages/")[2]
 
 
-class _Output:
+class _OutputCapture:
     """What this process and its children print, C libraries included, as log lines that say how much it was.
 
     JSON lines of children that log like this process are passed on as they are.
@@ -133,34 +133,34 @@ class _Output:
     def start(self, handler: logging.StreamHandler[Any]) -> None:
         """Begin; `handler` writes to `stream`."""
         self._handler = handler
-        self._reader = threading.Thread(target=self._pass_on, name="output", daemon=True)
+        self._reader = threading.Thread(target=self._forward, name="output", daemon=True)
         self._reader.start()
-        self._point_to(self._write)
+        self._redirect(self._write)
         atexit.register(self._stop)
 
-    def _point_to(self, descriptor: int) -> None:
+    def _redirect(self, descriptor: int) -> None:
         for text, number in ((sys.stdout, 1), (sys.stderr, 2)):
             text.flush()
             os.dup2(descriptor, number)
 
     def _stop(self) -> None:
         """Have what was printed logged; what is printed while the interpreter ends is not."""
-        self._point_to(os.open(os.devnull, os.O_WRONLY))
+        self._redirect(os.open(os.devnull, os.O_WRONLY))
         os.write(self._write, b"\n" + self._over + b"\n")
         self._reader.join(FLUSH_S)
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         begun = b""
         while data := os.read(self._read, CHUNK_BYTES):
             *lines, begun = (begun + data).split(b"\n")
             if len(begun) > CHUNK_BYTES:
                 lines, begun = [*lines, begun], b""
-            self._tell([line for line in lines if line.strip() and line != self._over])
+            self._log_lines([line for line in lines if line.strip() and line != self._over])
             if self._over in lines:
                 return
 
-    def _tell(self, lines: list[bytes]) -> None:
-        known = [line for line in lines if _is_ours(line)]
+    def _log_lines(self, lines: list[bytes]) -> None:
+        known = [line for line in lines if _is_own_line(line)]
         if known:
             self._handler.acquire()
             try:
@@ -172,7 +172,7 @@ class _Output:
             log.info(OUTPUT, extra={"lines": count, "bytes": size})
 
 
-def _is_ours(line: bytes) -> bool:
+def _is_own_line(line: bytes) -> bool:
     """Whether a line was made by `JsonLines`."""
     try:
         read = json.loads(line)
@@ -181,21 +181,21 @@ def _is_ours(line: bytes) -> bool:
     return isinstance(read, dict) and {"event", "level", "logger", "time", "service"} <= read.keys()
 
 
-def _ended(kind: type[BaseException], error: BaseException, origin: TracebackType | None) -> None:
+def _log_uncaught(kind: type[BaseException], error: BaseException, origin: TracebackType | None) -> None:
     """An error that nobody caught, in the main thread."""
-    log.critical(ENDED, exc_info=(kind, error, origin))
+    log.critical(UNCAUGHT_ERROR, exc_info=(kind, error, origin))
 
 
-def _thread_ended(args: Any) -> None:
+def _log_thread_uncaught(args: Any) -> None:
     if args.exc_type is not SystemExit:
-        log.error(ENDED, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+        log.error(UNCAUGHT_ERROR, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
 
 
-def _unraisable(args: Any) -> None:
+def _log_unraisable(args: Any) -> None:
     log.error("an error could not be raised", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
 
 
-def _warned(
+def _log_warning(
     message: Warning | str,  # noqa: ARG001
     category: type[Warning],
     filename: str,
@@ -203,16 +203,16 @@ def _warned(
     file: TextIO | None = None,  # noqa: ARG001
     line: str | None = None,  # noqa: ARG001
 ) -> None:
-    log.warning(WARNED, extra={"exception": category.__name__, "place": f"{_tail(filename)}:{lineno}"})
+    log.warning(WARNING, extra={"exception": category.__name__, "place": f"{_tail(filename)}:{lineno}"})
 
 
-def _traced(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """The trace that a line belongs to."""
     context = trace.get_current_span().get_span_context()
     return {**event, "trace": f"{context.trace_id:032x}"} if context.is_valid else event
 
 
-def _where_it_failed(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _add_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """An exception as its kind and where it came from, without its message."""
     record = event.get("_record")
     event.pop("exc_info", None)
@@ -235,7 +235,7 @@ class Telemetry:
         reader = PrometheusMetricReader(scope_info_enabled=False, disable_target_info=True, registry=self._registry)
         self.meters = MeterProvider(metric_readers=[reader], resource=resource, shutdown_on_exit=False)
         self.traces = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self.traces.add_span_processor(_WithoutQueries())
+        self.traces.add_span_processor(_RedactQueries())
 
     @property
     def config(self) -> Any:
@@ -245,12 +245,15 @@ class Telemetry:
             "auto_configure": True,
         }  # fmt: skip
 
-    def watch(self, records: Records) -> None:
+    def observe_work(self, records: Records) -> None:
         """Count what waits, and how long it has."""
         meter = self.meters.get_meter("photoflux")
-        meter.create_observable_gauge("photoflux.work", [_counted(records)], description="work that waits or runs")
+        meter.create_observable_gauge("photoflux.work", [_count_work(records)], description="work that waits or runs")
         meter.create_observable_gauge(
-            "photoflux.work.oldest", [_oldest(records)], unit="s", description="age of the oldest that waits or runs"
+            "photoflux.work.oldest",
+            [_oldest_work(records)],
+            unit="s",
+            description="age of the oldest that waits or runs",
         )
 
     def page(self) -> tuple[bytes, str]:
@@ -258,10 +261,10 @@ class Telemetry:
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
 
-def _counted(records: Records) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _count_work(records: Records) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         with records.reading() as session:
-            for name, kind in WAITING.items():
+            for name, kind in WORK_KINDS.items():
                 query = select(kind.state, func.count()).where(kind.state.in_(ACTIVE)).group_by(kind.state)  # type: ignore[attr-defined]
                 found: dict[str, int] = dict(session.execute(query).tuples().all())
                 for state in ACTIVE:
@@ -270,17 +273,17 @@ def _counted(records: Records) -> Callable[[CallbackOptions], Iterable[Observati
     return observe
 
 
-def _oldest(records: Records) -> Callable[[CallbackOptions], Iterable[Observation]]:
+def _oldest_work(records: Records) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         with records.reading() as session:
-            for name, kind in WAITING.items():
+            for name, kind in WORK_KINDS.items():
                 first = session.scalar(select(func.min(kind.created_ms)).where(kind.state.in_(ACTIVE)))  # type: ignore[attr-defined]
                 yield Observation((now_ms() - first) / 1000 if first else 0.0, {"kind": name})
 
     return observe
 
 
-class _WithoutQueries(SpanProcessor):
+class _RedactQueries(SpanProcessor):
     """Queries may be what somebody typed: they do not leave the process."""
 
     def on_start(self, span: Span, parent_context: Any = None) -> None:  # noqa: ARG002
@@ -316,8 +319,8 @@ class RequestLog:
                 if route not in PROBES:
                     ms = round(1000 * (time.perf_counter() - started), 1)
                     actor = scope.get("state", {}).get("actor")
-                    told = {"method": scope["method"], "route": route, "status": status, "ms": ms, "actor": actor}
-                    log.info("request", extra=told)
+                    fields = {"method": scope["method"], "route": route, "status": status, "ms": ms, "actor": actor}
+                    log.info("request", extra=fields)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What a server logs of a failed start is a library's text; its kind and places are told here."""

@@ -20,19 +20,19 @@ REMOVED = "it was removed after a complaint"
 def new_complaint(reason: str, adapter_sha256: str | None, text: str, contact: str, *, keyring: Keyring) -> Complaint:
     """A complaint whose words are sealed by the service's own keyset, which operators' requests open."""
     row = Complaint(id=new_id(), reason=reason, adapter_sha256=adapter_sha256, state="open")
-    words = json.dumps({"text": text, "contact": contact}).encode()
-    row.details = seal_bytes(words, label=service_label("complaint", row.id), keyring=keyring)
+    details = json.dumps({"text": text, "contact": contact}).encode()
+    row.details = seal_bytes(details, label=service_label("complaint", row.id), keyring=keyring)
     return row
 
 
-def words_of(row: Complaint, keyring: Keyring) -> dict[str, str]:
+def read_details(row: Complaint, keyring: Keyring) -> dict[str, str]:
     """What it says, and how to reach who sent it."""
     return dict(json.loads(unseal_bytes(row.details, label=service_label("complaint", row.id), keyring=keyring)))
 
 
 def take_down(session: Session, row: Complaint, audit_log: AuditLog) -> list[DeletionPlan]:
     """Delete the models that a complaint names by their adapter, and every picture of their subjects."""
-    taken = []
+    plans = []
     models = select(Model.subject_id).where(Model.adapter_sha256 == row.adapter_sha256)
     owners = select(Subject.user_id).where(Subject.id.in_(models))
     list(session.scalars(select(User.id).where(User.id.in_(owners)).order_by(User.id).with_for_update()))
@@ -44,8 +44,8 @@ def take_down(session: Session, row: Complaint, audit_log: AuditLog) -> list[Del
             session.delete(generation)
         session.flush()
         audit_log.record(session, subject.user_id, "subject.taken-down", subject.id)
-        taken.append(plan)
-    return taken
+        plans.append(plan)
+    return plans
 
 
 def close(row: Complaint, outcome: str) -> None:

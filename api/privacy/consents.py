@@ -20,7 +20,7 @@ TEXTS = Path(__file__).parent / "texts"
 TERMS, LIKENESS = "terms", "likeness"
 PURPOSES = (TERMS, LIKENESS)
 """Agreed to one by one: the terms by everybody, *likeness* before photos of people are trained on."""
-NOBODY = "no_person"
+NO_PERSON = "no_person"
 """What a subject depicts that needs no *likeness*."""
 NOTICE = "privacy"
 """The notice under Art. 13 GDPR: shown, not agreed to."""
@@ -57,7 +57,7 @@ def _read(file: Path) -> TermsDocument:
     return TermsDocument(file.stem, version, hashlib.sha256(content.encode()).hexdigest(), text.strip())
 
 
-def required(session: Session, user_id: str, *, person: bool) -> None:
+def require_consents(session: Session, user_id: str, *, person: bool) -> None:
     """Raises ConsentRequired unless the person agrees to what handling a subject needs."""
     given = {consent.purpose: consent for consent in in_force(session, user_id)}
     needed = [TERMS, *([LIKENESS] if person else [])]
@@ -94,7 +94,7 @@ def withdraw(session: Session, user_id: str, purpose: str) -> int:
     return len(found)
 
 
-def concerned(session: Session, user_id: str, purpose: str) -> list[Subject]:
+def affected_subjects(session: Session, user_id: str, purpose: str) -> list[Subject]:
     """The person's subjects that are handled under a consent, locked."""
     query = select(Subject).where(Subject.user_id == user_id).order_by(Subject.id).with_for_update()
-    return list(session.scalars(query if purpose == TERMS else query.where(Subject.depicts != NOBODY)))
+    return list(session.scalars(query if purpose == TERMS else query.where(Subject.depicts != NO_PERSON)))

@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLOSED = "the account was closed"
+ACCOUNT_CLOSED = "the account was closed"
 
 
-class UnderWay(PhotoFluxError):
+class WorkInProgress(PhotoFluxError):
     """Work for an erased person has not ended yet; ask again in a moment."""
 
 
@@ -97,7 +97,7 @@ def erase_subject(session: Session, subject: Subject) -> DeletionPlan:
 def erase_models(session: Session, subject: Subject, audit_log: AuditLog, why: str) -> DeletionPlan:
     """Delete what was learnt of a subject and end what is being learnt or drawn; photos and pictures stay."""
     plan = DeletionPlan(subject.user_id)
-    end_work(session, [subject], audit_log, why)
+    cancel_work(session, [subject], audit_log, why)
     for model in _add_models(session, subject, plan):
         session.delete(model)
     subject.champion_id = None
@@ -105,7 +105,7 @@ def erase_models(session: Session, subject: Subject, audit_log: AuditLog, why: s
     return plan
 
 
-def end_work(session: Session, subjects: Sequence[Subject], audit_log: AuditLog, why: str) -> None:
+def cancel_work(session: Session, subjects: Sequence[Subject], audit_log: AuditLog, why: str) -> None:
     """Cancel what runs or waits for subjects."""
     mine = [subject.id for subject in subjects]
     runs = select(Run).where(Run.subject_id.in_(mine), Run.state.in_(ACTIVE))
@@ -135,10 +135,10 @@ def begin_erasure(session: Session, user: User, audit_log: AuditLog) -> str:
     for login_session in session.scalars(open_sessions.order_by(LoginSession.id).with_for_update()):
         login_session.revoked_ms = now_ms()
     subjects = select(Subject).where(Subject.user_id == user.id).order_by(Subject.id).with_for_update()
-    end_work(session, list(session.scalars(subjects)), audit_log, CLOSED)
+    cancel_work(session, list(session.scalars(subjects)), audit_log, ACCOUNT_CLOSED)
     exports = select(Export).where(Export.user_id == user.id, Export.state.in_(ACTIVE))
     for export in session.scalars(exports.order_by(Export.id).with_for_update()):
-        end_export(session, export, "cancelled", audit_log, code="cancelled", why=CLOSED)
+        end_export(session, export, "cancelled", audit_log, code="cancelled", why=ACCOUNT_CLOSED)
     deliveries = select(WebhookDelivery).where(WebhookDelivery.user_id == user.id, WebhookDelivery.state.in_(ACTIVE))
     for delivery in session.scalars(deliveries.order_by(WebhookDelivery.id).with_for_update()):
         delivery.state, delivery.finished_ms = "cancelled", now_ms()
@@ -180,11 +180,11 @@ class Erasure:
             runs = list(session.scalars(select(Run.id).where(Run.user_id == owner)))
         self.keyring.erase(owner)  # whoever accepted the erasure may have been killed before doing so
         if not self.is_idle(owner):
-            raise UnderWay("work for an erased account has not ended yet")
+            raise WorkInProgress("work for an erased account has not ended yet")
         self.remove(DeletionPlan(owner, runs=runs, registered=subjects))
         self.objects.erase(owner)
         shutil.rmtree(self.cache_dir / "finetune" / owner, ignore_errors=True)
-        self._close(receipt, owner)
+        self._finish(receipt, owner)
         return "done"
 
     def remove(self, plan: DeletionPlan) -> None:
@@ -200,10 +200,10 @@ class Erasure:
             self.discard(run)
             shutil.rmtree(self.cache_dir / "finetune" / plan.owner / run, ignore_errors=True)
         for name in plan.registered:
-            self.unregister(name, functools.partial(self._superseded, name, plan))
+            self.unregister(name, functools.partial(self._versions_to_delete, name, plan))
         plan.delete_objects(self.objects)
 
-    def _superseded(self, name: str, plan: DeletionPlan, versions: Sequence[int]) -> set[int]:
+    def _versions_to_delete(self, name: str, plan: DeletionPlan, versions: Sequence[int]) -> set[int]:
         """Which versions of a subject's model are to go: it may have been trained on anew since, where a removal was put off.
 
         Raises UnderWay while that goes on, since a version may be there that no row names yet. Of an account that is erased all go, whose
@@ -216,18 +216,18 @@ class Erasure:
             under_way = or_(Run.state.in_(ACTIVE), and_(Run.sign_off == "given", Run.state != "succeeded"))
             newer = select(Run.id).where(Run.subject_id == name, Run.id.not_in(plan.runs), under_way)
             if session.scalar(newer.limit(1)):
-                raise UnderWay("a newer model of the subject is being made")
+                raise WorkInProgress("a newer model of the subject is being made")
             named = session.scalars(select(Model.registry_version).where(Model.registry_name == name))
             return set(versions) - {int(version) for version in named}
 
-    def _close(self, receipt: str, owner: str) -> None:
+    def _finish(self, receipt: str, owner: str) -> None:
         with self.records.writing() as session:
             if user := session.get(User, owner, with_for_update=True):
                 session.delete(user)
         try:
-            self.records.truncate_log()
+            self.records.truncate_wal()
         except TimeoutError as error:
-            raise UnderWay("somebody reads what the database has not let go of yet") from error
+            raise WorkInProgress("somebody reads what the database has not let go of yet") from error
         with self.records.writing() as session:
             session.get_one(Tombstone, receipt, with_for_update=True).done_ms = now_ms()
             self.audit_log.record(session, SYSTEM, "account.erased", receipt, "done")

@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from api.records.audit_log import AuditLog
-from api.records.database import AccountClosed, Records, hold_owner, retried
+from api.records.database import AccountClosed, Records, lock_owner, retry_on_rollback
 from api.records.outcomes import end_export
 from api.records.tables import (
     ACTIVE,
@@ -48,17 +48,17 @@ from photoflux.vault.keyring import KeyMissing
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, unseal_bytes
 
-KEPT_MS = 7 * 24 * 3600 * 1000
-SEALED = {
+EXPORT_TTL_MS = 7 * 24 * 3600 * 1000
+SEALED_COLUMNS = {
     (User, "profile"): "profile", (Subject, "name"): "subject-name", (Photo, "name"): "photo-name",
     (Generation, "prompt"): "prompt", (Feedback, "text"): "feedback",
     (Run, "sign_off_reason"): "sign-off", (Webhook, "address"): "webhook",
 }  # fmt: skip
 """Columns with a person's words, and the kind they are sealed as."""
 DOCUMENTS = ("profile", "sign_off_reason")
-LEFT_OUT = ("measured", "verdict", "secret", "user_id", "login", "fingerprint", "object_id")
+OMITTED_COLUMNS = ("measured", "verdict", "secret", "user_id", "login", "fingerprint", "object_id")
 """Columns that say nothing to a person: what is computed from their photos, keys, and names that the service has for files."""
-TOLD = ((WebhookDelivery, "object_id"),)
+INCLUDED_COLUMNS = ((WebhookDelivery, "object_id"),)
 """A column that is called so and does: what a notice was about."""
 TABLES = (
     Subject,
@@ -74,15 +74,15 @@ TABLES = (
     LoginSession,
     Usage,
 )
-CLOSED = "the account was closed"
+ACCOUNT_CLOSED = "the account was closed"
 
 
-class NotWanted(PhotoFluxError):
+class ExportCancelled(PhotoFluxError):
     """Nobody waits for this export any more."""
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedExport:
     """A finished ZIP: its SHA-256, 64 hexadecimal digits, and its length in bytes."""
 
     sha256: str
@@ -106,32 +106,32 @@ class Exports:
         object_id = f"{export_id}.{new_id()}"
         try:
             packed = self._store(row, object_id)
-        except (NotWanted, KeyMissing):
+        except (ExportCancelled, KeyMissing):
             if self._is_wanted(row) and not self.objects.keyring.is_erased(row.user_id):
                 raise
-            return self._end(export_id, "cancelled", "cancelled", CLOSED)
+            return self._end(export_id, "cancelled", "cancelled", ACCOUNT_CLOSED)
         # Where recording raises, it may have been committed all the same: the sweep then tells by the row what was left.
         if self._record(row, object_id, packed):
             return "succeeded"
         self.objects.delete(row.user_id, "export", object_id)
-        return self._end(export_id, "cancelled", "cancelled", CLOSED)
+        return self._end(export_id, "cancelled", "cancelled", ACCOUNT_CLOSED)
 
     def fail(self, export_id: str, code: str, why: str) -> str:
         """Record that there is none, unless its state is final already; returns the state. `code` is for programs."""
         return self._end(export_id, "failed", code, why)
 
-    @retried
+    @retry_on_rollback
     def _end(self, export_id: str, state: str, code: str, why: str) -> str:
         with self.records.writing() as session:
-            hold_owner(session, Export, export_id)
+            lock_owner(session, Export, export_id)
             row = session.get(Export, export_id, with_for_update=True)
             if row is None:
                 return "cancelled"
             end_export(session, row, state, self.audit_log, code=code, why=why)
             return row.state
 
-    @retried
-    def _record(self, row: Export, object_id: str, packed: Packed) -> bool:
+    @retry_on_rollback
+    def _record(self, row: Export, object_id: str, packed: PackedExport) -> bool:
         """Record what was stored, in place of an older export; False where it or its owner is gone, or it ended otherwise."""
         with suppress(AccountClosed), self.records.writing_for(row.user_id) as session:
             current = session.get(Export, row.id, with_for_update=True)
@@ -140,7 +140,7 @@ class Exports:
             older = Export.user_id == row.user_id, Export.state == "succeeded", Export.expires_ms > now_ms()
             session.execute(update(Export).where(*older).values(expires_ms=now_ms()))
             current.object_id, current.sha256, current.stored_bytes = object_id, packed.sha256, packed.length
-            current.expires_ms = now_ms() + KEPT_MS
+            current.expires_ms = now_ms() + EXPORT_TTL_MS
             end_export(session, current, "succeeded", self.audit_log)
             return True
         return False
@@ -151,15 +151,15 @@ class Exports:
             current = session.get(Export, row.id)
             return current is not None and current.state in ACTIVE
 
-    def _store(self, row: Export, object_id: str) -> Packed:
+    def _store(self, row: Export, object_id: str) -> PackedExport:
         """Pack straight into a sealed object; one document or piece of a file is in memory at a time."""
-        packed = list[Packed]()
+        packed = list[PackedExport]()
 
         def write(sink: BinaryIO) -> None:
             tee = _Tee(sink)
             with zipfile.ZipFile(tee, "w") as file:  # type: ignore[call-overload]  # it is written, never sought in
                 self._pack(row, _Archive(file))
-            packed.append(Packed(tee.sha256.hexdigest(), tee.length))
+            packed.append(PackedExport(tee.sha256.hexdigest(), tee.length))
 
         self.objects.put_from(row.user_id, "export", object_id, write)
         return packed[0]
@@ -168,13 +168,13 @@ class Exports:
         """Add the documents as they are now, and the files that they name. Raises NotWanted."""
         with self.records.reading() as session:
             if session.get(User, row.user_id) is None:
-                raise NotWanted
+                raise ExportCancelled
             for name, document in self._documents(session, row.user_id):
                 archive.add(name, [document], compress=True)
             files = list(self._files(session, row.user_id))
         for name, kind, object_id in sorted(files):
             if not self._is_wanted(row):
-                raise NotWanted
+                raise ExportCancelled
             pieces = self.objects.chunks(row.user_id, kind, object_id)
             with suppress(BlobMissing):  # it was deleted meanwhile; raised before the first piece
                 archive.add(name, chain([next(pieces, b"")], pieces), compress=False)
@@ -182,21 +182,25 @@ class Exports:
 
     def _documents(self, session: Session, owner: str) -> Iterator[tuple[str, bytes]]:
         """Every row that is about the person, words opened, and what the log says of them: a file for each table."""
-        yield "account.json", _document([self._plain(session.get_one(User, owner), owner)])
+        yield "account.json", _document([self._readable(session.get_one(User, owner), owner)])
         for kind in TABLES:
             rows = session.scalars(select(kind).where(kind.user_id == owner))
-            yield f"{kind.__tablename__}.json", _document([self._plain(row, owner) for row in rows])
-        mine = select(AuditEntry).where(AuditEntry.actor == self.audit_log.pseudonym(owner))
-        yield "log.json", _document([_columns(entry) for entry in session.scalars(mine)])
+            yield f"{kind.__tablename__}.json", _document([self._readable(row, owner) for row in rows])
+        entries = select(AuditEntry).where(AuditEntry.actor == self.audit_log.pseudonym(owner))
+        yield "log.json", _document([_columns(entry) for entry in session.scalars(entries)])
 
-    def _plain(self, row: Any, owner: str) -> dict[str, Any]:
+    def _readable(self, row: Any, owner: str) -> dict[str, Any]:
         values = _columns(row)
-        for (kind, column), label in SEALED.items():
+        for (kind, column), label in SEALED_COLUMNS.items():
             if isinstance(row, kind) and values.get(column):
                 bound = prompt_label(row) if isinstance(row, Generation) else Label(owner, label, values["id"])
                 text = unseal_bytes(values[column], label=bound, keyring=self.objects.keyring).decode()
                 values[column] = json.loads(text) if column in DOCUMENTS else text
-        return {name: value for name, value in values.items() if name not in LEFT_OUT or (type(row), name) in TOLD}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in OMITTED_COLUMNS or (type(row), name) in INCLUDED_COLUMNS
+        }
 
     def _files(self, session: Session, owner: str) -> Iterator[tuple[str, str, str]]:
         """Name in the ZIP, kind and object id of photos, models and pictures."""

@@ -43,11 +43,11 @@ from api.settings import RetentionPeriods
 from photoflux.vault.objects import KINDS, Objects
 
 DAY_MS = 24 * 3600 * 1000
-SETTLED_S = DAY_MS / 1000
+ORPHAN_AGE_S = DAY_MS / 1000
 """An object may be stored a moment before the row that names it; one this old without a row was left behind."""
 HEADS_KEPT_DAYS = 7
 """Days for which every head of the audit log is kept; of those before, the last one of a day."""
-UNUSED = "it was not drawn with for a long time; train the subject again"
+IDLE_MODEL = "it was not drawn with for a long time; train the subject again"
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,25 @@ class Retention:
 
     def perform(self) -> dict[str, int]:
         """Delete what is past its time or left over; returns how many of each."""
-        swept = {
+        deleted = {
             "photos": self._old_photos(), "models": self._idle_models(), "pictures": self._old_pictures(),
             "exports": self._old_exports(), "rows": self._old_rows(), "objects": self._orphans(),
             "runs": self._old_runs(), "keysets": self._lost_keysets(),
-            "signing keys": self._old_signing_key(), "heads": self.heads.thin_out(older_than_ms=_before(HEADS_KEPT_DAYS)),
-            "work": self.forget(_before(self.periods.work)) if self.periods.work else 0,
+            "signing keys": self._old_signing_key(), "heads": self.heads.thin_out(older_than_ms=_cutoff_ms(HEADS_KEPT_DAYS)),
+            "work": self.forget(_cutoff_ms(self.periods.work)) if self.periods.work else 0,
         }  # fmt: skip
-        return {name: count for name, count in swept.items() if count}
+        return {name: count for name, count in deleted.items() if count}
 
     def _old_photos(self) -> int:
-        count, before = 0, _before(self.periods.photos)
+        count, before = 0, _cutoff_ms(self.periods.photos)
         for subject in self._subjects(before):
             plan = None
             with self._subject(subject) as (session, row):
-                if row is None or _last(session, Run, row.id) > before or _last(session, Photo, row.id) > before:
+                if (
+                    row is None
+                    or _newest_ms(session, Run, row.id) > before
+                    or _newest_ms(session, Photo, row.id) > before
+                ):
                     continue
                 photos = list(session.scalars(select(Photo).where(Photo.subject_id == row.id).with_for_update()))
                 row.verdict = None
@@ -98,15 +102,15 @@ class Retention:
         return count
 
     def _idle_models(self) -> int:
-        count, before = 0, _before(self.periods.models)
+        count, before = 0, _cutoff_ms(self.periods.models)
         for subject in self._subjects(before):
             with self._subject(subject) as (session, row):
-                if row is None or max(_last(session, kind, row.id) for kind in (Run, Generation)) > before:
+                if row is None or max(_newest_ms(session, kind, row.id) for kind in (Run, Generation)) > before:
                     continue
                 models = session.scalar(select(func.count()).select_from(Model).where(Model.subject_id == row.id))
                 if not models:
                     continue
-                self.remove(session, erase_models(session, row, self.audit_log, UNUSED))
+                self.remove(session, erase_models(session, row, self.audit_log, IDLE_MODEL))
                 count += models
         return count
 
@@ -125,7 +129,7 @@ class Retention:
 
     def _old_pictures(self) -> int:
         """Owner by owner: a transaction that locked many people's rows would stand in everybody's way."""
-        old = Generation.created_ms < _before(self.periods.pictures), Generation.state.not_in(ACTIVE)
+        old = Generation.created_ms < _cutoff_ms(self.periods.pictures), Generation.state.not_in(ACTIVE)
         with self.records.reading() as session:
             owners = list(session.scalars(select(Generation.user_id).where(*old).distinct()))
         count = 0
@@ -143,7 +147,7 @@ class Retention:
     def _old_runs(self) -> int:
         """What pipelines wrote: reports and adapter of a run are kept apart from it."""
         query = select(Run.id).where(
-            Run.finished_ms < _before(self.periods.runs),
+            Run.finished_ms < _cutoff_ms(self.periods.runs),
             Run.remote_id.is_not(None),
             Run.sign_off.is_distinct_from("given"),
         )
@@ -173,10 +177,10 @@ class Retention:
             delete(LoginFlow).where(LoginFlow.expires_ms < now_ms()),
             delete(LoginSession).where(LoginSession.expires_ms < now_ms()),
             delete(SigningKey).where(SigningKey.retired_ms < now_ms() - DAY_MS),
-            delete(WebhookDelivery).where(WebhookDelivery.finished_ms < _before(self.periods.webhook_deliveries)),
+            delete(WebhookDelivery).where(WebhookDelivery.finished_ms < _cutoff_ms(self.periods.webhook_deliveries)),
             delete(Usage).where(Usage.created_ms < now_ms() - DAY_MS),
-            delete(Complaint).where(Complaint.closed_ms < _before(self.periods.complaints)),
-            delete(Tombstone).where(Tombstone.done_ms < _before(self.periods.tombstones)),
+            delete(Complaint).where(Complaint.closed_ms < _cutoff_ms(self.periods.complaints)),
+            delete(Tombstone).where(Tombstone.done_ms < _cutoff_ms(self.periods.tombstones)),
         ]
         answered = Complaint.created_ms < now_ms() - REPLAY_MS, Complaint.idempotency_key_digest.is_not(None)
         forgotten = update(Complaint).where(*answered).values(idempotency_key_digest=None, request_digest=None)
@@ -191,7 +195,7 @@ class Retention:
         """Tokens are signed with a new key now and then; those of the one before stay good until they expire."""
         with self.records.reading() as session:
             made = session.scalar(select(func.max(SigningKey.created_ms)).where(SigningKey.retired_ms.is_(None)))
-        if made is None or made > _before(self.periods.signing_keys):
+        if made is None or made > _cutoff_ms(self.periods.signing_keys):
             return 0
         self.tokens.rotate()
         return 1
@@ -202,7 +206,7 @@ class Retention:
         for kind in KINDS:
             for name in list(self.objects.store.list(f"{kind}s/")):
                 _, owner, object_id = name.split("/")
-                if self._is_named(kind, object_id) or self.objects.store.age_s(name) < SETTLED_S:
+                if self._is_named(kind, object_id) or self.objects.store.age_s(name) < ORPHAN_AGE_S:
                     continue
                 self.objects.delete(owner, kind, object_id)
                 count += 1
@@ -236,10 +240,10 @@ class Retention:
         return count
 
 
-def _before(days: int) -> int:
+def _cutoff_ms(days: int) -> int:
     return now_ms() - days * DAY_MS if days else 0
 
 
-def _last(session: Session, kind: Any, subject: str) -> int:
+def _newest_ms(session: Session, kind: Any, subject: str) -> int:
     """When the newest row of a subject was made; 0 when there is none."""
     return session.scalar(select(func.max(kind.created_ms)).where(kind.subject_id == subject)) or 0

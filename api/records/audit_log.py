@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from api.records.database import Records, at_end
+from api.records.database import Records, before_commit
 from api.records.service_secrets import OWNER, keyed_digest
 from api.records.tables import AuditEntry, now_ms
 from photoflux.errors import PhotoFluxError
@@ -29,7 +29,7 @@ from photoflux.vault.objects import Objects
 
 FIRST = "0" * 64
 SYSTEM, ANYBODY = "system", "anybody"
-NOBODY = (SYSTEM, ANYBODY)
+UNNAMED_ACTORS = (SYSTEM, ANYBODY)
 LOCK = 0x70666A  # any number that no other advisory lock of the database has
 UNKEYED, KEYED = 1, 2
 """Schemes of digests. Entries that a program before this one wrote stay as they are; none may come after a keyed one."""
@@ -53,13 +53,13 @@ class AuditLog:
     def record(
         self, session: Session, user_id: str, action: str, obj: str | None = None, outcome: str = "done"
     ) -> None:
-        """Add an entry at the end of the caller's transaction; `user_id` may be one of `NOBODY`.
+        """Add an entry at the end of the caller's transaction; `user_id` may be one of `UNNAMED_ACTORS`.
 
         Every writer waits for the log's lock, so that it is taken last, and held only while the transaction commits.
         """
-        actor = user_id if user_id in NOBODY else self.pseudonym(user_id)
-        at_end(session, lambda session: self.on_entry(session, action, obj, outcome))
-        at_end(session, lambda session: self._append(session, actor, action, obj, outcome), rank=1)
+        actor = user_id if user_id in UNNAMED_ACTORS else self.pseudonym(user_id)
+        before_commit(session, lambda session: self.on_entry(session, action, obj, outcome))
+        before_commit(session, lambda session: self._append(session, actor, action, obj, outcome), rank=1)
 
     def _append(self, session: Session, actor: str, action: str, obj: str | None, outcome: str) -> None:
         if session.get_bind().dialect.name == "postgresql":

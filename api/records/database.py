@@ -31,10 +31,10 @@ BUSY_MS, IDLE_IN_TRANSACTION_MS, CONNECTIONS = 5000, 20_000, 40
 what most requests ask of it. The last one used is taken first, since each keeps up to CACHE_KIB of what it read."""
 CACHE_KIB, STATEMENTS = 512, 16
 """STATEMENTS: how many prepared ones a connection to SQLite keeps, each about 6 KB; the driver's 128 were 30 MB for all connections."""
-TRIES, TRY_AGAIN_S = 5, 0.02
-AWAY_S, AWAY_AGAIN_S = 300.0, 1.0
+TRIES, RETRY_PAUSE_S = 5, 0.02
+OUTAGE_MAX_S, OUTAGE_RETRY_S = 300.0, 1.0
 """How long what must be recorded goes on asking for a database that cannot be reached; the library of durable work waits without an end."""
-AGAIN = ("40P01", "40001")
+RETRYABLE_SQLSTATES = ("40P01", "40001")
 """PostgreSQL's deadlock_detected and serialization_failure: the transaction was rolled back and may be repeated."""
 
 
@@ -74,12 +74,12 @@ def _begin_sqlite(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
-AT_END = "at_end"
+BEFORE_COMMIT = "before_commit"
 
 
-def at_end(session: Session, finish: Callable[[Session], object], *, rank: int = 0) -> None:
+def before_commit(session: Session, action: Callable[[Session], object], *, rank: int = 0) -> None:
     """Put something off to the end of the transaction, behind everything of a lower rank: what everybody waits for is locked last."""
-    session.info.setdefault(AT_END, []).append((rank, finish))
+    session.info.setdefault(BEFORE_COMMIT, []).append((rank, action))
 
 
 class AccountClosed(PhotoFluxError):
@@ -89,11 +89,11 @@ class AccountClosed(PhotoFluxError):
         super().__init__("this account is closed; nothing more is done for it")
 
 
-def retried(transaction: Callable[P, R]) -> Callable[P, R]:
+def retry_on_rollback(transaction: Callable[P, R]) -> Callable[P, R]:
     """The same function, called again a few times where the database rolled its transaction back for another's sake."""
 
     @functools.wraps(transaction)
-    def repeated(*args: P.args, **kwargs: P.kwargs) -> R:
+    def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
         for attempt in range(1, TRIES + 1):
             try:
                 return transaction(*args, **kwargs)
@@ -101,24 +101,24 @@ def retried(transaction: Callable[P, R]) -> Callable[P, R]:
                 if attempt == TRIES or not is_rolled_back(error):
                     raise
                 log.info("a transaction was rolled back by the database and is repeated")
-                time.sleep(random.uniform(0.5, 1.5) * TRY_AGAIN_S * 2**attempt)
+                time.sleep(random.uniform(0.5, 1.5) * RETRY_PAUSE_S * 2**attempt)
         raise AssertionError("unreachable")
 
-    return repeated
+    return retrying
 
 
 def is_rolled_back(error: DBAPIError) -> bool:
     """Whether the database gave up a transaction so that another could go on."""
-    return getattr(error.orig, "sqlstate", None) in AGAIN
+    return getattr(error.orig, "sqlstate", None) in RETRYABLE_SQLSTATES
 
 
-def hold_owner(session: Session, kind: Any, row_id: str) -> None:
+def lock_owner(session: Session, kind: Any, row_id: str) -> None:
     """Keep the owner of a row from being deleted, before the row is locked: a notice of it refers to them, which locks them, too."""
     owner = select(kind.user_id).where(kind.id == row_id).scalar_subquery()
     session.execute(select(User.id).where(User.id == owner).with_for_update(read=True, key_share=True))
 
 
-def is_away(error: DBAPIError) -> bool:
+def is_unavailable(error: DBAPIError) -> bool:
     """Whether the database could not be reached, is starting or stopping, or (SQLite) is written to by others for long."""
     if isinstance(error.orig, sqlite3.Error):
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN)
@@ -126,25 +126,25 @@ def is_away(error: DBAPIError) -> bool:
     return isinstance(error, OperationalError) and (state is None or str(state).startswith(("08", "57P")))
 
 
-def outlasting(step: Callable[P, R]) -> Callable[P, R]:
+def retry_on_outage(step: Callable[P, R]) -> Callable[P, R]:
     """The same, done again for as long as the database cannot be reached: an outage says nothing of the work."""
 
     @functools.wraps(step)
-    def patient(*args: P.args, **kwargs: P.kwargs) -> R:
+    def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
         since = last = float("-inf")
         while True:
             try:
                 return step(*args, **kwargs)
             except DBAPIError as error:
-                if time.monotonic() - last > AWAY_S:  # another outage than the last
+                if time.monotonic() - last > OUTAGE_MAX_S:  # another outage than the last
                     since = time.monotonic()
                 last = time.monotonic()
-                if not is_away(error) or last - since > AWAY_S:
+                if not is_unavailable(error) or last - since > OUTAGE_MAX_S:
                     raise
                 log.warning("the database cannot be reached; %s is done again", step.__name__)
-                time.sleep(AWAY_AGAIN_S)
+                time.sleep(OUTAGE_RETRY_S)
 
-    return patient
+    return retrying
 
 
 def _write_turns(engine: Engine) -> WriteTurns:
@@ -163,11 +163,11 @@ class Records:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction, committed when the block ends well; what was put off with `at_end` is done right before."""
+        """A transaction, committed when the block ends well; what was put off with `before_commit` is done right before."""
         with self._turn, self._write.begin() as session:
             yield session
-            for _, finish in sorted(session.info.pop(AT_END, ()), key=lambda one: one[0]):
-                finish(session)
+            for _, action in sorted(session.info.pop(BEFORE_COMMIT, ()), key=lambda one: one[0]):
+                action(session)
 
     @contextmanager
     def writing_for(self, user_id: str) -> Iterator[Session]:
@@ -187,7 +187,7 @@ class Records:
         with self._read() as session:
             yield session
 
-    def truncate_log(self) -> None:
+    def truncate_wal(self) -> None:
         """On SQLite, move the write-ahead log into the database and empty it: what was deleted is then nowhere.
 
         Raises TimeoutError when readers kept it busy.
@@ -212,7 +212,7 @@ def database_ms(session: Session) -> int:
 
 
 @contextmanager
-def only_one(url: str, purpose: str) -> Iterator[None]:
+def process_lock(url: str, purpose: str) -> Iterator[None]:
     """Held by one process at a time that uses this database: two that migrate at once would each make the same tables."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
@@ -232,7 +232,7 @@ def only_one(url: str, purpose: str) -> Iterator[None]:
             # Asked again and again: an index that is built concurrently waits for every statement, one that waits for us too.
             while not connection.scalar(text("select pg_try_advisory_lock(:lock)"), lock):
                 connection.commit()
-                time.sleep(TRY_AGAIN_S * 5)
+                time.sleep(RETRY_PAUSE_S * 5)
             connection.commit()
             yield
             connection.execute(text("select pg_advisory_unlock(:lock)"), lock)
@@ -249,5 +249,5 @@ def migrate(url: str) -> None:
     folder = Path(__file__).parent / "migrations"
     config.set_main_option("script_location", str(folder).replace("%", "%%"))  # else it takes %… for a name to fill in
     config.attributes["url"] = url
-    with only_one(url, "migrate"):
+    with process_lock(url, "migrate"):
         command.upgrade(config, "head")

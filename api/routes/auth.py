@@ -105,7 +105,7 @@ def refresh(
     _refuse_other_sites(request, settings)
     if not photoflux_refresh:
         raise SignedOut("you are not signed in; sign in first")
-    _count_refresh(request, login_sessions, rate_limiter, photoflux_refresh)
+    _limit_refreshes(request, login_sessions, rate_limiter, photoflux_refresh)
     refreshed = login_sessions.refresh(photoflux_refresh)
     if not refreshed.superseded:  # the browser holds a newer cookie, which this answer would replace
         _set_refresh_cookie(response, settings, refreshed)
@@ -161,7 +161,7 @@ def _set_cookie(
     )
 
 
-def _count_refresh(request: Request, login_sessions: LoginSessions, rate_limiter: RateLimiter, token: str) -> None:
+def _limit_refreshes(request: Request, login_sessions: LoginSessions, rate_limiter: RateLimiter, token: str) -> None:
     """Refreshing is limited by sign-in, so that people who share an address do not share a limit."""
     login_session_id = login_sessions.session_of(token)
     if login_session_id is None:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from api.deps import AuditLogDep, KeyringDep, LineDep, Operator, RateLimiterDep, RecordsDep
-from api.privacy.complaint_handling import close, new_complaint, take_down, words_of
+from api.privacy.complaint_handling import close, new_complaint, read_details, take_down
 from api.records.audit_log import ANYBODY
 from api.records.database import Records
 from api.records.service_secrets import keyed_digest
@@ -76,11 +76,11 @@ def create_complaint(
             session.flush()
             audit_log.record(session, ANYBODY, "complaint.sent", row.id)
     except IntegrityError:
-        row = _sent_before(records, row)
+        row = _earlier_complaint(records, row)
     return ComplaintReceipt(id=row.id, created=utc(row.created_ms))
 
 
-def _sent_before(records: Records, row: Complaint) -> Complaint:
+def _earlier_complaint(records: Records, row: Complaint) -> Complaint:
     """The complaint that came with the same key. A problem of 422 where it was another one."""
     with records.reading() as session:
         known = session.scalar(select(Complaint).where(Complaint.idempotency_key_digest == row.idempotency_key_digest))
@@ -125,11 +125,11 @@ def close_complaint(
         if row is None:
             raise Problem(404, "not-found", "There is no such complaint here.")
         if row.state == "open":
-            taken = take_down(session, row, audit_log) if body.outcome == "removed" else []
+            plans = take_down(session, row, audit_log) if body.outcome == "removed" else []
             session.refresh(row, with_for_update=True)  # people and what is theirs are locked first
             if row.state != "open":
                 raise Problem(409, "conflict", "Somebody else has just answered this complaint; look at it again.")
-            for plan in taken:
+            for plan in plans:
                 line.put_removal(session, plan)
             close(row, body.outcome)
             audit_log.record(session, operator.user_id, "complaint.closed", row.id, body.outcome)
@@ -137,7 +137,7 @@ def close_complaint(
 
 
 def _to_public(keyring: Keyring, row: Complaint) -> ComplaintPublic:
-    said = words_of(row, keyring)
+    said = read_details(row, keyring)
     return ComplaintPublic(
         id=row.id, reason=row.reason, adapter=row.adapter_sha256, text=said["text"], contact=said["contact"], state=row.state,  # type: ignore[arg-type]
         created=utc(row.created_ms), closed=utc(row.closed_ms),

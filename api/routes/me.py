@@ -118,7 +118,7 @@ def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, cur
     if row.state != "succeeded" or (row.expires_ms or 0) < now_ms():
         raise Problem(404, "not-found", "This export is not ready, or has expired; ask for a new one.")
     try:
-        pieces = _begun(objects.chunks(current_user.user_id, "export", str(row.object_id)))
+        pieces = _with_first(objects.chunks(current_user.user_id, "export", str(row.object_id)))
     except BlobMissing as error:
         raise Problem(404, "not-found", "This export is gone; ask for a new one.") from error
     headers = {
@@ -152,7 +152,7 @@ def get_erasure(receipt: Id, records: RecordsDep) -> ErasureReceipt:
     return ErasureReceipt(receipt=receipt, state=state, begun=utc(row.erased_ms), done=utc(row.done_ms))
 
 
-def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _with_first(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """The same pieces, of which the first is there already: what is missing is found before an answer begins."""
     return chain([next(pieces, b"")], pieces)
 

@@ -50,7 +50,7 @@ def get_thumbnail(
     return _file(objects.get(current_user.user_id, "thumbnail", photo_id), "image/jpeg", etag)
 
 
-async def _has_room(delivery: DeliveryDep, current_user: MediaUser) -> AsyncIterator[None]:
+async def _limit_downloads(delivery: DeliveryDep, current_user: MediaUser) -> AsyncIterator[None]:
     """Few pictures of a person are sent at a time: each is in memory until the last byte was taken."""
     async with delivery.problem_responses.take(current_user.user_id):
         yield
@@ -58,7 +58,7 @@ async def _has_room(delivery: DeliveryDep, current_user: MediaUser) -> AsyncIter
 
 @router.get(
     "/pictures/{result_id}.{position}", operation_id="getPicture", response_class=Response, responses=IMAGES | problem_responses(503),
-    dependencies=[Depends(_has_room)],
+    dependencies=[Depends(_limit_downloads)],
 )  # fmt: skip
 async def get_picture(
     request: Request,
@@ -76,7 +76,7 @@ async def get_picture(
     """A picture, as it was asked for or in another size or format."""
     if size is not None:
         checked_size(size)
-    picture, row, said = await run_in_threadpool(_found, records, current_user, result_id, position)
+    picture, row, provenance_facts = await run_in_threadpool(_find_picture, records, current_user, result_id, position)
     kind = format or row.format
     etag = f'"{hashlib.sha256(f"{picture.sha256} {size} {kind}".encode()).hexdigest()[:32]}"'
     if if_none_match == etag:
@@ -84,7 +84,7 @@ async def get_picture(
 
     def finished() -> bytes:
         file = objects.get(current_user.user_id, "picture", picture.object_id)
-        return delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=said)
+        return delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=provenance_facts)
 
     if size is None and kind == row.format:
         data = await run_in_threadpool(finished)
@@ -97,7 +97,7 @@ async def get_picture(
     return _file(data, MEDIA_TYPES[kind], etag, name=name)
 
 
-def _found(
+def _find_picture(
     records: Records, current_user: AccessTokenClaims, result_id: str, position: int
 ) -> tuple[Picture, Generation, dict[str, str]]:
     """A picture, the generation that it is of, and what its file says of its making. A problem of 404 without one."""
@@ -119,7 +119,9 @@ def get_report(
     current_user: MediaUser,
 ) -> Response:
     """The page that a step of a run wrote, with the subject's pictures."""
-    page = _kept(records, objects, current_user, run_id, step, missing="This step wrote no report, or has not ended.")
+    page = _document(
+        records, objects, current_user, run_id, step, missing="This step wrote no report, or has not ended."
+    )
     return Response(
         page, media_type="text/html; charset=utf-8",
         headers={"Cache-Control": PRIVATE, "Content-Security-Policy": PAGE_POLICY},
@@ -129,11 +131,11 @@ def get_report(
 @router.get("/cards/{run_id}", operation_id="getCard", response_class=Response, responses=CARDS)
 def get_card(run_id: Id, records: RecordsDep, objects: ObjectsDep, current_user: MediaUser) -> Response:
     """The card of the model that a run made: what it was learnt from, how good it is, and what it is not for."""
-    card = _kept(records, objects, current_user, run_id, CARD, missing="This run made no model, or has not ended.")
+    card = _document(records, objects, current_user, run_id, CARD, missing="This run made no model, or has not ended.")
     return Response(card, media_type="text/markdown; charset=utf-8", headers={"Cache-Control": PRIVATE})
 
 
-def _kept(
+def _document(
     records: Records, objects: Objects, current_user: AccessTokenClaims, run_id: str, name: str, *, missing: str
 ) -> bytes:
     """A document of a run. A problem of 404 for a run of somebody else's, or one that has none."""

@@ -21,7 +21,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-KEPT = "public, max-age=3600"
+CACHED = "public, max-age=3600"
 PAGE_FILES = ("page.css", "home.js", "icon.svg")
 DOCS_FILES = ("docs.css", "docs.js", "swagger-ui.css", "swagger-ui-bundle.js")
 
@@ -40,7 +40,7 @@ class NamedFiles(StaticFiles):
     def file_response(self, *args: Any, **more: Any) -> Response:
         """As its own, to be kept."""
         response = super().file_response(*args, **more)
-        response.headers["Cache-Control"] = KEPT
+        response.headers["Cache-Control"] = CACHED
         return response
 
 

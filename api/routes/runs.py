@@ -26,7 +26,7 @@ from api.deps import (
     owned,
 )
 from api.records.database import Records
-from api.records.outcomes import cancel_run as end_early
+from api.records.outcomes import cancel_run as cancel
 from api.records.tables import ACTIVE, Model, Run, Subject
 from api.schemas import Id, Page, RunCreate, RunFailure, RunPublic, StepPublic, failure, utc
 from api.training.photo_sets import Compared
@@ -107,11 +107,11 @@ def cancel_run(run_id: Id, records: RecordsDep, audit_log: AuditLogDep, current_
         run = owned(session, Run, run_id, current_user, lock=True)
         if run.state in ACTIVE and not run.cancel_requested_ms:  # asked for twice, it is cancelled once
             audit_log.record(session, current_user.user_id, "run.cancelled", run.id)
-        end_early(session, run, audit_log)
+        cancel(session, run, audit_log)
         return to_public(session, run)
 
 
-async def _held_stream(held_requests: HeldRequestsDep, current_user: CurrentUser) -> AsyncIterator[None]:
+async def _count_stream(held_requests: HeldRequestsDep, current_user: CurrentUser) -> AsyncIterator[None]:
     """Counts an event stream until it ends."""
     with held_requests.hold("stream", current_user.user_id):
         yield
@@ -121,7 +121,7 @@ async def _held_stream(held_requests: HeldRequestsDep, current_user: CurrentUser
     "/{run_id}/events",
     operation_id="watchRun",
     response_class=EventSourceResponse,
-    dependencies=[Depends(_held_stream)],
+    dependencies=[Depends(_count_stream)],
     responses=EVENTS | problem_responses(404),
 )
 async def watch_run(

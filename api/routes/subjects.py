@@ -31,7 +31,7 @@ from api.images.moderation import Guard, UnsafePicture
 from api.privacy import consents
 from api.privacy.erasure import erase_subject
 from api.records.audit_log import AuditLog
-from api.records.database import Records, is_rolled_back, retried
+from api.records.database import Records, is_rolled_back, retry_on_rollback
 from api.records.tables import Photo, Subject, new_id
 from api.schemas import Id, Page, PhotoPublic, PhotoSetPublic, Reason, SubjectCreate, SubjectPublic, UploadResult, utc
 from api.settings import ApiSettings
@@ -71,7 +71,7 @@ def create_subject(
     if body.class_noun not in class_nouns:
         known = ", ".join(class_nouns)
         raise Problem(422, "invalid", f"The base does not know '{body.class_noun}'; choose one of {known}.")
-    if (body.class_noun == "person") != (body.depicts != consents.NOBODY):
+    if (body.class_noun == "person") != (body.depicts != consents.NO_PERSON):
         raise Problem(
             422, "invalid", "Say who a person is: 'me' or 'consenting_adult'; things and animals are 'no_person'."
         )
@@ -80,7 +80,7 @@ def create_subject(
     with records.writing_for(current_user.user_id) as session:
         if stored := idempotency.replay(session, SubjectPublic):
             return stored
-        consents.required(session, current_user.user_id, person=body.depicts != consents.NOBODY)
+        consents.require_consents(session, current_user.user_id, person=body.depicts != consents.NO_PERSON)
         check_capacity(session, Subject, Subject.user_id == current_user.user_id, limit=limit, problem=full)
         subject = Subject(id=new_id(), user_id=current_user.user_id, class_noun=body.class_noun, depicts=body.depicts,
                           trigger=trigger)  # fmt: skip
@@ -135,18 +135,18 @@ def list_photos(subject_id: Id, records: RecordsDep, album: AlbumDep, current_us
     with records.reading() as session:
         subject = owned(session, Subject, subject_id, current_user)
         if subject.verdict is not None:
-            return _listed(session, album, subject, Compared())
+            return _photo_list(session, album, subject, Compared())
 
-    def listed(known: Compared) -> UploadResult:
+    def list_with(known: Compared) -> UploadResult:
         with records.writing_for(current_user.user_id) as session:  # the verdict on the set is kept
-            return _listed(session, album, owned(session, Subject, subject_id, current_user, lock=True), known)
+            return _photo_list(session, album, owned(session, Subject, subject_id, current_user, lock=True), known)
 
-    return album.apart(listed)
+    return album.apart(list_with)
 
 
-def _listed(session: Session, album: Album, subject: Subject, known: Compared) -> UploadResult:
+def _photo_list(session: Session, album: Album, subject: Subject, known: Compared) -> UploadResult:
     photos = album.photos(session, subject)
-    return _judged(session, album, subject, [(photo, None) for photo in photos], known=known)
+    return _upload_result(session, album, subject, [(photo, None) for photo in photos], known=known)
 
 
 @uploads.post("/upload", operation_id="upload", status_code=201, max_body_size=UPLOAD_BYTES)
@@ -163,10 +163,12 @@ def upload(
     photos: Annotated[list[UploadFile], File(description="JPEG, PNG, TIFF, WebP, HEIC or AVIF files, one or many")],
 ) -> UploadResult:
     """Add photos to a subject. Each is judged by the same rules as in the pipeline; what is no photo is not kept."""
-    idempotency = idempotency.including(subject.encode(), *(part for photo in photos for part in _told_apart(photo)))
+    idempotency = idempotency.including(
+        subject.encode(), *(part for photo in photos for part in _name_and_digest(photo))
+    )
     with records.reading() as session:
         row = owned(session, Subject, subject, current_user)
-        consents.required(session, current_user.user_id, person=row.depicts != consents.NOBODY)
+        consents.require_consents(session, current_user.user_id, person=row.depicts != consents.NO_PERSON)
         if stored := idempotency.replay(session, UploadResult):
             return stored
         arriving = sum(photo.size or 0 for photo in photos)
@@ -174,31 +176,31 @@ def upload(
     taken = [
         one
         for start in range(0, len(photos), DECODED_AT_ONCE)
-        for one in _taken(intake, guard, photos[start:][:DECODED_AT_ONCE], current_user.user_id)
+        for one in _decode_files(intake, guard, photos[start:][:DECODED_AT_ONCE], current_user.user_id)
     ]
     names = [photo.filename or "" for photo in photos]
-    return _stored(
+    return _store_photos(
         records, album, audit_log, settings, subject, current_user, idempotency, list(zip(names, taken, strict=True))
     )
 
 
-def _taken(intake: Intake, guard: Guard, photos: Sequence[UploadFile], person: str) -> list[Taken]:
+def _decode_files(intake: Intake, guard: Guard, photos: Sequence[UploadFile], person: str) -> list[Taken]:
     """What is kept of a few files, whose memory is given back then."""
     files = [photo.file.read() for photo in photos]
-    found = [_looked_at(guard, one) for one in intake.take(files, person)]
+    found = [_moderated(guard, one) for one in intake.take(files, person)]
     for photo in photos:
         photo.file.close()
     return found
 
 
-def _told_apart(photo: UploadFile) -> tuple[bytes, bytes]:
+def _name_and_digest(photo: UploadFile) -> tuple[bytes, bytes]:
     """A file's name and digest; it can be read from its beginning afterwards."""
     digest = hashlib.file_digest(photo.file, "sha256").digest()  # type: ignore[arg-type]
     photo.file.seek(0)
     return (photo.filename or "").encode(errors="surrogatepass"), digest
 
 
-def _looked_at(guard: Guard, taken: Taken) -> Taken:
+def _moderated(guard: Guard, taken: Taken) -> Taken:
     """The photo itself, or that it is not taken."""
     try:
         if taken.photo:
@@ -208,7 +210,7 @@ def _looked_at(guard: Guard, taken: Taken) -> Taken:
         return refused("unsafe", str(error))
 
 
-def _stored(
+def _store_photos(
     records: Records,
     album: Album,
     audit_log: AuditLog,
@@ -229,7 +231,7 @@ def _stored(
             missing, known = album.foreseen(session, subject, [(photo_id, one) for photo_id, _, one in arrived])
         album.look(missing, known)
         answer, recorded = album.apart(
-            lambda known: _recorded(
+            lambda known: _record_photos(
                 records, album, audit_log, settings, subject_id, current_user, idempotency, arrived, known
             ),
             known,
@@ -244,8 +246,8 @@ def _stored(
             album.drop(owner, photo_id)
 
 
-@retried
-def _recorded(
+@retry_on_rollback
+def _record_photos(
     records: Records,
     album: Album,
     audit_log: AuditLog,
@@ -269,10 +271,10 @@ def _recorded(
             photo = None
             if photo_id:
                 photo = album.known(session, subject, one)
-                photo = photo or album.add(session, subject, one, name=_plain(name), photo_id=photo_id)
+                photo = photo or album.add(session, subject, one, name=_display_name(name), photo_id=photo_id)
             rows.append((photo, one))
-        names = {id(one): _plain(name) for _, name, one in arrived}
-        answer = _judged(session, album, subject, rows, names=names, known=known)
+        names = {id(one): _display_name(name) for _, name, one in arrived}
+        answer = _upload_result(session, album, subject, rows, names=names, known=known)
         audit_log.record(session, owner, "photos.uploaded", subject.id)
         idempotency.store(session, answer, status=201)
         return answer, {photo.id for photo, _ in rows if photo}
@@ -302,7 +304,7 @@ def to_public(session: Session, album: Album, subject: Subject) -> SubjectPublic
     )  # fmt: skip
 
 
-def _judged(
+def _upload_result(
     session: Session,
     album: Album,
     subject: Subject,
@@ -315,7 +317,9 @@ def _judged(
     said = album.verdict(session, subject, known)
     by_id = {photo["file"]: photo for photo in said["photos"]}
     photos = [
-        _photo(album, photo, by_id[photo.id]) if photo else _refused(album, taken, (names or {}).get(id(taken), ""))
+        _photo_public(album, photo, by_id[photo.id])
+        if photo
+        else _rejected_photo(album, taken, (names or {}).get(id(taken), ""))
         for photo, taken in rows
     ]
     return UploadResult(
@@ -323,7 +327,7 @@ def _judged(
     )
 
 
-def _photo(album: Album, photo: Photo, said: dict[str, object]) -> PhotoPublic:
+def _photo_public(album: Album, photo: Photo, said: dict[str, object]) -> PhotoPublic:
     reasons = [Reason.model_validate(reason) for reason in said["reasons"]]  # type: ignore[attr-defined]
     return PhotoPublic(
         id=photo.id, name=album.name_of(photo.user_id, "photo-name", photo.id, photo.name),
@@ -332,7 +336,7 @@ def _photo(album: Album, photo: Photo, said: dict[str, object]) -> PhotoPublic:
     )  # fmt: skip
 
 
-def _refused(album: Album, taken: Taken | None, name: str) -> PhotoPublic:
+def _rejected_photo(album: Album, taken: Taken | None, name: str) -> PhotoPublic:
     assert taken is not None
     status, reasons = album.verdict_alone(taken)
     return PhotoPublic(
@@ -341,7 +345,7 @@ def _refused(album: Album, taken: Taken | None, name: str) -> PhotoPublic:
     )  # fmt: skip
 
 
-def _plain(name: str) -> str:
+def _display_name(name: str) -> str:
     """A file's name without its path and what cannot be shown, at most 120 letters."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(letter for letter in last if letter.isprintable())[:120].encode(errors="replace").decode()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from api.deps import AuditLogDep, CurrentUser, LineDep, RecordsDep
 from api.privacy import consents
-from api.privacy.erasure import end_work, erase_models
+from api.privacy.erasure import cancel_work, erase_models
 from api.records.tables import Consent
 from api.schemas import ConsentCreate, ConsentPublic, Page, TermsDocumentPublic, utc
 from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
@@ -67,10 +67,10 @@ def withdraw_consent(
     with records.writing_for(current_user.user_id) as session:
         consents.withdraw(session, current_user.user_id, purpose)
         audit_log.record(session, current_user.user_id, "consent.withdrawn", purpose)
-        subjects = consents.concerned(session, current_user.user_id, purpose)
-        end_work(session, subjects, audit_log, WITHDRAWN)
+        subjects = consents.affected_subjects(session, current_user.user_id, purpose)
+        cancel_work(session, subjects, audit_log, WITHDRAWN)
         for subject in subjects:
-            if subject.depicts != consents.NOBODY:
+            if subject.depicts != consents.NO_PERSON:
                 plan = erase_models(session, subject, audit_log, WITHDRAWN)
                 line.put_removal(session, plan)
 

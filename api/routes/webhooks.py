@@ -24,7 +24,7 @@ from api.deps import (
 )
 from api.jobs.webhook_delivery import TEST, address_of, check_address, new_webhook
 from api.records.audit_log import AuditLog
-from api.records.database import Records, at_end, retried
+from api.records.database import Records, before_commit, retry_on_rollback
 from api.records.tables import Webhook, WebhookDelivery
 from api.schemas import Id, Page, RequestBody, State, Time, utc
 from api.transport.idempotency import IdempotencyGuard
@@ -71,7 +71,7 @@ async def create_webhook(
     return await run_in_threadpool(_create, body, records, keyring, audit_log, current_user, idempotency)
 
 
-@retried
+@retry_on_rollback
 def _create(
     body: WebhookCreate,
     records: Records,
@@ -118,7 +118,7 @@ def test_webhook(
         if stored := idempotency.replay(session, WebhookPublic):
             return stored
         row = owned(session, Webhook, webhook_id, current_user, lock=True)
-        at_end(session, lambda session: subscriptions.tell(session, row, TEST, row.id, "succeeded"))
+        before_commit(session, lambda session: subscriptions.tell(session, row, TEST, row.id, "succeeded"))
         return idempotency.store(session, _to_public(session, keyring, row), status=202)
 
 

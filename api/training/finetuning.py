@@ -23,7 +23,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.records.audit_log import AuditLog
-from api.records.database import AccountClosed, Records, hold_owner, retried
+from api.records.database import AccountClosed, Records, lock_owner, retry_on_rollback
 from api.records.outcomes import CANCELLED, end_run
 from api.records.tables import ACTIVE, Generation, Model, Run, Subject, now_ms
 from photoflux.errors import PhotoFluxError
@@ -322,21 +322,21 @@ class FineTuning:
         if champion or subject.champion_id is None:
             subject.champion_id = made.id
 
-    @retried
+    @retry_on_rollback
     def fail(self, run_id: str, code: str, why: str, *, cancelled: bool = False) -> str:
         """Record that there will be no model; returns the state the run is in then."""
         with self.records.writing() as session:
-            hold_owner(session, Run, run_id)
+            lock_owner(session, Run, run_id)
             row = session.get(Run, run_id, with_for_update=True)
             if row is None or row.state not in ACTIVE:
                 return row.state if row else State.cancelled
             return self._end(session, row, "cancelled" if cancelled else "failed", code, why)
 
-    @retried
+    @retry_on_rollback
     def give_up(self, run_id: str, code: str, why: str) -> str:
         """As `fail`, for a run of which nobody knows how its pipeline stands: that is ended too."""
         with self.records.writing() as session:
-            hold_owner(session, Run, run_id)
+            lock_owner(session, Run, run_id)
             row = session.get(Run, run_id, with_for_update=True)
             if row is None or row.state not in ACTIVE:
                 return row.state if row else State.cancelled

@@ -19,7 +19,7 @@ from api.accounts.login_sessions import SignedOut
 from api.accounts.openid_client import SignInFailed
 from api.accounts.tokens import BadToken
 from api.privacy.consents import ConsentRequired
-from api.records.database import AccountClosed, is_away
+from api.records.database import AccountClosed, is_unavailable
 from photoflux.errors import InputError, PhotoFluxError
 from photoflux.vault.blobs import BlobMissing
 from photoflux.vault.keyring import KeyMissing, OwnerErased
@@ -175,7 +175,7 @@ def install_handlers(app: FastAPI, more: Mapping[type[Exception], tuple[int, str
     async def handle_database_error(_: Request, error: Exception) -> JSONResponse:
         """One that is away, or written to by others for long, says nothing of the request."""
         assert isinstance(error, DBAPIError)
-        if not is_away(error):
+        if not is_unavailable(error):
             raise error
         log.warning("the database could not be reached, or was busy for long")
         return problem(503, "unavailable", headers={"Retry-After": "5"})

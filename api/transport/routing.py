@@ -9,18 +9,18 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
-from api.records.database import retried
+from api.records.database import retry_on_rollback
 
 
-class RetriedRoute(APIRoute):
+class RetryingRoute(APIRoute):
     """A route whose function is called again after a deadlock or a serialization failure: all that it wrote was rolled back."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
         waits = inspect.iscoroutinefunction(endpoint) or inspect.isasyncgenfunction(endpoint)
         repeated = hasattr(endpoint, "__wrapped__")  # a router that is included makes its routes once more
-        super().__init__(path, endpoint if waits or repeated else retried(endpoint), **more)
+        super().__init__(path, endpoint if waits or repeated else retry_on_rollback(endpoint), **more)
 
 
 def make_router(**more: Any) -> APIRouter:
     """A router of such routes."""
-    return APIRouter(route_class=RetriedRoute, **more)
+    return APIRouter(route_class=RetryingRoute, **more)

@@ -154,7 +154,7 @@ def test_what_could_not_be_recorded_is_not_sent_again(
             raise OperationalError("begin", {}, busy)
         return writing()
 
-    monkeypatch.setattr("api.records.database.AWAY_AGAIN_S", 0.01)
+    monkeypatch.setattr("api.records.database.OUTAGE_RETRY_S", 0.01)
     monkeypatch.setattr(records, "writing", late)
     assert messenger(site).perform(notice.id) == "succeeded"
     assert (len(listener.heard), left) == (1, [])

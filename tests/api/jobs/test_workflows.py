@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DataError, OperationalError
 
 from api.jobs import job_queue, workflows
-from api.privacy.erasure import DeletionPlan, UnderWay
+from api.privacy.erasure import DeletionPlan, WorkInProgress
 from api.records import database
 from api.records.database import Records, open_engine
 from api.records.tables import Generation, Run, Subject, User, Webhook, WebhookDelivery, new_id, now_ms
@@ -304,7 +304,7 @@ def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[
 def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(working: tuple[Records, job_queue.Line, Notes]):
     records, line, notes = working
     receipt, other = new_id(), new_id()
-    notes.answers["perform"] = [UnderWay("a picture")] * 3
+    notes.answers["perform"] = [WorkInProgress("a picture")] * 3
     with records.writing() as session:
         line.put_erasure(session, receipt)
     until = time.monotonic() + 20
@@ -434,7 +434,7 @@ def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[R
 
 
 def test_work_outlasts_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(database, "AWAY_AGAIN_S", 0.01)
+    monkeypatch.setattr(database, "OUTAGE_RETRY_S", 0.01)
     busy = sqlite3.OperationalError("database is locked")
     busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
     wrong = sqlite3.OperationalError("no such table")
@@ -446,21 +446,21 @@ def test_work_outlasts_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch):
             raise left.pop()
         return "done"
 
-    assert database.outlasting(step)() == "done"
+    assert database.retry_on_outage(step)() == "done"
     for told in (OperationalError("", {}, wrong), DataError("", {}, psycopg.DataError("too long"))):
         left.append(told)
         with pytest.raises(type(told)):
-            database.outlasting(step)()
-    monkeypatch.setattr(database, "AWAY_S", 0.05)
+            database.retry_on_outage(step)()
+    monkeypatch.setattr(database, "OUTAGE_MAX_S", 0.05)
     left += [OperationalError("", {}, busy)] * 1000
     with pytest.raises(OperationalError):
-        database.outlasting(step)()
+        database.retry_on_outage(step)()
 
 
 def test_each_outage_has_its_own_time(monkeypatch: pytest.MonkeyPatch):
     """A watch of hours meets several."""
-    monkeypatch.setattr(database, "AWAY_AGAIN_S", 0.01)
-    monkeypatch.setattr(database, "AWAY_S", 0.2)
+    monkeypatch.setattr(database, "OUTAGE_RETRY_S", 0.01)
+    monkeypatch.setattr(database, "OUTAGE_MAX_S", 0.2)
     away = OperationalError("", {}, psycopg.OperationalError("connection refused"))
     left = [away, away, away]
 
@@ -470,4 +470,4 @@ def test_each_outage_has_its_own_time(monkeypatch: pytest.MonkeyPatch):
             raise left.pop()
         return "done"
 
-    assert database.outlasting(step)() == "done"
+    assert database.retry_on_outage(step)() == "done"

@@ -9,7 +9,7 @@ from sqlalchemy import LargeBinary, inspect
 
 from api.ops.inventory import PAGE, inventory, page
 from api.privacy.consents import terms_documents
-from api.privacy.export import LEFT_OUT, SEALED, TABLES
+from api.privacy.export import OMITTED_COLUMNS, SEALED_COLUMNS, TABLES
 from api.records.tables import Base
 from api.settings import RetentionPeriods
 from photoflux.vault.objects import KINDS
@@ -44,12 +44,12 @@ def test_every_column_of_sealed_bytes_is_named():
 
 
 def test_a_sealed_column_is_in_the_export_or_says_nothing_to_a_person():
-    shown = {f"{kind.__tablename__}.{column}" for kind, column in SEALED}
+    shown = {f"{kind.__tablename__}.{column}" for kind, column in SEALED_COLUMNS}
     for one in inventory().activities:
         for name in one.sealed:
             table, column = name.split(".")
             personal = "user_id" in Base.metadata.tables[table].columns or table == "users"
-            assert not personal or name in shown or column in (*LEFT_OUT, "response"), name
+            assert not personal or name in shown or column in (*OMITTED_COLUMNS, "response"), name
 
 
 def test_an_export_has_every_table_with_rows_of_a_person():

@@ -263,7 +263,11 @@ def test_readiness_names_what_is_missing_and_asks_seldom(site: Site, monkeypatch
     health, asked = Health(site.service.records, site.objects), list[str]()
     monkeypatch.setitem(site.service.__dict__, "health", health)
     assert site.client.get("/readyz").status_code == 204
-    for name, part in (("_ask_keys", "The keys"), ("_ask_objects", "The objects"), ("_ask_records", "The records")):
+    for name, part in (
+        ("_check_keys", "The keys"),
+        ("_check_objects", "The objects"),
+        ("_check_records", "The records"),
+    ):
 
         def away(name: str = name) -> None:
             asked.append(name)
@@ -275,5 +279,5 @@ def test_readiness_names_what_is_missing_and_asks_seldom(site: Site, monkeypatch
         told = is_problem(site.client.get("/readyz"), 503, "unavailable")
         assert told["detail"] == f"{part} cannot be reached."
         is_problem(site.client.get("/readyz"), 503, "unavailable")
-    assert asked == ["_ask_keys", "_ask_objects", "_ask_records"]
+    assert asked == ["_check_keys", "_check_objects", "_check_records"]
     assert site.client.get("/livez").status_code == 204

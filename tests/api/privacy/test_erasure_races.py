@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event, select
 
 from api.images.generator import Generations
-from api.privacy.erasure import Erasure, UnderWay
+from api.privacy.erasure import Erasure, WorkInProgress
 from api.privacy.export import Exports
 from api.privacy.retention import Retention
 from api.records.database import AccountClosed
@@ -177,7 +177,7 @@ def erased(site: Site, person: Person, busy: threading.Event, cache: Path) -> No
         try:
             assert erasure.perform(answer.json()["receipt"]) == "done"
             return
-        except UnderWay:
+        except WorkInProgress:
             assert time.monotonic() < until
             time.sleep(0.01)
 

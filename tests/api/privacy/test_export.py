@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import pytest
 from sqlalchemy import select
 
-from api.privacy.export import CLOSED, Exports
+from api.privacy.export import ACCOUNT_CLOSED, Exports
 from api.records.tables import AuditEntry, Export, Picture, User, WebhookDelivery
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
@@ -167,7 +167,7 @@ def test_an_export_of_an_account_that_is_blocked_meanwhile_is_cancelled(site: Si
 
     assert overtaken(exports, block).perform(asked) == "cancelled"
     row = row_of(site, asked)
-    assert (row.state, row.error_code, row.error, row.object_id) == ("cancelled", "cancelled", CLOSED, None)
+    assert (row.state, row.error_code, row.error, row.object_id) == ("cancelled", "cancelled", ACCOUNT_CLOSED, None)
     assert (stored(site, ada), ended(site, asked)) == ([], ["cancelled"])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from api.privacy import retention
-from api.privacy.erasure import DeletionPlan, Erasure, UnderWay, erase_models
+from api.privacy.erasure import DeletionPlan, Erasure, WorkInProgress, erase_models
 from api.privacy.retention import DAY_MS, Retention
 from api.records.tables import (
     Export,
@@ -138,7 +138,7 @@ def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ad
         run = new_id()
         session.add(Run(id=run, user_id=ada.id, subject_id=subject, state="queued", params={}, orchestrator="local", estimate={},
                         steps=[]))  # fmt: skip
-    with pytest.raises(UnderWay):
+    with pytest.raises(WorkInProgress):
         erasure.remove(left)
     with service.records.writing() as session:
         session.get_one(Run, run).state = "succeeded"
@@ -220,7 +220,7 @@ def test_what_a_killed_process_left_is_found_after_a_day(
     for kind, object_id in lost.items():
         site.objects.put(ada.id, kind, object_id, b"left behind")
     assert "objects" not in sweep()
-    monkeypatch.setattr(retention, "SETTLED_S", -1.0)
+    monkeypatch.setattr(retention, "ORPHAN_AGE_S", -1.0)
     assert sweep()["objects"] == len(lost)
     assert sorted(site.objects.store.list()) == named
 

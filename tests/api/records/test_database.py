@@ -173,7 +173,7 @@ def test_what_is_deleted_is_in_no_file(tmp_path: Path):
     assert any(canary.encode() in file.read_bytes() for file in tmp_path.iterdir())
     with records.writing() as session:
         session.delete(session.get_one(User, user))
-    records.truncate_log()
+    records.truncate_wal()
     assert not [file.name for file in tmp_path.iterdir() if canary.encode() in file.read_bytes()]
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import select, text
 
-from api.privacy.erasure import Erasure, UnderWay
+from api.privacy.erasure import Erasure, WorkInProgress
 from api.privacy.export import Exports
 from api.records.audit_log import SYSTEM
 from api.records.tables import Export, Run, User
@@ -114,7 +114,7 @@ def test_erasure_closes_the_account_at_once_and_leaves_nothing(
         reader = reader.execution_options(reading=True)
         reader.execute(select(User.id)).all()
         if site.service.records.engine.dialect.name == "sqlite":
-            with pytest.raises(UnderWay):
+            with pytest.raises(WorkInProgress):
                 erasure.perform(receipt["receipt"])
             assert site.client.get(f"/api/erasures/{receipt['receipt']}").json()["state"] == "erasing"
     assert erasure.perform(receipt["receipt"]) == "done"
@@ -201,7 +201,7 @@ def test_an_erasure_waits_for_what_runs(site: Site, ada: Person, erasure: Erasur
     assert ada.row(Run, run).state == "cancelled"  # it had not begun
     with site.service.records.writing() as session:
         session.get_one(Run, run).state = "running"
-    with pytest.raises(UnderWay):
+    with pytest.raises(WorkInProgress):
         replace(erasure, is_idle=lambda owner: owner != ada.id).perform(receipt)
     assert site.client.get(f"/api/erasures/{receipt}").json()["state"] == "erasing"
     assert ada.row(User, ada.id).state == "erasing"

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from api.records.database import retried
+from api.records.database import retry_on_rollback
 from api.records.tables import LOCK_ORDER, Base, Complaint, Generation, Photo, Run, Subject, User, Webhook, new_id
 from api.training.finetuning import FineTuning
 from tests.api.lock_order import locked_by
@@ -191,7 +191,7 @@ def test_a_transaction_that_the_database_gave_up_is_repeated(site: Site, ada: Pe
         pytest.skip("SQLite has one writer at a time; PostgreSQL finds deadlocks")
     met, tries = threading.Barrier(2), Counter[str]()
 
-    @retried
+    @retry_on_rollback
     def lock(first: str, second: str) -> None:
         tries[first] += 1
         with records.writing() as session:
