@@ -174,13 +174,13 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         ETags(app),
         seconds=settings.body_s,
         uploads=settings.uploads_at_once,
-        check=lambda token: _signed_in(app.state.service, token),
+        check=lambda token: _verify_uploader(app.state.service, token),
     )
     secured = SecurityHeaders(trusted_hosts(limited, settings), tls=settings.secure)
     return RequestLog(ErrorBoundary(secured))
 
 
-def _signed_in(service: Service, token: str) -> AccessTokenClaims:
+def _verify_uploader(service: Service, token: str) -> AccessTokenClaims:
     """Whose access token this is. Raises BadToken, and SignedOut for one whose sign-in is over."""
     sender = service.tokens.verify_access(token)
     if not service.login_sessions.is_open(sender.login_session_id):

@@ -22,19 +22,19 @@ Item = TypeVar("Item")
 Id = Annotated[str, Field(pattern="^[0-9a-f]{32}$", examples=["3f2b8c1d9e4a4f6db0c7a1e2d3f4a5b6"])]
 
 
-def _written(at: datetime) -> str:
+def _iso_utc(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 Time = Annotated[
     AwareDatetime,
-    PlainSerializer(_written),
+    PlainSerializer(_iso_utc),
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-27T05:59:24.916+00:00"]}),
 ]
 """Written as ISO 8601 in UTC with milliseconds."""
 
 
-def _sayable(text: str) -> str:
+def _valid_text(text: str) -> str:
     """Words, without control characters that no keyboard types."""
     if any((ord(letter) < 32 and letter not in "\n\t") or ord(letter) == 127 for letter in text):
         raise ValueError("holds control characters; write words")
@@ -44,9 +44,9 @@ def _sayable(text: str) -> str:
     return text
 
 
-Words = Annotated[str, AfterValidator(_sayable)]
-Prompt = Annotated[Words, Field(min_length=1, max_length=500, examples=["a photo of sks dog on the beach"])]
-Name = Annotated[Words, Field(min_length=1, max_length=80, examples=["Rex"])]
+Text = Annotated[str, AfterValidator(_valid_text)]
+Prompt = Annotated[Text, Field(min_length=1, max_length=500, examples=["a photo of sks dog on the beach"])]
+Name = Annotated[Text, Field(min_length=1, max_length=80, examples=["Rex"])]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Role = Literal["user", "operator", "auditor"]
 Size = Annotated[str, Field(pattern="^[0-9]{2,4}x[0-9]{2,4}$", examples=["512x512"])]
@@ -174,7 +174,7 @@ class SubjectPublic(BaseModel):
     created: Time
 
 
-def _begun(at: object) -> object:
+def _empty_to_none(at: object) -> object:
     """A step's record has an empty time until it is known."""
     return at or None
 
@@ -185,8 +185,8 @@ class StepPublic(BaseModel):
     name: str
     title: str
     state: StepState
-    started: Annotated[Time | None, BeforeValidator(_begun)] = Field(description="null until it has begun")
-    ended: Annotated[Time | None, BeforeValidator(_begun)] = Field(description="null until it has ended")
+    started: Annotated[Time | None, BeforeValidator(_empty_to_none)] = Field(description="null until it has begun")
+    ended: Annotated[Time | None, BeforeValidator(_empty_to_none)] = Field(description="null until it has ended")
     progress: str = Field(description="what it last said of itself while it runs; else empty")
 
 
@@ -256,7 +256,7 @@ class GenerationPublic(BaseModel):
 class FeedbackCreate(RequestBody):
     rating: Annotated[int, Field(ge=1, le=5)]
     reason: Literal["likeness", "prompt", "quality", "bias", "offensive", "other"] | None = None
-    text: Annotated[Words, Field(max_length=1000)] | None = None
+    text: Annotated[Text, Field(max_length=1000)] | None = None
 
 
 class ModelPublic(BaseModel):
@@ -309,4 +309,4 @@ def utc(at_ms: int | None) -> datetime | None:
 def iso(at_ms: int | None) -> str | None:
     """Milliseconds since 1970 as ISO 8601."""
     at = utc(at_ms)
-    return None if at is None else _written(at)
+    return None if at is None else _iso_utc(at)

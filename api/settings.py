@@ -20,8 +20,8 @@ from photoflux.vault.kek import GOOGLE
 log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-BUCKET, METRICS_TOKEN_CHARS = "gs://", 16
-BY_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
+BUCKET_SCHEME, METRICS_TOKEN_CHARS = "gs://", 16
+IMAGE_BY_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 
 
 class RetentionPeriods(BaseModel):
@@ -152,42 +152,42 @@ class ApiSettings(Settings):
     @property
     def one_machine(self) -> bool:
         """Whether everything is reached from this machine alone, so that what is only meant for that may be used."""
-        return self.environment != "production" and not self._reached_from_elsewhere()
+        return self.environment != "production" and not self._exposed_settings()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What whoever starts the service has to know, though it starts."""
         if self.environment != "development" or self.one_machine:
             return ()
-        names = ", ".join(self._reached_from_elsewhere())
+        names = ", ".join(self._exposed_settings())
         return (
             f"PHOTOFLUX_ENVIRONMENT: development on a network ({names}), for trying it out: everybody who reaches this "
             "machine reaches the service, and what production insists on is not asked for",
         )
 
     @model_validator(mode="after")
-    def _fit_for_where_it_runs(self) -> ApiSettings:
+    def _check_settings(self) -> ApiSettings:
         """Everything that is wrong, at once and before anything starts; never what was given, which may be a secret."""
-        wrong = [*_said(self._wrong_anywhere()), *_said(self._wrong_here())]
-        if wrong:
-            raise ValueError("\n".join(wrong))
+        errors = [*_messages(self._field_errors()), *_messages(self._environment_errors())]
+        if errors:
+            raise ValueError("\n".join(errors))
         return self
 
-    def _wrong_here(self) -> Iterator[tuple[bool, str, str]]:
-        elsewhere = self._reached_from_elsewhere()
-        if not self.environment and elsewhere:
-            told = (
-                f"is not set, which means this machine alone, but {', '.join(elsewhere)} is not loopback; set production "
+    def _environment_errors(self) -> Iterator[tuple[bool, str, str]]:
+        exposed = self._exposed_settings()
+        if not self.environment and exposed:
+            message = (
+                f"is not set, which means this machine alone, but {', '.join(exposed)} is not loopback; set production "
                 "(what is missing for it follows), or development to try it on a network"
             )
-            yield False, "ENVIRONMENT", told
-        if self.environment == "production" or (not self.environment and elsewhere):
-            yield from self._wrong_in_production()
+            yield False, "ENVIRONMENT", message
+        if self.environment == "production" or (not self.environment and exposed):
+            yield from self._production_errors()
         elif self.provider == "embedded":
-            here = is_loopback(self.public_host) and is_loopback(self.listen)
-            yield here, "PROVIDER", "the embedded provider serves loopback addresses only; set external"
+            local = is_loopback(self.public_host) and is_loopback(self.listen)
+            yield local, "PROVIDER", "the embedded provider serves loopback addresses only; set external"
 
-    def _reached_from_elsewhere(self) -> list[str]:
+    def _exposed_settings(self) -> list[str]:
         """The settings by which something answers, or is asked, beyond loopback."""
         hosts = {
             "PUBLIC_URL": self.public_host, "LISTEN": self.listen, "ENGINE_HOST": self.engine_host,
@@ -197,7 +197,7 @@ class ApiSettings(Settings):
             hosts["TRACKING_URI"] = _host(self.tracking_uri)
         return [f"PHOTOFLUX_{name}" for name, host in hosts.items() if not is_loopback(host)]
 
-    def _wrong_anywhere(self) -> Iterator[tuple[bool, str, str]]:
+    def _field_errors(self) -> Iterator[tuple[bool, str, str]]:
         yield _is_origin(self.public_url), "PUBLIC_URL", "is an address such as https://photos.example, without a path"
         yield (
             _are_networks(self.trusted_proxies),
@@ -207,7 +207,7 @@ class ApiSettings(Settings):
         if self.orchestrator == "vertex":
             yield bool(self.gcp_project), "GCP_PROJECT", "Vertex AI Pipelines run in a project; name it"
             yield (
-                self.pipeline_root.startswith(BUCKET),
+                self.pipeline_root.startswith(BUCKET_SCHEME),
                 "PIPELINE_ROOT",
                 "pipelines that run elsewhere need a gs:// folder",
             )
@@ -219,10 +219,10 @@ class ApiSettings(Settings):
                 "pipelines that run elsewhere need a folder, such as gs://…",
             )
         if self.orchestrator != "local":
-            digest = bool(BY_DIGEST.fullmatch(self.pipeline_image))
+            digest = bool(IMAGE_BY_DIGEST.fullmatch(self.pipeline_image))
             yield digest, "PIPELINE_IMAGE", "pipelines that run elsewhere use an image by digest: name@sha256:…"
 
-    def _wrong_in_production(self) -> Iterator[tuple[bool, str, str]]:
+    def _production_errors(self) -> Iterator[tuple[bool, str, str]]:
         url, proxies = self.records_url, bool(self.trusted_proxies.strip())
         in_front = "a proxy ends TLS and limits connections: name it, so that its clients can be told from each other"
         token = self.metrics_token.get_secret_value()
@@ -238,8 +238,8 @@ class ApiSettings(Settings):
         )
         yield url.startswith("postgres"), "DATABASE_URL", "production keeps PostgreSQL: postgresql://…"
         yield self.kek_uri.startswith(GOOGLE), "KEK_URI", "production wraps keys with Cloud KMS: gcp-kms://…"
-        yield self.keyring.startswith(BUCKET), "KEYRING", "production keeps keysets in a bucket: gs://…"
-        yield self.blobs.startswith(BUCKET), "BLOBS", "production keeps objects in a bucket: gs://…"
+        yield self.keyring.startswith(BUCKET_SCHEME), "KEYRING", "production keeps keysets in a bucket: gs://…"
+        yield self.blobs.startswith(BUCKET_SCHEME), "BLOBS", "production keeps objects in a bucket: gs://…"
         yield self.picture_check != "none", "PICTURE_CHECK", "production has pictures looked at; set vision"
         enough = len(token) >= METRICS_TOKEN_CHARS
         yield (
@@ -267,8 +267,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _said(facts: Iterator[tuple[bool, str, str]]) -> list[str]:
-    return [f"PHOTOFLUX_{name}: {told}" for good, name, told in facts if not good]
+def _messages(facts: Iterator[tuple[bool, str, str]]) -> list[str]:
+    return [f"PHOTOFLUX_{name}: {message}" for good, name, message in facts if not good]
 
 
 def _host(url: str) -> str:
@@ -319,24 +319,24 @@ def settings_or_exit() -> ApiSettings:
     try:
         return get_api_settings()
     except (ValidationError, SettingsError) as error:
-        sys.stderr.write("".join(f"error: {line}\n" for line in _lines(error)))
+        sys.stderr.write("".join(f"error: {line}\n" for line in _error_lines(error)))
         raise SystemExit(2) from None
 
 
 def log_warnings(settings: ApiSettings) -> None:
     """Log what whoever starts the service has to know."""
-    for told in settings.warnings:
-        log.warning("%s", told)
+    for message in settings.warnings:
+        log.warning("%s", message)
 
 
-def _lines(error: ValidationError | SettingsError) -> list[str]:
+def _error_lines(error: ValidationError | SettingsError) -> list[str]:
     if isinstance(error, SettingsError):  # not JSON where JSON belongs
         field = re.search(r'field "(\w+)"', str(error))
         return [f"PHOTOFLUX_{field[1].upper()}: is not JSON" if field else "a setting cannot be read"]
     lines: list[str] = []
     for one in error.errors(include_input=False, include_url=False):
-        told = one["msg"].removeprefix("Value error, ")
-        lines += [f"{_variable(one['loc'])}: {told}"] if one["loc"] else told.splitlines()
+        message = one["msg"].removeprefix("Value error, ")
+        lines += [f"{_variable(one['loc'])}: {message}"] if one["loc"] else message.splitlines()
     return lines
 
 

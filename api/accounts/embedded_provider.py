@@ -38,12 +38,12 @@ from photoflux.errors import InputError
 from photoflux.vault import committed, opened
 
 CLIENT_ID = "photoflux"
-KEY = "vault://service"
+ACCOUNTS_KEY = "vault://service"
 CODE_S = 60
 CHECKS_AT_ONCE = 2
 """Passwords that are checked at a time."""
 HASHING_NICE = 10
-EMAIL_LETTERS, PASSWORD_LETTERS = 254, 1000
+EMAIL_MAX_CHARS, PASSWORD_MAX_CHARS = 254, 1000
 
 
 @dataclass(frozen=True)
@@ -62,39 +62,39 @@ class Accounts:
 
     def __init__(self, file: Path, *, hasher: PasswordHash | None = None) -> None:
         self.file, self._hash = file, hasher or PasswordHash.recommended()
-        self._nobody = self._hash.hash(secrets.token_urlsafe())
-        self._hashing = ThreadPoolExecutor(CHECKS_AT_ONCE, "passwords", initializer=_yielding)
+        self._dummy_hash = self._hash.hash(secrets.token_urlsafe())
+        self._hashing = ThreadPoolExecutor(CHECKS_AT_ONCE, "passwords", initializer=_lower_priority)
 
     def all(self) -> list[Account]:
         """Every account."""
         if not self.file.is_file():
             return []
-        with opened(self.file, key=KEY) as plain:
-            return [Account(**one) for one in json.loads(plain.read_text(encoding="utf-8"))]
+        with opened(self.file, key=ACCOUNTS_KEY) as unsealed:
+            return [Account(**one) for one in json.loads(unsealed.read_text(encoding="utf-8"))]
 
     def add(self, email: str, *, name: str, password: str) -> Account:
         """Raises InputError for an address that is taken or too long, or a password of less than 12 or over 1000 characters."""
         if len(password) < 12:
             raise InputError("the password is too short: use at least 12 characters")
-        if len(password) > PASSWORD_LETTERS or len(email) > EMAIL_LETTERS:
-            raise InputError(f"use at most {EMAIL_LETTERS} letters of e-mail and {PASSWORD_LETTERS} of password")
+        if len(password) > PASSWORD_MAX_CHARS or len(email) > EMAIL_MAX_CHARS:
+            raise InputError(f"use at most {EMAIL_MAX_CHARS} letters of e-mail and {PASSWORD_MAX_CHARS} of password")
         known = self.all()
         if any(one.email == email.lower() for one in known):
             raise InputError(f"{email} has an account already; sign in with it")
         account = Account(uuid.uuid4().hex, email.lower(), name, self._hash.hash(password))
-        with committed(self.file, key=KEY) as plain:
-            plain.write_text(json.dumps([vars(one) for one in (*known, account)]), encoding="utf-8")
+        with committed(self.file, key=ACCOUNTS_KEY) as unsealed:
+            unsealed.write_text(json.dumps([vars(one) for one in (*known, account)]), encoding="utf-8")
         return account
 
     def check(self, email: str, password: str) -> Account | None:
         """The account, if the password is right. It takes as long when there is no such account."""
         account = next((one for one in self.all() if one.email == email.lower()), None)
-        hashed = account.password if account else self._nobody
+        hashed = account.password if account else self._dummy_hash
         right = self._hashing.submit(self._hash.verify, password, hashed).result()
         return account if account and right else None
 
 
-def _yielding() -> None:
+def _lower_priority() -> None:
     """Linux weighs threads: one that hashes takes what those that answer requests leave, and so do those that it starts."""
     if sys.platform == "linux":
         with suppress(OSError):
@@ -103,7 +103,7 @@ def _yielding() -> None:
 
 
 @dataclass(frozen=True)
-class Client:
+class OAuthClient:
     """This service, as the provider knows it."""
 
     redirect_uri: str
@@ -131,7 +131,7 @@ class Client:
 
 
 @dataclass(frozen=True)
-class Code:
+class AuthorizationCode:
     """An authorization code that was given out."""
 
     account: Account
@@ -161,19 +161,19 @@ class Code:
     def get_amr(self) -> None: ...
 
 
-class Codes:
+class AuthorizationCodes:
     """Codes by themselves; taking one uses it up."""
 
     def __init__(self) -> None:
-        self._codes: dict[str, Code] = {}
+        self._codes: dict[str, AuthorizationCode] = {}
         self._lock = threading.Lock()
 
-    def put(self, code: Code) -> None:
+    def put(self, code: AuthorizationCode) -> None:
         with self._lock:
             self._codes = {name: one for name, one in self._codes.items() if one.expires > time.monotonic()}
             self._codes[code.code] = code
 
-    def take(self, code: str) -> Code | None:
+    def take(self, code: str) -> AuthorizationCode | None:
         with self._lock:
             found = self._codes.pop(code, None)
         return found if found and found.expires > time.monotonic() else None
@@ -203,23 +203,24 @@ class S256(CodeChallenge):
     SUPPORTED_CODE_CHALLENGE_METHOD = ("S256",)
 
     def validate_code_challenge(self, grant: Any, redirect_uri: str) -> None:
-        asked = grant.request.payload.data
-        if not asked.get("code_challenge") or asked.get("code_challenge_method") != "S256":
+        data = grant.request.payload.data
+        if not data.get("code_challenge") or data.get("code_challenge_method") != "S256":
             raise InvalidRequestError("PKCE is required: send code_challenge with code_challenge_method S256")
         super().validate_code_challenge(grant, redirect_uri)
 
 
-class Server(AuthorizationServer):
+class ProviderServer(AuthorizationServer):
     """The server behind the pages."""
 
     def __init__(self, *, issuer: str, redirect_uri: str, accounts: Accounts) -> None:
         super().__init__(scopes_supported=["openid", "email", "profile"])
-        self.issuer, self.client, self.accounts, self.codes = issuer, Client(redirect_uri), accounts, Codes()
+        self.issuer, self.accounts = issuer, accounts
+        self.client, self.codes = OAuthClient(redirect_uri), AuthorizationCodes()
         self.key = RSAKey.generate_key(2048, parameters={"kid": secrets.token_hex(8)})
         self.register_token_generator("default", _access_token)
         self.register_grant(_grant(self), [S256(required=True), _openid(self)])
 
-    def query_client(self, client_id: str) -> Client | None:
+    def query_client(self, client_id: str) -> OAuthClient | None:
         return self.client if client_id == CLIENT_ID else None
 
     def save_token(self, token: dict[str, Any], request: OAuth2Request) -> None:
@@ -241,46 +242,46 @@ def _access_token(**about: Any) -> dict[str, Any]:
     return {"token_type": "Bearer", "access_token": secrets.token_urlsafe(), "expires_in": 60, "scope": about["scope"]}
 
 
-def _grant(provider: Server) -> type[AuthorizationCodeGrant]:
+def _grant(provider: ProviderServer) -> type[AuthorizationCodeGrant]:
     class Grant(AuthorizationCodeGrant):
         TOKEN_ENDPOINT_AUTH_METHODS = ("none",)
 
         def save_authorization_code(self, code: str, request: OAuth2Request) -> None:
-            asked = request.payload.data
+            data = request.payload.data
             provider.codes.put(
-                Code(
-                    request.user, request.payload.redirect_uri, request.scope, asked.get("nonce"),
-                    asked["code_challenge"], asked["code_challenge_method"], code, time.monotonic() + CODE_S,
+                AuthorizationCode(
+                    request.user, request.payload.redirect_uri, request.scope, data.get("nonce"),
+                    data["code_challenge"], data["code_challenge_method"], code, time.monotonic() + CODE_S,
                 )
             )  # fmt: skip
 
-        def query_authorization_code(self, code: str, client: Client) -> Code | None:  # noqa: ARG002
+        def query_authorization_code(self, code: str, client: OAuthClient) -> AuthorizationCode | None:  # noqa: ARG002
             return provider.codes.take(code)
 
-        def delete_authorization_code(self, authorization_code: Code) -> None:
+        def delete_authorization_code(self, authorization_code: AuthorizationCode) -> None:
             """Taking it used it up, so that a wrong verifier spends it too."""
 
-        def authenticate_user(self, authorization_code: Code) -> Account:
+        def authenticate_user(self, authorization_code: AuthorizationCode) -> Account:
             return authorization_code.account
 
     return Grant
 
 
-def _openid(provider: Server) -> OpenIDCode:
+def _openid(provider: ProviderServer) -> OpenIDCode:
     class OpenID(OpenIDCode):
         def exists_nonce(self, nonce: str, request: OAuth2Request) -> bool:  # noqa: ARG002
             return False
 
-        def resolve_client_private_key(self, client: Client) -> RSAKey:  # noqa: ARG002
+        def resolve_client_private_key(self, client: OAuthClient) -> RSAKey:  # noqa: ARG002
             return provider.key
 
-        def get_client_claims(self, client: Client) -> dict[str, Any]:
+        def get_client_claims(self, client: OAuthClient) -> dict[str, Any]:
             return {"iss": provider.issuer, "aud": [client.get_client_id()]}
 
-        def get_encode_header(self, client: Client) -> dict[str, Any]:  # noqa: ARG002
+        def get_encode_header(self, client: OAuthClient) -> dict[str, Any]:  # noqa: ARG002
             return {"alg": "RS256", "kid": provider.key.kid}
 
-        def get_client_algorithm(self, client: Client) -> str:  # noqa: ARG002
+        def get_client_algorithm(self, client: OAuthClient) -> str:  # noqa: ARG002
             return "RS256"
 
         def generate_user_info(self, user: Account, scope: str) -> UserInfo:  # noqa: ARG002

@@ -33,12 +33,12 @@ FLOW_MS = 10 * 60 * 1000
 LEEWAY_S = 30
 ALGORITHMS = ["RS256"]
 GOOGLE = "https://accounts.google.com"
-ALSO_GOOGLE = "accounts.google.com"
+GOOGLE_LEGACY_ISSUER = "accounts.google.com"
 """How Google's older ID tokens name their issuer."""
-KEPT_S, READ_AGAIN_S = 3600.0, 10.0
+KEYS_TTL_S, KEYS_REFRESH_MIN_S = 3600.0, 10.0
 TIMEOUT_S = 10.0
 SCOPE = "openid email profile"
-CLOSED = "this account cannot sign in"
+ACCOUNT_CLOSED = "this account cannot sign in"
 
 
 class SignInFailed(PhotoFluxError):
@@ -62,9 +62,9 @@ class Provider:
         self.issuer, self.client_id, self.client_secret = issuer.rstrip("/"), client_id, client_secret
         # made once: reading the authorities takes longer than all the rest of a sign-in
         self.verify = httpx2.create_ssl_context() if verify is True else verify
-        self._facts: dict[str, Any] = {}
+        self._discovery: dict[str, Any] = {}
         self._keys: KeySet | None = None
-        self._keys_at, self._lock = -KEPT_S, threading.Lock()
+        self._keys_at, self._lock = -KEYS_TTL_S, threading.Lock()
 
     def client(self, redirect_uri: str) -> OAuth2Client:
         """An OAuth client of this provider; public when there is no secret."""
@@ -74,26 +74,26 @@ class Provider:
             redirect_uri=redirect_uri, code_challenge_method="S256", timeout=TIMEOUT_S, verify=self.verify,
         )  # fmt: skip
 
-    def address(self, name: str) -> str:
+    def endpoint(self, name: str) -> str:
         """An endpoint, by the name it has in the provider's discovery document."""
-        if not self._facts:
-            facts = self._fetched(f"{self.issuer}/.well-known/openid-configuration")
-            if facts.get("issuer") != self.issuer:
+        if not self._discovery:
+            document = self._fetch_json(f"{self.issuer}/.well-known/openid-configuration")
+            if document.get("issuer") != self.issuer:
                 raise SignInFailed(f"the provider at {self.issuer} says it is another; correct PHOTOFLUX_OIDC_ISSUER")
-            self._facts = facts
-        return str(self._facts[name])
+            self._discovery = document
+        return str(self._discovery[name])
 
     def keys(self, *, kid: str | None = None) -> KeySet:
         """The provider's public keys; read again for a `kid` they lack, but not at anybody's pace."""
         with self._lock:
             age = time.monotonic() - self._keys_at
             lacking = self._keys is None or kid not in {key.kid for key in self._keys.keys}
-            if self._keys is None or age > KEPT_S or (lacking and age > READ_AGAIN_S):
-                self._keys = KeySet.import_key_set(self._fetched(self.address("jwks_uri")))  # type: ignore[arg-type]
+            if self._keys is None or age > KEYS_TTL_S or (lacking and age > KEYS_REFRESH_MIN_S):
+                self._keys = KeySet.import_key_set(self._fetch_json(self.endpoint("jwks_uri")))  # type: ignore[arg-type]
                 self._keys_at = time.monotonic()
             return self._keys
 
-    def _fetched(self, url: str) -> dict[str, Any]:
+    def _fetch_json(self, url: str) -> dict[str, Any]:
         try:
             answer = httpx2.get(url, timeout=TIMEOUT_S, verify=self.verify, follow_redirects=False)
             answer.raise_for_status()
@@ -114,7 +114,7 @@ class Identities:
         state, nonce, verifier = (secrets.token_urlsafe(size) for size in (32, 16, 48))
         with self.provider.client(self.redirect_uri) as client:
             url, _ = client.create_authorization_url(
-                self.provider.address("authorization_endpoint"), state=state, nonce=nonce, code_verifier=verifier
+                self.provider.endpoint("authorization_endpoint"), state=state, nonce=nonce, code_verifier=verifier
             )
         with self.records.writing() as session:
             session.execute(delete(LoginFlow).where(LoginFlow.expires_ms < now_ms()))
@@ -123,18 +123,18 @@ class Identities:
 
     def finish(self, *, state: str, code: str) -> Identity:
         """Exchange the code that the provider sent the browser back with. Raises SignInFailed; a state works once."""
-        flow = self._take(state)
+        flow = self._consume_flow(state)
         try:
             with self.provider.client(self.redirect_uri) as client:
                 tokens = client.fetch_token(
-                    self.provider.address("token_endpoint"), grant_type="authorization_code", code=code,
+                    self.provider.endpoint("token_endpoint"), grant_type="authorization_code", code=code,
                     code_verifier=flow.verifier,
                 )  # fmt: skip
         except (OAuthError, httpx2.HTTPError, ValueError) as error:
             raise SignInFailed("the sign-in provider refused; sign in again") from error
-        return self._believed(str(tokens.get("id_token", "")), nonce=flow.nonce)
+        return self._verified_identity(str(tokens.get("id_token", "")), nonce=flow.nonce)
 
-    def _take(self, state: str) -> LoginFlow:
+    def _consume_flow(self, state: str) -> LoginFlow:
         with self.records.writing() as session:
             flow = session.get(LoginFlow, _digest(state), with_for_update=True)
             if flow is not None:
@@ -143,11 +143,11 @@ class Identities:
             raise SignInFailed("this sign-in was finished or given up before; sign in again")
         return flow
 
-    def _believed(self, token: str, *, nonce: str) -> Identity:
+    def _verified_identity(self, token: str, *, nonce: str) -> Identity:
         """OpenID Connect Core 3.1.3.7: signature, algorithm, issuer, audience, authorised party, expiry, nonce."""
         from joserfc.jws import extract_compact
 
-        issuers = [self.provider.issuer, *([ALSO_GOOGLE] if self.provider.issuer == GOOGLE else [])]
+        issuers = [self.provider.issuer, *([GOOGLE_LEGACY_ISSUER] if self.provider.issuer == GOOGLE else [])]
         try:
             kid = extract_compact(token.encode()).headers().get("kid")
             claims = jwt.decode(token, self.provider.keys(kid=kid), algorithms=ALGORITHMS).claims
@@ -171,25 +171,26 @@ class Identities:
             except IntegrityError:
                 continue  # another sign-in of the same person was first
             except KeyMissing as error:  # erased meanwhile
-                raise SignInFailed(CLOSED) from error
+                raise SignInFailed(ACCOUNT_CLOSED) from error
         raise SignInFailed("signing in did not work; try again")
 
     def _account(self, login: str, identity: Identity) -> User:
         with self.records.reading() as session:
             known = session.scalar(select(User).where(User.login == login))
         if known and known.state != "active":
-            raise SignInFailed(CLOSED)
+            raise SignInFailed(ACCOUNT_CLOSED)
         if known and self.profile(known) == _profile(identity):
             return known
         user_id = known.id if known else new_id()
-        profile = self._sealed(user_id, identity)  # may make a keyset, which takes longer than others should wait
+        # before the transaction: it may make a keyset, which takes longer than others should wait
+        profile = self._sealed_profile(user_id, identity)
         with self.records.writing() as session:
             if known is None:
                 session.add(user := User(id=user_id, login=login, profile=profile))
                 return user
             locked = session.get(User, user_id, with_for_update=True)
             if locked is None or locked.state != "active":
-                raise SignInFailed(CLOSED)
+                raise SignInFailed(ACCOUNT_CLOSED)
             locked.profile = profile
             return locked
 
@@ -204,7 +205,7 @@ class Identities:
             return {"name": "", "email": ""}
         return dict(json.loads(unseal_bytes(user.profile, label=_label(user.id), keyring=self.keyring)))
 
-    def _sealed(self, user_id: str, identity: Identity) -> bytes:
+    def _sealed_profile(self, user_id: str, identity: Identity) -> bytes:
         return seal_bytes(json.dumps(_profile(identity)).encode(), label=_label(user_id), keyring=self.keyring)
 
 

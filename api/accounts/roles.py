@@ -16,14 +16,14 @@ from api.settings import settings_or_exit
 from photoflux.vault import open_keyring
 
 
-def give(records: Records, audit_log: AuditLog, user_id: str, role: str) -> bool:
+def grant_role(records: Records, audit_log: AuditLog, user_id: str, role: str) -> bool:
     """Give a role; it holds from the next access token on. False when there is no such person."""
     with records.writing() as session:
         user = session.get(User, user_id, with_for_update=True)
         if user is None:
             return False
         user.role = role
-        audit_log.record(session, SYSTEM, "role.given", audit_log.pseudonym(user_id), role)
+        audit_log.record(session, SYSTEM, "role.granted", audit_log.pseudonym(user_id), role)
     return True
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_or_exit()
     migrate(settings.records_url)
     records = Records(open_engine(settings.records_url))
-    if not give(records, AuditLog(pepper(open_keyring())), options.user, options.role):
+    if not grant_role(records, AuditLog(pepper(open_keyring())), options.user, options.role):
         print(f"error: nobody here has the id {options.user}; ask them for `id` of GET /api/auth/me", file=sys.stderr)
         return 1
     print(f"{options.user} is {options.role} from the next sign-in or refresh on")

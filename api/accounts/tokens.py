@@ -30,7 +30,7 @@ TYPES = {API: "at+jwt", MEDIA: "media+jwt", ENGINE: "cap+jwt"}
 CAPABILITY_S = 60
 LEEWAY_S = 30
 TIMEOUT_S = 5.0
-KEPT_S, READ_AGAIN_S = 60.0, 5.0
+KEYS_TTL_S, KEYS_REFRESH_MIN_S = 60.0, 5.0
 """Keys are read again after a minute, since others rotate too; for an unknown `kid` sooner, but not at anybody's pace."""
 
 
@@ -56,7 +56,7 @@ class Capability:
 
 
 class TokenVerifier:
-    """Checks tokens of `issuer` by their public keys, which `_load` gives by `kid`."""
+    """Checks tokens of `issuer` by their public keys, which `_load_keys` gives by `kid`."""
 
     def __init__(self, *, issuer: str) -> None:
         self.issuer = issuer
@@ -65,21 +65,21 @@ class TokenVerifier:
 
     def verify_access(self, token: str) -> AccessTokenClaims:
         """Whom an access token speaks for. Raises BadToken."""
-        return _access_claims(self._checked(token, API))
+        return _access_claims(self._verified_payload(token, API))
 
     def verify_media(self, token: str) -> AccessTokenClaims:
         """Whose pictures may be shown to who sends this cookie. Raises BadToken."""
-        return _access_claims(self._checked(token, MEDIA))
+        return _access_claims(self._verified_payload(token, MEDIA))
 
     def verify_capability(self, token: str) -> Capability:
         """What a token lets the engine do. Raises BadToken."""
-        claims = self._checked(token, ENGINE)
+        claims = self._verified_payload(token, ENGINE)
         return Capability(str(claims["sub"]), str(claims.get("adapter")))
 
-    def _load(self) -> dict[str, ECKey]:
+    def _load_keys(self) -> dict[str, ECKey]:
         raise NotImplementedError
 
-    def _checked(self, token: str, audience: str) -> dict[str, Any]:
+    def _verified_payload(self, token: str, audience: str) -> dict[str, Any]:
         try:
             decoded = jwt.decode(token, self._verifier(token), algorithms=[ALGORITHM])
             jwt.JWTClaimsRegistry(
@@ -100,13 +100,13 @@ class TokenVerifier:
         if not isinstance(kid, str):
             raise BadToken("the token is not valid; sign in again")
         if kid not in self._verifiers:
-            self._read(force=time.monotonic() - self._read_at > READ_AGAIN_S)
+            self._refresh_keys(force=time.monotonic() - self._read_at > KEYS_REFRESH_MIN_S)
         return self._verifiers[kid]
 
-    def _read(self, *, force: bool = False) -> None:
+    def _refresh_keys(self, *, force: bool = False) -> None:
         with self._lock:
-            if force or time.monotonic() - self._read_at >= KEPT_S:
-                self._verifiers, self._read_at = self._load(), time.monotonic()
+            if force or time.monotonic() - self._read_at >= KEYS_TTL_S:
+                self._verifiers, self._read_at = self._load_keys(), time.monotonic()
 
 
 class RemoteTokenVerifier(TokenVerifier):
@@ -116,7 +116,7 @@ class RemoteTokenVerifier(TokenVerifier):
         super().__init__(issuer=issuer)
         self.jwks_url, self.verify = jwks_url, verify
 
-    def _load(self) -> dict[str, ECKey]:
+    def _load_keys(self) -> dict[str, ECKey]:
         import httpx2
 
         try:
@@ -137,16 +137,16 @@ class Tokens(TokenVerifier):
 
     def access_token(self, claims: AccessTokenClaims) -> str:
         """An access token for the API."""
-        return self._signed(API, _payload(claims), seconds=self.access_s)
+        return self._sign(API, _payload(claims), seconds=self.access_s)
 
     def media_token(self, claims: AccessTokenClaims) -> str:
         """A token for the cookie that pictures are loaded with, since an `<img>` sends no headers."""
-        return self._signed(MEDIA, _payload(claims), seconds=self.access_s)
+        return self._sign(MEDIA, _payload(claims), seconds=self.access_s)
 
     def capability_token(self, capability: Capability) -> str:
         """A token for the engine."""
         payload = {"sub": capability.owner, "adapter": capability.adapter_sha256}
-        return self._signed(ENGINE, payload, seconds=CAPABILITY_S)
+        return self._sign(ENGINE, payload, seconds=CAPABILITY_S)
 
     def rotate(self) -> str:
         """Sign with a new key from now on and return its id.
@@ -158,31 +158,31 @@ class Tokens(TokenVerifier):
         private = seal_bytes(key.as_pem(private=True), label=_label(kid), keyring=self.keyring)
         with self.records.writing() as session:
             for older in session.scalars(select(SigningKey).where(SigningKey.retired_ms.is_(None))):
-                older.retired_ms = now_ms() + round(1000 * (self.access_s + LEEWAY_S + KEPT_S))
+                older.retired_ms = now_ms() + round(1000 * (self.access_s + LEEWAY_S + KEYS_TTL_S))
             session.add(SigningKey(kid=kid, private=private, public=key.as_dict(private=False)))
-        self._read(force=True)
+        self._refresh_keys(force=True)
         return kid
 
     def jwks(self) -> dict[str, Any]:
         """The public keys, for whoever checks these tokens elsewhere (RFC 7517)."""
-        self._current()
+        self._signing_key()
         keys = [key.as_dict(private=False) | {"kid": kid} for kid, key in self._verifiers.items()]
         return {"keys": [key | {"use": "sig", "alg": ALGORITHM} for key in keys]}
 
-    def _signed(self, audience: str, payload: dict[str, Any], *, seconds: int) -> str:
-        key, now = self._current(), int(time.time())
+    def _sign(self, audience: str, payload: dict[str, Any], *, seconds: int) -> str:
+        key, now = self._signing_key(), int(time.time())
         header = {"alg": ALGORITHM, "kid": key.thumbprint(), "typ": TYPES[audience]}
         more = {"iss": self.issuer, "aud": audience, "iat": now, "exp": now + seconds, "jti": uuid.uuid4().hex}
         return jwt.encode(header, more | payload, key, algorithms=[ALGORITHM])
 
-    def _current(self) -> ECKey:
-        self._read()
+    def _signing_key(self) -> ECKey:
+        self._refresh_keys()
         if self._signer is None:
             self.rotate()
         assert self._signer is not None
         return self._signer
 
-    def _load(self) -> dict[str, ECKey]:
+    def _load_keys(self) -> dict[str, ECKey]:
         """The keys that still verify; the newest is kept to sign with."""
         with self.records.reading() as session:
             rows = list(session.scalars(select(SigningKey).order_by(SigningKey.created_ms)))

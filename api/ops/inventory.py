@@ -24,10 +24,10 @@ class Activity(BaseModel):
     id: str
     title: str
     purpose: str
-    ground: str
+    legal_basis: str
     people: str
     data: str
-    kept: str
+    retention: str
     erased: str
     tables: list[str]
     sealed: list[str]
@@ -72,8 +72,9 @@ def page(retention: RetentionPeriods) -> str:
         places = [*(f"table `{name}`" for name in one.tables), *(f"objects `{name}`" for name in one.objects)]
         places += [f"files `{name}`" for name in one.files]
         rows = {
-            "Purpose": one.purpose, "Legal ground": one.ground, "People": one.people, "Data": one.data,
-            "Kept": one.kept.format(retention=retention), "Erased": one.erased, "Where": ", ".join(places) or "with the library's tables",
+            "Purpose": one.purpose, "Legal ground": one.legal_basis, "People": one.people, "Data": one.data,
+            "Kept": one.retention.format(retention=retention), "Erased": one.erased,
+            "Where": ", ".join(places) or "with the library's tables",
             "Sealed columns": ", ".join(f"`{name}`" for name in one.sealed) or "none",
         }  # fmt: skip
         parts += ["", f"## {one.title}", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]

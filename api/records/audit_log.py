@@ -27,7 +27,7 @@ from photoflux.errors import PhotoFluxError
 from photoflux.vault.blobs import BlobExists, BlobMissing
 from photoflux.vault.objects import Objects
 
-FIRST = "0" * 64
+GENESIS_DIGEST = "0" * 64
 SYSTEM, ANYBODY = "system", "anybody"
 UNNAMED_ACTORS = (SYSTEM, ANYBODY)
 LOCK = 0x70666A  # any number that no other advisory lock of the database has
@@ -67,7 +67,7 @@ class AuditLog:
         last = session.scalar(select(AuditEntry).order_by(AuditEntry.number.desc()).limit(1))
         entry = AuditEntry(
             number=last.number + 1 if last else 1, at_ms=now_ms(), actor=actor, action=action, object=obj,
-            outcome=outcome, previous_digest=last.digest if last else FIRST, scheme=KEYED,
+            outcome=outcome, previous_digest=last.digest if last else GENESIS_DIGEST, scheme=KEYED,
         )  # fmt: skip
         entry.digest = self.digest_of(entry)
         session.add(entry)
@@ -83,7 +83,7 @@ class AuditLog:
 
     def first_broken(self, session: Session) -> int | None:
         """Number of the first entry that was changed, or before which one is missing; None when the chain is whole."""
-        before, number, scheme = FIRST, 0, UNKEYED
+        before, number, scheme = GENESIS_DIGEST, 0, UNKEYED
         for entry in session.scalars(select(AuditEntry).order_by(AuditEntry.number).execution_options(yield_per=1000)):
             follows = entry.number == number + 1 and entry.previous_digest == before and entry.scheme in (scheme, KEYED)
             if not follows or not hmac.compare_digest(entry.digest, self.digest_of(entry)):

@@ -15,7 +15,7 @@ from api.records.audit_log import ANYBODY
 from api.records.database import Records
 from api.records.service_secrets import keyed_digest
 from api.records.tables import Complaint
-from api.schemas import Id, Page, RequestBody, Sha256, Time, Words, utc
+from api.schemas import Id, Page, RequestBody, Sha256, Text, Time, utc
 from api.transport.idempotency import KEY_DESCRIPTION, key_mismatch
 from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
@@ -31,9 +31,9 @@ class ComplaintCreate(RequestBody):
     """What is wrong with a picture that this service drew."""
 
     reason: Literal["likeness", "minor", "sexual", "harassment", "copyright", "other"]
-    text: Annotated[Words, Field(min_length=1, max_length=4000)]
+    text: Annotated[Text, Field(min_length=1, max_length=4000)]
     adapter: Sha256 | None = Field(default=None, description="`adapter` in the picture's content credentials")
-    contact: Annotated[Words, Field(max_length=200)] | None = Field(default=None, description="how to reach you")
+    contact: Annotated[Text, Field(max_length=200)] | None = Field(default=None, description="how to reach you")
 
 
 class ComplaintReceipt(BaseModel):

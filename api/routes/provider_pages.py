@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, Response
 from joserfc.jwk import KeySet
 from starlette.concurrency import run_in_threadpool
 
-from api.accounts.embedded_provider import Accounts, CodeRequest, Server
+from api.accounts.embedded_provider import Accounts, CodeRequest, ProviderServer
 from api.transport import problems
 from api.transport.media_types import URLENCODED, media_type
 from api.transport.password_checks import PasswordChecks
@@ -38,7 +38,7 @@ def make_provider(
     *, issuer: str, redirect_uri: str, accounts: Accounts, rate_limiter: RateLimiter | None = None
 ) -> FastAPI:
     """The provider's pages, to be mounted at the path of `issuer`. Without `rate_limiter` it counts by itself."""
-    provider = Server(issuer=issuer, redirect_uri=redirect_uri, accounts=accounts)
+    provider = ProviderServer(issuer=issuer, redirect_uri=redirect_uri, accounts=accounts)
     checks = PasswordChecks(rate_limiter or RateLimiter("memory://"))
     app = FastAPI(
         title="PhotoFlux sign-in", docs_url=None, redoc_url=None, openapi_url=None, max_body_size=FORM_BYTES
@@ -95,7 +95,11 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _page(
-    request: Request, provider: Server, error: str = "", status: int = 200, headers: Mapping[str, str] = NO_HEADERS
+    request: Request,
+    provider: ProviderServer,
+    error: str = "",
+    status: int = 200,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> Response:
     """The sign-in form, or why this request for a code is refused."""
     if refusal := _refused(request, provider):
@@ -105,7 +109,7 @@ def _page(
     return HTMLResponse(PAGE.format(error=html.escape(error), action=action), status, {**policy, **headers})
 
 
-def _refused(request: Request, provider: Server) -> Response | None:
+def _refused(request: Request, provider: ProviderServer) -> Response | None:
     """The answer to a request that no code is given for, whoever signs in."""
     try:
         provider.get_consent_grant(CodeRequest("GET", request.url.query, {}, {}), None)
@@ -116,7 +120,7 @@ def _refused(request: Request, provider: Server) -> Response | None:
     return None
 
 
-async def _authorized(request: Request, provider: Server, checks: PasswordChecks) -> Response:
+async def _authorized(request: Request, provider: ProviderServer, checks: PasswordChecks) -> Response:
     """The way back with a code, or the form again with what was wrong."""
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return HTMLResponse("This form is sent from its own page only.", 403)  # others could lock somebody out with it

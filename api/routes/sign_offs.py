@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from api.deps import AuditLogDep, KeyringDep, LineDep, Operator, RecordsDep
 from api.records.tables import Run
-from api.schemas import Id, Page, RequestBody, Time, Words, utc
+from api.schemas import Id, Page, RequestBody, Text, Time, utc
 from api.training.finetuning import sign_off
 from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
@@ -30,7 +30,7 @@ class SignOffPublic(BaseModel):
 
 
 class SignOffCreate(RequestBody):
-    reason: Annotated[Words, Field(min_length=10, max_length=400, description="why this model may be used")]
+    reason: Annotated[Text, Field(min_length=10, max_length=400, description="why this model may be used")]
     findings: list[Annotated[str, Field(max_length=60)]] = Field(
         max_length=20, description="the rules that are open, by name: what you answer for"
     )

@@ -7,7 +7,7 @@ import hashlib
 
 from starlette.concurrency import run_in_threadpool
 
-from api.accounts.embedded_provider import CHECKS_AT_ONCE, EMAIL_LETTERS, PASSWORD_LETTERS, Account, Accounts
+from api.accounts.embedded_provider import CHECKS_AT_ONCE, EMAIL_MAX_CHARS, PASSWORD_MAX_CHARS, Account, Accounts
 from api.transport.problems import Problem
 from api.transport.rate_limits import RateLimiter, too_many_requests
 
@@ -31,7 +31,7 @@ class PasswordChecks:
 
     async def account(self, accounts: Accounts, *, email: str, password: str, address: str) -> Account | None:
         """The account, if the password is right. Raises a problem of 429 or 503 where nothing was checked."""
-        email = email[: EMAIL_LETTERS + 1].lower()
+        email = email[: EMAIL_MAX_CHARS + 1].lower()
         await run_in_threadpool(self._check_waits, email, address)
         try:
             async with asyncio.timeout(QUEUE_TIMEOUT_S):
@@ -55,7 +55,7 @@ class PasswordChecks:
 
     def _checked(self, accounts: Accounts, email: str, password: str, address: str) -> Account | None:
         self._check_waits(email, address)  # again: others may have failed while this one waited for its turn
-        fits = len(email) <= EMAIL_LETTERS and len(password) <= PASSWORD_LETTERS
+        fits = len(email) <= EMAIL_MAX_CHARS and len(password) <= PASSWORD_MAX_CHARS
         account = accounts.check(email, password) if fits else None
         who = {"password": _digest(email, address), "password-account": _digest(email), "password-address": address}
         if account is None:

@@ -124,7 +124,7 @@ def test_an_account_that_is_as_it_was_is_not_written(identities: Identities, mon
 
 def test_nothing_is_sealed_while_others_wait_for_the_records(identities: Identities, monkeypatch: pytest.MonkeyPatch):
     """A new person's keyset takes a while."""
-    sealed, writing, inside = identities._sealed, Records.writing, list[str]()
+    sealed, writing, inside = identities._sealed_profile, Records.writing, list[str]()
 
     @contextmanager
     def noted(records: Records) -> Iterator[Any]:
@@ -138,7 +138,7 @@ def test_nothing_is_sealed_while_others_wait_for_the_records(identities: Identit
         return sealed(*args)
 
     monkeypatch.setattr(Records, "writing", noted)
-    monkeypatch.setattr(identities, "_sealed", asked)
+    monkeypatch.setattr(identities, "_sealed_profile", asked)
     for name in ("Ada", "Ada Lovelace"):
         identities.account(Identity("https://i", "1", name, EMAIL))
 
@@ -148,14 +148,14 @@ def test_nothing_is_sealed_while_others_wait_for_the_records(identities: Identit
 def test_a_closed_account_is_not_written(identities: Identities, records: Records, state: str, name: str):
     """Also where it is closed while somebody is signing in."""
     user = identities.account(Identity("https://i", "1", "Ada", EMAIL))
-    sealed = identities._sealed
+    sealed = identities._sealed_profile
 
     def closed_meanwhile(*args: Any) -> bytes:
         with records.writing() as session:
             session.get_one(User, user.id).state = state
         return sealed(*args)
 
-    identities._sealed = closed_meanwhile  # type: ignore[method-assign]
+    identities._sealed_profile = closed_meanwhile  # type: ignore[method-assign]
     if name != "Ada":
         with pytest.raises(SignInFailed, match="cannot sign in"):
             identities.account(Identity("https://i", "1", name, EMAIL))
@@ -282,8 +282,8 @@ def forge(served: tuple[FastAPI, str], issuer: str) -> Forge:
 
 
 def test_a_right_token_is_believed(identities: Identities, forge: Forge):
-    assert identities._believed(forge(), nonce="n").subject == "1"
-    assert identities._believed(forge(aud=[CLIENT_ID, "other"], azp=CLIENT_ID), nonce="n").subject == "1"
+    assert identities._verified_identity(forge(), nonce="n").subject == "1"
+    assert identities._verified_identity(forge(aud=[CLIENT_ID, "other"], azp=CLIENT_ID), nonce="n").subject == "1"
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_right_token_is_believed(identities: Identities, forge: Forge):
 )  # fmt: skip
 def test_a_wrong_token_is_not(identities: Identities, forge: Forge, changes: dict[str, Any]):
     with pytest.raises(SignInFailed):
-        identities._believed(forge(**changes), nonce="n")
+        identities._verified_identity(forge(**changes), nonce="n")
 
 
 def test_the_header_does_not_choose_the_algorithm(identities: Identities, forge: Forge, served: tuple[FastAPI, str]):
@@ -308,18 +308,18 @@ def test_the_header_does_not_choose_the_algorithm(identities: Identities, forge:
     public = served[0].state.provider.key.as_pem(private=False)
     mac = urlsafe_b64encode(hmac.digest(public, f"{head}.{body}".encode(), "sha256")).rstrip(b"=").decode()
     with pytest.raises(SignInFailed):
-        identities._believed(f"{head}.{body}.{mac}", nonce="n")
+        identities._verified_identity(f"{head}.{body}.{mac}", nonce="n")
 
 
 @pytest.mark.parametrize("token", ["", "a.b.c", "ü" * 50])
 def test_nonsense_is_not_believed(identities: Identities, token: str):
     with pytest.raises(SignInFailed):
-        identities._believed(token, nonce="n")
+        identities._verified_identity(token, nonce="n")
 
 
 def test_an_unverified_address_is_not_kept(identities: Identities, forge: Forge):
     for verified, kept in ((True, EMAIL), (False, ""), ("true", ""), (None, "")):
-        assert identities._believed(forge(email=EMAIL, email_verified=verified), nonce="n").email == kept
+        assert identities._verified_identity(forge(email=EMAIL, email_verified=verified), nonce="n").email == kept
 
 
 def test_a_new_key_of_the_provider_is_read_but_not_at_anybodys_pace(
@@ -327,28 +327,28 @@ def test_a_new_key_of_the_provider_is_read_but_not_at_anybodys_pace(
 ):
     provider, reads = identities.provider, list[str]()
     key = RSAKey.generate_key(2048, parameters={"kid": "next"})
-    fetch = provider._fetched
+    fetch = provider._fetch_json
 
     def fetched(url: str) -> dict[str, Any]:
         reads.append(url)
         return fetch(url) if len([one for one in reads if "jwks" in one]) < 2 else KeySet([key]).as_dict(private=False)
 
-    monkeypatch.setattr(provider, "_fetched", fetched)
-    identities._believed(forge(), nonce="n")
+    monkeypatch.setattr(provider, "_fetch_json", fetched)
+    identities._verified_identity(forge(), nonce="n")
     for _ in range(3):
         with pytest.raises(SignInFailed):
-            identities._believed(forge(key=key, head={"kid": "next"}), nonce="n")
+            identities._verified_identity(forge(key=key, head={"kid": "next"}), nonce="n")
     assert len(reads) == 2, "discovery and keys, once each"
-    monkeypatch.setattr(module, "READ_AGAIN_S", 0.0)
-    assert identities._believed(forge(key=key, head={"kid": "next"}), nonce="n").subject == "1"
+    monkeypatch.setattr(module, "KEYS_REFRESH_MIN_S", 0.0)
+    assert identities._verified_identity(forge(key=key, head={"kid": "next"}), nonce="n").subject == "1"
 
 
 def test_google_may_use_its_older_name(records: Records, keyring: Keyring, forge: Forge, issuer: str):
     provider = Provider(module.GOOGLE, client_id=CLIENT_ID)
-    provider._facts, provider._keys = {"jwks_uri": f"{issuer}/jwks", "issuer": module.GOOGLE}, None
+    provider._discovery, provider._keys = {"jwks_uri": f"{issuer}/jwks", "issuer": module.GOOGLE}, None
     identities = Identities(records, keyring, provider, redirect_uri=REDIRECT)
     for name in ("accounts.google.com", "https://accounts.google.com"):
-        assert identities._believed(forge(iss=name), nonce="n").issuer == module.GOOGLE
+        assert identities._verified_identity(forge(iss=name), nonce="n").issuer == module.GOOGLE
 
 
 def test_a_provider_that_is_another_or_away_is_said(records: Records, keyring: Keyring, issuer: str):

@@ -103,7 +103,7 @@ def test_a_process_learns_of_a_rotation_elsewhere(
     tokens.rotate()
     token = tokens.access_token(ADA)
     refused(other, token)  # it has only just read the keys
-    monkeypatch.setattr(module, "READ_AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "KEYS_REFRESH_MIN_S", 0.0)
     assert other.verify_access(token) == ADA
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import delete, func, select, update
 
-from api.records.audit_log import FIELDS, FIRST, KEYED, SYSTEM, UNKEYED, AuditHeads, AuditLog
+from api.records.audit_log import FIELDS, GENESIS_DIGEST, KEYED, SYSTEM, UNKEYED, AuditHeads, AuditLog
 from api.records.database import Records
 from api.records.tables import AuditEntry, now_ms
 from photoflux.vault.blobs import FolderStore
@@ -36,7 +36,7 @@ def note(log: AuditHeads, count: int) -> None:
 def recompute(log: AuditHeads, audit_log: AuditLog, *, scheme: int = KEYED) -> None:
     """Make the chain fit again from its first entry on, as somebody would who changed one."""
     with log.records.writing() as session:
-        before = FIRST
+        before = GENESIS_DIGEST
         for number, entry in enumerate(session.scalars(select(AuditEntry).order_by(AuditEntry.number)), start=1):
             session.execute(update(AuditEntry).where(AuditEntry.number == entry.number).values(number=-number))
             session.expire(entry)

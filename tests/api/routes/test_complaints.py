@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select
 
-from api.accounts.roles import give, main
+from api.accounts.roles import grant_role, main
 from api.records.audit_log import AuditLog
 from api.records.tables import AuditEntry, Complaint, Generation, Model, User
 from tests.api.people import Person, Site, is_problem
@@ -94,19 +94,19 @@ def test_auditors_read_the_log_and_check_its_chain(site: Site, ada: Person):
 
 def test_a_role_is_given_and_holds_from_the_next_token_on(site: Site, ada: Person):
     service = site.service
-    assert give(service.records, AuditLog(service.audit_log.pepper), ada.id, "operator")
+    assert grant_role(service.records, AuditLog(service.audit_log.pepper), ada.id, "operator")
     is_problem(ada.get("/api/complaints"), 403, "forbidden")
     begun = service.login_sessions.begin(ada.id)
     assert begun.role == "operator"
-    assert not give(service.records, service.audit_log, "0" * 32, "operator")
+    assert not grant_role(service.records, service.audit_log, "0" * 32, "operator")
 
 
 def test_who_was_given_a_role_is_named_by_a_pseudonym(site: Site, ada: Person):
     """The log is kept longer than an account."""
     service = site.service
-    assert give(service.records, service.audit_log, ada.id, "auditor")
+    assert grant_role(service.records, service.audit_log, ada.id, "auditor")
     with service.records.reading() as session:
-        entries = session.scalars(select(AuditEntry).where(AuditEntry.action == "role.given")).all()
+        entries = session.scalars(select(AuditEntry).where(AuditEntry.action == "role.granted")).all()
     assert service.audit_log.pseudonym(ada.id) in {entry.object for entry in entries}
     assert ada.id not in {entry.object for entry in entries}
 
