@@ -51,7 +51,9 @@ class Somebody(FastHttpUser):
         elif chance < BETWEEN_S * (1 / GENERATIONS_EVERY_S + 1 / UPLOADS_EVERY_S):
             self.upload()
         else:
-            path = random.choice(("/api/subjects", "/api/results?limit=10", "/api/models", f"/api/subjects/{self.subject}"))
+            path = random.choice(
+                ("/api/subjects", "/api/results?limit=10", "/api/models", f"/api/subjects/{self.subject}")
+            )
             self.client.get(path, headers=self.headers, name="read " + path.split("?")[0].replace(self.subject, "{id}"))
 
     def generate(self) -> None:
@@ -67,7 +69,7 @@ class Somebody(FastHttpUser):
             state = self.client.get(f"{path}?wait=20", headers=self.headers, name="wait /api/results/{id}").json()
         error = None if state.get("images") else RuntimeError(f"{state.get('state')}: {state.get('error')}")
         if not error:
-            self.client.get(state["images"][0]["url"], headers=self.headers, name="read /api/media/pictures/{id}")
+            self.client.get(state["images"][0]["url"], headers=self.headers, name="read /api/media/images/{id}")
         self.environment.events.request.fire(
             request_type="", name="generation", response_time=1000 * (time.perf_counter() - started), response_length=0,
             exception=error, context={},

@@ -12,7 +12,7 @@ from api.images.rendering import Delivery, Order
 from api.records.audit_log import AuditLog
 from api.records.database import AccountClosed, Records, lock_owner, retry_on_rollback
 from api.records.outcomes import end_generation
-from api.records.tables import ACTIVE, Generation, Model, Picture, new_id, prompt_label
+from api.records.tables import ACTIVE, GeneratedImage, Generation, Model, new_id, prompt_label
 from photoflux.vault.keyring import KeyMissing
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import unseal_bytes
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FINAL_WORDS = "something went wrong while drawing; ask again"
 NO_MODEL = "the model was deleted; train the subject again"
-CODES: dict[type[Exception], str] = {Refused: "refused", GivenUp: "too-late", UnsafePicture: "unsafe-picture"}
+CODES: dict[type[Exception], str] = {Refused: "refused", GivenUp: "too-late", UnsafePicture: "unsafe-image"}
 """Why there are no pictures, for programs."""
 
 
@@ -71,19 +71,19 @@ class Generations:
 
     def _store(self, row: Generation, drawn: list[bytes], model: Model) -> str:
         """Store the finished pictures under names of this attempt, then their rows; returns the state the generation is in then."""
-        attempt, rows = new_id(), list[Picture]()
+        attempt, rows = new_id(), list[GeneratedImage]()
         try:
             for position, png in enumerate(drawn):
                 seed = row.seed + position
                 order = Order(row.size, row.format, row.style, provenance(model, seed=seed, style=row.style))
                 file, object_id = self.delivery.finished(png, order), f"{row.id}.{position}.{attempt}"
                 rows.append(
-                    Picture(
+                    GeneratedImage(
                         user_id=row.user_id, generation_id=row.id, position=position, object_id=object_id, seed=seed,
                         sha256=hashlib.sha256(file).hexdigest(), stored_bytes=len(file),
                     )
                 )  # fmt: skip
-                self.objects.put(row.user_id, "picture", object_id, file)
+                self.objects.put(row.user_id, "image", object_id, file)
         except Exception:
             self._drop(row, rows)
             raise
@@ -93,7 +93,7 @@ class Generations:
             self._drop(row, rows)
         return state
 
-    def _record(self, row: Generation, rows: list[Picture]) -> tuple[str, bool]:
+    def _record(self, row: Generation, rows: list[GeneratedImage]) -> tuple[str, bool]:
         """Record the pictures, unless the generation was deleted or ended meanwhile; its state then, and whether they were."""
         with self.records.writing_for(row.user_id) as session:
             current = session.get(Generation, row.id, with_for_update=True)
@@ -103,9 +103,9 @@ class Generations:
             end_generation(session, current, "succeeded", self.audit_log)
             return "succeeded", True
 
-    def _drop(self, row: Generation, rows: list[Picture]) -> None:
+    def _drop(self, row: Generation, rows: list[GeneratedImage]) -> None:
         for picture in rows:
-            self.objects.delete(row.user_id, "picture", picture.object_id)
+            self.objects.delete(row.user_id, "image", picture.object_id)
 
     @retry_on_rollback
     def end(self, generation_id: str, state: str, code: str, why: str) -> str:

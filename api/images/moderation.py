@@ -120,7 +120,7 @@ def open_guard(settings: ApiSettings) -> Guard:
     makers: list[Callable[[], Check]] = []
     if settings.blocked_hashes:
         makers.append(lambda: KnownPictures(Path(settings.blocked_hashes)))
-    if settings.picture_check == "vision":
+    if settings.image_check == "vision":
         makers.append(SafeSearch)
     return Guard([make() for make in makers])
 

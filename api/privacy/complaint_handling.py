@@ -40,7 +40,7 @@ def take_down(session: Session, row: Complaint, audit_log: AuditLog) -> list[Del
     for subject in list(session.scalars(subjects)):
         plan = erase_models(session, subject, audit_log, REMOVED)
         for generation in session.scalars(select(Generation).where(Generation.subject_id == subject.id)):
-            plan.add("picture", f"{generation.id}.")
+            plan.add("image", f"{generation.id}.")
             session.delete(generation)
         session.flush()
         audit_log.record(session, subject.user_id, "subject.taken-down", subject.id)

@@ -88,7 +88,7 @@ def erase_subject(session: Session, subject: Subject) -> DeletionPlan:
         plan.add("report", f"{run.id}.")
     _add_models(session, subject, plan)
     for generation in session.scalars(select(Generation).where(Generation.subject_id == subject.id)):
-        plan.add("picture", f"{generation.id}.")
+        plan.add("image", f"{generation.id}.")
     session.delete(subject)
     session.flush()
     return plan

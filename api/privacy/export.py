@@ -25,11 +25,11 @@ from api.records.tables import (
     Consent,
     Export,
     Feedback,
+    GeneratedImage,
     Generation,
     LoginSession,
     Model,
     Photo,
-    Picture,
     Run,
     Subject,
     Usage,
@@ -66,7 +66,7 @@ TABLES = (
     Run,
     Model,
     Generation,
-    Picture,
+    GeneratedImage,
     Feedback,
     Consent,
     Webhook,
@@ -208,10 +208,12 @@ class Exports:
             yield f"photos/{photo}.jpg", "photo", photo
         for model in session.scalars(select(Model.id).where(Model.user_id == owner)):
             yield f"models/{model}.tar", "adapter", model
-        query = select(Picture, Generation.format).join(Generation, Generation.id == Picture.generation_id)
-        for picture, fmt in session.execute(query.where(Picture.user_id == owner)):
-            name = f"pictures/{picture.generation_id}.{picture.position}{SUFFIXES[fmt]}"
-            yield name, "picture", picture.object_id
+        query = select(GeneratedImage, Generation.format).join(
+            Generation, Generation.id == GeneratedImage.generation_id
+        )
+        for image, fmt in session.execute(query.where(GeneratedImage.user_id == owner)):
+            name = f"images/{image.generation_id}.{image.position}{SUFFIXES[fmt]}"
+            yield name, "image", image.object_id
 
 
 class _Archive:

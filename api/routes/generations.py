@@ -29,7 +29,7 @@ from api.deps import (
 from api.images.rendering import checked_size
 from api.privacy.erasure import DeletionPlan
 from api.records.database import Records
-from api.records.tables import Feedback, Generation, Picture, Subject, new_id, prompt_label
+from api.records.tables import Feedback, GeneratedImage, Generation, Subject, new_id, prompt_label
 from api.schemas import (
     FeedbackCreate,
     GenerationCreate,
@@ -148,7 +148,7 @@ def delete_result(
         session.delete(row)
         audit_log.record(session, current_user.user_id, "generation.deleted", row.id)
     plan = DeletionPlan(current_user.user_id)
-    plan.add("picture", f"{result_id}.")
+    plan.add("image", f"{result_id}.")
     plan.delete_objects(objects)
 
 
@@ -175,10 +175,12 @@ def give_feedback(
 
 def to_public(session: Session, keyring: Keyring, row: Generation) -> GenerationPublic:
     """A generation for its owner."""
-    pictures = session.scalars(select(Picture).where(Picture.generation_id == row.id).order_by(Picture.position))
+    pictures = session.scalars(
+        select(GeneratedImage).where(GeneratedImage.generation_id == row.id).order_by(GeneratedImage.position)
+    )
     prompt = unseal_bytes(row.prompt, label=prompt_label(row), keyring=keyring).decode()
     images = [
-        ImagePublic(position=p.position, seed=p.seed, sha256=p.sha256, url=f"/api/media/pictures/{row.id}.{p.position}")
+        ImagePublic(position=p.position, seed=p.seed, sha256=p.sha256, url=f"/api/media/images/{row.id}.{p.position}")
         for p in pictures
     ]
     return GenerationPublic(

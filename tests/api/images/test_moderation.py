@@ -133,7 +133,7 @@ def test_a_classifier_without_an_answer_passes_nothing(vision: tuple[Vision, Saf
 
 def test_the_settings_say_who_looks(known: Path):
     assert open_guard(ApiSettings()).checks == []
-    checks = open_guard(ApiSettings(blocked_hashes=str(known), picture_check="vision")).checks
+    checks = open_guard(ApiSettings(blocked_hashes=str(known), image_check="vision")).checks
     assert [type(one).__name__ for one in checks] == ["KnownPictures", "SafeSearch"]
 
 

@@ -114,7 +114,7 @@ def all_there(ada: Someone, asked: list[str]) -> None:
         time.sleep(0.3)
         told = ada.ask("GET", f"/api/me/exports/{export}").json()
     with zipfile.ZipFile(io.BytesIO(ada.ask("GET", told["url"]).content)) as archive:
-        assert len([name for name in archive.namelist() if name.startswith("pictures/")]) == GENERATIONS * PICTURES
+        assert len([name for name in archive.namelist() if name.startswith("images/")]) == GENERATIONS * PICTURES
 
 
 def test_a_worker_that_starts_takes_nothing_from_one_that_works(served: Served, ada: Someone, workers: Any):

@@ -87,5 +87,5 @@ def test_the_notice_and_the_settings_say_the_same_times():
     assert f"Photos {retention.photos} days after" in text
     assert f"models {retention.models} days after" in text
     assert f"{retention.runs} days" in text
-    assert retention.pictures == 0
+    assert retention.images == 0
     assert "pictures until you delete them" in text

@@ -86,7 +86,7 @@ def test_nothing_of_today_goes(site: Site, ada: Person, sweep: Callable[..., dic
     sweep(photos=1, models=1, pictures=1, runs=1)
     assert ada.get(f"/api/subjects/{subject}").json()["photos"] == 5
     assert len(ada.get(f"/api/results/{result}").json()["images"]) == 1
-    assert ada.get(f"/api/media/pictures/{result}.0").status_code == 200
+    assert ada.get(f"/api/media/images/{result}.0").status_code == 200
 
 
 def test_photos_go_after_their_time_and_the_subject_stays(
@@ -183,9 +183,9 @@ def test_pictures_exports_and_leftover_rows_go(site: Site, ada: Person, sweep: C
         session.add(Tombstone(receipt=receipt, login="x", user_id="y", erased_ms=0, done_ms=1))
     site.objects.put(ada.id, "export", f"{export}.1", b"zip")
     swept = sweep(pictures=30)
-    assert (swept["pictures"], swept["exports"]) == (1, 1)
+    assert (swept["images"], swept["exports"]) == (1, 1)
     is_problem(ada.get(f"/api/results/{result}"), 404, "not-found")
-    assert site.objects.ids(ada.id, "picture") == site.objects.ids(ada.id, "export") == []
+    assert site.objects.ids(ada.id, "image") == site.objects.ids(ada.id, "export") == []
     with site.service.records.reading() as session:
         assert session.get(LoginSession, login_session) is None
         assert session.get(Tombstone, receipt) is None
@@ -216,7 +216,7 @@ def test_what_a_killed_process_left_is_found_after_a_day(
     finish(site, ada, result)
     named = sorted(site.objects.store.list())
     lost = {"photo": new_id(), "thumbnail": new_id(), "adapter": new_id(), "set": new_id(), "report": f"{new_id()}.gate",
-            "picture": f"{result}.0.{new_id()}", "export": new_id()}  # fmt: skip
+            "image": f"{result}.0.{new_id()}", "export": new_id()}  # fmt: skip
     for kind, object_id in lost.items():
         site.objects.put(ada.id, kind, object_id, b"left behind")
     assert "objects" not in sweep()

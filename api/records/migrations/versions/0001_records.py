@@ -362,7 +362,7 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_models_user_id"), "models", ["user_id"], unique=False)
     op.create_table(
-        "pictures",
+        "images",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("user_id", sa.String(length=32), nullable=False),
         sa.Column("generation_id", sa.String(length=32), nullable=False),
@@ -372,19 +372,19 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("stored_bytes", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["generation_id"], ["generations.id"], name=op.f("fk_pictures_generation_id"), ondelete="CASCADE"
+            ["generation_id"], ["generations.id"], name=op.f("fk_images_generation_id"), ondelete="CASCADE"
         ),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_pictures_user_id"), ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_pictures")),
-        sa.UniqueConstraint("generation_id", "position", name=op.f("uq_pictures_generation_id_position")),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_images_user_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_images")),
+        sa.UniqueConstraint("generation_id", "position", name=op.f("uq_images_generation_id_position")),
     )
-    op.create_index(op.f("ix_pictures_user_id"), "pictures", ["user_id"], unique=False)
+    op.create_index(op.f("ix_images_user_id"), "images", ["user_id"], unique=False)
 
 
 def downgrade() -> None:
     """Drop every table, those that others refer to last."""
     for table in (
-        "pictures",
+        "images",
         "models",
         "feedback",
         "webhook_deliveries",
