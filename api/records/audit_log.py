@@ -31,8 +31,6 @@ GENESIS_DIGEST = "0" * 64
 SYSTEM, ANYBODY = "system", "anybody"
 UNNAMED_ACTORS = (SYSTEM, ANYBODY)
 LOCK = 0x70666A  # any number that no other advisory lock of the database has
-UNKEYED, KEYED = 1, 2
-"""Schemes of digests. Entries that a program before this one wrote stay as they are; none may come after a keyed one."""
 HEAD, HEAD_DIGITS = "head", 12
 """Kind of object, and digits of its id, so that ids sort as numbers do."""
 DAY_MS = 24 * 3600 * 1000
@@ -67,28 +65,25 @@ class AuditLog:
         last = session.scalar(select(AuditEntry).order_by(AuditEntry.number.desc()).limit(1))
         entry = AuditEntry(
             number=last.number + 1 if last else 1, at_ms=now_ms(), actor=actor, action=action, object=obj,
-            outcome=outcome, previous_digest=last.digest if last else GENESIS_DIGEST, scheme=KEYED,
+            outcome=outcome, previous_digest=last.digest if last else GENESIS_DIGEST,
         )  # fmt: skip
         entry.digest = self.digest_of(entry)
         session.add(entry)
         session.flush()
 
     def digest_of(self, entry: AuditEntry) -> str:
-        """HMAC-SHA256 (SHA-256 in scheme 1) over everything in the entry, the digest before it included; 64 hexadecimal digits."""
-        said: list[Any] = [getattr(entry, name) for name in FIELDS]
-        message = json.dumps(said).encode()
-        if entry.scheme == UNKEYED:
-            return hashlib.sha256(message).hexdigest()
-        return hmac.new(self._key, message, hashlib.sha256).hexdigest()
+        """HMAC-SHA256 over everything in the entry, the digest before it included; 64 hexadecimal digits."""
+        values: list[Any] = [getattr(entry, name) for name in FIELDS]
+        return hmac.new(self._key, json.dumps(values).encode(), hashlib.sha256).hexdigest()
 
     def first_broken(self, session: Session) -> int | None:
         """Number of the first entry that was changed, or before which one is missing; None when the chain is whole."""
-        before, number, scheme = GENESIS_DIGEST, 0, UNKEYED
+        before, number = GENESIS_DIGEST, 0
         for entry in session.scalars(select(AuditEntry).order_by(AuditEntry.number).execution_options(yield_per=1000)):
-            follows = entry.number == number + 1 and entry.previous_digest == before and entry.scheme in (scheme, KEYED)
+            follows = entry.number == number + 1 and entry.previous_digest == before
             if not follows or not hmac.compare_digest(entry.digest, self.digest_of(entry)):
                 return number + 1
-            before, number, scheme = entry.digest, entry.number, entry.scheme
+            before, number = entry.digest, entry.number
         return None
 
     @property

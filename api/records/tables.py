@@ -401,10 +401,7 @@ class Complaint(Base):
 
 
 class AuditEntry(Base):
-    """What was done, by whom (a pseudonym), to what; each entry holds the digest of the one before. Nothing personal.
-
-    `scheme` says how the digest was made: 2 is keyed (HMAC-SHA256), 1 is the SHA-256 that older programs wrote.
-    """
+    """What was done, by whom (a pseudonym), to what; each entry holds the digest of the one before. Nothing personal."""
 
     __tablename__ = "audit_log"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -415,7 +412,6 @@ class AuditEntry(Base):
     outcome: Mapped[str] = mapped_column(String(16))
     previous_digest: Mapped[str]
     digest: Mapped[str] = mapped_column(unique=True)
-    scheme: Mapped[int] = mapped_column(default=2)
 
 
 class Worker(Base):
