@@ -1,4 +1,4 @@
-"""What routes are given: the parts of the service that their signatures name, and who is asking."""
+"""Dependencies of routes: the parts of the service that their signatures name, and the current user."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class Service:
     health: Health
     held_requests: HeldRequests
     dns_lookups: FairLimiter
-    """Look-ups of names that people give: somebody's name server may never answer, and a thread waits for it."""
+    """Limits look-ups of host names that people give: a name server may never answer, and a thread waits for it."""
     class_nouns: tuple[str, ...]
     trigger: str
 
     def close(self) -> None:
-        """Let go of everything that was opened."""
+        """Close the processes, the queue and the database's connections."""
         self.intake.close()
         self.delivery.close()
         self.line.close()
@@ -72,7 +72,7 @@ class Service:
 
 
 def _provide(name: str) -> Any:
-    """What gives a route one part of this application's service."""
+    """A dependency on one part of the application's service."""
 
     async def get_one(request: Request) -> Any:  # a coroutine: it needs no thread
         return getattr(request.app.state.service, name)
@@ -114,7 +114,7 @@ def get_current_user(
     audit_log: AuditLogDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> AccessTokenClaims:
-    """Who is asking. A problem of 401 without a good token, or with one whose sign-in is over."""
+    """The user whom the access token was issued to. A problem of 401 without a valid one, or when its login session has ended."""
     if credentials is None:
         raise Problem(401, "unauthorized", "Sign in first.", headers={"WWW-Authenticate": "Bearer"})
     current_user = tokens.verify_access(credentials.credentials)
@@ -124,14 +124,17 @@ def get_current_user(
 
 
 def _count(claims: AccessTokenClaims, login_sessions: LoginSessions, rate_limiter: RateLimiter) -> None:
-    """Count a request for whom it is made. A problem of 401 where the sign-in is over: what a stolen token does is not its owner's."""
+    """Count the request for its login session and for its user. A problem of 401 when the login session has ended."""
     rate_limiter.check("request", claims.login_session_id)
     if not login_sessions.is_open(claims.login_session_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
-    rate_limiter.check("request", claims.user_id)
+    rate_limiter.check(
+        "request", claims.user_id
+    )  # after that: requests with a stolen token of an ended session are not the user's
 
 
 CurrentUser = Annotated[AccessTokenClaims, Depends(get_current_user)]
+"""Whoever sends a valid access token: reads, changes and deletes what is theirs."""
 
 
 def get_media_user(
@@ -143,7 +146,7 @@ def get_media_user(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     photoflux_media: Annotated[str | None, Cookie()] = None,
 ) -> AccessTokenClaims:
-    """Who looks at a picture: the caller, or the page that holds the cookie for pictures."""
+    """The user of the access token, or of the cookie that `<img>` elements load media with."""
     if credentials is not None or photoflux_media is None:
         return get_current_user(request, tokens, login_sessions, rate_limiter, audit_log, credentials)
     current_user = tokens.verify_media(photoflux_media)
@@ -158,7 +161,7 @@ async def get_idempotency_guard(
     current_user: CurrentUser,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200, description=KEY_DESCRIPTION)] = None,
 ) -> IdempotencyGuard:
-    """The request by its own key."""
+    """The guard of this request's `Idempotency-Key`."""
     return await idempotency_guard(request, current_user.user_id, idempotency_key, keyring)
 
 
@@ -166,13 +169,13 @@ IdempotencyDep = Annotated[IdempotencyGuard, Depends(get_idempotency_guard)]
 
 
 def get_metered_user(rate_limiter: RateLimiterDep, current_user: CurrentUser) -> AccessTokenClaims:
-    """Who has work done, counted as such."""
+    """The current user, counted for the rate `work` too."""
     rate_limiter.check("work", current_user.user_id)
     return current_user
 
 
 def _require_role(role: str) -> Any:
-    """A caller who has been given a role."""
+    """A dependency on a user with this role. A problem of 403 for others."""
 
     def get_one(current_user: CurrentUser) -> AccessTokenClaims:
         if current_user.role != role:
@@ -183,17 +186,20 @@ def _require_role(role: str) -> Any:
 
 
 Operator = Annotated[AccessTokenClaims, Depends(_require_role("operator"))]
+"""Answers complaints and sign-offs, and sees nobody's photos."""
 Auditor = Annotated[AccessTokenClaims, Depends(_require_role("auditor"))]
+"""Reads the audit log and checks its chain."""
 MeteredUser = Annotated[AccessTokenClaims, Depends(get_metered_user)]
-"""As `CurrentUser`, for what costs more than an answer."""
+"""As `CurrentUser`, for uploads and whatever starts work."""
 MediaUser = Annotated[AccessTokenClaims, Depends(get_media_user)]
+"""Loads their own images, thumbnails, reports and exports, by token or by cookie."""
 Row = TypeVar("Row", bound=Base)
 
 
 def owned(
     session: Session, kind: type[Row], row_id: str, current_user: AccessTokenClaims, *, lock: bool = False
 ) -> Row:
-    """A row of the caller's. A problem of 404 for one that is not there, or is somebody else's: they must look the same."""
+    """A row of the current user's. A problem of 404 for one that does not exist or is somebody else's: both must look the same."""
     row = session.get(kind, row_id, with_for_update=lock)
     if row is None or row.user_id != current_user.user_id:  # type: ignore[attr-defined]
         raise Problem(404, "not-found", f"There is no such {kind.__name__.lower()} here.")

@@ -1,4 +1,4 @@
-"""What goes over the wire: strict, bounded, and without a field that is not meant."""
+"""Bodies of requests and responses: strict, bounded, without unknown fields."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Time = Annotated[
 
 
 def _valid_text(text: str) -> str:
-    """Words, without control characters that no keyboard types."""
+    """Text without control characters, not blank. Raises ValueError."""
     if any((ord(letter) < 32 and letter not in "\n\t") or ord(letter) == 127 for letter in text):
         raise ValueError("holds control characters; write words")
     if not text.strip():
@@ -58,7 +58,7 @@ StepState = Literal["queued", "running", "succeeded", "reused", "failed", "skipp
 
 
 class RequestBody(BaseModel):
-    """What clients send: nothing is guessed, and nothing is ignored."""
+    """The body of a request: no value is coerced, no unknown field accepted."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -113,10 +113,7 @@ SomeFailure = TypeVar("SomeFailure", bound=Failure)
 
 
 def failure(kind: type[SomeFailure], code: str | None, message: str | None) -> SomeFailure | None:
-    """What is shown of a row's `error_code` and `error`; None without a message.
-
-    A code that this program does not know, since an older or a newer one set it, is shown as `internal`.
-    """
+    """The public form of a row's `error_code` and `error`; None without a message. An unknown code is shown as `internal`."""
     if message is None:
         return None
     known = get_args(kind.model_fields["code"].annotation)
@@ -300,7 +297,7 @@ def utc(at_ms: int) -> datetime: ...
 @overload
 def utc(at_ms: int | None) -> datetime | None: ...
 def utc(at_ms: int | None) -> datetime | None:
-    """The time so many milliseconds after 1970 began, in UTC."""
+    """Milliseconds since 1970 as a datetime in UTC."""
     return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
 
 

@@ -1,4 +1,4 @@
-"""What the service is told by its environment, beyond what the library is."""
+"""Settings of the service, read from `PHOTOFLUX_*` variables, beyond those of the library."""
 
 from __future__ import annotations
 
@@ -136,12 +136,12 @@ class ApiSettings(Settings):
 
     @property
     def trusted(self) -> ssl.SSLContext | bool:
-        """Whom to trust when asking the service itself."""
+        """How to verify the service's own certificate: by `ca_file`, or by the system's authorities."""
         return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else True
 
     @property
     def secure(self) -> bool:
-        """Whether browsers come over TLS, so that cookies are kept from anything else."""
+        """Whether the public address is https; cookies are then sent over TLS only."""
         return urlsplit(self.public_url).scheme == "https"
 
     @property
@@ -151,12 +151,12 @@ class ApiSettings(Settings):
 
     @property
     def one_machine(self) -> bool:
-        """Whether everything is reached from this machine alone, so that what is only meant for that may be used."""
+        """Whether everything is reached from this machine alone, so that the embedded provider and open metrics are allowed."""
         return self.environment != "production" and not self._exposed_settings()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What whoever starts the service has to know, though it starts."""
+        """Sentences to show when the service starts."""
         if self.environment != "development" or self.one_machine:
             return ()
         names = ", ".join(self._exposed_settings())
@@ -167,7 +167,7 @@ class ApiSettings(Settings):
 
     @model_validator(mode="after")
     def _check_settings(self) -> ApiSettings:
-        """Everything that is wrong, at once and before anything starts; never what was given, which may be a secret."""
+        """Raises ValueError with everything that is wrong at once; never with the given values, which may be secrets."""
         errors = [*_messages(self._field_errors()), *_messages(self._environment_errors())]
         if errors:
             raise ValueError("\n".join(errors))
@@ -289,13 +289,13 @@ def _is_origin(url: str) -> bool:
 
 
 def _is_private(url: str) -> bool:
-    """Whether nobody on the way reads what is sent there."""
+    """Whether a URL is reached over https, or on loopback."""
     host = _host(url)
     return bool(host) and (url.lower().startswith("https://") or is_loopback(host))
 
 
 SMALLEST_PREFIX = {4: 8, 6: 7}
-"""Of the largest networks that are anybody's own: 10.0.0.0/8 and fc00::/7."""
+"""By IP version, the shortest prefix of a trusted network: as the largest private ones have, 10.0.0.0/8 and fc00::/7."""
 
 
 def _are_networks(text: str) -> bool:
@@ -324,7 +324,7 @@ def settings_or_exit() -> ApiSettings:
 
 
 def log_warnings(settings: ApiSettings) -> None:
-    """Log what whoever starts the service has to know."""
+    """Log the warnings of the settings."""
     for message in settings.warnings:
         log.warning("%s", message)
 

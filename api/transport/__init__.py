@@ -1,1 +1,1 @@
-"""What every request passes, whatever it is about: connections, hosts, bodies, errors, pages of lists, repeats and limits."""
+"""What every request passes, whatever its route: connections, hosts, middleware, problems, paging, idempotency and rate limits."""

@@ -1,6 +1,6 @@
-"""What an IP address means: whether it is on the public internet, by what it reaches, and whom a request from it is counted for.
+"""IP addresses: whether one is on the public internet, and under which key a client is counted.
 
-Several kinds of IPv6 address carry another, and whoever has one IPv6 address has many.
+Several kinds of IPv6 address embed an IPv4 address, and a client with one IPv6 address usually has its whole /64 network.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ NOWHERE = tuple(ip_network(one) for one in (
     "2001::/23", "2002::/16",  # Teredo and other protocol assignments, 6to4
     "2001:db8::/32", "3fff::/20",  # documentation, which older libraries take for public
 ))  # fmt: skip
-"""No one's servers live there, whatever the library says of them."""
+"""Networks without public servers; `is_global` takes some of them for public."""
 
 
 def counted_as(host: str) -> str:
-    """Whom a client is counted for: its IPv4 address, or the /64 network of an IPv6 address, which has 2^64 of them."""
+    """The key that a client is counted under: its IPv4 address, or the /64 network of an IPv6 address, which has 2^64 of them."""
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:
@@ -39,7 +39,7 @@ def counted_as(host: str) -> str:
 
 
 def is_public(ip: Address) -> bool:
-    """Whether an address is on the public internet, and leads nowhere else. One of a zone (`%eth0`) is not."""
+    """Whether an address, and every address embedded in it, is on the public internet. One with a zone (`%eth0`) is not."""
     zone = isinstance(ip, IPv6Address) and ip.scope_id is not None
     return not zone and all(_is_global(one) for one in reached(ip))
 

@@ -1,4 +1,4 @@
-"""Requests that are held open, or wait for their turn: how many of them one person may have in this process."""
+"""Limits by person in this process: on requests that are held open, and on work that waits for a place."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ HELD_MAX = {"stream": 5, "poll": 16}
 """Event streams and long polls that a person may have open at a time."""
 RETRY_S = 5
 POLL_THREADS = 4
-"""Threads that look for held requests whether there is something to tell; all others are for requests that do work."""
+"""Threads that check for news on behalf of held requests, so that all others stay free for requests that do work."""
 CLIENT_CLOSED_REQUEST = 499
-"""What is noted of a request that nobody waited for to the end; it is sent to nobody."""
+"""Status that is logged for a request whose client has disconnected (as nginx does); nobody receives it."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 async def is_disconnected(request: Request) -> bool:
-    """Whether who asked has closed the connection."""
-    return await request.is_disconnected() or await request.is_disconnected()  # the first one may read an empty body
+    """Whether the client has closed the connection."""
+    return (
+        await request.is_disconnected() or await request.is_disconnected()
+    )  # the first call may read the end of the body instead
 
 
 def is_shutting_down(request: Request) -> bool:
-    """Whether the server is about to end, and waits for its requests."""
+    """Whether the server shuts down and waits for open requests."""
     ending = request.scope.get("state", {}).get(SHUTDOWN)
     return ending is not None and ending.is_set()
 
@@ -66,13 +68,13 @@ class HeldRequests:
         return self._held[kind, person]
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do a short piece of work for a held request in one of few threads."""
+        """Run a short function for a held request, in one of POLL_THREADS."""
         self._poll_threads = self._poll_threads or CapacityLimiter(POLL_THREADS)
         return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._poll_threads)
 
 
 class MemoryBudget:
-    """An amount that is shared out, first come first served."""
+    """An amount of memory that is handed out in order of arrival."""
 
     def __init__(self, amount: int) -> None:
         self.amount, self._free = amount, amount
@@ -88,10 +90,10 @@ class MemoryBudget:
             try:
                 await turn
             except BaseException:
-                if turn.done() and not turn.cancelled():  # it was given just then
+                if turn.done() and not turn.cancelled():  # it was granted just then
                     self._give_back(amount)
                 else:
-                    with suppress(ValueError):  # it was passed over
+                    with suppress(ValueError):  # it was granted and cancelled
                         self._waiting.remove((amount, turn))
                     self._share_out()
                 raise
@@ -115,17 +117,17 @@ class MemoryBudget:
 
 
 class PersonShare:
-    """What one person may have of `FairLimiter`."""
+    """One person's part of a `FairLimiter`."""
 
     def __init__(self, places: int, memory_bytes: int) -> None:
         self.places, self.memory = asyncio.Semaphore(places), MemoryBudget(memory_bytes)
 
 
 class FairLimiter:
-    """Places for work that takes much memory or time.
+    """Limits concurrent work that takes much memory or time.
 
-    A person takes `per_person` of them and half of the memory at most, so that who asks for much waits behind themselves and not in
-    front of others.
+    One person gets `per_person` places and half of the memory at most: their further requests wait behind their own, not in front of
+    others'.
     """
 
     def __init__(

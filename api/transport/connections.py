@@ -1,7 +1,7 @@
-"""The server's connections: how long each may take for what it does, and how many an address may hold.
+"""Limits on connections: timeouts for everything that uvicorn awaits without one, and a maximum by client address.
 
-uvicorn serves; what it waits for without an end gets one here. A connection costs its maker nothing and the service a descriptor
-and memory, so that whoever says nothing, says it slowly or does not listen is let go of.
+A connection costs its client nothing and the service a descriptor and memory, so that clients that send nothing, send slowly or do not
+read are disconnected.
 """
 
 from __future__ import annotations
@@ -36,29 +36,28 @@ ANSWER_S = 120.0
 STREAMED_TYPES = ("text/event-stream", "application/zip")
 """Answers that take as long as they take, each piece of them SEND_S at most: event streams, and exports that may be large."""
 HEAD_BYTES, HEADERS_MAX, PIPELINED_MAX = 64 * 1024, 200, 8
-"""A request's head at most, and as much again around its body: the sizes of chunks, trailers. Requests sent before earlier ones
-are answered."""
+"""Largest head of a request, and as much again around its body (sizes of chunks, trailers); requests sent ahead of their answers."""
 PIECE_BYTES = 64 * 1024
 CHECK_TICKS = 5
-"""Every how many ticks of uvicorn, of a tenth of a second each, connections are looked at."""
+"""Connections are checked every so many ticks of uvicorn, of a tenth of a second each."""
 STOP_S, CONNECTIONS_MAX = 15, 2000
 SHUTDOWN = "shutdown"
-"""Name in a request's state of the event that is set when the server is about to end."""
+"""Name in a request's state of the event that is set when the server shuts down."""
 FILES_MAX = 65_536
 REFUSED_AT_ONCE = 64
 RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: close without waiting for anybody."""
+"""Value of SO_LINGER that closes a connection with a reset."""
 
 Base: Any = HttpToolsProtocol
 """By httptools, which takes a fraction of the time of h11. It bounds nothing."""
 
 
 class RequestTooLarge(ValueError):
-    """More than a request may have around its body, or more requests than are kept."""
+    """Too many headers, or too many requests ahead of their answers."""
 
 
 class TimedProtocol(Base):  # type: ignore[misc]
-    """uvicorn's protocol for HTTP, with an end to everything that it waits for and keeps."""
+    """uvicorn's HTTP protocol with a limit on everything that it awaits and buffers."""
 
     app: ASGIApp
 
@@ -79,7 +78,7 @@ class TimedProtocol(Base):  # type: ignore[misc]
         self._head_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """uvicorn tells the newest request that its client is gone; the one before it may be what is still answered."""
+        """uvicorn tells only the newest request that its client has disconnected; an earlier one may still be answered."""
         super().connection_lost(exc)
         for cycle in self._active_cycles:
             cycle.disconnected = True
@@ -101,7 +100,7 @@ class TimedProtocol(Base):  # type: ignore[misc]
         self._body_bytes = self._other_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Headers alone: a trailer is none, and would be believed like one."""
+        """Ignores trailers, which would otherwise count as headers."""
         if self._in_head:
             if len(self.headers) >= HEADERS_MAX:
                 raise RequestTooLarge
@@ -132,7 +131,7 @@ class TimedProtocol(Base):  # type: ignore[misc]
         self._paused_since = None
 
     def check_timeouts(self, now: float) -> None:
-        """Close the connection when something took too long."""
+        """Close the connection where a timeout has passed; `now` is the loop's time."""
         if self.transport.is_closing():
             self._closing_since = self._closing_since or now
         elif self._head_since is not None and not self._is_busy() and now - self._head_since > HEAD_S:
@@ -142,11 +141,11 @@ class TimedProtocol(Base):  # type: ignore[misc]
             self.transport.abort()  # closing would wait for the client to take what there is
 
     def _is_busy(self) -> bool:
-        """Whether a request has begun that is not answered yet."""
+        """Whether a request is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application, its answer cut into pieces: a client that does not take one has no more made for it."""
+        """The application, its response sent in pieces: the next one is made when the client has taken the last."""
 
         cycle: Any = receive.__self__  # type: ignore[attr-defined]
         since: float | None = None
@@ -180,7 +179,7 @@ def _pieces(message: Message) -> Iterator[Message]:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which looks at its connections twice a second, and tells requests that are held open when it is about to end."""
+    """uvicorn's server; checks its connections twice a second, and sets an event for held requests when it shuts down."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.lifespan.state[SHUTDOWN] = self.ending = threading.Event()
@@ -209,9 +208,9 @@ class EventLoop(asyncio.SelectorEventLoop):
 
 
 class ConnectionCounter:
-    """How many connections each client address holds; one beyond `most` is closed at once, and 0 counts nothing.
+    """Counts open connections by client address; one beyond `most` is closed at once, 0 sets no limit.
 
-    A proxy's are not bounded: they are those of its clients, which it counts itself.
+    A proxy's are not limited: they are its clients', which it has to count itself.
     """
 
     def __init__(self, most: int, *, proxies: str = "") -> None:
@@ -219,7 +218,7 @@ class ConnectionCounter:
         self._proxies = [ipaddress.ip_network(one.strip()) for one in proxies.split(",") if one.strip()]
 
     def acquire(self, host: str) -> bool:
-        """Count a connection, unless its address holds as many as it may."""
+        """Count a connection; False where its address has `most` already."""
         client = counted_as(host)
         if self.most and self._held[client] >= self.most and not self._is_proxy(host):
             return False
@@ -230,7 +229,7 @@ class ConnectionCounter:
         return any(ipaddress.ip_address(host.partition("%")[0]) in network for network in self._proxies)
 
     def release(self, host: str) -> None:
-        """A connection that was taken is over."""
+        """Count a connection as closed."""
         client = counted_as(host)
         self._held[client] -= 1
         if not self._held[client]:
@@ -242,7 +241,7 @@ class ConnectionCounter:
 
 
 class Connection(socket.socket):
-    """An accepted connection that is counted until it is closed: TLS handshakes that never end are, too."""
+    """An accepted connection that is counted until it is closed, during its TLS handshake too."""
 
     counter: ConnectionCounter | None = None
     host = ""
@@ -255,7 +254,7 @@ class Connection(socket.socket):
 
 
 class Listener(socket.socket):
-    """A listening socket that accepts so many connections of an address at a time."""
+    """A listening socket that limits the connections of a client address."""
 
     counter = ConnectionCounter(CONNECTIONS_MAX)
 

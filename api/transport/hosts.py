@@ -1,7 +1,6 @@
-"""Which hosts the service answers for: a name that is not its own, or a proxy that was not told of, is sent away.
+"""Which `Host` headers the service answers: other names, and proxies that the settings do not name, get 421.
 
-A browser that was led here by somebody else's name (DNS rebinding), or a proxy that makes this machine's own service everybody's,
-is so noticed by the first request.
+This stops DNS rebinding, and shows by the first request that a proxy exposes a service that was set up for this machine alone.
 """
 
 from __future__ import annotations

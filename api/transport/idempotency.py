@@ -1,4 +1,4 @@
-"""Requests that may be sent twice: the same `Idempotency-Key` gives the stored answer, in one transaction with the work."""
+"""Requests that may be sent twice: the same `Idempotency-Key` gives the stored response, committed with the work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY_DESCRIPTION = (
 
 @dataclass(frozen=True)
 class IdempotencyGuard:
-    """One request by its key; without a key everything is done as often as it is asked for."""
+    """Replays and stores the response of a request by its key; without a key it does neither."""
 
     user_id: str
     key_digest: str | None
@@ -34,11 +34,11 @@ class IdempotencyGuard:
     keyring: Keyring
 
     def including(self, *parts: bytes) -> IdempotencyGuard:
-        """The same request, told apart by more than its body: a form's fields, and the digests of uploaded files."""
+        """A guard whose request digest covers these parts too: a form's fields, and the digests of its files."""
         return replace(self, request_digest=_digest(self.request_digest.encode(), *parts))
 
     def replay(self, session: Session, kind: type[Answer]) -> Answer | None:
-        """What was answered before. A problem of 422 when the key came with another request."""
+        """The stored response; None for a new key. A problem of 422 when the key came with another request."""
         if self.key_digest is None:
             return None
         known = session.get(IdempotencyKey, (self.user_id, self.key_digest))
@@ -50,7 +50,7 @@ class IdempotencyGuard:
         return kind.model_validate_json(unseal_bytes(known.response, label=self._label, keyring=self.keyring))
 
     def store(self, session: Session, answer: Answer, *, status: int) -> Answer:
-        """Remember the answer with the work it is about. Of two at once the later one fails here."""
+        """Store the response in the transaction of the work. Of two requests at once the later one fails here, with 409."""
         if self.key_digest is not None:
             old = IdempotencyKey.created_ms < now_ms() - REPLAY_MS
             session.execute(delete(IdempotencyKey).where(IdempotencyKey.user_id == self.user_id, old))
@@ -76,16 +76,16 @@ class IdempotencyGuard:
 
 
 def key_mismatch() -> Problem:
-    """What is said to a key that came with another request."""
+    """The problem of a key that came with another request."""
     return Problem(422, "idempotency-mismatch", "This Idempotency-Key was used for another request; take a new one.")
 
 
 async def idempotency_guard(
     request: Request, user_id: str, idempotency_key: str | None, keyring: Keyring
 ) -> IdempotencyGuard:
-    """A person's request by its key, and the digest of what it asks for."""
+    """The guard of a person's request, by its key and the digest of method, address and body."""
     form = media_type(request.headers) in (FORM, URLENCODED)
-    body = b"" if form else await request.body()  # a form was read by now, and its files are told apart by `including`
+    body = b"" if form else await request.body()  # a form was read by now; `including` adds its files
     asked = _digest(request.method.encode(), request.url.path.encode(), request.url.query.encode(), body)
     key = _digest(idempotency_key.encode()) if idempotency_key else None
     return IdempotencyGuard(user_id, key, asked, keyring)

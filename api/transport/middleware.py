@@ -1,4 +1,4 @@
-"""What lies between the server and the routes: careful headers, answers that are not sent twice, and bodies that must arrive."""
+"""Middleware around the routes: security headers, ETags, limits on bodies, and errors as problems."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ HEADERS = {
 }
 UPLOAD = ("POST", "/api/upload")
 UPLOADS_BYTES = 256_000_000
-"""Of uploads that are in memory at a time, all told: two of the largest, since a person may have half of it."""
+"""Bytes of uploads in memory at a time, of all people: two of the largest, since one person may have half."""
 LENGTH_DIGITS, PERSONS = 16, 8
-"""PERSONS: how many people together can take all places for uploads, each their share."""
+"""PERSONS: how many people it takes to occupy all places for uploads."""
 WAIT_S, IDLE_S = 20.0, 15.0
-"""How long an upload waits for its turn before it is sent away, and how long it has its place while nothing arrives."""
+"""How long an upload waits for a place, and how long it keeps the place while nothing arrives."""
 BUSY = "Many photos are arriving; send yours again in a moment."
 STRICT = "max-age=31536000; includeSubDomains"
 
 
 class SecurityHeaders:
-    """Headers that keep browsers from guessing, framing, sharing and storing, unless a page sets its own."""
+    """Adds headers against content sniffing, framing, use by other sites and caching, unless a response has its own."""
 
     def __init__(self, app: ASGIApp, *, tls: bool) -> None:
         self.app, self.headers = app, HEADERS | ({"Strict-Transport-Security": STRICT} if tls else {})
@@ -57,9 +57,9 @@ class SecurityHeaders:
 
 
 class ETags:
-    """An `ETag` on every JSON document, and 304 to a client that has it already: polling costs little.
+    """Adds an `ETag` to every JSON document, and answers 304 to a client that sends it back, so that polling costs little.
 
-    Browsers still store nothing of it; it is the client that remembers.
+    `no-store` stays: the client keeps the document, not the browser's cache.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -98,7 +98,7 @@ class ETags:
 
 
 def _content_length(scope: Scope) -> int | None:
-    """How large a body says that it is; None where it does not say."""
+    """The body's declared length in bytes; None without a valid one."""
     length = Headers(scope=scope).get("content-length", "")
     return int(length) if length.isdecimal() and len(length) < LENGTH_DIGITS else None
 
@@ -111,11 +111,11 @@ def _is_json(message: Message) -> bool:
 
 
 class BodyLimits:
-    """A request's body has arrived in time or the request is over; uploads come from people who signed in, few at a time.
+    """Bodies must arrive within `seconds`; uploads are taken from signed-in people alone, few at a time.
 
-    A form is read before its route is asked: without this anybody could have the service hold files for them, and a client that
-    sends a byte a minute would hold a place for ever. What an upload is says the route that takes it, never its sender.
-    `check` tells whose an access token is, or raises BadToken or SignedOut.
+    FastAPI reads a form before it resolves a route's dependencies: without this anybody could make the service hold files, and a client
+    that sends a byte a minute would hold a place for ever. Uploads are recognised by method and path, never by a header.
+    `check` gives the claims of an access token, or raises BadToken or SignedOut.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class BodyLimits:
             return await problem(busy.status, busy.kind, busy.detail, headers=headers)(scope, receive, send)
 
     async def _sender(self, authorization: str) -> AccessTokenClaims | None:
-        """Who sends an upload; None for somebody who is not signed in."""
+        """The claims of an upload's sender; None without a valid access token."""
         kind, _, token = authorization.partition(" ")
         try:
             return await run_in_threadpool(self.check, token) if kind.lower() == "bearer" else None
@@ -153,15 +153,15 @@ class BodyLimits:
             return None
 
     def _with_deadline(self, receive: Receive, *, length: int = 0) -> Receive:
-        """A `receive` that gives up when the body's end is not there in time; afterwards it waits as long as it is asked to.
+        """A `receive` that raises 408 unless the body's end arrives in time; after the body it waits without a limit.
 
-        Of a body of a `length` something arrives every IDLE_S, and it is never later by more than them than one that comes evenly.
+        Of a body with a `length` (bytes) something must arrive every IDLE_S, and it may be IDLE_S behind an even pace.
         """
         now = asyncio.get_running_loop().time
         last, received, waited, arrived = now() + self.seconds, 0, 0.0, False
 
-        def most() -> float:
-            """Until when the next piece is waited for; what the service itself took since the last one does not count."""
+        def deadline() -> float:
+            """The loop's time until which the next piece is awaited; what the service itself took does not count."""
             behind = IDLE_S + self.seconds * received / length - waited if length else float("inf")
             return min(last, now() + min(IDLE_S if length else float("inf"), behind))
 
@@ -171,7 +171,7 @@ class BodyLimits:
                 return await receive()
             since = now()
             try:
-                async with asyncio.timeout_at(most()):
+                async with asyncio.timeout_at(deadline()):
                     message = await receive()
             except TimeoutError as error:
                 arrived = True
@@ -185,7 +185,7 @@ class BodyLimits:
 
 
 class ErrorBoundary:
-    """Turns what escapes the application, or answers outside of its handlers, into problems: 413 and 500 among them."""
+    """Turns unhandled exceptions and plain-text errors of the framework, such as 413, into problems."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -220,6 +220,6 @@ def _is_plain_text(message: Message) -> bool:
 
 
 def _kept_headers(message: Message) -> dict[str, str]:
-    """Headers that mean something beside the body."""
+    """Headers of the replaced response that the problem keeps."""
     wanted = (b"retry-after", b"www-authenticate", b"allow", b"connection")
     return {name.decode(): value.decode() for name, value in message["headers"] if name.lower() in wanted}

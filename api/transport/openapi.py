@@ -11,7 +11,7 @@ from api.transport.problems import ProblemDetails
 
 REFERENCE = "#/components/schemas/{model}"
 ASSUMED = ("HTTPValidationError", "ValidationError")
-"""What FastAPI describes invalid requests by where nothing else is; here they are problems."""
+"""FastAPI's own schemas of invalid requests, which are problems here."""
 TEXT = """\
 **Signing in.** A browser is sent to `GET /api/auth/login` and comes back with a cookie; `POST /api/auth/refresh` gives an access
 token for it, which is sent as `Authorization: AccessTokenClaims …` and lasts ten minutes. Ask for the next one in the same way.
@@ -59,7 +59,7 @@ class DescribedApp(FastAPI):
 
 
 def _correct(schema: dict[str, Any]) -> None:
-    """Add what problems look like, and take out what FastAPI assumes of them."""
+    """Add the schema of problems, and remove FastAPI's own of invalid requests."""
     kinds = schema["components"]["schemas"]
     for name in ASSUMED:
         kinds.pop(name, None)

@@ -18,7 +18,7 @@ LIMIT, LIMIT_MAX = 20, 100
 
 
 class PageQuery:
-    """Which part of a list is asked for."""
+    """Which page of a list is asked for: size and cursor."""
 
     def __init__(
         self,

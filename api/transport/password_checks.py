@@ -1,4 +1,4 @@
-"""How passwords are tried: a few at a time, the others wait their turn, and whoever keeps failing waits longer each time."""
+"""Password checks: a few at a time, others wait for a place, and each further failure adds a longer wait."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from api.transport.problems import Problem
 from api.transport.rate_limits import RateLimiter, too_many_requests
 
 QUEUE_TIMEOUT_S = 20.0
-"""How long the next one waits for its turn: a hundred people at once have theirs."""
+"""Longest wait for a place; enough for a hundred people at once."""
 KNOWN_S = 30 * 24 * 3600
-"""How long an address from which somebody signed in is trusted to be theirs."""
+"""How long an address counts as known after somebody signed in from it."""
 
 
 class PasswordChecks:

@@ -67,15 +67,15 @@ REASONS = (
     (r"Invalid multipart data\.", "The form is broken off, or not written as multipart/form-data is."),
     (r"There was an error parsing the body", NOT_READABLE),
 )  # fmt: skip
-"""What the libraries that read bodies say, as patterns, and how it is said here. Nothing else of theirs is passed on."""
+"""Messages of the libraries that read bodies, as patterns, and the sentence shown instead. Their other messages are not shown."""
 SIGNED_IN, BODY, IDEMPOTENT = (401, 429), (400, 408, 413, 422), (408, 409, 413, 422)
-"""Problems of every operation that one signs in for, that has a body, and that may carry an `Idempotency-Key`."""
+"""Statuses of operations that need a sign-in, that have a body, and that take an `Idempotency-Key`."""
 HEADERS = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
     429: {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}},
     503: {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}},
 }
-"""Headers of problems, as they are described."""
+"""Headers of problems by status, as OpenAPI describes them."""
 
 
 class FieldError(BaseModel):
@@ -117,7 +117,7 @@ def _body(status: int, kind: str, detail: str) -> dict[str, Any]:
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """How problems of these statuses are described for an operation."""
+    """The OpenAPI responses of an operation that answers with problems of these statuses."""
     schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
     return {
         status: {
@@ -130,7 +130,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def explanation_of(detail: object) -> str:
-    """What is said to a library's reason for not reading a body; empty for one that is not known."""
+    """The sentence for a library's reason why a body cannot be read; empty for an unknown one."""
     for pattern, told in REASONS:
         if found := re.fullmatch(pattern, detail if isinstance(detail, str) else ""):
             return told.format(*found.groups())
@@ -166,14 +166,14 @@ def install_handlers(app: FastAPI, more: Mapping[type[Exception], tuple[int, str
         return problem(error.status_code, detail=detail, headers=error.headers)
 
     async def handle_invalid_fields(_: Request, error: Exception) -> JSONResponse:
-        """Where and what, but not what was sent: it may be a prompt."""
+        """Names fields and what is wrong, never the values, which may be prompts."""
         assert isinstance(error, RequestValidationError)
         found = [{"where": ".".join(map(str, one["loc"])), "message": str(one["msg"])} for one in error.errors()]
         broken = any(one["type"] == "json_invalid" for one in error.errors())
         return problem(422, "invalid", NOT_JSON if broken else "Some fields are not as they should be.", errors=found)
 
     async def handle_database_error(_: Request, error: Exception) -> JSONResponse:
-        """One that is away, or written to by others for long, says nothing of the request."""
+        """503 while the database cannot be reached or is locked for long; any other error of it is raised again."""
         assert isinstance(error, DBAPIError)
         if not is_unavailable(error):
             raise error

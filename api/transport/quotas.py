@@ -1,4 +1,4 @@
-"""How much a person may have and start. Everything is counted under the person's lock, so that two requests at once count as two."""
+"""Quotas: how much a person may store, and start a day. Counted under the person's lock, so that two requests at once count as two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from api.transport.problems import Problem
 
 DAY_MS = 24 * 3600 * 1000
 STORED: tuple[Any, ...] = (Photo, GeneratedImage, Model)
-"""What has `stored_bytes` and counts. Exports do not: whoever has too much may still take it along."""
+"""Tables whose `stored_bytes` count. Exports do not, so that somebody over the quota can still have one."""
 
 
 def count_start(session: Session, user_id: str, kind: str, *, limit: int, what: str) -> None:

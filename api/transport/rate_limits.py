@@ -1,4 +1,4 @@
-"""How often things may be asked for, and how long somebody waits who keeps getting a password wrong."""
+"""Rates of requests, and waits that grow with each wrong password."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ BACK_OFFS = {
 
 
 class MemoryCounts(MemoryStorage):
-    """The library's counts of one process, for many threads.
+    """The library's counters of one process, safe for threads and bounded.
 
-    By itself it sweeps in a timer's thread that is begun anew with nearly every request: two threads that meet there start one timer
-    twice, which raises; and it goes over every name that it ever saw, since it drops none. Names are dropped here once nothing of
-    them counts, now and then, by whoever counts just then.
+    The library itself sweeps in a timer thread that it starts anew with nearly every request: two threads at once start one timer
+    twice, which raises; and it goes over every key that it ever saw, since it drops none. Here the thread that counts drops expired
+    keys, every SWEEP_S at most.
     """
 
     def __init__(self) -> None:
@@ -109,14 +109,14 @@ class MemoryCounts(MemoryStorage):
         self.locks.clear()  # nobody holds one: all of them are taken within `_own_lock`
 
     def _MemoryStorage__expire_events(self) -> None:  # noqa: N802
-        """What the library's own timer does, which is begun once where this is made."""
+        """What the library's own timer calls, which starts once, when this is made."""
 
 
 class RateLimiter:
-    """Counts in `storage`: of this process (`memory://`), or of all (`redis://…`)."""
+    """Counts requests in `storage`: those of this process (`memory://`), or of all processes (`redis://…`)."""
 
     def __init__(self, storage: str, *, rates: Mapping[str, str] | None = None) -> None:
-        """`rates` go before RATES. Raises InputError for a kind that is not there, or a rate that cannot be read."""
+        """`rates` override RATES. Raises InputError for an unknown kind, or a rate that cannot be read."""
         if unknown := set(rates or {}) - set(RATES):
             raise InputError(f"there is no rate '{min(unknown)}'; PHOTOFLUX_RATES knows {', '.join(RATES)}")
         opened = MemoryCounts() if storage.startswith("memory:") else storage_from_string(storage)
@@ -154,18 +154,18 @@ class RateLimiter:
             self._storage.clear(self._key(kind, who, what))
 
     def mark_known(self, kind: str, who: str, *, seconds: int) -> None:
-        """Know somebody for so long."""
+        """Mark somebody as known for so many seconds."""
         known = self._key(kind, who, "known")
         self._storage.clear(known)
         self._storage.incr(known, seconds)
 
     def is_known(self, kind: str, who: str) -> bool:
-        """Whether somebody is remembered."""
+        """Whether somebody is marked as known."""
         return bool(self._storage.get(self._key(kind, who, "known")))
 
     @staticmethod
     def _key(kind: str, who: str, what: str) -> str:
-        """Names what is counted without saying whose it is: `who` may be an e-mail address."""
+        """The storage's key: `who` is hashed, since it may be an e-mail address."""
         return f"{what}/{kind}/{hashlib.sha256(who.encode()).hexdigest()}"
 
 
@@ -183,5 +183,5 @@ def too_many_requests(sentence: str, *, wait_s: float) -> Problem:
 
 
 def client_address(request: Request) -> str:
-    """Whom a request is counted for that nobody signed. Behind a proxy the server takes the address from forwarded headers."""
+    """The key that an anonymous request is counted under. Behind a trusted proxy uvicorn takes the address from its headers."""
     return counted_as(request.client.host) if request.client else "nowhere"

@@ -1,4 +1,4 @@
-"""Routes whose transactions are repeated where the database gave them up for another's sake."""
+"""Routes that run again when the database has rolled their transaction back."""
 
 from __future__ import annotations
 
