@@ -1,4 +1,4 @@
-"""The application: `make_app()` puts the parts together; nothing is opened at import."""
+"""The API: `make_app()` assembles it; nothing is opened at import."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ from photoflux.vault import open_keyring
 from photoflux.vault.objects import open_objects
 
 BODY_BYTES = 64 * 1024
-"""What a request may hold, but for uploads."""
+"""Largest body of a request, but for uploads."""
 PROVIDER_PATH, CALLBACK_PATH = "/provider", "/api/auth/callback"
 DNS_LOOKUPS, DNS_WAIT_S = 4, 10.0
 DNS_BUSY = "Many addresses are being looked up; ask again in a moment."
 SWITCH_INTERVAL_S = 0.0005
-"""How long a thread that computes keeps Python's lock. A short answer takes it up dozens of times, each time behind whoever computes:
-with the usual 5 ms, reads under attack took twice as long."""
+"""How long a computing thread keeps Python's lock. A short request takes it dozens of times, each time behind computing threads: with
+the default of 5 ms, reads under attack took twice as long."""
 
 
 def make_service(settings: ApiSettings) -> Service:
-    """Open and migrate the records, open the keyring, and know the provider."""
+    """Migrate and open the records, open the keyring, and make all parts of the service."""
     url, public = settings.records_url, settings.issuer
     migrate(url)
     prepare(url)
@@ -111,7 +111,7 @@ def make_service(settings: ApiSettings) -> Service:
 
 
 def class_nouns(base: str) -> tuple[str, ...]:
-    """What the base knows how to draw."""
+    """The class nouns that the base was trained on."""
     return tuple(read_spec(base).get("class_nouns") or ())
 
 
@@ -181,7 +181,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
 
 
 def _verify_uploader(service: Service, token: str) -> AccessTokenClaims:
-    """Whose access token this is. Raises BadToken, and SignedOut for one whose sign-in is over."""
+    """The claims of an upload's access token. Raises BadToken, or SignedOut where its login session has ended."""
     sender = service.tokens.verify_access(token)
     if not service.login_sessions.is_open(sender.login_session_id):
         raise SignedOut("this sign-in is over; sign in again")

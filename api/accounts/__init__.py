@@ -1,1 +1,1 @@
-"""Who somebody is: signing in with an OpenID provider, sign-ins, tokens and roles."""
+"""Accounts: signing in with an OpenID provider, login sessions, tokens and roles."""

@@ -3,7 +3,7 @@
 It knows one client, this service. Codes live for a minute and are used once; PKCE with S256 is demanded when a code is
 asked for, not only when it is exchanged. Accounts are kept sealed. Production refuses to start with it.
 
-A check of a password takes 64 MB and a tenth of a second: two at a time are made.
+A password check takes 64 MB and a tenth of a second; CHECKS_AT_ONCE run at a time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CLIENT_ID = "photoflux"
 ACCOUNTS_KEY = "vault://service"
 CODE_S = 60
 CHECKS_AT_ONCE = 2
-"""Passwords that are checked at a time."""
+"""Password checks that run at a time."""
 HASHING_NICE = 10
 EMAIL_MAX_CHARS, PASSWORD_MAX_CHARS = 254, 1000
 
@@ -73,7 +73,7 @@ class Accounts:
             return [Account(**one) for one in json.loads(unsealed.read_text(encoding="utf-8"))]
 
     def add(self, email: str, *, name: str, password: str) -> Account:
-        """Raises InputError for an address that is taken or too long, or a password of less than 12 or over 1000 characters."""
+        """Add an account. Raises InputError for an e-mail that is taken or too long, or a password that is not of 12 to 1000 characters."""
         if len(password) < 12:
             raise InputError("the password is too short: use at least 12 characters")
         if len(password) > PASSWORD_MAX_CHARS or len(email) > EMAIL_MAX_CHARS:
@@ -95,7 +95,7 @@ class Accounts:
 
 
 def _lower_priority() -> None:
-    """Linux weighs threads: one that hashes takes what those that answer requests leave, and so do those that it starts."""
+    """Raise this thread's nice value, which Linux keeps by thread and passes on to threads that it starts: requests go first."""
     if sys.platform == "linux":
         with suppress(OSError):
             thread = threading.get_native_id()
@@ -104,7 +104,7 @@ def _lower_priority() -> None:
 
 @dataclass(frozen=True)
 class OAuthClient:
-    """This service, as the provider knows it."""
+    """This service as a client of the provider."""
 
     redirect_uri: str
 
@@ -162,7 +162,7 @@ class AuthorizationCode:
 
 
 class AuthorizationCodes:
-    """Codes by themselves; taking one uses it up."""
+    """Issued codes; `take` removes the one that it returns."""
 
     def __init__(self) -> None:
         self._codes: dict[str, AuthorizationCode] = {}
@@ -180,7 +180,7 @@ class AuthorizationCodes:
 
 
 class CodeRequest(OAuth2Request):
-    """A request as Authlib reads it. That it came over loopback is not for Authlib to judge, which wants https."""
+    """A request as Authlib reads it. Its URL says https, since Authlib refuses http, which is fine on loopback."""
 
     def __init__(self, method: str, query: str, form: Mapping[str, str], headers: Mapping[str, str]) -> None:
         super().__init__(method, f"https://provider/?{query}", headers=dict(headers))
@@ -198,7 +198,7 @@ class CodeRequest(OAuth2Request):
 
 
 class S256(CodeChallenge):
-    """PKCE with S256, asked for at once: Authlib alone gives codes to whoever sends no challenge."""
+    """Requires PKCE with S256 when a code is asked for: Authlib itself gives codes to requests without a challenge."""
 
     SUPPORTED_CODE_CHALLENGE_METHOD = ("S256",)
 
@@ -210,7 +210,7 @@ class S256(CodeChallenge):
 
 
 class ProviderServer(AuthorizationServer):
-    """The server behind the pages."""
+    """Authlib's authorization server, with this service as its only client."""
 
     def __init__(self, *, issuer: str, redirect_uri: str, accounts: Accounts) -> None:
         super().__init__(scopes_supported=["openid", "email", "profile"])
@@ -224,13 +224,13 @@ class ProviderServer(AuthorizationServer):
         return self.client if client_id == CLIENT_ID else None
 
     def save_token(self, token: dict[str, Any], request: OAuth2Request) -> None:
-        """Nothing is served for access tokens: the service only wants to know who signed in."""
+        """Access tokens are not kept, since nothing accepts them: the service uses the ID token alone."""
 
     def create_oauth2_request(self, request: OAuth2Request) -> OAuth2Request:
         return request
 
     def send_signal(self, name: str, *args: Any, **kwargs: Any) -> None:
-        """Nobody listens."""
+        """Signals are not used."""
 
     def handle_response(self, status: int, body: Any, headers: list[tuple[str, str]]) -> Response:
         if isinstance(body, dict):
@@ -259,7 +259,7 @@ def _grant(provider: ProviderServer) -> type[AuthorizationCodeGrant]:
             return provider.codes.take(code)
 
         def delete_authorization_code(self, authorization_code: AuthorizationCode) -> None:
-            """Taking it used it up, so that a wrong verifier spends it too."""
+            """`take` has removed it already, so that a wrong verifier uses it up too."""
 
         def authenticate_user(self, authorization_code: AuthorizationCode) -> Account:
             return authorization_code.account

@@ -1,7 +1,7 @@
-"""Sign-ins: one family of refresh tokens per device, each exchanged once; one that comes back late ends the family.
+"""Login sessions: a chain of refresh tokens per device, each exchanged once; reuse of an old one revokes the session.
 
-A token's successor is derived from it, so that whoever sends the same token twice is given the same one, though the
-records hold digests only. A family is therefore a chain, and one token of it is good: the newest.
+A token's successor is derived from it by HMAC, so that sending the same token twice gives the same successor, though the
+records hold digests only. Of a chain the newest token alone is valid.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from photoflux.errors import PhotoFluxError
 
 TOKEN_BYTES = 32
 GRACE_MS = 10_000
-"""Two tabs that refresh at once send the same token; within this time the second is given the first one's successor."""
+"""Two tabs that refresh at once send the same token; within this time the second one gets the same successor."""
 IDLE_MS = 7 * 24 * 3600 * 1000
 
 
 class SignedOut(PhotoFluxError):
-    """There is no such sign-in any more: it ended, was revoked, or its token was used before."""
+    """The login session has ended or was revoked, or its token was used before."""
 
 
 @dataclass(frozen=True)
 class RefreshedSession:
-    """A sign-in that goes on: the token to keep in place of the one that was sent."""
+    """A new or continued login session; `token` replaces the one that was sent."""
 
     user_id: str
     role: str
     login_session_id: str
     token: str
     superseded: bool = False
-    """Whether `token` was itself exchanged already: the browser holds a newer one and is to keep that."""
+    """Whether `token` was exchanged already: the browser has a newer one, which must not be replaced."""
 
 
 class LoginSessions:
-    """Begins, continues and ends sign-ins. `key` derives successors; all processes of a service must have the same.
+    """Begins, continues and ends login sessions. `key` derives successors; all processes of a service need the same one.
 
-    Rows are locked in this order: the person's, the sign-in's, the token's.
+    Rows are locked in this order: user, login session, token.
     """
 
     def __init__(self, records: Records, *, key: bytes, lifetime_days: int = 30) -> None:
@@ -53,7 +53,7 @@ class LoginSessions:
 
     @retry_on_rollback
     def begin(self, user_id: str) -> RefreshedSession:
-        """A new sign-in of an active user. Raises SignedOut for one who may not sign in."""
+        """Begin a login session of an active user. Raises SignedOut for any other."""
         with self.records.writing() as session:
             user = _locked_user(session, user_id)
             if user is None or user.state != "active":
@@ -66,17 +66,17 @@ class LoginSessions:
             return RefreshedSession(user_id, user.role, login_session.id, token)
 
     def session_of(self, token: str) -> str | None:
-        """Id of the sign-in that a token belongs to, whatever became of either; None for one that never was."""
+        """Id of the login session of a token, whether or not they are still valid; None for an unknown token."""
         with self.records.reading() as session:
             return session.scalar(select(RefreshToken.login_session_id).where(RefreshToken.digest == digest_of(token)))
 
     @retry_on_rollback
     def refresh(self, token: str) -> RefreshedSession:
-        """Exchange a refresh token. Raises SignedOut; a token that was used before ends its whole family.
+        """Exchange a refresh token for its successor. Raises SignedOut; reuse revokes the login session.
 
-        Within GRACE_MS of its use the token gives the same successor again.
+        Within GRACE_MS of its first use the token gives the same successor again.
         """
-        if self.session_of(token) is None:  # told without a write lock, which anybody could have us take
+        if self.session_of(token) is None:  # checked without a write lock, which anybody could otherwise make us take
             raise SignedOut("you are signed out; sign in again")
         with self.records.writing() as session:
             known, login_session, user = _locked(session, token)
@@ -96,13 +96,13 @@ class LoginSessions:
             _add_token(session, successor, login_session)
             return RefreshedSession(user.id, user.role, login_session.id, successor)
         given = session.get(RefreshToken, digest_of(successor))
-        if given is None:  # it was exchanged under another key: a second successor is never made
+        if given is None:  # exchanged under another key: a second successor is never made
             raise SignedOut("you are signed out; sign in again")
         return RefreshedSession(user.id, user.role, login_session.id, successor, superseded=given.used_ms is not None)
 
     @retry_on_rollback
     def end(self, token: str) -> None:
-        """Sign out: the family of this token is over. One that is not known is over already."""
+        """Revoke the login session of a token; an unknown token is ignored."""
         login_session_id = self.session_of(token)
         if login_session_id is None:
             return
@@ -114,13 +114,13 @@ class LoginSessions:
 
     @retry_on_rollback
     def end_all(self, user_id: str) -> None:
-        """Sign a person out everywhere."""
+        """Revoke all login sessions of a person."""
         with self.records.writing() as session:
             _locked_user(session, user_id)
             self._revoke(session, LoginSession.user_id == user_id)
 
     def is_open(self, login_session_id: str) -> bool:
-        """Whether a sign-in was neither ended nor revoked, and its user is active."""
+        """Whether a login session has neither expired nor been revoked, and its user is active."""
         query = select(LoginSession.id).join(User, User.id == LoginSession.user_id)
         open_ = (
             LoginSession.id == login_session_id,
@@ -153,7 +153,7 @@ def _locked_user(session: Session, user_id: str | None) -> User | None:
 
 
 def _locked(session: Session, token: str) -> tuple[RefreshToken | None, LoginSession | None, User | None]:
-    """A token, its sign-in and whose it is, found without locks and then locked in the house's order."""
+    """A token, its login session and its user, found without locks and then locked in LOCK_ORDER."""
     digest = digest_of(token)
     chain = select(LoginSession.user_id, LoginSession.id).join(
         RefreshToken, RefreshToken.login_session_id == LoginSession.id

@@ -56,11 +56,11 @@ class Identity:
 
 
 class Provider:
-    """What is known of the OpenID provider at `issuer`: its addresses and keys, read when needed and kept for an hour."""
+    """The OpenID provider at `issuer`: endpoints and keys, fetched when needed; keys are cached for KEYS_TTL_S."""
 
     def __init__(self, issuer: str, *, client_id: str, client_secret: str = "", verify: Any = True) -> None:
         self.issuer, self.client_id, self.client_secret = issuer.rstrip("/"), client_id, client_secret
-        # made once: reading the authorities takes longer than all the rest of a sign-in
+        # made once: loading the authorities takes longer than all the rest of a sign-in
         self.verify = httpx2.create_ssl_context() if verify is True else verify
         self._discovery: dict[str, Any] = {}
         self._keys: KeySet | None = None
@@ -84,7 +84,7 @@ class Provider:
         return str(self._discovery[name])
 
     def keys(self, *, kid: str | None = None) -> KeySet:
-        """The provider's public keys; read again for a `kid` they lack, but not at anybody's pace."""
+        """The provider's public keys; fetched again for an unknown `kid`, every KEYS_REFRESH_MIN_S at most."""
         with self._lock:
             age = time.monotonic() - self._keys_at
             lacking = self._keys is None or kid not in {key.kid for key in self._keys.keys}
@@ -103,7 +103,7 @@ class Provider:
 
 
 class Identities:
-    """Begins and finishes sign-ins, and knows whose account an identity is."""
+    """Begins and finishes sign-ins at the provider, and finds or makes the account of an identity."""
 
     def __init__(self, records: Records, keyring: Keyring, provider: Provider, *, redirect_uri: str) -> None:
         self.records, self.keyring, self.provider, self.redirect_uri = records, keyring, provider, redirect_uri
@@ -195,7 +195,7 @@ class Identities:
             return locked
 
     def login_of(self, identity: Identity) -> str:
-        """How the records know an identity without holding it."""
+        """The keyed digest by which the records know an identity."""
         self._pepper = self._pepper or pepper(self.keyring)
         return keyed_digest(self._pepper, identity.issuer, identity.subject)
 
@@ -218,7 +218,7 @@ def _label(user_id: str) -> Label:
 
 
 def _email(claims: dict[str, Any]) -> str:
-    """An address that the provider has not verified is anybody's."""
+    """The e-mail; empty unless the provider has verified it."""
     return str(claims.get("email", "")) if claims.get("email_verified") is True else ""
 
 

@@ -31,16 +31,16 @@ CAPABILITY_S = 60
 LEEWAY_S = 30
 TIMEOUT_S = 5.0
 KEYS_TTL_S, KEYS_REFRESH_MIN_S = 60.0, 5.0
-"""Keys are read again after a minute, since others rotate too; for an unknown `kid` sooner, but not at anybody's pace."""
+"""Keys are loaded again after KEYS_TTL_S, since other processes rotate them too; for an unknown `kid` after KEYS_REFRESH_MIN_S."""
 
 
 class BadToken(PhotoFluxError):
-    """A token that is not ours, not for this, expired or altered. Which of them is nobody's business."""
+    """A token that is foreign, for another audience, expired or altered. The message does not say which."""
 
 
 @dataclass(frozen=True)
 class AccessTokenClaims:
-    """Whom an access token speaks for."""
+    """The claims of an access or media token: user, role and login session."""
 
     user_id: str
     role: str
@@ -49,14 +49,14 @@ class AccessTokenClaims:
 
 @dataclass(frozen=True)
 class Capability:
-    """What the engine may do for whom."""
+    """The claims of an engine token: one adapter of one owner."""
 
     owner: str
     adapter_sha256: str
 
 
 class TokenVerifier:
-    """Checks tokens of `issuer` by their public keys, which `_load_keys` gives by `kid`."""
+    """Verifies tokens of `issuer` by its public keys; subclasses load them, by `kid`."""
 
     def __init__(self, *, issuer: str) -> None:
         self.issuer = issuer
@@ -64,15 +64,15 @@ class TokenVerifier:
         self._read_at, self._lock = float("-inf"), threading.Lock()
 
     def verify_access(self, token: str) -> AccessTokenClaims:
-        """Whom an access token speaks for. Raises BadToken."""
+        """The claims of an access token. Raises BadToken."""
         return _access_claims(self._verified_payload(token, API))
 
     def verify_media(self, token: str) -> AccessTokenClaims:
-        """Whose pictures may be shown to who sends this cookie. Raises BadToken."""
+        """The claims of a media token, which a cookie holds. Raises BadToken."""
         return _access_claims(self._verified_payload(token, MEDIA))
 
     def verify_capability(self, token: str) -> Capability:
-        """What a token lets the engine do. Raises BadToken."""
+        """The claims of an engine token. Raises BadToken."""
         claims = self._verified_payload(token, ENGINE)
         return Capability(str(claims["sub"]), str(claims.get("adapter")))
 
@@ -93,7 +93,7 @@ class TokenVerifier:
         return dict(decoded.claims)
 
     def _verifier(self, token: str) -> ECKey:
-        """The key that the token names, whatever else its header claims."""
+        """The public key of the token's `kid`; nothing else of its header is used."""
         from joserfc.jws import extract_compact
 
         kid = extract_compact(token.encode()).headers().get("kid")
@@ -110,7 +110,7 @@ class TokenVerifier:
 
 
 class RemoteTokenVerifier(TokenVerifier):
-    """Checks tokens by the keys that their issuer publishes at `jwks_url`."""
+    """Verifies tokens by the keys that their issuer publishes at `jwks_url`."""
 
     def __init__(self, *, issuer: str, jwks_url: str, verify: Any = True) -> None:
         super().__init__(issuer=issuer)
@@ -128,7 +128,7 @@ class RemoteTokenVerifier(TokenVerifier):
 
 
 class Tokens(TokenVerifier):
-    """Signs and checks tokens with the keys in the records."""
+    """Signs and verifies tokens with the keys in the records."""
 
     def __init__(self, records: Records, keyring: Keyring, *, issuer: str, access_s: int = 600) -> None:
         super().__init__(issuer=issuer)
@@ -151,7 +151,7 @@ class Tokens(TokenVerifier):
     def rotate(self) -> str:
         """Sign with a new key from now on and return its id.
 
-        The ones before verify until the last token has expired that a process signed before it heard of the new one.
+        Older keys verify until the last token has expired that another process signed before it loaded the new one.
         """
         key = ECKey.generate_key("P-256")
         kid = key.thumbprint()

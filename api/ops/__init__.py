@@ -1,1 +1,1 @@
-"""What those who run the service work with: its processes, logs and metrics, health, and the inventory of data."""
+"""Operations: the processes of `make serve`, logs and metrics, health, and the inventory of data."""

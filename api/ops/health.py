@@ -1,4 +1,4 @@
-"""Whether what the service needs can be reached, asked seldom: probes come every few seconds, and key services count calls."""
+"""Readiness of database, object store and key service. Cached: probes come every few seconds, and key services charge by call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MISSING_BLOB = "photos/nobody/none"
 
 @dataclass
 class Health:
-    """What is missing, as it was found within the last ten seconds."""
+    """Checks what the service needs; a result holds for CACHE_S."""
 
     records: Records
     objects: Objects

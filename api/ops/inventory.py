@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "ropa.md"
 
 
 class Activity(BaseModel):
-    """One thing that is done with personal data, and where it lies."""
+    """One processing activity, and where its data lies."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +37,7 @@ class Activity(BaseModel):
 
 
 class Inventory(BaseModel):
-    """Everything that is kept of people."""
+    """All processing activities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,12 +54,12 @@ class Inventory(BaseModel):
 
 @cache
 def inventory() -> Inventory:
-    """The inventory as it is written down."""
+    """The inventory in the YAML file."""
     return Inventory.model_validate(yaml.safe_load(FILE.read_text(encoding="utf-8")))
 
 
 def page(retention: RetentionPeriods) -> str:
-    """The record of processing activities, with the times of `retention`."""
+    """The record of processing activities as Markdown, with the periods of `retention`."""
     found = inventory()
     parts = [
         "# Record of processing activities", "",

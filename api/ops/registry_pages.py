@@ -32,7 +32,7 @@ LOG_CONFIG = {
 
 
 def json_lines(service: str) -> JsonLines:
-    """The formatter of those processes, and with it whatever MLflow needs there before its pages are loaded."""
+    """The formatter of those processes; patches MLflow there too, before its pages are loaded."""
     bear_percent_signs()
     return JsonLines(service)
 

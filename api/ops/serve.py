@@ -34,17 +34,17 @@ MALLOC_SETTINGS = {
     "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "2097152", "MALLOC_TRIM_THRESHOLD_": "8388608",
     "MALLOC_MMAP_MAX_": "65536",
 }  # fmt: skip
-"""Has glibc give memory back that uploads and downloads took: by itself it keeps some for each of forty threads. Both thresholds are
-above the buffers of a megabyte that sealing works with: below, opening a sealed sentence took .94 ms instead of .09."""
+"""Makes glibc return memory of uploads and downloads, of which it otherwise keeps some for each of forty threads. Both thresholds are
+above the megabyte buffers of sealing: with lower ones, opening a sealed sentence took .94 ms instead of .09."""
 ENGINE_NICE = 5
-"""A picture takes all cores for a while; what is answered in milliseconds goes first."""
+"""Drawing takes all cores for a while; the API's short requests go first."""
 READY_S, GRACE_S, RESTART_PAUSE_S, POLL_S = 120.0, 30.0, 1.0, 0.2
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
 class ManagedProcess:
-    """One process of the service. `ready` is an address that answers once it can be used."""
+    """One process of the service. `ready` is a URL that answers once the process can be used."""
 
     name: str
     command: Sequence[str]
@@ -53,15 +53,15 @@ class ManagedProcess:
     scratch: Path = Path("scratch")
     settings: Mapping[str, str] = field(default_factory=dict)
     niceness: int = 0
-    """By how many steps of `nice` it yields to the others, where all cores are busy."""
+    """Nice value, by which it yields to the others where all cores are busy."""
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     killed: bool = False
 
     def start(self, environment: dict[str, str]) -> None:
-        """Begin with an empty scratch folder: what it opened before it was killed is not left lying there.
+        """Start the process with an empty scratch folder, so that unsealed files of a killed one are not left there.
 
-        Nothing of its last process lives on: that would hold memory, and write into the new one's scratch folder.
+        Kills what is left of the last process group first: it would hold memory, and write into the new scratch folder.
         """
         self._kill_group()
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -77,7 +77,7 @@ class ManagedProcess:
         self.started, self.killed = time.monotonic(), False
 
     def stop(self) -> None:
-        """Send SIGTERM, wait GRACE_S, then SIGKILL whatever is left of it and of what it started."""
+        """Send SIGTERM, wait GRACE_S, then SIGKILL the process group."""
         if self.process is None:
             return
         if not self.ended:
@@ -89,7 +89,7 @@ class ManagedProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether its process ended. What it left behind is killed when that is first seen."""
+        """Whether the process has ended; kills the rest of its group when that is first seen."""
         if self.process is None:
             return False
         if self.process.poll() is not None:
@@ -97,7 +97,7 @@ class ManagedProcess:
         return self.process.returncode is not None
 
     def _kill_group(self) -> None:
-        """SIGKILL its process group, once: later the number may be somebody else's. What has a session of its own stays."""
+        """SIGKILL the process group, once: later the id may be another group's. Children with a session of their own stay."""
         if self.process is not None and not self.killed:
             self.killed = True
             with suppress(ProcessLookupError, PermissionError):
@@ -106,14 +106,14 @@ class ManagedProcess:
 
 @dataclass
 class Supervisor:
-    """The service's processes and what they are told."""
+    """Starts the service's processes, restarts those that end, and stops all of them; `environment` is theirs."""
 
     settings: ApiSettings
     processes: list[ManagedProcess]
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Start all, say where they are, and start again what ends, until interrupted."""
+        """Start all processes, print their addresses, and restart those that end, until interrupted."""
         for managed in self.processes:
             managed.start(self.environment)
         try:
@@ -135,8 +135,8 @@ class Supervisor:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Holds the state folder: two services in one would take each other's scratch folders away. SystemExit where it is held,
-        and where somebody else answers at an address of this one."""
+        """Locks the state folder: two services in one would delete each other's scratch folders. Raises SystemExit where it is locked,
+        and where another program answers at one of the service's addresses."""
         self.settings.state_dir.mkdir(parents=True, exist_ok=True)
         with (self.settings.state_dir / "serve.lock").open("a+") as lock:
             try:
@@ -191,7 +191,7 @@ def _answers(url: str, settings: ApiSettings) -> bool:
 
 
 def make_supervisor(settings: ApiSettings, *, mlflow: bool = True) -> Supervisor:
-    """The parts: engine, worker, the service itself, and MLflow's pages."""
+    """The supervisor of engine, API, worker and MLflow's pages."""
     logs, scratch = settings.state_dir / "logs", (settings.state_dir / "scratch").absolute()
     logs.mkdir(parents=True, exist_ok=True)
     python, root = sys.executable, Path(__file__).resolve().parents[2]
@@ -222,7 +222,7 @@ def make_supervisor(settings: ApiSettings, *, mlflow: bool = True) -> Supervisor
 
 
 def demo_account(settings: ApiSettings) -> str:
-    """A ready account; returns its password, which is this machine's own and kept beside its key."""
+    """Make the demo account; returns its password, which is random and stored in the state folder."""
     accounts, file = Accounts(settings.state_dir / "accounts"), settings.state_dir / "demo-password"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -257,7 +257,7 @@ def with_certificate(settings: ApiSettings) -> ApiSettings:
 
 
 def _environment(settings: ApiSettings) -> dict[str, str]:
-    """What the parts need to know of the address, as environment variables."""
+    """The settings of addresses and TLS as environment variables of the processes."""
     names = ("public_url", "tls_cert", "tls_key", "ca_file", "engine_url")
     told = {f"PHOTOFLUX_{name.upper()}": str(getattr(settings, name)) for name in names}
     return told | {"AIP_HTTP_PORT": str(urlsplit(settings.engine_url).port or 80)}
@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(*_: object) -> None:
-    """Ends the service; asked again meanwhile, it goes on ending: what it started would else be left running."""
+    """Raise KeyboardInterrupt, and ignore further signals, so that every process is stopped."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

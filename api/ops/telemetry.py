@@ -1,7 +1,7 @@
-"""What operators see of the service: logs as JSON lines, metrics for Prometheus, traces over OTLP.
+"""Logs as JSON lines, metrics for Prometheus, traces over OTLP.
 
-None of it holds a person's words or names: people appear by the audit log's pseudonym, addresses by their route, errors by their
-kind and place, since a message may quote what it is about, and records of libraries by level and place for the same reason.
+None of it holds a person's words or names: people appear by the audit log's pseudonym, requests by route, errors by class and place,
+since a message may quote what it is about, and records of libraries by level and place for the same reason.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 EXTRA_FIELDS = ["method", "route", "status", "ms", "actor", "place", "exception", "lines", "bytes"]
-"""What a line may hold besides its event: of a request, of a library's record or a warning, of output."""
+"""Fields that a line may have besides its event."""
 OWN_PACKAGES = ("api", "photoflux", "pipelines", "components", "benchmarks", "__main__")
-"""Packages whose records keep their message; it is their business that there are no words of anybody's in it."""
+"""Packages whose messages are logged; they must contain nothing personal."""
 LIBRARY_RECORD, WARNING, OUTPUT, UNCAUGHT_ERROR = "a library's record", "a warning", "output", "an error ended this"
 PROBES = ("/livez", "/readyz", "/health", "/metrics")
-"""Asked every few seconds by machines; not worth a line."""
+"""Paths that machines ask every few seconds; they are not logged."""
 HANDLER_INSTALLING = ("dbos",)
 """Libraries that add a handler of their own to a logger that has none."""
 WORK_KINDS = {"runs": Run, "generations": Generation, "exports": Export}
@@ -58,13 +58,13 @@ PIPE_BYTES, CHUNK_BYTES, FLUSH_S = 1 << 20, 1 << 16, 2.0
 def set_up_logs(service: str, stream: TextIO | None = None) -> None:
     """Have everything that this process logs or prints written to its error output, one JSON object a line.
 
-    With a `stream` that is where log records go, and what is printed is left alone. To be called once, after whatever is wrong with
-    the settings was told: this process has no other output from here on.
+    With a `stream` records go there, and what is printed is left alone. To be called once, after errors in the settings were printed:
+    the process has no other output from here on.
     """
     output = None if stream else _OutputCapture()
     handler = logging.StreamHandler(output.stream if output else stream)
     handler.setFormatter(JsonLines(service))
-    logging.raiseExceptions = False  # it would print what was to be logged
+    logging.raiseExceptions = False  # logging would print the record, words included
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(logging.WARNING)
     for name in OWN_PACKAGES:
@@ -77,7 +77,7 @@ def set_up_logs(service: str, stream: TextIO | None = None) -> None:
 
 
 def quiet_libraries() -> None:
-    """Have libraries log through the root logger alone; again after one was set up, since some install handlers then."""
+    """Have libraries log through the root logger alone. To be called again after setting one up, since some install handlers then."""
     own = [handler for handler in logging.root.handlers if isinstance(handler.formatter, JsonLines)]
     if not own:
         return
@@ -91,7 +91,7 @@ def quiet_libraries() -> None:
 
 
 class JsonLines(structlog.stdlib.ProcessorFormatter):
-    """A record as one JSON object; of a library's record its level and place alone."""
+    """Formats a record as one JSON object; of a library's record level and place alone."""
 
     def __init__(self, service: str) -> None:
         before: list[Any] = [
@@ -117,9 +117,9 @@ def _tail(file: str) -> str:
 
 
 class _OutputCapture:
-    """What this process and its children print, C libraries included, as log lines that say how much it was.
+    """Replaces what this process and its children print, C libraries included, by log lines that say how much it was.
 
-    JSON lines of children that log like this process are passed on as they are.
+    JSON lines of children that log like this process are passed on unchanged.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class _OutputCapture:
             os.dup2(descriptor, number)
 
     def _stop(self) -> None:
-        """Have what was printed logged; what is printed while the interpreter ends is not."""
+        """Log what was printed so far; what is printed while the interpreter ends is discarded."""
         self._redirect(os.open(os.devnull, os.O_WRONLY))
         os.write(self._write, b"\n" + self._over + b"\n")
         self._reader.join(FLUSH_S)
@@ -182,7 +182,7 @@ def _is_own_line(line: bytes) -> bool:
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, origin: TracebackType | None) -> None:
-    """An error that nobody caught, in the main thread."""
+    """Logs an uncaught error of the main thread."""
     log.critical(UNCAUGHT_ERROR, exc_info=(kind, error, origin))
 
 
@@ -207,13 +207,13 @@ def _log_warning(
 
 
 def _add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The trace that a line belongs to."""
+    """Adds the id of the current trace."""
     context = trace.get_current_span().get_span_context()
     return {**event, "trace": f"{context.trace_id:032x}"} if context.is_valid else event
 
 
 def _add_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """An exception as its kind and where it came from, without its message."""
+    """Adds the class and the places of an exception, without its message."""
     record = event.get("_record")
     event.pop("exc_info", None)
     event.pop("stack_info", None)
@@ -227,7 +227,7 @@ def _add_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableM
 
 
 class Telemetry:
-    """Metrics and traces of one application; `records` are counted when somebody looks."""
+    """Metrics and traces of one application."""
 
     def __init__(self, service: str) -> None:
         resource = Resource.create({"service.name": f"photoflux-{service}"})
@@ -246,7 +246,7 @@ class Telemetry:
         }  # fmt: skip
 
     def observe_work(self, records: Records) -> None:
-        """Count what waits, and how long it has."""
+        """Add gauges of queued and running work, and of its age; the database is asked when metrics are."""
         meter = self.meters.get_meter("photoflux")
         meter.create_observable_gauge("photoflux.work", [_count_work(records)], description="work that waits or runs")
         meter.create_observable_gauge(
@@ -284,7 +284,7 @@ def _oldest_work(records: Records) -> Callable[[CallbackOptions], Iterable[Obser
 
 
 class _RedactQueries(SpanProcessor):
-    """Queries may be what somebody typed: they do not leave the process."""
+    """Removes query strings from spans, since people may have typed them."""
 
     def on_start(self, span: Span, parent_context: Any = None) -> None:  # noqa: ARG002
         if span.attributes and "url.query" in span.attributes:
@@ -292,7 +292,7 @@ class _RedactQueries(SpanProcessor):
 
 
 class RequestLog:
-    """Gives each request an id, which its answer and every line logged for it carry, and logs how it went."""
+    """Gives each request an id, for its response and every line logged meanwhile, and logs its route, status and duration."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -323,7 +323,7 @@ class RequestLog:
                     log.info("request", extra=fields)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What a server logs of a failed start is a library's text; its kind and places are told here."""
+        """Logs errors of start and end here, since the server's own record of them is a library's, without class and places."""
         try:
             await self.app(scope, receive, send)
         except Exception:

@@ -1,1 +1,1 @@
-"""What people agree to, take along, complain about and have deleted, and what is deleted by itself."""
+"""Consents, complaints, exports, erasure and retention."""

@@ -1,4 +1,4 @@
-"""Complaints about pictures: anybody may send one, an operator answers it, and what it is about can be taken away."""
+"""Complaints about pictures: made by anybody, answered by an operator, who can have the models and pictures deleted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REMOVED = "it was removed after a complaint"
 
 
 def new_complaint(reason: str, adapter_sha256: str | None, text: str, contact: str, *, keyring: Keyring) -> Complaint:
-    """A complaint whose words are sealed by the service's own keyset, which operators' requests open."""
+    """A complaint; its text and contact are sealed by the service's own keyset, so that operators can read them."""
     row = Complaint(id=new_id(), reason=reason, adapter_sha256=adapter_sha256, state="open")
     details = json.dumps({"text": text, "contact": contact}).encode()
     row.details = seal_bytes(details, label=service_label("complaint", row.id), keyring=keyring)
@@ -26,7 +26,7 @@ def new_complaint(reason: str, adapter_sha256: str | None, text: str, contact: s
 
 
 def read_details(row: Complaint, keyring: Keyring) -> dict[str, str]:
-    """What it says, and how to reach who sent it."""
+    """The complaint's text, and how to reach its sender."""
     return dict(json.loads(unseal_bytes(row.details, label=service_label("complaint", row.id), keyring=keyring)))
 
 

@@ -1,6 +1,6 @@
-"""What a person is asked to agree to: the wordings in `texts/`, and which of them an action needs.
+"""Consents: the documents in `texts/` that people agree to, and which of them an action needs.
 
-A wording's version is the first line of its file; changed words need a new version, and a new consent.
+A document's version is the first line of its file; a changed text needs a new version, and a new consent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOTICE = "privacy"
 
 
 class ConsentRequired(PhotoFluxError):
-    """Something was asked for that needs an agreement first. `purposes` are what is missing."""
+    """An action needs consents that were not given; `purposes` are the missing ones."""
 
     def __init__(self, purposes: list[str]) -> None:
         super().__init__(f"agree to {' and '.join(purposes)} first: read GET /api/terms, then POST /api/consents")
@@ -36,7 +36,7 @@ class ConsentRequired(PhotoFluxError):
 
 @dataclass(frozen=True)
 class TermsDocument:
-    """A text that is shown to people, and the digest by which a consent says which one was."""
+    """A text that people agree to or are shown; a consent names it by its digest."""
 
     purpose: str
     version: str
@@ -46,7 +46,7 @@ class TermsDocument:
 
 @cache
 def terms_documents() -> dict[str, TermsDocument]:
-    """The texts in force."""
+    """The documents in force, by purpose."""
     return {purpose: _read(TEXTS / f"{purpose}.md") for purpose in (*PURPOSES, NOTICE)}
 
 
@@ -73,7 +73,7 @@ def in_force(session: Session, user_id: str) -> list[Consent]:
 
 
 def grant(session: Session, user_id: str, purpose: str, sha256: str) -> Consent:
-    """Record an agreement to the wording in force. Raises PhotoFluxError for another one."""
+    """Record the consent to the document in force. Raises PhotoFluxError for another one."""
     document = terms_documents()[purpose]
     if sha256 != document.sha256:
         raise PhotoFluxError(f"the {purpose} have changed since you read them; read GET /api/terms again")
@@ -95,6 +95,6 @@ def withdraw(session: Session, user_id: str, purpose: str) -> int:
 
 
 def affected_subjects(session: Session, user_id: str, purpose: str) -> list[Subject]:
-    """The person's subjects that are handled under a consent, locked."""
+    """The person's subjects that need a consent for this purpose, locked."""
     query = select(Subject).where(Subject.user_id == user_id).order_by(Subject.id).with_for_update()
     return list(session.scalars(query if purpose == TERMS else query.where(Subject.depicts != NO_PERSON)))

@@ -50,12 +50,12 @@ ACCOUNT_CLOSED = "the account was closed"
 
 
 class WorkInProgress(PhotoFluxError):
-    """Work for an erased person has not ended yet; ask again in a moment."""
+    """Work for an erased person has not ended yet; to be tried again in a moment."""
 
 
 @dataclass
 class DeletionPlan:
-    """What is to be deleted once the rows that named it are."""
+    """What is to be deleted once the rows that named it are: sealed objects, files of pipelines, versions in the registry."""
 
     owner: str
     objects: list[tuple[str, str]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class DeletionPlan:
         self.objects.append((kind, object_id))
 
     def delete_objects(self, objects: Objects) -> None:
-        """Delete them; what is gone already is no error."""
+        """Delete the objects; a missing one is no error."""
         for kind, name in self.objects:
             ids = objects.ids(self.owner, kind, prefix=name) if name.endswith(".") else [name]
             for object_id in ids:
@@ -95,7 +95,7 @@ def erase_subject(session: Session, subject: Subject) -> DeletionPlan:
 
 
 def erase_models(session: Session, subject: Subject, audit_log: AuditLog, why: str) -> DeletionPlan:
-    """Delete what was learnt of a subject and end what is being learnt or drawn; photos and pictures stay."""
+    """Delete the subject's models and cancel its runs and generations; photos and pictures stay."""
     plan = DeletionPlan(subject.user_id)
     cancel_work(session, [subject], audit_log, why)
     for model in _add_models(session, subject, plan):
@@ -106,7 +106,7 @@ def erase_models(session: Session, subject: Subject, audit_log: AuditLog, why: s
 
 
 def cancel_work(session: Session, subjects: Sequence[Subject], audit_log: AuditLog, why: str) -> None:
-    """Cancel what runs or waits for subjects."""
+    """Cancel queued and running runs and generations of subjects."""
     mine = [subject.id for subject in subjects]
     runs = select(Run).where(Run.subject_id.in_(mine), Run.state.in_(ACTIVE))
     for run in list(session.scalars(runs.order_by(Run.id).with_for_update())):
@@ -117,13 +117,13 @@ def cancel_work(session: Session, subjects: Sequence[Subject], audit_log: AuditL
 
 
 def _add_models(session: Session, subject: Subject, plan: DeletionPlan) -> list[Model]:
-    """The subject's models, whose adapters, registry entries and pipelines' files are to go."""
+    """The subject's models; adds their adapters, registry entries and pipelines' files to the plan."""
     models = list(session.scalars(select(Model).where(Model.subject_id == subject.id)))
     for model in models:
         plan.add("adapter", model.id)
     for run in session.scalars(select(Run).where(Run.subject_id == subject.id)):
         plan.runs.append(run.id)
-        run.sign_off = None  # nobody makes a model of it afterwards
+        run.sign_off = None  # so that no operator signs for a model of it afterwards
     plan.registered.append(subject.id)
     return models
 
@@ -150,11 +150,11 @@ def begin_erasure(session: Session, user: User, audit_log: AuditLog) -> str:
 
 @dataclass(frozen=True)
 class Erasure:
-    """Finishes what `begin_erasure`, `erase_subject` and `erase_models` began; may be repeated until it is done.
+    """Finishes what `begin_erasure`, `erase_subject` and `erase_models` began; may be called again until it is done.
 
     `forget` has the engine drop the owner's adapters, `unregister` deletes versions of a model from the registry, `discard` what the
-    pipelines of a run left. `require` raises where this worker's work is another's by now; `is_idle` takes what waits for an owner out
-    of the line and says whether nothing is being done for them; `recorded` is called when an erasure is in the log.
+    pipelines of a run left. `require` raises where this worker has lost its lease; `is_idle` removes an owner's queued jobs and says
+    whether none is running; `recorded` is called when an erasure is in the log.
     """
 
     records: Records
@@ -178,7 +178,7 @@ class Erasure:
             owner = tombstone.user_id
             subjects = list(session.scalars(select(Subject.id).where(Subject.user_id == owner)))
             runs = list(session.scalars(select(Run.id).where(Run.user_id == owner)))
-        self.keyring.erase(owner)  # whoever accepted the erasure may have been killed before doing so
+        self.keyring.erase(owner)  # the process that accepted the erasure may have been killed before this
         if not self.is_idle(owner):
             raise WorkInProgress("work for an erased account has not ended yet")
         self.remove(DeletionPlan(owner, runs=runs, registered=subjects))
@@ -188,7 +188,7 @@ class Erasure:
         return "done"
 
     def remove(self, plan: DeletionPlan) -> None:
-        """Delete what deleted rows named, wherever it is."""
+        """Carry out a plan: in the engine, pipelines' folders, caches, the registry and the object store."""
         self.require()
         try:
             self.forget(plan.owner)

@@ -1,4 +1,4 @@
-"""Everything that is kept of a person, as one ZIP that says what is in it (Art. 15 and 20 GDPR)."""
+"""Exports: everything that is stored about a person, as one ZIP with a manifest (Art. 15 and 20 GDPR)."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ SEALED_COLUMNS = {
     (Generation, "prompt"): "prompt", (Feedback, "text"): "feedback",
     (Run, "sign_off_reason"): "sign-off", (Webhook, "address"): "webhook",
 }  # fmt: skip
-"""Columns with a person's words, and the kind they are sealed as."""
+"""Sealed columns that an export shows in the clear, and the kind of their label."""
 DOCUMENTS = ("profile", "sign_off_reason")
 OMITTED_COLUMNS = ("measured", "verdict", "secret", "user_id", "login", "fingerprint", "object_id")
-"""Columns that say nothing to a person: what is computed from their photos, keys, and names that the service has for files."""
+"""Columns that an export leaves out: values computed from photos, keys, and the service's own names of files."""
 INCLUDED_COLUMNS = ((WebhookDelivery, "object_id"),)
-"""A column that is called so and does: what a notice was about."""
+"""Exceptions to OMITTED_COLUMNS: the row that a webhook delivery was about."""
 TABLES = (
     Subject,
     Photo,
@@ -78,7 +78,7 @@ ACCOUNT_CLOSED = "the account was closed"
 
 
 class ExportCancelled(PhotoFluxError):
-    """Nobody waits for this export any more."""
+    """The export was cancelled or deleted meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class PackedExport:
 
 @dataclass(frozen=True)
 class Exports:
-    """Packs what an export row asks for. Each attempt stores an object of its own, and deletes none but that."""
+    """Packs the export of a row. Each attempt stores an object of its own, and deletes no other."""
 
     records: Records
     objects: Objects
@@ -110,14 +110,14 @@ class Exports:
             if self._is_wanted(row) and not self.objects.keyring.is_erased(row.user_id):
                 raise
             return self._end(export_id, "cancelled", "cancelled", ACCOUNT_CLOSED)
-        # Where recording raises, it may have been committed all the same: the sweep then tells by the row what was left.
+        # Where recording raises, it may have been committed all the same: retention then deletes what no row names.
         if self._record(row, object_id, packed):
             return "succeeded"
         self.objects.delete(row.user_id, "export", object_id)
         return self._end(export_id, "cancelled", "cancelled", ACCOUNT_CLOSED)
 
     def fail(self, export_id: str, code: str, why: str) -> str:
-        """Record that there is none, unless its state is final already; returns the state. `code` is for programs."""
+        """Record that the export failed, unless its state is final; returns the state."""
         return self._end(export_id, "failed", code, why)
 
     @retry_on_rollback
@@ -132,7 +132,7 @@ class Exports:
 
     @retry_on_rollback
     def _record(self, row: Export, object_id: str, packed: PackedExport) -> bool:
-        """Record what was stored, in place of an older export; False where it or its owner is gone, or it ended otherwise."""
+        """Record the stored ZIP, in place of an older export; False where the row or its owner is gone, or it has ended."""
         with suppress(AccountClosed), self.records.writing_for(row.user_id) as session:
             current = session.get(Export, row.id, with_for_update=True)
             if current is None or current.state not in ACTIVE:
@@ -146,7 +146,7 @@ class Exports:
         return False
 
     def _is_wanted(self, row: Export) -> bool:
-        """Whether the export is still to be made."""
+        """Whether the row still waits for its export."""
         with self.records.reading() as session:
             current = session.get(Export, row.id)
             return current is not None and current.state in ACTIVE
@@ -176,12 +176,12 @@ class Exports:
             if not self._is_wanted(row):
                 raise ExportCancelled
             pieces = self.objects.chunks(row.user_id, kind, object_id)
-            with suppress(BlobMissing):  # it was deleted meanwhile; raised before the first piece
+            with suppress(BlobMissing):  # deleted meanwhile; raised before the first piece
                 archive.add(name, chain([next(pieces, b"")], pieces), compress=False)
         archive.finish()
 
     def _documents(self, session: Session, owner: str) -> Iterator[tuple[str, bytes]]:
-        """Every row that is about the person, words opened, and what the log says of them: a file for each table."""
+        """The rows about a person, unsealed, and their entries in the audit log: one file for each table."""
         yield "account.json", _document([self._readable(session.get_one(User, owner), owner)])
         for kind in TABLES:
             rows = session.scalars(select(kind).where(kind.user_id == owner))

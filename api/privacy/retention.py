@@ -1,6 +1,6 @@
-"""What is kept no longer: things past their time, and what a killed process left that no row names any more.
+"""Retention: deletes what is past its period, and what a killed process left that no row names.
 
-Times are in the settings and in the privacy notice; a time of 0 days keeps things until they are deleted.
+Periods are in the settings and in the privacy notice; one of 0 days keeps things until they are deleted.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from photoflux.vault.objects import KINDS, Objects
 
 DAY_MS = 24 * 3600 * 1000
 ORPHAN_AGE_S = DAY_MS / 1000
-"""An object may be stored a moment before the row that names it; one this old without a row was left behind."""
+"""Age in seconds from which an object without a row is an orphan: it is stored a moment before its row."""
 HEADS_KEPT_DAYS = 7
-"""Days for which every head of the audit log is kept; of those before, the last one of a day."""
+"""Days for which every head of the audit log is kept; of older ones, the last of each day."""
 IDLE_MODEL = "it was not drawn with for a long time; train the subject again"
 
 
 @dataclass(frozen=True)
 class Retention:
-    """The daily sweep; may be repeated and interrupted.
+    """The daily run of retention; may be repeated and interrupted.
 
-    `discard` deletes what pipelines of a run left; `remove` is called in the transaction that deletes rows, with what they named;
-    `forget` deletes what is kept of durable work that ended before a time.
+    `discard` deletes the files of a run's pipelines; `remove` is called in the transaction that deletes rows, with the plan of what they
+    named; `forget` deletes records of durable work that ended before a time (milliseconds since 1970) and returns how many.
     """
 
     records: Records
@@ -69,7 +69,7 @@ class Retention:
     heads: AuditHeads
 
     def perform(self) -> dict[str, int]:
-        """Delete what is past its time or left over; returns how many of each."""
+        """Delete what is past its period or left over; returns counts by kind."""
         deleted = {
             "photos": self._old_photos(), "models": self._idle_models(), "images": self._old_images(),
             "exports": self._old_exports(), "rows": self._old_rows(), "objects": self._orphans(),
@@ -128,7 +128,7 @@ class Retention:
             yield session, found
 
     def _old_images(self) -> int:
-        """Owner by owner: a transaction that locked many people's rows would stand in everybody's way."""
+        """Owner by owner: a transaction that locks many people's rows would block all of them."""
         old = Generation.created_ms < _cutoff_ms(self.periods.images), Generation.state.not_in(ACTIVE)
         with self.records.reading() as session:
             owners = list(session.scalars(select(Generation.user_id).where(*old).distinct()))
@@ -145,7 +145,7 @@ class Retention:
         return count
 
     def _old_runs(self) -> int:
-        """What pipelines wrote: reports and adapter of a run are kept apart from it."""
+        """Files of pipelines; a run's reports and adapter are stored apart from them, and stay."""
         query = select(Run.id).where(
             Run.finished_ms < _cutoff_ms(self.periods.runs),
             Run.remote_id.is_not(None),
@@ -171,7 +171,7 @@ class Retention:
         return len(rows)
 
     def _old_rows(self) -> int:
-        """Rows that nothing else hangs on, a table at a time."""
+        """Rows that no other row depends on, a table at a time."""
         past: list[Any] = [
             delete(IdempotencyKey).where(IdempotencyKey.created_ms < now_ms() - REPLAY_MS),
             delete(LoginFlow).where(LoginFlow.expires_ms < now_ms()),
@@ -192,7 +192,7 @@ class Retention:
             return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
 
     def _old_signing_key(self) -> int:
-        """Tokens are signed with a new key now and then; those of the one before stay good until they expire."""
+        """Rotates the signing key after its period; tokens of the one before stay valid until they expire."""
         with self.records.reading() as session:
             made = session.scalar(select(func.max(SigningKey.created_ms)).where(SigningKey.retired_ms.is_(None)))
         if made is None or made > _cutoff_ms(self.periods.signing_keys):
@@ -213,7 +213,7 @@ class Retention:
         return count
 
     def _is_named(self, kind: str, object_id: str) -> bool:
-        """Whether a row names it. Pictures and exports are named whole: an attempt that came to nothing left another of theirs."""
+        """Whether a row names the object. Images and exports are compared by their whole name: failed attempts left others."""
         if kind == "head":
             return True
         row_id = object_id.partition(".")[0]
@@ -229,7 +229,7 @@ class Retention:
             return session.get(tables[kind], row_id) is not None
 
     def _lost_keysets(self) -> int:
-        """Keysets that something still under way made after their owner was erased."""
+        """Keysets that were made after their owner's erasure, by work that was still under way."""
         keyring, count = self.objects.keyring, 0
         for owner in set(keyring.owners()) - {OWNER}:
             with self.records.reading() as session:
@@ -245,5 +245,5 @@ def _cutoff_ms(days: int) -> int:
 
 
 def _newest_ms(session: Session, kind: Any, subject: str) -> int:
-    """When the newest row of a subject was made; 0 when there is none."""
+    """When the newest row of a subject was made, in milliseconds since 1970; 0 without one."""
     return session.scalar(select(func.max(kind.created_ms)).where(kind.subject_id == subject)) or 0

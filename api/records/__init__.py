@@ -1,1 +1,1 @@
-"""What is kept of whom: tables, their migrations, the audit log, and the secrets that digests are made with."""
+"""The records: tables and migrations, transactions on them, the audit log, and the secrets of keyed digests."""

@@ -39,13 +39,13 @@ FIELDS = ("number", "at_ms", "actor", "action", "object", "outcome", "previous_d
 
 @dataclass(frozen=True)
 class AuditLog:
-    """Writes entries; `pepper` keys pseudonyms and digests. `on_entry` is told action, object and outcome of each, in its transaction."""
+    """Writes entries; `pepper` keys pseudonyms and digests. `on_entry` gets action, object and outcome of each, in its transaction."""
 
     pepper: bytes
     on_entry: Callable[[Session, str, str | None, str], None] = lambda *_: None
 
     def pseudonym(self, user_id: str) -> str:
-        """How the log calls a person: the same each time, and nobody's name."""
+        """The stable pseudonym of a person in the log, 32 hexadecimal digits."""
         return keyed_digest(self.pepper, "actor", user_id)[:32]
 
     def record(
@@ -125,7 +125,7 @@ class AuditHeads:
         return min([*found, *missing, *other], default=None)
 
     def _digest_in(self, name: str) -> str | None:
-        """What a head says; nothing that any entry has where it was tampered with, None where it was thinned out meanwhile."""
+        """The digest in a head; empty where the head was tampered with, None where it was thinned out meanwhile."""
         try:
             return str(json.loads(self.objects.get(OWNER, HEAD, name))["digest"])
         except BlobMissing:

@@ -1,4 +1,4 @@
-"""The records' database: transactions on it, what is done again after a deadlock or an outage, and its migrations."""
+"""The records' database: transactions, retries after a deadlock or an outage, and migrations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CACHE_KIB, STATEMENTS = 512, 16
 """STATEMENTS: how many prepared ones a connection to SQLite keeps, each about 6 KB; the driver's 128 were 30 MB for all connections."""
 TRIES, RETRY_PAUSE_S = 5, 0.02
 OUTAGE_MAX_S, OUTAGE_RETRY_S = 300.0, 1.0
-"""How long what must be recorded goes on asking for a database that cannot be reached; the library of durable work waits without an end."""
+"""How long, and how often, a step is retried while the database cannot be reached; DBOS itself retries without an end."""
 RETRYABLE_SQLSTATES = ("40P01", "40001")
 """PostgreSQL's deadlock_detected and serialization_failure: the transaction was rolled back and may be repeated."""
 
@@ -78,7 +78,7 @@ BEFORE_COMMIT = "before_commit"
 
 
 def before_commit(session: Session, action: Callable[[Session], object], *, rank: int = 0) -> None:
-    """Put something off to the end of the transaction, behind everything of a lower rank: what everybody waits for is locked last."""
+    """Run `action` at the end of the transaction, after those of lower ranks: locks that every writer needs are taken last."""
     session.info.setdefault(BEFORE_COMMIT, []).append((rank, action))
 
 
@@ -90,7 +90,7 @@ class AccountClosed(PhotoFluxError):
 
 
 def retry_on_rollback(transaction: Callable[P, R]) -> Callable[P, R]:
-    """The same function, called again a few times where the database rolled its transaction back for another's sake."""
+    """Call the function again, TRIES times in all, where the database rolled its transaction back."""
 
     @functools.wraps(transaction)
     def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -108,12 +108,12 @@ def retry_on_rollback(transaction: Callable[P, R]) -> Callable[P, R]:
 
 
 def is_rolled_back(error: DBAPIError) -> bool:
-    """Whether the database gave up a transaction so that another could go on."""
+    """Whether the database rolled a transaction back so that another could go on."""
     return getattr(error.orig, "sqlstate", None) in RETRYABLE_SQLSTATES
 
 
 def lock_owner(session: Session, kind: Any, row_id: str) -> None:
-    """Keep the owner of a row from being deleted, before the row is locked: a notice of it refers to them, which locks them, too."""
+    """Lock the owner of a row against deletion, before the row: a webhook delivery refers to the owner, which would lock them second."""
     owner = select(kind.user_id).where(kind.id == row_id).scalar_subquery()
     session.execute(select(User.id).where(User.id == owner).with_for_update(read=True, key_share=True))
 
@@ -127,7 +127,7 @@ def is_unavailable(error: DBAPIError) -> bool:
 
 
 def retry_on_outage(step: Callable[P, R]) -> Callable[P, R]:
-    """The same, done again for as long as the database cannot be reached: an outage says nothing of the work."""
+    """Call the function again while the database cannot be reached, for OUTAGE_MAX_S: an outage is no failure of the work."""
 
     @functools.wraps(step)
     def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -153,7 +153,7 @@ def _write_turns(engine: Engine) -> WriteTurns:
 
 
 class Records:
-    """Sessions over one database."""
+    """Transactions on one database."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -188,9 +188,9 @@ class Records:
             yield session
 
     def truncate_wal(self) -> None:
-        """On SQLite, move the write-ahead log into the database and empty it: what was deleted is then nowhere.
+        """On SQLite, move the write-ahead log into the database and empty it, so that deleted rows are in no file.
 
-        Raises TimeoutError when readers kept it busy.
+        Raises TimeoutError where readers kept it busy.
         """
         if self.engine.dialect.name != "sqlite":
             return
@@ -213,7 +213,7 @@ def database_ms(session: Session) -> int:
 
 @contextmanager
 def process_lock(url: str, purpose: str) -> Iterator[None]:
-    """Held by one process at a time that uses this database: two that migrate at once would each make the same tables."""
+    """A lock between all processes that use this database: two that migrate at once would make the same tables."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         folder = Path(parsed.database).parent
@@ -229,7 +229,7 @@ def process_lock(url: str, purpose: str) -> Iterator[None]:
     try:
         with engine.connect() as connection:
             lock = {"lock": int.from_bytes(purpose.encode()[:7])}
-            # Asked again and again: an index that is built concurrently waits for every statement, one that waits for us too.
+            # Polled, since an index that is built concurrently waits for every running statement, one that waits for this lock too.
             while not connection.scalar(text("select pg_try_advisory_lock(:lock)"), lock):
                 connection.commit()
                 time.sleep(RETRY_PAUSE_S * 5)

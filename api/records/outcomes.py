@@ -1,4 +1,4 @@
-"""How work ended: what is recorded of a generation, a run and an export, whoever ends it, in the transaction of the caller."""
+"""Recording how a generation, a run or an export ended, in the transaction of the caller."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def end_generation(
     code: str | None = None,
     why: str | None = None,
 ) -> None:
-    """Record how a generation ended; whoever wants to be told is."""
+    """Record how a generation ended; the audit log's entry notifies webhooks."""
     row.state, row.error_code, row.error, row.finished_ms = state, code, why and why[:500], now_ms()
     audit_log.record(session, SYSTEM, "generation.ended", row.id, state)
 
@@ -41,7 +41,7 @@ def end_run(
 
 
 def cancel_run(session: Session, row: Run, audit_log: AuditLog) -> None:
-    """End a run that has not begun; have one that is under way ended by who watches it. One that has ended stays."""
+    """End a queued run; ask the worker that watches a running one to end it. A run that has ended stays as it is."""
     if row.state not in ACTIVE or row.cancel_requested_ms:
         return
     row.cancel_requested_ms = now_ms()
@@ -52,7 +52,7 @@ def cancel_run(session: Session, row: Run, audit_log: AuditLog) -> None:
 def end_export(
     session: Session, row: Export, state: str, audit_log: AuditLog, *, code: str | None = None, why: str | None = None
 ) -> None:
-    """Record how an export ended, and tell whoever wants to be told; a state that is final already stays."""
+    """Record how an export ended; a final state stays. The audit log's entry notifies webhooks."""
     if row.state not in ACTIVE:
         return
     row.state, row.error_code, row.error = state, code, why and why[:500]

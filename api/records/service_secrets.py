@@ -16,7 +16,7 @@ SECRETS = "secrets"
 
 
 def service_label(kind: str, name: str) -> Label:
-    """Under which the service seals what is its own."""
+    """The label of what the service seals under its own keyset."""
     return Label(OWNER, kind, name)
 
 
@@ -40,7 +40,7 @@ def service_secret(keyring: Keyring, name: str) -> bytes:
 
 
 def pepper(keyring: Keyring) -> bytes:
-    """What digests of personal values are keyed with, so that guessing a value does not find its digest."""
+    """The key of digests of personal values: without it, a guessed value cannot be compared with a digest."""
     return service_secret(keyring, "pepper")
 
 

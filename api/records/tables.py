@@ -35,7 +35,7 @@ STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 """Of runs, generations and exports; the last three are final."""
 ACTIVE = STATES[:2]
 REPLAY_MS = 24 * 3600 * 1000
-"""How long a repeated request is given the answer of the first."""
+"""How long a repeated request gets the stored response of the first."""
 
 
 def now_ms() -> int:
@@ -111,7 +111,7 @@ class LoginFlow(Base):
 
 
 class LoginSession(Base):
-    """One sign-in on one device: a family of refresh tokens, each used once, all revoked when one comes back."""
+    """One login on one device: a chain of refresh tokens, each used once; reuse revokes the session."""
 
     __tablename__ = "login_sessions"
     id: Mapped[str] = _key()
@@ -277,7 +277,7 @@ class Generation(Base):
 
 
 def prompt_label(row: Generation) -> Label:
-    """What a sealed prompt is bound to."""
+    """The label that a prompt is sealed under."""
     return Label(row.user_id, "prompt", row.id)
 
 
@@ -297,7 +297,7 @@ class GeneratedImage(Base):
 
 
 class Feedback(Base):
-    """What a person thinks of their pictures; `text` is sealed."""
+    """A person's rating of a generation; `text` is sealed."""
 
     __tablename__ = "feedback"
     id: Mapped[str] = _key()
@@ -325,7 +325,7 @@ class IdempotencyKey(Base):
 
 
 class Usage(Base):
-    """That a person started something of which so many a day are allowed. It outlives what was started."""
+    """One start of something that is limited by day. The row outlives what was started."""
 
     __tablename__ = "usage"
     id: Mapped[str] = _key()
@@ -336,7 +336,7 @@ class Usage(Base):
 
 
 class Webhook(Base):
-    """Where a person wants to be told of finished work; address and secret are sealed."""
+    """An address that is told of finished work; address and secret are sealed."""
 
     __tablename__ = "webhooks"
     id: Mapped[str] = _key()
@@ -380,7 +380,7 @@ class Export(Base):
 
 
 class Complaint(Base):
-    """What somebody, who need not have an account, reports; `details` is sealed by the service's own keyset.
+    """A report by anybody, with or without an account; `details` is sealed by the service's own keyset.
 
     `adapter_sha256` is as a picture's content credentials name it.
     """
@@ -415,7 +415,7 @@ class AuditEntry(Base):
 
 
 class Worker(Base):
-    """A worker process. It beats every few seconds; one that stopped beating is marked dead, and its work taken up by another."""
+    """A worker process and its heartbeat; one whose heartbeat stopped is marked dead, and another worker takes over its work."""
 
     __tablename__ = "workers"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -426,7 +426,7 @@ class Worker(Base):
 
 
 class Tombstone(Base):
-    """That somebody was erased, or is being: `login` again, so that a restored backup can be erased anew."""
+    """An erasure, begun or done; it keeps `login`, so that the person can be erased again in a restored backup."""
 
     __tablename__ = "tombstones"
     receipt: Mapped[str] = mapped_column(String(32), primary_key=True)

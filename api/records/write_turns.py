@@ -1,8 +1,8 @@
-"""Whose turn it is to write to SQLite, which has one writer at a time.
+"""A fair queue of writers for SQLite, which has one writer at a time.
 
-SQLite lets those who wait ask again and again, less and less often: where one process writes without a pause, another never asks
-at the right moment, and after BUSY_MS fails. Here they take turns, by two locks on files: whoever waits for the turn holds the place
-in front of it, so that whoever has just had it waits behind them.
+SQLite's waiters poll at growing intervals: where one process writes without a pause, another never polls at the right moment, and
+fails after BUSY_MS. Here writers take turns, by two file locks: the next writer holds the place in front of the turn while it waits,
+so that the one that has just written queues behind it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from types import TracebackType
 
 POLL_S, PLACE_S, WITHOUT_S = 0.002, 1.0, (10.0, 2.0)
-"""How often a lock is asked for, and how long for the place in front; how long is done without the place, and without the turn, where
-it was not had in time."""
+"""Seconds between two tries of a lock; longest wait for the place in front; and, after a wait in vain, how long all writers skip the
+place and the turn."""
 
 
 class WriteTurns:
     """A context manager for the threads of this process; with a `database`, for all processes that write to that file.
 
-    Whoever does not get the turn in `wait_s` does without: SQLite's own lock decides then, and who was stopped while writing is told of
-    there. For WITHOUT_S the others do without at once, so that not every writer waits for one that was stopped.
+    A writer that does not get the turn in `wait_s` goes on without it: SQLite's own lock decides then, and raises where a stopped process
+    holds it. For WITHOUT_S the others skip the turn at once, so that not every writer waits for a stopped one.
     """
 
     def __init__(self, database: Path | None, *, wait_s: float) -> None:
@@ -56,7 +56,7 @@ class WriteTurns:
             self._threads.release()
 
     def _taken(self) -> int | None:
-        """A descriptor that holds the turn until it is closed, also by the end of the process; None where it could not be had."""
+        """A descriptor that holds the turn until it is closed, by the end of the process too; None where it could not be had."""
         place = self._locked(0, min(self.wait_s, PLACE_S))
         try:
             return self._locked(1, self.wait_s)

@@ -162,7 +162,7 @@ def _set_cookie(
 
 
 def _limit_refreshes(request: Request, login_sessions: LoginSessions, rate_limiter: RateLimiter, token: str) -> None:
-    """Refreshing is limited by sign-in, so that people who share an address do not share a limit."""
+    """Counts by login session, so that people who share an address do not share a limit; unknown tokens by address."""
     login_session_id = login_sessions.session_of(token)
     if login_session_id is None:
         rate_limiter.check("unknown-token", client_address(request))
@@ -171,7 +171,7 @@ def _limit_refreshes(request: Request, login_sessions: LoginSessions, rate_limit
 
 
 def _refuse_other_sites(request: Request, settings: ApiSettings) -> None:
-    """A cookie travels by itself, so that the page that sent it must be ours."""
+    """A problem of 403 for another origin: browsers send the cookie by themselves."""
     origin = request.headers.get("origin")
     if origin is not None and origin != settings.public_url.rstrip("/"):
         raise Problem(403, "other-site", "This can only be asked for from the service's own pages.")

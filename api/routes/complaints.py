@@ -81,7 +81,7 @@ def create_complaint(
 
 
 def _earlier_complaint(records: Records, row: Complaint) -> Complaint:
-    """The complaint that came with the same key. A problem of 422 where it was another one."""
+    """The complaint that was stored with the same key. A problem of 422 where its content differs."""
     with records.reading() as session:
         known = session.scalar(select(Complaint).where(Complaint.idempotency_key_digest == row.idempotency_key_digest))
     if known is None:

@@ -51,7 +51,7 @@ from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
 router = make_router(prefix="/api", tags=["pictures"], responses=problem_responses(*SIGNED_IN, 422))
 WAIT_S, POLL_INTERVAL_S, POLL_INTERVAL_MAX_S = 30, 0.25, 1.0
-"""How long an answer is held back at most; how often it is looked for at first, and after ten seconds."""
+"""Longest wait for a result in seconds; seconds between two looks at first, and at most."""
 
 
 @router.post("/generate", operation_id="generate", status_code=202, responses=problem_responses(*BODY, 403, 404, 409))
@@ -118,7 +118,7 @@ async def get_result(
         while not found.finished and (waited := time.monotonic() - since) < wait:
             if is_shutting_down(request) or await is_disconnected(request):
                 break
-            # a tenth of what was waited already is hardly noticed, and so many looks less are taken
+            # a tenth of the wait so far is hardly noticed, and saves many looks
             await asyncio.sleep(min(max(POLL_INTERVAL_S, waited / 10), POLL_INTERVAL_MAX_S, wait - waited))
             found = await held_requests.run(_reload, result_id, login_sessions, records, keyring, current_user)
     return found
@@ -127,7 +127,7 @@ async def get_result(
 def _reload(
     result_id: Id, login_sessions: LoginSessions, records: Records, keyring: Keyring, current_user: CurrentUser
 ) -> GenerationPublic:
-    """A generation for who waits for it. A problem of 401 when they have signed out, and of 404 when it was deleted."""
+    """A generation that is waited for. A problem of 401 when its owner has signed out, and of 404 when it was deleted."""
     if not login_sessions.is_open(current_user.login_session_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
     return _result(result_id, records, keyring, current_user)

@@ -87,7 +87,7 @@ def create_export(
 
 
 def _begin_export(session: Session, audit_log: AuditLog, line: Line, settings: ApiSettings, user_id: str) -> Export:
-    """Record an export and put it in line. A problem of 429 when many were asked for today."""
+    """Record an export and enqueue it. A problem of 429 beyond the day's quota."""
     row = Export(id=new_id(), user_id=user_id, state="queued")
     session.add(row)
     session.flush()
@@ -153,7 +153,7 @@ def get_erasure(receipt: Id, records: RecordsDep) -> ErasureReceipt:
 
 
 def _with_first(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same pieces, of which the first is there already: what is missing is found before an answer begins."""
+    """The same pieces with the first one read already, so that a missing object raises before the response begins."""
     return chain([next(pieces, b"")], pieces)
 
 

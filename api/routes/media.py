@@ -1,4 +1,4 @@
-"""Bytes for pages: thumbnails, pictures and reports, for whoever owns them; loaded by `<img>` with a cookie of their own."""
+"""Files: thumbnails, images and reports of their owner, by access token or by the cookie that `<img>` sends."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def get_thumbnail(
 
 
 async def _limit_downloads(delivery: DeliveryDep, current_user: MediaUser) -> AsyncIterator[None]:
-    """Few pictures of a person are sent at a time: each is in memory until the last byte was taken."""
+    """Limits the images sent to a person at a time: each stays in memory until its last byte is read."""
     async with delivery.problem_responses.take(current_user.user_id):
         yield
 

@@ -40,7 +40,7 @@ EVENT_S, EVENTS_S = 0.5, 3600.0
 
 
 def _event(names: tuple[str, ...], data: dict[str, Any]) -> dict[str, Any]:
-    """How events of a kind are described: their `data` is JSON."""
+    """The OpenAPI schema of events of these names, whose `data` is JSON."""
     said = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
     return {
         "type": "object", "required": ["event", "data"],
@@ -147,7 +147,7 @@ async def watch_run(
         await asyncio.sleep(EVENT_S)
         found = await held_requests.run(_reload, login_sessions, records, current_user, run_id)
         if isinstance(found, str):
-            yield ServerSentEvent(data={"id": run_id}, event=found)  # without data browsers would not hear of it
+            yield ServerSentEvent(data={"id": run_id}, event=found)  # browsers drop events without data
             return
         now = found
 
@@ -155,7 +155,7 @@ async def watch_run(
 def _reload(
     login_sessions: LoginSessions, records: Records, current_user: AccessTokenClaims, run_id: str
 ) -> RunPublic | Literal["deleted", "signed-out"]:
-    """The run as it is now, or why nothing more is told of it."""
+    """The run as it is now, or the event that ends its stream."""
     if not login_sessions.is_open(current_user.login_session_id):
         return "signed-out"
     with records.reading() as session:

@@ -46,8 +46,8 @@ from api.transport.routing import make_router
 router = make_router(prefix="/api", tags=["subjects and photos"], responses=problem_responses(*SIGNED_IN, 422))
 UPLOAD_BYTES, FILES_MAX = 128_000_000, 20
 DECODED_AT_ONCE = 2
-"""Files of an upload that are handed to the decoding processes at a time: more would only lie in memory twice."""
-uploads = APIRouter(  # not of routes that are repeated: files are read once, and what is recorded of them is repeated by itself
+"""Files of an upload that are decoded at a time: more would only be in memory twice."""
+uploads = APIRouter(  # not retried as a whole: files can be read once, and `_record_photos` retries itself
     prefix="/api",
     tags=["subjects and photos"],
     form_limits={"max_files": FILES_MAX, "max_fields": 4, "max_part_size": 1000},
@@ -185,7 +185,7 @@ def upload(
 
 
 def _decode_files(intake: Intake, guard: Guard, photos: Sequence[UploadFile], person: str) -> list[Taken]:
-    """What is kept of a few files, whose memory is given back then."""
+    """Decode and check a few files, and close them, which frees their memory."""
     files = [photo.file.read() for photo in photos]
     found = [_moderated(guard, one) for one in intake.take(files, person)]
     for photo in photos:
@@ -194,14 +194,14 @@ def _decode_files(intake: Intake, guard: Guard, photos: Sequence[UploadFile], pe
 
 
 def _name_and_digest(photo: UploadFile) -> tuple[bytes, bytes]:
-    """A file's name and digest; it can be read from its beginning afterwards."""
+    """A file's name and SHA-256; the file is rewound."""
     digest = hashlib.file_digest(photo.file, "sha256").digest()  # type: ignore[arg-type]
     photo.file.seek(0)
     return (photo.filename or "").encode(errors="surrogatepass"), digest
 
 
 def _moderated(guard: Guard, taken: Taken) -> Taken:
-    """The photo itself, or that it is not taken."""
+    """The decoded upload, or its refusal where moderation finds it unsafe."""
     try:
         if taken.photo:
             guard.look(taken.photo)
@@ -220,7 +220,7 @@ def _store_photos(
     idempotency: IdempotencyDep,
     taken: list[tuple[str, Taken]],
 ) -> UploadResult:
-    """Seal the pixels, then record them all or none; what was sealed for nothing is deleted."""
+    """Seal the photos, then record all of them or none; photos without a row are deleted again."""
     owner, stored, kept = current_user.user_id, list[str](), set[str]()
     try:
         for _, one in taken:  # one by one, so that what was stored before one that cannot be is deleted
@@ -238,7 +238,7 @@ def _store_photos(
         )
         kept = recorded & set(stored)
         return answer
-    except DBAPIError as error:  # it may have been committed all the same; the sweep tells by the rows
+    except DBAPIError as error:  # it may have been committed all the same; retention deletes what no row names
         kept = set() if is_rolled_back(error) else set(stored)
         raise
     finally:
@@ -313,7 +313,7 @@ def _upload_result(
     *,
     known: Compared,
 ) -> UploadResult:
-    """Photos with the verdict that the set gives each of them. Raises NotCompared."""
+    """The photos with their verdicts as members of the set. Raises NotCompared."""
     said = album.verdict(session, subject, known)
     by_id = {photo["file"]: photo for photo in said["photos"]}
     photos = [
