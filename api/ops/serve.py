@@ -229,8 +229,8 @@ def demo_account(settings: ApiSettings) -> str:
     password = secrets.token_urlsafe(12)
     accounts.add(EMAIL, name=NAME, password=password)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as kept:
-        kept.write(password)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(password)
     return password
 
 
@@ -259,8 +259,8 @@ def with_certificate(settings: ApiSettings) -> ApiSettings:
 def _environment(settings: ApiSettings) -> dict[str, str]:
     """The settings of addresses and TLS as environment variables of the processes."""
     names = ("public_url", "tls_cert", "tls_key", "ca_file", "engine_url")
-    told = {f"PHOTOFLUX_{name.upper()}": str(getattr(settings, name)) for name in names}
-    return told | {"AIP_HTTP_PORT": str(urlsplit(settings.engine_url).port or 80)}
+    variables = {f"PHOTOFLUX_{name.upper()}": str(getattr(settings, name)) for name in names}
+    return variables | {"AIP_HTTP_PORT": str(urlsplit(settings.engine_url).port or 80)}
 
 
 def _free_port() -> int:
@@ -277,8 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     settings = settings_or_exit()
     settings = with_certificate(settings) if options.tls else settings
-    for told in settings.warnings:
-        print(f"warning: {told}", file=sys.stderr)
+    for message in settings.warnings:
+        print(f"warning: {message}", file=sys.stderr)
     supervisor = make_supervisor(settings, mlflow=not options.no_mlflow)
     with supervisor.exclusive():
         for number in STOP_SIGNALS:

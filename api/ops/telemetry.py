@@ -108,8 +108,8 @@ class JsonLines(structlog.stdlib.ProcessorFormatter):
 
 def _redacted(record: logging.LogRecord) -> logging.LogRecord:
     names = ("name", "levelno", "levelname", "pathname", "lineno", "created", "exc_info")
-    kept = {name: record.__dict__[name] for name in names}
-    return logging.makeLogRecord({**kept, "msg": LIBRARY_RECORD, "place": f"{_tail(record.pathname)}:{record.lineno}"})
+    facts = {name: record.__dict__[name] for name in names}
+    return logging.makeLogRecord({**facts, "msg": LIBRARY_RECORD, "place": f"{_tail(record.pathname)}:{record.lineno}"})
 
 
 def _tail(file: str) -> str:
@@ -150,11 +150,11 @@ class _OutputCapture:
         self._reader.join(FLUSH_S)
 
     def _forward(self) -> None:
-        begun = b""
+        partial_line = b""
         while data := os.read(self._read, CHUNK_BYTES):
-            *lines, begun = (begun + data).split(b"\n")
-            if len(begun) > CHUNK_BYTES:
-                lines, begun = [*lines, begun], b""
+            *lines, partial_line = (partial_line + data).split(b"\n")
+            if len(partial_line) > CHUNK_BYTES:
+                lines, partial_line = [*lines, partial_line], b""
             self._log_lines([line for line in lines if line.strip() and line != self._over])
             if self._over in lines:
                 return

@@ -107,11 +107,11 @@ def erase_models(session: Session, subject: Subject, audit_log: AuditLog, why: s
 
 def cancel_work(session: Session, subjects: Sequence[Subject], audit_log: AuditLog, why: str) -> None:
     """Cancel queued and running runs and generations of subjects."""
-    mine = [subject.id for subject in subjects]
-    runs = select(Run).where(Run.subject_id.in_(mine), Run.state.in_(ACTIVE))
+    subject_ids = [subject.id for subject in subjects]
+    runs = select(Run).where(Run.subject_id.in_(subject_ids), Run.state.in_(ACTIVE))
     for run in list(session.scalars(runs.order_by(Run.id).with_for_update())):
         cancel_run(session, run, audit_log)
-    waiting = select(Generation).where(Generation.subject_id.in_(mine), Generation.state.in_(ACTIVE))
+    waiting = select(Generation).where(Generation.subject_id.in_(subject_ids), Generation.state.in_(ACTIVE))
     for generation in session.scalars(waiting.order_by(Generation.id).with_for_update()):
         end_generation(session, generation, "cancelled", audit_log, code="cancelled", why=why)
 
@@ -204,10 +204,10 @@ class Erasure:
         plan.delete_objects(self.objects)
 
     def _versions_to_delete(self, name: str, plan: DeletionPlan, versions: Sequence[int]) -> set[int]:
-        """Which versions of a subject's model are to go: it may have been trained on anew since, where a removal was put off.
+        """Versions of a subject's model to delete: those that no row names, since the subject may have been trained again meanwhile.
 
-        Raises UnderWay while that goes on, since a version may be there that no row names yet. Of an account that is erased all go, whose
-        rows are there until the end.
+        Raises WorkInProgress while a newer run is under way, whose version no row names yet. Of an erased account all are deleted, though
+        its rows exist until the end.
         """
         with self.records.reading() as session:
             owner = session.get(User, plan.owner)

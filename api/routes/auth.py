@@ -81,10 +81,10 @@ def callback(
         raise SignInFailed("the sign-in provider gave no consent; sign in again")
     user = identities.account(identities.finish(state=state, code=code))
     rate_limiter.check("account", user.id)
-    begun = login_sessions.begin(user.id)
+    login_session = login_sessions.begin(user.id)
     answer = RedirectResponse("/", 302)
     answer.delete_cookie(STATE, path=PATH)
-    _set_refresh_cookie(answer, settings, begun)
+    _set_refresh_cookie(answer, settings, login_session)
     return answer
 
 

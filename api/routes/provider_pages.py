@@ -132,8 +132,8 @@ async def _authorized(request: Request, provider: ProviderServer, checks: Passwo
         account = await checks.account(
             provider.accounts, email=form.get("email", ""), password=form.get("password", ""), address=address
         )
-    except Problem as told:
-        return _page(request, provider, told.detail, told.status, told.headers)
+    except Problem as problem:
+        return _page(request, provider, problem.detail, problem.status, problem.headers)
     if account is None:
         return _page(request, provider, "E-mail and password do not belong together.", 401)
     oauth_request = CodeRequest("GET", request.url.query, {}, {})

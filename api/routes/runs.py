@@ -41,10 +41,10 @@ EVENT_S, EVENTS_S = 0.5, 3600.0
 
 def _event(names: tuple[str, ...], data: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI schema of events of these names, whose `data` is JSON."""
-    said = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
     return {
         "type": "object", "required": ["event", "data"],
-        "properties": {"event": {"type": "string", "enum": list(names)}, "data": said},
+        "properties": {"event": {"type": "string", "enum": list(names)}, "data": schema},
     }  # fmt: skip
 
 
@@ -137,10 +137,10 @@ async def watch_run(
 
     The last one is `ended`, `deleted` when the run was deleted meanwhile, or `signed-out` when the sign-in is over.
     """
-    now, told = first, None
+    now, last_sent = first, None
     for _ in range(round(EVENTS_S / EVENT_S)):
-        if now != told:
-            told = now
+        if now != last_sent:
+            last_sent = now
             yield ServerSentEvent(data=now, event="ended" if now.finished else "run")
         if now.finished or is_shutting_down(request):
             return

@@ -173,14 +173,14 @@ def upload(
             return stored
         arriving = sum(photo.size or 0 for photo in photos)
         check_storage(session, current_user.user_id, limit=settings.stored_bytes_max, more=arriving)
-    taken = [
+    decoded = [
         one
         for start in range(0, len(photos), DECODED_AT_ONCE)
         for one in _decode_files(intake, guard, photos[start:][:DECODED_AT_ONCE], current_user.user_id)
     ]
     names = [photo.filename or "" for photo in photos]
     return _store_photos(
-        records, album, audit_log, settings, subject, current_user, idempotency, list(zip(names, taken, strict=True))
+        records, album, audit_log, settings, subject, current_user, idempotency, list(zip(names, decoded, strict=True))
     )
 
 
@@ -200,12 +200,12 @@ def _name_and_digest(photo: UploadFile) -> tuple[bytes, bytes]:
     return (photo.filename or "").encode(errors="surrogatepass"), digest
 
 
-def _moderated(guard: Guard, taken: Taken) -> Taken:
+def _moderated(guard: Guard, decoded: Taken) -> Taken:
     """The decoded upload, or its refusal where moderation finds it unsafe."""
     try:
-        if taken.photo:
-            guard.look(taken.photo)
-        return taken
+        if decoded.photo:
+            guard.look(decoded.photo)
+        return decoded
     except UnsafePicture as error:
         return refused("unsafe", str(error))
 
@@ -218,31 +218,31 @@ def _store_photos(
     subject_id: str,
     current_user: CurrentUser,
     idempotency: IdempotencyDep,
-    taken: list[tuple[str, Taken]],
+    decoded: list[tuple[str, Taken]],
 ) -> UploadResult:
     """Seal the photos, then record all of them or none; photos without a row are deleted again."""
-    owner, stored, kept = current_user.user_id, list[str](), set[str]()
+    owner, stored_ids, recorded_ids = current_user.user_id, list[str](), set[str]()
     try:
-        for _, one in taken:  # one by one, so that what was stored before one that cannot be is deleted
-            stored.append(album.store(owner, one) if one.photo else "")
-        arrived = [(photo_id, name, one) for photo_id, (name, one) in zip(stored, taken, strict=True)]
+        for _, one in decoded:  # one by one, so that what was stored before one that cannot be is deleted
+            stored_ids.append(album.store(owner, one) if one.photo else "")
+        stored_photos = [(photo_id, name, one) for photo_id, (name, one) in zip(stored_ids, decoded, strict=True)]
         with records.reading() as session:
             subject = owned(session, Subject, subject_id, current_user)
-            missing, known = album.foreseen(session, subject, [(photo_id, one) for photo_id, _, one in arrived])
+            missing, known = album.foreseen(session, subject, [(photo_id, one) for photo_id, _, one in stored_photos])
         album.look(missing, known)
         answer, recorded = album.apart(
             lambda known: _record_photos(
-                records, album, audit_log, settings, subject_id, current_user, idempotency, arrived, known
+                records, album, audit_log, settings, subject_id, current_user, idempotency, stored_photos, known
             ),
             known,
         )
-        kept = recorded & set(stored)
+        recorded_ids = recorded & set(stored_ids)
         return answer
     except DBAPIError as error:  # it may have been committed all the same; retention deletes what no row names
-        kept = set() if is_rolled_back(error) else set(stored)
+        recorded_ids = set() if is_rolled_back(error) else set(stored_ids)
         raise
     finally:
-        for photo_id in set(filter(None, stored)) - kept:
+        for photo_id in set(filter(None, stored_ids)) - recorded_ids:
             album.drop(owner, photo_id)
 
 
@@ -255,7 +255,7 @@ def _record_photos(
     subject_id: str,
     current_user: CurrentUser,
     idempotency: IdempotencyDep,
-    arrived: list[tuple[str, str, Taken]],
+    stored_photos: list[tuple[str, str, Taken]],
     known: Compared,
 ) -> tuple[UploadResult, set[str]]:
     """Record photos that are stored, by id and name; the answer, and the ids of photos that it names. Raises NotCompared."""
@@ -263,17 +263,17 @@ def _record_photos(
     with records.writing_for(owner) as session:
         if stored := idempotency.replay(session, UploadResult):
             return stored, set()
-        more = sum(len(one.photo) for _, _, one in arrived)
+        more = sum(len(one.photo) for _, _, one in stored_photos)
         check_storage(session, owner, limit=settings.stored_bytes_max, more=more)
         subject = owned(session, Subject, subject_id, current_user, lock=True)
         rows: list[tuple[Photo | None, Taken]] = []
-        for photo_id, name, one in arrived:
+        for photo_id, name, one in stored_photos:
             photo = None
             if photo_id:
                 photo = album.known(session, subject, one)
                 photo = photo or album.add(session, subject, one, name=_display_name(name), photo_id=photo_id)
             rows.append((photo, one))
-        names = {id(one): _display_name(name) for _, name, one in arrived}
+        names = {id(one): _display_name(name) for _, name, one in stored_photos}
         answer = _upload_result(session, album, subject, rows, names=names, known=known)
         audit_log.record(session, owner, "photos.uploaded", subject.id)
         idempotency.store(session, answer, status=201)
@@ -314,31 +314,31 @@ def _upload_result(
     known: Compared,
 ) -> UploadResult:
     """The photos with their verdicts as members of the set. Raises NotCompared."""
-    said = album.verdict(session, subject, known)
-    by_id = {photo["file"]: photo for photo in said["photos"]}
+    verdict = album.verdict(session, subject, known)
+    by_id = {photo["file"]: photo for photo in verdict["photos"]}
     photos = [
         _photo_public(album, photo, by_id[photo.id])
         if photo
-        else _rejected_photo(album, taken, (names or {}).get(id(taken), ""))
-        for photo, taken in rows
+        else _rejected_photo(album, decoded, (names or {}).get(id(decoded), ""))
+        for photo, decoded in rows
     ]
     return UploadResult(
-        photos=photos, set=PhotoSetPublic(verdict=said["verdict"], score=said["score"], advice=said["advice"])
+        photos=photos, set=PhotoSetPublic(verdict=verdict["verdict"], score=verdict["score"], advice=verdict["advice"])
     )
 
 
-def _photo_public(album: Album, photo: Photo, said: dict[str, object]) -> PhotoPublic:
-    reasons = [Reason.model_validate(reason) for reason in said["reasons"]]  # type: ignore[attr-defined]
+def _photo_public(album: Album, photo: Photo, verdict: dict[str, object]) -> PhotoPublic:
+    reasons = [Reason.model_validate(reason) for reason in verdict["reasons"]]  # type: ignore[attr-defined]
     return PhotoPublic(
         id=photo.id, name=album.name_of(photo.user_id, "photo-name", photo.id, photo.name),
-        status=said["status"], reasons=reasons, width=photo.width, height=photo.height,  # type: ignore[arg-type]
+        status=verdict["status"], reasons=reasons, width=photo.width, height=photo.height,  # type: ignore[arg-type]
         thumbnail=f"/api/media/photos/{photo.id}",
     )  # fmt: skip
 
 
-def _rejected_photo(album: Album, taken: Taken | None, name: str) -> PhotoPublic:
-    assert taken is not None
-    status, reasons = album.verdict_alone(taken)
+def _rejected_photo(album: Album, decoded: Taken | None, name: str) -> PhotoPublic:
+    assert decoded is not None
+    status, reasons = album.verdict_alone(decoded)
     return PhotoPublic(
         id=None, name=name, status=status, reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
         width=0, height=0, thumbnail=None,

@@ -42,17 +42,17 @@ def is_shutting_down(request: Request) -> bool:
 class HeldRequests:
     """Counts the requests that are held open, by person. Used on the event loop alone, so that it needs no lock."""
 
-    def __init__(self, most: Mapping[str, int] = HELD_MAX) -> None:
-        self._most, self._held = most, Counter[tuple[str, str]]()
+    def __init__(self, limit: Mapping[str, int] = HELD_MAX) -> None:
+        self._limits, self._held = limit, Counter[tuple[str, str]]()
         self._poll_threads: CapacityLimiter | None = None
 
     @contextmanager
     def hold(self, kind: str, person: str) -> Iterator[None]:
         """Count a request for as long as it is held. A problem of 429 where the person holds as many as they may."""
-        one, most = (kind, person), self._most[kind]
-        if self._held[one] >= most:
+        one, limit = (kind, person), self._limits[kind]
+        if self._held[one] >= limit:
             raise Problem(
-                429, "too-many-streams", f"You have {most} requests of this kind open; end one of them first.",
+                429, "too-many-streams", f"You have {limit} requests of this kind open; end one of them first.",
                 headers={"Retry-After": str(RETRY_S)},
             )  # fmt: skip
         self._held[one] += 1
@@ -142,13 +142,13 @@ class FairLimiter:
         """Wait for a place and for memory, and have them until the end. A problem of 503 where none is free in `wait_s` seconds."""
         own = self._own.setdefault(person, PersonShare(self.per_person, self._memory.amount // 2))
         memory_bytes = min(memory_bytes, own.memory.amount)
-        async with AsyncExitStack() as taken:
+        async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(self.wait_s):
-                    await taken.enter_async_context(own.places)
-                    await taken.enter_async_context(own.memory.take(memory_bytes))
-                    await taken.enter_async_context(self._places)
-                    await taken.enter_async_context(self._memory.take(memory_bytes))
+                    await held.enter_async_context(own.places)
+                    await held.enter_async_context(own.memory.take(memory_bytes))
+                    await held.enter_async_context(self._places)
+                    await held.enter_async_context(self._memory.take(memory_bytes))
             except TimeoutError as error:
                 raise Problem(503, "busy", self.busy_message, headers={"Retry-After": str(RETRY_S)}) from error
             yield

@@ -41,18 +41,18 @@ class TrustedHosts:
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
-        told = WRONG_HOST if self.host else LOOPBACK_ONLY
-        return await problem(421, "misdirected", told, headers={"Connection": "close"})(scope, receive, send)
+        detail = WRONG_HOST if self.host else LOOPBACK_ONLY
+        return await problem(421, "misdirected", detail, headers={"Connection": "close"})(scope, receive, send)
 
     def _is_trusted(self, scope: Scope) -> bool:
         if not self.host and any(PROXIED.fullmatch(name) for name, _ in scope["headers"]):
             return False
         if scope["path"] in self.probes:
             return True
-        asked = requested_host(scope["headers"])
+        host = requested_host(scope["headers"])
         if not self.host or is_loopback(self.host):
-            return is_loopback(asked)
-        return asked == self.host
+            return is_loopback(host)
+        return host == self.host
 
 
 def trusted_hosts(app: ASGIApp, settings: ApiSettings) -> ASGIApp:

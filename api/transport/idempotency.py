@@ -41,13 +41,13 @@ class IdempotencyGuard:
         """The stored response; None for a new key. A problem of 422 when the key came with another request."""
         if self.key_digest is None:
             return None
-        known = session.get(IdempotencyKey, (self.user_id, self.key_digest))
-        if known is None or known.created_ms < now_ms() - REPLAY_MS:
+        stored = session.get(IdempotencyKey, (self.user_id, self.key_digest))
+        if stored is None or stored.created_ms < now_ms() - REPLAY_MS:
             return None
-        if known.request_digest != self.request_digest:
+        if stored.request_digest != self.request_digest:
             raise key_mismatch()
-        assert known.response is not None
-        return kind.model_validate_json(unseal_bytes(known.response, label=self._label, keyring=self.keyring))
+        assert stored.response is not None
+        return kind.model_validate_json(unseal_bytes(stored.response, label=self._label, keyring=self.keyring))
 
     def store(self, session: Session, answer: Answer, *, status: int) -> Answer:
         """Store the response in the transaction of the work. Of two requests at once the later one fails here, with 409."""
@@ -86,9 +86,9 @@ async def idempotency_guard(
     """The guard of a person's request, by its key and the digest of method, address and body."""
     form = media_type(request.headers) in (FORM, URLENCODED)
     body = b"" if form else await request.body()  # a form was read by now; `including` adds its files
-    asked = _digest(request.method.encode(), request.url.path.encode(), request.url.query.encode(), body)
+    request_digest = _digest(request.method.encode(), request.url.path.encode(), request.url.query.encode(), body)
     key = _digest(idempotency_key.encode()) if idempotency_key else None
-    return IdempotencyGuard(user_id, key, asked, keyring)
+    return IdempotencyGuard(user_id, key, request_digest, keyring)
 
 
 def _digest(*parts: bytes) -> str:

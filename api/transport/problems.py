@@ -131,9 +131,9 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def explanation_of(detail: object) -> str:
     """The sentence for a library's reason why a body cannot be read; empty for an unknown one."""
-    for pattern, told in REASONS:
+    for pattern, sentence in REASONS:
         if found := re.fullmatch(pattern, detail if isinstance(detail, str) else ""):
-            return told.format(*found.groups())
+            return sentence.format(*found.groups())
     return ""
 
 
@@ -155,7 +155,7 @@ def install_handlers(app: FastAPI, more: Mapping[type[Exception], tuple[int, str
     async def handle_own_error(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, Problem):
             return problem(error.status, error.kind, error.detail, headers=error.headers)
-        status, kind = next((told for cls, told in known.items() if isinstance(error, cls)), (422, "refused"))
+        status, kind = next((answer for cls, answer in known.items() if isinstance(error, cls)), (422, "refused"))
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
         internal = isinstance(error, BlobMissing | KeyMissing)  # their sentences name blobs and owners
         return problem(status, kind, "" if internal else str(error), headers=headers)
