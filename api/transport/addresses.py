@@ -18,7 +18,7 @@ ISATAP = (0x00005EFE, 0x02005EFE)
 """How an interface id begins that carries an IPv4 address (RFC 5214)."""
 UNICAST = IPv6Network("2000::/3")
 """All that is given out of IPv6; what lies beyond is local, reserved or a transition."""
-NOWHERE = tuple(ip_network(one) for one in (
+NOT_PUBLIC = tuple(ip_network(one) for one in (
     "192.0.0.0/24", "192.88.99.0/24",  # protocol assignments (the nearest translator answers there), relays of 6to4
     "2001::/23", "2002::/16",  # Teredo and other protocol assignments, 6to4
     "2001:db8::/32", "3fff::/20",  # documentation, which older libraries take for public
@@ -26,7 +26,7 @@ NOWHERE = tuple(ip_network(one) for one in (
 """Networks without public servers; `is_global` takes some of them for public."""
 
 
-def counted_as(host: str) -> str:
+def client_key(host: str) -> str:
     """The key that a client is counted under: its IPv4 address, or the /64 network of an IPv6 address, which has 2^64 of them."""
     try:
         address = ip_address(host.partition("%")[0])
@@ -41,18 +41,18 @@ def counted_as(host: str) -> str:
 def is_public(ip: Address) -> bool:
     """Whether an address, and every address embedded in it, is on the public internet. One with a zone (`%eth0`) is not."""
     zone = isinstance(ip, IPv6Address) and ip.scope_id is not None
-    return not zone and all(_is_global(one) for one in reached(ip))
+    return not zone and all(_is_global(one) for one in reachable_addresses(ip))
 
 
-def reached(ip: Address) -> set[Address]:
+def reachable_addresses(ip: Address) -> set[Address]:
     """The address without its zone, and every IPv4 address that a translator or a tunnel would take it for."""
     if isinstance(ip, IPv4Address):
         return {ip}
     bare = IPv6Address(int(ip))
-    return {bare, *_carried(bare)}
+    return {bare, *_embedded(bare)}
 
 
-def _carried(ip: IPv6Address) -> Iterator[IPv4Address]:
+def _embedded(ip: IPv6Address) -> Iterator[IPv4Address]:
     low, high = int(ip) & 0xFFFF_FFFF, int(ip) >> 32 & 0xFFFF_FFFF
     if high in ISATAP or any(ip in network for network in LOW_32):
         yield IPv4Address(low)
@@ -73,7 +73,7 @@ def _by_prefix_length(ip: int) -> Iterator[IPv4Address]:
 
 
 def _is_global(ip: Address) -> bool:
-    if any(ip in network for network in NOWHERE if network.version == ip.version):
+    if any(ip in network for network in NOT_PUBLIC if network.version == ip.version):
         return False
     if isinstance(ip, IPv6Address) and not (ip in UNICAST or ip in NAT64):
         return False

@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.transport.addresses import counted_as
+from api.transport.addresses import client_key
 from api.transport.media_types import media_type
 
 HEAD_S = 10.0
@@ -219,7 +219,7 @@ class ConnectionCounter:
 
     def acquire(self, host: str) -> bool:
         """Count a connection; False where its address has `most` already."""
-        client = counted_as(host)
+        client = client_key(host)
         if self.most and self._held[client] >= self.most and not self._is_proxy(host):
             return False
         self._held[client] += 1
@@ -230,14 +230,14 @@ class ConnectionCounter:
 
     def release(self, host: str) -> None:
         """Count a connection as closed."""
-        client = counted_as(host)
+        client = client_key(host)
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
 
     def held(self, host: str) -> int:
         """How many connections an address holds."""
-        return self._held[counted_as(host)]
+        return self._held[client_key(host)]
 
 
 class Connection(socket.socket):

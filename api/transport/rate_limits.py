@@ -14,7 +14,7 @@ from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage, Storage, storage_from_string
 from limits.strategies import MovingWindowRateLimiter
 
-from api.transport.addresses import counted_as
+from api.transport.addresses import client_key
 from api.transport.problems import Problem
 from photoflux.errors import InputError
 
@@ -184,4 +184,4 @@ def too_many_requests(sentence: str, *, wait_s: float) -> Problem:
 
 def client_address(request: Request) -> str:
     """The key that an anonymous request is counted under. Behind a trusted proxy uvicorn takes the address from its headers."""
-    return counted_as(request.client.host) if request.client else "nowhere"
+    return client_key(request.client.host) if request.client else "nowhere"

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from api.jobs.webhook_delivery import check_address
-from api.transport.addresses import is_public, reached
+from api.transport.addresses import is_public, reachable_addresses
 from photoflux.errors import InputError
 
 INNER = [ipaddress.ip_address(one) for one in (
@@ -59,7 +59,7 @@ def is_refused(ip: Any) -> bool:
 @pytest.mark.parametrize("v4", INNER, ids=str)
 def test_no_address_leads_inward_by_a_detour(form: str, v4: Any):
     assert is_refused(v4)
-    assert v4 in reached(carried(form, v4))
+    assert v4 in reachable_addresses(carried(form, v4))
     assert is_refused(carried(form, v4))
 
 
@@ -87,7 +87,7 @@ def test_public_addresses_are_taken(v4: Any):
 @given(st.sampled_from(["2a00::/16", "2606:4700::/32", "2400::/16", "2620:0::/23", "8.0.0.0/8", "93.184.0.0/16", "171.64.0.0/14"])
        .flatmap(lambda network: st.ip_addresses(network=network)))  # fmt: skip
 def test_ordinary_public_addresses_are_taken(ip: Any):
-    assume(len(reached(ip)) == 1)
+    assume(len(reachable_addresses(ip)) == 1)
     assert is_public(ip)
     assert check_address(literal(ip), private=False)[1] == str(ip)
 
@@ -95,7 +95,9 @@ def test_ordinary_public_addresses_are_taken(ip: Any):
 @given(st.ip_addresses())
 def test_an_address_is_public_only_if_the_standard_says_so(ip: Any):
     if is_public(ip):
-        assert all(one.is_global and not one.is_multicast and not one.is_reserved for one in reached(ip) - {ip})
+        assert all(
+            one.is_global and not one.is_multicast and not one.is_reserved for one in reachable_addresses(ip) - {ip}
+        )
         assert ip.is_global
         assert not ip.is_multicast
 
@@ -112,4 +114,4 @@ def test_one_inner_address_of_several_is_enough(monkeypatch: pytest.MonkeyPatch)
 def test_a_zone_is_no_part_of_a_public_address():
     with pytest.raises(InputError):
         check_address("https://[2606:4700::1111%25eth0]/", private=False)
-    assert reached(ipaddress.ip_address("fe80::1%eth0")) == {ipaddress.ip_address("fe80::1")}
+    assert reachable_addresses(ipaddress.ip_address("fe80::1%eth0")) == {ipaddress.ip_address("fe80::1")}
