@@ -154,7 +154,7 @@ def test_handlers_stay_where_logs_were_not_set_up(monkeypatch: pytest.MonkeyPatc
 def test_warnings_are_told_by_category_and_place(lines: io.StringIO):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = sys.modules["api.ops.telemetry"]._warned
+        warnings.showwarning = sys.modules["api.ops.telemetry"]._log_warning
         warnings.warn(WORD, UserWarning, stacklevel=1)
     (line,) = told(lines)
     assert (line["exception"], "test_telemetry.py" in str(line["place"])) == ("UserWarning", True)
