@@ -51,9 +51,7 @@ class Somebody(FastHttpUser):
         elif chance < BETWEEN_S * (1 / GENERATIONS_EVERY_S + 1 / UPLOADS_EVERY_S):
             self.upload()
         else:
-            path = random.choice(
-                ("/api/subjects", "/api/results?limit=10", "/api/models", f"/api/subjects/{self.subject}")
-            )
+            path = random.choice(("/api/subjects", "/api/results?limit=10", "/api/models", f"/api/subjects/{self.subject}"))
             self.client.get(path, headers=self.headers, name="read " + path.split("?")[0].replace(self.subject, "{id}"))
 
     def generate(self) -> None:
