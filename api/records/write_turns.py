@@ -27,7 +27,7 @@ class WriteTurns:
     """
 
     def __init__(self, database: Path | None, *, wait_s: float) -> None:
-        self._threads, self._mine, self.wait_s = threading.Lock(), threading.local(), wait_s
+        self._threads, self._local, self.wait_s = threading.Lock(), threading.local(), wait_s
         self._files = (
             [database.with_name(f".{database.name}.{name}.lock") for name in ("next", "turn")] if database else []
         )
@@ -35,45 +35,45 @@ class WriteTurns:
         self._without_until = [float("-inf")] * 2
 
     def __enter__(self) -> None:
-        self._mine.depth = getattr(self._mine, "depth", 0) + 1
-        if self._mine.depth > 1:
+        self._local.depth = getattr(self._local, "depth", 0) + 1
+        if self._local.depth > 1:
             return
-        self._mine.has_turn = False
+        self._local.has_turn = False
         try:
-            self._mine.has_turn = self._threads.acquire(timeout=self.wait_s)
-            if self._mine.has_turn and self._files:
-                self._held = self._taken()
+            self._local.has_turn = self._threads.acquire(timeout=self.wait_s)
+            if self._local.has_turn and self._files:
+                self._held = self._acquire_turn()
         except BaseException:
             self.__exit__(None, None, None)
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._mine.depth -= 1
-        if self._mine.depth == 0 and self._mine.has_turn:
+        self._local.depth -= 1
+        if self._local.depth == 0 and self._local.has_turn:
             if self._held is not None:
                 os.close(self._held)
                 self._held = None
             self._threads.release()
 
-    def _taken(self) -> int | None:
+    def _acquire_turn(self) -> int | None:
         """A descriptor that holds the turn until it is closed, by the end of the process too; None where it could not be had."""
-        place = self._locked(0, min(self.wait_s, PLACE_S))
+        place = self._try_lock(0, min(self.wait_s, PLACE_S))
         try:
-            return self._locked(1, self.wait_s)
+            return self._try_lock(1, self.wait_s)
         finally:
             if place is not None:
                 os.close(place)
 
-    def _locked(self, which: int, wait_s: float) -> int | None:
+    def _try_lock(self, which: int, wait_s: float) -> int | None:
         if time.monotonic() < self._without_until[which]:
             return None
-        lock = _locked(self._files[which], time.monotonic() + wait_s)
+        lock = _lock_file(self._files[which], time.monotonic() + wait_s)
         if lock is None:
             self._without_until[which] = time.monotonic() + WITHOUT_S[which]
         return lock
 
 
-def _locked(file: Path, until: float) -> int | None:
+def _lock_file(file: Path, until: float) -> int | None:
     descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     while True:
         try:

@@ -91,24 +91,24 @@ class MemoryBudget:
                 await turn
             except BaseException:
                 if turn.done() and not turn.cancelled():  # it was granted just then
-                    self._give_back(amount)
+                    self._release(amount)
                 else:
                     with suppress(ValueError):  # it was granted and cancelled
                         self._waiting.remove((amount, turn))
-                    self._share_out()
+                    self._grant_waiting()
                 raise
         else:
             self._free -= amount
         try:
             yield
         finally:
-            self._give_back(amount)
+            self._release(amount)
 
-    def _give_back(self, amount: int) -> None:
+    def _release(self, amount: int) -> None:
         self._free += amount
-        self._share_out()
+        self._grant_waiting()
 
-    def _share_out(self) -> None:
+    def _grant_waiting(self) -> None:
         while self._waiting and self._waiting[0][0] <= self._free:
             amount, turn = self._waiting.popleft()
             if not turn.done():
