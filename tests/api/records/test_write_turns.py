@@ -120,7 +120,7 @@ def test_the_end_of_a_process_gives_its_turn_back(tmp_path: Path):
 def test_one_that_was_stopped_while_it_waited_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(write_turns, "PLACE_S", 0.05)
     turns = WriteTurns(tmp_path / "a.db", wait_s=PATIENCE_S)
-    waiting = write_turns._locked(turns._files[0], 0.0)
+    waiting = write_turns._lock_file(turns._files[0], 0.0)
     assert waiting is not None
     with turns:
         assert turns._held is not None
@@ -129,7 +129,7 @@ def test_one_that_was_stopped_while_it_waited_holds_up_nobody(tmp_path: Path, mo
 
 def test_a_lock_that_cannot_be_made_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     turns, other = WriteTurns(tmp_path / "a.db", wait_s=0.1), WriteTurns(tmp_path / "a.db", wait_s=0.1)
-    locked = write_turns._locked
+    locked = write_turns._lock_file
 
     def full(file: Path, until: float) -> int | None:
         if "turn" in file.name:
@@ -137,7 +137,7 @@ def test_a_lock_that_cannot_be_made_leaves_none_behind(tmp_path: Path, monkeypat
         return locked(file, until)
 
     with monkeypatch.context() as patch:
-        patch.setattr(write_turns, "_locked", full)
+        patch.setattr(write_turns, "_lock_file", full)
         with pytest.raises(OSError), turns:
             pass
     place = locked(other._files[0], 0.0)
@@ -151,9 +151,9 @@ def test_only_one_waits_for_who_was_stopped(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(write_turns, "WITHOUT_S", (0.5, 0.5))
     monkeypatch.setattr(write_turns, "PLACE_S", 0.2)
     turns, asked = WriteTurns(tmp_path / "a.db", wait_s=0.2), list[str]()
-    stopped = [write_turns._locked(file, 0.0) for file in turns._files]
-    locked = write_turns._locked
-    monkeypatch.setattr(write_turns, "_locked", lambda file, until: (asked.append(file.name), locked(file, until))[1])
+    stopped = [write_turns._lock_file(file, 0.0) for file in turns._files]
+    locked = write_turns._lock_file
+    monkeypatch.setattr(write_turns, "_lock_file", lambda file, until: (asked.append(file.name), locked(file, until))[1])
     for _ in range(5):
         with turns:
             assert turns._held is None
