@@ -52,7 +52,7 @@ def get_thumbnail(
 
 async def _limit_downloads(delivery: DeliveryDep, current_user: MediaUser) -> AsyncIterator[None]:
     """Limits the images sent to a person at a time: each stays in memory until its last byte is read."""
-    async with delivery.problem_responses.take(current_user.user_id):
+    async with delivery.answers.take(current_user.user_id):
         yield
 
 
