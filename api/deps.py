@@ -128,9 +128,8 @@ def _count(claims: AccessTokenClaims, login_sessions: LoginSessions, rate_limite
     rate_limiter.check("request", claims.login_session_id)
     if not login_sessions.is_open(claims.login_session_id):
         raise Problem(401, "signed-out", "This sign-in is over; sign in again.", headers={"WWW-Authenticate": "Bearer"})
-    rate_limiter.check(
-        "request", claims.user_id
-    )  # after that: requests with a stolen token of an ended session are not the user's
+    # counted last: what is sent with a stolen token of an ended session is not its owner's
+    rate_limiter.check("request", claims.user_id)
 
 
 CurrentUser = Annotated[AccessTokenClaims, Depends(get_current_user)]

@@ -145,7 +145,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
     _add_probes(app, telemetry, settings)
     add_pages(app)
-    for part in (
+    for module in (
         auth,
         terms,
         subjects,
@@ -160,7 +160,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         audit,
         media,
     ):
-        app.include_router(part.router)
+        app.include_router(module.router)
     app.include_router(subjects.uploads)
     if settings.provider == "embedded":
         public = settings.issuer
@@ -169,7 +169,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         rate_limiter = RateLimiter(settings.limits, rates=settings.rates)
         provider = make_provider(issuer=issuer, redirect_uri=back, accounts=accounts, rate_limiter=rate_limiter)
         app.mount(PROVIDER_PATH, provider)
-    # from the innermost to the outermost
+    # from the inside out: what is added last sees a request first
     limited = BodyLimits(
         ETags(app),
         seconds=settings.body_s,
