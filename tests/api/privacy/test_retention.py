@@ -182,7 +182,7 @@ def test_pictures_exports_and_leftover_rows_go(site: Site, ada: Person, sweep: C
         )
         session.add(Tombstone(receipt=receipt, login="x", user_id="y", erased_ms=0, done_ms=1))
     site.objects.put(ada.id, "export", f"{export}.1", b"zip")
-    swept = sweep(pictures=30)
+    swept = sweep(images=30)
     assert (swept["images"], swept["exports"]) == (1, 1)
     is_problem(ada.get(f"/api/results/{result}"), 404, "not-found")
     assert site.objects.ids(ada.id, "image") == site.objects.ids(ada.id, "export") == []
