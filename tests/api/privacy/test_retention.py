@@ -83,7 +83,7 @@ def test_nothing_of_today_goes(site: Site, ada: Person, sweep: Callable[..., dic
     subject = ada.subject_with_photos(5)
     result = ask(ada, ada.subject_with_model())["id"]
     finish(site, ada, result)
-    sweep(photos=1, models=1, pictures=1, runs=1)
+    sweep(photos=1, models=1, images=1, runs=1)
     assert ada.get(f"/api/subjects/{subject}").json()["photos"] == 5
     assert len(ada.get(f"/api/results/{result}").json()["images"]) == 1
     assert ada.get(f"/api/media/images/{result}.0").status_code == 200
@@ -163,7 +163,7 @@ def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ad
 def test_zero_days_keep_things(ada: Person, sweep: Callable[..., dict[str, int]]):
     subject = ada.subject_with_model()
     age_subject(ada, subject, days=4000)
-    sweep(models=0, photos=0, pictures=0, runs=0)
+    sweep(models=0, photos=0, images=0, runs=0)
     assert ada.get(f"/api/subjects/{subject}").json()["champion"] is not None
 
 
