@@ -16,7 +16,7 @@ from api.accounts.tokens import Bearer, Tokens
 from api.images.moderation import Guard
 from api.images.rendering import Delivery
 from api.jobs.generation_starter import GenerationStarter
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.jobs.run_starter import RunStarter
 from api.jobs.webhook_delivery import Subscriptions
 from api.ops.health import Health
@@ -49,7 +49,7 @@ class Service:
     intake: Intake
     journal: Journal
     heads: AuditHeads
-    line: Line
+    queue: JobQueue
     run_starter: RunStarter
     generation_starter: GenerationStarter
     limits: Limits
@@ -67,7 +67,7 @@ class Service:
         """Let go of everything that was opened."""
         self.intake.close()
         self.delivery.close()
-        self.line.close()
+        self.queue.close()
         self.records.engine.dispose()
 
 
@@ -91,7 +91,7 @@ AlbumDep = Annotated[Album, _part("album")]
 IntakeDep = Annotated[Intake, _part("intake")]
 JournalDep = Annotated[Journal, _part("journal")]
 HeadsDep = Annotated[AuditHeads, _part("heads")]
-LineDep = Annotated[Line, _part("line")]
+QueueDep = Annotated[JobQueue, _part("queue")]
 RunStarterDep = Annotated[RunStarter, _part("run_starter")]
 GenerationStarterDep = Annotated[GenerationStarter, _part("generation_starter")]
 LimitsDep = Annotated[Limits, _part("limits")]

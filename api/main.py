@@ -23,7 +23,7 @@ from api.images.credentials import open_credentials
 from api.images.moderation import Unchecked, open_guard
 from api.images.rendering import Delivery
 from api.jobs.generation_starter import GenerationStarter
-from api.jobs.job_queue import Line, prepare
+from api.jobs.job_queue import JobQueue, prepare
 from api.jobs.run_starter import RunStarter
 from api.jobs.webhook_delivery import Subscriptions
 from api.ops.health import Health
@@ -90,19 +90,19 @@ def make_service(settings: ApiSettings) -> Service:
         client_secret="" if embedded else settings.oidc_client_secret.get_secret_value(),
         verify=settings.trusted if embedded else True,
     )
-    line = Line(url)
-    subscriptions = Subscriptions(line)
+    queue = JobQueue(url)
+    subscriptions = Subscriptions(queue)
     journal = Journal(key, heard=subscriptions.heard)
     album = Album(objects, key, checks, settings.photos_max, intake.compare)
-    run_starter = RunStarter(settings, objects, album, line, journal)
+    run_starter = RunStarter(settings, objects, album, queue, journal)
     return Service(
         settings=settings, records=records, keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
         sign_ins=SignIns(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
         objects=objects, album=album, intake=intake,
-        journal=journal, heads=AuditHeads(records, objects, journal), line=line, subscriptions=subscriptions,
-        run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, line, journal),
+        journal=journal, heads=AuditHeads(records, objects, journal), queue=queue, subscriptions=subscriptions,
+        run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, queue, journal),
         limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
         guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(),
         looking_up=Turns(LOOK_UPS, per_person=1, wait_s=LOOK_UP_S, told=UNKNOWN_HOSTS), class_nouns=class_nouns(settings.base),

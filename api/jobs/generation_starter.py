@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from api.images.prompt_rules import Unsafe, check_prompt
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.jobs.run_starter import RunStarter
 from api.privacy import consents
 from api.records.audit_log import Journal
@@ -29,7 +29,7 @@ class GenerationStarter:
     settings: ApiSettings
     keyring: Keyring
     run_starter: RunStarter
-    line: Line
+    queue: JobQueue
     journal: Journal
 
     def begin(self, session: Session, subject: Subject, asked: GenerateAsked, known: Compared) -> Generation:
@@ -55,7 +55,7 @@ class GenerationStarter:
         session.add(row)
         session.flush()
         if row.run_id is None:
-            self.line.put_generation(session, row)
+            self.queue.enqueue_generation(session, row)
         self.journal.note(session, subject.user_id, "generation.created", row.id)
         return row
 

@@ -64,7 +64,7 @@ def prepare(records_url: str) -> None:
         DBOS.migrate(system_url(records_url))
 
 
-class Line:
+class JobQueue:
     """Where the service puts work."""
 
     def __init__(self, records_url: str) -> None:
@@ -72,41 +72,43 @@ class Line:
             system_database_url=system_url(records_url), serializer=Json(), application_name=NAME, lazy=True
         )
 
-    def put_run(self, session: Session, run: Run) -> None:
+    def enqueue_run(self, session: Session, run: Run) -> None:
         """Fine-tune, after others of the same urgency; a person's first run comes before another's second."""
         before = select(func.count()).select_from(Run).where(Run.user_id == run.user_id, Run.state == "queued")
-        self._put(session, RUNS, "fine_tune", run.id, owner=run.user_id, priority=session.scalar(before) or 1)
+        self.enqueue(session, RUNS, "fine_tune", run.id, owner=run.user_id, priority=session.scalar(before) or 1)
 
-    def put_generation(self, session: Session, row: Generation) -> None:
+    def enqueue_generation(self, session: Session, row: Generation) -> None:
         """Draw."""
         before = select(func.count()).select_from(Generation)
         mine = before.where(Generation.user_id == row.user_id, Generation.state == "queued")
-        self._put(session, DRAWINGS, "draw", row.id, owner=row.user_id, priority=session.scalar(mine) or 1)
+        self.enqueue(session, DRAWINGS, "draw", row.id, owner=row.user_id, priority=session.scalar(mine) or 1)
 
-    def put_erasure(self, session: Session, receipt: str) -> None:
+    def enqueue_erasure(self, session: Session, receipt: str) -> None:
         """Delete what is left of an account. It has nobody's share: erasures wait for nothing but each other."""
-        self._put(session, ERASURES, "erase", receipt)
+        self.enqueue(session, ERASURES, "erase", receipt)
 
-    def put_export(self, session: Session, export: Export) -> None:
+    def enqueue_export(self, session: Session, export: Export) -> None:
         """Pack everything that is kept of a person."""
-        self._put(session, EXPORTS, "export", export.id, owner=export.user_id)
+        self.enqueue(session, EXPORTS, "export", export.id, owner=export.user_id)
 
-    def put_sign_off(self, session: Session, run: Run) -> None:
+    def enqueue_sign_off(self, session: Session, run: Run) -> None:
         """Register what an operator signed for."""
-        self._put(session, SIGN_OFFS, "sign", f"{run.id}:{new_id()}", owner=run.user_id, args=(run.id,))
+        self.enqueue(session, SIGN_OFFS, "sign", f"{run.id}:{new_id()}", owner=run.user_id, args=(run.id,))
 
-    def put_removal(self, session: Session, gone: Gone) -> None:
+    def enqueue_deletion(self, session: Session, gone: Gone) -> None:
         """Delete what deleted rows named."""
-        self._put(session, REMOVALS, "remove", new_id(), owner=gone.owner, args=(asdict(gone),))
+        self.enqueue(session, REMOVALS, "remove", new_id(), owner=gone.owner, args=(asdict(gone),))
 
-    def put_notice(self, session: Session, notice: Notice) -> None:
+    def enqueue_delivery(self, session: Session, notice: Notice) -> None:
         """Tell a person's address."""
-        self._put(session, DELIVERIES, "tell", notice.id, owner=notice.user_id)
+        self.enqueue(session, DELIVERIES, "tell", notice.id, owner=notice.user_id)
 
-    def put_notice_again(self, session: Session, notice: Notice, attempt: int, delay_s: float) -> None:
+    def enqueue_redelivery(self, session: Session, notice: Notice, attempt: int, delay_s: float) -> None:
         """Tell it later."""
         again = f"{notice.id}:{attempt}"
-        self._put(session, DELIVERIES, "tell", again, owner=notice.user_id, args=(notice.id, attempt), delay_s=delay_s)
+        self.enqueue(
+            session, DELIVERIES, "tell", again, owner=notice.user_id, args=(notice.id, attempt), delay_s=delay_s
+        )
 
     def is_idle(self, owner: str) -> bool:
         """Take what waits to be done for an owner out of the line; whether nothing is being done for them now."""
@@ -142,7 +144,7 @@ class Line:
         """Let go of the database."""
         self._client.destroy()
 
-    def _put(
+    def enqueue(
         self, session: Session, queue: str, workflow: str, workflow_id: str, *, owner: str = "", priority: int = 1,
         args: tuple[Any, ...] = (), delay_s: float = 0.0,
     ) -> None:  # fmt: skip

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.privacy import consents
 from api.records.audit_log import Journal
 from api.records.tables import ACTIVE, Run, Subject, new_id
@@ -36,7 +36,7 @@ class RunStarter:
     settings: ApiSettings
     objects: Objects
     album: Album
-    line: Line
+    queue: JobQueue
     journal: Journal
 
     def begin(self, session: Session, subject: Subject, changes: dict[str, Any], known: Compared) -> Run:
@@ -58,7 +58,7 @@ class RunStarter:
             raise Problem(
                 409, "run-active", "This subject is being fine-tuned already; wait for it, or cancel it."
             ) from error
-        self.line.put_run(session, run)
+        self.queue.enqueue_run(session, run)
         self.journal.note(session, subject.user_id, "run.created", run.id)
         return run
 

@@ -24,7 +24,7 @@ import httpx2
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.records.database import AccountClosed, Records, outlasting, retried
 from api.records.tables import ACTIVE, Export, Generation, Notice, Run, User, Webhook, new_id, now_ms
 from api.schemas import iso
@@ -53,7 +53,7 @@ class Undelivered(PhotoFluxError):
 class Subscriptions:
     """Turns what the journal notes into notices for those who want to be told."""
 
-    line: Line
+    queue: JobQueue
 
     def heard(self, session: Session, action: str, object_id: str | None, outcome: str) -> None:
         """One more entry of the journal, in its transaction."""
@@ -74,7 +74,7 @@ class Subscriptions:
             id=new_id(), user_id=webhook.user_id, webhook_id=webhook.id, event=event, object_id=object_id, outcome=outcome
         )  # fmt: skip
         session.add(notice)
-        self.line.put_notice(session, notice)
+        self.queue.enqueue_delivery(session, notice)
         return notice
 
 

@@ -17,7 +17,7 @@ from api.images.generator import Generations
 from api.images.moderation import open_guard
 from api.images.rendering import Delivery
 from api.jobs import workflows
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.jobs.leases import Heartbeat, Lease, LeasedObjects, LeasedRecords, exit_at_once
 from api.jobs.webhook_delivery import Messenger, Subscriptions
 from api.ops.telemetry import quiet_libraries, set_up_logs
@@ -128,14 +128,14 @@ def make_hands(
     objects = LeasedObjects(open_objects(keyring).store, keyring, lease)
     tokens = Tokens(records, keyring, issuer=settings.issuer, access_s=settings.access_token_s)
     engine = EngineClient(settings.engine_url, tokens, predict_route=settings.predict_route)
-    line = Line(url)
-    journal = Journal(pepper(keyring), heard=Subscriptions(line).heard)
+    queue = JobQueue(url)
+    journal = Journal(pepper(keyring), heard=Subscriptions(queue).heard)
     return workflows.Hands(
-        records=records, line=line,
+        records=records, queue=queue,
         runs=FineTuning(
-            records, objects, orchestrator, journal, after=line.put_generation, price_per_hour=settings.price_per_hour,
+            records, objects, orchestrator, journal, after=queue.enqueue_generation, price_per_hour=settings.price_per_hour,
             limit_s=3600 * settings.run_hours, require=lease.require,
-            discard=lambda session, run: line.put_removal(session, Gone(run.user_id, runs=[run.id])),
+            discard=lambda session, run: queue.enqueue_deletion(session, Gone(run.user_id, runs=[run.id])),
             unregister=unregister, recorded=heads.store,
         ),
         generations=Generations(
@@ -143,14 +143,14 @@ def make_hands(
         ),
         erasure=Erasure(
             records, objects, keyring, journal, engine.forget, unregister, orchestrator.discard, settings.cache_dir,
-            require=lease.require, is_idle=line.is_idle, recorded=heads.store,
+            require=lease.require, is_idle=queue.is_idle, recorded=heads.store,
         ),
         exports=Exports(records, objects, journal),
         messenger=Messenger(
-            records, keyring, private=settings.one_machine, again=line.put_notice_again, require=lease.require
+            records, keyring, private=settings.one_machine, again=queue.enqueue_redelivery, require=lease.require
         ),
         retention=Retention(
-            records, objects, journal, tokens, settings.keep, orchestrator.discard, line.put_removal, line.forget,
+            records, objects, journal, tokens, settings.keep, orchestrator.discard, queue.enqueue_deletion, queue.forget,
             heads=heads,
         ),
     )  # fmt: skip

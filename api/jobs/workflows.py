@@ -29,8 +29,8 @@ from api.jobs.job_queue import (
     SHARE,
     SIGN_OFFS,
     VERSION,
+    JobQueue,
     Json,
-    Line,
     system_url,
 )
 from api.jobs.webhook_delivery import Messenger
@@ -67,7 +67,7 @@ class Hands:
     """What the workflows work with in this process."""
 
     records: Records
-    line: Line
+    queue: JobQueue
     runs: FineTuning
     generations: Generations
     erasure: Erasure
@@ -206,7 +206,7 @@ def _or_later(
         delay_s = min(LAST_PAUSE_S, PAUSE_S * 1.5 ** min(attempt, 20))
     more = (attempt + 1,) if workflow == "erase" else (attempt + 1, name)
     with hands.records.writing() as session:
-        hands.line._put(
+        hands.queue.enqueue(
             session, queue, workflow, f"{name}:{attempt + 1}", owner=owner, args=(*args, *more), delay_s=delay_s
         )
     return "later"
@@ -284,10 +284,10 @@ def end_exhausted() -> None:
         "tell": lambda name: hands.messenger.fail(name.partition(":")[0]),
         "sign": lambda name: hands.runs.reopen(name.partition(":")[0]),
     }
-    for name, workflow_id in hands.line.exhausted():
+    for name, workflow_id in hands.queue.exhausted():
         log.warning("%s %s was begun anew too often and is given up", name, workflow_id)
         ends.get(name, lambda _: None)(workflow_id)
-        hands.line.drop(workflow_id)
+        hands.queue.drop(workflow_id)
 
 
 def take_up(live: Callable[[], set[str]]) -> None:

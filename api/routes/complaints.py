@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from api.deps import JournalDep, KeyringDep, LimitsDep, LineDep, Operator, RecordsDep
+from api.deps import JournalDep, KeyringDep, LimitsDep, Operator, QueueDep, RecordsDep
 from api.privacy.complaint_handling import close, new_complaint, take_down, words_of
 from api.records.audit_log import ANYBODY
 from api.records.database import Records
@@ -114,7 +114,7 @@ def close_complaint(
     records: RecordsDep,
     keyring: KeyringDep,
     journal: JournalDep,
-    line: LineDep,
+    queue: QueueDep,
     operator: Operator,
 ) -> ComplaintShown:
     """Answer a complaint."""
@@ -128,7 +128,7 @@ def close_complaint(
             if row.state != "open":
                 raise Problem(409, "conflict", "Somebody else has just answered this complaint; look at it again.")
             for gone in taken:
-                line.put_removal(session, gone)
+                queue.enqueue_deletion(session, gone)
             close(row, asked.outcome)
             journal.note(session, operator.user_id, "complaint.closed", row.id, asked.outcome)
         return _shown(keyring, row)

@@ -16,16 +16,16 @@ from api.deps import (
     Caller,
     JournalDep,
     KeyringDep,
-    LineDep,
     Maker,
     ObjectsDep,
     OnceDep,
+    QueueDep,
     RecordsDep,
     SettingsDep,
     Viewer,
     owned,
 )
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.privacy.erasure import begin_erasure
 from api.records.audit_log import Journal
 from api.records.tables import ACTIVE, Export, Tombstone, User, new_id, now_ms
@@ -68,24 +68,24 @@ class Receipt(BaseModel):
 
 @router.post("/me/export", operation_id="createExport", status_code=202, responses=answers(*SIGNED_IN, *ONCE))
 def create_export(
-    records: RecordsDep, journal: JournalDep, line: LineDep, settings: SettingsDep, caller: Maker, once: OnceDep
+    records: RecordsDep, journal: JournalDep, queue: QueueDep, settings: SettingsDep, caller: Maker, once: OnceDep
 ) -> ExportShown:
     """Have everything that is kept of you packed into a ZIP; asked for again meanwhile, it is the same one."""
     with records.writing_for(caller.user_id) as session:
         if answered := once.answered(session, ExportShown):
             return answered
         waiting = select(Export).where(Export.user_id == caller.user_id, Export.state.in_(ACTIVE))
-        row = session.scalar(waiting) or _begin_export(session, journal, line, settings, caller.user_id)
+        row = session.scalar(waiting) or _begin_export(session, journal, queue, settings, caller.user_id)
         return once.keep(session, _export(row), status=202)
 
 
-def _begin_export(session: Session, journal: Journal, line: Line, settings: ApiSettings, user_id: str) -> Export:
+def _begin_export(session: Session, journal: Journal, queue: JobQueue, settings: ApiSettings, user_id: str) -> Export:
     """Record an export and put it in line. A problem of 429 when many were asked for today."""
     row = Export(id=new_id(), user_id=user_id, state="queued")
     session.add(row)
     session.flush()
     count_start(session, user_id, "export", limit=settings.exports_a_day, what="exports")
-    line.put_export(session, row)
+    queue.enqueue_export(session, row)
     journal.note(session, user_id, "export.created", row.id)
     return row
 
@@ -123,11 +123,11 @@ def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, vie
 
 
 @router.delete("/me", operation_id="eraseMe", status_code=202, responses=answers(*SIGNED_IN))
-def erase_me(records: RecordsDep, keyring: KeyringDep, journal: JournalDep, line: LineDep, caller: Caller) -> Receipt:
+def erase_me(records: RecordsDep, keyring: KeyringDep, journal: JournalDep, queue: QueueDep, caller: Caller) -> Receipt:
     """Erase your account: its keys at once, then everything that they sealed. This cannot be undone."""
     with records.writing_for(caller.user_id) as session:
         receipt = begin_erasure(session, session.get_one(User, caller.user_id), journal)
-        line.put_erasure(session, receipt)
+        queue.enqueue_erasure(session, receipt)
     keyring.erase(caller.user_id)
     return get_erasure(receipt, records)
 

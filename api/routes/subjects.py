@@ -18,10 +18,10 @@ from api.deps import (
     GuardDep,
     IntakeDep,
     JournalDep,
-    LineDep,
     Maker,
     ObjectsDep,
     OnceDep,
+    QueueDep,
     RecordsDep,
     SettingsDep,
     TriggerDep,
@@ -109,14 +109,14 @@ def get_subject(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Ca
 
 @router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204, responses=answers(404))
 def delete_subject(
-    subject_id: Id, records: RecordsDep, objects: ObjectsDep, journal: JournalDep, line: LineDep, caller: Caller
+    subject_id: Id, records: RecordsDep, objects: ObjectsDep, journal: JournalDep, queue: QueueDep, caller: Caller
 ) -> None:
     """Delete a subject with its photos, models, runs and pictures; what runs for it is cancelled."""
     with records.writing_for(caller.user_id) as session:
         subject = owned(session, Subject, subject_id, caller, lock=True)
         journal.note(session, caller.user_id, "subject.deleted", subject.id)
         gone = erase_subject(session, subject)
-        line.put_removal(session, gone)
+        queue.enqueue_deletion(session, gone)
     gone.clear(objects)
 
 

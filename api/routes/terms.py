@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from api.deps import Caller, JournalDep, LineDep, RecordsDep
+from api.deps import Caller, JournalDep, QueueDep, RecordsDep
 from api.privacy import consents
 from api.privacy.erasure import end_work, erase_models
 from api.records.tables import Consent
@@ -53,7 +53,7 @@ def give_consent(asked: ConsentAsked, records: RecordsDep, journal: JournalDep, 
     "/consents/{purpose}", operation_id="withdrawConsent", status_code=204, responses=answers(*SIGNED_IN, 422)
 )
 def withdraw_consent(
-    purpose: Literal["terms", "likeness"], records: RecordsDep, journal: JournalDep, line: LineDep, caller: Caller
+    purpose: Literal["terms", "likeness"], records: RecordsDep, journal: JournalDep, queue: QueueDep, caller: Caller
 ) -> None:
     """Take an agreement back: what runs under it is ended, and models of people are deleted; photos and pictures stay."""
     with records.writing_for(caller.user_id) as session:
@@ -64,7 +64,7 @@ def withdraw_consent(
         for subject in subjects:
             if subject.depicts != consents.NOBODY:
                 gone = erase_models(session, subject, journal, WITHDRAWN)
-                line.put_removal(session, gone)
+                queue.enqueue_deletion(session, gone)
 
 
 def _shown(consent: Consent) -> ConsentShown:

@@ -78,7 +78,7 @@ class listening:  # noqa: N801
 
 
 def messenger(site: Site, **more: Any) -> Messenger:
-    again = site.service.line.put_notice_again
+    again = site.service.queue.enqueue_redelivery
     return Messenger(site.service.records, site.service.keyring, **{"private": True, "again": again, **more})
 
 

@@ -79,27 +79,27 @@ class Notes:
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def worker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Records, job_queue.Line, Notes]]:
+) -> Iterator[tuple[Records, job_queue.JobQueue, Notes]]:
     """Records, the line and the notes of a worker in this process, for all tests of the module."""
     with migrated(request, tmp_path_factory.mktemp("work")) as url, pytest.MonkeyPatch.context() as patch:
         patch.setattr(workflows, "PAUSE_S", 0.01)
         patch.setattr(workflows, "SOON_S", 0.01)
         patch.setattr(workflows, "POLL_S", dict.fromkeys(workflows.POLL_S, 0.05))
-        records, line, notes = Records(open_engine(url)), job_queue.Line(url), Notes()
+        records, queue, notes = Records(open_engine(url)), job_queue.JobQueue(url), Notes()
         parts = dict.fromkeys((field.name for field in fields(workflows.Hands)), notes) | {
             "records": records,
-            "line": line,
+            "queue": queue,
         }
         workflows.launch(url, workflows.Hands(**parts), worker_id="this-one", runs_at_once=1)  # type: ignore[arg-type]
-        yield records, line, notes
+        yield records, queue, notes
         notes.go.set()
         workflows.stop(5)
-        line.close()
+        queue.close()
         records.engine.dispose()
 
 
 @pytest.fixture
-def working(worker: tuple[Records, job_queue.Line, Notes]) -> Iterator[tuple[Records, job_queue.Line, Notes]]:
+def working(worker: tuple[Records, job_queue.JobQueue, Notes]) -> Iterator[tuple[Records, job_queue.JobQueue, Notes]]:
     """The worker with nothing noted and nothing told to answer."""
     yield worker
     _, _, notes = worker
@@ -129,63 +129,63 @@ def generation_of(user: str, subject: str) -> Generation:
     )
 
 
-def put(records: Records, line: job_queue.Line, row: Any) -> str:
+def put(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
     with records.writing() as session:
         session.add(row)
-        (line.put_run if isinstance(row, Run) else line.put_generation)(session, row)
+        (queue.enqueue_run if isinstance(row, Run) else queue.enqueue_generation)(session, row)
     return str(row.id)
 
 
-def test_what_is_recorded_is_done(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_is_recorded_is_done(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put(records, line, generation_of(user, subject))
-    run = put(records, line, run_of(user, subject))
+    drawn = put(records, queue, generation_of(user, subject))
+    run = put(records, queue, run_of(user, subject))
     notes.wait_for("perform", drawn)
     notes.wait_for("settle", run, "1", "succeeded")
 
 
-def test_what_is_rolled_back_is_not(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_is_rolled_back_is_not(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
     lost = generation_of(user, subject)
     with pytest.raises(RuntimeError), records.writing() as session:
         session.add(lost)
-        line.put_generation(session, lost)
+        queue.enqueue_generation(session, lost)
         raise RuntimeError("the route failed")
-    kept = put(records, line, generation_of(user, subject))
+    kept = put(records, queue, generation_of(user, subject))
     notes.wait_for("perform", kept)
     assert ("perform", lost.id) not in notes.asked
 
 
-def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
     notes.answers["follow"] = [LOST, "succeeded"]
-    first = put(records, line, run_of(user, subject))
+    first = put(records, queue, run_of(user, subject))
     notes.wait_for("settle", first, "2", "succeeded")
     notes.answers["follow"] = [LOST] * workflows.ATTEMPTS
     _, other = add_user(records)
-    second = put(records, line, run_of(user, other))
+    second = put(records, queue, run_of(user, other))
     notes.wait_for("settle", second, str(workflows.ATTEMPTS), LOST)
 
 
-def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
     notes.answers["perform"] = [ValueError("canary")] * 3
-    drawn = put(records, line, generation_of(user, subject))
+    drawn = put(records, queue, generation_of(user, subject))
     notes.wait_for("end", drawn, "failed", "internal", workflows.FINAL_WORDS)
     assert notes.asked.count(("perform", drawn)) == 3
     assert "canary" not in workflows.FINAL_WORDS
 
 
-def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_queue.Line, Notes]):
+def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_queue.JobQueue, Notes]):
     """Named by ids alone, in the transaction that deletes the rows, and until it is done."""
-    records, line, notes = working
+    records, queue, notes = working
     notes.answers["remove"] = [OSError("the registry is away")]
     with records.writing() as session:
-        line.put_removal(session, Gone("ada", [("photo", "1")], ["run-1", "run-2"], ["subject-1"]))
+        queue.enqueue_deletion(session, Gone("ada", [("photo", "1")], ["run-1", "run-2"], ["subject-1"]))
     notes.wait_for("remove", "ada", "run-1", "run-2")
     until = time.monotonic() + 20
     while notes.asked.count(("remove", "ada", "run-1", "run-2")) < 2:
@@ -193,40 +193,40 @@ def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_qu
         time.sleep(0.01)
 
 
-def test_a_notice_is_sent(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
-    notes.wait_for("perform", tell_of(records, line, add_user(records)[0]), "1")
+def test_a_notice_is_sent(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
+    notes.wait_for("perform", tell_of(records, queue, add_user(records)[0]), "1")
 
 
-def test_what_is_signed_for_is_registered(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_is_signed_for_is_registered(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
     run = run_of(user, subject)
     with records.writing() as session:
         session.add(run)
-        line.put_sign_off(session, run)
+        queue.enqueue_sign_off(session, run)
     notes.wait_for("sign", run.id)
 
 
-def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put(records, line, generation_of(user, subject))
+    drawn = put(records, queue, generation_of(user, subject))
     notes.wait_for("perform", drawn)
     until = time.monotonic() + 20
     while DBOS.retrieve_workflow(drawn).get_status().status != "SUCCESS":
         assert time.monotonic() < until
     notes.go.clear()
-    waiting = put(records, line, generation_of(user, subject))
-    assert line.forget(now_ms() - 3_600_000) == 0
-    assert line.forget(now_ms() + 1000) >= 1
+    waiting = put(records, queue, generation_of(user, subject))
+    assert queue.forget(now_ms() - 3_600_000) == 0
+    assert queue.forget(now_ms() + 1000) >= 1
     known = {one.workflow_id for one in DBOS.list_workflows()}
     assert (drawn in known, waiting in known) == (False, True)
     notes.go.set()
     notes.wait_for("perform", waiting)
 
 
-def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, job_queue.Line, Notes]):
+def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, job_queue.JobQueue, Notes]):
     _, _, notes = working
     (schedule,) = DBOS.list_schedules()
     assert (schedule["schedule_name"], schedule["schedule"]) == ("sweep", workflows.SWEEP_AT)
@@ -243,25 +243,25 @@ def pending(executor: str, workflow_id: str, records: Records) -> None:
         session.execute(text(f"update {schema}workflow_status set {taken} where workflow_uuid = :which"), values)
 
 
-def put_off(records: Records, line: job_queue.Line, row: Any) -> str:
+def put_off(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
     """Put in line so that nobody takes it out for now."""
     with records.writing() as session:
         session.add(row)
         session.flush()
-        line._put(session, job_queue.DRAWINGS, "draw", row.id, owner=row.user_id, delay_s=3600)
+        queue.enqueue(session, job_queue.DRAWINGS, "draw", row.id, owner=row.user_id, delay_s=3600)
     return str(row.id)
 
 
-def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    left, kept = (put_off(records, line, generation_of(user, subject)) for _ in range(2))
+    left, kept = (put_off(records, queue, generation_of(user, subject)) for _ in range(2))
     pending("dead", left, records)
     pending("another", kept, records)
     for _ in range(3):
         workflows.take_up(lambda: {"this-one", "another"})
     notes.wait_for("perform", left)
-    done = put(records, line, generation_of(user, subject))
+    done = put(records, queue, generation_of(user, subject))
     notes.wait_for("perform", done)
     assert notes.asked.count(("perform", left)) == 1
     assert ("perform", kept) not in notes.asked
@@ -269,10 +269,10 @@ def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, jo
     notes.wait_for("perform", kept)
 
 
-def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put_off(records, line, generation_of(user, subject))
+    drawn = put_off(records, queue, generation_of(user, subject))
     schema = "dbos." if records.engine.dialect.name == "postgresql" else ""
     with records.writing() as session:
         session.execute(
@@ -282,63 +282,67 @@ def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Reco
     pending("dead", drawn, records)
     workflows.take_up(lambda: {"this-one"})
     until = time.monotonic() + 20
-    while not line.exhausted():
+    while not queue.exhausted():
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert line.exhausted() == [("draw", drawn)]
+    assert queue.exhausted() == [("draw", drawn)]
     workflows.end_exhausted()
     notes.wait_for("end", drawn, "failed", "killed", workflows.KILLED_WORDS)
     assert ("perform", drawn) not in notes.asked
-    assert line.exhausted() == []
+    assert queue.exhausted() == []
 
 
 @pytest.mark.slow
-def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
     notes.answers["follow"] = [OSError("away")] * 5
-    run = put(records, line, run_of(user, subject))
+    run = put(records, queue, run_of(user, subject))
     notes.wait_for("give_up", run, "internal", workflows.RUN_WORDS, timeout_s=60)
 
 
-def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(
+    working: tuple[Records, job_queue.JobQueue, Notes],
+):
+    records, queue, notes = working
     receipt, other = new_id(), new_id()
     notes.answers["perform"] = [UnderWay("a picture")] * 3
     with records.writing() as session:
-        line.put_erasure(session, receipt)
+        queue.enqueue_erasure(session, receipt)
     until = time.monotonic() + 20
     while notes.asked.count(("perform", receipt)) < 4:
         assert time.monotonic() < until, notes.asked
         time.sleep(0.01)
     with records.writing() as session:
-        line.put_erasure(session, other)
+        queue.enqueue_erasure(session, other)
     notes.wait_for("perform", other)
 
 
-def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(
+    working: tuple[Records, job_queue.JobQueue, Notes],
+):
+    records, queue, notes = working
     (ada, hers), (bob, his) = add_user(records), add_user(records)
     notes.go.clear()
-    under_way = put(records, line, generation_of(ada, hers))
+    under_way = put(records, queue, generation_of(ada, hers))
     until = time.monotonic() + 20
     while DBOS.retrieve_workflow(under_way).get_status().status != "PENDING":
         assert time.monotonic() < until
         time.sleep(0.01)
-    waiting, bobs = put_off(records, line, generation_of(ada, hers)), put_off(records, line, generation_of(bob, his))
-    assert line.is_idle(ada) is False
+    waiting, bobs = put_off(records, queue, generation_of(ada, hers)), put_off(records, queue, generation_of(bob, his))
+    assert queue.is_idle(ada) is False
     states = {one.workflow_id: one.status for one in DBOS.list_workflows()}
     assert (states[waiting], states[bobs]) == ("CANCELLED", "DELAYED")
-    assert line.is_idle(ada) is False
+    assert queue.is_idle(ada) is False
     notes.go.set()
-    while not line.is_idle(ada):
+    while not queue.is_idle(ada):
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[Records, job_queue.Line, Notes]):
+def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[Records, job_queue.JobQueue, Notes]):
     """Forty of one owner's hang; another's is sent meanwhile."""
-    records, line, _ = working
+    records, queue, _ = working
     hanging = threading.Event()
     sent: list[str] = []
 
@@ -354,8 +358,8 @@ def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[R
     try:
         (ada, _), (bob, _) = add_user(records), add_user(records)
         for _ in range(40):
-            tell_of(records, line, ada)
-        bobs = tell_of(records, line, bob)
+            tell_of(records, queue, ada)
+        bobs = tell_of(records, queue, bob)
         until = time.monotonic() + 20
         while bobs not in sent:
             assert time.monotonic() < until
@@ -370,7 +374,7 @@ def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[R
         workflows.hands.messenger = before
 
 
-def tell_of(records: Records, line: job_queue.Line, user: str) -> str:
+def tell_of(records: Records, queue: job_queue.JobQueue, user: str) -> str:
     """Id of a notice that was put in line."""
     with records.writing() as session:
         webhook = Webhook(id=new_id(), user_id=user, address=b"", secret=b"")
@@ -378,30 +382,30 @@ def tell_of(records: Records, line: job_queue.Line, user: str) -> str:
         session.flush()
         notice = Notice(id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z")
         session.add(notice)
-        line.put_notice(session, notice)
+        queue.enqueue_delivery(session, notice)
     return str(notice.id)
 
 
-def test_people_take_turns(working: tuple[Records, job_queue.Line, Notes]):
+def test_people_take_turns(working: tuple[Records, job_queue.JobQueue, Notes]):
     """While one run is under way, two of Ada's and one of Bob's are put in line: Bob's is second, not last."""
-    records, line, notes = working
+    records, queue, notes = working
     notes.go.clear()
     (blocker, its), (ada, hers), (bob, his) = (add_user(records) for _ in range(3))
-    put(records, line, run_of(blocker, its))
+    put(records, queue, run_of(blocker, its))
     time.sleep(0.5)
     _, more = add_user(records)
-    first, second = put(records, line, run_of(ada, hers)), put(records, line, run_of(ada, more))
-    third = put(records, line, run_of(bob, his))
+    first, second = put(records, queue, run_of(ada, hers)), put(records, queue, run_of(ada, more))
+    third = put(records, queue, run_of(bob, his))
     notes.go.set()
     notes.wait_for("settle", second, "1", "succeeded")
     order = [asked[1] for asked in notes.asked if asked[0] == "follow"][1:]
     assert order == [first, third, second]
 
 
-def test_arguments_and_results_are_readable_json(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_arguments_and_results_are_readable_json(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put(records, line, generation_of(user, subject))
+    drawn = put(records, queue, generation_of(user, subject))
     notes.wait_for("perform", drawn)
     json = job_queue.Json()
     assert json.deserialize(json.serialize({"args": [drawn]})) == {"args": [drawn]}
@@ -415,18 +419,18 @@ def test_arguments_and_results_are_readable_json(working: tuple[Records, job_que
     assert DBOS.retrieve_workflow(drawn).get_result() == "succeeded"
 
 
-def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[Records, job_queue.Line, Notes]):
+def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[Records, job_queue.JobQueue, Notes]):
     """It names what no row names any more, and is not taken out of the line."""
-    records, line, notes = working
+    records, queue, notes = working
     ada, _ = add_user(records)
     notes.go.clear()
     with records.writing() as session:
-        line.put_removal(session, Gone(ada, runs=["a run"]))
-    assert line.is_idle(ada) is False
+        queue.enqueue_deletion(session, Gone(ada, runs=["a run"]))
+    assert queue.is_idle(ada) is False
     notes.go.set()
     notes.wait_for("remove", ada, "a run")
     until = time.monotonic() + 20
-    while not line.is_idle(ada):
+    while not queue.is_idle(ada):
         assert time.monotonic() < until
         time.sleep(0.01)
 

@@ -231,7 +231,7 @@ def test_a_request_that_the_database_gave_up_is_answered_all_the_same(
 def test_people_and_workers_do_not_wait_for_each_other_for_ever(site: Site, ada: Person):
     """Sixty pairs of a request and a worker's step on the same run: nobody is answered 500, and every run ends once."""
     journal, records = site.service.journal, site.service.records
-    runs = FineTuning(records, site.objects, None, journal, after=site.service.line.put_generation)  # type: ignore[arg-type]
+    runs = FineTuning(records, site.objects, None, journal, after=site.service.queue.enqueue_generation)  # type: ignore[arg-type]
     for number in range(60):
         subject, run = ada.subject_with_model(), new_id()
         with records.writing() as session:

@@ -350,7 +350,7 @@ def test_a_run_that_is_given_up_is_told_of_and_discarded_in_one_transaction(site
     tuning, _, _ = work(run_of(State.running))
 
     def put(session: Session, row: Run) -> None:
-        site.service.line.put_removal(session, Gone(row.user_id, runs=[row.id]))
+        site.service.queue.enqueue_deletion(session, Gone(row.user_id, runs=[row.id]))
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
