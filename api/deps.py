@@ -18,7 +18,7 @@ from api.images.rendering import Delivery
 from api.jobs.generation_starter import GenerationStarter
 from api.jobs.job_queue import JobQueue
 from api.jobs.run_starter import RunStarter
-from api.jobs.webhook_delivery import Subscriptions
+from api.jobs.webhook_delivery import WebhookSubscriptions
 from api.ops.health import Health
 from api.records.audit_log import AuditHeads, Journal
 from api.records.database import Records
@@ -55,7 +55,7 @@ class Service:
     limits: Limits
     delivery: Delivery
     guard: Guard
-    subscriptions: Subscriptions
+    subscriptions: WebhookSubscriptions
     health: Health
     held: HeldRequests
     looking_up: Turns
@@ -97,7 +97,7 @@ GenerationStarterDep = Annotated[GenerationStarter, _part("generation_starter")]
 LimitsDep = Annotated[Limits, _part("limits")]
 DeliveryDep = Annotated[Delivery, _part("delivery")]
 GuardDep = Annotated[Guard, _part("guard")]
-SubscriptionsDep = Annotated[Subscriptions, _part("subscriptions")]
+SubscriptionsDep = Annotated[WebhookSubscriptions, _part("subscriptions")]
 HealthDep = Annotated[Health, _part("health")]
 HeldDep = Annotated[HeldRequests, _part("held")]
 LookingUpDep = Annotated[Turns, _part("looking_up")]

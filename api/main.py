@@ -25,7 +25,7 @@ from api.images.rendering import Delivery
 from api.jobs.generation_starter import GenerationStarter
 from api.jobs.job_queue import JobQueue, prepare
 from api.jobs.run_starter import RunStarter
-from api.jobs.webhook_delivery import Subscriptions
+from api.jobs.webhook_delivery import WebhookSubscriptions
 from api.ops.health import Health
 from api.ops.memory import give_back
 from api.ops.telemetry import Requests, Telemetry, set_up_logs
@@ -91,8 +91,8 @@ def make_service(settings: ApiSettings) -> Service:
         verify=settings.trusted if embedded else True,
     )
     queue = JobQueue(url)
-    subscriptions = Subscriptions(queue)
-    journal = Journal(key, heard=subscriptions.heard)
+    subscriptions = WebhookSubscriptions(queue)
+    journal = Journal(key, on_entry=subscriptions.on_entry)
     album = Album(objects, key, checks, settings.photos_max, intake.compare)
     run_starter = RunStarter(settings, objects, album, queue, journal)
     return Service(

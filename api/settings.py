@@ -34,7 +34,7 @@ class Keep(BaseModel):
     runs: int = Field(default=7, ge=0, description="sealed files of a pipeline, after it ended")
     pictures: int = Field(default=0, ge=0, description="generated pictures and their prompts")
     work: int = Field(default=30, ge=0, description="ids and states of durable work that has ended")
-    notices: int = Field(default=30, ge=0, description="what webhooks were told")
+    webhook_deliveries: int = Field(default=30, ge=0, description="what webhooks were told")
     complaints: int = Field(default=365, ge=0, description="complaints, after they were closed")
     signing_keys: int = Field(default=30, ge=0, description="days after which tokens are signed with a new key")
     tombstones: int = Field(default=365, ge=0, description="receipts of erasures; longer than any backup")

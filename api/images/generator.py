@@ -1,4 +1,4 @@
-"""Generations: pictures drawn with a subject's model, finished, sealed and recorded; safe to be done again from the start."""
+"""ImageGenerator: pictures drawn with a subject's model, finished, sealed and recorded; safe to be done again from the start."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from photoflux.vault.sealed import unseal_bytes
 
 log = logging.getLogger(__name__)
 
-FINAL_WORDS = "something went wrong while drawing; ask again"
+GENERATION_FAILED = "something went wrong while drawing; ask again"
 NO_MODEL = "the model was deleted; train the subject again"
 CODES: dict[type[Exception], str] = {Refused: "refused", GivenUp: "too-late", UnsafePicture: "unsafe-picture"}
 """Why there are no pictures, for programs."""
 
 
 @dataclass(frozen=True)
-class Generations:
+class ImageGenerator:
     """Does what a generation row asks for. Each attempt stores objects of its own, and deletes none but those."""
 
     records: Records
@@ -36,20 +36,20 @@ class Generations:
     delivery: Delivery
     guard: Guard
 
-    def perform(self, generation_id: str) -> str:
+    def generate(self, generation_id: str) -> str:
         """Draw, finish, seal and record; returns the state it ended in."""
         with self.records.reading() as session:
             row = session.get(Generation, generation_id)
         if row is None:
             return "cancelled"
         try:
-            return self._perform(row)
+            return self._generate(row)
         except (Refused, GivenUp, UnsafePicture) as error:
             return self.end(generation_id, "failed", CODES[type(error)], str(error))
         except (AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
             return self.end(generation_id, "cancelled", "cancelled", "the account is closed")
 
-    def _perform(self, row: Generation) -> str:
+    def _generate(self, row: Generation) -> str:
         with self.records.writing_for(row.user_id) as session:
             current = session.get(Generation, row.id, with_for_update=True)
             if current is None or current.state not in ACTIVE:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from api.accounts.tokens import Tokens
 from api.images.credentials import open_credentials
 from api.images.engine_client import EngineClient
-from api.images.generator import Generations
+from api.images.generator import ImageGenerator
 from api.images.moderation import open_guard
 from api.images.rendering import Delivery
 from api.jobs import workflows
 from api.jobs.job_queue import JobQueue
 from api.jobs.leases import Heartbeat, Lease, LeasedObjects, LeasedRecords, exit_at_once
-from api.jobs.webhook_delivery import Messenger, Subscriptions
+from api.jobs.webhook_delivery import WebhookSender, WebhookSubscriptions
 from api.ops.telemetry import quiet_libraries, set_up_logs
 from api.privacy.erasure import Erasure, Gone
 from api.privacy.export import Exports
@@ -28,7 +28,7 @@ from api.records.audit_log import AuditHeads, Journal
 from api.records.database import Records, migrate, open_engine
 from api.records.service_secrets import pepper
 from api.settings import ApiSettings, log_warnings, settings_or_exit
-from api.training.finetuning import FineTuning
+from api.training.finetuning import FinetuningRuns
 from photoflux.vault import open_keyring
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import open_objects
@@ -77,8 +77,8 @@ class WorkerProcess:
         self.heartbeat.start()  # at once: opening all the rest may take longer than a lease
         keyring = open_keyring()
         self.heads = AuditHeads(records, open_objects(keyring), Journal(pepper(keyring)))
-        hands = make_hands(self.settings, self.orchestrator, self.lease, keyring, self.heads)
-        workflows.launch(url, hands, worker_id=self.lease.id, runs_at_once=self.settings.runs_at_once)
+        services = make_services(self.settings, self.orchestrator, self.lease, keyring, self.heads)
+        workflows.launch(url, services, worker_id=self.lease.id, runs_at_once=self.settings.runs_at_once)
         quiet_libraries()
         self._working = True
         self.lease.beat()
@@ -90,9 +90,9 @@ class WorkerProcess:
         """Take up the work of the dead, and end what was begun too often."""
         if not self._working:
             return
-        workflows.take_up(self.lease.live)
+        workflows.recover_dead(self.lease.live)
         self.lease.forget_dead()
-        workflows.end_exhausted()
+        workflows.fail_exhausted()
 
     def _store_heads(self) -> None:
         """Store the log's head every minute."""
@@ -110,7 +110,7 @@ class WorkerProcess:
         Pipelines on this machine end with its last worker, and go on from their last saved state; those elsewhere run on.
         """
         self._ended.set()
-        workflows.hands.runs.stopping.set()
+        workflows.services.runs.stopping.set()
         self._working = False
         workflows.stop(STOP_S)
         if isinstance(self.orchestrator, LocalOrchestrator) and not self.lease.live() - {self.lease.id}:
@@ -119,9 +119,9 @@ class WorkerProcess:
         self.lease.release()
 
 
-def make_hands(
+def make_services(
     settings: ApiSettings, orchestrator: Orchestrator, lease: Lease, keyring: Keyring, heads: AuditHeads
-) -> workflows.Hands:
+) -> workflows.WorkerServices:
     """What workflows work with. Nothing that they record, store or start counts without the lease."""
     url = settings.records_url
     records = LeasedRecords(lease.records, lease)
@@ -129,28 +129,28 @@ def make_hands(
     tokens = Tokens(records, keyring, issuer=settings.issuer, access_s=settings.access_token_s)
     engine = EngineClient(settings.engine_url, tokens, predict_route=settings.predict_route)
     queue = JobQueue(url)
-    journal = Journal(pepper(keyring), heard=Subscriptions(queue).heard)
-    return workflows.Hands(
+    journal = Journal(pepper(keyring), on_entry=WebhookSubscriptions(queue).on_entry)
+    return workflows.WorkerServices(
         records=records, queue=queue,
-        runs=FineTuning(
+        runs=FinetuningRuns(
             records, objects, orchestrator, journal, after=queue.enqueue_generation, price_per_hour=settings.price_per_hour,
             limit_s=3600 * settings.run_hours, require=lease.require,
             discard=lambda session, run: queue.enqueue_deletion(session, Gone(run.user_id, runs=[run.id])),
             unregister=unregister, recorded=heads.store,
         ),
-        generations=Generations(
+        generator=ImageGenerator(
             records, objects, engine, journal, Delivery(open_credentials(keyring)), open_guard(settings)
         ),
         erasure=Erasure(
             records, objects, keyring, journal, engine.forget, unregister, orchestrator.discard, settings.cache_dir,
-            require=lease.require, is_idle=queue.is_idle, recorded=heads.store,
+            require=lease.require, is_idle=queue.drain, recorded=heads.store,
         ),
         exports=Exports(records, objects, journal),
-        messenger=Messenger(
-            records, keyring, private=settings.one_machine, again=queue.enqueue_redelivery, require=lease.require
+        webhooks=WebhookSender(
+            records, keyring, private=settings.one_machine, redeliver=queue.enqueue_redelivery, require=lease.require
         ),
         retention=Retention(
-            records, objects, journal, tokens, settings.keep, orchestrator.discard, queue.enqueue_deletion, queue.forget,
+            records, objects, journal, tokens, settings.keep, orchestrator.discard, queue.enqueue_deletion, queue.delete_ended,
             heads=heads,
         ),
     )  # fmt: skip

@@ -27,13 +27,13 @@ from api.records.tables import (
     Export,
     Generation,
     Model,
-    Notice,
     Photo,
     Run,
     SignIn,
     Subject,
     Tombstone,
     User,
+    WebhookDelivery,
     new_id,
     now_ms,
 )
@@ -139,9 +139,9 @@ def begin_erasure(session: Session, user: User, journal: Journal) -> str:
     exports = select(Export).where(Export.user_id == user.id, Export.state.in_(ACTIVE))
     for export in session.scalars(exports.order_by(Export.id).with_for_update()):
         end_export(session, export, "cancelled", journal, code="cancelled", why=CLOSED)
-    notices = select(Notice).where(Notice.user_id == user.id, Notice.state.in_(ACTIVE))
-    for notice in session.scalars(notices.order_by(Notice.id).with_for_update()):
-        notice.state, notice.finished_ms = "cancelled", now_ms()
+    deliveries = select(WebhookDelivery).where(WebhookDelivery.user_id == user.id, WebhookDelivery.state.in_(ACTIVE))
+    for delivery in session.scalars(deliveries.order_by(WebhookDelivery.id).with_for_update()):
+        delivery.state, delivery.finished_ms = "cancelled", now_ms()
     receipt = new_id()
     session.add(Tombstone(receipt=receipt, login=user.login, user_id=user.id, erased_ms=now_ms()))
     journal.note(session, user.id, "account.erased", receipt, "begun")

@@ -27,7 +27,6 @@ from api.records.tables import (
     Feedback,
     Generation,
     Model,
-    Notice,
     Photo,
     Picture,
     Run,
@@ -36,6 +35,7 @@ from api.records.tables import (
     Usage,
     User,
     Webhook,
+    WebhookDelivery,
     new_id,
     now_ms,
     prompt_label,
@@ -58,9 +58,9 @@ SEALED = {
 DOCUMENTS = ("profile", "sign_off_reason")
 LEFT_OUT = ("measured", "verdict", "secret", "user_id", "login", "fingerprint", "object_id")
 """Columns that say nothing to a person: what is computed from their photos, keys, and names that the service has for files."""
-TOLD = ((Notice, "object_id"),)
+TOLD = ((WebhookDelivery, "object_id"),)
 """A column that is called so and does: what a notice was about."""
-TABLES = (Subject, Photo, Run, Model, Generation, Picture, Feedback, Consent, Webhook, Notice, SignIn, Usage)
+TABLES = (Subject, Photo, Run, Model, Generation, Picture, Feedback, Consent, Webhook, WebhookDelivery, SignIn, Usage)
 CLOSED = "the account was closed"
 
 

@@ -27,7 +27,6 @@ from api.records.tables import (
     Idempotency,
     LoginFlow,
     Model,
-    Notice,
     Photo,
     Picture,
     Run,
@@ -37,6 +36,7 @@ from api.records.tables import (
     Tombstone,
     Usage,
     User,
+    WebhookDelivery,
     now_ms,
 )
 from api.settings import Keep
@@ -173,7 +173,7 @@ class Retention:
             delete(LoginFlow).where(LoginFlow.expires_ms < now_ms()),
             delete(SignIn).where(SignIn.expires_ms < now_ms()),
             delete(SigningKey).where(SigningKey.retired_ms < now_ms() - DAY_MS),
-            delete(Notice).where(Notice.finished_ms < _before(self.keep.notices)),
+            delete(WebhookDelivery).where(WebhookDelivery.finished_ms < _before(self.keep.webhook_deliveries)),
             delete(Usage).where(Usage.created_ms < now_ms() - DAY_MS),
             delete(Complaint).where(Complaint.closed_ms < _before(self.keep.complaints)),
             delete(Tombstone).where(Tombstone.done_ms < _before(self.keep.tombstones)),

@@ -41,10 +41,10 @@ FIELDS = ("number", "at_ms", "actor", "action", "object", "outcome", "before")
 
 @dataclass(frozen=True)
 class Journal:
-    """Writes entries; `pepper` keys pseudonyms and digests. `heard` is told action, object and outcome of each, in its transaction."""
+    """Writes entries; `pepper` keys pseudonyms and digests. `on_entry` is called for each, in its transaction, with action, object and outcome."""
 
     pepper: bytes
-    heard: Callable[[Session, str, str | None, str], None] = lambda *_: None
+    on_entry: Callable[[Session, str, str | None, str], None] = lambda *_: None
 
     def pseudonym(self, user_id: str) -> str:
         """How the log calls a person: the same each time, and nobody's name."""
@@ -56,7 +56,7 @@ class Journal:
         Every writer waits for the log's lock, so that it is taken last, and held only while the transaction commits.
         """
         actor = user_id if user_id in NOBODY else self.pseudonym(user_id)
-        at_end(session, lambda session: self.heard(session, action, obj, outcome))
+        at_end(session, lambda session: self.on_entry(session, action, obj, outcome))
         at_end(session, lambda session: self._append(session, actor, action, obj, outcome), rank=1)
 
     def _append(self, session: Session, actor: str, action: str, obj: str | None, outcome: str) -> None:

@@ -28,7 +28,7 @@ from photoflux.vault.sealed import Label
 LOCK_ORDER = (
     "login_flows", "signing_keys", "users", "sign_ins", "refresh_tokens", "consents", "subjects", "photos", "runs", "generations",
     "pictures", "feedback", "models", "exports", "webhooks", "idempotency", "usage", "complaints",
-    "tombstones", "workers", "notices", "audit_log",
+    "tombstones", "workers", "webhook_deliveries", "audit_log",
 )  # fmt: skip
 """Transactions lock rows of tables in this order and no other, so that no two wait for each other; a test reads the statements."""
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -345,10 +345,10 @@ class Webhook(Base):
     created_ms: Mapped[int] = mapped_column(default=now_ms)
 
 
-class Notice(Base):
+class WebhookDelivery(Base):
     """That an address is to be told of something: what it was about, and whether it has been."""
 
-    __tablename__ = "notices"
+    __tablename__ = "webhook_deliveries"
     id: Mapped[str] = _key()
     user_id: Mapped[str] = _owner()
     webhook_id: Mapped[str] = mapped_column(String(32), ForeignKey("webhooks.id", ondelete="CASCADE"), index=True)

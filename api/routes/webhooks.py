@@ -25,7 +25,7 @@ from api.deps import (
 from api.jobs.webhook_delivery import TEST, address_of, check_address, new_webhook
 from api.records.audit_log import Journal
 from api.records.database import Records, at_end, retried
-from api.records.tables import Notice, Webhook
+from api.records.tables import Webhook, WebhookDelivery
 from api.schemas import Asked, Id, Listed, State, Time, utc
 from api.transport.idempotency import Once
 from api.transport.paging import PageDep
@@ -109,7 +109,7 @@ def test_webhook(
         if answered := once.answered(session, WebhookShown):
             return answered
         row = owned(session, Webhook, webhook_id, caller, lock=True)
-        at_end(session, lambda session: subscriptions.tell(session, row, TEST, row.id, "succeeded"))
+        at_end(session, lambda session: subscriptions.enqueue(session, row, TEST, row.id, "succeeded"))
         return once.keep(session, _shown(session, keyring, row), status=202)
 
 
@@ -122,7 +122,12 @@ def delete_webhook(webhook_id: Id, records: RecordsDep, journal: JournalDep, cal
 
 
 def _shown(session: Session, keyring: Keyring, row: Webhook, *, secret: str | None = None) -> WebhookShown:
-    last = select(Notice.state).where(Notice.webhook_id == row.id).order_by(Notice.created_ms.desc()).limit(1)
+    last = (
+        select(WebhookDelivery.state)
+        .where(WebhookDelivery.webhook_id == row.id)
+        .order_by(WebhookDelivery.created_ms.desc())
+        .limit(1)
+    )
     return WebhookShown(
         id=row.id, url=address_of(row, keyring), secret=secret, last=session.scalar(last),
         created=utc(row.created_ms),

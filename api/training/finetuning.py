@@ -60,7 +60,7 @@ GUESS_S = 240.0
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FinetuningRuns:
     """Does what a run row asks for. `after` is called in the transaction that ends a run, with its waiting generations."""
 
     records: Records
@@ -81,7 +81,7 @@ class FineTuning:
     stopping: threading.Event = field(default_factory=threading.Event)
     """Once set, nothing is concluded from how pipelines stand: this process is about to end, and may end them too."""
 
-    def follow(self, run_id: str, attempt: int) -> str:
+    def poll_pipeline(self, run_id: str, attempt: int) -> str:
         """Start the pipeline, or find it started, and watch it until it ends.
 
         Returns how it ended: a final state, or `LOST` when its process was killed.
@@ -146,13 +146,13 @@ class FineTuning:
                 self._note(run_id, error_code="too-long", error=why)
             time.sleep(self.orchestrator.look_s)
 
-    def settle(self, run_id: str, attempt: int, ended: str) -> str:
+    def record_outcome(self, run_id: str, attempt: int, ended: str) -> str:
         """Record how a run ended, publish its model, and send what waited for it on its way; returns the run's state."""
         row = self._row(run_id)
         if row is None or row.state not in ACTIVE:
             return row.state if row else State.cancelled
         try:
-            return self._settle(row, attempt, ended)
+            return self._record_outcome(row, attempt, ended)
         except (AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
             return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
         except SealBroken:
@@ -163,7 +163,7 @@ class FineTuning:
                 return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
             return self.fail(run_id, "internal", "what the run made is gone; start it anew")
 
-    def _settle(self, row: Run, attempt: int, ended: str) -> str:
+    def _record_outcome(self, row: Run, attempt: int, ended: str) -> str:
         if ended != State.succeeded:
             return self.fail(row.id, *self._why(row, attempt, ended), cancelled=ended == State.cancelled)
         ref = self._asked(row.id, lambda: self.orchestrator.find(f"{row.id}-{attempt}"))
@@ -206,16 +206,16 @@ class FineTuning:
             self._enter(session, row, made, champion=champion)
             return self._end(session, row, "succeeded")
 
-    def sign(self, run_id: str) -> str:
+    def register_signed(self, run_id: str) -> str:
         """Register the model of a run that the check left open and an operator signed for; it draws from then on."""
         row = self._row(run_id)
         if row is None or row.sign_off != "given" or row.state == "succeeded":
             return row.state if row else State.cancelled
         with suppress(AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
-            return self._sign(row)
+            return self._register_signed(row)
         return State.cancelled
 
-    def _sign(self, row: Run) -> str:
+    def _register_signed(self, row: Run) -> str:
         attempt = (row.actual or {}).get("attempt", 1)
         ref = self._asked(row.id, lambda: self.orchestrator.find(f"{row.id}-{attempt}"))
         with TemporaryDirectory(prefix="photoflux-") as scratch:
@@ -240,7 +240,7 @@ class FineTuning:
         self.recorded()
         return State.succeeded
 
-    def reopen(self, run_id: str) -> str:
+    def reopen_sign_off(self, run_id: str) -> str:
         """After a reason of ours stood against it, the question is open again."""
         with self.records.writing() as session:
             row = session.get(Run, run_id, with_for_update=True)
@@ -333,7 +333,7 @@ class FineTuning:
             return self._end(session, row, "cancelled" if cancelled else "failed", code, why)
 
     @retried
-    def give_up(self, run_id: str, code: str, why: str) -> str:
+    def mark_failed(self, run_id: str, code: str, why: str) -> str:
         """As `fail`, for a run of which nobody knows how its pipeline stands: that is ended too."""
         with self.records.writing() as session:
             hold_owner(session, Run, run_id)

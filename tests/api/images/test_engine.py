@@ -22,7 +22,7 @@ from PIL import Image
 from api.accounts.tokens import Capability
 from api.images import engine as engine_app
 from api.images.engine_client import EngineClient, GivenUp, Wanted
-from api.images.generator import Generations
+from api.images.generator import ImageGenerator
 from api.records.tables import Generation, Picture
 from api.settings import ApiSettings
 from photoflux.flux.loading import load_pipeline
@@ -89,9 +89,9 @@ def subject(ada: Person, make_artifact: Callable[[int], Path]) -> str:  # noqa: 
 
 
 @pytest.fixture
-def generations(site: Site, client: EngineClient) -> Generations:
+def generator(site: Site, client: EngineClient) -> ImageGenerator:
     service = site.service
-    return Generations(service.records, service.objects, client, service.journal, service.delivery, service.guard)
+    return ImageGenerator(service.records, service.objects, client, service.journal, service.delivery, service.guard)
 
 
 def asked(site: Site, person: Person, subject: str, **more: object) -> dict[str, object]:
@@ -373,10 +373,10 @@ def test_forgetting_empties_the_pools(
 
 
 def test_a_generation_is_drawn_sealed_and_shown(
-    site: Site, ada: Person, subject: str, generations: Generations, tmp_path: Path
+    site: Site, ada: Person, subject: str, generator: ImageGenerator, tmp_path: Path
 ):
     result = ask(ada, subject, n=2, seed=5, size="96x64", format="png", style="pencil", prompt=PROMPT)
-    assert generations.perform(result["id"]) == "succeeded"
+    assert generator.generate(result["id"]) == "succeeded"
     shown = ada.get(f"/api/results/{result['id']}").json()
     assert [(image["position"], image["seed"]) for image in shown["images"]] == [(0, 5), (1, 6)]
     for image in shown["images"]:
@@ -391,21 +391,21 @@ def test_a_generation_is_drawn_sealed_and_shown(
         assert PROMPT.encode() not in content
         (name,) = site.objects.ids(ada.id, "picture", prefix=f"{result['id']}.{image['position']}.")
         assert b"PNG" not in site.objects.store.get(f"pictures/{ada.id}/{name}")
-    assert generations.perform(result["id"]) == "succeeded"
+    assert generator.generate(result["id"]) == "succeeded"
     with site.service.records.reading() as session:
         assert session.query(Picture).where(Picture.generation_id == result["id"]).count() == 2
 
 
-def test_the_same_seed_draws_the_same_picture_again(ada: Person, subject: str, generations: Generations):
+def test_the_same_seed_draws_the_same_picture_again(ada: Person, subject: str, generator: ImageGenerator):
     results = [ask(ada, subject, seed=9, prompt=PROMPT)["id"] for _ in range(2)]
     for result in results:
-        generations.perform(result)
+        generator.generate(result)
     first, second = (Image.open(io.BytesIO(ada.get(f"/api/media/pictures/{r}.0").content)) for r in results)
     assert first.tobytes() == second.tobytes()  # the files differ: each is signed at its own time
 
 
 def test_a_kill_after_storing_leaves_no_double(
-    site: Site, ada: Person, subject: str, generations: Generations, monkeypatch: pytest.MonkeyPatch
+    site: Site, ada: Person, subject: str, generator: ImageGenerator, monkeypatch: pytest.MonkeyPatch
 ):
     result = ask(ada, subject, prompt=PROMPT)["id"]
     put = type(site.objects).put
@@ -416,40 +416,40 @@ def test_a_kill_after_storing_leaves_no_double(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(type(site.objects), "put", killed)
-        generations.perform(result)
+        generator.generate(result)
     assert ada.row(Generation, result).state == "running"
-    assert generations.perform(result) == "succeeded"
+    assert generator.generate(result) == "succeeded"
     (left,) = site.objects.ids(ada.id, "picture")
     assert left.startswith(f"{result}.0.")
 
 
 def test_what_was_deleted_meanwhile_is_not_kept(
-    site: Site, ada: Person, subject: str, generations: Generations, monkeypatch: pytest.MonkeyPatch
+    site: Site, ada: Person, subject: str, generator: ImageGenerator, monkeypatch: pytest.MonkeyPatch
 ):
     result = ask(ada, subject, prompt=PROMPT)["id"]
-    drawn = Generations._drawn
+    drawn = ImageGenerator._drawn
 
-    def delete_then_draw(self: Generations, *args: object) -> list[bytes]:
+    def delete_then_draw(self: ImageGenerator, *args: object) -> list[bytes]:
         pictures = drawn(self, *args)  # type: ignore[arg-type]
         ada.ask("DELETE", f"/api/results/{result}")
         return pictures
 
-    monkeypatch.setattr(Generations, "_drawn", delete_then_draw)
-    assert generations.perform(result) == "cancelled"
+    monkeypatch.setattr(ImageGenerator, "_drawn", delete_then_draw)
+    assert generator.generate(result) == "cancelled"
     assert site.objects.ids(ada.id, "picture") == []
 
 
-def test_without_its_model_a_generation_fails_with_a_word(ada: Person, generations: Generations):
+def test_without_its_model_a_generation_fails_with_a_word(ada: Person, generator: ImageGenerator):
     subject = ada.subject_with_model(adapter=b"not an adapter")
     result = ask(ada, subject)["id"]
-    assert generations.perform(result) == "failed"
+    assert generator.generate(result) == "failed"
     assert ada.get(f"/api/results/{result}").json()["error"]
 
 
 def test_an_engine_that_is_away_is_waited_for(site: Site, ada: Person, subject: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("api.images.engine_client.PATIENCE_S", 1.0)
     service = site.service
-    away = Generations(
+    away = ImageGenerator(
         service.records,
         service.objects,
         EngineClient("http://127.0.0.1:9", service.tokens),
@@ -459,7 +459,7 @@ def test_an_engine_that_is_away_is_waited_for(site: Site, ada: Person, subject: 
     )
     result = ask(ada, subject)["id"]
     started = time.monotonic()
-    assert away.perform(result) == "failed"
+    assert away.generate(result) == "failed"
     assert time.monotonic() - started > 0.9
     failure = ada.get(f"/api/results/{result}").json()["error"]
     assert failure["code"] == "too-late"

@@ -19,7 +19,7 @@ from api.jobs import job_queue, workflows
 from api.privacy.erasure import Gone, UnderWay
 from api.records import database
 from api.records.database import Records, open_engine
-from api.records.tables import Generation, Notice, Run, Subject, User, Webhook, new_id, now_ms
+from api.records.tables import Generation, Run, Subject, User, Webhook, WebhookDelivery, new_id, now_ms
 from pipelines.orchestrators import LOST
 from tests.api.conftest import migrated
 
@@ -42,26 +42,32 @@ class Notes:
             raise answer
         return str(answer)
 
-    def follow(self, run_id: str, attempt: int) -> str:
-        return self._answer("follow", run_id, str(attempt))
+    def poll_pipeline(self, run_id: str, attempt: int) -> str:
+        return self._answer("poll_pipeline", run_id, str(attempt))
 
-    def settle(self, run_id: str, attempt: int, ended: str) -> str:
-        return self._answer("settle", run_id, str(attempt), ended)
+    def record_outcome(self, run_id: str, attempt: int, ended: str) -> str:
+        return self._answer("record_outcome", run_id, str(attempt), ended)
 
     def fail(self, row_id: str, *why: str) -> str:
         return self._answer("fail", row_id, *why)
 
-    def give_up(self, row_id: str, code: str, why: str) -> str:
-        return self._answer("give_up", row_id, code, why)
+    def mark_failed(self, row_id: str, code: str, why: str) -> str:
+        return self._answer("mark_failed", row_id, code, why)
 
-    def reopen(self, row_id: str) -> str:
-        return self._answer("reopen", row_id)
+    def reopen_sign_off(self, row_id: str) -> str:
+        return self._answer("reopen_sign_off", row_id)
 
     def perform(self, *row_id: object) -> str:
         return self._answer("perform", *map(str, row_id))
 
-    def sign(self, run_id: str) -> str:
-        return self._answer("sign", run_id)
+    def generate(self, row_id: str) -> str:
+        return self._answer("generate", row_id)
+
+    def deliver(self, row_id: str, attempt: int) -> str:
+        return self._answer("deliver", row_id, str(attempt))
+
+    def register_signed(self, run_id: str) -> str:
+        return self._answer("register_signed", run_id)
 
     def remove(self, gone: Gone) -> None:
         self._answer("remove", gone.owner, *gone.runs)
@@ -82,15 +88,15 @@ def worker(
 ) -> Iterator[tuple[Records, job_queue.JobQueue, Notes]]:
     """Records, the line and the notes of a worker in this process, for all tests of the module."""
     with migrated(request, tmp_path_factory.mktemp("work")) as url, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflows, "PAUSE_S", 0.01)
-        patch.setattr(workflows, "SOON_S", 0.01)
+        patch.setattr(workflows, "FIRST_PAUSE_S", 0.01)
+        patch.setattr(workflows, "AWAIT_PAUSE_S", 0.01)
         patch.setattr(workflows, "POLL_S", dict.fromkeys(workflows.POLL_S, 0.05))
         records, queue, notes = Records(open_engine(url)), job_queue.JobQueue(url), Notes()
-        parts = dict.fromkeys((field.name for field in fields(workflows.Hands)), notes) | {
+        parts = dict.fromkeys((field.name for field in fields(workflows.WorkerServices)), notes) | {
             "records": records,
             "queue": queue,
         }
-        workflows.launch(url, workflows.Hands(**parts), worker_id="this-one", runs_at_once=1)  # type: ignore[arg-type]
+        workflows.launch(url, workflows.WorkerServices(**parts), worker_id="this-one", runs_at_once=1)  # type: ignore[arg-type]
         yield records, queue, notes
         notes.go.set()
         workflows.stop(5)
@@ -141,8 +147,8 @@ def test_what_is_recorded_is_done(working: tuple[Records, job_queue.JobQueue, No
     user, subject = add_user(records)
     drawn = put(records, queue, generation_of(user, subject))
     run = put(records, queue, run_of(user, subject))
-    notes.wait_for("perform", drawn)
-    notes.wait_for("settle", run, "1", "succeeded")
+    notes.wait_for("generate", drawn)
+    notes.wait_for("record_outcome", run, "1", "succeeded")
 
 
 def test_what_is_rolled_back_is_not(working: tuple[Records, job_queue.JobQueue, Notes]):
@@ -154,30 +160,30 @@ def test_what_is_rolled_back_is_not(working: tuple[Records, job_queue.JobQueue, 
         queue.enqueue_generation(session, lost)
         raise RuntimeError("the route failed")
     kept = put(records, queue, generation_of(user, subject))
-    notes.wait_for("perform", kept)
-    assert ("perform", lost.id) not in notes.asked
+    notes.wait_for("generate", kept)
+    assert ("generate", lost.id) not in notes.asked
 
 
 def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
     user, subject = add_user(records)
-    notes.answers["follow"] = [LOST, "succeeded"]
+    notes.answers["poll_pipeline"] = [LOST, "succeeded"]
     first = put(records, queue, run_of(user, subject))
-    notes.wait_for("settle", first, "2", "succeeded")
-    notes.answers["follow"] = [LOST] * workflows.ATTEMPTS
+    notes.wait_for("record_outcome", first, "2", "succeeded")
+    notes.answers["poll_pipeline"] = [LOST] * workflows.RUN_ATTEMPTS
     _, other = add_user(records)
     second = put(records, queue, run_of(user, other))
-    notes.wait_for("settle", second, str(workflows.ATTEMPTS), LOST)
+    notes.wait_for("record_outcome", second, str(workflows.RUN_ATTEMPTS), LOST)
 
 
 def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
     user, subject = add_user(records)
-    notes.answers["perform"] = [ValueError("canary")] * 3
+    notes.answers["generate"] = [ValueError("canary")] * 3
     drawn = put(records, queue, generation_of(user, subject))
-    notes.wait_for("end", drawn, "failed", "internal", workflows.FINAL_WORDS)
-    assert notes.asked.count(("perform", drawn)) == 3
-    assert "canary" not in workflows.FINAL_WORDS
+    notes.wait_for("end", drawn, "failed", "internal", workflows.GENERATION_FAILED)
+    assert notes.asked.count(("generate", drawn)) == 3
+    assert "canary" not in workflows.GENERATION_FAILED
 
 
 def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_queue.JobQueue, Notes]):
@@ -195,7 +201,7 @@ def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_qu
 
 def test_a_notice_is_sent(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
-    notes.wait_for("perform", tell_of(records, queue, add_user(records)[0]), "1")
+    notes.wait_for("deliver", tell_of(records, queue, add_user(records)[0]), "1")
 
 
 def test_what_is_signed_for_is_registered(working: tuple[Records, job_queue.JobQueue, Notes]):
@@ -205,32 +211,32 @@ def test_what_is_signed_for_is_registered(working: tuple[Records, job_queue.JobQ
     with records.writing() as session:
         session.add(run)
         queue.enqueue_sign_off(session, run)
-    notes.wait_for("sign", run.id)
+    notes.wait_for("register_signed", run.id)
 
 
 def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
     user, subject = add_user(records)
     drawn = put(records, queue, generation_of(user, subject))
-    notes.wait_for("perform", drawn)
+    notes.wait_for("generate", drawn)
     until = time.monotonic() + 20
     while DBOS.retrieve_workflow(drawn).get_status().status != "SUCCESS":
         assert time.monotonic() < until
     notes.go.clear()
     waiting = put(records, queue, generation_of(user, subject))
-    assert queue.forget(now_ms() - 3_600_000) == 0
-    assert queue.forget(now_ms() + 1000) >= 1
+    assert queue.delete_ended(now_ms() - 3_600_000) == 0
+    assert queue.delete_ended(now_ms() + 1000) >= 1
     known = {one.workflow_id for one in DBOS.list_workflows()}
     assert (drawn in known, waiting in known) == (False, True)
     notes.go.set()
-    notes.wait_for("perform", waiting)
+    notes.wait_for("generate", waiting)
 
 
 def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, job_queue.JobQueue, Notes]):
     _, _, notes = working
     (schedule,) = DBOS.list_schedules()
-    assert (schedule["schedule_name"], schedule["schedule"]) == ("sweep", workflows.SWEEP_AT)
-    DBOS.trigger_schedule("sweep")
+    assert (schedule["schedule_name"], schedule["schedule"]) == ("retention", workflows.RETENTION_CRON)
+    DBOS.trigger_schedule("retention")
     notes.wait_for("perform")
 
 
@@ -248,7 +254,7 @@ def put_off(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
     with records.writing() as session:
         session.add(row)
         session.flush()
-        queue.enqueue(session, job_queue.DRAWINGS, "draw", row.id, owner=row.user_id, delay_s=3600)
+        queue.enqueue(session, job_queue.GENERATIONS, "generate_images", row.id, owner=row.user_id, delay_s=3600)
     return str(row.id)
 
 
@@ -259,14 +265,14 @@ def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, jo
     pending("dead", left, records)
     pending("another", kept, records)
     for _ in range(3):
-        workflows.take_up(lambda: {"this-one", "another"})
-    notes.wait_for("perform", left)
+        workflows.recover_dead(lambda: {"this-one", "another"})
+    notes.wait_for("generate", left)
     done = put(records, queue, generation_of(user, subject))
-    notes.wait_for("perform", done)
-    assert notes.asked.count(("perform", left)) == 1
-    assert ("perform", kept) not in notes.asked
-    workflows.take_up(lambda: {"this-one"})
-    notes.wait_for("perform", kept)
+    notes.wait_for("generate", done)
+    assert notes.asked.count(("generate", left)) == 1
+    assert ("generate", kept) not in notes.asked
+    workflows.recover_dead(lambda: {"this-one"})
+    notes.wait_for("generate", kept)
 
 
 def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Records, job_queue.JobQueue, Notes]):
@@ -280,15 +286,15 @@ def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Reco
             {"which": drawn},
         )
     pending("dead", drawn, records)
-    workflows.take_up(lambda: {"this-one"})
+    workflows.recover_dead(lambda: {"this-one"})
     until = time.monotonic() + 20
     while not queue.exhausted():
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert queue.exhausted() == [("draw", drawn)]
-    workflows.end_exhausted()
-    notes.wait_for("end", drawn, "failed", "killed", workflows.KILLED_WORDS)
-    assert ("perform", drawn) not in notes.asked
+    assert queue.exhausted() == [("generate_images", drawn)]
+    workflows.fail_exhausted()
+    notes.wait_for("end", drawn, "failed", "killed", workflows.KILLED_TOO_OFTEN)
+    assert ("generate", drawn) not in notes.asked
     assert queue.exhausted() == []
 
 
@@ -296,9 +302,9 @@ def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Reco
 def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
     user, subject = add_user(records)
-    notes.answers["follow"] = [OSError("away")] * 5
+    notes.answers["poll_pipeline"] = [OSError("away")] * 5
     run = put(records, queue, run_of(user, subject))
-    notes.wait_for("give_up", run, "internal", workflows.RUN_WORDS, timeout_s=60)
+    notes.wait_for("mark_failed", run, "internal", workflows.RUN_FAILED, timeout_s=60)
 
 
 def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(
@@ -330,12 +336,12 @@ def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(
         assert time.monotonic() < until
         time.sleep(0.01)
     waiting, bobs = put_off(records, queue, generation_of(ada, hers)), put_off(records, queue, generation_of(bob, his))
-    assert queue.is_idle(ada) is False
+    assert queue.drain(ada) is False
     states = {one.workflow_id: one.status for one in DBOS.list_workflows()}
     assert (states[waiting], states[bobs]) == ("CANCELLED", "DELAYED")
-    assert queue.is_idle(ada) is False
+    assert queue.drain(ada) is False
     notes.go.set()
-    while not queue.is_idle(ada):
+    while not queue.drain(ada):
         assert time.monotonic() < until
         time.sleep(0.01)
 
@@ -347,14 +353,14 @@ def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[R
     sent: list[str] = []
 
     class Hanging(Notes):
-        def perform(self, *row_id: object) -> str:
+        def deliver(self, row_id: str, attempt: int) -> str:
             with records.reading() as session:
-                if session.get_one(Notice, row_id[0]).user_id == ada:
+                if session.get_one(WebhookDelivery, row_id).user_id == ada:
                     assert hanging.wait(60)
-            sent.append(str(row_id[0]))
+            sent.append(row_id)
             return "succeeded"
 
-    before, workflows.hands.messenger = workflows.hands.messenger, Hanging()  # type: ignore[assignment]
+    before, workflows.services.webhooks = workflows.services.webhooks, Hanging()  # type: ignore[assignment]
     try:
         (ada, _), (bob, _) = add_user(records), add_user(records)
         for _ in range(40):
@@ -371,19 +377,21 @@ def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[R
             time.sleep(0.01)
     finally:
         hanging.set()
-        workflows.hands.messenger = before
+        workflows.services.webhooks = before
 
 
 def tell_of(records: Records, queue: job_queue.JobQueue, user: str) -> str:
-    """Id of a notice that was put in line."""
+    """Id of a delivery that was put in line."""
     with records.writing() as session:
         webhook = Webhook(id=new_id(), user_id=user, address=b"", secret=b"")
         session.add(webhook)
         session.flush()
-        notice = Notice(id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z")
-        session.add(notice)
-        queue.enqueue_delivery(session, notice)
-    return str(notice.id)
+        delivery = WebhookDelivery(
+            id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z"
+        )
+        session.add(delivery)
+        queue.enqueue_delivery(session, delivery)
+    return str(delivery.id)
 
 
 def test_people_take_turns(working: tuple[Records, job_queue.JobQueue, Notes]):
@@ -397,8 +405,8 @@ def test_people_take_turns(working: tuple[Records, job_queue.JobQueue, Notes]):
     first, second = put(records, queue, run_of(ada, hers)), put(records, queue, run_of(ada, more))
     third = put(records, queue, run_of(bob, his))
     notes.go.set()
-    notes.wait_for("settle", second, "1", "succeeded")
-    order = [asked[1] for asked in notes.asked if asked[0] == "follow"][1:]
+    notes.wait_for("record_outcome", second, "1", "succeeded")
+    order = [asked[1] for asked in notes.asked if asked[0] == "poll_pipeline"][1:]
     assert order == [first, third, second]
 
 
@@ -406,7 +414,7 @@ def test_arguments_and_results_are_readable_json(working: tuple[Records, job_que
     records, queue, notes = working
     user, subject = add_user(records)
     drawn = put(records, queue, generation_of(user, subject))
-    notes.wait_for("perform", drawn)
+    notes.wait_for("generate", drawn)
     json = job_queue.Json()
     assert json.deserialize(json.serialize({"args": [drawn]})) == {"args": [drawn]}
     kept = json.serialize(ValueError("a prompt"))
@@ -426,11 +434,11 @@ def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[R
     notes.go.clear()
     with records.writing() as session:
         queue.enqueue_deletion(session, Gone(ada, runs=["a run"]))
-    assert queue.is_idle(ada) is False
+    assert queue.drain(ada) is False
     notes.go.set()
     notes.wait_for("remove", ada, "a run")
     until = time.monotonic() + 20
-    while not queue.is_idle(ada):
+    while not queue.drain(ada):
         assert time.monotonic() < until
         time.sleep(0.01)
 

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import select
 
 from api.privacy.export import CLOSED, Exports
-from api.records.tables import AuditEntry, Export, Notice, Picture, User
+from api.records.tables import AuditEntry, Export, Picture, User, WebhookDelivery
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
 from tests.api.packing import STATUS, ask_for_export, with_pictures
@@ -139,8 +139,12 @@ def test_a_failed_export_is_told_to_who_wants_to_know(site: Site, ada: Person, e
     asked = ask_for_export(ada)
     exports.fail(asked, "internal", "something went wrong")
     with site.service.records.reading() as session:
-        notices = list(session.scalars(select(Notice).where(Notice.user_id == ada.id, Notice.object_id == asked)))
-    assert [(notice.event, notice.outcome) for notice in notices] == [("export.ended", "failed")]
+        deliveries = list(
+            session.scalars(
+                select(WebhookDelivery).where(WebhookDelivery.user_id == ada.id, WebhookDelivery.object_id == asked)
+            )
+        )
+    assert [(delivery.event, delivery.outcome) for delivery in deliveries] == [("export.ended", "failed")]
 
 
 def test_an_export_whose_row_is_deleted_meanwhile_leaves_nothing(site: Site, ada: Person, exports: Exports):

@@ -49,7 +49,7 @@ def test_a_subject_with_a_model_is_drawn_at_once(site: Site, ada: Person, subjec
     assert ada.get(f"/api/results/{result['id']}").json() == result
     queued = in_line(site, result["id"])
     assert queued is not None
-    assert (queued["name"], queued["queue_name"]) == ("draw", "drawings")
+    assert (queued["name"], queued["queue_name"]) == ("generate_images", "generations")
     assert b"space" not in ada.row(Generation, result["id"]).prompt
     assert "space" not in str(queued)
 

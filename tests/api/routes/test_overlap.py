@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from api.records.database import retried
 from api.records.tables import LOCK_ORDER, Base, Complaint, Generation, Photo, Run, Subject, User, Webhook, new_id
-from api.training.finetuning import FineTuning
+from api.training.finetuning import FinetuningRuns
 from tests.api.lock_order import locked_by
 from tests.api.people import SAMPLES, Person, Site, is_problem
 from tests.api.routes.test_generations import ask
@@ -130,10 +130,10 @@ def test_an_export_and_a_test_message_sent_again_are_the_same(site: Site, ada: P
     key = keyed()
     answers = [ada.post(f"/api/webhooks/{webhook}/test", headers=key) for _ in range(2)]
     assert answers[0].json() == answers[1].json()
-    from api.records.tables import Notice
+    from api.records.tables import WebhookDelivery
 
     with site.service.records.reading() as session:
-        assert len(list(session.scalars(select(Notice).where(Notice.webhook_id == webhook)))) == 1
+        assert len(list(session.scalars(select(WebhookDelivery).where(WebhookDelivery.webhook_id == webhook)))) == 1
 
 
 REPEATABLE = {
@@ -231,7 +231,7 @@ def test_a_request_that_the_database_gave_up_is_answered_all_the_same(
 def test_people_and_workers_do_not_wait_for_each_other_for_ever(site: Site, ada: Person):
     """Sixty pairs of a request and a worker's step on the same run: nobody is answered 500, and every run ends once."""
     journal, records = site.service.journal, site.service.records
-    runs = FineTuning(records, site.objects, None, journal, after=site.service.queue.enqueue_generation)  # type: ignore[arg-type]
+    runs = FinetuningRuns(records, site.objects, None, journal, after=site.service.queue.enqueue_generation)  # type: ignore[arg-type]
     for number in range(60):
         subject, run = ada.subject_with_model(), new_id()
         with records.writing() as session:
@@ -259,15 +259,15 @@ def test_people_and_workers_do_not_wait_for_each_other_for_ever(site: Site, ada:
 
 def test_pictures_that_wait_are_told_of_when_their_run_fails(site: Site, ada: Person):
     """Whoever ends a piece of work: it is in the log, and whoever wants to be told is."""
-    from api.records.tables import AuditEntry, Notice
+    from api.records.tables import AuditEntry, WebhookDelivery
 
     subject = ada.subject_with_photos(5)
     webhook = ada.post("/api/webhooks", json={"url": "http://127.0.0.1:9/"}).json()["id"]
     waiting = ask(ada, subject)
-    runs = FineTuning(site.service.records, site.objects, None, site.service.journal, after=lambda *_: None)  # type: ignore[arg-type]
+    runs = FinetuningRuns(site.service.records, site.objects, None, site.service.journal, after=lambda *_: None)  # type: ignore[arg-type]
     runs.fail(waiting["run"], "failed", "it failed")
     with site.service.records.reading() as session:
         entries = select(AuditEntry.action, AuditEntry.outcome).where(AuditEntry.object == waiting["id"])
-        told = select(Notice.object_id, Notice.outcome).where(Notice.webhook_id == webhook)
+        told = select(WebhookDelivery.object_id, WebhookDelivery.outcome).where(WebhookDelivery.webhook_id == webhook)
         assert ("generation.ended", "failed") in session.execute(entries).tuples().all()
         assert set(session.execute(told).tuples()) == {(waiting["run"], "failed"), (waiting["id"], "failed")}

@@ -43,7 +43,7 @@ def test_a_run_is_recorded_and_put_in_line_with_ids_alone(site: Site, ada: Perso
     assert run["estimate"]["seconds"] > 0
     queued = in_line(site, run["id"])
     assert queued is not None
-    assert (queued["name"], queued["queue_name"], queued["status"]) == ("fine_tune", "runs", "ENQUEUED")
+    assert (queued["name"], queued["queue_name"], queued["status"]) == ("run_finetuning", "runs", "ENQUEUED")
     assert json.loads(queued["inputs"]) == {"args": [run["id"]], "kwargs": {}}
     row = ada.row(Run, run["id"])
     assert row.params["finetune_steps"] == 60

@@ -20,7 +20,7 @@ def upgrade() -> None:
         table.add_column(sa.Column("sign_off_reason", sa.LargeBinary(), nullable=True))
         table.create_check_constraint(op.f("ck_runs_sign_off"), "sign_off in ('open', 'given')")
     op.create_table(
-        "notices",
+        "webhook_deliveries",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("user_id", sa.String(length=32), nullable=False),
         sa.Column("webhook_id", sa.String(length=32), nullable=False),
@@ -38,7 +38,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_notices")),
     )
     for column in ("user_id", "webhook_id"):
-        op.create_index(op.f(f"ix_notices_{column}"), "notices", [column])
+        op.create_index(op.f(f"ix_webhook_deliveries_{column}"), "webhook_deliveries", [column])
     op.create_table(
         "complaints",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -57,7 +57,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Back to the revision before."""
     op.drop_table("complaints")
-    op.drop_table("notices")
+    op.drop_table("webhook_deliveries")
     with op.batch_alter_table("runs") as table:
         table.drop_constraint(op.f("ck_runs_sign_off"), type_="check")
         table.drop_column("sign_off_reason")
