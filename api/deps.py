@@ -24,8 +24,8 @@ from api.records.audit_log import AuditHeads, Journal
 from api.records.database import Records
 from api.records.tables import Base
 from api.settings import ApiSettings
-from api.training.photo_intake import Intake
-from api.training.photo_sets import Album
+from api.training.photo_intake import PhotoIntake
+from api.training.photo_sets import PhotoCollection
 from api.transport.concurrency import HeldRequests, Turns
 from api.transport.idempotency import KEY, Once, once_of
 from api.transport.problems import Problem
@@ -45,8 +45,8 @@ class Service:
     sign_ins: SignIns
     identities: Identities
     objects: Objects
-    album: Album
-    intake: Intake
+    collection: PhotoCollection
+    intake: PhotoIntake
     journal: Journal
     heads: AuditHeads
     queue: JobQueue
@@ -87,8 +87,8 @@ TokensDep = Annotated[Tokens, _part("tokens")]
 SignInsDep = Annotated[SignIns, _part("sign_ins")]
 IdentitiesDep = Annotated[Identities, _part("identities")]
 ObjectsDep = Annotated[Objects, _part("objects")]
-AlbumDep = Annotated[Album, _part("album")]
-IntakeDep = Annotated[Intake, _part("intake")]
+CollectionDep = Annotated[PhotoCollection, _part("collection")]
+PhotoIntakeDep = Annotated[PhotoIntake, _part("intake")]
 JournalDep = Annotated[Journal, _part("journal")]
 HeadsDep = Annotated[AuditHeads, _part("heads")]
 QueueDep = Annotated[JobQueue, _part("queue")]

@@ -50,8 +50,8 @@ from api.routes import (
 from api.routes.pages import add_pages
 from api.routes.provider_pages import make_provider
 from api.settings import LOOPBACK, ApiSettings, get_api_settings, log_warnings, settings_or_exit
-from api.training.photo_intake import Intake
-from api.training.photo_sets import Album
+from api.training.photo_intake import PhotoIntake
+from api.training.photo_sets import PhotoCollection
 from api.transport import problems
 from api.transport.concurrency import HeldRequests, Turns
 from api.transport.hosts import known_hosts
@@ -82,7 +82,7 @@ def make_service(settings: ApiSettings) -> Service:
     records, keyring = Records(open_engine(url)), open_keyring()
     objects, key = open_objects(keyring), pepper(keyring)
     checks = load_params("validate")
-    intake = Intake(checks)
+    intake = PhotoIntake(checks)
     embedded = settings.provider == "embedded"
     provider = Provider(
         f"{public}{PROVIDER_PATH}" if embedded else settings.oidc_issuer,
@@ -93,14 +93,14 @@ def make_service(settings: ApiSettings) -> Service:
     queue = JobQueue(url)
     subscriptions = WebhookSubscriptions(queue)
     journal = Journal(key, on_entry=subscriptions.on_entry)
-    album = Album(objects, key, checks, settings.photos_max, intake.compare)
-    run_starter = RunStarter(settings, objects, album, queue, journal)
+    collection = PhotoCollection(objects, key, checks, settings.photos_max, intake.compare)
+    run_starter = RunStarter(settings, objects, collection, queue, journal)
     return Service(
         settings=settings, records=records, keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
         sign_ins=SignIns(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
-        objects=objects, album=album, intake=intake,
+        objects=objects, collection=collection, intake=intake,
         journal=journal, heads=AuditHeads(records, objects, journal), queue=queue, subscriptions=subscriptions,
         run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, queue, journal),
         limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),

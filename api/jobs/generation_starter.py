@@ -15,7 +15,7 @@ from api.records.audit_log import Journal
 from api.records.tables import ACTIVE, Generation, Run, Subject, new_id, prompt_label
 from api.schemas import GenerateAsked
 from api.settings import ApiSettings
-from api.training.photo_sets import Compared
+from api.training.photo_sets import Comparisons
 from api.transport.problems import Problem
 from api.transport.quotas import check_storage
 from photoflux.vault.keyring import Keyring
@@ -32,10 +32,10 @@ class GenerationStarter:
     queue: JobQueue
     journal: Journal
 
-    def begin(self, session: Session, subject: Subject, asked: GenerateAsked, known: Compared) -> Generation:
+    def begin(self, session: Session, subject: Subject, asked: GenerateAsked, known: Comparisons) -> Generation:
         """Record a generation and put it in line. A problem where a consent, the prompt or a quota stands against it.
 
-        Raises NotCompared where a run is to begin first.
+        Raises ComparisonsMissing where a run is to begin first.
         """
         person = subject.depicts != consents.NOBODY
         consents.required(session, subject.user_id, person=person)

@@ -15,7 +15,7 @@ from api.records.audit_log import Journal
 from api.records.tables import ACTIVE, Run, Subject, new_id
 from api.settings import ApiSettings
 from api.training.finetuning import estimate
-from api.training.photo_sets import Album, Compared
+from api.training.photo_sets import Comparisons, PhotoCollection
 from api.transport.problems import Problem
 from api.transport.quotas import check_storage, count_start
 from photoflux.photos.sets import write_set
@@ -35,19 +35,19 @@ class RunStarter:
 
     settings: ApiSettings
     objects: Objects
-    album: Album
+    collection: PhotoCollection
     queue: JobQueue
     journal: Journal
 
-    def begin(self, session: Session, subject: Subject, changes: dict[str, Any], known: Compared) -> Run:
+    def begin(self, session: Session, subject: Subject, changes: dict[str, Any], known: Comparisons) -> Run:
         """Record a run and put it in line. A problem where the photos, the parameters, a quota or another run stand against it.
 
-        Raises NotCompared.
+        Raises ComparisonsMissing.
         """
         consents.required(session, subject.user_id, person=subject.depicts != consents.NOBODY)
         self._check_quota(session, subject)
         run = Run(id=new_id(), user_id=subject.user_id, subject_id=subject.id, orchestrator=self.settings.orchestrator)
-        photos = self.album.usable(session, subject, known)
+        photos = self.collection.usable_photos(session, subject, known)
         run.params = self._params(subject, run.id, changes)
         run.estimate = estimate(session, run.params, price_per_hour=self.settings.price_per_hour)
         write_set(self.objects, subject.user_id, run.id, photos)

@@ -41,7 +41,7 @@ FIELDS = ("number", "at_ms", "actor", "action", "object", "outcome", "before")
 
 @dataclass(frozen=True)
 class Journal:
-    """Writes entries; `pepper` keys pseudonyms and digests. `on_entry` is called for each, in its transaction, with action, object and outcome."""
+    """Writes entries. `pepper` keys pseudonyms and digests; `on_entry` is called in each one's transaction: action, object, outcome."""
 
     pepper: bytes
     on_entry: Callable[[Session, str, str | None, str], None] = lambda *_: None

@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from api.accounts.login_sessions import SignIns
 from api.deps import (
-    AlbumDep,
     Caller,
+    CollectionDep,
     GenerationStarterDep,
     HeldDep,
     JournalDep,
@@ -41,7 +41,7 @@ from api.schemas import (
     failure,
     utc,
 )
-from api.training.photo_sets import Compared
+from api.training.photo_sets import Comparisons
 from api.transport.concurrency import is_ending, is_gone
 from api.transport.paging import PageDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
@@ -58,7 +58,7 @@ WAIT_S, LOOK_S, LOOKED_S = 30, 0.25, 1.0
 def generate(
     asked: GenerateAsked,
     records: RecordsDep,
-    album: AlbumDep,
+    collection: CollectionDep,
     keyring: KeyringDep,
     starter: GenerationStarterDep,
     caller: Maker,
@@ -67,7 +67,7 @@ def generate(
     """Draw pictures of a subject. One without a model is fine-tuned first, and drawn when the model is ready."""
     checked_size(asked.size)
 
-    def created(known: Compared) -> ResultShown:
+    def created(known: Comparisons) -> ResultShown:
         with records.writing_for(caller.user_id) as session:
             if answered := once.answered(session, ResultShown):
                 return answered
@@ -75,7 +75,7 @@ def generate(
             row = starter.begin(session, subject, asked, known)
             return once.keep(session, shown(session, keyring, row), status=202)
 
-    return album.apart(created)
+    return collection.with_comparisons(created)
 
 
 @router.get("/results", operation_id="listResults")

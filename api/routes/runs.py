@@ -13,12 +13,23 @@ from sqlalchemy.orm import Session
 
 from api.accounts.login_sessions import SignIns
 from api.accounts.tokens import Bearer
-from api.deps import AlbumDep, Caller, HeldDep, JournalDep, Maker, OnceDep, RecordsDep, RunStarterDep, SignInsDep, owned
+from api.deps import (
+    Caller,
+    CollectionDep,
+    HeldDep,
+    JournalDep,
+    Maker,
+    OnceDep,
+    RecordsDep,
+    RunStarterDep,
+    SignInsDep,
+    owned,
+)
 from api.records.database import Records
 from api.records.outcomes import cancel_run as end_early
 from api.records.tables import ACTIVE, Model, Run, Subject
 from api.schemas import Id, Listed, RunAsked, RunFailure, RunShown, StepShown, failure, utc
-from api.training.photo_sets import Compared
+from api.training.photo_sets import Comparisons
 from api.transport.concurrency import is_ending
 from api.transport.paging import PageDep
 from api.transport.problems import BODY, SIGNED_IN, answers
@@ -51,11 +62,16 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 @router.post("", operation_id="createRun", status_code=202, responses=answers(*BODY, 403, 404, 409))
 def create_run(
-    asked: RunAsked, records: RecordsDep, album: AlbumDep, run_starter: RunStarterDep, caller: Maker, once: OnceDep
+    asked: RunAsked,
+    records: RecordsDep,
+    collection: CollectionDep,
+    run_starter: RunStarterDep,
+    caller: Maker,
+    once: OnceDep,
 ) -> RunShown:
     """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
 
-    def created(known: Compared) -> RunShown:
+    def created(known: Comparisons) -> RunShown:
         with records.writing_for(caller.user_id) as session:
             if answered := once.answered(session, RunShown):
                 return answered
@@ -63,7 +79,7 @@ def create_run(
             run = run_starter.begin(session, subject, asked.params, known)
             return once.keep(session, shown(session, run), status=202)
 
-    return album.apart(created)
+    return collection.with_comparisons(created)
 
 
 @router.get("", operation_id="listRuns")

@@ -12,15 +12,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from api.deps import (
-    AlbumDep,
     Caller,
     ClassNounsDep,
+    CollectionDep,
     GuardDep,
-    IntakeDep,
     JournalDep,
     Maker,
     ObjectsDep,
     OnceDep,
+    PhotoIntakeDep,
     QueueDep,
     RecordsDep,
     SettingsDep,
@@ -35,9 +35,9 @@ from api.records.database import Records, is_rolled_back, retried
 from api.records.tables import Photo, Subject, new_id
 from api.schemas import Id, Listed, PhotoShown, Reason, SetShown, SubjectAsked, SubjectShown, Uploaded, utc
 from api.settings import ApiSettings
-from api.training.photo_decoding import Taken, refused
-from api.training.photo_intake import Intake
-from api.training.photo_sets import Album, Compared
+from api.training.photo_decoding import DecodedUpload, rejected
+from api.training.photo_intake import PhotoIntake
+from api.training.photo_sets import Comparisons, PhotoCollection
 from api.transport.paging import PageDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, answers
 from api.transport.quotas import check_capacity, check_storage
@@ -59,7 +59,7 @@ uploads = APIRouter(  # not of routes that are repeated: files are read once, an
 def create_subject(
     asked: SubjectAsked,
     records: RecordsDep,
-    album: AlbumDep,
+    collection: CollectionDep,
     journal: JournalDep,
     settings: SettingsDep,
     class_nouns: ClassNounsDep,
@@ -85,26 +85,28 @@ def create_subject(
         subject = Subject(id=new_id(), user_id=caller.user_id, class_noun=asked.class_noun, depicts=asked.depicts,
                           trigger=trigger)  # fmt: skip
         if asked.name:
-            subject.name = album.sealed_name(caller.user_id, "subject-name", subject.id, asked.name)
+            subject.name = collection.seal_name(caller.user_id, "subject-name", subject.id, asked.name)
         session.add(subject)
         session.flush()
         journal.note(session, caller.user_id, "subject.created", subject.id)
-        return once.keep(session, shown(session, album, subject), status=201)
+        return once.keep(session, shown(session, collection, subject), status=201)
 
 
 @router.get("/subjects", operation_id="listSubjects")
-def list_subjects(records: RecordsDep, album: AlbumDep, caller: Caller, page: PageDep) -> Listed[SubjectShown]:
+def list_subjects(
+    records: RecordsDep, collection: CollectionDep, caller: Caller, page: PageDep
+) -> Listed[SubjectShown]:
     """Your subjects."""
     with records.reading() as session:
         rows, after = page.rows(session, select(Subject).where(Subject.user_id == caller.user_id), Subject)
-        return Listed(items=[shown(session, album, row) for row in rows], next=after)
+        return Listed(items=[shown(session, collection, row) for row in rows], next=after)
 
 
 @router.get("/subjects/{subject_id}", operation_id="getSubject", responses=answers(404))
-def get_subject(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> SubjectShown:
+def get_subject(subject_id: Id, records: RecordsDep, collection: CollectionDep, caller: Caller) -> SubjectShown:
     """One subject."""
     with records.reading() as session:
-        return shown(session, album, owned(session, Subject, subject_id, caller))
+        return shown(session, collection, owned(session, Subject, subject_id, caller))
 
 
 @router.delete("/subjects/{subject_id}", operation_id="deleteSubject", status_code=204, responses=answers(404))
@@ -121,30 +123,30 @@ def delete_subject(
 
 
 @router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=answers(404))
-def list_photos(subject_id: Id, records: RecordsDep, album: AlbumDep, caller: Caller) -> Uploaded:
+def list_photos(subject_id: Id, records: RecordsDep, collection: CollectionDep, caller: Caller) -> Uploaded:
     """The photos of a subject, oldest first, and what is said of them as a set."""
     with records.reading() as session:
         subject = owned(session, Subject, subject_id, caller)
         if subject.verdict is not None:
-            return _listed(session, album, subject, Compared())
+            return _listed(session, collection, subject, Comparisons())
 
-    def listed(known: Compared) -> Uploaded:
+    def listed(known: Comparisons) -> Uploaded:
         with records.writing_for(caller.user_id) as session:  # the verdict on the set is kept
-            return _listed(session, album, owned(session, Subject, subject_id, caller, lock=True), known)
+            return _listed(session, collection, owned(session, Subject, subject_id, caller, lock=True), known)
 
-    return album.apart(listed)
+    return collection.with_comparisons(listed)
 
 
-def _listed(session: Session, album: Album, subject: Subject, known: Compared) -> Uploaded:
-    photos = album.photos(session, subject)
-    return _judged(session, album, subject, [(photo, None) for photo in photos], known=known)
+def _listed(session: Session, collection: PhotoCollection, subject: Subject, known: Comparisons) -> Uploaded:
+    photos = collection.photos(session, subject)
+    return _judged(session, collection, subject, [(photo, None) for photo in photos], known=known)
 
 
 @uploads.post("/upload", operation_id="upload", status_code=201, max_body_size=UPLOAD_BYTES)
 def upload(
     records: RecordsDep,
-    album: AlbumDep,
-    intake: IntakeDep,
+    collection: CollectionDep,
+    intake: PhotoIntakeDep,
     guard: GuardDep,
     journal: JournalDep,
     settings: SettingsDep,
@@ -162,19 +164,21 @@ def upload(
             return answered
         arriving = sum(photo.size or 0 for photo in photos)
         check_storage(session, caller.user_id, limit=settings.stored_bytes_max, more=arriving)
-    taken = [
+    decoded = [
         one
         for start in range(0, len(photos), DECODED_AT_ONCE)
-        for one in _taken(intake, guard, photos[start:][:DECODED_AT_ONCE], caller.user_id)
+        for one in _decoded(intake, guard, photos[start:][:DECODED_AT_ONCE], caller.user_id)
     ]
     names = [photo.filename or "" for photo in photos]
-    return _stored(records, album, journal, settings, subject, caller, once, list(zip(names, taken, strict=True)))
+    return _stored(
+        records, collection, journal, settings, subject, caller, once, list(zip(names, decoded, strict=True))
+    )
 
 
-def _taken(intake: Intake, guard: Guard, photos: Sequence[UploadFile], person: str) -> list[Taken]:
-    """What is kept of a few files, whose memory is given back then."""
+def _decoded(intake: PhotoIntake, guard: Guard, photos: Sequence[UploadFile], person: str) -> list[DecodedUpload]:
+    """A few files decoded and checked; their memory is given back before the next ones are read."""
     files = [photo.file.read() for photo in photos]
-    found = [_looked_at(guard, one) for one in intake.take(files, person)]
+    found = [_moderated(guard, one) for one in intake.decode(files, person)]
     for photo in photos:
         photo.file.close()
     return found
@@ -187,38 +191,41 @@ def _told_apart(photo: UploadFile) -> tuple[bytes, bytes]:
     return (photo.filename or "").encode(errors="surrogatepass"), digest
 
 
-def _looked_at(guard: Guard, taken: Taken) -> Taken:
-    """The photo itself, or that it is not taken."""
+def _moderated(guard: Guard, upload: DecodedUpload) -> DecodedUpload:
+    """The upload itself, or its rejection."""
     try:
-        if taken.photo:
-            guard.look(taken.photo)
-        return taken
+        if upload.photo:
+            guard.look(upload.photo)
+        return upload
     except UnsafePicture as error:
-        return refused("unsafe", str(error))
+        return rejected("unsafe", str(error))
 
 
 def _stored(
     records: Records,
-    album: Album,
+    collection: PhotoCollection,
     journal: Journal,
     settings: ApiSettings,
     subject_id: str,
     caller: Caller,
     once: OnceDep,
-    taken: list[tuple[str, Taken]],
+    uploads: list[tuple[str, DecodedUpload]],
 ) -> Uploaded:
     """Seal the pixels, then record them all or none; what was sealed for nothing is deleted."""
     owner, stored, kept = caller.user_id, list[str](), set[str]()
     try:
-        for _, one in taken:  # one by one, so that what was stored before one that cannot be is deleted
-            stored.append(album.store(owner, one) if one.photo else "")
-        arrived = [(photo_id, name, one) for photo_id, (name, one) in zip(stored, taken, strict=True)]
+        for _, one in uploads:  # one by one, so that what was stored before one that cannot be is deleted
+            stored.append(collection.store(owner, one) if one.photo else "")
+        arrived = [(photo_id, name, one) for photo_id, (name, one) in zip(stored, uploads, strict=True)]
         with records.reading() as session:
             subject = owned(session, Subject, subject_id, caller)
-            missing, known = album.foreseen(session, subject, [(photo_id, one) for photo_id, _, one in arrived])
-        album.look(missing, known)
-        answer, recorded = album.apart(
-            lambda known: _recorded(records, album, journal, settings, subject_id, caller, once, arrived, known), known
+            missing, known = collection.comparisons_needed(
+                session, subject, [(photo_id, one) for photo_id, _, one in arrived]
+            )
+        collection.compare_missing(missing, known)
+        answer, recorded = collection.with_comparisons(
+            lambda known: _recorded(records, collection, journal, settings, subject_id, caller, once, arrived, known),
+            known,
         )
         kept = recorded & set(stored)
         return answer
@@ -227,22 +234,22 @@ def _stored(
         raise
     finally:
         for photo_id in set(filter(None, stored)) - kept:
-            album.drop(owner, photo_id)
+            collection.delete(owner, photo_id)
 
 
 @retried
 def _recorded(
     records: Records,
-    album: Album,
+    collection: PhotoCollection,
     journal: Journal,
     settings: ApiSettings,
     subject_id: str,
     caller: Caller,
     once: OnceDep,
-    arrived: list[tuple[str, str, Taken]],
-    known: Compared,
+    arrived: list[tuple[str, str, DecodedUpload]],
+    known: Comparisons,
 ) -> tuple[Uploaded, set[str]]:
-    """Record photos that are stored, by id and name; the answer, and the ids of photos that it names. Raises NotCompared."""
+    """Record photos that are stored, by id and name; the answer, and the ids of photos that it names. Raises ComparisonsMissing."""
     owner = caller.user_id
     with records.writing_for(owner) as session:
         if answered := once.answered(session, Uploaded):
@@ -250,22 +257,24 @@ def _recorded(
         more = sum(len(one.photo) for _, _, one in arrived)
         check_storage(session, owner, limit=settings.stored_bytes_max, more=more)
         subject = owned(session, Subject, subject_id, caller, lock=True)
-        rows: list[tuple[Photo | None, Taken]] = []
+        rows: list[tuple[Photo | None, DecodedUpload]] = []
         for photo_id, name, one in arrived:
             photo = None
             if photo_id:
-                photo = album.known(session, subject, one)
-                photo = photo or album.add(session, subject, one, name=_plain(name), photo_id=photo_id)
+                photo = collection.find_duplicate(session, subject, one)
+                photo = photo or collection.add(session, subject, one, name=_plain(name), photo_id=photo_id)
             rows.append((photo, one))
         names = {id(one): _plain(name) for _, name, one in arrived}
-        answer = _judged(session, album, subject, rows, names=names, known=known)
+        answer = _judged(session, collection, subject, rows, names=names, known=known)
         journal.note(session, owner, "photos.uploaded", subject.id)
         once.keep(session, answer, status=201)
         return answer, {photo.id for photo, _ in rows if photo}
 
 
 @router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204, responses=answers(404))
-def delete_photo(photo_id: Id, records: RecordsDep, album: AlbumDep, journal: JournalDep, caller: Caller) -> None:
+def delete_photo(
+    photo_id: Id, records: RecordsDep, collection: CollectionDep, journal: JournalDep, caller: Caller
+) -> None:
     """Delete a photo. Models that were trained with it are not changed."""
     with records.writing_for(caller.user_id) as session:
         photo = owned(session, Photo, photo_id, caller)
@@ -273,50 +282,54 @@ def delete_photo(photo_id: Id, records: RecordsDep, album: AlbumDep, journal: Jo
         session.flush()
         session.delete(owned(session, Photo, photo_id, caller, lock=True))
         journal.note(session, caller.user_id, "photo.deleted", photo.id)
-    album.drop(caller.user_id, photo_id)
+    collection.delete(caller.user_id, photo_id)
 
 
-def shown(session: Session, album: Album, subject: Subject) -> SubjectShown:
+def shown(session: Session, collection: PhotoCollection, subject: Subject) -> SubjectShown:
     """A subject for its owner."""
     photos = session.scalar(select(func.count()).select_from(Photo).where(Photo.subject_id == subject.id)) or 0
     return SubjectShown(
         id=subject.id, class_noun=subject.class_noun, depicts=subject.depicts,  # type: ignore[arg-type]
-        name=album.name_of(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
+        name=collection.open_name(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
         photos=photos, champion=subject.champion_id, created=utc(subject.created_ms),
     )  # fmt: skip
 
 
 def _judged(
     session: Session,
-    album: Album,
+    collection: PhotoCollection,
     subject: Subject,
-    rows: list[tuple[Photo | None, Taken | None]] | list[tuple[Photo | None, Taken]] | list[tuple[Photo, None]],
+    rows: list[tuple[Photo | None, DecodedUpload | None]]
+    | list[tuple[Photo | None, DecodedUpload]]
+    | list[tuple[Photo, None]],
     names: dict[int, str] | None = None,
     *,
-    known: Compared,
+    known: Comparisons,
 ) -> Uploaded:
-    """Photos with the verdict that the set gives each of them. Raises NotCompared."""
-    said = album.verdict(session, subject, known)
+    """Photos with the verdict that the set gives each of them. Raises ComparisonsMissing."""
+    said = collection.verdict(session, subject, known)
     by_id = {photo["file"]: photo for photo in said["photos"]}
     photos = [
-        _photo(album, photo, by_id[photo.id]) if photo else _refused(album, taken, (names or {}).get(id(taken), ""))
-        for photo, taken in rows
+        _photo(collection, photo, by_id[photo.id])
+        if photo
+        else _rejected(collection, upload, (names or {}).get(id(upload), ""))
+        for photo, upload in rows
     ]
     return Uploaded(photos=photos, set=SetShown(verdict=said["verdict"], score=said["score"], advice=said["advice"]))
 
 
-def _photo(album: Album, photo: Photo, said: dict[str, object]) -> PhotoShown:
+def _photo(collection: PhotoCollection, photo: Photo, said: dict[str, object]) -> PhotoShown:
     reasons = [Reason.model_validate(reason) for reason in said["reasons"]]  # type: ignore[attr-defined]
     return PhotoShown(
-        id=photo.id, name=album.name_of(photo.user_id, "photo-name", photo.id, photo.name),
+        id=photo.id, name=collection.open_name(photo.user_id, "photo-name", photo.id, photo.name),
         status=said["status"], reasons=reasons, width=photo.width, height=photo.height,  # type: ignore[arg-type]
         thumbnail=f"/api/media/photos/{photo.id}",
     )  # fmt: skip
 
 
-def _refused(album: Album, taken: Taken | None, name: str) -> PhotoShown:
-    assert taken is not None
-    status, reasons = album.verdict_alone(taken)
+def _rejected(collection: PhotoCollection, upload: DecodedUpload | None, name: str) -> PhotoShown:
+    assert upload is not None
+    status, reasons = collection.photo_verdict(upload)
     return PhotoShown(
         id=None, name=name, status=status, reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
         width=0, height=0, thumbnail=None,

@@ -56,13 +56,13 @@ def test_of_many_generations_at_once_as_many_wait_as_may(site: Site, ada: Person
 
 
 def test_of_many_photos_at_once_as_many_are_kept_as_may_be(site: Site, ada: Person, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(site.service.album.__class__, "photos_max", 3, raising=False)
-    object.__setattr__(site.service.album, "photos_max", 3)
+    monkeypatch.setattr(site.service.collection.__class__, "photos_max", 3, raising=False)
+    object.__setattr__(site.service.collection, "photos_max", 3)
     subject, files = ada.subject(), [file.read_bytes() for file in SAMPLES[:6]]
     try:
         told = at_once(lambda n: ada.upload(subject, {f"{n}.jpg": files[n]}), len(files))
     finally:
-        object.__setattr__(site.service.album, "photos_max", site.service.settings.photos_max)
+        object.__setattr__(site.service.collection, "photos_max", site.service.settings.photos_max)
     assert told == {201: 3, 409: 3}
     assert len(site.objects.ids(ada.id, "photo")) == 3
 

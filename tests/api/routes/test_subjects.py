@@ -250,7 +250,7 @@ def test_a_failed_upload_leaves_nothing(site: Site, ada: Person, monkeypatch: py
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the records are away")
 
-    monkeypatch.setattr(type(site.service.album), "add", broken)
+    monkeypatch.setattr(type(site.service.collection), "add", broken)
     is_problem(ada.upload(subject, {"a.jpg": SAMPLES[0].read_bytes()}), 500, "internal")
     assert stored(site, ada) == []
     with site.service.records.reading() as session:
