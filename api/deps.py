@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from api.accounts.login_sessions import SignIns
 from api.accounts.openid_client import Identities
 from api.accounts.tokens import Bearer, Tokens
-from api.images.moderation import Guard
-from api.images.rendering import Delivery
+from api.images.moderation import Moderator
+from api.images.rendering import ImageRenderer
 from api.jobs.generation_starter import GenerationStarter
 from api.jobs.job_queue import JobQueue
 from api.jobs.run_starter import RunStarter
@@ -53,8 +53,8 @@ class Service:
     run_starter: RunStarter
     generation_starter: GenerationStarter
     limits: Limits
-    delivery: Delivery
-    guard: Guard
+    renderer: ImageRenderer
+    moderator: Moderator
     subscriptions: WebhookSubscriptions
     health: Health
     held: HeldRequests
@@ -66,7 +66,7 @@ class Service:
     def close(self) -> None:
         """Let go of everything that was opened."""
         self.intake.close()
-        self.delivery.close()
+        self.renderer.close()
         self.queue.close()
         self.records.engine.dispose()
 
@@ -95,8 +95,8 @@ QueueDep = Annotated[JobQueue, _part("queue")]
 RunStarterDep = Annotated[RunStarter, _part("run_starter")]
 GenerationStarterDep = Annotated[GenerationStarter, _part("generation_starter")]
 LimitsDep = Annotated[Limits, _part("limits")]
-DeliveryDep = Annotated[Delivery, _part("delivery")]
-GuardDep = Annotated[Guard, _part("guard")]
+RendererDep = Annotated[ImageRenderer, _part("renderer")]
+ModeratorDep = Annotated[Moderator, _part("moderator")]
 SubscriptionsDep = Annotated[WebhookSubscriptions, _part("subscriptions")]
 HealthDep = Annotated[Health, _part("health")]
 HeldDep = Annotated[HeldRequests, _part("held")]

@@ -20,8 +20,8 @@ from api.accounts.openid_client import Identities, Provider
 from api.accounts.tokens import Bearer, Tokens
 from api.deps import HealthDep, Service
 from api.images.credentials import open_credentials
-from api.images.moderation import Unchecked, open_guard
-from api.images.rendering import Delivery
+from api.images.moderation import ModerationUnavailable, open_moderator
+from api.images.rendering import ImageRenderer
 from api.jobs.generation_starter import GenerationStarter
 from api.jobs.job_queue import JobQueue, prepare
 from api.jobs.run_starter import RunStarter
@@ -103,8 +103,8 @@ def make_service(settings: ApiSettings) -> Service:
         objects=objects, collection=collection, intake=intake,
         journal=journal, heads=AuditHeads(records, objects, journal), queue=queue, subscriptions=subscriptions,
         run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, queue, journal),
-        limits=Limits(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
-        guard=open_guard(settings), health=Health(records, objects), held=HeldRequests(),
+        limits=Limits(settings.limits, rates=settings.rates), renderer=ImageRenderer(open_credentials(keyring)),
+        moderator=open_moderator(settings), health=Health(records, objects), held=HeldRequests(),
         looking_up=Turns(LOOK_UPS, per_person=1, wait_s=LOOK_UP_S, told=UNKNOWN_HOSTS), class_nouns=class_nouns(settings.base),
         trigger=load_params("import_photos").trigger,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         max_body_size=BODY_BYTES,
         telemetry=telemetry.config,
     )
-    problems.install(app, {Unchecked: (503, "unchecked")})
+    problems.install(app, {ModerationUnavailable: (503, "unchecked")})
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
     _add_probes(app, telemetry, settings)
     add_pages(app)

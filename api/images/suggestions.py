@@ -1,4 +1,4 @@
-"""Prompts to choose from: templates for a subject, and what its owner asked for before; by beginning, by word, by likeness."""
+"""Prompt suggestions from templates and earlier prompts, ranked by beginning, by word, by similarity."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PLACES = (
     "on the beach", "in the forest", "in the snow", "in the desert", "in the city", "in the kitchen", "in space",
     "in the meadow", "under water", "in a studio",
 )  # fmt: skip
-WORDS_TYPED, WORDS_LOOKED_AT, LETTERS = 8, 32, 200
+WORDS_TYPED, WORDS_COMPARED, LETTERS = 8, 32, 200
 """How much is compared: words of what was typed, words and letters of each candidate. The rest makes no difference."""
 ALIKE_MIN = 60.0
 """Per cent of two words' letters that stand in both in the same order."""
 
 
 def templates(trigger: str, class_noun: str) -> list[str]:
-    """Plain prompts for a subject, photographs first."""
+    """Template prompts for a subject, photographs first."""
     named = f"{trigger} {class_noun}"
     return [f"{opening} {named}" for opening in OPENINGS] + [
         f"{opening} {named} {place}" for opening in OPENINGS for place in PLACES
@@ -27,11 +27,11 @@ def templates(trigger: str, class_noun: str) -> list[str]:
 
 def suggest(asked: str, *, known: Sequence[str], own: Iterable[str], limit: int) -> list[str]:
     """At most `limit` prompts for what was typed so far, the person's own before templates of the same rank."""
-    typed = " ".join(_looked_at(asked).split())
+    typed = " ".join(_folded(asked).split())
     parts = typed.split()[:WORDS_TYPED]
     candidates = list(dict.fromkeys([*own, *known]))
-    words = [_looked_at(text).split()[:WORDS_LOOKED_AT] for text in candidates]
-    ranks = [_rank(typed, parts, _looked_at(text), one) for text, one in zip(candidates, words, strict=True)]
+    words = [_folded(text).split()[:WORDS_COMPARED] for text in candidates]
+    ranks = [_rank(typed, parts, _folded(text), one) for text, one in zip(candidates, words, strict=True)]
     if sum(rank is not None for rank in ranks) < limit:  # what is only alike comes last and costs most
         missing = [n for n, rank in enumerate(ranks) if rank is None]
         for n, alike in zip(missing, _likeness(parts, [words[n] for n in missing]), strict=True):
@@ -40,7 +40,7 @@ def suggest(asked: str, *, known: Sequence[str], own: Iterable[str], limit: int)
     return [candidates[place] for _, place in sorted(ranked)[:limit]]
 
 
-def _looked_at(text: str) -> str:
+def _folded(text: str) -> str:
     return text[:LETTERS].casefold()[:LETTERS]  # folding case may make it longer
 
 

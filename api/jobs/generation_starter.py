@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.images.prompt_rules import Unsafe, check_prompt
+from api.images.prompt_rules import UnsafePrompt, check_prompt
 from api.jobs.job_queue import JobQueue
 from api.jobs.run_starter import RunStarter
 from api.privacy import consents
@@ -73,5 +73,5 @@ def _check(prompt: str, *, person: bool) -> None:
     """A problem of 422 for a prompt that is not drawn. What was asked for is not repeated, since logs read answers."""
     try:
         check_prompt(prompt, person=person)
-    except Unsafe as error:
+    except UnsafePrompt as error:
         raise Problem(422, "unsafe-prompt", str(error)) from error

@@ -14,8 +14,8 @@ from api.accounts.tokens import Tokens
 from api.images.credentials import open_credentials
 from api.images.engine_client import EngineClient
 from api.images.generator import ImageGenerator
-from api.images.moderation import open_guard
-from api.images.rendering import Delivery
+from api.images.moderation import open_moderator
+from api.images.rendering import ImageRenderer
 from api.jobs import workflows
 from api.jobs.job_queue import JobQueue
 from api.jobs.leases import Heartbeat, Lease, LeasedObjects, LeasedRecords, exit_at_once
@@ -139,7 +139,7 @@ def make_services(
             unregister=unregister, recorded=heads.store,
         ),
         generator=ImageGenerator(
-            records, objects, engine, journal, Delivery(open_credentials(keyring)), open_guard(settings)
+            records, objects, engine, journal, ImageRenderer(open_credentials(keyring)), open_moderator(settings)
         ),
         erasure=Erasure(
             records, objects, keyring, journal, engine.forget, unregister, orchestrator.discard, settings.cache_dir,

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from api.accounts.tokens import Bearer
-from api.deps import DeliveryDep, ObjectsDep, RecordsDep, Viewer, owned
+from api.deps import ObjectsDep, RecordsDep, RendererDep, Viewer, owned
 from api.images.generator import provenance
 from api.images.rendering import MEDIA_TYPES, checked_size
 from api.records.database import Records
@@ -50,9 +50,9 @@ def get_thumbnail(
     return _file(objects.get(viewer.user_id, "thumbnail", photo_id), "image/jpeg", etag)
 
 
-async def _has_room(delivery: DeliveryDep, viewer: Viewer) -> AsyncIterator[None]:
+async def _has_room(renderer: RendererDep, viewer: Viewer) -> AsyncIterator[None]:
     """Few pictures of a person are sent at a time: each is in memory until the last byte was taken."""
-    async with delivery.answers.take(viewer.user_id):
+    async with renderer.downloads.take(viewer.user_id):
         yield
 
 
@@ -66,7 +66,7 @@ async def get_picture(
     position: Annotated[int, Path(ge=0, le=63)],
     records: RecordsDep,
     objects: ObjectsDep,
-    delivery: DeliveryDep,
+    renderer: RendererDep,
     viewer: Viewer,
     size: Annotated[Size | None, Query()] = None,
     format: Annotated[Format | None, Query()] = None,  # noqa: A002
@@ -84,12 +84,12 @@ async def get_picture(
 
     def finished() -> bytes:
         file = objects.get(viewer.user_id, "picture", picture.object_id)
-        return delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=said)
+        return renderer.convert(file, size=size, fmt=kind, stored_format=row.format, provenance=said)
 
     if size is None and kind == row.format:
         data = await run_in_threadpool(finished)
     else:
-        async with delivery.turns.take(viewer.user_id):
+        async with renderer.conversions.take(viewer.user_id):
             if await is_gone(request):
                 return Response(status_code=GONE)
             data = await run_in_threadpool(finished)

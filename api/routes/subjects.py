@@ -15,9 +15,9 @@ from api.deps import (
     Caller,
     ClassNounsDep,
     CollectionDep,
-    GuardDep,
     JournalDep,
     Maker,
+    ModeratorDep,
     ObjectsDep,
     OnceDep,
     PhotoIntakeDep,
@@ -27,7 +27,7 @@ from api.deps import (
     TriggerDep,
     owned,
 )
-from api.images.moderation import Guard, UnsafePicture
+from api.images.moderation import Moderator, UnsafeImage
 from api.privacy import consents
 from api.privacy.erasure import erase_subject
 from api.records.audit_log import Journal
@@ -147,7 +147,7 @@ def upload(
     records: RecordsDep,
     collection: CollectionDep,
     intake: PhotoIntakeDep,
-    guard: GuardDep,
+    moderator: ModeratorDep,
     journal: JournalDep,
     settings: SettingsDep,
     caller: Maker,
@@ -167,7 +167,7 @@ def upload(
     decoded = [
         one
         for start in range(0, len(photos), DECODED_AT_ONCE)
-        for one in _decoded(intake, guard, photos[start:][:DECODED_AT_ONCE], caller.user_id)
+        for one in _decoded(intake, moderator, photos[start:][:DECODED_AT_ONCE], caller.user_id)
     ]
     names = [photo.filename or "" for photo in photos]
     return _stored(
@@ -175,10 +175,12 @@ def upload(
     )
 
 
-def _decoded(intake: PhotoIntake, guard: Guard, photos: Sequence[UploadFile], person: str) -> list[DecodedUpload]:
+def _decoded(
+    intake: PhotoIntake, moderator: Moderator, photos: Sequence[UploadFile], person: str
+) -> list[DecodedUpload]:
     """A few files decoded and checked; their memory is given back before the next ones are read."""
     files = [photo.file.read() for photo in photos]
-    found = [_moderated(guard, one) for one in intake.decode(files, person)]
+    found = [_moderated(moderator, one) for one in intake.decode(files, person)]
     for photo in photos:
         photo.file.close()
     return found
@@ -191,13 +193,13 @@ def _told_apart(photo: UploadFile) -> tuple[bytes, bytes]:
     return (photo.filename or "").encode(errors="surrogatepass"), digest
 
 
-def _moderated(guard: Guard, upload: DecodedUpload) -> DecodedUpload:
+def _moderated(moderator: Moderator, upload: DecodedUpload) -> DecodedUpload:
     """The upload itself, or its rejection."""
     try:
         if upload.photo:
-            guard.look(upload.photo)
+            moderator.check(upload.photo)
         return upload
-    except UnsafePicture as error:
+    except UnsafeImage as error:
         return rejected("unsafe", str(error))
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from api.accounts.tokens import Capability
 from api.images import engine as engine_app
-from api.images.engine_client import EngineClient, GivenUp, Wanted
+from api.images.engine_client import Cancelled, EngineClient, EngineRequest
 from api.images.generator import ImageGenerator
 from api.records.tables import Generation, Picture
 from api.settings import ApiSettings
@@ -91,7 +91,9 @@ def subject(ada: Person, make_artifact: Callable[[int], Path]) -> str:  # noqa: 
 @pytest.fixture
 def generator(site: Site, client: EngineClient) -> ImageGenerator:
     service = site.service
-    return ImageGenerator(service.records, service.objects, client, service.journal, service.delivery, service.guard)
+    return ImageGenerator(
+        service.records, service.objects, client, service.journal, service.renderer, service.moderator
+    )
 
 
 def asked(site: Site, person: Person, subject: str, **more: object) -> dict[str, object]:
@@ -176,10 +178,10 @@ def test_a_full_line_says_when_to_come_back(
     assert http.post("/predict", json=asked(site, ada, subject)).status_code == 200
 
 
-def wanted(person: Person, subject: str, *, seeds: int = 1) -> Wanted:
+def wanted(person: Person, subject: str, *, seeds: int = 1) -> EngineRequest:
     """Pictures of a subject's model."""
     model = person.get("/api/models", params={"subject": subject}).json()["items"][0]
-    return Wanted(person.id, model["id"], model["adapter_sha256"], PROMPT, list(range(seeds)), "none")
+    return EngineRequest(person.id, model["id"], model["adapter_sha256"], PROMPT, list(range(seeds)), "none")
 
 
 def test_a_call_is_broken_off_when_nobody_wants_its_pictures(
@@ -193,18 +195,18 @@ def test_a_call_is_broken_off_when_nobody_wants_its_pictures(
     still = threading.Event()
     still.set()
     with ThreadPoolExecutor(1) as pool:
-        drawn = pool.submit(client.draw, wanted(ada, subject, seeds=4), still=still.is_set)
+        drawn = pool.submit(client.generate, wanted(ada, subject, seeds=4), is_wanted=still.is_set)
         steps.wait_for(1)
         steps.allow(1)
         still.clear()
         try:
-            with pytest.raises(GivenUp):
+            with pytest.raises(Cancelled):
                 drawn.result(20)
         finally:
             time.sleep(1.0)  # for the engine to notice, ten times what that takes
             had_begun = steps.begun
             steps.go_on()
-    assert len(client.draw(wanted(ada, subject), still=lambda: True)) == 1
+    assert len(client.generate(wanted(ada, subject), is_wanted=lambda: True)) == 1
     assert steps.begun == had_begun + spec.steps
 
 
@@ -257,7 +259,7 @@ def answering(site: Site, answer: Callable[[BaseHTTPRequestHandler], None]) -> I
             thread.join()
 
 
-ONE = Wanted("ada", "model", "0" * 64, PROMPT, [1], "none")
+ONE = EngineRequest("ada", "model", "0" * 64, PROMPT, [1], "none")
 
 
 def test_calls_share_a_connection_and_closing_ends_the_clients_thread(site: Site):
@@ -272,7 +274,7 @@ def test_calls_share_a_connection_and_closing_ends_the_clients_thread(site: Site
     before = set(threading.enumerate())
     with answering(site, answer) as (client, server):
         for _ in range(3):
-            assert client.draw(ONE, still=lambda: True) == [b"a picture"]
+            assert client.generate(ONE, is_wanted=lambda: True) == [b"a picture"]
         client.forget("ada")
         assert server.connections == 1
     assert not {thread for thread in set(threading.enumerate()) - before if thread.name == "engine-client"}
@@ -294,8 +296,8 @@ def test_an_engine_that_drips_its_answer_is_given_up(site: Site, monkeypatch: py
 
     with answering(site, answer) as (client, _), ThreadPoolExecutor(1) as pool:
         try:
-            with pytest.raises(GivenUp):
-                pool.submit(client.draw, ONE, still=lambda: True).result(20)
+            with pytest.raises(Cancelled):
+                pool.submit(client.generate, ONE, is_wanted=lambda: True).result(20)
             with pytest.raises(httpx2.HTTPError):
                 client.forget("ada")
         finally:
@@ -303,7 +305,7 @@ def test_an_engine_that_drips_its_answer_is_given_up(site: Site, monkeypatch: py
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(site: Site, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("api.images.engine_client.PICTURE_BYTES", 1 << 20, raising=False)
+    monkeypatch.setattr("api.images.engine_client.IMAGE_BYTES", 1 << 20, raising=False)
     monkeypatch.setattr("api.images.engine_client.PATIENCE_S", 1.0)
     sent, ended = [0], threading.Event()
 
@@ -316,8 +318,8 @@ def test_an_answer_without_end_is_not_read_to_its_end(site: Site, monkeypatch: p
 
     with answering(site, answer) as (client, _), ThreadPoolExecutor(1) as pool:
         try:
-            with pytest.raises(GivenUp):
-                pool.submit(client.draw, ONE, still=lambda: True).result(30)
+            with pytest.raises(Cancelled):
+                pool.submit(client.generate, ONE, is_wanted=lambda: True).result(30)
         finally:
             ended.set()
     assert sent[0] < 64 << 20
@@ -335,8 +337,8 @@ def test_what_is_no_longer_wanted_is_not_waited_for_between_calls(site: Site):
         handler.end_headers()
         still.clear()
 
-    with answering(site, answer) as (client, _), pytest.raises(GivenUp):
-        client.draw(ONE, still=still.is_set)
+    with answering(site, answer) as (client, _), pytest.raises(Cancelled):
+        client.generate(ONE, is_wanted=still.is_set)
 
 
 @pytest.mark.parametrize("path", ["/predict", "/forget"])
@@ -427,14 +429,14 @@ def test_what_was_deleted_meanwhile_is_not_kept(
     site: Site, ada: Person, subject: str, generator: ImageGenerator, monkeypatch: pytest.MonkeyPatch
 ):
     result = ask(ada, subject, prompt=PROMPT)["id"]
-    drawn = ImageGenerator._drawn
+    drawn = ImageGenerator._generated
 
     def delete_then_draw(self: ImageGenerator, *args: object) -> list[bytes]:
         pictures = drawn(self, *args)  # type: ignore[arg-type]
         ada.ask("DELETE", f"/api/results/{result}")
         return pictures
 
-    monkeypatch.setattr(ImageGenerator, "_drawn", delete_then_draw)
+    monkeypatch.setattr(ImageGenerator, "_generated", delete_then_draw)
     assert generator.generate(result) == "cancelled"
     assert site.objects.ids(ada.id, "picture") == []
 
@@ -454,8 +456,8 @@ def test_an_engine_that_is_away_is_waited_for(site: Site, ada: Person, subject: 
         service.objects,
         EngineClient("http://127.0.0.1:9", service.tokens),
         service.journal,
-        service.delivery,
-        service.guard,
+        service.renderer,
+        service.moderator,
     )
     result = ask(ada, subject)["id"]
     started = time.monotonic()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from api.images.rendering import Delivery
+from api.images.rendering import ImageRenderer
 from api.records.tables import Feedback, Generation, Picture, new_id, now_ms
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_runs import in_line
@@ -119,7 +119,7 @@ def test_pictures_are_converted_one_after_another(
     for person, its in ((ada, subject), (bob, bob.subject_with_model())):
         results.append((person, ask(person, its)["id"]))
         finish(site, *results[-1])
-    convert = Delivery.converted
+    convert = ImageRenderer.convert
 
     def converted(*args: Any, **how: Any) -> bytes:
         nonlocal under_way, most
@@ -131,7 +131,7 @@ def test_pictures_are_converted_one_after_another(
         finally:
             under_way -= 1
 
-    monkeypatch.setattr(Delivery, "converted", converted)
+    monkeypatch.setattr(ImageRenderer, "convert", converted)
     with ThreadPoolExecutor(8) as pool:
         asked = [
             pool.submit(person.get, f"/api/media/pictures/{result}.0", params={"size": f"{side}x{side}"})
@@ -148,7 +148,7 @@ def test_a_conversion_that_has_no_turn_in_time_is_sent_away(
     mine, theirs = ask(ada, subject)["id"], ask(bob, bob.subject_with_model())["id"]
     finish(site, ada, mine)
     data = finish(site, bob, theirs)
-    begun, go_on, convert = threading.Event(), threading.Event(), Delivery.converted
+    begun, go_on, convert = threading.Event(), threading.Event(), ImageRenderer.convert
 
     def converted(*args: Any, **how: Any) -> bytes:
         if how["size"] == "16x16":
@@ -156,8 +156,8 @@ def test_a_conversion_that_has_no_turn_in_time_is_sent_away(
             go_on.wait(30)
         return convert(*args, **how)
 
-    monkeypatch.setattr(Delivery, "converted", converted)
-    monkeypatch.setattr(site.service.delivery.turns, "wait_s", 0.05)
+    monkeypatch.setattr(ImageRenderer, "convert", converted)
+    monkeypatch.setattr(site.service.renderer.conversions, "wait_s", 0.05)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(ada.get, f"/api/media/pictures/{mine}.0", params={"size": "16x16"})
         begun.wait(30)

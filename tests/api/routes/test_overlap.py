@@ -212,7 +212,7 @@ def test_a_request_that_the_database_gave_up_is_answered_all_the_same(
 ):
     """For a deadlock, or since it would not have been as if one transaction had come after the other."""
 
-    class GivenUp(Exception):
+    class Cancelled(Exception):
         sqlstate = code
 
     failures = iter([True, True, False])
@@ -220,7 +220,7 @@ def test_a_request_that_the_database_gave_up_is_answered_all_the_same(
 
     def fail_twice(*args: Any, **more: Any) -> None:
         if next(failures, False):
-            raise DBAPIError("UPDATE", {}, GivenUp())
+            raise DBAPIError("UPDATE", {}, Cancelled())
         note(*args, **more)
 
     monkeypatch.setattr(type(site.service.journal), "note", fail_twice)
