@@ -92,14 +92,12 @@ class GenerationFailure(Failure):
     """Why there are no pictures.
 
     `cancelled`: a consent was withdrawn or the run that it waited for cancelled. `refused`: the engine did not take the request.
-    `too-late`: it could not be drawn in time. `unsafe-picture`: what was drawn is not given out. `model-missing`: the model was
+    `too-late`: it could not be drawn in time. `unsafe-image`: what was drawn is not given out. `model-missing`: the model was
     deleted. `no-model`: the run that it waited for made none. `killed`: its worker was killed again and again.
     `internal`: something went wrong here.
     """
 
-    code: Literal[
-        "cancelled", "refused", "too-late", "unsafe-picture", "model-missing", "no-model", "killed", "internal"
-    ]
+    code: Literal["cancelled", "refused", "too-late", "unsafe-image", "model-missing", "no-model", "killed", "internal"]
 
 
 class ExportFailure(Failure):

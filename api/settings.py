@@ -32,7 +32,7 @@ class Keep(BaseModel):
     photos: int = Field(default=90, ge=0, description="photos, after the subject's last run or upload")
     models: int = Field(default=180, ge=0, description="models of a subject, after its last picture or run")
     runs: int = Field(default=7, ge=0, description="sealed files of a pipeline, after it ended")
-    pictures: int = Field(default=0, ge=0, description="generated pictures and their prompts")
+    images: int = Field(default=0, ge=0, description="generated pictures and their prompts")
     work: int = Field(default=30, ge=0, description="ids and states of durable work that has ended")
     webhook_deliveries: int = Field(default=30, ge=0, description="what webhooks were told")
     complaints: int = Field(default=365, ge=0, description="complaints, after they were closed")
@@ -102,7 +102,7 @@ class ApiSettings(Settings):
     metrics_token: SecretStr = Field(
         default=SecretStr(""), description="what /metrics is asked with; empty: it answers on loopback only"
     )
-    picture_check: Literal["none", "vision"] = Field(
+    image_check: Literal["none", "vision"] = Field(
         default="none", description="who looks at photos and pictures: nobody, or Google's Cloud Vision"
     )
     blocked_hashes: str = Field(
@@ -240,7 +240,7 @@ class ApiSettings(Settings):
         yield self.kek_uri.startswith(GOOGLE), "KEK_URI", "production wraps keys with Cloud KMS: gcp-kms://…"
         yield self.keyring.startswith(BUCKET), "KEYRING", "production keeps keysets in a bucket: gs://…"
         yield self.blobs.startswith(BUCKET), "BLOBS", "production keeps objects in a bucket: gs://…"
-        yield self.picture_check != "none", "PICTURE_CHECK", "production has pictures looked at; set vision"
+        yield self.image_check != "none", "IMAGE_CHECK", "production has pictures looked at; set vision"
         enough = len(token) >= METRICS_TOKEN_CHARS
         yield (
             enough,

@@ -503,7 +503,7 @@ async def upload_bombs(scene: Scene) -> None:
 
 def _picture(scene: Scene) -> tuple[str, tuple[str, ...], str]:
     size = scene.rng.choice(("4096x4096", "2048x2048", "2048x2048", "2047x2048"))
-    target = f"/api/media/pictures/{scene.mine('result')}.0?size={size}&format={scene.rng.choice(FORMATS)}"
+    target = f"/api/media/images/{scene.mine('result')}.0?size={size}&format={scene.rng.choice(FORMATS)}"
     return target, (("422",) if size.startswith("4096") else ("200",)), size
 
 
@@ -559,7 +559,7 @@ async def _until_closed(scene: Scene, start: bytes, *, every_s: float) -> None:
 async def read_slowly(scene: Scene) -> None:
     """Large pictures that are asked for and hardly read."""
     headers = await scene.me.bearer()
-    target, answer = f"/api/media/pictures/{scene.mine('result')}.0", Answer("closed")
+    target, answer = f"/api/media/images/{scene.mine('result')}.0", Answer("closed")
     try:
         async with (
             asyncio.timeout(ANSWER_S),

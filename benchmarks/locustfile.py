@@ -67,7 +67,7 @@ class Somebody(FastHttpUser):
             state = self.client.get(f"{path}?wait=20", headers=self.headers, name="wait /api/results/{id}").json()
         error = None if state.get("images") else RuntimeError(f"{state.get('state')}: {state.get('error')}")
         if not error:
-            self.client.get(state["images"][0]["url"], headers=self.headers, name="read /api/media/pictures/{id}")
+            self.client.get(state["images"][0]["url"], headers=self.headers, name="read /api/media/images/{id}")
         self.environment.events.request.fire(
             request_type="", name="generation", response_time=1000 * (time.perf_counter() - started), response_length=0,
             exception=error, context={},

@@ -12,7 +12,7 @@ from api.images.rendering import ImageRenderer, RenderRequest
 from api.records.audit_log import Journal
 from api.records.database import AccountClosed, Records, hold_owner, retried
 from api.records.outcomes import end_generation
-from api.records.tables import ACTIVE, Generation, Model, Picture, new_id, prompt_label
+from api.records.tables import ACTIVE, GeneratedImage, Generation, Model, new_id, prompt_label
 from photoflux.vault.keyring import KeyMissing
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import unseal_bytes
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 GENERATION_FAILED = "something went wrong while drawing; ask again"
 NO_MODEL = "the model was deleted; train the subject again"
-CODES: dict[type[Exception], str] = {Rejected: "refused", Cancelled: "too-late", UnsafeImage: "unsafe-picture"}
+CODES: dict[type[Exception], str] = {Rejected: "refused", Cancelled: "too-late", UnsafeImage: "unsafe-image"}
 """The error codes of failed generations, for programs."""
 
 
@@ -72,19 +72,19 @@ class ImageGenerator:
 
     def _store(self, row: Generation, images: list[bytes], model: Model) -> str:
         """Store the rendered images under names of this attempt, then their rows; returns the state the generation is in then."""
-        attempt, rows = new_id(), list[Picture]()
+        attempt, rows = new_id(), list[GeneratedImage]()
         try:
             for position, png in enumerate(images):
                 seed = row.seed + position
                 request = RenderRequest(row.size, row.format, row.style, provenance(model, seed=seed, style=row.style))
                 file, object_id = self.renderer.render(png, request), f"{row.id}.{position}.{attempt}"
                 rows.append(
-                    Picture(
+                    GeneratedImage(
                         user_id=row.user_id, generation_id=row.id, position=position, object_id=object_id, seed=seed,
                         sha256=hashlib.sha256(file).hexdigest(), stored_bytes=len(file),
                     )
                 )  # fmt: skip
-                self.objects.put(row.user_id, "picture", object_id, file)
+                self.objects.put(row.user_id, "image", object_id, file)
         except Exception:
             self._delete_stored(row, rows)
             raise
@@ -94,7 +94,7 @@ class ImageGenerator:
             self._delete_stored(row, rows)
         return state
 
-    def _record(self, row: Generation, rows: list[Picture]) -> tuple[str, bool]:
+    def _record(self, row: Generation, rows: list[GeneratedImage]) -> tuple[str, bool]:
         """Record the images, unless the generation was deleted or ended meanwhile; its state then, and whether they were recorded."""
         with self.records.writing_for(row.user_id) as session:
             current = session.get(Generation, row.id, with_for_update=True)
@@ -104,9 +104,9 @@ class ImageGenerator:
             end_generation(session, current, "succeeded", self.journal)
             return "succeeded", True
 
-    def _delete_stored(self, row: Generation, rows: list[Picture]) -> None:
+    def _delete_stored(self, row: Generation, rows: list[GeneratedImage]) -> None:
         for image in rows:
-            self.objects.delete(row.user_id, "picture", image.object_id)
+            self.objects.delete(row.user_id, "image", image.object_id)
 
     @retried
     def end(self, generation_id: str, state: str, code: str, why: str) -> str:

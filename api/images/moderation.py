@@ -120,7 +120,7 @@ def open_moderator(settings: ApiSettings) -> Moderator:
     makers: list[Callable[[], Check]] = []
     if settings.blocked_hashes:
         makers.append(lambda: KnownImages(Path(settings.blocked_hashes)))
-    if settings.picture_check == "vision":
+    if settings.image_check == "vision":
         makers.append(SafeSearch)
     return Moderator([make() for make in makers])
 

@@ -40,7 +40,7 @@ def take_down(session: Session, row: Complaint, journal: Journal) -> list[Gone]:
     for subject in list(session.scalars(subjects)):
         gone = erase_models(session, subject, journal, REMOVED)
         for generation in session.scalars(select(Generation).where(Generation.subject_id == subject.id)):
-            gone.add("picture", f"{generation.id}.")
+            gone.add("image", f"{generation.id}.")
             session.delete(generation)
         session.flush()
         journal.note(session, subject.user_id, "subject.taken-down", subject.id)

@@ -88,7 +88,7 @@ def erase_subject(session: Session, subject: Subject) -> Gone:
         gone.add("report", f"{run.id}.")
     _add_models(session, subject, gone)
     for generation in session.scalars(select(Generation).where(Generation.subject_id == subject.id)):
-        gone.add("picture", f"{generation.id}.")
+        gone.add("image", f"{generation.id}.")
     session.delete(subject)
     session.flush()
     return gone

@@ -25,10 +25,10 @@ from api.records.tables import (
     Consent,
     Export,
     Feedback,
+    GeneratedImage,
     Generation,
     Model,
     Photo,
-    Picture,
     Run,
     SignIn,
     Subject,
@@ -60,7 +60,20 @@ LEFT_OUT = ("measured", "verdict", "secret", "user_id", "login", "fingerprint", 
 """Columns that say nothing to a person: what is computed from their photos, keys, and names that the service has for files."""
 TOLD = ((WebhookDelivery, "object_id"),)
 """A column that is called so and does: what a notice was about."""
-TABLES = (Subject, Photo, Run, Model, Generation, Picture, Feedback, Consent, Webhook, WebhookDelivery, SignIn, Usage)
+TABLES = (
+    Subject,
+    Photo,
+    Run,
+    Model,
+    Generation,
+    GeneratedImage,
+    Feedback,
+    Consent,
+    Webhook,
+    WebhookDelivery,
+    SignIn,
+    Usage,
+)
 CLOSED = "the account was closed"
 
 
@@ -191,10 +204,12 @@ class Exports:
             yield f"photos/{photo}.jpg", "photo", photo
         for model in session.scalars(select(Model.id).where(Model.user_id == owner)):
             yield f"models/{model}.tar", "adapter", model
-        query = select(Picture, Generation.format).join(Generation, Generation.id == Picture.generation_id)
-        for picture, fmt in session.execute(query.where(Picture.user_id == owner)):
-            name = f"pictures/{picture.generation_id}.{picture.position}{SUFFIXES[fmt]}"
-            yield name, "picture", picture.object_id
+        query = select(GeneratedImage, Generation.format).join(
+            Generation, Generation.id == GeneratedImage.generation_id
+        )
+        for image, fmt in session.execute(query.where(GeneratedImage.user_id == owner)):
+            name = f"images/{image.generation_id}.{image.position}{SUFFIXES[fmt]}"
+            yield name, "image", image.object_id
 
 
 class _Archive:

@@ -23,12 +23,12 @@ from api.records.tables import (
     ANSWERS_KEPT_MS,
     Complaint,
     Export,
+    GeneratedImage,
     Generation,
     Idempotency,
     LoginFlow,
     Model,
     Photo,
-    Picture,
     Run,
     SignIn,
     SigningKey,
@@ -71,7 +71,7 @@ class Retention:
     def perform(self) -> dict[str, int]:
         """Delete what is past its time or left over; returns how many of each."""
         swept = {
-            "photos": self._old_photos(), "models": self._idle_models(), "pictures": self._old_pictures(),
+            "photos": self._old_photos(), "models": self._idle_models(), "images": self._old_images(),
             "exports": self._old_exports(), "rows": self._old_rows(), "objects": self._orphans(),
             "runs": self._old_runs(), "keysets": self._lost_keysets(),
             "signing keys": self._old_signing_key(), "heads": self.heads.thin_out(older_than_ms=_before(HEADS_KEPT_DAYS)),
@@ -123,9 +123,9 @@ class Retention:
             found = session.get(Subject, subject_id, with_for_update=True) if user and user.state == "active" else None
             yield session, found
 
-    def _old_pictures(self) -> int:
+    def _old_images(self) -> int:
         """Owner by owner: a transaction that locked many people's rows would stand in everybody's way."""
-        old = Generation.created_ms < _before(self.keep.pictures), Generation.state.not_in(ACTIVE)
+        old = Generation.created_ms < _before(self.keep.images), Generation.state.not_in(ACTIVE)
         with self.records.reading() as session:
             owners = list(session.scalars(select(Generation.user_id).where(*old).distinct()))
         count = 0
@@ -135,7 +135,7 @@ class Retention:
                 mine = select(Generation).where(*old, Generation.user_id == owner).with_for_update()
                 for row in session.scalars(mine):
                     session.delete(row)
-                    gone.add("picture", f"{row.id}.")
+                    gone.add("image", f"{row.id}.")
             gone.clear(self.objects)
             count += len(gone.objects)
         return count
@@ -214,7 +214,7 @@ class Retention:
             return True
         row_id = object_id.partition(".")[0]
         whole: dict[str, tuple[Any, Any]] = {
-            "picture": (Picture, Picture.generation_id), "export": (Export, Export.id)
+            "image": (GeneratedImage, GeneratedImage.generation_id), "export": (Export, Export.id)
         }  # fmt: skip
         tables: dict[str, Any] = {"photo": Photo, "thumbnail": Photo, "set": Run, "report": Run, "adapter": Model}
         with self.records.reading() as session:

@@ -27,7 +27,7 @@ from photoflux.vault.sealed import Label
 
 LOCK_ORDER = (
     "login_flows", "signing_keys", "users", "sign_ins", "refresh_tokens", "consents", "subjects", "photos", "runs", "generations",
-    "pictures", "feedback", "models", "exports", "webhooks", "idempotency", "usage", "complaints",
+    "images", "feedback", "models", "exports", "webhooks", "idempotency", "usage", "complaints",
     "tombstones", "workers", "webhook_deliveries", "audit_log",
 )  # fmt: skip
 """Transactions lock rows of tables in this order and no other, so that no two wait for each other; a test reads the statements."""
@@ -279,10 +279,10 @@ def prompt_label(row: Generation) -> Label:
     return Label(row.user_id, "prompt", row.id)
 
 
-class Picture(Base):
+class GeneratedImage(Base):
     """One generated picture; its sealed bytes are the object `object_id`, which names the attempt that stored it."""
 
-    __tablename__ = "pictures"
+    __tablename__ = "images"
     id: Mapped[str] = _key()
     user_id: Mapped[str] = _owner()
     generation_id: Mapped[str] = mapped_column(String(32), ForeignKey("generations.id", ondelete="CASCADE"))

@@ -29,7 +29,7 @@ from api.deps import (
 from api.images.rendering import checked_size
 from api.privacy.erasure import Gone
 from api.records.database import Records
-from api.records.tables import Feedback, Generation, Picture, Subject, new_id, prompt_label
+from api.records.tables import Feedback, GeneratedImage, Generation, Subject, new_id, prompt_label
 from api.schemas import (
     FeedbackAsked,
     GenerateAsked,
@@ -49,7 +49,7 @@ from api.transport.routing import make_router
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
-router = make_router(prefix="/api", tags=["pictures"], responses=answers(*SIGNED_IN, 422))
+router = make_router(prefix="/api", tags=["images"], responses=answers(*SIGNED_IN, 422))
 WAIT_S, LOOK_S, LOOKED_S = 30, 0.25, 1.0
 """How long an answer is held back at most; how often it is looked for at first, and after ten seconds."""
 
@@ -144,7 +144,7 @@ def delete_result(result_id: Id, records: RecordsDep, objects: ObjectsDep, journ
         session.delete(row)
         journal.note(session, caller.user_id, "generation.deleted", row.id)
     gone = Gone(caller.user_id)
-    gone.add("picture", f"{result_id}.")
+    gone.add("image", f"{result_id}.")
     gone.clear(objects)
 
 
@@ -168,11 +168,13 @@ def give_feedback(
 
 def shown(session: Session, keyring: Keyring, row: Generation) -> ResultShown:
     """A generation for its owner."""
-    pictures = session.scalars(select(Picture).where(Picture.generation_id == row.id).order_by(Picture.position))
+    rows = session.scalars(
+        select(GeneratedImage).where(GeneratedImage.generation_id == row.id).order_by(GeneratedImage.position)
+    )
     prompt = unseal_bytes(row.prompt, label=prompt_label(row), keyring=keyring).decode()
     images = [
-        ImageShown(position=p.position, seed=p.seed, sha256=p.sha256, url=f"/api/media/pictures/{row.id}.{p.position}")
-        for p in pictures
+        ImageShown(position=p.position, seed=p.seed, sha256=p.sha256, url=f"/api/media/images/{row.id}.{p.position}")
+        for p in rows
     ]
     return ResultShown(
         id=row.id, subject=row.subject_id, state=row.state, prompt=prompt, n=row.n, seed=row.seed, size=row.size,  # type: ignore[arg-type]

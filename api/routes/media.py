@@ -15,7 +15,7 @@ from api.deps import ObjectsDep, RecordsDep, RendererDep, Viewer, owned
 from api.images.generator import provenance
 from api.images.rendering import MEDIA_TYPES, checked_size
 from api.records.database import Records
-from api.records.tables import Generation, Model, Photo, Picture, Run
+from api.records.tables import GeneratedImage, Generation, Model, Photo, Run
 from api.schemas import Format, Id, Size
 from api.training.finetuning import CARD, REPORTS
 from api.transport.concurrency import GONE, is_gone
@@ -57,10 +57,10 @@ async def _has_room(renderer: RendererDep, viewer: Viewer) -> AsyncIterator[None
 
 
 @router.get(
-    "/pictures/{result_id}.{position}", operation_id="getPicture", response_class=Response, responses=IMAGES | answers(503),
+    "/images/{result_id}.{position}", operation_id="getImage", response_class=Response, responses=IMAGES | answers(503),
     dependencies=[Depends(_has_room)],
 )  # fmt: skip
-async def get_picture(
+async def get_image(
     request: Request,
     result_id: Id,
     position: Annotated[int, Path(ge=0, le=63)],
@@ -73,17 +73,17 @@ async def get_picture(
     download: bool = False,
     if_none_match: IfNoneMatch = "",
 ) -> Response:
-    """A picture, as it was asked for or in another size or format."""
+    """An image, as it was asked for or in another size or format."""
     if size is not None:
         checked_size(size)
-    picture, row, said = await run_in_threadpool(_found, records, viewer, result_id, position)
+    image, row, said = await run_in_threadpool(_found, records, viewer, result_id, position)
     kind = format or row.format
-    etag = f'"{hashlib.sha256(f"{picture.sha256} {size} {kind}".encode()).hexdigest()[:32]}"'
+    etag = f'"{hashlib.sha256(f"{image.sha256} {size} {kind}".encode()).hexdigest()[:32]}"'
     if if_none_match == etag:
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": PRIVATE})
 
     def finished() -> bytes:
-        file = objects.get(viewer.user_id, "picture", picture.object_id)
+        file = objects.get(viewer.user_id, "image", image.object_id)
         return renderer.convert(file, size=size, fmt=kind, stored_format=row.format, provenance=said)
 
     if size is None and kind == row.format:
@@ -99,15 +99,15 @@ async def get_picture(
 
 def _found(
     records: Records, viewer: Bearer, result_id: str, position: int
-) -> tuple[Picture, Generation, dict[str, str]]:
-    """A picture, the generation that it is of, and what its file says of its making. A problem of 404 without one."""
+) -> tuple[GeneratedImage, Generation, dict[str, str]]:
+    """An image, the generation that it is of, and what its file says of its making. A problem of 404 without one."""
     with records.reading() as session:
         row = owned(session, Generation, result_id, viewer)
-        where = (Picture.generation_id == result_id, Picture.position == position)
-        picture, model = session.scalar(select(Picture).where(*where)), session.get(Model, row.model_id or "")
-    if picture is None:
+        where = (GeneratedImage.generation_id == result_id, GeneratedImage.position == position)
+        image, model = session.scalar(select(GeneratedImage).where(*where)), session.get(Model, row.model_id or "")
+    if image is None:
         raise Problem(404, "not-found", "There is no such picture here.")
-    return picture, row, provenance(model, seed=picture.seed, style=row.style) if model else {}
+    return image, row, provenance(model, seed=image.seed, style=row.style) if model else {}
 
 
 @router.get("/reports/{run_id}/{step}", operation_id="getReport", response_class=Response, responses=PAGES)

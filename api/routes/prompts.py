@@ -16,7 +16,7 @@ from api.transport.problems import SIGNED_IN, answers
 from api.transport.routing import make_router
 from photoflux.vault.sealed import unseal_bytes
 
-router = make_router(prefix="/api/prompts", tags=["pictures"], responses=answers(*SIGNED_IN, 404, 422))
+router = make_router(prefix="/api/prompts", tags=["images"], responses=answers(*SIGNED_IN, 404, 422))
 REMEMBERED = 50
 
 

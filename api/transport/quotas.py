@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.records.tables import Model, Photo, Picture, Usage, now_ms
+from api.records.tables import GeneratedImage, Model, Photo, Usage, now_ms
 from api.transport.problems import Problem
 
 DAY_MS = 24 * 3600 * 1000
-STORED: tuple[Any, ...] = (Photo, Picture, Model)
+STORED: tuple[Any, ...] = (Photo, GeneratedImage, Model)
 """What has `stored_bytes` and counts. Exports do not: whoever has too much may still take it along."""
 
 

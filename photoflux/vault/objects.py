@@ -18,7 +18,7 @@ from photoflux.vault.sealed import Label, seal_bytes, seal_from, unseal_bytes, u
 if TYPE_CHECKING:
     from photoflux.vault.keyring import Keyring
 
-KINDS = ("photo", "thumbnail", "set", "adapter", "picture", "report", "export", "head")
+KINDS = ("photo", "thumbnail", "set", "adapter", "image", "report", "export", "head")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from api.jobs import job_queue
 from api.main import make_app
 from api.privacy.export import Exports
-from api.records.tables import Export, Generation, Picture, Subject, new_id, prompt_label
+from api.records.tables import Export, GeneratedImage, Generation, Subject, new_id, prompt_label
 from api.settings import ApiSettings
 from photoflux.vault.sealed import seal_bytes
 from tests.api.conftest import innermost
@@ -43,14 +43,14 @@ def with_pictures(site: Site, person: Person, count: int, *, size: int) -> list[
         row.subject_id = subject.id
         session.add(row)
     for position in range(count):
-        picture = Picture(
+        image = GeneratedImage(
             user_id=person.id, generation_id=row.id, position=position, object_id=f"{row.id}.{position}.{new_id()}", seed=1,
             sha256="ab" * 32, stored_bytes=size,
         )  # fmt: skip
-        objects.put(person.id, "picture", picture.object_id, os.urandom(size))
+        objects.put(person.id, "image", image.object_id, os.urandom(size))
         with site.service.records.writing() as session:
-            session.add(picture)
-        names.append(f"pictures/{row.id}.{position}.png")
+            session.add(image)
+        names.append(f"images/{row.id}.{position}.png")
     return names
 
 

@@ -18,7 +18,7 @@ from api.settings import ApiSettings, is_loopback, log_warnings, settings_or_exi
 PRODUCTION: dict[str, Any] = {
     "environment": "production", "public_url": "https://photos.example", "provider": "external", "oidc_client_id": "photoflux",
     "database_url": "postgresql://db/photoflux", "kek_uri": "gcp-kms://projects/p/locations/l/keyRings/r/cryptoKeys/k",
-    "keyring": "gs://keys", "blobs": "gs://objects", "picture_check": "vision", "metrics_token": "0123456789abcdef",
+    "keyring": "gs://keys", "blobs": "gs://objects", "image_check": "vision", "metrics_token": "0123456789abcdef",
     "limits": "redis://redis:6379", "engine_url": "https://engine.example", "tracking_uri": "https://mlflow.example",
     "trusted_proxies": "10.0.0.7",
 }  # fmt: skip
@@ -27,7 +27,7 @@ UNFIT: dict[str, list[Any]] = {
     "provider": ["embedded"], "oidc_issuer": ["http://accounts.example", "accounts.example"], "oidc_client_id": [""],
     "public_url": ["http://photos.example"], "database_url": ["", "sqlite:///x.db", "mysql://db/x"],
     "metrics_token": ["", "x", "0123456789abcde"],
-    "kek_uri": ["", "local-kms:///etc/kek"], "keyring": ["", "/keys"], "blobs": ["", "/objects"], "picture_check": ["none"],
+    "kek_uri": ["", "local-kms:///etc/kek"], "keyring": ["", "/keys"], "blobs": ["", "/objects"], "image_check": ["none"],
     "limits": ["memory://"], "engine_url": ["http://engine.example", "http://10.0.0.1:8001", "engine.example"],
     "tracking_uri": ["http://mlflow.example"], "trusted_proxies": ["", " "],
 }  # fmt: skip

@@ -175,7 +175,7 @@ def test_writers_at_work_leave_nothing_of_an_erased_owner(new_place: Callable[[]
         try:
             objects = Objects(place.blobs, place.keyring())
             for count in range(200):
-                objects.put("ada", "picture", f"{number}.{count}", b"a face")
+                objects.put("ada", "image", f"{number}.{count}", b"a face")
                 work(objects) if count == 0 and number == 0 else None
         except OwnerErased:
             return

@@ -161,16 +161,16 @@ def test_an_object_in_the_place_of_another_does_not_open(objects: Objects):
 def test_ids_deletion_and_erasure_are_the_owners(objects: Objects):
     for owner in ("ada", "bob"):
         for name in ("g1.0", "g1.1", "g2.0"):
-            objects.put(owner, "picture", name, b"x")
+            objects.put(owner, "image", name, b"x")
     objects.put("ada", "export", "e", b"x")
-    assert objects.ids("ada", "picture", prefix="g1.") == ["g1.0", "g1.1"]
-    objects.delete("ada", "picture", "g1.0")
-    objects.delete("ada", "picture", "g1.0")
+    assert objects.ids("ada", "image", prefix="g1.") == ["g1.0", "g1.1"]
+    objects.delete("ada", "image", "g1.0")
+    objects.delete("ada", "image", "g1.0")
     with pytest.raises(BlobMissing):
-        objects.get("ada", "picture", "g1.0")
+        objects.get("ada", "image", "g1.0")
     assert objects.erase("ada") == 3
     assert [objects.ids("ada", kind) for kind in KINDS] == [[]] * len(KINDS)
-    assert len(objects.ids("bob", "picture")) == 3
+    assert len(objects.ids("bob", "image")) == 3
 
 
 def test_without_the_key_nothing_opens(objects: Objects):

@@ -23,7 +23,7 @@ from api.accounts.tokens import Capability
 from api.images import engine as engine_app
 from api.images.engine_client import Cancelled, EngineClient, EngineRequest
 from api.images.generator import ImageGenerator
-from api.records.tables import Generation, Picture
+from api.records.tables import GeneratedImage, Generation
 from api.settings import ApiSettings
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.spec import BaseSpec
@@ -383,26 +383,26 @@ def test_a_generation_is_drawn_sealed_and_shown(
     assert [(image["position"], image["seed"]) for image in shown["images"]] == [(0, 5), (1, 6)]
     for image in shown["images"]:
         content = ada.get(image["url"]).content
-        picture = Image.open(io.BytesIO(content))
-        assert (picture.size, picture.format) == ((96, 64), "PNG")
+        opened = Image.open(io.BytesIO(content))
+        assert (opened.size, opened.format) == ((96, 64), "PNG")
         (tmp_path / "p.png").write_bytes(content)
         said = provenance_of(tmp_path / "p.png")
         assert said["digitalSourceType"].endswith("trainedAlgorithmicMedia")
         assert said["seed"] == str(image["seed"])
         assert ada.id not in str(said)
         assert PROMPT.encode() not in content
-        (name,) = site.objects.ids(ada.id, "picture", prefix=f"{result['id']}.{image['position']}.")
-        assert b"PNG" not in site.objects.store.get(f"pictures/{ada.id}/{name}")
+        (name,) = site.objects.ids(ada.id, "image", prefix=f"{result['id']}.{image['position']}.")
+        assert b"PNG" not in site.objects.store.get(f"images/{ada.id}/{name}")
     assert generator.generate(result["id"]) == "succeeded"
     with site.service.records.reading() as session:
-        assert session.query(Picture).where(Picture.generation_id == result["id"]).count() == 2
+        assert session.query(GeneratedImage).where(GeneratedImage.generation_id == result["id"]).count() == 2
 
 
 def test_the_same_seed_draws_the_same_picture_again(ada: Person, subject: str, generator: ImageGenerator):
     results = [ask(ada, subject, seed=9, prompt=PROMPT)["id"] for _ in range(2)]
     for result in results:
         generator.generate(result)
-    first, second = (Image.open(io.BytesIO(ada.get(f"/api/media/pictures/{r}.0").content)) for r in results)
+    first, second = (Image.open(io.BytesIO(ada.get(f"/api/media/images/{r}.0").content)) for r in results)
     assert first.tobytes() == second.tobytes()  # the files differ: each is signed at its own time
 
 
@@ -421,7 +421,7 @@ def test_a_kill_after_storing_leaves_no_double(
         generator.generate(result)
     assert ada.row(Generation, result).state == "running"
     assert generator.generate(result) == "succeeded"
-    (left,) = site.objects.ids(ada.id, "picture")
+    (left,) = site.objects.ids(ada.id, "image")
     assert left.startswith(f"{result}.0.")
 
 
@@ -432,13 +432,13 @@ def test_what_was_deleted_meanwhile_is_not_kept(
     drawn = ImageGenerator._generated
 
     def delete_then_draw(self: ImageGenerator, *args: object) -> list[bytes]:
-        pictures = drawn(self, *args)  # type: ignore[arg-type]
+        images = drawn(self, *args)  # type: ignore[arg-type]
         ada.ask("DELETE", f"/api/results/{result}")
-        return pictures
+        return images
 
     monkeypatch.setattr(ImageGenerator, "_generated", delete_then_draw)
     assert generator.generate(result) == "cancelled"
-    assert site.objects.ids(ada.id, "picture") == []
+    assert site.objects.ids(ada.id, "image") == []
 
 
 def test_without_its_model_a_generation_fails_with_a_word(ada: Person, generator: ImageGenerator):

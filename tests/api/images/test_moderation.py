@@ -48,9 +48,9 @@ def test_a_known_picture_is_known_again_after_changes(known: Path):
         PHOTO, saved(image, quality=40), saved(image.resize((300, 300 * image.height // image.width))),
         saved(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), saved(image, "PNG"),
     ]  # fmt: skip
-    for picture in changed:
+    for file in changed:
         with pytest.raises(UnsafeImage):
-            check(picture)
+            check(file)
 
 
 @pytest.mark.parametrize("other", SAMPLES[1:], ids=lambda file: file.stem)
@@ -87,14 +87,14 @@ class Vision:
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {"adult": 1, "violence": 1, "racy": 2}
         self.error = 0
-        self.pictures: list[bytes] = []
+        self.images: list[bytes] = []
 
     def handler(self) -> Any:
         import grpc
         from google.cloud.vision_v1.types import BatchAnnotateImagesRequest, BatchAnnotateImagesResponse
 
         def annotate(request: BatchAnnotateImagesRequest, _: Any) -> BatchAnnotateImagesResponse:
-            self.pictures += [one.image.content for one in request.requests]
+            self.images += [one.image.content for one in request.requests]
             answer: dict[str, Any] = {"safe_search_annotation": self.seen}
             if self.error:
                 answer["error"] = {"code": self.error, "message": "no"}
@@ -118,7 +118,7 @@ def vision() -> Iterator[tuple[Vision, SafeSearch]]:
 def test_the_classifier_passes_what_is_harmless(vision: tuple[Vision, SafeSearch]):
     service, check = vision
     check(PHOTO)
-    assert service.pictures == [PHOTO]
+    assert service.images == [PHOTO]
 
 
 @pytest.mark.parametrize(("name", "value"), [("adult", 4), ("adult", 5), ("violence", 4), ("racy", 5)])
@@ -141,7 +141,7 @@ def test_a_classifier_without_an_answer_passes_nothing(vision: tuple[Vision, Saf
 
 def test_the_settings_say_who_looks(known: Path):
     assert open_moderator(ApiSettings()).checks == []
-    checks = open_moderator(ApiSettings(blocked_hashes=str(known), picture_check="vision")).checks
+    checks = open_moderator(ApiSettings(blocked_hashes=str(known), image_check="vision")).checks
     assert [type(one).__name__ for one in checks] == ["KnownImages", "SafeSearch"]
 
 

@@ -85,5 +85,5 @@ def test_the_notice_and_the_settings_say_the_same_times():
     assert f"Photos {keep.photos} days after" in text
     assert f"models {keep.models} days after" in text
     assert f"{keep.runs} days" in text
-    assert keep.pictures == 0
+    assert keep.images == 0
     assert "pictures until you delete them" in text

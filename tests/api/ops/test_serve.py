@@ -123,7 +123,7 @@ def draw_with_canaries(client: httpx2.Client) -> tuple[str, list[bytes]]:
     pieces = [client.get(f"/api/media/photos/{photo['id']}").content
               for photo in client.get(f"/api/subjects/{subject}/photos").json()["photos"]]  # fmt: skip
     with zipfile.ZipFile(io.BytesIO(client.get(f"/api/media/exports/{export}").content)) as archive:
-        names = [name for name in archive.namelist() if name.startswith(("photos/", "models/", "pictures/"))]
+        names = [name for name in archive.namelist() if name.startswith(("photos/", "models/", "images/"))]
         assert len(names) == 6 + 1 + 2
         pieces += [archive.read(name) for name in names]
     return subject, pieces

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import select
 
 from api.privacy.export import CLOSED, Exports
-from api.records.tables import AuditEntry, Export, Picture, User, WebhookDelivery
+from api.records.tables import AuditEntry, Export, GeneratedImage, User, WebhookDelivery
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
 from tests.api.packing import STATUS, ask_for_export, with_pictures
@@ -89,9 +89,9 @@ def test_a_zip_is_whole_though_it_is_written_from_front_to_end(site: Site, ada: 
         assert set(names) <= set(manifest)
         for name, sha256 in manifest.items():
             assert hashlib.sha256(archive.read(name)).hexdigest() == sha256
-        kinds = {name: archive.getinfo(name).compress_type for name in (names[0], "pictures.json")}
-        assert kinds == {names[0]: zipfile.ZIP_STORED, "pictures.json": zipfile.ZIP_DEFLATED}
-        assert "object_id" not in json.loads(archive.read("pictures.json"))[0]
+        kinds = {name: archive.getinfo(name).compress_type for name in (names[0], "images.json")}
+        assert kinds == {names[0]: zipfile.ZIP_STORED, "images.json": zipfile.ZIP_DEFLATED}
+        assert "object_id" not in json.loads(archive.read("images.json"))[0]
         assert [entry["kind"] for entry in json.loads(archive.read("usage.json"))] == ["export"]
     assert ended(site, asked) == ["succeeded"]
 
@@ -99,14 +99,16 @@ def test_a_zip_is_whole_though_it_is_written_from_front_to_end(site: Site, ada: 
 def test_what_is_deleted_meanwhile_is_left_out(site: Site, ada: Person, exports: Exports):
     names = with_pictures(site, ada, 2, size=1000)
     with site.service.records.reading() as session:
-        gone, there = session.scalars(select(Picture).where(Picture.user_id == ada.id).order_by(Picture.position))
-    site.objects.delete(ada.id, "picture", gone.object_id)
+        gone, there = session.scalars(
+            select(GeneratedImage).where(GeneratedImage.user_id == ada.id).order_by(GeneratedImage.position)
+        )
+    site.objects.delete(ada.id, "image", gone.object_id)
     asked = ask_for_export(ada)
     assert exports.perform(asked) == "succeeded"
     with zipfile.ZipFile(io.BytesIO(ada.get(f"/api/media/exports/{asked}").content)) as archive:
         assert archive.testzip() is None
-        assert [name for name in archive.namelist() if name.startswith("pictures/")] == [names[1]]
-        assert archive.read(names[1]) == site.objects.get(ada.id, "picture", there.object_id)
+        assert [name for name in archive.namelist() if name.startswith("images/")] == [names[1]]
+        assert archive.read(names[1]) == site.objects.get(ada.id, "image", there.object_id)
         assert names[0] not in json.loads(archive.read("manifest.json"))["sha256"]
 
 

@@ -83,10 +83,10 @@ def test_nothing_of_today_goes(site: Site, ada: Person, sweep: Callable[..., dic
     subject = ada.subject_with_photos(5)
     result = ask(ada, ada.subject_with_model())["id"]
     finish(site, ada, result)
-    sweep(photos=1, models=1, pictures=1, runs=1)
+    sweep(photos=1, models=1, images=1, runs=1)
     assert ada.get(f"/api/subjects/{subject}").json()["photos"] == 5
     assert len(ada.get(f"/api/results/{result}").json()["images"]) == 1
-    assert ada.get(f"/api/media/pictures/{result}.0").status_code == 200
+    assert ada.get(f"/api/media/images/{result}.0").status_code == 200
 
 
 def test_photos_go_after_their_time_and_the_subject_stays(
@@ -163,7 +163,7 @@ def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ad
 def test_zero_days_keep_things(ada: Person, sweep: Callable[..., dict[str, int]]):
     subject = ada.subject_with_model()
     age_subject(ada, subject, days=4000)
-    sweep(models=0, photos=0, pictures=0, runs=0)
+    sweep(models=0, photos=0, images=0, runs=0)
     assert ada.get(f"/api/subjects/{subject}").json()["champion"] is not None
 
 
@@ -180,10 +180,10 @@ def test_pictures_exports_and_leftover_rows_go(site: Site, ada: Person, sweep: C
         session.add(Idempotency(user_id=ada.id, key="k", request="r", created_ms=now_ms() - 2 * DAY_MS))
         session.add(Tombstone(receipt=receipt, login="x", user_id="y", erased_ms=0, done_ms=1))
     site.objects.put(ada.id, "export", f"{export}.1", b"zip")
-    swept = sweep(pictures=30)
-    assert (swept["pictures"], swept["exports"]) == (1, 1)
+    swept = sweep(images=30)
+    assert (swept["images"], swept["exports"]) == (1, 1)
     is_problem(ada.get(f"/api/results/{result}"), 404, "not-found")
-    assert site.objects.ids(ada.id, "picture") == site.objects.ids(ada.id, "export") == []
+    assert site.objects.ids(ada.id, "image") == site.objects.ids(ada.id, "export") == []
     with site.service.records.reading() as session:
         assert session.get(SignIn, sign_in) is None
         assert session.get(Tombstone, receipt) is None
@@ -214,7 +214,7 @@ def test_what_a_killed_process_left_is_found_after_a_day(
     finish(site, ada, result)
     named = sorted(site.objects.store.list())
     lost = {"photo": new_id(), "thumbnail": new_id(), "adapter": new_id(), "set": new_id(), "report": f"{new_id()}.gate",
-            "picture": f"{result}.0.{new_id()}", "export": new_id()}  # fmt: skip
+            "image": f"{result}.0.{new_id()}", "export": new_id()}  # fmt: skip
     for kind, object_id in lost.items():
         site.objects.put(ada.id, kind, object_id, b"left behind")
     assert "objects" not in sweep()

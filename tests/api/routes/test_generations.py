@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from api.images.rendering import ImageRenderer
-from api.records.tables import Feedback, Generation, Picture, new_id, now_ms
+from api.records.tables import Feedback, GeneratedImage, Generation, new_id, now_ms
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_runs import in_line
 
@@ -37,8 +37,8 @@ def finish(site: Site, person: Person, result: str, *, fmt: str = "png") -> byte
         row.state, row.finished_ms = "succeeded", now_ms()
         facts = {"user_id": person.id, "generation_id": result, "seed": row.seed, "sha256": "ab" * 32}
         object_id = f"{result}.0.{new_id()}"
-        session.add(Picture(position=0, object_id=object_id, stored_bytes=len(buffer.getvalue()), **facts))
-    site.objects.put(person.id, "picture", object_id, buffer.getvalue())
+        session.add(GeneratedImage(position=0, object_id=object_id, stored_bytes=len(buffer.getvalue()), **facts))
+    site.objects.put(person.id, "image", object_id, buffer.getvalue())
     return buffer.getvalue()
 
 
@@ -69,11 +69,11 @@ def test_waiting_gives_the_pictures_when_they_are_there(site: Site, ada: Person,
     data = finish(site, ada, result)
     shown = ada.get(f"/api/results/{result}", params={"wait": 30}).json()
     (image,) = shown["images"]
-    picture = ada.get(image["url"])
-    assert (picture.content, picture.headers["content-type"]) == (data, "image/png")
-    assert picture.headers["cache-control"] == "private, no-cache"
-    assert picture.headers["x-content-type-options"] == "nosniff"
-    again = ada.get(image["url"], headers={"If-None-Match": picture.headers["etag"]})
+    answer = ada.get(image["url"])
+    assert (answer.content, answer.headers["content-type"]) == (data, "image/png")
+    assert answer.headers["cache-control"] == "private, no-cache"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    again = ada.get(image["url"], headers={"If-None-Match": answer.headers["etag"]})
     assert again.status_code == 304
 
 
@@ -81,11 +81,11 @@ def test_waiting_gives_the_pictures_when_they_are_there(site: Site, ada: Person,
 def test_a_picture_comes_in_the_size_and_format_that_is_asked_for(site: Site, ada: Person, subject: str, fmt: str):
     result = ask(ada, subject)["id"]
     finish(site, ada, result)
-    picture = ada.get(f"/api/media/pictures/{result}.0", params={"size": "100x50", "format": fmt, "download": True})
-    image = Image.open(io.BytesIO(picture.content))
+    answer = ada.get(f"/api/media/images/{result}.0", params={"size": "100x50", "format": fmt, "download": True})
+    image = Image.open(io.BytesIO(answer.content))
     assert (image.size, image.format.lower()) == ((100, 50), fmt)
-    assert picture.headers["content-disposition"].startswith("attachment; filename=")
-    assert b"space" not in picture.content
+    assert answer.headers["content-disposition"].startswith("attachment; filename=")
+    assert b"space" not in answer.content
 
 
 def test_pictures_load_with_the_cookie_alone_and_only_there(site: Site, ada: Person, bob: Person, subject: str):
@@ -93,7 +93,7 @@ def test_pictures_load_with_the_cookie_alone_and_only_there(site: Site, ada: Per
     finish(site, ada, result)
     bearer = site.service.tokens.bearer(ada.token)
     cookie = {"Cookie": f"photoflux_media={site.service.tokens.media(bearer)}"}
-    path = f"/api/media/pictures/{result}.0"
+    path = f"/api/media/images/{result}.0"
     assert site.client.get(path, headers=cookie).status_code == 200
     is_problem(site.client.get(f"/api/results/{result}", headers=cookie), 401, "unauthorized")
     is_problem(site.client.get(path), 401, "unauthorized")
@@ -108,8 +108,8 @@ def test_pictures_load_with_the_cookie_alone_and_only_there(site: Site, ada: Per
 def test_no_picture_is_made_larger_than_one_that_is_asked_for(site: Site, ada: Person, subject: str, size: str):
     result = ask(ada, subject)["id"]
     finish(site, ada, result)
-    is_problem(ada.get(f"/api/media/pictures/{result}.0", params={"size": size}), 422, "invalid")
-    assert ada.get(f"/api/media/pictures/{result}.0", params={"size": "2048x16"}).status_code == 200
+    is_problem(ada.get(f"/api/media/images/{result}.0", params={"size": size}), 422, "invalid")
+    assert ada.get(f"/api/media/images/{result}.0", params={"size": "2048x16"}).status_code == 200
 
 
 def test_pictures_are_converted_one_after_another(
@@ -134,7 +134,7 @@ def test_pictures_are_converted_one_after_another(
     monkeypatch.setattr(ImageRenderer, "convert", converted)
     with ThreadPoolExecutor(8) as pool:
         asked = [
-            pool.submit(person.get, f"/api/media/pictures/{result}.0", params={"size": f"{side}x{side}"})
+            pool.submit(person.get, f"/api/media/images/{result}.0", params={"size": f"{side}x{side}"})
             for side in range(16, 20) for person, result in results
         ]  # fmt: skip
         assert {one.result().status_code for one in asked} == {200}
@@ -159,16 +159,16 @@ def test_a_conversion_that_has_no_turn_in_time_is_sent_away(
     monkeypatch.setattr(ImageRenderer, "convert", converted)
     monkeypatch.setattr(site.service.renderer.conversions, "wait_s", 0.05)
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(ada.get, f"/api/media/pictures/{mine}.0", params={"size": "16x16"})
+        first = pool.submit(ada.get, f"/api/media/images/{mine}.0", params={"size": "16x16"})
         begun.wait(30)
-        second = bob.get(f"/api/media/pictures/{theirs}.0", params={"format": "jpeg"})
-        kept = bob.get(f"/api/media/pictures/{theirs}.0")
+        second = bob.get(f"/api/media/images/{theirs}.0", params={"format": "jpeg"})
+        kept = bob.get(f"/api/media/images/{theirs}.0")
         go_on.set()
         assert first.result().status_code == 200
     is_problem(second, 503, "busy")
     assert int(second.headers["retry-after"]) > 0
     assert kept.content == data
-    assert bob.get(f"/api/media/pictures/{theirs}.0", params={"format": "jpeg"}).status_code == 200
+    assert bob.get(f"/api/media/images/{theirs}.0", params={"format": "jpeg"}).status_code == 200
 
 
 def test_what_is_loaded_with_the_cookie_is_counted_like_anything_else(site: Site, ada: Person, bob: Person):
@@ -176,7 +176,7 @@ def test_what_is_loaded_with_the_cookie_is_counted_like_anything_else(site: Site
     cookie = {"Cookie": f"photoflux_media={site.service.tokens.media(site.service.tokens.bearer(ada.token))}"}
     nothing = "0" * 32
     paths = [f"/api/media/{one}" for one in (
-        f"pictures/{nothing}.0", f"photos/{nothing}", f"reports/{nothing}/gate", f"cards/{nothing}", f"exports/{nothing}"
+        f"images/{nothing}.0", f"photos/{nothing}", f"reports/{nothing}/gate", f"cards/{nothing}", f"exports/{nothing}"
     )]  # fmt: skip
     for path in paths:
         is_problem(site.client.get(path, headers=cookie), 404, "not-found")
@@ -231,8 +231,8 @@ def test_deleting_takes_the_pictures_along(site: Site, ada: Person, subject: str
     result = ask(ada, subject)["id"]
     finish(site, ada, result)
     assert ada.ask("DELETE", f"/api/results/{result}").status_code == 204
-    assert site.objects.ids(ada.id, "picture") == []
-    is_problem(ada.get(f"/api/media/pictures/{result}.0"), 404, "not-found")
+    assert site.objects.ids(ada.id, "image") == []
+    is_problem(ada.get(f"/api/media/images/{result}.0"), 404, "not-found")
 
 
 def test_feedback_is_sealed_and_replaced(site: Site, ada: Person, bob: Person, subject: str):

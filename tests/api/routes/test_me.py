@@ -78,7 +78,7 @@ def test_an_export_opens_holds_everything_and_its_hashes_match(site: Site, ada: 
         assert json.loads(archive.read("feedback.json"))[0]["text"].endswith(CANARY)
         assert {c["purpose"] for c in json.loads(archive.read("consents.json"))} == {"terms", "likeness"}
         assert "generation.created" in [entry["action"] for entry in json.loads(archive.read("log.json"))]
-        assert f"pictures/{result}.0.png" in manifest
+        assert f"images/{result}.0.png" in manifest
         assert sum(name.startswith("photos/") for name in manifest) == 5
     assert exports.perform(asked["id"]) == "succeeded"
 
@@ -142,7 +142,7 @@ def rows_about(site: Site, owner: str) -> list[str]:
     found = []
     with site.service.records.reading() as session:
         for table, column in (("users", "id"), ("subjects", "user_id"), ("photos", "user_id"), ("runs", "user_id"),
-                              ("generations", "user_id"), ("pictures", "user_id"), ("feedback", "user_id"),
+                              ("generations", "user_id"), ("images", "user_id"), ("feedback", "user_id"),
                               ("consents", "user_id"), ("exports", "user_id"), ("idempotency", "user_id"),
                               ("sign_ins", "user_id"), ("models", "user_id")):  # fmt: skip
             count = session.execute(text(f"select count(*) from {table} where {column} = :owner"), {"owner": owner})

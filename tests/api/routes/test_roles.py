@@ -21,7 +21,7 @@ PEOPLE = {
     "listPhotos", "upload", "deletePhoto", "createRun", "listRuns", "getRun", "cancelRun", "watchRun", "generate", "listResults",
     "getResult", "deleteResult", "giveFeedback", "listModels", "getModel", "promoteModel", "suggestPrompts", "createExport",
     "getExport", "downloadExport", "eraseMe", "createWebhook", "listWebhooks", "testWebhook", "deleteWebhook", "getThumbnail",
-    "getPicture", "getReport", "getCard",
+    "getImage", "getReport", "getCard",
 }  # fmt: skip
 """What everybody who is signed in may ask for, whatever their role: about their own things."""
 ROLES = ("user", "operator", "auditor")
@@ -84,7 +84,7 @@ def test_no_role_opens_another_persons_things(site: Site, ada: Person):
     places = [
         f"/api/subjects/{subject}", f"/api/subjects/{subject}/photos", f"/api/results/{result['id']}",
         f"/api/runs/{result['run']}", f"/api/runs/{result['run']}/events", f"/api/me/exports/{export}",
-        f"/api/media/photos/{photo}", f"/api/media/pictures/{result['id']}.0", f"/api/media/reports/{result['run']}/gate",
+        f"/api/media/photos/{photo}", f"/api/media/images/{result['id']}.0", f"/api/media/reports/{result['run']}/gate",
         f"/api/media/exports/{export}", f"/api/media/cards/{result['run']}", f"/api/prompts/suggest?subject={subject}",
     ]  # fmt: skip
     for role in ROLES:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from api import main
-from api.records.tables import Generation, Picture, Run, now_ms
+from api.records.tables import GeneratedImage, Generation, Run, now_ms
 from api.settings import ApiSettings
 from api.transport.concurrency import HELD, Budget, HeldRequests, Turns
 from api.transport.connections import listen, make_server
@@ -239,11 +239,11 @@ def large_picture(site: Site, person: Person) -> str:
     result = str(person.post("/api/generate", json=asked).json()["id"])
     with site.service.records.writing() as session:
         facts = {"user_id": person.id, "generation_id": result, "seed": 1, "sha256": "ab" * 32}
-        session.add(Picture(position=0, object_id=f"{result}.0", stored_bytes=LARGE, **facts))
+        session.add(GeneratedImage(position=0, object_id=f"{result}.0", stored_bytes=LARGE, **facts))
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, format="PNG")
-    site.objects.put(person.id, "picture", f"{result}.0", buffer.getvalue().ljust(LARGE, b"x"))
-    return f"/api/media/pictures/{result}.0"
+    site.objects.put(person.id, "image", f"{result}.0", buffer.getvalue().ljust(LARGE, b"x"))
+    return f"/api/media/images/{result}.0"
 
 
 def test_what_was_held_is_forgotten():

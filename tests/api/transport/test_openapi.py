@@ -25,7 +25,7 @@ MORE: dict[str, set[int]] = {
     "login": {400}, "callback": {400, 401}, "refresh": {401, 403}, "logout": {403},
     "giveConsent": {409}, "createSubject": {403}, "upload": {403, 404, 411, 503}, "createWebhook": {503}, "createRun": {403, 404},
     "generate": {403, 404}, "suggestPrompts": {404}, "complain": {409}, "closeComplaint": {409}, "signOff": {409},
-    "getErasure": {404}, "getPicture": {503}, "readyz": {503}, "metrics": {401, 403},
+    "getErasure": {404}, "getImage": {503}, "readyz": {503}, "metrics": {401, 403},
 }  # fmt: skip
 """What else operations answer, by what they do."""
 

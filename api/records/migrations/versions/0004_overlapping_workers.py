@@ -43,10 +43,10 @@ def upgrade() -> None:
     for name in WITH_CODES[:2]:
         op.execute(f"update {name} set error_code = state where error is not null")
     op.execute("update exports set object_id = id where state = 'succeeded'")
-    with op.batch_alter_table("pictures") as table:
+    with op.batch_alter_table("images") as table:
         table.add_column(sa.Column("object_id", sa.String(length=128), nullable=True))
-    op.execute("update pictures set object_id = generation_id || '.' || position")
-    with op.batch_alter_table("pictures") as table:
+    op.execute("update images set object_id = generation_id || '.' || position")
+    with op.batch_alter_table("images") as table:
         table.alter_column("object_id", existing_type=sa.String(length=128), nullable=False)
     with op.batch_alter_table("models") as table:
         table.add_column(sa.Column("stored_bytes", sa.BigInteger(), nullable=False, server_default="0"))
@@ -68,7 +68,7 @@ def downgrade() -> None:
         table.drop_column("request_key")
     with op.batch_alter_table("models") as table:
         table.drop_column("stored_bytes")
-    with op.batch_alter_table("pictures") as table:
+    with op.batch_alter_table("images") as table:
         table.drop_column("object_id")
     for name in WITH_CODES:
         with op.batch_alter_table(name) as table:
