@@ -133,7 +133,7 @@ def make_services(
     return workflows.WorkerServices(
         records=records, queue=queue,
         runs=FinetuningRuns(
-            records, objects, orchestrator, journal, after=queue.enqueue_generation, price_per_hour=settings.price_per_hour,
+            records, objects, orchestrator, journal, enqueue_generation=queue.enqueue_generation, price_per_hour=settings.price_per_hour,
             limit_s=3600 * settings.run_hours, require=lease.require,
             discard=lambda session, run: queue.enqueue_deletion(session, Gone(run.user_id, runs=[run.id])),
             unregister=unregister, recorded=heads.store,

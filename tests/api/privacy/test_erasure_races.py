@@ -106,7 +106,9 @@ def begin(
 
     def tuning(*ends: Any) -> FinetuningRuns:
         orchestrator = Scripted(tmp_path / "runs", list(ends))
-        return FinetuningRuns(service.records, service.objects, orchestrator, service.journal, after=lambda *_: None)
+        return FinetuningRuns(
+            service.records, service.objects, orchestrator, service.journal, enqueue_generation=lambda *_: None
+        )
 
     def upload(person: Person) -> Work:
         subject = person.subject()

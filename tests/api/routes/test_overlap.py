@@ -231,7 +231,9 @@ def test_a_request_that_the_database_gave_up_is_answered_all_the_same(
 def test_people_and_workers_do_not_wait_for_each_other_for_ever(site: Site, ada: Person):
     """Sixty pairs of a request and a worker's step on the same run: nobody is answered 500, and every run ends once."""
     journal, records = site.service.journal, site.service.records
-    runs = FinetuningRuns(records, site.objects, None, journal, after=site.service.queue.enqueue_generation)  # type: ignore[arg-type]
+    runs = FinetuningRuns(
+        records, site.objects, None, journal, enqueue_generation=site.service.queue.enqueue_generation
+    )  # type: ignore[arg-type]
     for number in range(60):
         subject, run = ada.subject_with_model(), new_id()
         with records.writing() as session:
@@ -264,7 +266,9 @@ def test_pictures_that_wait_are_told_of_when_their_run_fails(site: Site, ada: Pe
     subject = ada.subject_with_photos(5)
     webhook = ada.post("/api/webhooks", json={"url": "http://127.0.0.1:9/"}).json()["id"]
     waiting = ask(ada, subject)
-    runs = FinetuningRuns(site.service.records, site.objects, None, site.service.journal, after=lambda *_: None)  # type: ignore[arg-type]
+    runs = FinetuningRuns(
+        site.service.records, site.objects, None, site.service.journal, enqueue_generation=lambda *_: None
+    )  # type: ignore[arg-type]
     runs.fail(waiting["run"], "failed", "it failed")
     with site.service.records.reading() as session:
         entries = select(AuditEntry.action, AuditEntry.outcome).where(AuditEntry.object == waiting["id"])

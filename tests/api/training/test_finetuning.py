@@ -85,11 +85,11 @@ def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
         "receipt.json": json.dumps({"name": name, "version": 3, "alias": "champion"}), "card.md": "# A dog",
     }  # fmt: skip
     for file, content in documents.items():
-        with committed(folder / file, key=key) as plain:
-            plain.write_text(content)
+        with committed(folder / file, key=key) as unsealed:
+            unsealed.write_text(content)
     (folder / "report.html").write_text("numbers alone")
-    with committed(folder / "report-sealed.html", key=key) as plain:
-        plain.write_text("<img> of a dog")
+    with committed(folder / "report-sealed.html", key=key) as unsealed:
+        unsealed.write_text("<img> of a dog")
     run = run_of(State.succeeded, verdict="PASS", params={"key": key}, artifacts={
         "finetune": {"adapter": "adapter.tar"}, "gate": {"decision": "decision.json", "report": "report.html"},
         "register": {"receipt": "receipt.json", "card": "card.md"},
@@ -100,8 +100,8 @@ def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
 def refused(folder: Path, params: dict[str, Any]) -> PipelineRun:
     """A run that its gate let nothing through of."""
     reasons = [{"verdict": "FAIL", "message": "class leakage is .9"}, {"verdict": "PASS", "message": "fine"}]
-    with committed(folder / "decision.json", key=params["key"]) as plain:
-        plain.write_text(json.dumps({"verdict": "FAIL", "reasons": reasons}))
+    with committed(folder / "decision.json", key=params["key"]) as unsealed:
+        unsealed.write_text(json.dumps({"verdict": "FAIL", "reasons": reasons}))
     return run_of(
         State.succeeded,
         verdict="FAIL",
@@ -124,7 +124,7 @@ def work(site: Site, tmp_path: Path) -> Callable[..., tuple[FinetuningRuns, Scri
         return (
             FinetuningRuns(
                 service.records, service.objects, orchestrator, service.journal,
-                after=lambda _, generation: drawn.append(generation.id),
+                enqueue_generation=lambda _, generation: drawn.append(generation.id),
             ),
             orchestrator,
             drawn,
@@ -257,7 +257,7 @@ def test_a_kill_between_publishing_and_recording_is_made_good(site: Site, ada: P
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(FinetuningRuns, "_enter", killed)
+        patch.setattr(FinetuningRuns, "_add_model", killed)
         tuning.record_outcome(run, 1, State.succeeded)
     assert len(site.objects.ids(ada.id, "adapter")) == 1
     assert tuning.record_outcome(run, 1, State.succeeded) == "succeeded"
@@ -423,10 +423,10 @@ def test_the_published_adapter_is_the_plaintexts_digest(site: Site, ada: Person,
     run, _ = begun(ada)
     tuning, _, _ = work(passed)
     tuning.record_outcome(run, 1, tuning.poll_pipeline(run, 1))
-    (tmp_path / "plain").write_bytes(b"an adapter")
+    (tmp_path / "unsealed").write_bytes(b"an adapter")
     with site.service.records.reading() as session:
         model = session.scalars(select(Model).where(Model.run_id == run)).one()
-    assert model.adapter_sha256 == digest(tmp_path / "plain")
+    assert model.adapter_sha256 == digest(tmp_path / "unsealed")
 
 
 SIGNS = {"reason": "I looked at all pictures", "findings": ["bias audit"]}
@@ -435,8 +435,8 @@ SIGNS = {"reason": "I looked at all pictures", "findings": ["bias audit"]}
 def no_better(folder: Path, params: dict[str, Any]) -> PipelineRun:
     """A run whose model is registered, but not as champion."""
     run = passed(folder, params)
-    with committed(folder / "receipt.json", key=params["key"]) as plain:
-        plain.write_text(json.dumps({"name": params["register_name"], "version": 4, "alias": "challenger"}))
+    with committed(folder / "receipt.json", key=params["key"]) as unsealed:
+        unsealed.write_text(json.dumps({"name": params["register_name"], "version": 4, "alias": "challenger"}))
     return run
 
 
@@ -463,8 +463,8 @@ def left_open(folder: Path, params: dict[str, Any]) -> PipelineRun:
     }
     names = {"finetune": "adapter", "gate": "decision", "evaluate": "evaluation", "audit": "audit"}
     for file in documents.values():
-        with committed(folder / file, key=key) as plain:
-            plain.write_bytes((made / file).read_bytes())
+        with committed(folder / file, key=key) as unsealed:
+            unsealed.write_bytes((made / file).read_bytes())
     shutil.rmtree(made)
     artifacts = {step: {names[step]: file} for step, file in documents.items()}
     return run_of(State.succeeded, verdict="INCONCLUSIVE", params={"key": key}, artifacts=artifacts)
