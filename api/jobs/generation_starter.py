@@ -1,4 +1,4 @@
-"""How a generation begins: what stands against it, and its place in line, or behind the run that makes its model."""
+"""Starting a generation: consents, prompt and quotas are checked, and it is enqueued, or waits for the run that makes its model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from photoflux.vault.sealed import seal_bytes
 
 @dataclass(frozen=True)
 class GenerationStarter:
-    """Begins generations."""
+    """Starts generations."""
 
     settings: ApiSettings
     keyring: Keyring
@@ -33,9 +33,9 @@ class GenerationStarter:
     journal: Journal
 
     def begin(self, session: Session, subject: Subject, asked: GenerateAsked, known: Comparisons) -> Generation:
-        """Record a generation and put it in line. A problem where a consent, the prompt or a quota stands against it.
+        """Record and enqueue a generation. A problem where a consent, the prompt or a quota forbids it.
 
-        Raises ComparisonsMissing where a run is to begin first.
+        Raises ComparisonsMissing where a run must be started first.
         """
         person = subject.depicts != consents.NOBODY
         consents.required(session, subject.user_id, person=person)
@@ -50,7 +50,7 @@ class GenerationStarter:
         if row.model_id is None:
             active = session.scalar(
                 select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE)).with_for_update()
-            )  # one that ends just now has looked for who waits for it before
+            )  # locked: a run that ends now has looked for waiting generations already
             row.run_id = (active or self.run_starter.begin(session, subject, {}, known)).id
         session.add(row)
         session.flush()
@@ -70,7 +70,7 @@ class GenerationStarter:
 
 
 def _check(prompt: str, *, person: bool) -> None:
-    """A problem of 422 for a prompt that is not drawn. What was asked for is not repeated, since logs read answers."""
+    """A problem of 422 for a prompt that is refused. It does not quote the prompt, since answers are logged."""
     try:
         check_prompt(prompt, person=person)
     except UnsafePrompt as error:

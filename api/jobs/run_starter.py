@@ -1,4 +1,4 @@
-"""How a run begins: what stands against it, what its pipeline is given, and its place in line."""
+"""Starting a run: photos and quotas are checked, the pipeline's parameters resolved, and the run is enqueued."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TUNABLE = (
 
 @dataclass(frozen=True)
 class RunStarter:
-    """Begins runs: because somebody asks for one, or for pictures of a subject that has no model yet."""
+    """Starts runs: for who asks for one, or for images of a subject that has no model yet."""
 
     settings: ApiSettings
     objects: Objects
@@ -40,7 +40,7 @@ class RunStarter:
     journal: Journal
 
     def begin(self, session: Session, subject: Subject, changes: dict[str, Any], known: Comparisons) -> Run:
-        """Record a run and put it in line. A problem where the photos, the parameters, a quota or another run stand against it.
+        """Record and enqueue a run. A problem where the photos, the parameters, a quota or another run forbid it.
 
         Raises ComparisonsMissing.
         """
@@ -81,5 +81,5 @@ class RunStarter:
             "register_name": subject.id,
         }  # fmt: skip
         resolved = resolve(given)
-        del resolved["key"]  # is the owner's, whoever asks
+        del resolved["key"]  # follows from owner and run, and is never stored with the parameters
         return resolved

@@ -1,4 +1,4 @@
-"""`python -m api.jobs.worker`: does the durable work, in a process of its own that may be killed at any time."""
+"""`python -m api.jobs.worker`: carries out durable jobs, in a process of its own that may be killed at any time."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def open_orchestrator(settings: ApiSettings) -> Orchestrator:
 
 @dataclass
 class WorkerProcess:
-    """What this process is made of, from the lease that it works under on."""
+    """A worker: its lease, heartbeat and services."""
 
     settings: ApiSettings
     orchestrator: Orchestrator
     on_lost: Callable[[], object] = exit_at_once
-    _working: bool = False
+    _is_ready: bool = False
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Open everything that work needs, take up what dead workers left, and begin."""
+        """Take a lease, open everything that jobs need, recover the jobs of dead workers, and start."""
         url = self.settings.records_url
         migrate(url)
         records = Records(open_engine(url))
@@ -80,22 +80,22 @@ class WorkerProcess:
         services = make_services(self.settings, self.orchestrator, self.lease, keyring, self.heads)
         workflows.launch(url, services, worker_id=self.lease.id, runs_at_once=self.settings.runs_at_once)
         quiet_libraries()
-        self._working = True
+        self._is_ready = True
         self.lease.beat()
         self.after_beat()
         # In a thread of its own: a store that takes a minute for an object must not hold beats up.
         threading.Thread(target=self._store_heads, name="heads", daemon=True).start()
 
     def after_beat(self) -> None:
-        """Take up the work of the dead, and end what was begun too often."""
-        if not self._working:
+        """Recover the jobs of dead workers, and fail those that were recovered too often."""
+        if not self._is_ready:
             return
         workflows.recover_dead(self.lease.live)
         self.lease.forget_dead()
         workflows.fail_exhausted()
 
     def _store_heads(self) -> None:
-        """Store the log's head every minute."""
+        """Store the audit log's head every HEAD_S seconds."""
         while True:
             try:
                 self.heads.store()
@@ -105,13 +105,13 @@ class WorkerProcess:
                 return
 
     def stop(self) -> None:
-        """Finish what can be finished in a few seconds; the rest is another worker's at once.
+        """Finish the jobs that end within STOP_S; another worker recovers the rest at once.
 
-        Pipelines on this machine end with its last worker, and go on from their last saved state; those elsewhere run on.
+        Pipelines on this machine are ended with its last worker, and go on later from their saved state; those elsewhere run on.
         """
         self._ended.set()
         workflows.services.runs.stopping.set()
-        self._working = False
+        self._is_ready = False
         workflows.stop(STOP_S)
         if isinstance(self.orchestrator, LocalOrchestrator) and not self.lease.live() - {self.lease.id}:
             self.orchestrator.let_go()
@@ -122,7 +122,7 @@ class WorkerProcess:
 def make_services(
     settings: ApiSettings, orchestrator: Orchestrator, lease: Lease, keyring: Keyring, heads: AuditHeads
 ) -> workflows.WorkerServices:
-    """What workflows work with. Nothing that they record, store or start counts without the lease."""
+    """The services of the workflows. Without the lease they record, store and start nothing."""
     url = settings.records_url
     records = LeasedRecords(lease.records, lease)
     objects = LeasedObjects(open_objects(keyring).store, keyring, lease)
@@ -164,7 +164,7 @@ def unregister(name: str, doomed: Doomed) -> int:
 
 
 def main() -> int:
-    """Work until SIGTERM; what is unfinished then is taken up by another worker, or the next."""
+    """Work until SIGTERM; another worker, or the next one, recovers what is unfinished then."""
     settings = settings_or_exit()
     set_up_logs("worker")
     log_warnings(settings)
@@ -176,7 +176,7 @@ def main() -> int:
     log.info("working")
     ended.wait()
     process.stop()
-    os._exit(0)  # a workflow that still waits for its pipeline must not keep the process
+    os._exit(0)  # a workflow that still polls its pipeline must not keep the process alive
 
 
 if __name__ == "__main__":
