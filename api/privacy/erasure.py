@@ -153,8 +153,8 @@ class Erasure:
     """Finishes what `begin_erasure`, `erase_subject` and `erase_models` began; may be repeated until it is done.
 
     `forget` has the engine drop the owner's adapters, `unregister` deletes versions of a model from the registry, `discard` what the
-    pipelines of a run left. `require` raises where this worker's work is another's by now; `is_idle` takes what waits for an owner out
-    of the line and says whether nothing is being done for them; `recorded` is called when an erasure is in the log.
+    pipelines of a run left. `require` raises where this worker's work is another's by now; `is_idle` cancels an owner's
+    waiting jobs and says whether none of theirs was left; `recorded` is called when an erasure is in the log.
     """
 
     records: Records

@@ -80,7 +80,7 @@ def create_export(
 
 
 def _begin_export(session: Session, journal: Journal, queue: JobQueue, settings: ApiSettings, user_id: str) -> Export:
-    """Record an export and put it in line. A problem of 429 when many were asked for today."""
+    """Record and enqueue an export. A problem of 429 when many were asked for today."""
     row = Export(id=new_id(), user_id=user_id, state="queued")
     session.add(row)
     session.flush()

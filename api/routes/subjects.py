@@ -214,7 +214,7 @@ def _stored(
     uploads: list[tuple[str, DecodedUpload]],
 ) -> Uploaded:
     """Seal the pixels, then record them all or none; what was sealed for nothing is deleted."""
-    owner, stored, kept = caller.user_id, list[str](), set[str]()
+    owner, stored, recorded_ids = caller.user_id, list[str](), set[str]()
     try:
         for _, one in uploads:  # one by one, so that what was stored before one that cannot be is deleted
             stored.append(collection.store(owner, one) if one.photo else "")
@@ -229,13 +229,13 @@ def _stored(
             lambda known: _recorded(records, collection, journal, settings, subject_id, caller, once, arrived, known),
             known,
         )
-        kept = recorded & set(stored)
+        recorded_ids = recorded & set(stored)
         return answer
     except DBAPIError as error:  # it may have been committed all the same; the sweep tells by the rows
-        kept = set() if is_rolled_back(error) else set(stored)
+        recorded_ids = set() if is_rolled_back(error) else set(stored)
         raise
     finally:
-        for photo_id in set(filter(None, stored)) - kept:
+        for photo_id in set(filter(None, stored)) - recorded_ids:
             collection.delete(owner, photo_id)
 
 

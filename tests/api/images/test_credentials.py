@@ -99,5 +99,5 @@ def test_a_file_that_names_an_address_makes_no_request(credentials: Credentials,
 def test_all_processes_sign_with_the_same_key_which_is_sealed():
     first, second = open_credentials(open_keyring()), open_credentials(open_keyring())
     assert first == second
-    kept = open_keyring().store.get("secrets/content-credentials")
-    assert b"PRIVATE KEY" not in kept
+    stored = open_keyring().store.get("secrets/content-credentials")
+    assert b"PRIVATE KEY" not in stored

@@ -26,7 +26,7 @@ from api.records.tables import Webhook, WebhookDelivery, now_ms
 from photoflux.errors import InputError
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_generations import ask
-from tests.api.routes.test_runs import in_line
+from tests.api.routes.test_runs import queued_job
 
 
 @dataclass
@@ -102,7 +102,7 @@ def test_an_ended_generation_is_told_in_a_message_that_can_be_checked(site: Site
     with site.service.records.writing() as session:
         site.service.journal.note(session, "system", "generation.ended", result, "succeeded")
     (delivery,) = deliveries(site, ada)
-    queued = in_line(site, delivery.id)
+    queued = queued_job(site, delivery.id)
     assert queued is not None
     assert (queued["name"], queued["queue_name"]) == ("deliver_webhook", "deliveries")
     assert sender(site).deliver(delivery.id) == "succeeded"
@@ -169,7 +169,7 @@ def test_what_is_not_taken_is_sent_again(site: Site, ada: Person, listener: List
     (delivery,) = deliveries(site, ada)
     listener.status = status
     assert sender(site).deliver(delivery.id) == "queued"
-    later = in_line(site, f"{delivery.id}:2")
+    later = queued_job(site, f"{delivery.id}:2")
     assert later is not None
     assert (later["name"], later["queue_name"], later["queue_partition_key"]) == (
         "deliver_webhook",

@@ -1,4 +1,4 @@
-"""The line of durable work: what is put in it with a row is done once, in a fair order, and failures end somewhere."""
+"""The queue of durable jobs: what is enqueued with a row is done once, in a fair order, and failures end somewhere."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Notes:
 def worker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Records, job_queue.JobQueue, Notes]]:
-    """Records, the line and the notes of a worker in this process, for all tests of the module."""
+    """Records, the queue and the notes of a worker in this process, for all tests of the module."""
     with migrated(request, tmp_path_factory.mktemp("work")) as url, pytest.MonkeyPatch.context() as patch:
         patch.setattr(workflows, "FIRST_PAUSE_S", 0.01)
         patch.setattr(workflows, "AWAIT_PAUSE_S", 0.01)
@@ -135,7 +135,7 @@ def generation_of(user: str, subject: str) -> Generation:
     )
 
 
-def put(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
+def enqueue(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
     with records.writing() as session:
         session.add(row)
         (queue.enqueue_run if isinstance(row, Run) else queue.enqueue_generation)(session, row)
@@ -145,8 +145,8 @@ def put(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
 def test_what_is_recorded_is_done(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put(records, queue, generation_of(user, subject))
-    run = put(records, queue, run_of(user, subject))
+    drawn = enqueue(records, queue, generation_of(user, subject))
+    run = enqueue(records, queue, run_of(user, subject))
     notes.wait_for("generate", drawn)
     notes.wait_for("record_outcome", run, "1", "succeeded")
 
@@ -159,8 +159,8 @@ def test_what_is_rolled_back_is_not(working: tuple[Records, job_queue.JobQueue, 
         session.add(lost)
         queue.enqueue_generation(session, lost)
         raise RuntimeError("the route failed")
-    kept = put(records, queue, generation_of(user, subject))
-    notes.wait_for("generate", kept)
+    again = enqueue(records, queue, generation_of(user, subject))
+    notes.wait_for("generate", again)
     assert ("generate", lost.id) not in notes.asked
 
 
@@ -168,11 +168,11 @@ def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Reco
     records, queue, notes = working
     user, subject = add_user(records)
     notes.answers["poll_pipeline"] = [LOST, "succeeded"]
-    first = put(records, queue, run_of(user, subject))
+    first = enqueue(records, queue, run_of(user, subject))
     notes.wait_for("record_outcome", first, "2", "succeeded")
     notes.answers["poll_pipeline"] = [LOST] * workflows.RUN_ATTEMPTS
     _, other = add_user(records)
-    second = put(records, queue, run_of(user, other))
+    second = enqueue(records, queue, run_of(user, other))
     notes.wait_for("record_outcome", second, str(workflows.RUN_ATTEMPTS), LOST)
 
 
@@ -180,7 +180,7 @@ def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records
     records, queue, notes = working
     user, subject = add_user(records)
     notes.answers["generate"] = [ValueError("canary")] * 3
-    drawn = put(records, queue, generation_of(user, subject))
+    drawn = enqueue(records, queue, generation_of(user, subject))
     notes.wait_for("end", drawn, "failed", "internal", workflows.GENERATION_FAILED)
     assert notes.asked.count(("generate", drawn)) == 3
     assert "canary" not in workflows.GENERATION_FAILED
@@ -201,7 +201,7 @@ def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_qu
 
 def test_a_notice_is_sent(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
-    notes.wait_for("deliver", tell_of(records, queue, add_user(records)[0]), "1")
+    notes.wait_for("deliver", enqueued_delivery(records, queue, add_user(records)[0]), "1")
 
 
 def test_what_is_signed_for_is_registered(working: tuple[Records, job_queue.JobQueue, Notes]):
@@ -217,13 +217,13 @@ def test_what_is_signed_for_is_registered(working: tuple[Records, job_queue.JobQ
 def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put(records, queue, generation_of(user, subject))
+    drawn = enqueue(records, queue, generation_of(user, subject))
     notes.wait_for("generate", drawn)
     until = time.monotonic() + 20
     while DBOS.retrieve_workflow(drawn).get_status().status != "SUCCESS":
         assert time.monotonic() < until
     notes.go.clear()
-    waiting = put(records, queue, generation_of(user, subject))
+    waiting = enqueue(records, queue, generation_of(user, subject))
     assert queue.delete_ended(now_ms() - 3_600_000) == 0
     assert queue.delete_ended(now_ms() + 1000) >= 1
     known = {one.workflow_id for one in DBOS.list_workflows()}
@@ -249,8 +249,8 @@ def pending(executor: str, workflow_id: str, records: Records) -> None:
         session.execute(text(f"update {schema}workflow_status set {taken} where workflow_uuid = :which"), values)
 
 
-def put_off(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
-    """Put in line so that nobody takes it out for now."""
+def enqueue_delayed(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
+    """Enqueue it so that nobody dequeues it for now."""
     with records.writing() as session:
         session.add(row)
         session.flush()
@@ -261,24 +261,24 @@ def put_off(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
 def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
     user, subject = add_user(records)
-    left, kept = (put_off(records, queue, generation_of(user, subject)) for _ in range(2))
+    left, running = (enqueue_delayed(records, queue, generation_of(user, subject)) for _ in range(2))
     pending("dead", left, records)
-    pending("another", kept, records)
+    pending("another", running, records)
     for _ in range(3):
         workflows.recover_dead(lambda: {"this-one", "another"})
     notes.wait_for("generate", left)
-    done = put(records, queue, generation_of(user, subject))
+    done = enqueue(records, queue, generation_of(user, subject))
     notes.wait_for("generate", done)
     assert notes.asked.count(("generate", left)) == 1
-    assert ("generate", kept) not in notes.asked
+    assert ("generate", running) not in notes.asked
     workflows.recover_dead(lambda: {"this-one"})
-    notes.wait_for("generate", kept)
+    notes.wait_for("generate", running)
 
 
 def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put_off(records, queue, generation_of(user, subject))
+    drawn = enqueue_delayed(records, queue, generation_of(user, subject))
     schema = "dbos." if records.engine.dialect.name == "postgresql" else ""
     with records.writing() as session:
         session.execute(
@@ -303,7 +303,7 @@ def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[
     records, queue, notes = working
     user, subject = add_user(records)
     notes.answers["poll_pipeline"] = [OSError("away")] * 5
-    run = put(records, queue, run_of(user, subject))
+    run = enqueue(records, queue, run_of(user, subject))
     notes.wait_for("mark_failed", run, "internal", workflows.RUN_FAILED, timeout_s=60)
 
 
@@ -330,12 +330,15 @@ def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(
     records, queue, notes = working
     (ada, hers), (bob, his) = add_user(records), add_user(records)
     notes.go.clear()
-    under_way = put(records, queue, generation_of(ada, hers))
+    under_way = enqueue(records, queue, generation_of(ada, hers))
     until = time.monotonic() + 20
     while DBOS.retrieve_workflow(under_way).get_status().status != "PENDING":
         assert time.monotonic() < until
         time.sleep(0.01)
-    waiting, bobs = put_off(records, queue, generation_of(ada, hers)), put_off(records, queue, generation_of(bob, his))
+    waiting, bobs = (
+        enqueue_delayed(records, queue, generation_of(ada, hers)),
+        enqueue_delayed(records, queue, generation_of(bob, his)),
+    )
     assert queue.drain(ada) is False
     states = {one.workflow_id: one.status for one in DBOS.list_workflows()}
     assert (states[waiting], states[bobs]) == ("CANCELLED", "DELAYED")
@@ -364,8 +367,8 @@ def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[R
     try:
         (ada, _), (bob, _) = add_user(records), add_user(records)
         for _ in range(40):
-            tell_of(records, queue, ada)
-        bobs = tell_of(records, queue, bob)
+            enqueued_delivery(records, queue, ada)
+        bobs = enqueued_delivery(records, queue, bob)
         until = time.monotonic() + 20
         while bobs not in sent:
             assert time.monotonic() < until
@@ -380,8 +383,8 @@ def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[R
         workflows.services.webhooks = before
 
 
-def tell_of(records: Records, queue: job_queue.JobQueue, user: str) -> str:
-    """Id of a delivery that was put in line."""
+def enqueued_delivery(records: Records, queue: job_queue.JobQueue, user: str) -> str:
+    """Id of a delivery that was enqueued."""
     with records.writing() as session:
         webhook = Webhook(id=new_id(), user_id=user, address=b"", secret=b"")
         session.add(webhook)
@@ -395,15 +398,15 @@ def tell_of(records: Records, queue: job_queue.JobQueue, user: str) -> str:
 
 
 def test_people_take_turns(working: tuple[Records, job_queue.JobQueue, Notes]):
-    """While one run is under way, two of Ada's and one of Bob's are put in line: Bob's is second, not last."""
+    """While one run is under way, two of Ada's and one of Bob's are enqueued: Bob's is second, not last."""
     records, queue, notes = working
     notes.go.clear()
     (blocker, its), (ada, hers), (bob, his) = (add_user(records) for _ in range(3))
-    put(records, queue, run_of(blocker, its))
+    enqueue(records, queue, run_of(blocker, its))
     time.sleep(0.5)
     _, more = add_user(records)
-    first, second = put(records, queue, run_of(ada, hers)), put(records, queue, run_of(ada, more))
-    third = put(records, queue, run_of(bob, his))
+    first, second = enqueue(records, queue, run_of(ada, hers)), enqueue(records, queue, run_of(ada, more))
+    third = enqueue(records, queue, run_of(bob, his))
     notes.go.set()
     notes.wait_for("record_outcome", second, "1", "succeeded")
     order = [asked[1] for asked in notes.asked if asked[0] == "poll_pipeline"][1:]
@@ -413,13 +416,13 @@ def test_people_take_turns(working: tuple[Records, job_queue.JobQueue, Notes]):
 def test_arguments_and_results_are_readable_json(working: tuple[Records, job_queue.JobQueue, Notes]):
     records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put(records, queue, generation_of(user, subject))
+    drawn = enqueue(records, queue, generation_of(user, subject))
     notes.wait_for("generate", drawn)
     json = job_queue.Json()
     assert json.deserialize(json.serialize({"args": [drawn]})) == {"args": [drawn]}
-    kept = json.serialize(ValueError("a prompt"))
-    assert "prompt" not in kept
-    assert isinstance(json.deserialize(kept), RuntimeError)
+    serialized = json.serialize(ValueError("a prompt"))
+    assert "prompt" not in serialized
+    assert isinstance(json.deserialize(serialized), RuntimeError)
     until = time.monotonic() + 10
     while DBOS.retrieve_workflow(drawn).get_status().status != "SUCCESS":
         assert time.monotonic() < until
@@ -428,7 +431,7 @@ def test_arguments_and_results_are_readable_json(working: tuple[Records, job_que
 
 
 def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[Records, job_queue.JobQueue, Notes]):
-    """It names what no row names any more, and is not taken out of the line."""
+    """It names what no row names any more, and is not cancelled in the queue."""
     records, queue, notes = working
     ada, _ = add_user(records)
     notes.go.clear()

@@ -14,7 +14,7 @@ from PIL import Image
 from api.images.rendering import ImageRenderer
 from api.records.tables import Feedback, GeneratedImage, Generation, new_id, now_ms
 from tests.api.people import Person, Site, is_problem
-from tests.api.routes.test_runs import in_line
+from tests.api.routes.test_runs import queued_job
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_subject_with_a_model_is_drawn_at_once(site: Site, ada: Person, subjec
     assert (result["state"], result["run"], result["images"]) == ("queued", None, [])
     assert result["model"] is not None
     assert ada.get(f"/api/results/{result['id']}").json() == result
-    queued = in_line(site, result["id"])
+    queued = queued_job(site, result["id"])
     assert queued is not None
     assert (queued["name"], queued["queue_name"]) == ("generate_images", "generations")
     assert b"space" not in ada.row(Generation, result["id"]).prompt
@@ -58,8 +58,8 @@ def test_a_subject_without_a_model_is_fine_tuned_first(site: Site, ada: Person):
     subject = ada.subject_with_photos(5)
     first, second = ask(ada, subject), ask(ada, subject, seed=1)
     assert first["run"] == second["run"]
-    assert in_line(site, first["run"]) is not None
-    assert in_line(site, first["id"]) is None
+    assert queued_job(site, first["run"]) is not None
+    assert queued_job(site, first["id"]) is None
     assert ada.get(f"/api/runs/{first['run']}").json()["state"] == "queued"
 
 

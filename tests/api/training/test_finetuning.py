@@ -345,7 +345,7 @@ def test_deleting_the_subject_ends_its_run(ada: Person, work):
 
 
 def test_a_run_that_is_given_up_is_told_of_and_discarded_in_one_transaction(site: Site, ada: Person, work):
-    """What makes it end elsewhere is put in line with the verdict, or neither is there."""
+    """What makes it end elsewhere is enqueued with the verdict, or neither is there."""
     run, generation = begun(ada)
     tuning, _, _ = work(run_of(State.running))
 
@@ -369,7 +369,7 @@ def test_a_run_that_is_given_up_is_told_of_and_discarded_in_one_transaction(site
 
 
 def removals(site: Site) -> int:
-    """How many removals were ever put in line."""
+    """How many deletions were ever enqueued."""
     with site.service.records.engine.connect() as connection:
         table = "dbos.workflow_status" if connection.dialect.name == "postgresql" else "workflow_status"
         return int(connection.scalar(text(f"SELECT count(*) FROM {table} WHERE name = 'delete_subject'")))

@@ -136,8 +136,8 @@ def test_a_hostile_heic_is_refused_and_the_next_is_taken(intake: PhotoIntake):
 
 
 def test_a_photo_that_was_measured_before_contrast_was_is_judged_like_any_other(params: ValidateParams):
-    kept = decode_upload(encoded(photo(1)), params)
-    with np.load(io.BytesIO(kept.measured), allow_pickle=False) as file:
+    upload = decode_upload(encoded(photo(1)), params)
+    with np.load(io.BytesIO(upload.measured), allow_pickle=False) as file:
         parts = dict(file)
     row = json.loads(str(parts["row"]))
     now = {name: row.pop(name) for name in ("contrast", "luma_p1")}
