@@ -106,10 +106,10 @@ def check_address(address: str, *, private: bool) -> tuple[SplitResult, str]:
     Names are looked up anew for each message, and the message goes to the very IP that was checked: a name that later points into this
     network leads nowhere. `private` allows loopback over http, for trying things out on one machine.
     """
-    parts = _parts(address)
+    parts = _split(address)
     if parts.username is not None or parts.fragment or not parts.hostname:
         raise InputError("a webhook's address has a host, and neither a name and password nor a fragment")
-    found = _looked_up(parts.hostname, parts.port or 443)
+    found = _resolve(parts.hostname, parts.port or 443)
     local = all(ip.is_loopback for ip in found)
     if parts.scheme != "https" and not (private and local and parts.scheme == "http"):
         raise InputError("a webhook's address begins with https://")
@@ -118,7 +118,7 @@ def check_address(address: str, *, private: bool) -> tuple[SplitResult, str]:
     return parts, str(found[0])
 
 
-def _parts(address: str) -> SplitResult:
+def _split(address: str) -> SplitResult:
     try:
         parts = urlsplit(address)
         return parts if parts.port != 0 else parts._replace(netloc="")
@@ -126,7 +126,7 @@ def _parts(address: str) -> SplitResult:
         raise InputError("a webhook's address is a URL such as https://example.org/photoflux") from None
 
 
-def _looked_up(host: str, port: int) -> list[Address]:
+def _resolve(host: str, port: int) -> list[Address]:
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return [ipaddress.ip_address(answer[4][0]) for answer in answers]
@@ -217,11 +217,11 @@ class WebhookSender:
         }  # fmt: skip
         where = urlunsplit((parts.scheme, _netloc(ip, parts.port), parts.path or "/", parts.query, ""))
         try:
-            return asyncio.run(self._posted(where, body, headers, str(parts.hostname)))
+            return asyncio.run(self._request(where, body, headers, str(parts.hostname)))
         except (httpx2.HTTPError, TimeoutError) as error:
             raise Undelivered(f"the address could not be reached: {type(error).__name__}") from error
 
-    async def _posted(self, where: str, body: str, headers: dict[str, str], host: str) -> int:
+    async def _request(self, where: str, body: str, headers: dict[str, str], host: str) -> int:
         """In `TIMEOUT_S` all told: a receiver that sends a byte now and then would hold a client's own timeouts off for ever."""
         async with (
             asyncio.timeout(TIMEOUT_S),

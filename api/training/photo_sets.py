@@ -85,8 +85,8 @@ class PhotoCollection:
     def photo_verdict(self, upload: DecodedUpload) -> tuple[str, list[dict[str, str]]]:
         """Status and reasons of one photo, before it is compared with others."""
         found = broken_rules(upload.row, rule_table(self.params))
-        told = [rule for rule in found if rule.severity == REJECT] or found
-        reasons = [{"code": upload.row["problem"] or rule.code, "message": rule.tell(upload.row)} for rule in told]
+        shown = [rule for rule in found if rule.severity == REJECT] or found
+        reasons = [{"code": upload.row["problem"] or rule.code, "message": rule.tell(upload.row)} for rule in shown]
         return status_of(found), reasons
 
     def find_duplicate(self, session: Session, subject: Subject, upload: DecodedUpload) -> Photo | None:

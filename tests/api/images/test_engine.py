@@ -38,7 +38,7 @@ PROMPT = "a photo of sks dog"
 
 
 @pytest.fixture(scope="module")
-def drawing(site: Site, spec: BaseSpec) -> Iterator[tuple[str, Engine]]:  # noqa: F811
+def served_engine(site: Site, spec: BaseSpec) -> Iterator[tuple[str, Engine]]:  # noqa: F811
     """Address of an engine that trusts the site, and the engine itself."""
     fetcher = engine_app.fetcher(site.objects, spec)
     is_erased = site.objects.keyring.is_erased
@@ -58,26 +58,26 @@ def drawing(site: Site, spec: BaseSpec) -> Iterator[tuple[str, Engine]]:  # noqa
 
 
 @pytest.fixture
-def http(drawing: tuple[str, Engine]) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=drawing[0], timeout=60) as client:
+def http(served_engine: tuple[str, Engine]) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=served_engine[0], timeout=60) as client:
         yield client
 
 
 @pytest.fixture
-def steps(drawing: tuple[str, Engine]) -> Iterator[DenoiseSteps]:
+def steps(served_engine: tuple[str, Engine]) -> Iterator[DenoiseSteps]:
     """The engine's denoise steps, which go on as they are told."""
-    found = DenoiseSteps(drawing[1].pipe.transformer)
+    found = DenoiseSteps(served_engine[1].pipe.transformer)
     yield found
     found.go_on()
     found._hook.remove()
     until = time.monotonic() + 60
-    while (drawing[1].drawing or len(drawing[1].line)) and time.monotonic() < until:
+    while (served_engine[1].drawing or len(served_engine[1].line)) and time.monotonic() < until:
         time.sleep(0.01)
 
 
 @pytest.fixture
-def client(site: Site, drawing: tuple[str, Engine]) -> Iterator[EngineClient]:
-    client = EngineClient(drawing[0], site.service.tokens)
+def client(site: Site, served_engine: tuple[str, Engine]) -> Iterator[EngineClient]:
+    client = EngineClient(served_engine[0], site.service.tokens)
     yield client
     client.close()
 
@@ -159,10 +159,10 @@ def test_a_full_line_says_when_to_come_back(
     ada: Person,
     subject: str,
     http: httpx2.Client,
-    drawing: tuple[str, Engine],
+    served_engine: tuple[str, Engine],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    engine, go = drawing[1], threading.Event()
+    engine, go = served_engine[1], threading.Event()
     draw = engine._draw
     monkeypatch.setattr(engine, "_draw", lambda *a, **k: go.wait(30) and draw(*a, **k))
     call = asked(site, ada, subject)
@@ -211,12 +211,12 @@ def test_a_call_is_broken_off_when_nobody_wants_its_pictures(
 
 
 def test_the_engine_notices_a_client_that_is_gone(
-    site: Site, ada: Person, subject: str, http: httpx2.Client, steps: DenoiseSteps, drawing: tuple[str, Engine]
+    site: Site, ada: Person, subject: str, http: httpx2.Client, steps: DenoiseSteps, served_engine: tuple[str, Engine]
 ):
     with pytest.raises(httpx2.ReadTimeout):
         http.post("/predict", json=asked(site, ada, subject), timeout=0.5)
     steps.wait_for(1)
-    request = drawing[1].drawing
+    request = served_engine[1].drawing
     assert request is not None
     assert request.cancelled.wait(20)
 
@@ -353,7 +353,7 @@ def test_an_erased_owners_adapter_is_not_drawn_with(
     ada: Person,
     http: httpx2.Client,
     monkeypatch: pytest.MonkeyPatch,
-    drawing: tuple[str, Engine],
+    served_engine: tuple[str, Engine],
 ):
     """Though their capability still holds for a minute, and nobody told the engine."""
     monkeypatch.setattr("photoflux.serving.engine.CHECKED_S", 0.0)
@@ -361,14 +361,14 @@ def test_an_erased_owners_adapter_is_not_drawn_with(
     assert http.post("/predict", json=call).status_code == 200
     site.service.keyring.erase(ada.id)
     is_problem(http.post("/predict", json=call), 404, "model-missing")
-    assert ada.id not in drawing[1].host.owners() | drawing[1].device.owners()
+    assert ada.id not in served_engine[1].host.owners() | served_engine[1].device.owners()
 
 
 def test_forgetting_empties_the_pools(
-    site: Site, ada: Person, subject: str, http: httpx2.Client, drawing: tuple[str, Engine], client: EngineClient
+    site: Site, ada: Person, subject: str, http: httpx2.Client, served_engine: tuple[str, Engine], client: EngineClient
 ):
     http.post("/predict", json=asked(site, ada, subject))
-    engine = drawing[1]
+    engine = served_engine[1]
     assert any(key.owner == ada.id for key in engine.host._held)
     client.forget(ada.id)
     assert not any(key.owner == ada.id for key in engine.host._held)

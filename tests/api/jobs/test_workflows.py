@@ -51,8 +51,8 @@ class Notes:
     def fail(self, row_id: str, *why: str) -> str:
         return self._answer("fail", row_id, *why)
 
-    def mark_failed(self, row_id: str, code: str, why: str) -> str:
-        return self._answer("mark_failed", row_id, code, why)
+    def mark_failed(self, row_id: str, *why: str) -> str:
+        return self._answer("mark_failed", row_id, *why)
 
     def reopen_sign_off(self, row_id: str) -> str:
         return self._answer("reopen_sign_off", row_id)

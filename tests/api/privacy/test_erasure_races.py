@@ -28,7 +28,7 @@ from photoflux.runs import State
 from photoflux.vault.blobs import CloudStore, FolderStore
 from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.sealed import FORMAT, Label, unseal_bytes
-from tests.api.images.test_engine import client, drawing, generator  # noqa: F401
+from tests.api.images.test_engine import client, generator, served_engine  # noqa: F401
 from tests.api.jobs.test_webhook_delivery import Listener, listener, sender  # noqa: F401
 from tests.api.people import SAMPLES, Person, Site
 from tests.api.privacy.test_retention import age_subject
