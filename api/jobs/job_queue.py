@@ -1,7 +1,7 @@
 """The queue of durable jobs, on the records' own database: an accepted job is finished even where processes are killed.
 
-A job is enqueued inside the transaction that records it; any worker dequeues it. The workflow's id is the row's id, so that no job
-runs twice. Arguments and results are ids and states, stored as JSON.
+A job is enqueued inside the transaction that records it; any worker dequeues it. The workflow's id begins with the row's, so that no
+job runs twice. Arguments and results are ids and states, stored as JSON (docs/decisions/0013).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The jobs of a dead worker are recovered by any survivor. A worker that was only slow, or stopped and continued, finds its lease lost:
 it records nothing more and exits. On one machine a file lock shows at once that a process has ended, so that a restart need not wait
-for the lease to expire.
+for the lease to expire (docs/decisions/0016).
 """
 
 from __future__ import annotations

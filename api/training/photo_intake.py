@@ -1,6 +1,7 @@
 """Photo intake: each uploaded file is decoded and measured in a confined process.
 
-A hostile file can at most end that process; its sender is then told that the photo cannot be used.
+A hostile file can at most end that process; its sender is then told that the photo cannot be used
+(docs/decisions/0020).
 """
 
 from __future__ import annotations
