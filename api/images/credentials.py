@@ -25,7 +25,7 @@ NAME = "secrets/content-credentials"
 VALID_DAYS = 3650
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 LIBRARY_SETTINGS = {"builder": {"thumbnail": {"enabled": False}}, "verify": {"remote_manifest_fetch": False}}
-"""No second, smaller copy of somebody's face in the file, and no address in a file is ever asked for anything."""
+"""No thumbnail, which would be a second copy of somebody's face; and no manifest is fetched from an address in a file."""
 
 
 @dataclass(frozen=True)

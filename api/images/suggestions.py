@@ -12,9 +12,9 @@ PLACES = (
     "in the meadow", "under water", "in a studio",
 )  # fmt: skip
 WORDS_TYPED, WORDS_COMPARED, LETTERS = 8, 32, 200
-"""How much is compared: words of what was typed, words and letters of each candidate. The rest makes no difference."""
+"""How much is compared: words of what was typed, words and letters of each candidate. The rest is ignored."""
 ALIKE_MIN = 60.0
-"""Per cent of two words' letters that stand in both in the same order."""
+"""Least similarity of two words, in per cent (rapidfuzz' ratio), that counts."""
 
 
 def templates(trigger: str, class_noun: str) -> list[str]:
@@ -45,7 +45,7 @@ def _folded(text: str) -> str:
 
 
 def _rank(typed: str, parts: Sequence[str], text: str, words: Sequence[str]) -> float | None:
-    """0 begins so, 1 has words that begin so, 2 holds it; None: none of these."""
+    """0: the text begins with what was typed; 1: words of it begin so; 2: it contains it; None: none of these."""
     if text.startswith(typed):
         return 0.0
     if all(any(word.startswith(part) for word in words) for part in parts):
@@ -54,7 +54,7 @@ def _rank(typed: str, parts: Sequence[str], text: str, words: Sequence[str]) -> 
 
 
 def _likeness(parts: Sequence[str], texts: Sequence[Sequence[str]]) -> list[float | None]:
-    """For each text a rank from 3 on, the lower the more it is alike; None where a part is like none of its words."""
+    """For each text a rank from 3 to 4, lower for greater similarity; None where a typed word is similar to none of its words."""
     vocabulary = {word for words in texts for word in words}
     scores = [{word: ratio(part, word, score_cutoff=ALIKE_MIN) for word in vocabulary} for part in parts]
     best = [[max((score[word] for word in words), default=0.0) for score in scores] for words in texts]

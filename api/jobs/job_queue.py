@@ -44,7 +44,7 @@ class Json(Serializer):
 
 
 def _error_text(value: Any) -> dict[str, str]:
-    """An exception by its class: its message may quote what it was about."""
+    """An exception by its class alone: its message may quote personal data."""
     return {"error": type(value).__name__}
 
 

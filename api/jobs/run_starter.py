@@ -31,7 +31,7 @@ TUNABLE = (
 
 @dataclass(frozen=True)
 class RunStarter:
-    """Starts runs: for who asks for one, or for images of a subject that has no model yet."""
+    """Starts runs: asked for as such, or needed for images of a subject that has no model yet."""
 
     settings: ApiSettings
     objects: Objects

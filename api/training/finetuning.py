@@ -96,7 +96,7 @@ class FinetuningRuns:
         try:
             ref = self._retry_while_away(run_id, lambda: self.orchestrator.submit(params, name=f"{run_id}-{attempt}"))
         except PhotoFluxError as error:
-            self.fail(run_id, "not-started", str(error))
+            self.end_without_model(run_id, "not-started", str(error))
             return State.failed
         self._update(run_id, state="running", remote_id=ref.id, started_ms=row.started_ms or now_ms())
         run, row = self._poll_until_ended(run_id, ref), self._row(run_id)
@@ -154,18 +154,22 @@ class FinetuningRuns:
         try:
             return self._record_outcome(row, attempt, ended)
         except (AccountClosed, KeyMissing):  # erased meanwhile: its rows go with the account
-            return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
+            return self.end_without_model(run_id, "cancelled", CANCELLED, cancelled=True)
         except SealBroken:
-            return self.fail(run_id, "internal", "what the run made was altered or exchanged; start it anew")
+            return self.end_without_model(
+                run_id, "internal", "what the run made was altered or exchanged; start it anew"
+            )
         except RunGone:  # deleted with what was learnt of the subject, where a consent was withdrawn
             current = self._row(run_id)
             if current is None or current.cancel_ms:
-                return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
-            return self.fail(run_id, "internal", "what the run made is gone; start it anew")
+                return self.end_without_model(run_id, "cancelled", CANCELLED, cancelled=True)
+            return self.end_without_model(run_id, "internal", "what the run made is gone; start it anew")
 
     def _record_outcome(self, row: Run, attempt: int, ended: str) -> str:
         if ended != State.succeeded:
-            return self.fail(row.id, *self._failure(row, attempt, ended), cancelled=ended == State.cancelled)
+            return self.end_without_model(
+                row.id, *self._failure(row, attempt, ended), cancelled=ended == State.cancelled
+            )
         ref = self._retry_while_away(row.id, lambda: self.orchestrator.find(f"{row.id}-{attempt}"))
         with TemporaryDirectory(prefix="photoflux-") as scratch:
             run, folder = self._retry_while_away(row.id, lambda: self.orchestrator.collect(ref, Path(scratch)))
@@ -323,7 +327,7 @@ class FinetuningRuns:
             subject.champion_id = model.id
 
     @retried
-    def fail(self, run_id: str, code: str, why: str, *, cancelled: bool = False) -> str:
+    def end_without_model(self, run_id: str, code: str, why: str, *, cancelled: bool = False) -> str:
         """Record that there will be no model; returns the state the run is in then."""
         with self.records.writing() as session:
             hold_owner(session, Run, run_id)
@@ -334,7 +338,7 @@ class FinetuningRuns:
 
     @retried
     def mark_failed(self, run_id: str, code: str, why: str) -> str:
-        """As `fail`, for a run whose pipeline is in an unknown state, and is discarded too."""
+        """As `end_without_model`, for a run whose pipeline is in an unknown state, and is discarded too."""
         with self.records.writing() as session:
             hold_owner(session, Run, run_id)
             row = session.get(Run, run_id, with_for_update=True)
@@ -405,7 +409,7 @@ def steps_of(run: PipelineRun, logs: Path) -> list[dict[str, Any]]:
 
 
 def gate_refusal(verdict: str, decision: Mapping[str, Any] | None) -> str:
-    """Why the gate let no model through, in its own words."""
+    """Why the gate refused the model: its first three messages."""
     if decision is None:
         return "the run ended without a verdict"
     against = [reason["message"] for reason in decision["reasons"] if reason["verdict"] != "PASS"]

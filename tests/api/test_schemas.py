@@ -21,7 +21,7 @@ from api.schemas import ExportFailure, GenerationFailure, RunFailure, StepShown,
 API = Path(schemas.__file__).parent
 SETTERS = {
     "end_run": ("runs",), "end_generation": ("generations",), "end_export": ("exports",), "mark_failed": ("runs",),
-    "end": ("generations",), "fail": ("runs", "exports"), "_end": ("runs", "exports"), "_update": ("runs",),
+    "end": ("generations",), "fail": ("exports",), "end_without_model": ("runs",), "_end": ("runs", "exports"), "_update": ("runs",),
 }  # fmt: skip
 """Functions that are given a code, and of what."""
 STATES = {"succeeded", "failed", "cancelled"}

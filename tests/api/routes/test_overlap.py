@@ -269,7 +269,7 @@ def test_pictures_that_wait_are_told_of_when_their_run_fails(site: Site, ada: Pe
     runs = FinetuningRuns(
         site.service.records, site.objects, None, site.service.journal, enqueue_generation=lambda *_: None
     )  # type: ignore[arg-type]
-    runs.fail(waiting["run"], "failed", "it failed")
+    runs.end_without_model(waiting["run"], "failed", "it failed")
     with site.service.records.reading() as session:
         entries = select(AuditEntry.action, AuditEntry.outcome).where(AuditEntry.object == waiting["id"])
         told = select(WebhookDelivery.object_id, WebhookDelivery.outcome).where(WebhookDelivery.webhook_id == webhook)
