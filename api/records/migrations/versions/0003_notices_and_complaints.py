@@ -1,4 +1,4 @@
-"""Webhooks have notices; anybody may complain; operators sign for what a check left open."""
+"""Webhooks have deliveries; anybody may complain; operators sign for what a check left open."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
         sa.Column("finished_ms", sa.BigInteger(), nullable=True),
-        sa.CheckConstraint(STATES, name=op.f("ck_notices_state")),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_notices_user_id_users"), ondelete="CASCADE"),
+        sa.CheckConstraint(STATES, name=op.f("ck_webhook_deliveries_state")),
         sa.ForeignKeyConstraint(
-            ["webhook_id"], ["webhooks.id"], name=op.f("fk_notices_webhook_id_webhooks"), ondelete="CASCADE"
+            ["user_id"], ["users.id"], name=op.f("fk_webhook_deliveries_user_id_users"), ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_notices")),
+        sa.ForeignKeyConstraint(
+            ["webhook_id"], ["webhooks.id"], name=op.f("fk_webhook_deliveries_webhook_id_webhooks"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_deliveries")),
     )
     for column in ("user_id", "webhook_id"):
         op.create_index(op.f(f"ix_webhook_deliveries_{column}"), "webhook_deliveries", [column])
