@@ -13,19 +13,19 @@ from sqlalchemy.orm import Session
 from api.accounts.login_sessions import LoginSessions
 from api.accounts.openid_client import Identities
 from api.accounts.tokens import AccessTokenClaims, Tokens
-from api.images.moderation import Guard
-from api.images.rendering import Delivery
+from api.images.moderation import Moderator
+from api.images.rendering import ImageRenderer
 from api.jobs.generation_starter import GenerationStarter
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.jobs.run_starter import RunStarter
-from api.jobs.webhook_delivery import Subscriptions
+from api.jobs.webhook_delivery import WebhookSubscriptions
 from api.ops.health import Health
 from api.records.audit_log import AuditHeads, AuditLog
 from api.records.database import Records
 from api.records.tables import Base
 from api.settings import ApiSettings
-from api.training.photo_intake import Intake
-from api.training.photo_sets import Album
+from api.training.photo_intake import PhotoIntake
+from api.training.photo_sets import PhotoCollection
 from api.transport.concurrency import FairLimiter, HeldRequests
 from api.transport.idempotency import KEY_DESCRIPTION, IdempotencyGuard, idempotency_guard
 from api.transport.problems import Problem
@@ -45,17 +45,17 @@ class Service:
     login_sessions: LoginSessions
     identities: Identities
     objects: Objects
-    album: Album
-    intake: Intake
+    collection: PhotoCollection
+    intake: PhotoIntake
     audit_log: AuditLog
     heads: AuditHeads
-    line: Line
+    queue: JobQueue
     run_starter: RunStarter
     generation_starter: GenerationStarter
     rate_limiter: RateLimiter
-    delivery: Delivery
-    guard: Guard
-    subscriptions: Subscriptions
+    renderer: ImageRenderer
+    moderator: Moderator
+    subscriptions: WebhookSubscriptions
     health: Health
     held_requests: HeldRequests
     dns_lookups: FairLimiter
@@ -66,8 +66,8 @@ class Service:
     def close(self) -> None:
         """Close the processes, the queue and the database's connections."""
         self.intake.close()
-        self.delivery.close()
-        self.line.close()
+        self.renderer.close()
+        self.queue.close()
         self.records.engine.dispose()
 
 
@@ -87,17 +87,17 @@ TokensDep = Annotated[Tokens, _provide("tokens")]
 LoginSessionsDep = Annotated[LoginSessions, _provide("login_sessions")]
 IdentitiesDep = Annotated[Identities, _provide("identities")]
 ObjectsDep = Annotated[Objects, _provide("objects")]
-AlbumDep = Annotated[Album, _provide("album")]
-IntakeDep = Annotated[Intake, _provide("intake")]
+CollectionDep = Annotated[PhotoCollection, _provide("collection")]
+PhotoIntakeDep = Annotated[PhotoIntake, _provide("intake")]
 AuditLogDep = Annotated[AuditLog, _provide("audit_log")]
 AuditHeadsDep = Annotated[AuditHeads, _provide("heads")]
-LineDep = Annotated[Line, _provide("line")]
+QueueDep = Annotated[JobQueue, _provide("queue")]
 RunStarterDep = Annotated[RunStarter, _provide("run_starter")]
 GenerationStarterDep = Annotated[GenerationStarter, _provide("generation_starter")]
 RateLimiterDep = Annotated[RateLimiter, _provide("rate_limiter")]
-DeliveryDep = Annotated[Delivery, _provide("delivery")]
-GuardDep = Annotated[Guard, _provide("guard")]
-SubscriptionsDep = Annotated[Subscriptions, _provide("subscriptions")]
+RendererDep = Annotated[ImageRenderer, _provide("renderer")]
+ModeratorDep = Annotated[Moderator, _provide("moderator")]
+SubscriptionsDep = Annotated[WebhookSubscriptions, _provide("subscriptions")]
 HealthDep = Annotated[Health, _provide("health")]
 HeldRequestsDep = Annotated[HeldRequests, _provide("held_requests")]
 DnsLookupsDep = Annotated[FairLimiter, _provide("dns_lookups")]

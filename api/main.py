@@ -20,12 +20,12 @@ from api.accounts.openid_client import Identities, Provider
 from api.accounts.tokens import AccessTokenClaims, Tokens
 from api.deps import HealthDep, Service
 from api.images.credentials import open_credentials
-from api.images.moderation import Unchecked, open_guard
-from api.images.rendering import Delivery
+from api.images.moderation import ModerationUnavailable, open_moderator
+from api.images.rendering import ImageRenderer
 from api.jobs.generation_starter import GenerationStarter
-from api.jobs.job_queue import Line, prepare
+from api.jobs.job_queue import JobQueue, prepare
 from api.jobs.run_starter import RunStarter
-from api.jobs.webhook_delivery import Subscriptions
+from api.jobs.webhook_delivery import WebhookSubscriptions
 from api.ops.health import Health
 from api.ops.memory import trim_heap
 from api.ops.telemetry import RequestLog, Telemetry, set_up_logs
@@ -50,8 +50,8 @@ from api.routes import (
 from api.routes.pages import add_pages
 from api.routes.provider_pages import make_provider
 from api.settings import LOOPBACK, ApiSettings, get_api_settings, log_warnings, settings_or_exit
-from api.training.photo_intake import Intake
-from api.training.photo_sets import Album
+from api.training.photo_intake import PhotoIntake
+from api.training.photo_sets import PhotoCollection
 from api.transport import problems
 from api.transport.concurrency import FairLimiter, HeldRequests
 from api.transport.hosts import trusted_hosts
@@ -82,7 +82,7 @@ def make_service(settings: ApiSettings) -> Service:
     records, keyring = Records(open_engine(url)), open_keyring()
     objects, key = open_objects(keyring), pepper(keyring)
     checks = load_params("validate")
-    intake = Intake(checks)
+    intake = PhotoIntake(checks)
     embedded = settings.provider == "embedded"
     provider = Provider(
         f"{public}{PROVIDER_PATH}" if embedded else settings.oidc_issuer,
@@ -90,21 +90,21 @@ def make_service(settings: ApiSettings) -> Service:
         client_secret="" if embedded else settings.oidc_client_secret.get_secret_value(),
         verify=settings.trusted if embedded else True,
     )
-    line = Line(url)
-    subscriptions = Subscriptions(line)
-    audit_log = AuditLog(key, on_entry=subscriptions.heard)
-    album = Album(objects, key, checks, settings.photos_max, intake.compare)
-    run_starter = RunStarter(settings, objects, album, line, audit_log)
+    queue = JobQueue(url)
+    subscriptions = WebhookSubscriptions(queue)
+    audit_log = AuditLog(key, on_entry=subscriptions.on_entry)
+    collection = PhotoCollection(objects, key, checks, settings.photos_max, intake.compare)
+    run_starter = RunStarter(settings, objects, collection, queue, audit_log)
     return Service(
         settings=settings, records=records, keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
         login_sessions=LoginSessions(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
-        objects=objects, album=album, intake=intake,
-        audit_log=audit_log, heads=AuditHeads(records, objects, audit_log), line=line, subscriptions=subscriptions,
-        run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, line, audit_log),
-        rate_limiter=RateLimiter(settings.limits, rates=settings.rates), delivery=Delivery(open_credentials(keyring)),
-        guard=open_guard(settings), health=Health(records, objects), held_requests=HeldRequests(),
+        objects=objects, collection=collection, intake=intake,
+        audit_log=audit_log, heads=AuditHeads(records, objects, audit_log), queue=queue, subscriptions=subscriptions,
+        run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, queue, audit_log),
+        rate_limiter=RateLimiter(settings.limits, rates=settings.rates), renderer=ImageRenderer(open_credentials(keyring)),
+        moderator=open_moderator(settings), health=Health(records, objects), held_requests=HeldRequests(),
         dns_lookups=FairLimiter(DNS_LOOKUPS, per_person=1, wait_s=DNS_WAIT_S, busy_message=DNS_BUSY),
         class_nouns=class_nouns(settings.base), trigger=load_params("import_photos").trigger,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def make_app(settings: ApiSettings | None = None) -> ASGIApp:
         max_body_size=BODY_BYTES,
         telemetry=telemetry.config,
     )
-    problems.install_handlers(app, {Unchecked: (503, "unchecked")})
+    problems.install_handlers(app, {ModerationUnavailable: (503, "unchecked")})
     MultiPartParser.spool_max_size = subjects.UPLOAD_BYTES  # photos are not written to disk before they are sealed
     _add_probes(app, telemetry, settings)
     add_pages(app)

@@ -25,8 +25,8 @@ import numpy as np
 import psutil
 from PIL import Image, ImageCms
 
-from api.training.photo_decoding import Taken
-from api.training.photo_intake import CRASHED, Intake
+from api.training.photo_decoding import DecodedUpload
+from api.training.photo_intake import CRASHED, PhotoIntake
 from benchmarks import heifs
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
@@ -149,14 +149,14 @@ def mutated(count: int, *, seed: int, heif: bool = False) -> Iterator[bytes]:
 
 def take_all(count: int, *, seed: int = 0, heif: bool = False) -> dict[str, Any]:
     """What became of so many mutated files, and how much memory the processes that took them had at most."""
-    intake, outcomes, crashed = Intake(load_params("validate")), Counter[str](), list[bytes]()
+    intake, outcomes, crashed = PhotoIntake(load_params("validate")), Counter[str](), list[bytes]()
     files, started, sizes = mutated(count, seed=seed, heif=heif), time.monotonic(), list[tuple[int, int]]()
     try:
         for done in range(0, count, BATCH):
             batch = [next(files) for _ in range(min(BATCH, count - done))]
-            for data, taken in zip(batch, intake.take(batch), strict=True):
-                outcomes[_outcome(taken)] += 1
-                if taken.row.get("problem_message") == CRASHED:
+            for data, upload in zip(batch, intake.decode(batch), strict=True):
+                outcomes[_outcome(upload)] += 1
+                if upload.row.get("problem_message") == CRASHED:
                     crashed.append(data)
             sizes.append((_largest("VmRSS"), _largest("VmHWM")))
             print(f"{done + len(batch)} of {count}, {sizes[-1][0] >> 20} MiB", end="\r", flush=True)
@@ -172,8 +172,8 @@ def take_all(count: int, *, seed: int = 0, heif: bool = False) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _outcome(taken: Taken) -> str:
-    return "taken" if taken.photo else str(taken.row["problem"])
+def _outcome(upload: DecodedUpload) -> str:
+    return "taken" if upload.photo else str(upload.row["problem"])
 
 
 def _largest(field: str) -> int:

@@ -1,1 +1,1 @@
-"""From a prompt to a file: what is drawn and what is not, the engine and whoever asks it, finishing and signing."""
+"""From a prompt to an image file: prompt rules, the engine and its client, moderation, rendering and content credentials."""

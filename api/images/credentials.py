@@ -1,8 +1,7 @@
-"""Content credentials (C2PA): every delivered picture says, signed, that a trained model made it, and nothing of for whom.
+"""Content credentials (C2PA): every delivered image says, signed, that a trained model made it, and nothing of for whom.
 
-Signing is the last thing that happens to a file: whatever changes it afterwards breaks the signature, as it should. The key and
-certificate are made at first use and kept sealed; viewers then say "unknown issuer" until a certificate of a listed authority is
-put in their place.
+Signing comes last: any later change of the file breaks the signature, as it should. Key and certificate are made at first use and
+stored sealed; viewers say "unknown issuer" until a certificate of a listed authority replaces them.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 NAME = "secrets/content-credentials"
 VALID_DAYS = 3650
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-QUIET = {"builder": {"thumbnail": {"enabled": False}}, "verify": {"remote_manifest_fetch": False}}
-"""No second, smaller copy of somebody's face in the file, and no address in a file is ever asked for anything."""
+LIBRARY_SETTINGS = {"builder": {"thumbnail": {"enabled": False}}, "verify": {"remote_manifest_fetch": False}}
+"""No thumbnail, which would be a second copy of somebody's face; and no manifest is fetched from an address in a file."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,10 @@ class Credentials:
         from c2pa import Builder, Context, Settings
 
         sink = io.BytesIO()
-        with Context(settings=Settings.from_dict(QUIET)) as context, Builder(_manifest(media_type), context) as builder:
+        with (
+            Context(settings=Settings.from_dict(LIBRARY_SETTINGS)) as context,
+            Builder(_manifest(media_type), context) as builder,
+        ):
             builder.sign(self._signer, media_type, io.BytesIO(file), sink)
         return sink.getvalue()
 
@@ -59,7 +61,7 @@ def read(file: bytes, media_type: str) -> dict[str, Any] | None:
 
     try:
         with (
-            Context(settings=Settings.from_dict(QUIET)) as context,
+            Context(settings=Settings.from_dict(LIBRARY_SETTINGS)) as context,
             Reader(media_type, io.BytesIO(file), context=context) as reader,
         ):
             return {"state": reader.get_validation_state(), **json.loads(reader.json())}
@@ -82,24 +84,24 @@ def _manifest(media_type: str) -> dict[str, Any]:
 
 
 def open_credentials(keyring: Keyring) -> Credentials:
-    """The service's own, the same for all its processes; made when there are none."""
+    """The service's credentials, the same for all its processes; made where there are none yet."""
     label = service_label("secret", "content-credentials")
     while True:
         try:
-            kept = json.loads(unseal_bytes(keyring.store.get(NAME), label=label, keyring=keyring))
-            return Credentials(kept["chain"], kept["key"])
+            stored = json.loads(unseal_bytes(keyring.store.get(NAME), label=label, keyring=keyring))
+            return Credentials(stored["chain"], stored["key"])
         except BlobMissing:
             pass
-        made = make_credentials()
-        content = json.dumps({"chain": made.chain, "key": made.key}).encode()
+        fresh = make_credentials()
+        content = json.dumps({"chain": fresh.chain, "key": fresh.key}).encode()
         try:
             keyring.store.put_new(NAME, seal_bytes(content, label=label, keyring=keyring))
         except BlobExists:
-            continue  # another process was first: theirs is the one
+            continue  # another process stored its own first: those are used
 
 
 def make_credentials() -> Credentials:
-    """A signing key with a certificate as C2PA asks for, by an authority that exists for this one signature."""
+    """A signing key with a certificate as C2PA asks for, by an authority whose key is used for this one signature and dropped."""
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec

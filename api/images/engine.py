@@ -1,11 +1,11 @@
 """The engine over HTTP: Vertex AI's container contract, and a capability in every call.
 
-`python -m api.images.engine` serves the base of the settings. Health is told once the base is loaded; predictions are pictures:
+`python -m api.images.engine` serves the base of the settings. Health answers 200 once the base is loaded; predictions are images:
 
     {"instances": [{"model": …, "adapter_sha256": …, "prompt": …, "seed": 1}], "parameters": {"capability": …}}
 
-A capability speaks for one adapter of one owner, so that nobody, on loopback either, draws with another's. It travels in the
-body, since Vertex AI keeps the Authorization header for itself.
+A capability is for one adapter of one owner, so that nobody, on loopback either, generates with another's. It is in the body,
+since Vertex AI uses the Authorization header itself.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from api.transport.problems import Problem
 from photoflux.params import STYLES
 from photoflux.serving.adapters import Adapter, AdapterKey, read_adapter
 from photoflux.serving.engine import Busy, Draining, Engine, Forgotten, TooLate
-from photoflux.serving.engine import Request as Drawing
+from photoflux.serving.engine import Request as GenerationRequest
 from photoflux.vault.blobs import BlobMissing
 from photoflux.vault.objects import Objects, open_objects
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 60.0
-GONE_CHECKED_S = 0.1
-"""How soon a client that is gone is noticed: what it asked for is then given up after the denoise step under way."""
+DISCONNECT_CHECK_S = 0.1
+"""Seconds between checks whether the client is connected: if not, its request is cancelled after the current denoise step."""
 PROMPT_MAX, INSTANCES_MAX, CAPABILITY_MAX = 1000, 16, 4096
 BODY_BYTES = 256 << 10
-"""More than any call takes: INSTANCES_MAX prompts, each letter of them written as 12 bytes of JSON, and a capability."""
+"""A call's limit: INSTANCES_MAX prompts, each letter of them written as 12 bytes of JSON, and a capability."""
 
 
 class Instance(RequestBody):
-    """One picture to draw."""
+    """One image to generate."""
 
     model: Id
     adapter_sha256: Sha256
@@ -61,17 +61,17 @@ class Instance(RequestBody):
     style: Literal[STYLES] = "none"  # type: ignore[valid-type]
 
 
-Capable = Annotated[str, Field(max_length=CAPABILITY_MAX)]
+CapabilityToken = Annotated[str, Field(max_length=CAPABILITY_MAX)]
 
 
 class Parameters(RequestBody):
     """What holds for the whole call."""
 
-    capability: Capable
+    capability: CapabilityToken
     deadline_s: Annotated[float, Field(gt=0, le=600)] = 60.0
 
 
-class Asked(RequestBody):
+class PredictRequest(RequestBody):
     instances: Annotated[list[Instance], Field(min_length=1, max_length=INSTANCES_MAX)]
     parameters: Parameters
 
@@ -80,22 +80,22 @@ class Prediction(BaseModel):
     image: str = Field(description="PNG at the base's resolution, base64")
 
 
-class Drawn(BaseModel):
+class EngineResponse(BaseModel):
     predictions: list[Prediction]
 
 
 class ForgetRequest(RequestBody):
-    capability: Capable
+    capability: CapabilityToken
 
 
 def fetcher(objects: Objects, spec: Any) -> Callable[[AdapterKey], Adapter]:
-    """Gives the adapter of a key, opened from its object. Raises PhotoFluxError where it is not there or not the one."""
+    """A function that unseals and reads the adapter of a key; it raises PhotoFluxError where that is missing or another one."""
 
     def fetch(key: AdapterKey) -> Adapter:
         with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-            plain = Path(scratch) / "adapter.tar"
-            plain.write_bytes(objects.get(key.owner, "adapter", key.version))
-            return read_adapter(plain, spec=spec, sha256=key.sha256)
+            unsealed = Path(scratch) / "adapter.tar"
+            unsealed.write_bytes(objects.get(key.owner, "adapter", key.version))
+            return read_adapter(unsealed, spec=spec, sha256=key.sha256)
 
     return fetch
 
@@ -137,7 +137,7 @@ def make_app(
 
     @app.get(settings.health_route)
     async def health() -> Response:
-        """Whether requests are drawn."""
+        """Whether the engine serves requests."""
         return Response(status_code=200 if app.state.engine.alive else 503)
 
     @app.get("/metrics")
@@ -147,17 +147,17 @@ def make_app(
         return Response(page, media_type=kind)
 
     @app.post(settings.predict_route)
-    async def predict(asked: Asked, request: Request) -> Drawn:
-        """Draw the pictures, all of one adapter."""
+    async def predict(asked: PredictRequest, request: Request) -> EngineResponse:
+        """Generate images, all with one adapter."""
         granted = await asyncio.to_thread(tokens.verify_capability, asked.parameters.capability)
         deadline = time.monotonic() + asked.parameters.deadline_s
-        jobs = [_drawing(one, granted, deadline) for one in asked.instances]
-        pictures = await _drawn(app.state.engine, jobs, request)
-        return Drawn(predictions=[Prediction(image=one) for one in pictures])
+        wanted = [_engine_request(one, granted, deadline) for one in asked.instances]
+        images = await _generate(app.state.engine, wanted, request)
+        return EngineResponse(predictions=[Prediction(image=one) for one in images])
 
     @app.post("/forget", status_code=204)
     async def forget(asked: ForgetRequest) -> None:
-        """Drop everything that is kept of the capability's owner, and give up what is drawn for them."""
+        """Drop the adapters of the capability's owner, and cancel their requests."""
         granted = await asyncio.to_thread(tokens.verify_capability, asked.capability)
         await asyncio.to_thread(app.state.engine.forget, granted.owner)
 
@@ -166,36 +166,36 @@ def make_app(
     return RequestLog(ErrorBoundary(inner))
 
 
-def _drawing(one: Instance, granted: Capability, deadline: float) -> Drawing:
+def _engine_request(one: Instance, granted: Capability, deadline: float) -> GenerationRequest:
     if one.adapter_sha256 != granted.adapter_sha256:
         raise BadToken("the capability is for another adapter")
     key = AdapterKey(granted.owner, one.model, one.adapter_sha256)
-    return Drawing(key, one.prompt, (one.seed,), style=one.style, deadline=deadline)
+    return GenerationRequest(key, one.prompt, (one.seed,), style=one.style, deadline=deadline)
 
 
-async def _drawn(engine: Engine, jobs: list[Drawing], request: Request) -> list[str]:
-    """All pictures or none: when one fails, or whoever asked is gone, the rest is given up."""
+async def _generate(engine: Engine, wanted: list[GenerationRequest], request: Request) -> list[str]:
+    """All images, as PNG in base64, or none: where one fails, or the client disconnects, the others are cancelled."""
     futures = list[asyncio.Future[Any]]()
     try:
-        for job in jobs:
-            futures.append(asyncio.wrap_future(engine.submit(job)))
+        for one in wanted:
+            futures.append(asyncio.wrap_future(engine.submit(one)))
         together = asyncio.gather(*futures)
         while not together.done():
-            await asyncio.wait([together], timeout=GONE_CHECKED_S)
+            await asyncio.wait([together], timeout=DISCONNECT_CHECK_S)
             if await request.is_disconnected():
                 raise asyncio.CancelledError
-        pictures = together.result()
+        images = together.result()
     except BaseException as error:
-        for job in jobs:
-            engine.cancel(job)
+        for one in wanted:
+            engine.cancel(one)
         for future in futures:
             future.cancel()
-        raise _told(error) from error
-    return [await asyncio.to_thread(_png, one[0]) for one in pictures]
+        raise _as_problem(error) from error
+    return [await asyncio.to_thread(_png, one[0]) for one in images]
 
 
-def _told(error: BaseException) -> BaseException:
-    """Errors of the engine as problems that say when to come back."""
+def _as_problem(error: BaseException) -> BaseException:
+    """Errors of the engine as HTTP problems, with Retry-After where trying again helps."""
     if isinstance(error, Busy):
         return Problem(429, "busy", str(error), headers={"Retry-After": f"{error.retry_after_s:.0f}"})
     if isinstance(error, Draining):

@@ -1,4 +1,4 @@
-"""From a drawn picture to the file that somebody gets: style filter, size, mark, format and, last of all, credentials."""
+"""From an image of the engine to the file that is delivered: style filter, size, watermark, format and, last of all, credentials."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from api.images.credentials import Credentials
 
 SIDE_MAX = 2048
-"""Pixels of a side of what is asked for: a picture of this size takes 0.1 GB and two seconds to convert."""
+"""Pixels of the longer side that may be asked for: an image of this size takes 0.1 GB and two seconds to convert."""
 WAIT_S, CPU_S, TIMEOUT_S = 10.0, 20.0, 60.0
-"""How long a conversion waits for its turn before it is sent away; processor time that it may take then, and time."""
+"""Seconds that a conversion waits for its turn before it is refused; processor time and wall time that it may take then."""
 BUSY = "Many pictures are being converted; ask for yours again in a moment."
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "tiff": "image/tiff"}
 
 
 @dataclass(frozen=True)
-class Order:
-    """How a picture is wanted: `size` WIDTHxHEIGHT, and what its file says of its making."""
+class RenderRequest:
+    """How an image is to be rendered: `size` is WIDTHxHEIGHT, `provenance` what its file says of its making."""
 
     size: str
     format: str
@@ -38,39 +38,40 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """Finishes pictures. Each file is marked at its own size and signed as it is, since either ends with any change."""
+class ImageRenderer:
+    """Renders image files. Each is watermarked at its own size and signed last, since neither survives a change."""
 
     credentials: Credentials
-    turns: FairLimiter = field(default_factory=lambda: FairLimiter(1, per_person=1, wait_s=WAIT_S, busy_message=BUSY))
+    conversions: FairLimiter = field(default_factory=lambda: FairLimiter(1, per_person=1, wait_s=WAIT_S, busy_message=BUSY))
     """Conversions for requests: one at a time, in a process that is started when the first one comes."""
     processes: Confined = field(default_factory=lambda: Confined(1, needs=("api.images.rendering", "PIL.Image")))
-    answers: FairLimiter = field(
+    downloads: FairLimiter = field(
         default_factory=lambda: FairLimiter(64, per_person=8, wait_s=WAIT_S, busy_message=BUSY)
     )
-    """Pictures on their way to whoever asked: browsers ask for six at a time."""
+    """Images being sent: browsers ask for six at a time."""
 
-    def finished(self, drawn: bytes, order: Order) -> bytes:
-        """The file of a picture as the engine drew it."""
-        image = FILTERS.get(order.style, lambda same: same)(fitted(_opened(drawn), parse_size(order.size)))
-        return self.credentials.sign(_file(image, order.format, order.provenance), MEDIA_TYPES[order.format])
+    def render(self, png: bytes, request: RenderRequest) -> bytes:
+        """The signed file of an image that the engine gave as PNG."""
+        style = FILTERS.get(request.style, lambda same: same)
+        image = style(fitted(_opened(png), parse_size(request.size)))
+        return self.credentials.sign(_encoded(image, request.format, request.provenance), MEDIA_TYPES[request.format])
 
-    def converted(
-        self, file: bytes, *, size: str | None, fmt: str | None, kept: str, provenance: dict[str, str]
+    def convert(
+        self, file: bytes, *, size: str | None, fmt: str | None, stored_format: str, provenance: dict[str, str]
     ) -> bytes:
-        """A finished picture in another size or format; the same bytes when neither differs from what is kept.
+        """A rendered file in another size or format; the same bytes when neither differs from what is stored.
 
         A problem of 503 where it took too long.
         """
         from PIL import Image
 
         with Image.open(io.BytesIO(file)) as header:
-            wanted, fmt = parse_size(size) if size else header.size, fmt or kept
-            if (wanted, fmt) == (header.size, kept):
+            wanted, fmt = parse_size(size) if size else header.size, fmt or stored_format
+            if (wanted, fmt) == (header.size, stored_format):
                 return file
-        job = self.processes.begin(convert, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
+        task = self.processes.begin(convert_file, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
         try:
-            return self.credentials.sign(job.result(), MEDIA_TYPES[fmt])
+            return self.credentials.sign(task.result(), MEDIA_TYPES[fmt])
         except (TimeoutError, CancelledError, Ended) as error:
             raise Problem(503, "busy", BUSY, headers={"Retry-After": str(RETRY_S)}) from error
 
@@ -79,17 +80,17 @@ class Delivery:
         self.processes.close()
 
 
-def convert(file: bytes, size: tuple[int, int], fmt: str, provenance: dict[str, str]) -> bytes:
-    """A picture's file in another size or format, marked anew; runs in a confined process."""
-    return _file(fitted(_opened(file), size), fmt, provenance)
+def convert_file(file: bytes, size: tuple[int, int], fmt: str, provenance: dict[str, str]) -> bytes:
+    """An image file in another size or format, watermarked anew; runs in a confined process."""
+    return _encoded(fitted(_opened(file), size), fmt, provenance)
 
 
-def _file(image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
+def _encoded(image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
     return encoded(marked(image), fmt, provenance=provenance, quick=True)
 
 
 def checked_size(text: str) -> tuple[int, int]:
-    """Width and height of a picture that is asked for. A problem of 422 for a side beyond SIDE_MAX. Raises InputError."""
+    """Width and height of an image that is asked for. A problem of 422 for a side beyond SIDE_MAX. Raises InputError."""
     size = parse_size(text)
     if max(size) > SIDE_MAX:
         raise Problem(422, "invalid", f"A side has at most {SIDE_MAX} pixels.")

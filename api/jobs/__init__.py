@@ -1,1 +1,1 @@
-"""Durable work: the line that it waits in, the workers that do it, and the messages that tell of its end."""
+"""Durable jobs: their queue, the workers that carry them out, and the webhooks that report their end."""

@@ -1,4 +1,4 @@
-"""How a generation begins: what stands against it, and its place in line, or behind the run that makes its model."""
+"""Starting a generation: consents, prompt and quotas are checked, and it is enqueued, or waits for the run that makes its model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api.images.prompt_rules import Unsafe, check_prompt
-from api.jobs.job_queue import Line
+from api.images.prompt_rules import UnsafePrompt, check_prompt
+from api.jobs.job_queue import JobQueue
 from api.jobs.run_starter import RunStarter
 from api.privacy import consents
 from api.records.audit_log import AuditLog
 from api.records.tables import ACTIVE, Generation, Run, Subject, new_id, prompt_label
 from api.schemas import GenerationCreate
 from api.settings import ApiSettings
-from api.training.photo_sets import Compared
+from api.training.photo_sets import Comparisons
 from api.transport.problems import Problem
 from api.transport.quotas import check_storage
 from photoflux.vault.keyring import Keyring
@@ -24,18 +24,18 @@ from photoflux.vault.sealed import seal_bytes
 
 @dataclass(frozen=True)
 class GenerationStarter:
-    """Begins generations."""
+    """Starts generations."""
 
     settings: ApiSettings
     keyring: Keyring
     run_starter: RunStarter
-    line: Line
+    queue: JobQueue
     audit_log: AuditLog
 
-    def begin(self, session: Session, subject: Subject, asked: GenerationCreate, known: Compared) -> Generation:
-        """Record a generation and put it in line. A problem where a consent, the prompt or a quota stands against it.
+    def begin(self, session: Session, subject: Subject, asked: GenerationCreate, known: Comparisons) -> Generation:
+        """Record and enqueue a generation. A problem where a consent, the prompt or a quota forbids it.
 
-        Raises NotCompared where a run is to begin first.
+        Raises ComparisonsMissing where a run must be started first.
         """
         person = subject.depicts != consents.NO_PERSON
         consents.require_consents(session, subject.user_id, person=person)
@@ -50,12 +50,12 @@ class GenerationStarter:
         if row.model_id is None:
             active = session.scalar(
                 select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE)).with_for_update()
-            )  # one that ends just now has looked for who waits for it before
+            )  # locked: a run that ends now has looked for waiting generations already
             row.run_id = (active or self.run_starter.begin(session, subject, {}, known)).id
         session.add(row)
         session.flush()
         if row.run_id is None:
-            self.line.put_generation(session, row)
+            self.queue.enqueue_generation(session, row)
         self.audit_log.record(session, subject.user_id, "generation.created", row.id)
         return row
 
@@ -70,8 +70,8 @@ class GenerationStarter:
 
 
 def _check(prompt: str, *, person: bool) -> None:
-    """A problem of 422 for a prompt that is not drawn. What was asked for is not repeated, since logs read answers."""
+    """A problem of 422 for a prompt that is refused. It does not quote the prompt, since answers are logged."""
     try:
         check_prompt(prompt, person=person)
-    except Unsafe as error:
+    except UnsafePrompt as error:
         raise Problem(422, "unsafe-prompt", str(error)) from error

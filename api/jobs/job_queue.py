@@ -1,7 +1,7 @@
-"""The line of durable work, on the records' own database: what was accepted is done, whatever is killed meanwhile.
+"""The queue of durable jobs, on the records' own database: an accepted job is finished even where processes are killed.
 
-Work is put in line inside the transaction that records it; any of the workers takes it out. Both know it by a row's id, which
-is also the workflow's, so that nothing is done twice. Arguments and results are ids and states, stored as JSON.
+A job is enqueued inside the transaction that records it; any worker dequeues it. The workflow's id begins with the row's, so that no
+job runs twice. Arguments and results are ids and states, stored as JSON (docs/decisions/0013).
 """
 
 from __future__ import annotations
@@ -19,20 +19,18 @@ from api.records.database import process_lock
 from api.records.tables import Export, Generation, Run, WebhookDelivery, new_id
 from api.schemas import iso
 
-RUNS, DRAWINGS, DELIVERIES, EXPORTS = "runs", "drawings", "deliveries", "exports"
-ERASURES, REMOVALS, SIGN_OFFS = "erasures", "removals", "sign-offs"
-CHORES, NOTICES = "chores", "notices"
-"""Where programs before this one put exports, erasures, removals, sign-offs and notices; emptied, and not filled any more."""
+RUNS, GENERATIONS, DELIVERIES, EXPORTS = "runs", "generations", "deliveries", "exports"
+ERASURES, DELETIONS, SIGN_OFFS = "erasures", "deletions", "sign-offs"
 NAME, VERSION = "photoflux", "1"
-"""The version is the workflows', not the program's: what an older program left is taken up by a newer one."""
-SHARE = {DELIVERIES: 2, EXPORTS: 1, REMOVALS: 1}
-"""How much of a queue's work one owner may have under way in a worker. Such a queue's partition key is the owner."""
-FORGOTTEN_AT_ONCE = 500
+"""The version is the workflows', not the program's: jobs that an older program left are recovered by a newer one."""
+OWNER_CONCURRENCY = {DELIVERIES: 2, EXPORTS: 1, DELETIONS: 1}
+"""How many jobs of a queue one owner may have running in a worker. Such a queue's partition key is the owner."""
+DELETE_BATCH = 500
 EXHAUSTED, PENDING, WAITING = "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "PENDING", ["ENQUEUED", "DELAYED"]
 
 
 class Json(Serializer):
-    """Stores arguments and results as JSON instead of pickles: readable, and nothing is run when it is read."""
+    """Stores arguments and results as JSON instead of pickles: readable, and reading executes nothing."""
 
     def serialize(self, data: Any) -> str:
         return json.dumps(data, default=_error_text)
@@ -46,12 +44,12 @@ class Json(Serializer):
 
 
 def _error_text(value: Any) -> dict[str, str]:
-    """An exception by its class: its message may quote what it was about."""
+    """An exception by its class alone: its message may quote personal data."""
     return {"error": type(value).__name__}
 
 
 def system_url(records_url: str) -> str:
-    """The records' database as the library of durable work wants it named."""
+    """The records' database in the form of URL that DBOS takes."""
     url = make_url(records_url)
     if url.get_backend_name() == "sqlite":
         return str(url)
@@ -59,79 +57,91 @@ def system_url(records_url: str) -> str:
 
 
 def prepare(records_url: str) -> None:
-    """Make or update the library's own tables."""
+    """Create or migrate DBOS' own tables."""
     with process_lock(records_url, "durable"):
         DBOS.migrate(system_url(records_url))
 
 
-class Line:
-    """Where the service puts work."""
+class JobQueue:
+    """Enqueues the service's jobs, each in the transaction that records it."""
 
     def __init__(self, records_url: str) -> None:
         self._client = DBOSClient(
             system_database_url=system_url(records_url), serializer=Json(), application_name=NAME, lazy=True
         )
 
-    def put_run(self, session: Session, run: Run) -> None:
-        """Fine-tune, after others of the same urgency; a person's first run comes before another's second."""
+    def enqueue_run(self, session: Session, run: Run) -> None:
+        """Fine-tune. A person's first waiting run has priority over everybody's second."""
         before = select(func.count()).select_from(Run).where(Run.user_id == run.user_id, Run.state == "queued")
-        self._put(session, RUNS, "fine_tune", run.id, owner=run.user_id, priority=session.scalar(before) or 1)
+        self.enqueue(session, RUNS, "run_finetuning", run.id, owner=run.user_id, priority=session.scalar(before) or 1)
 
-    def put_generation(self, session: Session, row: Generation) -> None:
-        """Draw."""
+    def enqueue_generation(self, session: Session, row: Generation) -> None:
+        """Generate images, with the same fair priority as runs."""
         before = select(func.count()).select_from(Generation)
         mine = before.where(Generation.user_id == row.user_id, Generation.state == "queued")
-        self._put(session, DRAWINGS, "draw", row.id, owner=row.user_id, priority=session.scalar(mine) or 1)
+        self.enqueue(
+            session, GENERATIONS, "generate_images", row.id, owner=row.user_id, priority=session.scalar(mine) or 1
+        )
 
-    def put_erasure(self, session: Session, receipt: str) -> None:
-        """Delete what is left of an account. It has nobody's share: erasures wait for nothing but each other."""
-        self._put(session, ERASURES, "erase", receipt)
+    def enqueue_erasure(self, session: Session, receipt: str) -> None:
+        """Delete what is left of an account. Erasures are not partitioned by owner: they wait for each other alone."""
+        self.enqueue(session, ERASURES, "erase_account", receipt)
 
-    def put_export(self, session: Session, export: Export) -> None:
-        """Pack everything that is kept of a person."""
-        self._put(session, EXPORTS, "export", export.id, owner=export.user_id)
+    def enqueue_export(self, session: Session, export: Export) -> None:
+        """Pack all data stored about a person."""
+        self.enqueue(session, EXPORTS, "export_data", export.id, owner=export.user_id)
 
-    def put_sign_off(self, session: Session, run: Run) -> None:
-        """Register what an operator signed for."""
-        self._put(session, SIGN_OFFS, "sign", f"{run.id}:{new_id()}", owner=run.user_id, args=(run.id,))
+    def enqueue_sign_off(self, session: Session, run: Run) -> None:
+        """Register the model of a run that an operator signed off."""
+        self.enqueue(
+            session, SIGN_OFFS, "register_signed_model", f"{run.id}:{new_id()}", owner=run.user_id, args=(run.id,)
+        )
 
-    def put_removal(self, session: Session, gone: DeletionPlan) -> None:
-        """Delete what deleted rows named."""
-        self._put(session, REMOVALS, "remove", new_id(), owner=gone.owner, args=(asdict(gone),))
+    def enqueue_deletion(self, session: Session, gone: DeletionPlan) -> None:
+        """Delete the objects, pipeline files and registry entries that deleted rows named."""
+        self.enqueue(session, DELETIONS, "delete_subject", new_id(), owner=gone.owner, args=(asdict(gone),))
 
-    def put_notice(self, session: Session, notice: WebhookDelivery) -> None:
-        """Tell a person's address."""
-        self._put(session, DELIVERIES, "tell", notice.id, owner=notice.user_id)
+    def enqueue_delivery(self, session: Session, delivery: WebhookDelivery) -> None:
+        """Post a message to a person's webhook."""
+        self.enqueue(session, DELIVERIES, "deliver_webhook", delivery.id, owner=delivery.user_id)
 
-    def put_notice_again(self, session: Session, notice: WebhookDelivery, attempt: int, delay_s: float) -> None:
-        """Tell it later."""
-        again = f"{notice.id}:{attempt}"
-        self._put(session, DELIVERIES, "tell", again, owner=notice.user_id, args=(notice.id, attempt), delay_s=delay_s)
+    def enqueue_redelivery(self, session: Session, delivery: WebhookDelivery, attempt: int, delay_s: float) -> None:
+        """Post it again after `delay_s` seconds, as attempt number `attempt`."""
+        again = f"{delivery.id}:{attempt}"
+        self.enqueue(
+            session,
+            DELIVERIES,
+            "deliver_webhook",
+            again,
+            owner=delivery.user_id,
+            args=(delivery.id, attempt),
+            delay_s=delay_s,
+        )
 
-    def is_idle(self, owner: str) -> bool:
-        """Take what waits to be done for an owner out of the line; whether nothing is being done for them now."""
+    def drain(self, owner: str) -> bool:
+        """Cancel an owner's waiting jobs; returns whether there were none, neither waiting nor running."""
         mine = self._client.list_workflows(user=owner, status=[PENDING, *WAITING], load_input=False, load_output=False)
-        left = [one for one in mine if one.name != "erase"]
+        left = [one for one in mine if one.name != "erase_account"]
         for one in left:
-            if one.status in WAITING and one.name != "remove":  # that deletes what no row names any more
+            if one.status in WAITING and one.name != "delete_subject":  # it names objects that no row does any more
                 self._client.cancel_workflow(one.workflow_id)
         return not left
 
     def exhausted(self) -> list[tuple[str, str]]:
-        """Name and id of work that was begun anew as often as it may be."""
+        """Workflow name and id of the jobs that were recovered as often as they may be."""
         found = self._client.list_workflows(status=EXHAUSTED, load_input=False, load_output=False)
         return [(one.name, one.workflow_id) for one in found]
 
-    def drop(self, workflow_id: str) -> None:
-        """Delete what is kept of a piece of work."""
+    def delete(self, workflow_id: str) -> None:
+        """Delete a job from DBOS' tables."""
         self._client.delete_workflows([workflow_id])
 
-    def forget(self, before_ms: int) -> int:
-        """Delete what the library keeps of work that had ended by then; returns how much it was."""
+    def delete_ended(self, before_ms: int) -> int:
+        """Delete the jobs that had ended by then from DBOS' tables; returns how many they were."""
         before, count = str(iso(before_ms)), 0
         while True:
             ended = self._client.list_workflows(
-                completed_before=before, limit=FORGOTTEN_AT_ONCE, load_input=False, load_output=False
+                completed_before=before, limit=DELETE_BATCH, load_input=False, load_output=False
             )
             if not ended:
                 return count
@@ -139,17 +149,20 @@ class Line:
             count += len(ended)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database connections."""
         self._client.destroy()
 
-    def _put(
+    def enqueue(
         self, session: Session, queue: str, workflow: str, workflow_id: str, *, owner: str = "", priority: int = 1,
         args: tuple[Any, ...] = (), delay_s: float = 0.0,
     ) -> None:  # fmt: skip
+        """Enqueue a workflow by name, under an id of its own, when the transaction of `session` commits."""
         session.flush()
         options: Any = {"queue_name": queue, "workflow_name": workflow, "workflow_id": workflow_id}
         options |= {"priority": min(1000, priority)}
         options |= {"authenticated_user": owner} if owner else {}
-        options |= {"queue_partition_key": owner} if queue in SHARE else {}  # without one it would never be taken out
+        options |= (
+            {"queue_partition_key": owner} if queue in OWNER_CONCURRENCY else {}
+        )  # DBOS never dequeues without it
         options |= {"delay_seconds": delay_s} if delay_s else {}
         self._client.enqueue_in_transaction(session, options, *(args or (workflow_id,)))

@@ -1,8 +1,8 @@
-"""Leases of workers: each process is known by an id of its own, beats, and is declared dead when it stops.
+"""Leases of workers: each process has an id of its own, sends heartbeats, and is declared dead when they stop.
 
-Work that a dead worker had under way is taken up by any survivor. A worker that was only slow, or stopped and continued, finds its lease
-gone: it records nothing more and exits. On one machine a file lock tells at once that a process has ended, so that a restart need not
-wait for the lease.
+The jobs of a dead worker are recovered by any survivor. A worker that was only slow, or stopped and continued, finds its lease lost:
+it records nothing more and exits. On one machine a file lock shows at once that a process has ended, so that a restart need not wait
+for the lease to expire (docs/decisions/0016).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ EXIT_LOST = 75
 
 
 class LeaseLost(BaseException):
-    """Another worker has this one's work. Not an Exception: nothing may take it for a failure of the work."""
+    """Another worker has this one's jobs. Not an Exception, so that no handler takes it for a failure of the job."""
 
 
 def exit_at_once() -> NoReturn:
-    """Ends the process without a word to anybody else: what it would still do is done elsewhere."""
-    log.error("this worker's lease is gone; its work is another's, and it exits")
+    """Ends the process at once, without clean-up: its jobs are another worker's."""
+    log.error("this worker's lease is lost; its jobs are another's, and it exits")
     os._exit(EXIT_LOST)
 
 
@@ -60,23 +60,23 @@ class Lease:
         self._last_ms = self._steady_since_ms = now
 
     def beat(self) -> None:
-        """Say that this worker lives, and declare those dead that have not for `LEASE_S`, or whose process has ended here.
+        """Renew this worker's lease, and declare workers dead whose lease is older than `LEASE_S`, or whose process here has ended.
 
-        Where this one could not beat for as long, or has only just begun, others may have been kept from the database, too: they are given
-        LEASE_S more. By the database's clock, since a machine's own may stand still while it sleeps.
+        Where this worker was late itself, or has only just started, the database may have been away for all: others get LEASE_S more.
+        Times are the database's, since a machine's own clock may stand still while it sleeps.
         """
         with self.records.writing() as session:
             now = database_ms(session)
             mine = update(Worker).where(Worker.id == self.id, Worker.dead_ms.is_(None)).values(beat_ms=now)
             lost = session.execute(mine).rowcount == 0  # type: ignore[attr-defined]
         if lost:
-            self._give_up()
+            self._lose()
         if not 0 <= now - self._last_ms < 1000 * LEASE_S:
             self._steady_since_ms = now
         self._last_ms = now
         late = now - 1000 * LEASE_S if now - self._steady_since_ms >= 1000 * LEASE_S else 0
         with self.records.writing() as session:
-            # Whoever holds a row is recording work; it is looked at again with the next beat.
+            # A locked row belongs to a worker that is recording, so it lives; it is looked at again with the next beat.
             others = (
                 select(Worker).where(Worker.id != self.id, Worker.dead_ms.is_(None)).with_for_update(skip_locked=True)
             )
@@ -90,7 +90,7 @@ class Lease:
             return set(session.scalars(select(Worker.id).where(Worker.dead_ms.is_(None))))
 
     def forget_dead(self) -> None:
-        """Delete the rows of the dead, once their work has been taken up, and their files here."""
+        """Delete the rows and lock files of dead workers, once their jobs have been recovered."""
         with self.records.writing() as session:
             dead = list(session.scalars(select(Worker.id).where(Worker.dead_ms.is_not(None))))
             session.execute(delete(Worker).where(Worker.id.in_(dead)))
@@ -98,19 +98,19 @@ class Lease:
             self._file(worker).unlink(missing_ok=True)
 
     def check(self, session: Session) -> None:
-        """Raises LeaseLost unless this worker still has its lease, which nobody can end before the transaction has."""
+        """Raises LeaseLost unless this worker has its lease, which is then locked until the transaction ends."""
         if session.scalar(self._mine().with_for_update(read=True)) is None:
-            self._give_up()
+            self._lose()
 
     def require(self) -> None:
-        """As `check`, before an effect outside of the records; raises LeaseLost."""
+        """As `check`, before an effect outside of the database; raises LeaseLost."""
         with self.records.reading() as session:
             lost = session.scalar(self._mine()) is None
         if lost:
-            self._give_up()
+            self._lose()
 
     def release(self) -> None:
-        """Give the lease back: what is under way is taken up by others at once."""
+        """Give the lease back: running jobs are recovered by others at once."""
         with self.records.writing() as session:
             session.execute(delete(Worker).where(Worker.id == self.id))
         if self._lock is not None:
@@ -121,7 +121,7 @@ class Lease:
     def _mine(self) -> Select[str]:
         return select(Worker.id).where(Worker.id == self.id, Worker.dead_ms.is_(None))
 
-    def _give_up(self) -> NoReturn:
+    def _lose(self) -> NoReturn:
         self.on_lost()
         raise LeaseLost
 
@@ -140,7 +140,7 @@ class Lease:
 
 
 class LeasedRecords(Records):
-    """Records in which a worker's transactions only count while it has its lease."""
+    """Records whose transactions are rolled back where the worker has lost its lease."""
 
     def __init__(self, records: Records, lease: Lease) -> None:
         super().__init__(records.engine)
@@ -177,7 +177,7 @@ class LeasedObjects(Objects):
 
 
 class Heartbeat:
-    """A thread that beats every `BEAT_S`, and does `then` after each beat. What fails is tried again with the next one."""
+    """A thread that beats every `BEAT_S` seconds, and calls `then` after each beat. Failures are tried again with the next one."""
 
     def __init__(self, lease: Lease, then: Callable[[], None]) -> None:
         self.lease, self.then = lease, then

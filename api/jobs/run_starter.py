@@ -1,4 +1,4 @@
-"""How a run begins: what stands against it, what its pipeline is given, and its place in line."""
+"""Starting a run: photos and quotas are checked, the pipeline's parameters resolved, and the run is enqueued."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.privacy import consents
 from api.records.audit_log import AuditLog
 from api.records.tables import ACTIVE, Run, Subject, new_id
 from api.settings import ApiSettings
 from api.training.finetuning import estimate
-from api.training.photo_sets import Album, Compared
+from api.training.photo_sets import Comparisons, PhotoCollection
 from api.transport.problems import Problem
 from api.transport.quotas import check_storage, count_start
 from photoflux.photos.sets import write_set
@@ -31,23 +31,23 @@ TUNABLE = (
 
 @dataclass(frozen=True)
 class RunStarter:
-    """Begins runs: because somebody asks for one, or for pictures of a subject that has no model yet."""
+    """Starts runs: asked for as such, or needed for images of a subject that has no model yet."""
 
     settings: ApiSettings
     objects: Objects
-    album: Album
-    line: Line
+    collection: PhotoCollection
+    queue: JobQueue
     audit_log: AuditLog
 
-    def begin(self, session: Session, subject: Subject, changes: dict[str, Any], known: Compared) -> Run:
-        """Record a run and put it in line. A problem where the photos, the parameters, a quota or another run stand against it.
+    def begin(self, session: Session, subject: Subject, changes: dict[str, Any], known: Comparisons) -> Run:
+        """Record and enqueue a run. A problem where the photos, the parameters, a quota or another run forbid it.
 
-        Raises NotCompared.
+        Raises ComparisonsMissing.
         """
         consents.require_consents(session, subject.user_id, person=subject.depicts != consents.NO_PERSON)
         self._check_quota(session, subject)
         run = Run(id=new_id(), user_id=subject.user_id, subject_id=subject.id, orchestrator=self.settings.orchestrator)
-        photos = self.album.usable(session, subject, known)
+        photos = self.collection.usable_photos(session, subject, known)
         run.params = self._params(subject, run.id, changes)
         run.estimate = estimate(session, run.params, price_per_hour=self.settings.price_per_hour)
         write_set(self.objects, subject.user_id, run.id, photos)
@@ -58,7 +58,7 @@ class RunStarter:
             raise Problem(
                 409, "run-active", "This subject is being fine-tuned already; wait for it, or cancel it."
             ) from error
-        self.line.put_run(session, run)
+        self.queue.enqueue_run(session, run)
         self.audit_log.record(session, subject.user_id, "run.created", run.id)
         return run
 
@@ -81,5 +81,5 @@ class RunStarter:
             "register_name": subject.id,
         }  # fmt: skip
         resolved = resolve(given)
-        del resolved["key"]  # is the owner's, whoever asks
+        del resolved["key"]  # follows from owner and run, and is never stored with the parameters
         return resolved

@@ -1,8 +1,8 @@
-"""Webhooks: telling a person's own address that work of theirs has ended.
+"""Webhooks: messages to a person's own address when a run, generation or export of theirs has ended.
 
 Messages are signed as Standard Webhooks 1.0 says: HMAC-SHA256 over id, time and body under a secret that only the person has. A
-receiver that checks it, and that the time is of the last five minutes, and remembers ids, can be neither lied to nor told twice.
-Messages hold ids and states alone; what they are about is asked for with a token.
+receiver that checks the signature, takes times of the last five minutes alone and remembers ids is safe from forged and repeated
+messages. They hold ids and states alone; everything else is asked for with an access token.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ import httpx2
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.records.database import AccountClosed, Records, retry_on_outage, retry_on_rollback
 from api.records.tables import ACTIVE, Export, Generation, Run, User, Webhook, WebhookDelivery, new_id, now_ms
 from api.schemas import iso
@@ -38,48 +38,52 @@ log = logging.getLogger(__name__)
 EVENTS = {"run.ended": Run, "generation.ended": Generation, "export.ended": Export}
 TEST = "test"
 TIMEOUT_S = 10.0
-"""Seconds for a delivery, from connecting to the answer's status; looking up its host takes what the system's resolver allows."""
+"""Seconds for a delivery, from connecting to the answer's status; looking up the host has the system resolver's own limit."""
 ATTEMPTS, FIRST_PAUSE_S = 8, 2.0
 """The pause triples with each attempt: most of an hour all told."""
 GONE = 410
-"""What an address answers that wants to hear no more."""
+"""The status by which an address ends its webhook."""
 
 
 class Undelivered(PhotoFluxError):
-    """An address did not take a message; it is sent again later."""
+    """An address could not be reached, or may not be; another attempt follows."""
 
 
 @dataclass(frozen=True)
-class Subscriptions:
-    """Turns entries of the audit log into notices for those who want to be told."""
+class WebhookSubscriptions:
+    """Enqueues a delivery to each webhook that an entry of the audit log concerns."""
 
-    line: Line
+    queue: JobQueue
 
-    def heard(self, session: Session, action: str, object_id: str | None, outcome: str) -> None:
-        """One more entry of the audit log, in its transaction."""
+    def on_entry(self, session: Session, action: str, object_id: str | None, outcome: str) -> None:
+        """Called for each entry of the audit log, in its transaction."""
+        for webhook in self.matching(session, action, object_id):
+            self.enqueue(session, webhook, action, str(object_id), outcome)
+
+    def matching(self, session: Session, action: str, object_id: str | None) -> Iterable[Webhook]:
+        """The webhooks of the person whose run, generation or export has ended; none where the account is closed."""
         kind = EVENTS.get(action)
         row = session.get(kind, object_id) if kind else None
         if row is None:
-            return
+            return ()
         person = session.get(User, row.user_id)  # type: ignore[attr-defined]
-        if person is None or person.state != "active":  # nobody is told of a closed account
-            return
+        if person is None or person.state != "active":
+            return ()
         theirs = select(Webhook).where(Webhook.user_id == person.id).order_by(Webhook.id)
-        for webhook in session.scalars(theirs.with_for_update(read=True, key_share=True)):
-            self.tell(session, webhook, action, str(object_id), outcome)
+        return session.scalars(theirs.with_for_update(read=True, key_share=True))
 
-    def tell(self, session: Session, webhook: Webhook, event: str, object_id: str, outcome: str) -> WebhookDelivery:
-        """Record a notice and put it in line."""
-        notice = WebhookDelivery(
+    def enqueue(self, session: Session, webhook: Webhook, event: str, object_id: str, outcome: str) -> WebhookDelivery:
+        """Record a delivery and enqueue it."""
+        delivery = WebhookDelivery(
             id=new_id(), user_id=webhook.user_id, webhook_id=webhook.id, event=event, object_id=object_id, outcome=outcome
         )  # fmt: skip
-        session.add(notice)
-        self.line.put_notice(session, notice)
-        return notice
+        session.add(delivery)
+        self.queue.enqueue_delivery(session, delivery)
+        return delivery
 
 
 def new_webhook(user_id: str, address: str, keyring: Keyring) -> tuple[Webhook, str]:
-    """A webhook with its address and a fresh secret sealed, and the secret, which is told once."""
+    """A webhook with its address and a fresh secret sealed, and the secret itself, which its owner is shown once."""
     secret = f"whsec_{secrets.token_urlsafe(32).replace('-', 'A').replace('_', 'B')}"
     row = Webhook(id=new_id(), user_id=user_id)
     row.address = seal_bytes(address.encode(), label=_label(row, "webhook"), keyring=keyring)
@@ -88,7 +92,7 @@ def new_webhook(user_id: str, address: str, keyring: Keyring) -> tuple[Webhook, 
 
 
 def address_of(webhook: Webhook, keyring: Keyring) -> str:
-    """Where it sends to."""
+    """The address that it posts to."""
     return unseal_bytes(webhook.address, label=_label(webhook, "webhook"), keyring=keyring).decode()
 
 
@@ -102,10 +106,10 @@ def check_address(address: str, *, private: bool) -> tuple[SplitResult, str]:
     Names are looked up anew for each message, and the message goes to the very IP that was checked: a name that later points into this
     network leads nowhere. `private` allows loopback over http, for trying things out on one machine.
     """
-    parts = _parts(address)
+    parts = _split(address)
     if parts.username is not None or parts.fragment or not parts.hostname:
         raise InputError("a webhook's address has a host, and neither a name and password nor a fragment")
-    found = _looked_up(parts.hostname, parts.port or 443)
+    found = _resolve(parts.hostname, parts.port or 443)
     local = all(ip.is_loopback for ip in found)
     if parts.scheme != "https" and not (private and local and parts.scheme == "http"):
         raise InputError("a webhook's address begins with https://")
@@ -114,7 +118,7 @@ def check_address(address: str, *, private: bool) -> tuple[SplitResult, str]:
     return parts, str(found[0])
 
 
-def _parts(address: str) -> SplitResult:
+def _split(address: str) -> SplitResult:
     try:
         parts = urlsplit(address)
         return parts if parts.port != 0 else parts._replace(netloc="")
@@ -122,7 +126,7 @@ def _parts(address: str) -> SplitResult:
         raise InputError("a webhook's address is a URL such as https://example.org/photoflux") from None
 
 
-def _looked_up(host: str, port: int) -> list[Address]:
+def _resolve(host: str, port: int) -> list[Address]:
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return [ipaddress.ip_address(answer[4][0]) for answer in answers]
@@ -131,51 +135,51 @@ def _looked_up(host: str, port: int) -> list[Address]:
 
 
 @dataclass(frozen=True)
-class Messenger:
-    """Sends notices. `private` and `verify`: as for one machine, and whom to trust over TLS.
+class WebhookSender:
+    """Posts deliveries. `private` allows loopback addresses, as on one machine; `verify` is whom to trust over TLS.
 
-    `again` is called in the transaction that records that a message was not taken, with the notice, the number of the next attempt and
-    the seconds until then: nobody else's messages wait meanwhile. `require` raises where this worker's work is another's by now.
+    `redeliver` is called in the transaction that records that a message was not taken, with the delivery, the number of the next attempt
+    and the seconds until then: nobody else's messages wait meanwhile. `require` raises where this worker has lost its lease.
     """
 
     records: Records
     keyring: Keyring
     private: bool
-    again: Callable[[Session, WebhookDelivery, int, float], None]
+    redeliver: Callable[[Session, WebhookDelivery, int, float], None]
     verify: Any = True
     require: Callable[[], None] = lambda: None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def perform(self, notice_id: str, attempt: int = 1) -> str:
-        """Send and record; what is not taken is sent again later, `ATTEMPTS` times at most."""
+    def deliver(self, delivery_id: str, attempt: int = 1) -> str:
+        """Post a message and record how it went; one that is not taken is posted again later, `ATTEMPTS` times in all."""
         with self.records.reading() as session:
-            notice = session.get(WebhookDelivery, notice_id)
-            webhook = session.get(Webhook, notice.webhook_id) if notice else None
-        if notice is None or webhook is None or notice.state not in ACTIVE:
-            return notice.state if notice else "cancelled"
+            delivery = session.get(WebhookDelivery, delivery_id)
+            webhook = session.get(Webhook, delivery.webhook_id) if delivery else None
+        if delivery is None or webhook is None or delivery.state not in ACTIVE:
+            return delivery.state if delivery else "cancelled"
         self.require()
         try:
-            status = self._send(webhook, notice)
+            status = self._post(webhook, delivery)
         except (Undelivered, KeyMissing) as error:
-            log.info("notice %s was not taken: %s", notice_id, type(error).__name__)
-            return self._put_off(notice, attempt)
+            log.info("webhook delivery %s was not taken: %s", delivery_id, type(error).__name__)
+            return self._retry_later(delivery, attempt)
         if status == GONE:
             return self._unsubscribe(webhook)
-        return self._end(notice_id, "succeeded") if 200 <= status < 300 else self._put_off(notice, attempt)
+        return self._end(delivery_id, "succeeded") if 200 <= status < 300 else self._retry_later(delivery, attempt)
 
-    def fail(self, notice_id: str) -> str:
+    def mark_failed(self, delivery_id: str) -> str:
         """Record that it was not taken."""
-        return self._end(notice_id, "failed")
+        return self._end(delivery_id, "failed")
 
-    @retry_on_outage  # recording alone: what is sent again is a second message
+    @retry_on_outage  # around the recording alone: a repeated post would be a second message
     @retry_on_rollback
-    def _put_off(self, notice: WebhookDelivery, attempt: int) -> str:
+    def _retry_later(self, delivery: WebhookDelivery, attempt: int) -> str:
         if attempt >= ATTEMPTS:
-            return self.fail(notice.id)
-        with suppress(AccountClosed), self.records.writing_for(notice.user_id) as session:
-            current = session.get(WebhookDelivery, notice.id, with_for_update=True)
+            return self.mark_failed(delivery.id)
+        with suppress(AccountClosed), self.records.writing_for(delivery.user_id) as session:
+            current = session.get(WebhookDelivery, delivery.id, with_for_update=True)
             if current is not None and current.state in ACTIVE:
-                self.again(session, current, attempt + 1, FIRST_PAUSE_S * 3 ** (attempt - 1))
+                self.redeliver(session, current, attempt + 1, FIRST_PAUSE_S * 3 ** (attempt - 1))
                 return "queued"
         return "cancelled"
 
@@ -189,15 +193,15 @@ class Messenger:
 
     @retry_on_outage
     @retry_on_rollback
-    def _end(self, notice_id: str, state: str) -> str:
+    def _end(self, delivery_id: str, state: str) -> str:
         with self.records.writing() as session:
-            notice = session.get(WebhookDelivery, notice_id, with_for_update=True)
-            if notice is not None and notice.state in ACTIVE:
-                notice.state, notice.finished_ms = state, now_ms()
+            delivery = session.get(WebhookDelivery, delivery_id, with_for_update=True)
+            if delivery is not None and delivery.state in ACTIVE:
+                delivery.state, delivery.finished_ms = state, now_ms()
         return state
 
-    def _send(self, webhook: Webhook, notice: WebhookDelivery) -> int:
-        """The status that the address answers with; what else it says is not read. Raises Undelivered."""
+    def _post(self, webhook: Webhook, delivery: WebhookDelivery) -> int:
+        """The status of the address' answer, whose body is not read. Raises Undelivered."""
         from standardwebhooks import Webhook as Signer
 
         try:
@@ -205,19 +209,19 @@ class Messenger:
         except InputError as error:
             raise Undelivered(str(error)) from error
         secret = unseal_bytes(webhook.secret, label=_label(webhook, "webhook-secret"), keyring=self.keyring).decode()
-        body, now = message(notice), self.clock()
+        body, now = message(delivery), self.clock()
         headers = {
-            "webhook-id": notice.id, "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": Signer(secret).sign(notice.id, now, body), "content-type": "application/json",
+            "webhook-id": delivery.id, "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": Signer(secret).sign(delivery.id, now, body), "content-type": "application/json",
             "host": parts.netloc, "user-agent": "PhotoFlux",
         }  # fmt: skip
         where = urlunsplit((parts.scheme, _netloc(ip, parts.port), parts.path or "/", parts.query, ""))
         try:
-            return asyncio.run(self._posted(where, body, headers, str(parts.hostname)))
+            return asyncio.run(self._request(where, body, headers, str(parts.hostname)))
         except (httpx2.HTTPError, TimeoutError) as error:
             raise Undelivered(f"the address could not be reached: {type(error).__name__}") from error
 
-    async def _posted(self, where: str, body: str, headers: dict[str, str], host: str) -> int:
+    async def _request(self, where: str, body: str, headers: dict[str, str], host: str) -> int:
         """In `TIMEOUT_S` all told: a receiver that sends a byte now and then would hold a client's own timeouts off for ever."""
         async with (
             asyncio.timeout(TIMEOUT_S),
@@ -232,7 +236,7 @@ def _netloc(ip: str, port: int | None) -> str:
     return f"{host}:{port}" if port else host
 
 
-def message(notice: WebhookDelivery) -> str:
-    """What is told: which kind of thing ended how, by id."""
-    data = {"id": notice.object_id, "state": notice.outcome}
-    return json.dumps({"type": notice.event, "timestamp": iso(notice.created_ms), "data": data})
+def message(delivery: WebhookDelivery) -> str:
+    """The JSON body: the event, its time, and id and state of what ended."""
+    data = {"id": delivery.object_id, "state": delivery.outcome}
+    return json.dumps({"type": delivery.event, "timestamp": iso(delivery.created_ms), "data": data})

@@ -1,4 +1,4 @@
-"""`python -m api.jobs.worker`: does the durable work, in a process of its own that may be killed at any time."""
+"""`python -m api.jobs.worker`: carries out durable jobs, in a process of its own that may be killed at any time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from api.accounts.tokens import Tokens
 from api.images.credentials import open_credentials
 from api.images.engine_client import EngineClient
-from api.images.generator import Generations
-from api.images.moderation import open_guard
-from api.images.rendering import Delivery
+from api.images.generator import ImageGenerator
+from api.images.moderation import open_moderator
+from api.images.rendering import ImageRenderer
 from api.jobs import workflows
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.jobs.leases import Heartbeat, Lease, LeasedObjects, LeasedRecords, exit_at_once
-from api.jobs.webhook_delivery import Messenger, Subscriptions
+from api.jobs.webhook_delivery import WebhookSender, WebhookSubscriptions
 from api.ops.telemetry import quiet_libraries, set_up_logs
 from api.privacy.erasure import DeletionPlan, Erasure
 from api.privacy.export import Exports
@@ -28,7 +28,7 @@ from api.records.audit_log import AuditHeads, AuditLog
 from api.records.database import Records, migrate, open_engine
 from api.records.service_secrets import pepper
 from api.settings import ApiSettings, log_warnings, settings_or_exit
-from api.training.finetuning import FineTuning
+from api.training.finetuning import FinetuningRuns
 from photoflux.vault import open_keyring
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import open_objects
@@ -58,16 +58,16 @@ def open_orchestrator(settings: ApiSettings) -> Orchestrator:
 
 @dataclass
 class WorkerProcess:
-    """What this process is made of, from the lease that it works under on."""
+    """A worker: its lease, heartbeat and services."""
 
     settings: ApiSettings
     orchestrator: Orchestrator
     on_lost: Callable[[], object] = exit_at_once
-    _working: bool = False
+    _is_ready: bool = False
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Open everything that work needs, take up what dead workers left, and begin."""
+        """Take a lease, open everything that jobs need, recover the jobs of dead workers, and start."""
         url = self.settings.records_url
         migrate(url)
         records = Records(open_engine(url))
@@ -77,25 +77,25 @@ class WorkerProcess:
         self.heartbeat.start()  # at once: opening all the rest may take longer than a lease
         keyring = open_keyring()
         self.heads = AuditHeads(records, open_objects(keyring), AuditLog(pepper(keyring)))
-        hands = make_hands(self.settings, self.orchestrator, self.lease, keyring, self.heads)
-        workflows.launch(url, hands, worker_id=self.lease.id, runs_at_once=self.settings.runs_at_once)
+        services = make_services(self.settings, self.orchestrator, self.lease, keyring, self.heads)
+        workflows.launch(url, services, worker_id=self.lease.id, runs_at_once=self.settings.runs_at_once)
         quiet_libraries()
-        self._working = True
+        self._is_ready = True
         self.lease.beat()
         self.after_beat()
         # In a thread of its own: a store that takes a minute for an object must not hold beats up.
         threading.Thread(target=self._store_heads, name="heads", daemon=True).start()
 
     def after_beat(self) -> None:
-        """Take up the work of the dead, and end what was begun too often."""
-        if not self._working:
+        """Recover the jobs of dead workers, and fail those that were recovered too often."""
+        if not self._is_ready:
             return
-        workflows.take_up(self.lease.live)
+        workflows.recover_dead(self.lease.live)
         self.lease.forget_dead()
-        workflows.end_exhausted()
+        workflows.fail_exhausted()
 
     def _store_heads(self) -> None:
-        """Store the log's head every minute."""
+        """Store the audit log's head every HEAD_S seconds."""
         while True:
             try:
                 self.heads.store()
@@ -105,13 +105,13 @@ class WorkerProcess:
                 return
 
     def stop(self) -> None:
-        """Finish what can be finished in a few seconds; the rest is another worker's at once.
+        """Finish the jobs that end within STOP_S; another worker recovers the rest at once.
 
-        Pipelines on this machine end with its last worker, and go on from their last saved state; those elsewhere run on.
+        Pipelines on this machine are ended with its last worker, and go on later from their saved state; those elsewhere run on.
         """
         self._ended.set()
-        workflows.hands.runs.stopping.set()
-        self._working = False
+        workflows.services.runs.stopping.set()
+        self._is_ready = False
         workflows.stop(STOP_S)
         if isinstance(self.orchestrator, LocalOrchestrator) and not self.lease.live() - {self.lease.id}:
             self.orchestrator.let_go()
@@ -119,38 +119,38 @@ class WorkerProcess:
         self.lease.release()
 
 
-def make_hands(
+def make_services(
     settings: ApiSettings, orchestrator: Orchestrator, lease: Lease, keyring: Keyring, heads: AuditHeads
-) -> workflows.Hands:
-    """What workflows work with. Nothing that they record, store or start counts without the lease."""
+) -> workflows.WorkerServices:
+    """The services of the workflows. Without the lease they record, store and start nothing."""
     url = settings.records_url
     records = LeasedRecords(lease.records, lease)
     objects = LeasedObjects(open_objects(keyring).store, keyring, lease)
     tokens = Tokens(records, keyring, issuer=settings.issuer, access_s=settings.access_token_s)
     engine = EngineClient(settings.engine_url, tokens, predict_route=settings.predict_route)
-    line = Line(url)
-    audit_log = AuditLog(pepper(keyring), on_entry=Subscriptions(line).heard)
-    return workflows.Hands(
-        records=records, line=line,
-        runs=FineTuning(
-            records, objects, orchestrator, audit_log, after=line.put_generation, price_per_hour=settings.price_per_hour,
+    queue = JobQueue(url)
+    audit_log = AuditLog(pepper(keyring), on_entry=WebhookSubscriptions(queue).on_entry)
+    return workflows.WorkerServices(
+        records=records, queue=queue,
+        runs=FinetuningRuns(
+            records, objects, orchestrator, audit_log, enqueue_generation=queue.enqueue_generation, price_per_hour=settings.price_per_hour,
             limit_s=3600 * settings.run_hours, require=lease.require,
-            discard=lambda session, run: line.put_removal(session, DeletionPlan(run.user_id, runs=[run.id])),
+            discard=lambda session, run: queue.enqueue_deletion(session, DeletionPlan(run.user_id, runs=[run.id])),
             unregister=unregister, recorded=heads.store,
         ),
-        generations=Generations(
-            records, objects, engine, audit_log, Delivery(open_credentials(keyring)), open_guard(settings)
+        generator=ImageGenerator(
+            records, objects, engine, audit_log, ImageRenderer(open_credentials(keyring)), open_moderator(settings)
         ),
         erasure=Erasure(
             records, objects, keyring, audit_log, engine.forget, unregister, orchestrator.discard, settings.cache_dir,
-            require=lease.require, is_idle=line.is_idle, recorded=heads.store,
+            require=lease.require, is_idle=queue.drain, recorded=heads.store,
         ),
         exports=Exports(records, objects, audit_log),
-        messenger=Messenger(
-            records, keyring, private=settings.one_machine, again=line.put_notice_again, require=lease.require
+        webhooks=WebhookSender(
+            records, keyring, private=settings.one_machine, redeliver=queue.enqueue_redelivery, require=lease.require
         ),
         retention=Retention(
-            records, objects, audit_log, tokens, settings.retention, orchestrator.discard, line.put_removal, line.forget,
+            records, objects, audit_log, tokens, settings.retention, orchestrator.discard, queue.enqueue_deletion, queue.delete_ended,
             heads=heads,
         ),
     )  # fmt: skip
@@ -164,7 +164,7 @@ def unregister(name: str, doomed: Doomed) -> int:
 
 
 def main() -> int:
-    """Work until SIGTERM; what is unfinished then is taken up by another worker, or the next."""
+    """Work until SIGTERM; another worker, or the next one, recovers what is unfinished then."""
     settings = settings_or_exit()
     set_up_logs("worker")
     log_warnings(settings)
@@ -176,7 +176,7 @@ def main() -> int:
     log.info("working")
     ended.wait()
     process.stop()
-    os._exit(0)  # a workflow that still waits for its pipeline must not keep the process
+    os._exit(0)  # a workflow that still polls its pipeline must not keep the process alive
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ FIELDS = ("number", "at_ms", "actor", "action", "object", "outcome", "previous_d
 
 @dataclass(frozen=True)
 class AuditLog:
-    """Writes entries; `pepper` keys pseudonyms and digests. `on_entry` gets action, object and outcome of each, in its transaction."""
+    """Writes entries. `pepper` keys pseudonyms and digests; `on_entry` is called in each one's transaction with action, object, outcome."""
 
     pepper: bytes
     on_entry: Callable[[Session, str, str | None, str], None] = lambda *_: None

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from api.deps import AuditLogDep, KeyringDep, LineDep, Operator, RateLimiterDep, RecordsDep
+from api.deps import AuditLogDep, KeyringDep, Operator, QueueDep, RateLimiterDep, RecordsDep
 from api.privacy.complaint_handling import close, new_complaint, read_details, take_down
 from api.records.audit_log import ANYBODY
 from api.records.database import Records
@@ -116,7 +116,7 @@ def close_complaint(
     records: RecordsDep,
     keyring: KeyringDep,
     audit_log: AuditLogDep,
-    line: LineDep,
+    queue: QueueDep,
     operator: Operator,
 ) -> ComplaintPublic:
     """Answer a complaint."""
@@ -130,7 +130,7 @@ def close_complaint(
             if row.state != "open":
                 raise Problem(409, "conflict", "Somebody else has just answered this complaint; look at it again.")
             for plan in plans:
-                line.put_removal(session, plan)
+                queue.enqueue_deletion(session, plan)
             close(row, body.outcome)
             audit_log.record(session, operator.user_id, "complaint.closed", row.id, body.outcome)
         return _to_public(keyring, row)

@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from api.accounts.login_sessions import LoginSessions
 from api.deps import (
-    AlbumDep,
     AuditLogDep,
+    CollectionDep,
     CurrentUser,
     GenerationStarterDep,
     HeldRequestsDep,
@@ -41,7 +41,7 @@ from api.schemas import (
     failure,
     utc,
 )
-from api.training.photo_sets import Compared
+from api.training.photo_sets import Comparisons
 from api.transport.concurrency import is_disconnected, is_shutting_down
 from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
@@ -49,7 +49,7 @@ from api.transport.routing import make_router
 from photoflux.vault.keyring import Keyring
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
 
-router = make_router(prefix="/api", tags=["pictures"], responses=problem_responses(*SIGNED_IN, 422))
+router = make_router(prefix="/api", tags=["images"], responses=problem_responses(*SIGNED_IN, 422))
 WAIT_S, POLL_INTERVAL_S, POLL_INTERVAL_MAX_S = 30, 0.25, 1.0
 """Longest wait for a result in seconds; seconds between two looks at first, and at most."""
 
@@ -58,7 +58,7 @@ WAIT_S, POLL_INTERVAL_S, POLL_INTERVAL_MAX_S = 30, 0.25, 1.0
 def generate(
     body: GenerationCreate,
     records: RecordsDep,
-    album: AlbumDep,
+    collection: CollectionDep,
     keyring: KeyringDep,
     starter: GenerationStarterDep,
     current_user: MeteredUser,
@@ -67,7 +67,7 @@ def generate(
     """Draw pictures of a subject. One without a model is fine-tuned first, and drawn when the model is ready."""
     checked_size(body.size)
 
-    def created(known: Compared) -> GenerationPublic:
+    def created(known: Comparisons) -> GenerationPublic:
         with records.writing_for(current_user.user_id) as session:
             if stored := idempotency.replay(session, GenerationPublic):
                 return stored
@@ -75,7 +75,7 @@ def generate(
             row = starter.begin(session, subject, body, known)
             return idempotency.store(session, to_public(session, keyring, row), status=202)
 
-    return album.apart(created)
+    return collection.with_comparisons(created)
 
 
 @router.get("/results", operation_id="listResults")
@@ -175,13 +175,13 @@ def give_feedback(
 
 def to_public(session: Session, keyring: Keyring, row: Generation) -> GenerationPublic:
     """A generation for its owner."""
-    pictures = session.scalars(
+    rows = session.scalars(
         select(GeneratedImage).where(GeneratedImage.generation_id == row.id).order_by(GeneratedImage.position)
     )
     prompt = unseal_bytes(row.prompt, label=prompt_label(row), keyring=keyring).decode()
     images = [
         ImagePublic(position=p.position, seed=p.seed, sha256=p.sha256, url=f"/api/media/images/{row.id}.{p.position}")
-        for p in pictures
+        for p in rows
     ]
     return GenerationPublic(
         id=row.id, subject=row.subject_id, state=row.state, prompt=prompt, n=row.n, seed=row.seed, size=row.size,  # type: ignore[arg-type]

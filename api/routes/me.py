@@ -17,15 +17,15 @@ from api.deps import (
     CurrentUser,
     IdempotencyDep,
     KeyringDep,
-    LineDep,
     MediaUser,
     MeteredUser,
     ObjectsDep,
+    QueueDep,
     RecordsDep,
     SettingsDep,
     owned,
 )
-from api.jobs.job_queue import Line
+from api.jobs.job_queue import JobQueue
 from api.privacy.erasure import begin_erasure
 from api.records.audit_log import AuditLog
 from api.records.tables import ACTIVE, Export, Tombstone, User, new_id, now_ms
@@ -72,7 +72,7 @@ class ErasureReceipt(BaseModel):
 def create_export(
     records: RecordsDep,
     audit_log: AuditLogDep,
-    line: LineDep,
+    queue: QueueDep,
     settings: SettingsDep,
     current_user: MeteredUser,
     idempotency: IdempotencyDep,
@@ -82,17 +82,17 @@ def create_export(
         if stored := idempotency.replay(session, ExportPublic):
             return stored
         waiting = select(Export).where(Export.user_id == current_user.user_id, Export.state.in_(ACTIVE))
-        row = session.scalar(waiting) or _begin_export(session, audit_log, line, settings, current_user.user_id)
+        row = session.scalar(waiting) or _begin_export(session, audit_log, queue, settings, current_user.user_id)
         return idempotency.store(session, _to_public(row), status=202)
 
 
-def _begin_export(session: Session, audit_log: AuditLog, line: Line, settings: ApiSettings, user_id: str) -> Export:
-    """Record an export and enqueue it. A problem of 429 beyond the day's quota."""
+def _begin_export(session: Session, audit_log: AuditLog, queue: JobQueue, settings: ApiSettings, user_id: str) -> Export:
+    """Record and enqueue it. A problem of 429 beyond the day's quota."""
     row = Export(id=new_id(), user_id=user_id, state="queued")
     session.add(row)
     session.flush()
     count_start(session, user_id, "export", limit=settings.exports_a_day, what="exports")
-    line.put_export(session, row)
+    queue.enqueue_export(session, row)
     audit_log.record(session, user_id, "export.created", row.id)
     return row
 
@@ -131,12 +131,12 @@ def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, cur
 
 @router.delete("/me", operation_id="eraseMe", status_code=202, responses=problem_responses(*SIGNED_IN))
 def erase_me(
-    records: RecordsDep, keyring: KeyringDep, audit_log: AuditLogDep, line: LineDep, current_user: CurrentUser
+    records: RecordsDep, keyring: KeyringDep, audit_log: AuditLogDep, queue: QueueDep, current_user: CurrentUser
 ) -> ErasureReceipt:
     """Erase your account: its keys at once, then everything that they sealed. This cannot be undone."""
     with records.writing_for(current_user.user_id) as session:
         receipt = begin_erasure(session, session.get_one(User, current_user.user_id), audit_log)
-        line.put_erasure(session, receipt)
+        queue.enqueue_erasure(session, receipt)
     keyring.erase(current_user.user_id)
     return get_erasure(receipt, records)
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from api.accounts.tokens import AccessTokenClaims
-from api.deps import DeliveryDep, MediaUser, ObjectsDep, RecordsDep, owned
+from api.deps import MediaUser, ObjectsDep, RecordsDep, RendererDep, owned
 from api.images.generator import provenance
 from api.images.rendering import MEDIA_TYPES, checked_size
 from api.records.database import Records
@@ -50,9 +50,9 @@ def get_thumbnail(
     return _file(objects.get(current_user.user_id, "thumbnail", photo_id), "image/jpeg", etag)
 
 
-async def _limit_downloads(delivery: DeliveryDep, current_user: MediaUser) -> AsyncIterator[None]:
+async def _limit_downloads(renderer: RendererDep, current_user: MediaUser) -> AsyncIterator[None]:
     """Limits the images sent to a person at a time: each stays in memory until its last byte is read."""
-    async with delivery.answers.take(current_user.user_id):
+    async with renderer.downloads.take(current_user.user_id):
         yield
 
 
@@ -66,14 +66,14 @@ async def get_image(
     position: Annotated[int, Path(ge=0, le=63)],
     records: RecordsDep,
     objects: ObjectsDep,
-    delivery: DeliveryDep,
+    renderer: RendererDep,
     current_user: MediaUser,
     size: Annotated[Size | None, Query()] = None,
     format: Annotated[Format | None, Query()] = None,  # noqa: A002
     download: bool = False,
     if_none_match: IfNoneMatch = "",
 ) -> Response:
-    """A picture, as it was asked for or in another size or format."""
+    """An image, as it was asked for or in another size or format."""
     if size is not None:
         checked_size(size)
     image, row, provenance_facts = await run_in_threadpool(_find_image, records, current_user, result_id, position)
@@ -84,12 +84,12 @@ async def get_image(
 
     def finished() -> bytes:
         file = objects.get(current_user.user_id, "image", image.object_id)
-        return delivery.converted(file, size=size, fmt=kind, kept=row.format, provenance=provenance_facts)
+        return renderer.convert(file, size=size, fmt=kind, stored_format=row.format, provenance=provenance_facts)
 
     if size is None and kind == row.format:
         data = await run_in_threadpool(finished)
     else:
-        async with delivery.turns.take(current_user.user_id):
+        async with renderer.conversions.take(current_user.user_id):
             if await is_disconnected(request):
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             data = await run_in_threadpool(finished)
@@ -100,7 +100,7 @@ async def get_image(
 def _find_image(
     records: Records, current_user: AccessTokenClaims, result_id: str, position: int
 ) -> tuple[GeneratedImage, Generation, dict[str, str]]:
-    """A picture, the generation that it is of, and what its file says of its making. A problem of 404 without one."""
+    """An image, the generation that it is of, and what its file says of its making. A problem of 404 without one."""
     with records.reading() as session:
         row = owned(session, Generation, result_id, current_user)
         where = (GeneratedImage.generation_id == result_id, GeneratedImage.position == position)

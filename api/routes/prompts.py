@@ -16,7 +16,7 @@ from api.transport.problems import SIGNED_IN, problem_responses
 from api.transport.routing import make_router
 from photoflux.vault.sealed import unseal_bytes
 
-router = make_router(prefix="/api/prompts", tags=["pictures"], responses=problem_responses(*SIGNED_IN, 404, 422))
+router = make_router(prefix="/api/prompts", tags=["images"], responses=problem_responses(*SIGNED_IN, 404, 422))
 REMEMBERED = 50
 
 

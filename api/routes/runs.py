@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from api.accounts.login_sessions import LoginSessions
 from api.accounts.tokens import AccessTokenClaims
 from api.deps import (
-    AlbumDep,
     AuditLogDep,
+    CollectionDep,
     CurrentUser,
     HeldRequestsDep,
     IdempotencyDep,
@@ -29,7 +29,7 @@ from api.records.database import Records
 from api.records.outcomes import cancel_run as cancel
 from api.records.tables import ACTIVE, Model, Run, Subject
 from api.schemas import Id, Page, RunCreate, RunFailure, RunPublic, StepPublic, failure, utc
-from api.training.photo_sets import Compared
+from api.training.photo_sets import Comparisons
 from api.transport.concurrency import is_shutting_down
 from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, problem_responses
@@ -64,14 +64,14 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 def create_run(
     body: RunCreate,
     records: RecordsDep,
-    album: AlbumDep,
+    collection: CollectionDep,
     run_starter: RunStarterDep,
     current_user: MeteredUser,
     idempotency: IdempotencyDep,
 ) -> RunPublic:
     """Fine-tune a subject on the photos that it has now. Answers at once, with an estimate of time and cost."""
 
-    def created(known: Compared) -> RunPublic:
+    def created(known: Comparisons) -> RunPublic:
         with records.writing_for(current_user.user_id) as session:
             if stored := idempotency.replay(session, RunPublic):
                 return stored
@@ -79,7 +79,7 @@ def create_run(
             run = run_starter.begin(session, subject, body.params, known)
             return idempotency.store(session, to_public(session, run), status=202)
 
-    return album.apart(created)
+    return collection.with_comparisons(created)
 
 
 @router.get("", operation_id="listRuns")

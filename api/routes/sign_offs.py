@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from api.deps import AuditLogDep, KeyringDep, LineDep, Operator, RecordsDep
+from api.deps import AuditLogDep, KeyringDep, Operator, QueueDep, RecordsDep
 from api.records.tables import Run
 from api.schemas import Id, Page, RequestBody, Text, Time, utc
 from api.training.finetuning import sign_off
@@ -51,7 +51,7 @@ def sign_off_run(
     records: RecordsDep,
     keyring: KeyringDep,
     audit_log: AuditLogDep,
-    line: LineDep,
+    queue: QueueDep,
     operator: Operator,
 ) -> SignOffPublic:
     """Answer for a run: its model is registered, with your pseudonym and reason, and draws from then on.
@@ -74,7 +74,7 @@ def sign_off_run(
                 raise Problem(422, "invalid", f"Name in `findings` exactly what you answer for, which is: {named}.")
             by = audit_log.pseudonym(operator.user_id)
             sign_off(session, row, by=by, reason=body.reason, findings=body.findings, keyring=keyring)
-            line.put_sign_off(session, row)
+            queue.enqueue_sign_off(session, row)
             audit_log.record(session, operator.user_id, "run.signed-off", row.id)
         return _to_public(row)
 

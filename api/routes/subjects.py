@@ -12,22 +12,22 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from api.deps import (
-    AlbumDep,
     AuditLogDep,
     ClassNounsDep,
+    CollectionDep,
     CurrentUser,
-    GuardDep,
     IdempotencyDep,
-    IntakeDep,
-    LineDep,
     MeteredUser,
+    ModeratorDep,
     ObjectsDep,
+    PhotoIntakeDep,
+    QueueDep,
     RecordsDep,
     SettingsDep,
     TriggerDep,
     owned,
 )
-from api.images.moderation import Guard, UnsafePicture
+from api.images.moderation import Moderator, UnsafeImage
 from api.privacy import consents
 from api.privacy.erasure import erase_subject
 from api.records.audit_log import AuditLog
@@ -35,9 +35,9 @@ from api.records.database import Records, is_rolled_back, retry_on_rollback
 from api.records.tables import Photo, Subject, new_id
 from api.schemas import Id, Page, PhotoPublic, PhotoSetPublic, Reason, SubjectCreate, SubjectPublic, UploadResult, utc
 from api.settings import ApiSettings
-from api.training.photo_decoding import Taken, refused
-from api.training.photo_intake import Intake
-from api.training.photo_sets import Album, Compared
+from api.training.photo_decoding import DecodedUpload, rejected
+from api.training.photo_intake import PhotoIntake
+from api.training.photo_sets import Comparisons, PhotoCollection
 from api.transport.paging import PageQueryDep
 from api.transport.problems import BODY, SIGNED_IN, Problem, problem_responses
 from api.transport.quotas import check_capacity, check_storage
@@ -59,7 +59,7 @@ uploads = APIRouter(  # not retried as a whole: files can be read once, and `_re
 def create_subject(
     body: SubjectCreate,
     records: RecordsDep,
-    album: AlbumDep,
+    collection: CollectionDep,
     audit_log: AuditLogDep,
     settings: SettingsDep,
     class_nouns: ClassNounsDep,
@@ -85,28 +85,28 @@ def create_subject(
         subject = Subject(id=new_id(), user_id=current_user.user_id, class_noun=body.class_noun, depicts=body.depicts,
                           trigger=trigger)  # fmt: skip
         if body.name:
-            subject.name = album.sealed_name(current_user.user_id, "subject-name", subject.id, body.name)
+            subject.name = collection.seal_name(current_user.user_id, "subject-name", subject.id, body.name)
         session.add(subject)
         session.flush()
         audit_log.record(session, current_user.user_id, "subject.created", subject.id)
-        return idempotency.store(session, to_public(session, album, subject), status=201)
+        return idempotency.store(session, to_public(session, collection, subject), status=201)
 
 
 @router.get("/subjects", operation_id="listSubjects")
 def list_subjects(
-    records: RecordsDep, album: AlbumDep, current_user: CurrentUser, page: PageQueryDep
+    records: RecordsDep, collection: CollectionDep, current_user: CurrentUser, page: PageQueryDep
 ) -> Page[SubjectPublic]:
     """Your subjects."""
     with records.reading() as session:
         rows, after = page.rows(session, select(Subject).where(Subject.user_id == current_user.user_id), Subject)
-        return Page(items=[to_public(session, album, row) for row in rows], next=after)
+        return Page(items=[to_public(session, collection, row) for row in rows], next=after)
 
 
 @router.get("/subjects/{subject_id}", operation_id="getSubject", responses=problem_responses(404))
-def get_subject(subject_id: Id, records: RecordsDep, album: AlbumDep, current_user: CurrentUser) -> SubjectPublic:
+def get_subject(subject_id: Id, records: RecordsDep, collection: CollectionDep, current_user: CurrentUser) -> SubjectPublic:
     """One subject."""
     with records.reading() as session:
-        return to_public(session, album, owned(session, Subject, subject_id, current_user))
+        return to_public(session, collection, owned(session, Subject, subject_id, current_user))
 
 
 @router.delete(
@@ -117,7 +117,7 @@ def delete_subject(
     records: RecordsDep,
     objects: ObjectsDep,
     audit_log: AuditLogDep,
-    line: LineDep,
+    queue: QueueDep,
     current_user: CurrentUser,
 ) -> None:
     """Delete a subject with its photos, models, runs and pictures; what runs for it is cancelled."""
@@ -125,36 +125,36 @@ def delete_subject(
         subject = owned(session, Subject, subject_id, current_user, lock=True)
         audit_log.record(session, current_user.user_id, "subject.deleted", subject.id)
         plan = erase_subject(session, subject)
-        line.put_removal(session, plan)
+        queue.enqueue_deletion(session, plan)
     plan.delete_objects(objects)
 
 
 @router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=problem_responses(404))
-def list_photos(subject_id: Id, records: RecordsDep, album: AlbumDep, current_user: CurrentUser) -> UploadResult:
+def list_photos(subject_id: Id, records: RecordsDep, collection: CollectionDep, current_user: CurrentUser) -> UploadResult:
     """The photos of a subject, oldest first, and what is said of them as a set."""
     with records.reading() as session:
         subject = owned(session, Subject, subject_id, current_user)
         if subject.verdict is not None:
-            return _photo_list(session, album, subject, Compared())
+            return _photo_list(session, collection, subject, Comparisons())
 
-    def list_with(known: Compared) -> UploadResult:
+    def list_with(known: Comparisons) -> UploadResult:
         with records.writing_for(current_user.user_id) as session:  # the verdict on the set is kept
-            return _photo_list(session, album, owned(session, Subject, subject_id, current_user, lock=True), known)
+            return _photo_list(session, collection, owned(session, Subject, subject_id, current_user, lock=True), known)
 
-    return album.apart(list_with)
+    return collection.with_comparisons(list_with)
 
 
-def _photo_list(session: Session, album: Album, subject: Subject, known: Compared) -> UploadResult:
-    photos = album.photos(session, subject)
-    return _upload_result(session, album, subject, [(photo, None) for photo in photos], known=known)
+def _photo_list(session: Session, collection: PhotoCollection, subject: Subject, known: Comparisons) -> UploadResult:
+    photos = collection.photos(session, subject)
+    return _upload_result(session, collection, subject, [(photo, None) for photo in photos], known=known)
 
 
 @uploads.post("/upload", operation_id="upload", status_code=201, max_body_size=UPLOAD_BYTES)
 def upload(
     records: RecordsDep,
-    album: AlbumDep,
-    intake: IntakeDep,
-    guard: GuardDep,
+    collection: CollectionDep,
+    intake: PhotoIntakeDep,
+    moderator: ModeratorDep,
     audit_log: AuditLogDep,
     settings: SettingsDep,
     current_user: MeteredUser,
@@ -176,18 +176,20 @@ def upload(
     decoded = [
         one
         for start in range(0, len(photos), DECODED_AT_ONCE)
-        for one in _decode_files(intake, guard, photos[start:][:DECODED_AT_ONCE], current_user.user_id)
+        for one in _decode_files(intake, moderator, photos[start:][:DECODED_AT_ONCE], current_user.user_id)
     ]
     names = [photo.filename or "" for photo in photos]
     return _store_photos(
-        records, album, audit_log, settings, subject, current_user, idempotency, list(zip(names, decoded, strict=True))
+        records, collection, audit_log, settings, subject, current_user, idempotency, list(zip(names, decoded, strict=True))
     )
 
 
-def _decode_files(intake: Intake, guard: Guard, photos: Sequence[UploadFile], person: str) -> list[Taken]:
-    """Decode and check a few files, and close them, which frees their memory."""
+def _decode_files(
+    intake: PhotoIntake, moderator: Moderator, photos: Sequence[UploadFile], person: str
+) -> list[DecodedUpload]:
+    """Decode a few files, check them, and close them, which frees their memory."""
     files = [photo.file.read() for photo in photos]
-    found = [_moderated(guard, one) for one in intake.take(files, person)]
+    found = [_moderated(moderator, one) for one in intake.decode(files, person)]
     for photo in photos:
         photo.file.close()
     return found
@@ -200,39 +202,41 @@ def _name_and_digest(photo: UploadFile) -> tuple[bytes, bytes]:
     return (photo.filename or "").encode(errors="surrogatepass"), digest
 
 
-def _moderated(guard: Guard, decoded: Taken) -> Taken:
+def _moderated(moderator: Moderator, decoded: DecodedUpload) -> DecodedUpload:
     """The decoded upload, or its refusal where moderation finds it unsafe."""
     try:
         if decoded.photo:
-            guard.look(decoded.photo)
+            moderator.check(decoded.photo)
         return decoded
-    except UnsafePicture as error:
-        return refused("unsafe", str(error))
+    except UnsafeImage as error:
+        return rejected("unsafe", str(error))
 
 
 def _store_photos(
     records: Records,
-    album: Album,
+    collection: PhotoCollection,
     audit_log: AuditLog,
     settings: ApiSettings,
     subject_id: str,
     current_user: CurrentUser,
     idempotency: IdempotencyDep,
-    decoded: list[tuple[str, Taken]],
+    decoded: list[tuple[str, DecodedUpload]],
 ) -> UploadResult:
     """Seal the photos, then record all of them or none; photos without a row are deleted again."""
     owner, stored_ids, recorded_ids = current_user.user_id, list[str](), set[str]()
     try:
         for _, one in decoded:  # one by one, so that what was stored before one that cannot be is deleted
-            stored_ids.append(album.store(owner, one) if one.photo else "")
+            stored_ids.append(collection.store(owner, one) if one.photo else "")
         stored_photos = [(photo_id, name, one) for photo_id, (name, one) in zip(stored_ids, decoded, strict=True)]
         with records.reading() as session:
             subject = owned(session, Subject, subject_id, current_user)
-            missing, known = album.foreseen(session, subject, [(photo_id, one) for photo_id, _, one in stored_photos])
-        album.look(missing, known)
-        answer, recorded = album.apart(
+            missing, known = collection.comparisons_needed(
+                session, subject, [(photo_id, one) for photo_id, _, one in stored_photos]
+            )
+        collection.compare_missing(missing, known)
+        answer, recorded = collection.with_comparisons(
             lambda known: _record_photos(
-                records, album, audit_log, settings, subject_id, current_user, idempotency, stored_photos, known
+                records, collection, audit_log, settings, subject_id, current_user, idempotency, stored_photos, known
             ),
             known,
         )
@@ -243,22 +247,22 @@ def _store_photos(
         raise
     finally:
         for photo_id in set(filter(None, stored_ids)) - recorded_ids:
-            album.drop(owner, photo_id)
+            collection.delete(owner, photo_id)
 
 
 @retry_on_rollback
 def _record_photos(
     records: Records,
-    album: Album,
+    collection: PhotoCollection,
     audit_log: AuditLog,
     settings: ApiSettings,
     subject_id: str,
     current_user: CurrentUser,
     idempotency: IdempotencyDep,
-    stored_photos: list[tuple[str, str, Taken]],
-    known: Compared,
+    stored_photos: list[tuple[str, str, DecodedUpload]],
+    known: Comparisons,
 ) -> tuple[UploadResult, set[str]]:
-    """Record photos that are stored, by id and name; the answer, and the ids of photos that it names. Raises NotCompared."""
+    """Record photos that are stored, by id and name; the answer, and the ids of photos that it names. Raises ComparisonsMissing."""
     owner = current_user.user_id
     with records.writing_for(owner) as session:
         if stored := idempotency.replay(session, UploadResult):
@@ -266,15 +270,15 @@ def _record_photos(
         more = sum(len(one.photo) for _, _, one in stored_photos)
         check_storage(session, owner, limit=settings.stored_bytes_max, more=more)
         subject = owned(session, Subject, subject_id, current_user, lock=True)
-        rows: list[tuple[Photo | None, Taken]] = []
+        rows: list[tuple[Photo | None, DecodedUpload]] = []
         for photo_id, name, one in stored_photos:
             photo = None
             if photo_id:
-                photo = album.known(session, subject, one)
-                photo = photo or album.add(session, subject, one, name=_display_name(name), photo_id=photo_id)
+                photo = collection.find_duplicate(session, subject, one)
+                photo = photo or collection.add(session, subject, one, name=_display_name(name), photo_id=photo_id)
             rows.append((photo, one))
         names = {id(one): _display_name(name) for _, name, one in stored_photos}
-        answer = _upload_result(session, album, subject, rows, names=names, known=known)
+        answer = _upload_result(session, collection, subject, rows, names=names, known=known)
         audit_log.record(session, owner, "photos.uploaded", subject.id)
         idempotency.store(session, answer, status=201)
         return answer, {photo.id for photo, _ in rows if photo}
@@ -282,7 +286,7 @@ def _record_photos(
 
 @router.delete("/photos/{photo_id}", operation_id="deletePhoto", status_code=204, responses=problem_responses(404))
 def delete_photo(
-    photo_id: Id, records: RecordsDep, album: AlbumDep, audit_log: AuditLogDep, current_user: CurrentUser
+    photo_id: Id, records: RecordsDep, collection: CollectionDep, audit_log: AuditLogDep, current_user: CurrentUser
 ) -> None:
     """Delete a photo. Models that were trained with it are not changed."""
     with records.writing_for(current_user.user_id) as session:
@@ -291,35 +295,37 @@ def delete_photo(
         session.flush()
         session.delete(owned(session, Photo, photo_id, current_user, lock=True))
         audit_log.record(session, current_user.user_id, "photo.deleted", photo.id)
-    album.drop(current_user.user_id, photo_id)
+    collection.delete(current_user.user_id, photo_id)
 
 
-def to_public(session: Session, album: Album, subject: Subject) -> SubjectPublic:
+def to_public(session: Session, collection: PhotoCollection, subject: Subject) -> SubjectPublic:
     """A subject for its owner."""
     photos = session.scalar(select(func.count()).select_from(Photo).where(Photo.subject_id == subject.id)) or 0
     return SubjectPublic(
         id=subject.id, class_noun=subject.class_noun, depicts=subject.depicts,  # type: ignore[arg-type]
-        name=album.name_of(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
+        name=collection.open_name(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
         photos=photos, champion=subject.champion_id, created=utc(subject.created_ms),
     )  # fmt: skip
 
 
 def _upload_result(
     session: Session,
-    album: Album,
+    collection: PhotoCollection,
     subject: Subject,
-    rows: list[tuple[Photo | None, Taken | None]] | list[tuple[Photo | None, Taken]] | list[tuple[Photo, None]],
+    rows: list[tuple[Photo | None, DecodedUpload | None]]
+    | list[tuple[Photo | None, DecodedUpload]]
+    | list[tuple[Photo, None]],
     names: dict[int, str] | None = None,
     *,
-    known: Compared,
+    known: Comparisons,
 ) -> UploadResult:
-    """The photos with their verdicts as members of the set. Raises NotCompared."""
-    verdict = album.verdict(session, subject, known)
+    """The photos with their verdicts as members of the set. Raises ComparisonsMissing."""
+    verdict = collection.verdict(session, subject, known)
     by_id = {photo["file"]: photo for photo in verdict["photos"]}
     photos = [
-        _photo_public(album, photo, by_id[photo.id])
+        _photo_public(collection, photo, by_id[photo.id])
         if photo
-        else _rejected_photo(album, decoded, (names or {}).get(id(decoded), ""))
+        else _rejected_photo(collection, decoded, (names or {}).get(id(decoded), ""))
         for photo, decoded in rows
     ]
     return UploadResult(
@@ -327,18 +333,18 @@ def _upload_result(
     )
 
 
-def _photo_public(album: Album, photo: Photo, verdict: dict[str, object]) -> PhotoPublic:
+def _photo_public(collection: PhotoCollection, photo: Photo, verdict: dict[str, object]) -> PhotoPublic:
     reasons = [Reason.model_validate(reason) for reason in verdict["reasons"]]  # type: ignore[attr-defined]
     return PhotoPublic(
-        id=photo.id, name=album.name_of(photo.user_id, "photo-name", photo.id, photo.name),
+        id=photo.id, name=collection.open_name(photo.user_id, "photo-name", photo.id, photo.name),
         status=verdict["status"], reasons=reasons, width=photo.width, height=photo.height,  # type: ignore[arg-type]
         thumbnail=f"/api/media/photos/{photo.id}",
     )  # fmt: skip
 
 
-def _rejected_photo(album: Album, decoded: Taken | None, name: str) -> PhotoPublic:
+def _rejected_photo(collection: PhotoCollection, decoded: DecodedUpload | None, name: str) -> PhotoPublic:
     assert decoded is not None
-    status, reasons = album.verdict_alone(decoded)
+    status, reasons = collection.photo_verdict(decoded)
     return PhotoPublic(
         id=None, name=name, status=status, reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
         width=0, height=0, thumbnail=None,

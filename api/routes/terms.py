@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from api.deps import AuditLogDep, CurrentUser, LineDep, RecordsDep
+from api.deps import AuditLogDep, CurrentUser, QueueDep, RecordsDep
 from api.privacy import consents
 from api.privacy.erasure import cancel_work, erase_models
 from api.records.tables import Consent
@@ -60,7 +60,7 @@ def withdraw_consent(
     purpose: Literal["terms", "likeness"],
     records: RecordsDep,
     audit_log: AuditLogDep,
-    line: LineDep,
+    queue: QueueDep,
     current_user: CurrentUser,
 ) -> None:
     """Take an agreement back: what runs under it is ended, and models of people are deleted; photos and pictures stay."""
@@ -72,7 +72,7 @@ def withdraw_consent(
         for subject in subjects:
             if subject.depicts != consents.NO_PERSON:
                 plan = erase_models(session, subject, audit_log, WITHDRAWN)
-                line.put_removal(session, plan)
+                queue.enqueue_deletion(session, plan)
 
 
 def _to_public(consent: Consent) -> ConsentPublic:

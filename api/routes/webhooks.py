@@ -118,7 +118,7 @@ def test_webhook(
         if stored := idempotency.replay(session, WebhookPublic):
             return stored
         row = owned(session, Webhook, webhook_id, current_user, lock=True)
-        before_commit(session, lambda session: subscriptions.tell(session, row, TEST, row.id, "succeeded"))
+        before_commit(session, lambda session: subscriptions.enqueue(session, row, TEST, row.id, "succeeded"))
         return idempotency.store(session, _to_public(session, keyring, row), status=202)
 
 

@@ -1,6 +1,6 @@
-"""What is done with one file in a confined process: decode it, measure it, shrink it.
+"""Decoding, measuring and shrinking one uploaded file, in a confined process.
 
-A process of its own for that begins several times as fast, and is as much smaller, when this imports nothing of the service.
+This module imports nothing else of the service: a decoding process then starts several times as fast and is several times as small.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Long side of what is shown in lists."""
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A photo as it is kept: upright sRGB pixels without metadata. `measured` is what comparing it with others needs.
+class DecodedUpload:
+    """A photo as it is stored: upright sRGB pixels without metadata, as JPEG. `measured` is what comparing it with others needs.
 
-    A file that is no photo has its row alone, which says why.
+    A file that is no photo has a row alone, which says why.
     """
 
     row: dict[str, Any]
@@ -36,24 +36,24 @@ class Taken:
     measured: bytes = b""
 
 
-def refused(problem: str, message: str) -> Taken:
-    """What is kept of a file that is not taken: why."""
+def rejected(problem: str, message: str) -> DecodedUpload:
+    """The result for a file that is not accepted: a row that says why."""
     from photoflux.photos.table import UNKNOWN
 
-    return Taken({"file": "", **UNKNOWN, "problem": problem, "problem_message": message})
+    return DecodedUpload({"file": "", **UNKNOWN, "problem": problem, "problem_message": message})
 
 
-def take(data: bytes, params: ValidateParams) -> Taken:
-    """What is kept of one file; runs in a decoding process."""
+def decode_upload(data: bytes, params: ValidateParams) -> DecodedUpload:
+    """Decode, measure and shrink one file; runs in a decoding process."""
     from photoflux.photos.table import examine
 
     seen: list[Image.Image] = []
     one = examine("", data, params=params, keep=lambda _, image: seen.append(image))
     if not seen:
-        return Taken(one.row)
+        return DecodedUpload(one.row)
     photo = _shrunk(seen[0], min(STORED_PX / min(seen[0].size), LONGEST_PX / max(seen[0].size)))
     small = _shrunk(photo, THUMBNAIL_PX / max(photo.size))
-    return Taken(one.row, _jpeg(photo, 95), _jpeg(small, 85), photo.size, pack(one))
+    return DecodedUpload(one.row, _jpeg(photo, 95), _jpeg(small, 85), photo.size, pack(one))
 
 
 def _shrunk(image: Image.Image, factor: float) -> Image.Image:
@@ -72,7 +72,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def pack(one: Examined) -> bytes:
-    """Row and fingerprint as bytes, to be sealed."""
+    """A photo's measured row and fingerprint as bytes (npz), to be sealed."""
     import numpy as np
 
     assert one.print is not None
@@ -83,7 +83,7 @@ def pack(one: Examined) -> bytes:
 
 
 def unpack(measured: bytes, *, name: str) -> Examined:
-    """What `pack` packed, under the name that verdicts call the photo by."""
+    """The inverse of `pack`; verdicts call the photo by `name`."""
     import numpy as np
 
     from photoflux.photos.inspect import Fingerprint, contrast
@@ -91,7 +91,7 @@ def unpack(measured: bytes, *, name: str) -> Examined:
 
     with np.load(io.BytesIO(measured), allow_pickle=False) as file:
         row = json.loads(str(file["row"])) | {"file": name}
-        if "contrast" not in row:  # packed before it was measured: of the small picture that is here it says the same
+        if "contrast" not in row:  # packed by an older program: measured on the thumbnail, contrast comes out the same
             row |= {"contrast": contrast(file["thumb"]), "luma_p1": float(np.percentile(file["thumb"], 1)) / 255}
         phash, dhash = ((file[kind][0], file[kind][1]) for kind in ("phash", "dhash"))
         return Examined(row, Fingerprint(row["sha256"], phash, dhash, file["thumb"]), file["background"])

@@ -1,6 +1,7 @@
-"""Taking photos in: each is decoded and measured in a confined process.
+"""Photo intake: each uploaded file is decoded and measured in a confined process.
 
-A hostile file can end such a process, and its sender is told that the photo cannot be used.
+A hostile file can at most end that process; its sender is then told that the photo cannot be used
+(docs/decisions/0020).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from api.training.photo_decoding import Taken, refused, take
+from api.training.photo_decoding import DecodedUpload, decode_upload, rejected
 from api.transport.concurrency import RETRY_S
 from api.transport.problems import Problem
 from photoflux.params import ValidateParams
@@ -27,39 +28,41 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CPU_S, TIMEOUT_S = 30.0, 120.0
-"""Of processor time for a photo; and all told, where the machine is busy with other things."""
+"""Seconds of processor time per photo, and of wall time, where the machine is busy with other things."""
 PAIRS_AT_ONCE = 100
 BUSY = "The machine is busy, and a photo took too long to look at; send it again in a moment."
 CRASHED = "could not be decoded: export the photo again as JPEG or PNG"
 
 
 @dataclass
-class Intake:
-    """Takes photos, in processes that are started when the first one comes."""
+class PhotoIntake:
+    """Decodes and compares photos, in processes that are started when the first one comes."""
 
     params: ValidateParams
     processes: Confined = field(
-        default_factory=lambda: Confined(2, needs=("photoflux.photos.table",), gives=(Taken, Likeness))
+        default_factory=lambda: Confined(2, needs=("photoflux.photos.table",), gives=(DecodedUpload, Likeness))
     )
 
-    def take(self, files: Sequence[bytes], person: str = "") -> list[Taken]:
+    def decode(self, files: Sequence[bytes], person: str = "") -> list[DecodedUpload]:
         """Decode, measure and shrink a person's files; one that ended its process is no photo. A problem of 503 where one took too long.
 
-        Few of them wait in front of others' at a time, so that one photo does not wait behind twenty.
+        As many are under way as there are processes: another person's photo then waits behind two of these, not behind twenty.
         """
-        jobs, taken = deque[Any](), list[Taken]()
+        tasks, decoded = deque[Any](), list[DecodedUpload]()
         for data in files:
-            jobs.append(self.processes.begin(take, data, self.params, cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person))
-            if len(jobs) >= self.processes.workers:
-                taken.append(_result(jobs.popleft()))
-        return taken + [_result(job) for job in jobs]
+            tasks.append(
+                self.processes.begin(decode_upload, data, self.params, cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person)
+            )
+            if len(tasks) >= self.processes.workers:
+                decoded.append(_result(tasks.popleft()))
+        return decoded + [_result(task) for task in tasks]
 
     def compare(
         self, prints: Sequence[Fingerprint], known: Mapping[Pair, Likeness], person: str = ""
     ) -> dict[Pair, Likeness]:
-        """How alike photos are, each with each, but for pairs that are known. A problem of 503 where it took too long.
+        """The likeness of each pair of photos that `known` lacks. A problem of 503 where it took too long.
 
-        Some pairs at a time, so that others' photos do not wait behind a large set.
+        PAIRS_AT_ONCE at a time, so that others' photos do not wait behind a large set.
         """
         from photoflux.photos.table import likenesses, pair_of
 
@@ -68,11 +71,11 @@ class Intake:
         found: dict[Pair, Likeness] = {}
         for start in range(0, len(missing), PAIRS_AT_ONCE):
             some = missing[start : start + PAIRS_AT_ONCE]
-            job = self.processes.begin(
+            task = self.processes.begin(
                 likenesses, [pairs[pair] for pair in some], cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person
             )
             try:
-                found |= zip(some, job.result(), strict=True)
+                found |= zip(some, task.result(), strict=True)
             except (TimeoutError, CancelledError, Ended) as error:
                 raise _busy() from error
         return found
@@ -82,18 +85,18 @@ class Intake:
         self.processes.close()
 
 
-def _result(job: Any) -> Taken:
+def _result(task: Any) -> DecodedUpload:
     try:
-        taken = job.result()
-        assert isinstance(taken, Taken)
-        return taken
+        decoded = task.result()
+        assert isinstance(decoded, DecodedUpload)
+        return decoded
     except (TimeoutError, CancelledError) as error:
         raise _busy() from error
     except Ended:  # whatever a file does to a decoder is said of the file
         log.info("a photo ended its decoder")
     except Failed as error:
         (log.info if str(error) == "MemoryError" else log.error)("a photo could not be decoded: %s", error)
-    return refused("corrupt", CRASHED)
+    return rejected("corrupt", CRASHED)
 
 
 def _busy() -> Problem:

@@ -36,7 +36,7 @@ TAGS = {
     "terms and consents": "The texts in force, and what you agreed to.",
     "subjects and photos": "Who or what pictures are wanted of, and the photos of it.",
     "runs": "Fine-tuning a subject on its photos.",
-    "pictures": "Asking for pictures, and what came of it.",
+    "images": "Asking for pictures, and what came of it.",
     "models": "What runs made, and which model draws.",
     "your data": "Taking everything along, and having it erased.",
     "webhooks": "Being told when work has ended.",

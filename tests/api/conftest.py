@@ -19,7 +19,7 @@ from api.jobs import job_queue
 from api.main import make_app
 from api.records.database import Records, migrate, open_engine
 from api.settings import ApiSettings
-from api.training.photo_decoding import Taken
+from api.training.photo_decoding import DecodedUpload
 from benchmarks.postgres import Unavailable, postgres_server
 from photoflux.photos.inspect import Fingerprint, Likeness
 from photoflux.photos.table import Pair, pair_of
@@ -121,8 +121,8 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         app = make_app(ApiSettings())
         with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
             service = innermost(app).state.service
-            service.intake.take = remembering(service.intake.take)
-            object.__setattr__(service.album, "compare", comparing_once(service.album.compare))
+            service.intake.decode = remembering(service.intake.decode)
+            object.__setattr__(service.collection, "compare", comparing_once(service.collection.compare))
             order = LockOrder(service.records.engine)
             yield Site(client, service, folder)
             if (
@@ -131,17 +131,19 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 assert order.wrong == [], "transactions lock rows in the order of api.records.tables.LOCK_ORDER"
 
 
-def remembering(take: Callable[[Sequence[bytes], str], list[Taken]]) -> Callable[[Sequence[bytes], str], list[Taken]]:
-    """`take` that decodes each file once in a session: the sample photos are uploaded by most tests."""
+def remembering(
+    decode: Callable[[Sequence[bytes], str], list[DecodedUpload]],
+) -> Callable[[Sequence[bytes], str], list[DecodedUpload]]:
+    """`decode` that decodes each file once in a session: the sample photos are uploaded by most tests."""
 
-    def remembered(files: Sequence[bytes], person: str = "") -> list[Taken]:
+    def remembered(files: Sequence[bytes], person: str = "") -> list[DecodedUpload]:
         keys = [hashlib.sha256(data).digest() for data in files]
-        new = [number for number, key in enumerate(keys) if key not in TAKEN]
-        fresh = dict(zip((keys[n] for n in new), take([files[n] for n in new], person) if new else (), strict=True))
-        TAKEN.update(
-            {key: taken for key, taken in fresh.items() if taken.photo}
+        new = [number for number, key in enumerate(keys) if key not in DECODED]
+        fresh = dict(zip((keys[n] for n in new), decode([files[n] for n in new], person) if new else (), strict=True))
+        DECODED.update(
+            {key: upload for key, upload in fresh.items() if upload.photo}
         )  # a slow machine's refusal is not kept
-        return [TAKEN.get(key) or fresh[key] for key in keys]
+        return [DECODED.get(key) or fresh[key] for key in keys]
 
     return remembered
 
@@ -160,7 +162,7 @@ def comparing_once(compare: Callable[..., dict[Pair, Likeness]]) -> Callable[...
     return compared
 
 
-TAKEN: dict[bytes, Taken] = {}
+DECODED: dict[bytes, DecodedUpload] = {}
 
 
 def in_the_cloud(emulator: str) -> dict[str, str]:

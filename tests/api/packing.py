@@ -43,13 +43,13 @@ def with_pictures(site: Site, person: Person, count: int, *, size: int) -> list[
         row.subject_id = subject.id
         session.add(row)
     for position in range(count):
-        picture = GeneratedImage(
+        image = GeneratedImage(
             user_id=person.id, generation_id=row.id, position=position, object_id=f"{row.id}.{position}.{new_id()}", seed=1,
             sha256="ab" * 32, stored_bytes=size,
         )  # fmt: skip
-        objects.put(person.id, "image", picture.object_id, os.urandom(size))
+        objects.put(person.id, "image", image.object_id, os.urandom(size))
         with site.service.records.writing() as session:
-            session.add(picture)
+            session.add(image)
         names.append(f"images/{row.id}.{position}.png")
     return names
 

@@ -20,8 +20,8 @@ from api.schemas import ExportFailure, GenerationFailure, RunFailure, StepPublic
 
 API = Path(schemas.__file__).parent
 SETTERS = {
-    "end_run": ("runs",), "end_generation": ("generations",), "end_export": ("exports",), "give_up": ("runs",),
-    "end": ("generations",), "fail": ("runs", "exports"), "_end": ("runs", "exports"), "_note": ("runs",),
+    "end_run": ("runs",), "end_generation": ("generations",), "end_export": ("exports",), "mark_failed": ("runs",),
+    "end": ("generations",), "fail": ("exports",), "end_without_model": ("runs",), "_end": ("runs", "exports"), "_update": ("runs",),
 }  # fmt: skip
 """Functions that are given a code, and of what."""
 STATES = {"succeeded", "failed", "cancelled"}
@@ -110,7 +110,7 @@ def test_every_code_that_is_set_is_told_of_and_every_other_one_is_not() -> None:
             found[kinds[0] if len(kinds) == 1 else of_whom or "exports"].add(
                 code
             )  # in workflows.py only exports `fail`
-    found["runs"] |= returned_by(ast.parse((API / "training" / "finetuning.py").read_text()), "_why")
+    found["runs"] |= returned_by(ast.parse((API / "training" / "finetuning.py").read_text()), "_failure")
     found["generations"] |= set(CODES.values())
     assert found == {kind: known(kind) for kind in KINDS}
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from api.images.credentials import SOURCE_TYPE, Credentials, _manifest, make_credentials, open_credentials, read
-from api.images.rendering import MEDIA_TYPES, Delivery, Order
+from api.images.rendering import MEDIA_TYPES, ImageRenderer, RenderRequest
 from photoflux.marks import is_marked
 from photoflux.vault import open_keyring
 
@@ -29,13 +29,13 @@ def drawn(side_px: int = 128) -> bytes:
     return buffer.getvalue()
 
 
-def order(fmt: str, size: str = "512x512") -> Order:
-    return Order(size, fmt, "none", {"seed": "7", "software": "PhotoFlux"})
+def request(fmt: str, size: str = "512x512") -> RenderRequest:
+    return RenderRequest(size, fmt, "none", {"seed": "7", "software": "PhotoFlux"})
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_a_delivered_picture_is_marked_and_carries_valid_credentials(credentials: Credentials, fmt: str):
-    file = Delivery(credentials).finished(drawn(), order(fmt))
+    file = ImageRenderer(credentials).render(drawn(), request(fmt))
     said = read(file, MEDIA_TYPES[fmt])
     assert said is not None
     assert said["state"] == "Valid"
@@ -50,19 +50,19 @@ def test_a_delivered_picture_is_marked_and_carries_valid_credentials(credentials
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_a_changed_file_says_so(credentials: Credentials, fmt: str):
-    file = bytearray(Delivery(credentials).finished(drawn(), order(fmt)))
+    file = bytearray(ImageRenderer(credentials).render(drawn(), request(fmt)))
     file[len(file) // 2] ^= 1
     said = read(bytes(file), MEDIA_TYPES[fmt])
     assert said is None or said["state"] == "Invalid"
 
 
 def test_another_size_or_format_is_marked_and_signed_anew(credentials: Credentials):
-    delivery = Delivery(credentials)
-    file = delivery.finished(drawn(), order("png"))
-    assert delivery.converted(file, size=None, fmt="png", kept="png", provenance={}) == file
-    assert delivery.converted(file, size="512x512", fmt=None, kept="png", provenance={}) == file
-    other = delivery.converted(file, size="256x256", fmt="webp", kept="png", provenance={"seed": "7"})
-    delivery.close()
+    renderer = ImageRenderer(credentials)
+    file = renderer.render(drawn(), request("png"))
+    assert renderer.convert(file, size=None, fmt="png", stored_format="png", provenance={}) == file
+    assert renderer.convert(file, size="512x512", fmt=None, stored_format="png", provenance={}) == file
+    other = renderer.convert(file, size="256x256", fmt="webp", stored_format="png", provenance={"seed": "7"})
+    renderer.close()
     said = read(other, "image/webp")
     assert said is not None
     assert said["state"] == "Valid"
@@ -99,5 +99,5 @@ def test_a_file_that_names_an_address_makes_no_request(credentials: Credentials,
 def test_all_processes_sign_with_the_same_key_which_is_sealed():
     first, second = open_credentials(open_keyring()), open_credentials(open_keyring())
     assert first == second
-    kept = open_keyring().store.get("secrets/content-credentials")
-    assert b"PRIVATE KEY" not in kept
+    stored = open_keyring().store.get("secrets/content-credentials")
+    assert b"PRIVATE KEY" not in stored

@@ -21,8 +21,8 @@ from PIL import Image
 
 from api.accounts.tokens import Capability
 from api.images import engine as engine_app
-from api.images.engine_client import EngineClient, GivenUp, Wanted
-from api.images.generator import Generations
+from api.images.engine_client import Cancelled, EngineClient, EngineRequest
+from api.images.generator import ImageGenerator
 from api.records.tables import GeneratedImage, Generation
 from api.settings import ApiSettings
 from photoflux.flux.loading import load_pipeline
@@ -38,7 +38,7 @@ PROMPT = "a photo of sks dog"
 
 
 @pytest.fixture(scope="module")
-def drawing(site: Site, spec: BaseSpec) -> Iterator[tuple[str, Engine]]:  # noqa: F811
+def served_engine(site: Site, spec: BaseSpec) -> Iterator[tuple[str, Engine]]:  # noqa: F811
     """Address of an engine that trusts the site, and the engine itself."""
     fetcher = engine_app.fetcher(site.objects, spec)
     is_erased = site.objects.keyring.is_erased
@@ -58,26 +58,26 @@ def drawing(site: Site, spec: BaseSpec) -> Iterator[tuple[str, Engine]]:  # noqa
 
 
 @pytest.fixture
-def http(drawing: tuple[str, Engine]) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=drawing[0], timeout=60) as client:
+def http(served_engine: tuple[str, Engine]) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=served_engine[0], timeout=60) as client:
         yield client
 
 
 @pytest.fixture
-def steps(drawing: tuple[str, Engine]) -> Iterator[DenoiseSteps]:
+def steps(served_engine: tuple[str, Engine]) -> Iterator[DenoiseSteps]:
     """The engine's denoise steps, which go on as they are told."""
-    found = DenoiseSteps(drawing[1].pipe.transformer)
+    found = DenoiseSteps(served_engine[1].pipe.transformer)
     yield found
     found.go_on()
     found._hook.remove()
     until = time.monotonic() + 60
-    while (drawing[1].drawing or len(drawing[1].line)) and time.monotonic() < until:
+    while (served_engine[1].drawing or len(served_engine[1].line)) and time.monotonic() < until:
         time.sleep(0.01)
 
 
 @pytest.fixture
-def client(site: Site, drawing: tuple[str, Engine]) -> Iterator[EngineClient]:
-    client = EngineClient(drawing[0], site.service.tokens)
+def client(site: Site, served_engine: tuple[str, Engine]) -> Iterator[EngineClient]:
+    client = EngineClient(served_engine[0], site.service.tokens)
     yield client
     client.close()
 
@@ -89,9 +89,11 @@ def subject(ada: Person, make_artifact: Callable[[int], Path]) -> str:  # noqa: 
 
 
 @pytest.fixture
-def generations(site: Site, client: EngineClient) -> Generations:
+def generator(site: Site, client: EngineClient) -> ImageGenerator:
     service = site.service
-    return Generations(service.records, service.objects, client, service.audit_log, service.delivery, service.guard)
+    return ImageGenerator(
+        service.records, service.objects, client, service.audit_log, service.renderer, service.moderator
+    )
 
 
 def asked(site: Site, person: Person, subject: str, **more: object) -> dict[str, object]:
@@ -157,10 +159,10 @@ def test_a_full_line_says_when_to_come_back(
     ada: Person,
     subject: str,
     http: httpx2.Client,
-    drawing: tuple[str, Engine],
+    served_engine: tuple[str, Engine],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    engine, go = drawing[1], threading.Event()
+    engine, go = served_engine[1], threading.Event()
     draw = engine._draw
     monkeypatch.setattr(engine, "_draw", lambda *a, **k: go.wait(30) and draw(*a, **k))
     call = asked(site, ada, subject)
@@ -176,10 +178,10 @@ def test_a_full_line_says_when_to_come_back(
     assert http.post("/predict", json=asked(site, ada, subject)).status_code == 200
 
 
-def wanted(person: Person, subject: str, *, seeds: int = 1) -> Wanted:
+def wanted(person: Person, subject: str, *, seeds: int = 1) -> EngineRequest:
     """Pictures of a subject's model."""
     model = person.get("/api/models", params={"subject": subject}).json()["items"][0]
-    return Wanted(person.id, model["id"], model["adapter_sha256"], PROMPT, list(range(seeds)), "none")
+    return EngineRequest(person.id, model["id"], model["adapter_sha256"], PROMPT, list(range(seeds)), "none")
 
 
 def test_a_call_is_broken_off_when_nobody_wants_its_pictures(
@@ -193,28 +195,28 @@ def test_a_call_is_broken_off_when_nobody_wants_its_pictures(
     still = threading.Event()
     still.set()
     with ThreadPoolExecutor(1) as pool:
-        drawn = pool.submit(client.draw, wanted(ada, subject, seeds=4), still=still.is_set)
+        drawn = pool.submit(client.generate, wanted(ada, subject, seeds=4), is_wanted=still.is_set)
         steps.wait_for(1)
         steps.allow(1)
         still.clear()
         try:
-            with pytest.raises(GivenUp):
+            with pytest.raises(Cancelled):
                 drawn.result(20)
         finally:
             time.sleep(1.0)  # for the engine to notice, ten times what that takes
             had_begun = steps.begun
             steps.go_on()
-    assert len(client.draw(wanted(ada, subject), still=lambda: True)) == 1
+    assert len(client.generate(wanted(ada, subject), is_wanted=lambda: True)) == 1
     assert steps.begun == had_begun + spec.steps
 
 
 def test_the_engine_notices_a_client_that_is_gone(
-    site: Site, ada: Person, subject: str, http: httpx2.Client, steps: DenoiseSteps, drawing: tuple[str, Engine]
+    site: Site, ada: Person, subject: str, http: httpx2.Client, steps: DenoiseSteps, served_engine: tuple[str, Engine]
 ):
     with pytest.raises(httpx2.ReadTimeout):
         http.post("/predict", json=asked(site, ada, subject), timeout=0.5)
     steps.wait_for(1)
-    request = drawing[1].drawing
+    request = served_engine[1].drawing
     assert request is not None
     assert request.cancelled.wait(20)
 
@@ -257,7 +259,7 @@ def answering(site: Site, answer: Callable[[BaseHTTPRequestHandler], None]) -> I
             thread.join()
 
 
-ONE = Wanted("ada", "model", "0" * 64, PROMPT, [1], "none")
+ONE = EngineRequest("ada", "model", "0" * 64, PROMPT, [1], "none")
 
 
 def test_calls_share_a_connection_and_closing_ends_the_clients_thread(site: Site):
@@ -272,7 +274,7 @@ def test_calls_share_a_connection_and_closing_ends_the_clients_thread(site: Site
     before = set(threading.enumerate())
     with answering(site, answer) as (client, server):
         for _ in range(3):
-            assert client.draw(ONE, still=lambda: True) == [b"a picture"]
+            assert client.generate(ONE, is_wanted=lambda: True) == [b"a picture"]
         client.forget("ada")
         assert server.connections == 1
     assert not {thread for thread in set(threading.enumerate()) - before if thread.name == "engine-client"}
@@ -294,8 +296,8 @@ def test_an_engine_that_drips_its_answer_is_given_up(site: Site, monkeypatch: py
 
     with answering(site, answer) as (client, _), ThreadPoolExecutor(1) as pool:
         try:
-            with pytest.raises(GivenUp):
-                pool.submit(client.draw, ONE, still=lambda: True).result(20)
+            with pytest.raises(Cancelled):
+                pool.submit(client.generate, ONE, is_wanted=lambda: True).result(20)
             with pytest.raises(httpx2.HTTPError):
                 client.forget("ada")
         finally:
@@ -303,7 +305,7 @@ def test_an_engine_that_drips_its_answer_is_given_up(site: Site, monkeypatch: py
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(site: Site, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("api.images.engine_client.PICTURE_BYTES", 1 << 20, raising=False)
+    monkeypatch.setattr("api.images.engine_client.IMAGE_BYTES", 1 << 20, raising=False)
     monkeypatch.setattr("api.images.engine_client.PATIENCE_S", 1.0)
     sent, ended = [0], threading.Event()
 
@@ -316,8 +318,8 @@ def test_an_answer_without_end_is_not_read_to_its_end(site: Site, monkeypatch: p
 
     with answering(site, answer) as (client, _), ThreadPoolExecutor(1) as pool:
         try:
-            with pytest.raises(GivenUp):
-                pool.submit(client.draw, ONE, still=lambda: True).result(30)
+            with pytest.raises(Cancelled):
+                pool.submit(client.generate, ONE, is_wanted=lambda: True).result(30)
         finally:
             ended.set()
     assert sent[0] < 64 << 20
@@ -335,8 +337,8 @@ def test_what_is_no_longer_wanted_is_not_waited_for_between_calls(site: Site):
         handler.end_headers()
         still.clear()
 
-    with answering(site, answer) as (client, _), pytest.raises(GivenUp):
-        client.draw(ONE, still=still.is_set)
+    with answering(site, answer) as (client, _), pytest.raises(Cancelled):
+        client.generate(ONE, is_wanted=still.is_set)
 
 
 @pytest.mark.parametrize("path", ["/predict", "/forget"])
@@ -351,7 +353,7 @@ def test_an_erased_owners_adapter_is_not_drawn_with(
     ada: Person,
     http: httpx2.Client,
     monkeypatch: pytest.MonkeyPatch,
-    drawing: tuple[str, Engine],
+    served_engine: tuple[str, Engine],
 ):
     """Though their capability still holds for a minute, and nobody told the engine."""
     monkeypatch.setattr("photoflux.serving.engine.CHECKED_S", 0.0)
@@ -359,30 +361,30 @@ def test_an_erased_owners_adapter_is_not_drawn_with(
     assert http.post("/predict", json=call).status_code == 200
     site.service.keyring.erase(ada.id)
     is_problem(http.post("/predict", json=call), 404, "model-missing")
-    assert ada.id not in drawing[1].host.owners() | drawing[1].device.owners()
+    assert ada.id not in served_engine[1].host.owners() | served_engine[1].device.owners()
 
 
 def test_forgetting_empties_the_pools(
-    site: Site, ada: Person, subject: str, http: httpx2.Client, drawing: tuple[str, Engine], client: EngineClient
+    site: Site, ada: Person, subject: str, http: httpx2.Client, served_engine: tuple[str, Engine], client: EngineClient
 ):
     http.post("/predict", json=asked(site, ada, subject))
-    engine = drawing[1]
+    engine = served_engine[1]
     assert any(key.owner == ada.id for key in engine.host._held)
     client.forget(ada.id)
     assert not any(key.owner == ada.id for key in engine.host._held)
 
 
 def test_a_generation_is_drawn_sealed_and_shown(
-    site: Site, ada: Person, subject: str, generations: Generations, tmp_path: Path
+    site: Site, ada: Person, subject: str, generator: ImageGenerator, tmp_path: Path
 ):
     result = ask(ada, subject, n=2, seed=5, size="96x64", format="png", style="pencil", prompt=PROMPT)
-    assert generations.perform(result["id"]) == "succeeded"
+    assert generator.generate(result["id"]) == "succeeded"
     shown = ada.get(f"/api/results/{result['id']}").json()
     assert [(image["position"], image["seed"]) for image in shown["images"]] == [(0, 5), (1, 6)]
     for image in shown["images"]:
         content = ada.get(image["url"]).content
-        picture = Image.open(io.BytesIO(content))
-        assert (picture.size, picture.format) == ((96, 64), "PNG")
+        opened = Image.open(io.BytesIO(content))
+        assert (opened.size, opened.format) == ((96, 64), "PNG")
         (tmp_path / "p.png").write_bytes(content)
         said = provenance_of(tmp_path / "p.png")
         assert said["digitalSourceType"].endswith("trainedAlgorithmicMedia")
@@ -391,21 +393,21 @@ def test_a_generation_is_drawn_sealed_and_shown(
         assert PROMPT.encode() not in content
         (name,) = site.objects.ids(ada.id, "image", prefix=f"{result['id']}.{image['position']}.")
         assert b"PNG" not in site.objects.store.get(f"images/{ada.id}/{name}")
-    assert generations.perform(result["id"]) == "succeeded"
+    assert generator.generate(result["id"]) == "succeeded"
     with site.service.records.reading() as session:
         assert session.query(GeneratedImage).where(GeneratedImage.generation_id == result["id"]).count() == 2
 
 
-def test_the_same_seed_draws_the_same_picture_again(ada: Person, subject: str, generations: Generations):
+def test_the_same_seed_draws_the_same_picture_again(ada: Person, subject: str, generator: ImageGenerator):
     results = [ask(ada, subject, seed=9, prompt=PROMPT)["id"] for _ in range(2)]
     for result in results:
-        generations.perform(result)
+        generator.generate(result)
     first, second = (Image.open(io.BytesIO(ada.get(f"/api/media/images/{r}.0").content)) for r in results)
     assert first.tobytes() == second.tobytes()  # the files differ: each is signed at its own time
 
 
 def test_a_kill_after_storing_leaves_no_double(
-    site: Site, ada: Person, subject: str, generations: Generations, monkeypatch: pytest.MonkeyPatch
+    site: Site, ada: Person, subject: str, generator: ImageGenerator, monkeypatch: pytest.MonkeyPatch
 ):
     result = ask(ada, subject, prompt=PROMPT)["id"]
     put = type(site.objects).put
@@ -416,50 +418,50 @@ def test_a_kill_after_storing_leaves_no_double(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(type(site.objects), "put", killed)
-        generations.perform(result)
+        generator.generate(result)
     assert ada.row(Generation, result).state == "running"
-    assert generations.perform(result) == "succeeded"
+    assert generator.generate(result) == "succeeded"
     (left,) = site.objects.ids(ada.id, "image")
     assert left.startswith(f"{result}.0.")
 
 
 def test_what_was_deleted_meanwhile_is_not_kept(
-    site: Site, ada: Person, subject: str, generations: Generations, monkeypatch: pytest.MonkeyPatch
+    site: Site, ada: Person, subject: str, generator: ImageGenerator, monkeypatch: pytest.MonkeyPatch
 ):
     result = ask(ada, subject, prompt=PROMPT)["id"]
-    drawn = Generations._drawn
+    drawn = ImageGenerator._generated
 
-    def delete_then_draw(self: Generations, *args: object) -> list[bytes]:
-        pictures = drawn(self, *args)  # type: ignore[arg-type]
+    def delete_then_draw(self: ImageGenerator, *args: object) -> list[bytes]:
+        images = drawn(self, *args)  # type: ignore[arg-type]
         ada.ask("DELETE", f"/api/results/{result}")
-        return pictures
+        return images
 
-    monkeypatch.setattr(Generations, "_drawn", delete_then_draw)
-    assert generations.perform(result) == "cancelled"
+    monkeypatch.setattr(ImageGenerator, "_generated", delete_then_draw)
+    assert generator.generate(result) == "cancelled"
     assert site.objects.ids(ada.id, "image") == []
 
 
-def test_without_its_model_a_generation_fails_with_a_word(ada: Person, generations: Generations):
+def test_without_its_model_a_generation_fails_with_a_word(ada: Person, generator: ImageGenerator):
     subject = ada.subject_with_model(adapter=b"not an adapter")
     result = ask(ada, subject)["id"]
-    assert generations.perform(result) == "failed"
+    assert generator.generate(result) == "failed"
     assert ada.get(f"/api/results/{result}").json()["error"]
 
 
 def test_an_engine_that_is_away_is_waited_for(site: Site, ada: Person, subject: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("api.images.engine_client.PATIENCE_S", 1.0)
     service = site.service
-    away = Generations(
+    away = ImageGenerator(
         service.records,
         service.objects,
         EngineClient("http://127.0.0.1:9", service.tokens),
         service.audit_log,
-        service.delivery,
-        service.guard,
+        service.renderer,
+        service.moderator,
     )
     result = ask(ada, subject)["id"]
     started = time.monotonic()
-    assert away.perform(result) == "failed"
+    assert away.generate(result) == "failed"
     assert time.monotonic() - started > 0.9
     failure = ada.get(f"/api/results/{result}").json()["error"]
     assert failure["code"] == "too-late"

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from api.images.moderation import Guard, KnownPictures, SafeSearch, Unchecked, UnsafePicture, main, open_guard
+from api.images.moderation import (
+    KnownImages,
+    ModerationUnavailable,
+    Moderator,
+    SafeSearch,
+    UnsafeImage,
+    main,
+    open_moderator,
+)
 from api.settings import ApiSettings
 from photoflux.errors import InputError
 from tests.api.people import SAMPLES, Person, Site, is_problem
@@ -35,42 +43,42 @@ def known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 def test_a_known_picture_is_known_again_after_changes(known: Path):
-    check, image = KnownPictures(known), Image.open(io.BytesIO(PHOTO)).convert("RGB")
+    check, image = KnownImages(known), Image.open(io.BytesIO(PHOTO)).convert("RGB")
     changed = [
         PHOTO, saved(image, quality=40), saved(image.resize((300, 300 * image.height // image.width))),
         saved(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), saved(image, "PNG"),
     ]  # fmt: skip
-    for picture in changed:
-        with pytest.raises(UnsafePicture):
-            check(picture)
+    for file in changed:
+        with pytest.raises(UnsafeImage):
+            check(file)
 
 
 @pytest.mark.parametrize("other", SAMPLES[1:], ids=lambda file: file.stem)
 def test_other_pictures_pass(known: Path, other: Path):
-    KnownPictures(known)(other.read_bytes())
+    KnownImages(known)(other.read_bytes())
 
 
 @pytest.mark.parametrize("content", ["xyz", "12", "0" * 18, "0" * 15])
 def test_a_file_that_is_no_list_of_hashes_is_refused(tmp_path: Path, content: str):
     (tmp_path / "known.txt").write_text(content)
     with pytest.raises(InputError, match="16 hexadecimal digits"):
-        KnownPictures(tmp_path / "known.txt")
+        KnownImages(tmp_path / "known.txt")
 
 
 def test_an_empty_list_knows_nothing(tmp_path: Path):
     (tmp_path / "known.txt").write_text("# nothing yet\n")
-    KnownPictures(tmp_path / "known.txt")(PHOTO)
+    KnownImages(tmp_path / "known.txt")(PHOTO)
 
 
 def test_what_cannot_be_looked_at_does_not_pass():
     def broken(_: bytes) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(Unchecked, match="try again"):
-        Guard([broken]).look(PHOTO)
-    with pytest.raises(Unchecked):
-        Guard([lambda _: None, broken]).look(PHOTO)
-    Guard().look(PHOTO)
+    with pytest.raises(ModerationUnavailable, match="try again"):
+        Moderator([broken]).check(PHOTO)
+    with pytest.raises(ModerationUnavailable):
+        Moderator([lambda _: None, broken]).check(PHOTO)
+    Moderator().check(PHOTO)
 
 
 class Vision:
@@ -79,14 +87,14 @@ class Vision:
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {"adult": 1, "violence": 1, "racy": 2}
         self.error = 0
-        self.pictures: list[bytes] = []
+        self.images: list[bytes] = []
 
     def handler(self) -> Any:
         import grpc
         from google.cloud.vision_v1.types import BatchAnnotateImagesRequest, BatchAnnotateImagesResponse
 
         def annotate(request: BatchAnnotateImagesRequest, _: Any) -> BatchAnnotateImagesResponse:
-            self.pictures += [one.image.content for one in request.requests]
+            self.images += [one.image.content for one in request.requests]
             answer: dict[str, Any] = {"safe_search_annotation": self.seen}
             if self.error:
                 answer["error"] = {"code": self.error, "message": "no"}
@@ -110,35 +118,35 @@ def vision() -> Iterator[tuple[Vision, SafeSearch]]:
 def test_the_classifier_passes_what_is_harmless(vision: tuple[Vision, SafeSearch]):
     service, check = vision
     check(PHOTO)
-    assert service.pictures == [PHOTO]
+    assert service.images == [PHOTO]
 
 
 @pytest.mark.parametrize(("name", "value"), [("adult", 4), ("adult", 5), ("violence", 4), ("racy", 5)])
 def test_the_classifier_refuses_what_is_likely_harmful(vision: tuple[Vision, SafeSearch], name: str, value: int):
     service, check = vision
     service.seen[name] = value
-    with pytest.raises(UnsafePicture):
+    with pytest.raises(UnsafeImage):
         check(PHOTO)
 
 
 def test_a_classifier_without_an_answer_passes_nothing(vision: tuple[Vision, SafeSearch]):
     service, check = vision
     service.error = 7
-    with pytest.raises(Unchecked):
+    with pytest.raises(ModerationUnavailable):
         check(PHOTO)
     service.error, service.seen = 0, {"adult": 0, "violence": 1, "racy": 1}
-    with pytest.raises(Unchecked):
+    with pytest.raises(ModerationUnavailable):
         check(PHOTO)
 
 
 def test_the_settings_say_who_looks(known: Path):
-    assert open_guard(ApiSettings()).checks == []
-    checks = open_guard(ApiSettings(blocked_hashes=str(known), image_check="vision")).checks
-    assert [type(one).__name__ for one in checks] == ["KnownPictures", "SafeSearch"]
+    assert open_moderator(ApiSettings()).checks == []
+    checks = open_moderator(ApiSettings(blocked_hashes=str(known), image_check="vision")).checks
+    assert [type(one).__name__ for one in checks] == ["KnownImages", "SafeSearch"]
 
 
 def test_a_photo_that_is_not_taken_is_not_kept(site: Site, ada: Person, known: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(site.service.__dict__, "guard", Guard([KnownPictures(known)]))
+    monkeypatch.setitem(site.service.__dict__, "moderator", Moderator([KnownImages(known)]))
     subject = ada.subject()
     files = {"one.jpg": PHOTO, "two.jpg": SAMPLES[1].read_bytes()}
     first, second = ada.upload(subject, files).json()["photos"]
@@ -151,7 +159,7 @@ def test_photos_that_cannot_be_looked_at_are_not_taken(site: Site, ada: Person, 
     def away(_: bytes) -> None:
         raise ConnectionError
 
-    monkeypatch.setitem(site.service.__dict__, "guard", Guard([away]))
+    monkeypatch.setitem(site.service.__dict__, "moderator", Moderator([away]))
     subject = ada.subject()
     is_problem(ada.upload(subject, {"one.jpg": PHOTO}), 503, "unchecked")
     assert ada.get(f"/api/subjects/{subject}").json()["photos"] == 0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.images.prompt_rules import Unsafe, check_prompt
+from api.images.prompt_rules import UnsafePrompt, check_prompt
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from api.images.prompt_rules import Unsafe, check_prompt
     ],
 )  # fmt: skip
 def test_refused(prompt: str, person: bool):
-    with pytest.raises(Unsafe):
+    with pytest.raises(UnsafePrompt):
         check_prompt(prompt, person=person)
 
 
@@ -40,5 +40,5 @@ def test_drawn(prompt: str):
 def test_any_text_is_drawn_or_refused_and_never_repeated(prompt: str, person: bool):
     try:
         check_prompt(prompt, person=person)
-    except Unsafe as error:
+    except UnsafePrompt as error:
         assert not prompt.strip() or str(error) != prompt

@@ -11,7 +11,7 @@ from PIL import Image
 
 from api.images import rendering as module
 from api.images.credentials import make_credentials
-from api.images.rendering import Delivery
+from api.images.rendering import ImageRenderer
 from api.transport.problems import Problem
 
 
@@ -21,15 +21,15 @@ def stall(*_: Any) -> bytes:
 
 
 def test_a_conversion_that_takes_too_long_is_given_up_and_the_next_is_made(monkeypatch: pytest.MonkeyPatch):
-    buffer, delivery = io.BytesIO(), Delivery(make_credentials())
+    buffer, renderer = io.BytesIO(), ImageRenderer(make_credentials())
     Image.new("RGB", (64, 64), "red").save(buffer, format="PNG")
-    wanted: dict[str, Any] = {"size": "32x32", "fmt": "jpeg", "kept": "png", "provenance": {}}
+    wanted: dict[str, Any] = {"size": "32x32", "fmt": "jpeg", "stored_format": "png", "provenance": {}}
     with monkeypatch.context() as patch:
-        patch.setattr(module, "convert", stall)
+        patch.setattr(module, "convert_file", stall)
         patch.setattr(module, "TIMEOUT_S", 0.5)
         with pytest.raises(Problem) as problem:
-            delivery.converted(buffer.getvalue(), **wanted)
+            renderer.convert(buffer.getvalue(), **wanted)
     assert (problem.value.status, problem.value.kind) == (503, "busy")
-    made = Image.open(io.BytesIO(delivery.converted(buffer.getvalue(), **wanted)))
+    made = Image.open(io.BytesIO(renderer.convert(buffer.getvalue(), **wanted)))
     assert (made.size, made.format) == ((32, 32), "JPEG")
-    delivery.close()
+    renderer.close()

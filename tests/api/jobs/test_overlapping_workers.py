@@ -28,7 +28,7 @@ from photoflux.serving.adapters import WEIGHTS
 from tests.api.conftest import new_database
 
 pytestmark = pytest.mark.slow
-GENERATIONS, PICTURES = 8, 8
+GENERATIONS, IMAGES = 8, 8
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def workers(served: Served) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
         worker.wait()
 
 
-def ask_for_pictures(ada: Someone) -> list[str]:
+def ask_for_images(ada: Someone) -> list[str]:
     subject = ada.ask("GET", "/api/subjects").json()["items"][0]["id"]
-    body = {"subject": subject, "prompt": "a photo of sks dog", "n": PICTURES, "size": "256x256"}
+    body = {"subject": subject, "prompt": "a photo of sks dog", "n": IMAGES, "size": "256x256"}
     return [ada.ask("POST", "/api/generate", json=body | {"seed": n}).json()["id"] for n in range(GENERATIONS)]
 
 
@@ -100,7 +100,7 @@ def all_there(ada: Someone, asked: list[str]) -> None:
     for result in asked:
         while (shown := ada.ask("GET", f"/api/results/{result}?wait=10").json())["finished"] is None:
             assert time.monotonic() < until, shown
-        assert (shown["state"], len(shown["images"])) == ("succeeded", PICTURES), shown
+        assert (shown["state"], len(shown["images"])) == ("succeeded", IMAGES), shown
         for image in shown["images"]:
             content = ada.ask("GET", image["url"])
             assert content.status_code == 200
@@ -114,13 +114,13 @@ def all_there(ada: Someone, asked: list[str]) -> None:
         time.sleep(0.3)
         told = ada.ask("GET", f"/api/me/exports/{export}").json()
     with zipfile.ZipFile(io.BytesIO(ada.ask("GET", told["url"]).content)) as archive:
-        assert len([name for name in archive.namelist() if name.startswith("images/")]) == GENERATIONS * PICTURES
+        assert len([name for name in archive.namelist() if name.startswith("images/")]) == GENERATIONS * IMAGES
 
 
 def test_a_worker_that_starts_takes_nothing_from_one_that_works(served: Served, ada: Someone, workers: Any):
     """As in a rolling update: a newer one begins in the midst of work, then the older one is told to stop."""
     older = workers()
-    asked = ask_for_pictures(ada)
+    asked = ask_for_images(ada)
     workers()
     older.send_signal(signal.SIGTERM)
     assert older.wait(60) == 0
@@ -129,7 +129,7 @@ def test_a_worker_that_starts_takes_nothing_from_one_that_works(served: Served, 
 
 def test_a_killed_workers_work_is_taken_up_by_another(served: Served, ada: Someone, workers: Any):
     beside = workers()
-    asked = ask_for_pictures(ada)
+    asked = ask_for_images(ada)
     for pid in served.pids("api.jobs.worker"):
         if pid != beside.pid:
             os.kill(pid, signal.SIGKILL)
@@ -138,7 +138,7 @@ def test_a_killed_workers_work_is_taken_up_by_another(served: Served, ada: Someo
 
 def test_a_worker_that_was_stopped_and_continued_past_its_lease_exits(served: Served, ada: Someone, workers: Any):
     beside = workers()
-    asked = ask_for_pictures(ada)
+    asked = ask_for_images(ada)
     time.sleep(0.5)
     beside.send_signal(signal.SIGSTOP)
     try:

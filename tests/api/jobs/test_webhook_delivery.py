@@ -21,12 +21,12 @@ from standardwebhooks import Webhook as Receiver
 from standardwebhooks import WebhookVerificationError
 
 from api.jobs import webhook_delivery
-from api.jobs.webhook_delivery import ATTEMPTS, Messenger, check_address
+from api.jobs.webhook_delivery import ATTEMPTS, WebhookSender, check_address
 from api.records.tables import Webhook, WebhookDelivery, now_ms
 from photoflux.errors import InputError
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_generations import ask
-from tests.api.routes.test_runs import in_line
+from tests.api.routes.test_runs import queued_job
 
 
 @dataclass
@@ -77,12 +77,14 @@ class listening:  # noqa: N801
         self.server.server_close()
 
 
-def messenger(site: Site, **more: Any) -> Messenger:
-    again = site.service.line.put_notice_again
-    return Messenger(site.service.records, site.service.keyring, **{"private": True, "again": again, **more})
+def sender(site: Site, **more: Any) -> WebhookSender:
+    redeliver = site.service.queue.enqueue_redelivery
+    return WebhookSender(
+        site.service.records, site.service.keyring, **{"private": True, "redeliver": redeliver, **more}
+    )
 
 
-def notices(site: Site, person: Person) -> list[WebhookDelivery]:
+def deliveries(site: Site, person: Person) -> list[WebhookDelivery]:
     with site.service.records.reading() as session:
         query = select(WebhookDelivery).where(WebhookDelivery.user_id == person.id).order_by(WebhookDelivery.created_ms)
         return list(session.scalars(query))
@@ -99,18 +101,18 @@ def test_an_ended_generation_is_told_in_a_message_that_can_be_checked(site: Site
     result = ask(ada, ada.subject_with_model(), prompt="a photo of sks dog, secretly")["id"]
     with site.service.records.writing() as session:
         site.service.audit_log.record(session, "system", "generation.ended", result, "succeeded")
-    (notice,) = notices(site, ada)
-    queued = in_line(site, notice.id)
+    (delivery,) = deliveries(site, ada)
+    queued = queued_job(site, delivery.id)
     assert queued is not None
-    assert (queued["name"], queued["queue_name"]) == ("tell", "deliveries")
-    assert messenger(site).perform(notice.id) == "succeeded"
-    assert messenger(site).perform(notice.id) == "succeeded"
+    assert (queued["name"], queued["queue_name"]) == ("deliver_webhook", "deliveries")
+    assert sender(site).deliver(delivery.id) == "succeeded"
+    assert sender(site).deliver(delivery.id) == "succeeded"
     ((headers, body),) = listener.heard
     said = Receiver(made["secret"]).verify(body, headers)
     assert said["type"] == "generation.ended"
     assert said["data"] == {"id": result, "state": "succeeded"}
     assert b"secretly" not in body
-    assert headers["webhook-id"] == notice.id
+    assert headers["webhook-id"] == delivery.id
     (shown,) = ada.get("/api/webhooks").json()["items"]
     assert (shown["last"], shown["secret"], shown["url"]) == ("succeeded", None, listener.url)
 
@@ -118,8 +120,8 @@ def test_an_ended_generation_is_told_in_a_message_that_can_be_checked(site: Site
 def test_a_message_is_worth_nothing_when_altered_late_or_of_another(site: Site, ada: Person, listener: Listener):
     made = subscribed(ada, listener)
     ada.post(f"/api/webhooks/{made['id']}/test")
-    (notice,) = notices(site, ada)
-    messenger(site).perform(notice.id)
+    (delivery,) = deliveries(site, ada)
+    sender(site).deliver(delivery.id)
     ((headers, body),) = listener.heard
     receiver = Receiver(made["secret"])
     assert receiver.verify(body, headers)["type"] == "test"
@@ -130,8 +132,8 @@ def test_a_message_is_worth_nothing_when_altered_late_or_of_another(site: Site, 
         receiver.verify(body + b" ", headers)
     other = subscribed(ada, listener)
     ada.post(f"/api/webhooks/{other['id']}/test")
-    late = messenger(site, clock=lambda: datetime.now(UTC) - timedelta(minutes=10))
-    late.perform(notices(site, ada)[-1].id)
+    late = sender(site, clock=lambda: datetime.now(UTC) - timedelta(minutes=10))
+    late.deliver(deliveries(site, ada)[-1].id)
     headers, body = listener.heard[-1]
     with pytest.raises(WebhookVerificationError, match="too old"):
         Receiver(other["secret"]).verify(body, headers)
@@ -142,7 +144,7 @@ def test_what_could_not_be_recorded_is_not_sent_again(
 ):
     """The database was written to by others for long: recording waits for it, and the message is out."""
     ada.post(f"/api/webhooks/{subscribed(ada, listener)['id']}/test")
-    notice = notices(site, ada)[-1]
+    delivery = deliveries(site, ada)[-1]
     busy = sqlite3.OperationalError("database is locked")
     busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
     records, left = site.service.records, [True] * 3
@@ -156,7 +158,7 @@ def test_what_could_not_be_recorded_is_not_sent_again(
 
     monkeypatch.setattr("api.records.database.OUTAGE_RETRY_S", 0.01)
     monkeypatch.setattr(records, "writing", late)
-    assert messenger(site).perform(notice.id) == "succeeded"
+    assert sender(site).deliver(delivery.id) == "succeeded"
     assert (len(listener.heard), left) == (1, [])
 
 
@@ -164,15 +166,19 @@ def test_what_could_not_be_recorded_is_not_sent_again(
 def test_what_is_not_taken_is_sent_again(site: Site, ada: Person, listener: Listener, status: int):
     made = subscribed(ada, listener)
     ada.post(f"/api/webhooks/{made['id']}/test")
-    (notice,) = notices(site, ada)
+    (delivery,) = deliveries(site, ada)
     listener.status = status
-    assert messenger(site).perform(notice.id) == "queued"
-    later = in_line(site, f"{notice.id}:2")
+    assert sender(site).deliver(delivery.id) == "queued"
+    later = queued_job(site, f"{delivery.id}:2")
     assert later is not None
-    assert (later["name"], later["queue_name"], later["queue_partition_key"]) == ("tell", "deliveries", ada.id)
+    assert (later["name"], later["queue_name"], later["queue_partition_key"]) == (
+        "deliver_webhook",
+        "deliveries",
+        ada.id,
+    )
     assert 1000 < later["delay_until_epoch_ms"] - now_ms() <= 2000
     listener.status = 200
-    assert messenger(site).perform(notice.id) == "succeeded"
+    assert sender(site).deliver(delivery.id) == "succeeded"
     first, second = (headers["webhook-id"] for headers, _ in listener.heard)
     assert first == second, "a receiver knows it by its id"
 
@@ -180,12 +186,12 @@ def test_what_is_not_taken_is_sent_again(site: Site, ada: Person, listener: List
 def test_what_nobody_takes_is_given_up(site: Site, ada: Person, listener: Listener):
     made = subscribed(ada, listener)
     ada.post(f"/api/webhooks/{made['id']}/test")
-    (notice,) = notices(site, ada)
+    (delivery,) = deliveries(site, ada)
     listener.status = 500
-    assert messenger(site).perform(notice.id, ATTEMPTS) == "failed"
+    assert sender(site).deliver(delivery.id, ATTEMPTS) == "failed"
     listener.heard.clear()
     assert ada.get("/api/webhooks").json()["items"][0]["last"] == "failed"
-    assert messenger(site).perform(notice.id) == "failed"
+    assert sender(site).deliver(delivery.id) == "failed"
     assert listener.heard == []
 
 
@@ -210,7 +216,7 @@ def test_a_receiver_that_drips_is_given_up_in_time(site: Site, ada: Person, monk
         thread.start()
         made = ada.post("/api/webhooks", json={"url": f"http://127.0.0.1:{server.getsockname()[1]}/"}).json()
         ada.post(f"/api/webhooks/{made['id']}/test")
-        assert messenger(site).perform(notices(site, ada)[0].id) == "queued"
+        assert sender(site).deliver(deliveries(site, ada)[0].id) == "queued"
         over.set()
         thread.join()
 
@@ -218,11 +224,11 @@ def test_a_receiver_that_drips_is_given_up_in_time(site: Site, ada: Person, monk
 def test_an_address_that_is_gone_hears_no_more(site: Site, ada: Person, listener: Listener):
     made = subscribed(ada, listener)
     ada.post(f"/api/webhooks/{made['id']}/test")
-    (notice,) = notices(site, ada)
+    (delivery,) = deliveries(site, ada)
     listener.status = 410
-    assert messenger(site).perform(notice.id) == "cancelled"
+    assert sender(site).deliver(delivery.id) == "cancelled"
     assert ada.get("/api/webhooks").json()["items"] == []
-    assert messenger(site).perform(notice.id) == "cancelled"
+    assert sender(site).deliver(delivery.id) == "cancelled"
 
 
 def test_address_and_secret_are_sealed(site: Site, ada: Person, listener: Listener):
@@ -249,7 +255,7 @@ def test_nobody_else_is_told(site: Site, ada: Person, bob: Person, listener: Lis
     result = ask(bob, bob.subject_with_model())["id"]
     with site.service.records.writing() as session:
         site.service.audit_log.record(session, "system", "generation.ended", result, "succeeded")
-    assert notices(site, ada) == []
+    assert deliveries(site, ada) == []
 
 
 INWARD = [
@@ -283,12 +289,12 @@ def test_a_name_that_turns_inward_later_leads_nowhere(
     """It is looked up for each message, and the message goes to the address that was checked."""
     made = subscribed(ada, listener)
     ada.post(f"/api/webhooks/{made['id']}/test")
-    (notice,) = notices(site, ada)
+    (delivery,) = deliveries(site, ada)
     answers = [("93.184.216.34", 443), ("127.0.0.1", 443)]
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", one) for one in answers]
     )
-    assert messenger(site).perform(notice.id) == "queued"
+    assert sender(site).deliver(delivery.id) == "queued"
     assert listener.heard == []
 
 
@@ -301,10 +307,10 @@ def test_over_tls_the_name_is_checked_though_the_ip_is_asked(site: Site, ada: Pe
     with listening(context) as listener:
         made = subscribed(ada, listener)
         ada.post(f"/api/webhooks/{made['id']}/test")
-        (notice,) = notices(site, ada)
-        assert messenger(site).perform(notice.id) == "queued"
+        (delivery,) = deliveries(site, ada)
+        assert sender(site).deliver(delivery.id) == "queued"
         assert listener.heard == []
-        assert messenger(site, verify=trusted).perform(notice.id) == "succeeded"
+        assert sender(site, verify=trusted).deliver(delivery.id) == "succeeded"
         ((headers, _),) = listener.heard
         assert headers["host"].startswith("localhost:")
 
@@ -317,8 +323,8 @@ def test_a_wrong_address_is_a_problem(ada: Person):
 def test_messages_hold_nothing_else(site: Site, ada: Person, listener: Listener):
     made = subscribed(ada, listener)
     ada.post(f"/api/webhooks/{made['id']}/test")
-    (notice,) = notices(site, ada)
-    messenger(site).perform(notice.id)
+    (delivery,) = deliveries(site, ada)
+    sender(site).deliver(delivery.id)
     ((_, body),) = listener.heard
     assert json.loads(body).keys() == {"type", "timestamp", "data"}
     assert ada.id.encode() not in body

@@ -1,4 +1,4 @@
-"""A worker as its process puts it together: by the settings, on real records, with work done from the line."""
+"""A worker as its process puts it together: by the settings, on real records, with jobs done from the queue."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_settings_say_who_runs_pipelines(own_state: Path):
 
 
 def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """An erasure, from the line to its end, by the parts that a worker has."""
+    """An erasure, from the queue to its end, by the parts that a worker has."""
     monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(site.folder / "state"))
     monkeypatch.setenv("PHOTOFLUX_DATABASE_URL", site.service.settings.records_url)
     ada = site.person()
@@ -54,12 +54,12 @@ def test_a_worker_does_what_is_in_line(site: Site, monkeypatch: pytest.MonkeyPat
             assert time.monotonic() < until
             time.sleep(0.05)
         assert str(newest_entry(site)) in heads(site), "an erasure is in a head of the log before its receipt says done"
-        assert workflows.hands.retention.perform() == {}
+        assert workflows.services.retention.perform() == {}
         with site.service.records.writing() as session:
             session.add(Tombstone(receipt=new_id(), login="x", user_id="y", erased_ms=now_ms(), done_ms=1))
-        assert workflows.hands.retention.perform() == {"rows": 1}
-        assert workflows.hands.messenger.private
-        assert workflows.hands.messenger.verify is True, (
+        assert workflows.services.retention.perform() == {"rows": 1}
+        assert workflows.services.webhooks.private
+        assert workflows.services.webhooks.verify is True, (
             "webhooks trust whom everybody trusts, not this machine's own authority"
         )
     finally:

@@ -1,4 +1,4 @@
-"""The line of durable work: what is put in it with a row is done once, in a fair order, and failures end somewhere."""
+"""The queue of durable jobs: what is enqueued with a row is done once, in a fair order, and failures end somewhere."""
 
 from __future__ import annotations
 
@@ -42,26 +42,32 @@ class Notes:
             raise answer
         return str(answer)
 
-    def follow(self, run_id: str, attempt: int) -> str:
-        return self._answer("follow", run_id, str(attempt))
+    def poll_pipeline(self, run_id: str, attempt: int) -> str:
+        return self._answer("poll_pipeline", run_id, str(attempt))
 
-    def settle(self, run_id: str, attempt: int, ended: str) -> str:
-        return self._answer("settle", run_id, str(attempt), ended)
+    def record_outcome(self, run_id: str, attempt: int, ended: str) -> str:
+        return self._answer("record_outcome", run_id, str(attempt), ended)
 
     def fail(self, row_id: str, *why: str) -> str:
         return self._answer("fail", row_id, *why)
 
-    def give_up(self, row_id: str, code: str, why: str) -> str:
-        return self._answer("give_up", row_id, code, why)
+    def mark_failed(self, row_id: str, *why: str) -> str:
+        return self._answer("mark_failed", row_id, *why)
 
-    def reopen(self, row_id: str) -> str:
-        return self._answer("reopen", row_id)
+    def reopen_sign_off(self, row_id: str) -> str:
+        return self._answer("reopen_sign_off", row_id)
 
     def perform(self, *row_id: object) -> str:
         return self._answer("perform", *map(str, row_id))
 
-    def sign(self, run_id: str) -> str:
-        return self._answer("sign", run_id)
+    def generate(self, row_id: str) -> str:
+        return self._answer("generate", row_id)
+
+    def deliver(self, row_id: str, attempt: int) -> str:
+        return self._answer("deliver", row_id, str(attempt))
+
+    def register_signed(self, run_id: str) -> str:
+        return self._answer("register_signed", run_id)
 
     def remove(self, gone: DeletionPlan) -> None:
         self._answer("remove", gone.owner, *gone.runs)
@@ -79,27 +85,27 @@ class Notes:
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def worker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Records, job_queue.Line, Notes]]:
-    """Records, the line and the notes of a worker in this process, for all tests of the module."""
+) -> Iterator[tuple[Records, job_queue.JobQueue, Notes]]:
+    """Records, the queue and the notes of a worker in this process, for all tests of the module."""
     with migrated(request, tmp_path_factory.mktemp("work")) as url, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflows, "PAUSE_S", 0.01)
-        patch.setattr(workflows, "SOON_S", 0.01)
+        patch.setattr(workflows, "FIRST_PAUSE_S", 0.01)
+        patch.setattr(workflows, "AWAIT_PAUSE_S", 0.01)
         patch.setattr(workflows, "POLL_S", dict.fromkeys(workflows.POLL_S, 0.05))
-        records, line, notes = Records(open_engine(url)), job_queue.Line(url), Notes()
-        parts = dict.fromkeys((field.name for field in fields(workflows.Hands)), notes) | {
+        records, queue, notes = Records(open_engine(url)), job_queue.JobQueue(url), Notes()
+        parts = dict.fromkeys((field.name for field in fields(workflows.WorkerServices)), notes) | {
             "records": records,
-            "line": line,
+            "queue": queue,
         }
-        workflows.launch(url, workflows.Hands(**parts), worker_id="this-one", runs_at_once=1)  # type: ignore[arg-type]
-        yield records, line, notes
+        workflows.launch(url, workflows.WorkerServices(**parts), worker_id="this-one", runs_at_once=1)  # type: ignore[arg-type]
+        yield records, queue, notes
         notes.go.set()
         workflows.stop(5)
-        line.close()
+        queue.close()
         records.engine.dispose()
 
 
 @pytest.fixture
-def working(worker: tuple[Records, job_queue.Line, Notes]) -> Iterator[tuple[Records, job_queue.Line, Notes]]:
+def working(worker: tuple[Records, job_queue.JobQueue, Notes]) -> Iterator[tuple[Records, job_queue.JobQueue, Notes]]:
     """The worker with nothing noted and nothing told to answer."""
     yield worker
     _, _, notes = worker
@@ -129,63 +135,63 @@ def generation_of(user: str, subject: str) -> Generation:
     )
 
 
-def put(records: Records, line: job_queue.Line, row: Any) -> str:
+def enqueue(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
     with records.writing() as session:
         session.add(row)
-        (line.put_run if isinstance(row, Run) else line.put_generation)(session, row)
+        (queue.enqueue_run if isinstance(row, Run) else queue.enqueue_generation)(session, row)
     return str(row.id)
 
 
-def test_what_is_recorded_is_done(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_is_recorded_is_done(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put(records, line, generation_of(user, subject))
-    run = put(records, line, run_of(user, subject))
-    notes.wait_for("perform", drawn)
-    notes.wait_for("settle", run, "1", "succeeded")
+    drawn = enqueue(records, queue, generation_of(user, subject))
+    run = enqueue(records, queue, run_of(user, subject))
+    notes.wait_for("generate", drawn)
+    notes.wait_for("record_outcome", run, "1", "succeeded")
 
 
-def test_what_is_rolled_back_is_not(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_is_rolled_back_is_not(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
     lost = generation_of(user, subject)
     with pytest.raises(RuntimeError), records.writing() as session:
         session.add(lost)
-        line.put_generation(session, lost)
+        queue.enqueue_generation(session, lost)
         raise RuntimeError("the route failed")
-    kept = put(records, line, generation_of(user, subject))
-    notes.wait_for("perform", kept)
-    assert ("perform", lost.id) not in notes.asked
+    again = enqueue(records, queue, generation_of(user, subject))
+    notes.wait_for("generate", again)
+    assert ("generate", lost.id) not in notes.asked
 
 
-def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_a_killed_run_is_tried_again_and_given_up_in_the_end(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    notes.answers["follow"] = [LOST, "succeeded"]
-    first = put(records, line, run_of(user, subject))
-    notes.wait_for("settle", first, "2", "succeeded")
-    notes.answers["follow"] = [LOST] * workflows.ATTEMPTS
+    notes.answers["poll_pipeline"] = [LOST, "succeeded"]
+    first = enqueue(records, queue, run_of(user, subject))
+    notes.wait_for("record_outcome", first, "2", "succeeded")
+    notes.answers["poll_pipeline"] = [LOST] * workflows.RUN_ATTEMPTS
     _, other = add_user(records)
-    second = put(records, line, run_of(user, other))
-    notes.wait_for("settle", second, str(workflows.ATTEMPTS), LOST)
+    second = enqueue(records, queue, run_of(user, other))
+    notes.wait_for("record_outcome", second, str(workflows.RUN_ATTEMPTS), LOST)
 
 
-def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_fails_for_a_reason_of_ours_ends_with_a_word(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    notes.answers["perform"] = [ValueError("canary")] * 3
-    drawn = put(records, line, generation_of(user, subject))
-    notes.wait_for("end", drawn, "failed", "internal", workflows.FINAL_WORDS)
-    assert notes.asked.count(("perform", drawn)) == 3
-    assert "canary" not in workflows.FINAL_WORDS
+    notes.answers["generate"] = [ValueError("canary")] * 3
+    drawn = enqueue(records, queue, generation_of(user, subject))
+    notes.wait_for("end", drawn, "failed", "internal", workflows.GENERATION_FAILED)
+    assert notes.asked.count(("generate", drawn)) == 3
+    assert "canary" not in workflows.GENERATION_FAILED
 
 
-def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_queue.Line, Notes]):
+def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_queue.JobQueue, Notes]):
     """Named by ids alone, in the transaction that deletes the rows, and until it is done."""
-    records, line, notes = working
+    records, queue, notes = working
     notes.answers["remove"] = [OSError("the registry is away")]
     with records.writing() as session:
-        line.put_removal(session, DeletionPlan("ada", [("photo", "1")], ["run-1", "run-2"], ["subject-1"]))
+        queue.enqueue_deletion(session, DeletionPlan("ada", [("photo", "1")], ["run-1", "run-2"], ["subject-1"]))
     notes.wait_for("remove", "ada", "run-1", "run-2")
     until = time.monotonic() + 20
     while notes.asked.count(("remove", "ada", "run-1", "run-2")) < 2:
@@ -193,44 +199,44 @@ def test_what_a_deleted_subject_leaves_is_removed(working: tuple[Records, job_qu
         time.sleep(0.01)
 
 
-def test_a_notice_is_sent(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
-    notes.wait_for("perform", tell_of(records, line, add_user(records)[0]), "1")
+def test_a_notice_is_sent(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
+    notes.wait_for("deliver", enqueued_delivery(records, queue, add_user(records)[0]), "1")
 
 
-def test_what_is_signed_for_is_registered(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_is_signed_for_is_registered(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
     run = run_of(user, subject)
     with records.writing() as session:
         session.add(run)
-        line.put_sign_off(session, run)
-    notes.wait_for("sign", run.id)
+        queue.enqueue_sign_off(session, run)
+    notes.wait_for("register_signed", run.id)
 
 
-def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_work_that_has_long_ended_is_forgotten(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put(records, line, generation_of(user, subject))
-    notes.wait_for("perform", drawn)
+    drawn = enqueue(records, queue, generation_of(user, subject))
+    notes.wait_for("generate", drawn)
     until = time.monotonic() + 20
     while DBOS.retrieve_workflow(drawn).get_status().status != "SUCCESS":
         assert time.monotonic() < until
     notes.go.clear()
-    waiting = put(records, line, generation_of(user, subject))
-    assert line.forget(now_ms() - 3_600_000) == 0
-    assert line.forget(now_ms() + 1000) >= 1
+    waiting = enqueue(records, queue, generation_of(user, subject))
+    assert queue.delete_ended(now_ms() - 3_600_000) == 0
+    assert queue.delete_ended(now_ms() + 1000) >= 1
     known = {one.workflow_id for one in DBOS.list_workflows()}
     assert (drawn in known, waiting in known) == (False, True)
     notes.go.set()
-    notes.wait_for("perform", waiting)
+    notes.wait_for("generate", waiting)
 
 
-def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, job_queue.Line, Notes]):
+def test_the_sweep_is_scheduled_once_and_runs(working: tuple[Records, job_queue.JobQueue, Notes]):
     _, _, notes = working
     (schedule,) = DBOS.list_schedules()
-    assert (schedule["schedule_name"], schedule["schedule"]) == ("sweep", workflows.SWEEP_AT)
-    DBOS.trigger_schedule("sweep")
+    assert (schedule["schedule_name"], schedule["schedule"]) == ("retention", workflows.RETENTION_CRON)
+    DBOS.trigger_schedule("retention")
     notes.wait_for("perform")
 
 
@@ -243,36 +249,36 @@ def pending(executor: str, workflow_id: str, records: Records) -> None:
         session.execute(text(f"update {schema}workflow_status set {taken} where workflow_uuid = :which"), values)
 
 
-def put_off(records: Records, line: job_queue.Line, row: Any) -> str:
-    """Put in line so that nobody takes it out for now."""
+def enqueue_delayed(records: Records, queue: job_queue.JobQueue, row: Any) -> str:
+    """Enqueue it so that nobody dequeues it for now."""
     with records.writing() as session:
         session.add(row)
         session.flush()
-        line._put(session, job_queue.DRAWINGS, "draw", row.id, owner=row.user_id, delay_s=3600)
+        queue.enqueue(session, job_queue.GENERATIONS, "generate_images", row.id, owner=row.user_id, delay_s=3600)
     return str(row.id)
 
 
-def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_what_the_dead_had_under_way_is_taken_up_once(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    left, kept = (put_off(records, line, generation_of(user, subject)) for _ in range(2))
+    left, running = (enqueue_delayed(records, queue, generation_of(user, subject)) for _ in range(2))
     pending("dead", left, records)
-    pending("another", kept, records)
+    pending("another", running, records)
     for _ in range(3):
-        workflows.take_up(lambda: {"this-one", "another"})
-    notes.wait_for("perform", left)
-    done = put(records, line, generation_of(user, subject))
-    notes.wait_for("perform", done)
-    assert notes.asked.count(("perform", left)) == 1
-    assert ("perform", kept) not in notes.asked
-    workflows.take_up(lambda: {"this-one"})
-    notes.wait_for("perform", kept)
+        workflows.recover_dead(lambda: {"this-one", "another"})
+    notes.wait_for("generate", left)
+    done = enqueue(records, queue, generation_of(user, subject))
+    notes.wait_for("generate", done)
+    assert notes.asked.count(("generate", left)) == 1
+    assert ("generate", running) not in notes.asked
+    workflows.recover_dead(lambda: {"this-one"})
+    notes.wait_for("generate", running)
 
 
-def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put_off(records, line, generation_of(user, subject))
+    drawn = enqueue_delayed(records, queue, generation_of(user, subject))
     schema = "dbos." if records.engine.dialect.name == "postgresql" else ""
     with records.writing() as session:
         session.execute(
@@ -280,82 +286,89 @@ def test_work_that_kills_its_workers_is_given_up_with_a_word(working: tuple[Reco
             {"which": drawn},
         )
     pending("dead", drawn, records)
-    workflows.take_up(lambda: {"this-one"})
+    workflows.recover_dead(lambda: {"this-one"})
     until = time.monotonic() + 20
-    while not line.exhausted():
+    while not queue.exhausted():
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert line.exhausted() == [("draw", drawn)]
-    workflows.end_exhausted()
-    notes.wait_for("end", drawn, "failed", "killed", workflows.KILLED_WORDS)
-    assert ("perform", drawn) not in notes.asked
-    assert line.exhausted() == []
+    assert queue.exhausted() == [("generate_images", drawn)]
+    workflows.fail_exhausted()
+    notes.wait_for("end", drawn, "failed", "killed", workflows.KILLED_TOO_OFTEN)
+    assert ("generate", drawn) not in notes.asked
+    assert queue.exhausted() == []
 
 
 @pytest.mark.slow
-def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_a_run_that_could_not_be_followed_is_ended_where_it_runs(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    notes.answers["follow"] = [OSError("away")] * 5
-    run = put(records, line, run_of(user, subject))
-    notes.wait_for("give_up", run, "internal", workflows.RUN_WORDS, timeout_s=60)
+    notes.answers["poll_pipeline"] = [OSError("away")] * 5
+    run = enqueue(records, queue, run_of(user, subject))
+    notes.wait_for("mark_failed", run, "internal", workflows.RUN_FAILED, timeout_s=60)
 
 
-def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_an_erasure_waits_for_what_is_under_way_without_holding_a_place(
+    working: tuple[Records, job_queue.JobQueue, Notes],
+):
+    records, queue, notes = working
     receipt, other = new_id(), new_id()
     notes.answers["perform"] = [WorkInProgress("a picture")] * 3
     with records.writing() as session:
-        line.put_erasure(session, receipt)
+        queue.enqueue_erasure(session, receipt)
     until = time.monotonic() + 20
     while notes.asked.count(("perform", receipt)) < 4:
         assert time.monotonic() < until, notes.asked
         time.sleep(0.01)
     with records.writing() as session:
-        line.put_erasure(session, other)
+        queue.enqueue_erasure(session, other)
     notes.wait_for("perform", other)
 
 
-def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_an_erased_persons_work_is_taken_out_of_the_line_and_awaited(
+    working: tuple[Records, job_queue.JobQueue, Notes],
+):
+    records, queue, notes = working
     (ada, hers), (bob, his) = add_user(records), add_user(records)
     notes.go.clear()
-    under_way = put(records, line, generation_of(ada, hers))
+    under_way = enqueue(records, queue, generation_of(ada, hers))
     until = time.monotonic() + 20
     while DBOS.retrieve_workflow(under_way).get_status().status != "PENDING":
         assert time.monotonic() < until
         time.sleep(0.01)
-    waiting, bobs = put_off(records, line, generation_of(ada, hers)), put_off(records, line, generation_of(bob, his))
-    assert line.is_idle(ada) is False
+    waiting, bobs = (
+        enqueue_delayed(records, queue, generation_of(ada, hers)),
+        enqueue_delayed(records, queue, generation_of(bob, his)),
+    )
+    assert queue.drain(ada) is False
     states = {one.workflow_id: one.status for one in DBOS.list_workflows()}
     assert (states[waiting], states[bobs]) == ("CANCELLED", "DELAYED")
-    assert line.is_idle(ada) is False
+    assert queue.drain(ada) is False
     notes.go.set()
-    while not line.is_idle(ada):
+    while not queue.drain(ada):
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[Records, job_queue.Line, Notes]):
+def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[Records, job_queue.JobQueue, Notes]):
     """Forty of one owner's hang; another's is sent meanwhile."""
-    records, line, _ = working
+    records, queue, _ = working
     hanging = threading.Event()
     sent: list[str] = []
 
     class Hanging(Notes):
-        def perform(self, *row_id: object) -> str:
+        def deliver(self, row_id: str, attempt: int) -> str:
             with records.reading() as session:
-                if session.get_one(WebhookDelivery, row_id[0]).user_id == ada:
+                if session.get_one(WebhookDelivery, row_id).user_id == ada:
                     assert hanging.wait(60)
-            sent.append(str(row_id[0]))
+            sent.append(row_id)
             return "succeeded"
 
-    before, workflows.hands.messenger = workflows.hands.messenger, Hanging()  # type: ignore[assignment]
+    before, workflows.services.webhooks = workflows.services.webhooks, Hanging()  # type: ignore[assignment]
     try:
         (ada, _), (bob, _) = add_user(records), add_user(records)
         for _ in range(40):
-            tell_of(records, line, ada)
-        bobs = tell_of(records, line, bob)
+            enqueued_delivery(records, queue, ada)
+        bobs = enqueued_delivery(records, queue, bob)
         until = time.monotonic() + 20
         while bobs not in sent:
             assert time.monotonic() < until
@@ -367,49 +380,49 @@ def test_a_flood_of_one_owners_messages_does_not_delay_anothers(working: tuple[R
             time.sleep(0.01)
     finally:
         hanging.set()
-        workflows.hands.messenger = before
+        workflows.services.webhooks = before
 
 
-def tell_of(records: Records, line: job_queue.Line, user: str) -> str:
-    """Id of a notice that was put in line."""
+def enqueued_delivery(records: Records, queue: job_queue.JobQueue, user: str) -> str:
+    """Id of a delivery that was enqueued."""
     with records.writing() as session:
         webhook = Webhook(id=new_id(), user_id=user, address=b"", secret=b"")
         session.add(webhook)
         session.flush()
-        notice = WebhookDelivery(
+        delivery = WebhookDelivery(
             id=new_id(), user_id=user, webhook_id=webhook.id, event="x", object_id="y", outcome="z"
         )
-        session.add(notice)
-        line.put_notice(session, notice)
-    return str(notice.id)
+        session.add(delivery)
+        queue.enqueue_delivery(session, delivery)
+    return str(delivery.id)
 
 
-def test_people_take_turns(working: tuple[Records, job_queue.Line, Notes]):
-    """While one run is under way, two of Ada's and one of Bob's are put in line: Bob's is second, not last."""
-    records, line, notes = working
+def test_people_take_turns(working: tuple[Records, job_queue.JobQueue, Notes]):
+    """While one run is under way, two of Ada's and one of Bob's are enqueued: Bob's is second, not last."""
+    records, queue, notes = working
     notes.go.clear()
     (blocker, its), (ada, hers), (bob, his) = (add_user(records) for _ in range(3))
-    put(records, line, run_of(blocker, its))
+    enqueue(records, queue, run_of(blocker, its))
     time.sleep(0.5)
     _, more = add_user(records)
-    first, second = put(records, line, run_of(ada, hers)), put(records, line, run_of(ada, more))
-    third = put(records, line, run_of(bob, his))
+    first, second = enqueue(records, queue, run_of(ada, hers)), enqueue(records, queue, run_of(ada, more))
+    third = enqueue(records, queue, run_of(bob, his))
     notes.go.set()
-    notes.wait_for("settle", second, "1", "succeeded")
-    order = [asked[1] for asked in notes.asked if asked[0] == "follow"][1:]
+    notes.wait_for("record_outcome", second, "1", "succeeded")
+    order = [asked[1] for asked in notes.asked if asked[0] == "poll_pipeline"][1:]
     assert order == [first, third, second]
 
 
-def test_arguments_and_results_are_readable_json(working: tuple[Records, job_queue.Line, Notes]):
-    records, line, notes = working
+def test_arguments_and_results_are_readable_json(working: tuple[Records, job_queue.JobQueue, Notes]):
+    records, queue, notes = working
     user, subject = add_user(records)
-    drawn = put(records, line, generation_of(user, subject))
-    notes.wait_for("perform", drawn)
+    drawn = enqueue(records, queue, generation_of(user, subject))
+    notes.wait_for("generate", drawn)
     json = job_queue.Json()
     assert json.deserialize(json.serialize({"args": [drawn]})) == {"args": [drawn]}
-    kept = json.serialize(ValueError("a prompt"))
-    assert "prompt" not in kept
-    assert isinstance(json.deserialize(kept), RuntimeError)
+    serialized = json.serialize(ValueError("a prompt"))
+    assert "prompt" not in serialized
+    assert isinstance(json.deserialize(serialized), RuntimeError)
     until = time.monotonic() + 10
     while DBOS.retrieve_workflow(drawn).get_status().status != "SUCCESS":
         assert time.monotonic() < until
@@ -417,18 +430,18 @@ def test_arguments_and_results_are_readable_json(working: tuple[Records, job_que
     assert DBOS.retrieve_workflow(drawn).get_result() == "succeeded"
 
 
-def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[Records, job_queue.Line, Notes]):
-    """It names what no row names any more, and is not taken out of the line."""
-    records, line, notes = working
+def test_an_erasure_waits_until_what_was_deleted_before_is_gone(working: tuple[Records, job_queue.JobQueue, Notes]):
+    """It names what no row names any more, and is not cancelled in the queue."""
+    records, queue, notes = working
     ada, _ = add_user(records)
     notes.go.clear()
     with records.writing() as session:
-        line.put_removal(session, DeletionPlan(ada, runs=["a run"]))
-    assert line.is_idle(ada) is False
+        queue.enqueue_deletion(session, DeletionPlan(ada, runs=["a run"]))
+    assert queue.drain(ada) is False
     notes.go.set()
     notes.wait_for("remove", ada, "a run")
     until = time.monotonic() + 20
-    while not line.is_idle(ada):
+    while not queue.drain(ada):
         assert time.monotonic() < until
         time.sleep(0.01)
 

@@ -15,21 +15,21 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select
 
-from api.images.generator import Generations
+from api.images.generator import ImageGenerator
 from api.privacy.erasure import Erasure, WorkInProgress
 from api.privacy.export import Exports
 from api.privacy.retention import Retention
 from api.records.database import AccountClosed
 from api.records.tables import Base, WebhookDelivery
 from api.settings import RetentionPeriods
-from api.training.finetuning import FineTuning
+from api.training.finetuning import FinetuningRuns
 from photoflux.errors import PhotoFluxError
 from photoflux.runs import State
 from photoflux.vault.blobs import CloudStore, FolderStore
 from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.sealed import FORMAT, Label, unseal_bytes
-from tests.api.images.test_engine import client, drawing, generations  # noqa: F401
-from tests.api.jobs.test_webhook_delivery import Listener, listener, messenger  # noqa: F401
+from tests.api.images.test_engine import client, generator, served_engine  # noqa: F401
+from tests.api.jobs.test_webhook_delivery import Listener, listener, sender  # noqa: F401
 from tests.api.people import SAMPLES, Person, Site
 from tests.api.privacy.test_retention import age_subject
 from tests.api.routes.test_generations import ask
@@ -96,7 +96,7 @@ def own_state(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def begin(
     site: Site,
-    generations: Generations,  # noqa: F811
+    generator: ImageGenerator,  # noqa: F811
     make_artifact: Callable[[int], Path],  # noqa: F811
     listener: Listener,  # noqa: F811
     tmp_path: Path,
@@ -104,9 +104,11 @@ def begin(
     """Gets everything ready for a kind of work; what is returned does it."""
     service = site.service
 
-    def tuning(*ends: Any) -> FineTuning:
+    def tuning(*ends: Any) -> FinetuningRuns:
         orchestrator = Scripted(tmp_path / "runs", list(ends))
-        return FineTuning(service.records, service.objects, orchestrator, service.audit_log, after=lambda *_: None)
+        return FinetuningRuns(
+            service.records, service.objects, orchestrator, service.audit_log, enqueue_generation=lambda *_: None
+        )
 
     def upload(person: Person) -> Work:
         subject = person.subject()
@@ -115,7 +117,7 @@ def begin(
     def run(person: Person) -> Work:
         name, _ = begun(person)
         runs = tuning(run_of(State.running), passed)
-        return lambda: runs.settle(name, 1, runs.follow(name, 1))
+        return lambda: runs.record_outcome(name, 1, runs.poll_pipeline(name, 1))
 
     def generation(person: Person) -> Work:
         from photoflux.manifest import digest
@@ -123,7 +125,7 @@ def begin(
         artifact = make_artifact(1)
         subject = person.subject_with_model(adapter=artifact.read_bytes(), sha256=digest(artifact))
         result = ask(person, subject, n=2)["id"]
-        return lambda: generations.perform(result)
+        return lambda: generator.generate(result)
 
     def export(person: Person) -> Work:
         generation(person)()
@@ -135,8 +137,8 @@ def begin(
         made = person.post("/api/webhooks", json={"url": listener.url}).json()["id"]
         person.post(f"/api/webhooks/{made}/test")
         with service.records.reading() as session:
-            notice = session.scalars(select(WebhookDelivery.id).where(WebhookDelivery.webhook_id == made)).one()
-        return lambda: messenger(site).perform(notice)
+            delivery = session.scalars(select(WebhookDelivery.id).where(WebhookDelivery.webhook_id == made)).one()
+        return lambda: sender(site).deliver(delivery)
 
     def retention(person: Person) -> Work:
         age_subject(person, person.subject_with_photos(5), days=400)
@@ -150,13 +152,13 @@ def begin(
     def sign_off(person: Person) -> Work:
         name, _ = begun(person)
         runs = tuning(left_open)
-        runs.settle(name, 1, runs.follow(name, 1))
+        runs.record_outcome(name, 1, runs.poll_pipeline(name, 1))
         operator = site.person(role="operator")
         said = operator.post(
             f"/api/sign-offs/{name}", json={"reason": "I looked at all pictures", "findings": ["bias audit"]}
         )
         assert said.status_code == 202, said.text
-        return lambda: runs.sign(name)
+        return lambda: runs.register_signed(name)
 
     kinds = {"upload": upload, "run": run, "generation": generation, "export": export, "webhook": webhook,
              "retention": retention, "sign-off": sign_off}  # fmt: skip

@@ -141,12 +141,12 @@ def test_a_failed_export_is_told_to_who_wants_to_know(site: Site, ada: Person, e
     asked = ask_for_export(ada)
     exports.fail(asked, "internal", "something went wrong")
     with site.service.records.reading() as session:
-        notices = list(
+        deliveries = list(
             session.scalars(
                 select(WebhookDelivery).where(WebhookDelivery.user_id == ada.id, WebhookDelivery.object_id == asked)
             )
         )
-    assert [(notice.event, notice.outcome) for notice in notices] == [("export.ended", "failed")]
+    assert [(delivery.event, delivery.outcome) for delivery in deliveries] == [("export.ended", "failed")]
 
 
 def test_an_export_whose_row_is_deleted_meanwhile_leaves_nothing(site: Site, ada: Person, exports: Exports):

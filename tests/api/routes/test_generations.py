@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from api.images.rendering import Delivery
+from api.images.rendering import ImageRenderer
 from api.records.tables import Feedback, GeneratedImage, Generation, new_id, now_ms
 from tests.api.people import Person, Site, is_problem
-from tests.api.routes.test_runs import in_line
+from tests.api.routes.test_runs import queued_job
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_a_subject_with_a_model_is_drawn_at_once(site: Site, ada: Person, subjec
     assert (result["state"], result["run"], result["images"]) == ("queued", None, [])
     assert result["model"] is not None
     assert ada.get(f"/api/results/{result['id']}").json() == result
-    queued = in_line(site, result["id"])
+    queued = queued_job(site, result["id"])
     assert queued is not None
-    assert (queued["name"], queued["queue_name"]) == ("draw", "drawings")
+    assert (queued["name"], queued["queue_name"]) == ("generate_images", "generations")
     assert b"space" not in ada.row(Generation, result["id"]).prompt
     assert "space" not in str(queued)
 
@@ -58,8 +58,8 @@ def test_a_subject_without_a_model_is_fine_tuned_first(site: Site, ada: Person):
     subject = ada.subject_with_photos(5)
     first, second = ask(ada, subject), ask(ada, subject, seed=1)
     assert first["run"] == second["run"]
-    assert in_line(site, first["run"]) is not None
-    assert in_line(site, first["id"]) is None
+    assert queued_job(site, first["run"]) is not None
+    assert queued_job(site, first["id"]) is None
     assert ada.get(f"/api/runs/{first['run']}").json()["state"] == "queued"
 
 
@@ -69,11 +69,11 @@ def test_waiting_gives_the_pictures_when_they_are_there(site: Site, ada: Person,
     data = finish(site, ada, result)
     shown = ada.get(f"/api/results/{result}", params={"wait": 30}).json()
     (image,) = shown["images"]
-    picture = ada.get(image["url"])
-    assert (picture.content, picture.headers["content-type"]) == (data, "image/png")
-    assert picture.headers["cache-control"] == "private, no-cache"
-    assert picture.headers["x-content-type-options"] == "nosniff"
-    again = ada.get(image["url"], headers={"If-None-Match": picture.headers["etag"]})
+    answer = ada.get(image["url"])
+    assert (answer.content, answer.headers["content-type"]) == (data, "image/png")
+    assert answer.headers["cache-control"] == "private, no-cache"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    again = ada.get(image["url"], headers={"If-None-Match": answer.headers["etag"]})
     assert again.status_code == 304
 
 
@@ -81,11 +81,11 @@ def test_waiting_gives_the_pictures_when_they_are_there(site: Site, ada: Person,
 def test_a_picture_comes_in_the_size_and_format_that_is_asked_for(site: Site, ada: Person, subject: str, fmt: str):
     result = ask(ada, subject)["id"]
     finish(site, ada, result)
-    picture = ada.get(f"/api/media/images/{result}.0", params={"size": "100x50", "format": fmt, "download": True})
-    image = Image.open(io.BytesIO(picture.content))
+    answer = ada.get(f"/api/media/images/{result}.0", params={"size": "100x50", "format": fmt, "download": True})
+    image = Image.open(io.BytesIO(answer.content))
     assert (image.size, image.format.lower()) == ((100, 50), fmt)
-    assert picture.headers["content-disposition"].startswith("attachment; filename=")
-    assert b"space" not in picture.content
+    assert answer.headers["content-disposition"].startswith("attachment; filename=")
+    assert b"space" not in answer.content
 
 
 def test_pictures_load_with_the_cookie_alone_and_only_there(site: Site, ada: Person, bob: Person, subject: str):
@@ -119,7 +119,7 @@ def test_pictures_are_converted_one_after_another(
     for person, its in ((ada, subject), (bob, bob.subject_with_model())):
         results.append((person, ask(person, its)["id"]))
         finish(site, *results[-1])
-    convert = Delivery.converted
+    convert = ImageRenderer.convert
 
     def converted(*args: Any, **how: Any) -> bytes:
         nonlocal under_way, most
@@ -131,7 +131,7 @@ def test_pictures_are_converted_one_after_another(
         finally:
             under_way -= 1
 
-    monkeypatch.setattr(Delivery, "converted", converted)
+    monkeypatch.setattr(ImageRenderer, "convert", converted)
     with ThreadPoolExecutor(8) as pool:
         asked = [
             pool.submit(person.get, f"/api/media/images/{result}.0", params={"size": f"{side}x{side}"})
@@ -148,7 +148,7 @@ def test_a_conversion_that_has_no_turn_in_time_is_sent_away(
     mine, theirs = ask(ada, subject)["id"], ask(bob, bob.subject_with_model())["id"]
     finish(site, ada, mine)
     data = finish(site, bob, theirs)
-    begun, go_on, convert = threading.Event(), threading.Event(), Delivery.converted
+    begun, go_on, convert = threading.Event(), threading.Event(), ImageRenderer.convert
 
     def converted(*args: Any, **how: Any) -> bytes:
         if how["size"] == "16x16":
@@ -156,8 +156,8 @@ def test_a_conversion_that_has_no_turn_in_time_is_sent_away(
             go_on.wait(30)
         return convert(*args, **how)
 
-    monkeypatch.setattr(Delivery, "converted", converted)
-    monkeypatch.setattr(site.service.delivery.turns, "wait_s", 0.05)
+    monkeypatch.setattr(ImageRenderer, "convert", converted)
+    monkeypatch.setattr(site.service.renderer.conversions, "wait_s", 0.05)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(ada.get, f"/api/media/images/{mine}.0", params={"size": "16x16"})
         begun.wait(30)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from api.records.database import retry_on_rollback
 from api.records.tables import LOCK_ORDER, Base, Complaint, Generation, Photo, Run, Subject, User, Webhook, new_id
-from api.training.finetuning import FineTuning
+from api.training.finetuning import FinetuningRuns
 from tests.api.lock_order import locked_by
 from tests.api.people import SAMPLES, Person, Site, is_problem
 from tests.api.routes.test_generations import ask
@@ -56,13 +56,13 @@ def test_of_many_generations_at_once_as_many_wait_as_may(site: Site, ada: Person
 
 
 def test_of_many_photos_at_once_as_many_are_kept_as_may_be(site: Site, ada: Person, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(site.service.album.__class__, "photos_max", 3, raising=False)
-    object.__setattr__(site.service.album, "photos_max", 3)
+    monkeypatch.setattr(site.service.collection.__class__, "photos_max", 3, raising=False)
+    object.__setattr__(site.service.collection, "photos_max", 3)
     subject, files = ada.subject(), [file.read_bytes() for file in SAMPLES[:6]]
     try:
         told = at_once(lambda n: ada.upload(subject, {f"{n}.jpg": files[n]}), len(files))
     finally:
-        object.__setattr__(site.service.album, "photos_max", site.service.settings.photos_max)
+        object.__setattr__(site.service.collection, "photos_max", site.service.settings.photos_max)
     assert told == {201: 3, 409: 3}
     assert len(site.objects.ids(ada.id, "photo")) == 3
 
@@ -212,7 +212,7 @@ def test_a_request_that_the_database_gave_up_is_answered_all_the_same(
 ):
     """For a deadlock, or since it would not have been as if one transaction had come after the other."""
 
-    class GivenUp(Exception):
+    class Cancelled(Exception):
         sqlstate = code
 
     failures = iter([True, True, False])
@@ -220,7 +220,7 @@ def test_a_request_that_the_database_gave_up_is_answered_all_the_same(
 
     def fail_twice(*args: Any, **more: Any) -> None:
         if next(failures, False):
-            raise DBAPIError("UPDATE", {}, GivenUp())
+            raise DBAPIError("UPDATE", {}, Cancelled())
         record(*args, **more)
 
     monkeypatch.setattr(type(site.service.audit_log), "record", fail_twice)
@@ -231,7 +231,9 @@ def test_a_request_that_the_database_gave_up_is_answered_all_the_same(
 def test_people_and_workers_do_not_wait_for_each_other_for_ever(site: Site, ada: Person):
     """Sixty pairs of a request and a worker's step on the same run: nobody is answered 500, and every run ends once."""
     audit_log, records = site.service.audit_log, site.service.records
-    runs = FineTuning(records, site.objects, None, audit_log, after=site.service.line.put_generation)  # type: ignore[arg-type]
+    runs = FinetuningRuns(
+        records, site.objects, None, audit_log, enqueue_generation=site.service.queue.enqueue_generation
+    )  # type: ignore[arg-type]
     for number in range(60):
         subject, run = ada.subject_with_model(), new_id()
         with records.writing() as session:
@@ -264,8 +266,10 @@ def test_pictures_that_wait_are_told_of_when_their_run_fails(site: Site, ada: Pe
     subject = ada.subject_with_photos(5)
     webhook = ada.post("/api/webhooks", json={"url": "http://127.0.0.1:9/"}).json()["id"]
     waiting = ask(ada, subject)
-    runs = FineTuning(site.service.records, site.objects, None, site.service.audit_log, after=lambda *_: None)  # type: ignore[arg-type]
-    runs.fail(waiting["run"], "failed", "it failed")
+    runs = FinetuningRuns(
+        site.service.records, site.objects, None, site.service.audit_log, enqueue_generation=lambda *_: None
+    )  # type: ignore[arg-type]
+    runs.end_without_model(waiting["run"], "failed", "it failed")
     with site.service.records.reading() as session:
         entries = select(AuditEntry.action, AuditEntry.outcome).where(AuditEntry.object == waiting["id"])
         told = select(WebhookDelivery.object_id, WebhookDelivery.outcome).where(WebhookDelivery.webhook_id == webhook)

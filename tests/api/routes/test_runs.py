@@ -24,7 +24,7 @@ def begin(person: Person, subject: str, **more: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
-def in_line(site: Site, row_id: str) -> dict[str, Any] | None:
+def queued_job(site: Site, row_id: str) -> dict[str, Any] | None:
     """What the durable queue knows of a row."""
     schema = "dbos." if site.service.records.engine.dialect.name == "postgresql" else ""
     query = text(
@@ -41,9 +41,9 @@ def test_a_run_is_recorded_and_put_in_line_with_ids_alone(site: Site, ada: Perso
     run = begin(ada, subject, params={"finetune_steps": 60})
     assert (run["state"], run["steps"], run["model"]) == ("queued", [], None)
     assert run["estimate"]["seconds"] > 0
-    queued = in_line(site, run["id"])
+    queued = queued_job(site, run["id"])
     assert queued is not None
-    assert (queued["name"], queued["queue_name"], queued["status"]) == ("fine_tune", "runs", "ENQUEUED")
+    assert (queued["name"], queued["queue_name"], queued["status"]) == ("run_finetuning", "runs", "ENQUEUED")
     assert json.loads(queued["inputs"]) == {"args": [run["id"]], "kwargs": {}}
     row = ada.row(Run, run["id"])
     assert row.params["finetune_steps"] == 60
@@ -110,7 +110,7 @@ def test_a_person_may_start_so_many_a_day(site: Site, ada: Person, subject: str)
 def test_a_second_run_of_one_person_waits_for_the_first_of_another(site: Site, ada: Person, bob: Person):
     mine = [begin(ada, ada.subject_with_photos(5))["id"] for _ in range(2)]
     theirs = begin(bob, bob.subject_with_photos(5))["id"]
-    urgency = {row_id: (in_line(site, row_id) or {})["priority"] for row_id in (*mine, theirs)}
+    urgency = {row_id: (queued_job(site, row_id) or {})["priority"] for row_id in (*mine, theirs)}
     assert urgency[mine[0]] == urgency[theirs] < urgency[mine[1]]
 
 

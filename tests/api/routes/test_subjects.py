@@ -201,7 +201,7 @@ def test_a_file_whose_credentials_lie_elsewhere_asks_for_nothing(site: Site, ada
         with Context(settings=Settings()) as context, Builder(_manifest("image/jpeg"), context) as builder:
             builder.set_no_embed()
             builder.set_remote_url(f"http://127.0.0.1:{elsewhere.getsockname()[1]}/manifest.c2pa")
-            signer = site.service.delivery.credentials._signer
+            signer = site.service.renderer.credentials._signer
             builder.sign(signer, "image/jpeg", io.BytesIO(SAMPLES[0].read_bytes()), sink)
         (photo,) = ada.upload(ada.subject(), {"a.jpg": sink.getvalue()}).json()["photos"]
         assert photo["status"] == "ok"
@@ -250,7 +250,7 @@ def test_a_failed_upload_leaves_nothing(site: Site, ada: Person, monkeypatch: py
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the records are away")
 
-    monkeypatch.setattr(type(site.service.album), "add", broken)
+    monkeypatch.setattr(type(site.service.collection), "add", broken)
     is_problem(ada.upload(subject, {"a.jpg": SAMPLES[0].read_bytes()}), 500, "internal")
     assert stored(site, ada) == []
     with site.service.records.reading() as session:

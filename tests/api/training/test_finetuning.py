@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.privacy.erasure import DeletionPlan, erase_models
 from api.records.tables import AuditEntry, Generation, Model, Run, Subject
-from api.training.finetuning import FineTuning, estimate, pipeline_params
+from api.training.finetuning import FinetuningRuns, estimate, pipeline_params
 from photoflux.errors import InputError
 from photoflux.manifest import digest
 from photoflux.runs import Failure, State, StepRun
@@ -85,11 +85,11 @@ def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
         "receipt.json": json.dumps({"name": name, "version": 3, "alias": "champion"}), "card.md": "# A dog",
     }  # fmt: skip
     for file, content in documents.items():
-        with committed(folder / file, key=key) as plain:
-            plain.write_text(content)
+        with committed(folder / file, key=key) as unsealed:
+            unsealed.write_text(content)
     (folder / "report.html").write_text("numbers alone")
-    with committed(folder / "report-sealed.html", key=key) as plain:
-        plain.write_text("<img> of a dog")
+    with committed(folder / "report-sealed.html", key=key) as unsealed:
+        unsealed.write_text("<img> of a dog")
     run = run_of(State.succeeded, verdict="PASS", params={"key": key}, artifacts={
         "finetune": {"adapter": "adapter.tar"}, "gate": {"decision": "decision.json", "report": "report.html"},
         "register": {"receipt": "receipt.json", "card": "card.md"},
@@ -100,8 +100,8 @@ def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
 def refused(folder: Path, params: dict[str, Any]) -> PipelineRun:
     """A run that its gate let nothing through of."""
     reasons = [{"verdict": "FAIL", "message": "class leakage is .9"}, {"verdict": "PASS", "message": "fine"}]
-    with committed(folder / "decision.json", key=params["key"]) as plain:
-        plain.write_text(json.dumps({"verdict": "FAIL", "reasons": reasons}))
+    with committed(folder / "decision.json", key=params["key"]) as unsealed:
+        unsealed.write_text(json.dumps({"verdict": "FAIL", "reasons": reasons}))
     return run_of(
         State.succeeded,
         verdict="FAIL",
@@ -117,14 +117,14 @@ def own_state(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def work(site: Site, tmp_path: Path) -> Callable[..., tuple[FineTuning, Scripted, list[str]]]:
-    def made(*ends: Any) -> tuple[FineTuning, Scripted, list[str]]:
+def work(site: Site, tmp_path: Path) -> Callable[..., tuple[FinetuningRuns, Scripted, list[str]]]:
+    def made(*ends: Any) -> tuple[FinetuningRuns, Scripted, list[str]]:
         orchestrator, drawn = Scripted(tmp_path, list(ends)), list[str]()
         service = site.service
         return (
-            FineTuning(
+            FinetuningRuns(
                 service.records, service.objects, orchestrator, service.audit_log,
-                after=lambda _, generation: drawn.append(generation.id),
+                enqueue_generation=lambda _, generation: drawn.append(generation.id),
             ),
             orchestrator,
             drawn,
@@ -149,10 +149,10 @@ def begun(person: Person) -> tuple[str, str]:
 def test_a_passed_run_makes_a_model_that_draws(site: Site, ada: Person, work):
     run, generation = begun(ada)
     tuning, orchestrator, drawn = work(run_of(State.running), passed)
-    assert tuning.follow(run, 1) == State.succeeded
+    assert tuning.poll_pipeline(run, 1) == State.succeeded
     assert orchestrator.params["key"] == f"vault://{ada.id}/{run}"
     assert [step["name"] for step in ada.row(Run, run).steps] == ["finetune", "evaluate", "gate", "register"]
-    assert tuning.settle(run, 1, State.succeeded) == "succeeded"
+    assert tuning.record_outcome(run, 1, State.succeeded) == "succeeded"
     shown = ada.get(f"/api/runs/{run}").json()
     assert (shown["state"], shown["error"], shown["actual"]["verdict"]) == ("succeeded", None, "PASS")
     model = ada.get(f"/api/models/{shown['model']}").json()
@@ -191,7 +191,7 @@ def test_nothing_is_made_of_what_another_run_of_the_same_person_left(site: Site,
     run, _ = begun(ada)
     other, _ = begun(ada)
     tuning, _, drawn = work(made_by(other, ada, name))
-    assert tuning.settle(run, 1, tuning.follow(run, 1)) == "failed"
+    assert tuning.record_outcome(run, 1, tuning.poll_pipeline(run, 1)) == "failed"
     assert "altered or exchanged" in why(ada, run, "internal")
     assert site.objects.ids(ada.id, "adapter") == drawn == []
     assert ada.row(Subject, ada.row(Run, run).subject_id).champion_id is None
@@ -203,14 +203,14 @@ def test_a_record_that_names_another_runs_key_is_not_believed(ada: Person, work)
     other, _ = begun(ada)
     theirs = pipeline_params(ada.row(Run, other))["key"]
     tuning, *_ = work(lambda folder, params: passed(folder, {**params, "key": theirs}))
-    assert tuning.settle(run, 1, tuning.follow(run, 1)) == "failed"
+    assert tuning.record_outcome(run, 1, tuning.poll_pipeline(run, 1)) == "failed"
     assert "altered or exchanged" in why(ada, run, "internal")
 
 
 def test_a_run_that_began_before_runs_had_keys_is_settled_with_its_owners(site: Site, ada: Person, work):
     run, _ = begun(ada)
     tuning, *_ = work(lambda folder, params: passed(folder, {**params, "key": f"vault://{ada.id}"}))
-    assert tuning.settle(run, 1, tuning.follow(run, 1)) == "succeeded"
+    assert tuning.record_outcome(run, 1, tuning.poll_pipeline(run, 1)) == "succeeded"
     (model,) = site.objects.ids(ada.id, "adapter")
     assert site.objects.get(ada.id, "adapter", model) == b"an adapter"
 
@@ -219,9 +219,9 @@ def test_a_run_that_takes_too_long_is_ended_and_says_so(ada: Person, work):
     run, generation = begun(ada)
     tuning, orchestrator, _ = work(run_of(State.running))
     hasty = replace(tuning, limit_s=0.05)
-    assert hasty.follow(run, 1) == State.failed
+    assert hasty.poll_pipeline(run, 1) == State.failed
     assert orchestrator.cancelled
-    assert hasty.settle(run, 1, State.failed) == "failed"
+    assert hasty.record_outcome(run, 1, State.failed) == "failed"
     assert "took longer than" in why(ada, run, "too-long")
     assert ada.row(Generation, generation).state == "failed"
 
@@ -230,8 +230,8 @@ def test_the_true_cost_is_told(site: Site, ada: Person, work):
     run, _ = begun(ada)
     tuning, *_ = work(passed)
     dear = replace(tuning, price_per_hour=3600.0)
-    dear.follow(run, 1)
-    dear.settle(run, 1, State.succeeded)
+    dear.poll_pipeline(run, 1)
+    dear.record_outcome(run, 1, State.succeeded)
     actual = ada.get(f"/api/runs/{run}").json()["actual"]
     assert actual["cost"] == pytest.approx(actual["seconds"], abs=0.06)
 
@@ -240,9 +240,9 @@ def test_what_is_settled_stays_settled(site: Site, ada: Person, work):
     run, _ = begun(ada)
     tuning, _, drawn = work(passed)
     for _ in range(3):
-        tuning.follow(run, 1)
-        assert tuning.settle(run, 1, State.succeeded) == "succeeded"
-    assert tuning.settle(run, 1, State.failed) == "succeeded"
+        tuning.poll_pipeline(run, 1)
+        assert tuning.record_outcome(run, 1, State.succeeded) == "succeeded"
+    assert tuning.record_outcome(run, 1, State.failed) == "succeeded"
     with site.service.records.reading() as session:
         assert len(list(session.scalars(select(Model).where(Model.run_id == run)))) == 1
     assert len(drawn) == 1
@@ -251,26 +251,26 @@ def test_what_is_settled_stays_settled(site: Site, ada: Person, work):
 def test_a_kill_between_publishing_and_recording_is_made_good(site: Site, ada: Person, work, monkeypatch):
     run, _ = begun(ada)
     tuning, _, _ = work(passed)
-    tuning.follow(run, 1)
+    tuning.poll_pipeline(run, 1)
 
     def killed(*_: Any, **__: Any) -> None:
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(FineTuning, "_enter", killed)
-        tuning.settle(run, 1, State.succeeded)
+        patch.setattr(FinetuningRuns, "_add_model", killed)
+        tuning.record_outcome(run, 1, State.succeeded)
     assert len(site.objects.ids(ada.id, "adapter")) == 1
-    assert tuning.settle(run, 1, State.succeeded) == "succeeded"
+    assert tuning.record_outcome(run, 1, State.succeeded) == "succeeded"
     assert len(site.objects.ids(ada.id, "adapter")) == 1
 
 
 def test_a_second_model_takes_over_and_is_numbered_on(site: Site, ada: Person, work):
     run, _ = begun(ada)
     tuning, _, _ = work(passed)
-    tuning.settle(run, 1, tuning.follow(run, 1))
+    tuning.record_outcome(run, 1, tuning.poll_pipeline(run, 1))
     subject = ada.row(Run, run).subject_id
     again = ada.post("/api/runs", json={"subject": subject}).json()["id"]
-    tuning.settle(again, 1, tuning.follow(again, 1))
+    tuning.record_outcome(again, 1, tuning.poll_pipeline(again, 1))
     models = ada.get("/api/models", params={"subject": subject}).json()["items"]
     assert [(model["number"], model["champion"]) for model in models] == [(2, True), (1, False)]
     with site.service.records.reading() as session:
@@ -281,7 +281,7 @@ def test_a_second_model_takes_over_and_is_numbered_on(site: Site, ada: Person, w
 def test_what_the_gate_refuses_is_said_and_nothing_is_drawn(ada: Person, work):
     run, generation = begun(ada)
     tuning, _, drawn = work(refused)
-    assert tuning.settle(run, 1, tuning.follow(run, 1)) == "failed"
+    assert tuning.record_outcome(run, 1, tuning.poll_pipeline(run, 1)) == "failed"
     assert "class leakage is .9" in why(ada, run, "refused")
     shown = ada.get(f"/api/results/{generation}").json()
     assert (shown["state"], drawn) == ("failed", [])
@@ -292,8 +292,8 @@ def test_what_the_gate_refuses_is_said_and_nothing_is_drawn(ada: Person, work):
 def test_a_failed_step_is_told_in_its_own_words(ada: Person, work):
     run, _ = begun(ada)
     tuning, _, _ = work(run_of(State.failed, error=Failure("validate", "05.jpg: blurry", "InputError")))
-    assert tuning.follow(run, 1) == State.failed
-    assert tuning.settle(run, 1, State.failed) == "failed"
+    assert tuning.poll_pipeline(run, 1) == State.failed
+    assert tuning.record_outcome(run, 1, State.failed) == "failed"
     assert why(ada, run, "failed") == "05.jpg: blurry"
 
 
@@ -301,9 +301,9 @@ def test_a_failed_step_is_told_in_its_own_words(ada: Person, work):
 def test_a_killed_pipeline_is_lost_and_not_failed(ada: Person, work, kind: str):
     run, _ = begun(ada)
     tuning, _, _ = work(run_of(State.failed, error=Failure("finetune", "was killed", kind)))
-    assert tuning.follow(run, 1) == LOST
+    assert tuning.poll_pipeline(run, 1) == LOST
     assert ada.get(f"/api/runs/{run}").json()["state"] == "running"
-    assert tuning.settle(run, 3, LOST) == "failed"
+    assert tuning.record_outcome(run, 3, LOST) == "failed"
     assert "killed again and again" in why(ada, run, "killed")
 
 
@@ -311,9 +311,9 @@ def test_cancelling_ends_the_pipeline_and_what_waits(ada: Person, work):
     run, generation = begun(ada)
     tuning, orchestrator, _ = work(run_of(State.running))
     assert ada.post(f"/api/runs/{run}/cancel").json()["state"] == "cancelled"  # it had not begun
-    assert tuning.follow(run, 1) == State.cancelled
+    assert tuning.poll_pipeline(run, 1) == State.cancelled
     assert orchestrator.submitted == []
-    assert tuning.settle(run, 1, State.cancelled) == "cancelled"
+    assert tuning.record_outcome(run, 1, State.cancelled) == "cancelled"
     assert ada.get(f"/api/results/{generation}").json()["state"] == "cancelled"
 
 
@@ -325,7 +325,7 @@ def test_a_running_pipeline_is_cancelled(ada: Person, work):
         return run_of(State.running)
 
     tuning, orchestrator, _ = work(cancelled_now)
-    assert tuning.follow(run, 1) == State.cancelled
+    assert tuning.poll_pipeline(run, 1) == State.cancelled
     assert orchestrator.cancelled == [f"{run}-1"]
 
 
@@ -338,41 +338,41 @@ def test_deleting_the_subject_ends_its_run(ada: Person, work):
         return run_of(State.running)
 
     tuning, orchestrator, _ = work(deleted_now)
-    assert tuning.follow(run, 1) == State.cancelled
+    assert tuning.poll_pipeline(run, 1) == State.cancelled
     assert orchestrator.cancelled == [f"{run}-1"]
-    assert tuning.settle(run, 1, State.cancelled) == State.cancelled
+    assert tuning.record_outcome(run, 1, State.cancelled) == State.cancelled
     assert ada.row(Subject, subject) is None
 
 
 def test_a_run_that_is_given_up_is_told_of_and_discarded_in_one_transaction(site: Site, ada: Person, work):
-    """What makes it end elsewhere is put in line with the verdict, or neither is there."""
+    """What makes it end elsewhere is enqueued with the verdict, or neither is there."""
     run, generation = begun(ada)
     tuning, _, _ = work(run_of(State.running))
 
     def put(session: Session, row: Run) -> None:
-        site.service.line.put_removal(session, DeletionPlan(row.user_id, runs=[row.id]))
+        site.service.queue.enqueue_deletion(session, DeletionPlan(row.user_id, runs=[row.id]))
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        replace(tuning, discard=fail).give_up(run, "internal", "it could not be followed")
+        replace(tuning, discard=fail).mark_failed(run, "internal", "it could not be followed")
     assert ada.row(Run, run).state == "queued"
     put_before = removals(site)
-    assert replace(tuning, discard=put).give_up(run, "internal", "it could not be followed") == "failed"
+    assert replace(tuning, discard=put).mark_failed(run, "internal", "it could not be followed") == "failed"
     assert removals(site) == put_before + 1
     assert why(ada, run, "internal") == "it could not be followed"
     assert ada.row(Generation, generation).state == "failed"
     assert (
-        replace(tuning, discard=fail).give_up(run, "internal", "again") == "failed"
+        replace(tuning, discard=fail).mark_failed(run, "internal", "again") == "failed"
     )  # it is over: nothing to be ended
 
 
 def removals(site: Site) -> int:
-    """How many removals were ever put in line."""
+    """How many deletions were ever enqueued."""
     with site.service.records.engine.connect() as connection:
         table = "dbos.workflow_status" if connection.dialect.name == "postgresql" else "workflow_status"
-        return int(connection.scalar(text(f"SELECT count(*) FROM {table} WHERE name = 'remove'")))
+        return int(connection.scalar(text(f"SELECT count(*) FROM {table} WHERE name = 'delete_subject'")))
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -401,8 +401,8 @@ def test_a_pipeline_that_appears_after_its_subject_was_deleted_is_deleted_too(
     monkeypatch.setattr(orchestrator, "submit", slow)
     if killed:
         with pytest.raises(KeyboardInterrupt):
-            tuning.follow(run, 1)
-    assert tuning.follow(run, 1) == State.cancelled
+            tuning.poll_pipeline(run, 1)
+    assert tuning.poll_pipeline(run, 1) == State.cancelled
     assert orchestrator.discarded == [run]
     assert orchestrator.submitted == [f"{run}-1"]
 
@@ -415,18 +415,18 @@ def test_parameters_that_the_pipeline_refuses_fail_the_run(ada: Person, work, mo
         raise InputError("finetune.rank is 0")
 
     monkeypatch.setattr(orchestrator, "submit", refuse)
-    assert tuning.follow(run, 1) == State.failed
+    assert tuning.poll_pipeline(run, 1) == State.failed
     assert why(ada, run, "not-started") == "finetune.rank is 0"
 
 
 def test_the_published_adapter_is_the_plaintexts_digest(site: Site, ada: Person, work, tmp_path: Path):
     run, _ = begun(ada)
     tuning, _, _ = work(passed)
-    tuning.settle(run, 1, tuning.follow(run, 1))
-    (tmp_path / "plain").write_bytes(b"an adapter")
+    tuning.record_outcome(run, 1, tuning.poll_pipeline(run, 1))
+    (tmp_path / "unsealed").write_bytes(b"an adapter")
     with site.service.records.reading() as session:
         model = session.scalars(select(Model).where(Model.run_id == run)).one()
-    assert model.adapter_sha256 == digest(tmp_path / "plain")
+    assert model.adapter_sha256 == digest(tmp_path / "unsealed")
 
 
 SIGNS = {"reason": "I looked at all pictures", "findings": ["bias audit"]}
@@ -435,17 +435,17 @@ SIGNS = {"reason": "I looked at all pictures", "findings": ["bias audit"]}
 def no_better(folder: Path, params: dict[str, Any]) -> PipelineRun:
     """A run whose model is registered, but not as champion."""
     run = passed(folder, params)
-    with committed(folder / "receipt.json", key=params["key"]) as plain:
-        plain.write_text(json.dumps({"name": params["register_name"], "version": 4, "alias": "challenger"}))
+    with committed(folder / "receipt.json", key=params["key"]) as unsealed:
+        unsealed.write_text(json.dumps({"name": params["register_name"], "version": 4, "alias": "challenger"}))
     return run
 
 
 def test_a_model_that_is_no_better_is_kept_and_does_not_draw(site: Site, ada: Person, work):
     first, _ = begun(ada)
     tuning, *_ = work(passed, no_better)
-    tuning.settle(first, 1, tuning.follow(first, 1))
+    tuning.record_outcome(first, 1, tuning.poll_pipeline(first, 1))
     second = ada.post("/api/runs", json={"subject": ada.row(Run, first).subject_id}).json()["id"]
-    tuning.settle(second, 1, tuning.follow(second, 1))
+    tuning.record_outcome(second, 1, tuning.poll_pipeline(second, 1))
     drawn = {run: ada.get(f"/api/runs/{run}").json()["model"] for run in (first, second)}
     champions = {run: ada.get(f"/api/models/{model}").json()["champion"] for run, model in drawn.items()}
     assert champions == {first: True, second: False}
@@ -463,18 +463,18 @@ def left_open(folder: Path, params: dict[str, Any]) -> PipelineRun:
     }
     names = {"finetune": "adapter", "gate": "decision", "evaluate": "evaluation", "audit": "audit"}
     for file in documents.values():
-        with committed(folder / file, key=key) as plain:
-            plain.write_bytes((made / file).read_bytes())
+        with committed(folder / file, key=key) as unsealed:
+            unsealed.write_bytes((made / file).read_bytes())
     shutil.rmtree(made)
     artifacts = {step: {names[step]: file} for step, file in documents.items()}
     return run_of(State.succeeded, verdict="INCONCLUSIVE", params={"key": key}, artifacts=artifacts)
 
 
-def waiting_for_an_answer(site: Site, ada: Person, work) -> tuple[str, FineTuning]:
+def waiting_for_an_answer(site: Site, ada: Person, work) -> tuple[str, FinetuningRuns]:
     run, _ = begun(ada)
     tuning, *_ = work(left_open)
-    tuning.follow(run, 1)
-    assert tuning.settle(run, 1, State.succeeded) == "failed"
+    tuning.poll_pipeline(run, 1)
+    assert tuning.record_outcome(run, 1, State.succeeded) == "failed"
     return run, tuning
 
 
@@ -496,8 +496,8 @@ def test_an_operator_signs_for_what_the_check_left_open(site: Site, ada: Person,
     assert run not in {one["run"] for one in operator.get("/api/sign-offs?limit=100").json()["items"]}
     assert b"looked" not in ada.row(Run, run).sign_off_reason
 
-    assert tuning.sign(run) == "succeeded"
-    assert tuning.sign(run) == "succeeded"
+    assert tuning.register_signed(run) == "succeeded"
+    assert tuning.register_signed(run) == "succeeded"
     shown = ada.get(f"/api/runs/{run}").json()
     assert (shown["state"], shown["error"]) == ("succeeded", None)
     model = ada.get(f"/api/models/{shown['model']}").json()
@@ -512,11 +512,11 @@ def test_an_operator_signs_for_what_the_check_left_open(site: Site, ada: Person,
 def test_nobody_signs_for_what_was_refused_or_is_gone(site: Site, ada: Person, work):
     run, _ = begun(ada)
     tuning, *_ = work(refused)
-    tuning.follow(run, 1)
-    tuning.settle(run, 1, State.succeeded)
+    tuning.poll_pipeline(run, 1)
+    tuning.record_outcome(run, 1, State.succeeded)
     operator, why = site.person(role="operator"), SIGNS
     is_problem(operator.post(f"/api/sign-offs/{run}", json=why), 404, "not-found")
-    assert tuning.sign(run) == "failed"
+    assert tuning.register_signed(run) == "failed"
     left, tuning = waiting_for_an_answer(site, ada, work)
     with site.service.records.writing() as session:
         session.get_one(Run, left).remote_id = None
@@ -530,7 +530,7 @@ def test_a_withdrawn_consent_takes_the_question_away(site: Site, ada: Person, wo
     with site.service.records.writing() as session:
         subject = session.get_one(Subject, session.get_one(Run, run).subject_id)
         erase_models(session, subject, site.service.audit_log, "withdrawn")
-    assert tuning.sign(run) == "failed"
+    assert tuning.register_signed(run) == "failed"
     is_problem(operator.post(f"/api/sign-offs/{run}", json=why), 404, "not-found")
     assert ada.get("/api/models").json()["items"] == []
 
@@ -550,7 +550,7 @@ def test_a_consent_withdrawn_while_a_model_is_registered_takes_that_version_back
 
     monkeypatch.setattr("photoflux.steps.register.run", slow)
     tuning = replace(tuning, unregister=lambda name, doomed: taken.append((name, doomed([1, 2]))))
-    assert tuning.sign(run) == State.cancelled
+    assert tuning.register_signed(run) == State.cancelled
     assert taken == [(subject, {1})]
     assert ada.get("/api/models").json()["items"] == []
 
@@ -565,24 +565,24 @@ def test_what_could_not_be_registered_is_open_again(site: Site, ada: Person, wor
 
     monkeypatch.setattr("photoflux.steps.register.run", away)
     with pytest.raises(ConnectionError):
-        tuning.sign(run)
-    assert tuning.reopen(run) == "failed"
+        tuning.register_signed(run)
+    assert tuning.reopen_sign_off(run) == "failed"
     monkeypatch.undo()
     monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(site.folder / "state"))
     assert operator.post(f"/api/sign-offs/{run}", json=why).json()["signed"]
-    assert tuning.sign(run) == "succeeded"
+    assert tuning.register_signed(run) == "succeeded"
 
 
 def test_a_pipeline_that_was_deleted_is_not_begun_anew_to_be_settled(site: Site, ada: Person, work):
     """It had ended, its worker was killed, and the consent was withdrawn before another worker took it up."""
     run, _ = begun(ada)
     tuning, orchestrator, _ = work(passed)
-    assert tuning.follow(run, 1) == State.succeeded
+    assert tuning.poll_pipeline(run, 1) == State.succeeded
     with site.service.records.writing() as session:
         subject = session.get_one(Subject, session.get_one(Run, run).subject_id)
         erase_models(session, subject, site.service.audit_log, "withdrawn")
     shutil.rmtree(orchestrator.folder / f"{run}-1")
-    assert tuning.settle(run, 1, State.succeeded) == "cancelled"
+    assert tuning.record_outcome(run, 1, State.succeeded) == "cancelled"
     assert orchestrator.submitted == [f"{run}-1"]
     assert ada.get("/api/models").json()["items"] == []
 
@@ -607,8 +607,8 @@ def test_whoever_runs_pipelines_may_be_away_for_a_while(ada: Person, work, monke
 
     for name in ("submit", "status", "find", "collect"):
         failing(name)
-    assert tuning.follow(run, 1) == State.succeeded
-    assert tuning.settle(run, 1, State.succeeded) == "succeeded"
+    assert tuning.poll_pipeline(run, 1) == State.succeeded
+    assert tuning.record_outcome(run, 1, State.succeeded) == "succeeded"
     assert {name: away.count(name) for name in away} == dict.fromkeys(("submit", "status", "find", "collect"), 20)
 
 
@@ -621,19 +621,19 @@ def test_a_call_that_fails_now_and_then_does_not_end_a_watch(ada: Person, work, 
         raise ConnectionError
 
     tuning, _, _ = work(*([unreachable] * 5 + [run_of(State.running)]) * 3, passed)
-    assert tuning.follow(run, 1) == State.succeeded
+    assert tuning.poll_pipeline(run, 1) == State.succeeded
     assert len(away) == 15
     run, _ = begun(ada)
     tuning, _, _ = work(unreachable)
     monkeypatch.setattr("api.training.finetuning.AWAY_S", 0.1)
     with pytest.raises(ConnectionError):
-        tuning.follow(run, 1)
+        tuning.poll_pipeline(run, 1)
 
 
 def test_a_pipeline_that_is_gone_for_no_reason_of_its_owners_has_failed(ada: Person, work):
     run, _ = begun(ada)
     tuning, orchestrator, _ = work(passed)
-    tuning.follow(run, 1)
+    tuning.poll_pipeline(run, 1)
     shutil.rmtree(orchestrator.folder / f"{run}-1")
-    assert tuning.settle(run, 1, State.succeeded) == "failed"
+    assert tuning.record_outcome(run, 1, State.succeeded) == "failed"
     assert "is gone" in why(ada, run, "internal")

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from api.training import photo_intake as module
-from api.training.photo_decoding import LONGEST_PX, Taken, take, unpack
-from api.training.photo_intake import CRASHED, Intake
+from api.training.photo_decoding import LONGEST_PX, DecodedUpload, decode_upload, unpack
+from api.training.photo_intake import CRASHED, PhotoIntake
 from api.transport.problems import Problem
 from benchmarks import heifs
 from benchmarks.fuzz import COUNT, MEMORY_BYTES, heif_seeds, seeds, take_all
@@ -31,8 +31,8 @@ def params() -> ValidateParams:
 
 
 @pytest.fixture(scope="module")
-def intake(params: ValidateParams) -> Iterator[Intake]:
-    made = Intake(params)
+def intake(params: ValidateParams) -> Iterator[PhotoIntake]:
+    made = PhotoIntake(params)
     yield made
     made.close()
 
@@ -45,81 +45,81 @@ def png(size: tuple[int, int]) -> bytes:
 
 @pytest.mark.parametrize("size", [(3, 70_000), (70_000, 40), (1, 65_536)])
 def test_a_picture_longer_than_jpeg_can_hold_is_shrunk(params: ValidateParams, size: tuple[int, int]):
-    taken = take(png(size), params)
-    assert max(taken.size) <= LONGEST_PX
-    assert Image.open(io.BytesIO(taken.photo)).size == taken.size
-    assert (taken.row["width_px"], taken.row["height_px"]) == size
+    upload = decode_upload(png(size), params)
+    assert max(upload.size) <= LONGEST_PX
+    assert Image.open(io.BytesIO(upload.photo)).size == upload.size
+    assert (upload.row["width_px"], upload.row["height_px"]) == size
 
 
-def die(*_: object) -> Taken:
+def die(*_: object) -> DecodedUpload:
     import os
 
     os.kill(os.getpid(), 11)
     raise AssertionError
 
 
-def fill(*_: object) -> Taken:
-    return Taken({"problem": str(len(bytearray(8 << 30)))})
+def fill(*_: object) -> DecodedUpload:
+    return DecodedUpload({"problem": str(len(bytearray(8 << 30)))})
 
 
-def burn(*_: object) -> Taken:
+def burn(*_: object) -> DecodedUpload:
     while True:
         pass
 
 
-def stall(*_: object) -> Taken:
+def stall(*_: object) -> DecodedUpload:
     import time
 
     time.sleep(60)
     raise AssertionError
 
 
-def fail(*_: object) -> Taken:
+def fail(*_: object) -> DecodedUpload:
     raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("hostile", [die, fail, *(pytest.param(slow, marks=pytest.mark.slow) for slow in (fill, burn))])
 def test_what_ends_a_decoder_is_said_of_the_file_and_the_next_is_taken(
-    intake: Intake, params: ValidateParams, monkeypatch: pytest.MonkeyPatch, hostile: object
+    intake: PhotoIntake, params: ValidateParams, monkeypatch: pytest.MonkeyPatch, hostile: object
 ):
     """Stand-ins for flaws in a decoder that nobody knows yet: a crash, all memory, no end, an exception."""
     with monkeypatch.context() as patch:
-        patch.setattr(module, "take", hostile)
+        patch.setattr(module, "decode_upload", hostile)
         patch.setattr(module, "CPU_S", 1.0)
-        (taken,) = intake.take([b"x"])
-    assert (taken.photo, taken.row["problem_message"]) == (b"", CRASHED)
-    (taken,) = intake.take([png((600, 600))])
-    assert taken.photo
+        (upload,) = intake.decode([b"x"])
+    assert (upload.photo, upload.row["problem_message"]) == (b"", CRASHED)
+    (upload,) = intake.decode([png((600, 600))])
+    assert upload.photo
 
 
-def test_a_photo_that_only_took_long_is_not_said_to_be_damaged(intake: Intake, monkeypatch: pytest.MonkeyPatch):
+def test_a_photo_that_only_took_long_is_not_said_to_be_damaged(intake: PhotoIntake, monkeypatch: pytest.MonkeyPatch):
     """The machine may be busy with other things."""
     with monkeypatch.context() as patch:
-        patch.setattr(module, "take", stall)
+        patch.setattr(module, "decode_upload", stall)
         patch.setattr(module, "TIMEOUT_S", 0.5)
         with pytest.raises(Problem) as problem:
-            intake.take([b"x"])
+            intake.decode([b"x"])
     assert (problem.value.status, problem.value.kind) == (503, "busy")
 
 
 def test_seeds_of_the_mutations_are_what_they_should_be(params: ValidateParams):
     """Most are photos as they are; otherwise nothing deep would be reached."""
-    taken = [take(data, params) for data in seeds()]
-    assert sum(bool(one.photo) for one in taken) >= 12
-    assert {one.row["problem"] for one in taken if not one.photo} >= {"unsupported_format", "several_frames"}
+    uploads = [decode_upload(data, params) for data in seeds()]
+    assert sum(bool(one.photo) for one in uploads) >= 12
+    assert {one.row["problem"] for one in uploads if not one.photo} >= {"unsupported_format", "several_frames"}
 
 
 @pytest.mark.parametrize("data", heif_seeds(), ids=lambda data: f"{data[8:12].decode()}, {len(data)} bytes")
-def test_heic_and_avif_are_taken_within_the_decoders_limits(intake: Intake, data: bytes):
+def test_heic_and_avif_are_taken_within_the_decoders_limits(intake: PhotoIntake, data: bytes):
     """Under its cap on memory, by one thread, and without anything of the file's but its pixels."""
-    (taken,) = intake.take([data])
-    assert taken.row["problem_message"] != CRASHED
-    if taken.photo:
-        assert b"a description" not in taken.photo + taken.thumbnail
-        assert Image.open(io.BytesIO(taken.photo)).getexif() == {}
+    (upload,) = intake.decode([data])
+    assert upload.row["problem_message"] != CRASHED
+    if upload.photo:
+        assert b"a description" not in upload.photo + upload.thumbnail
+        assert Image.open(io.BytesIO(upload.photo)).getexif() == {}
 
 
-def test_a_hostile_heic_is_refused_and_the_next_is_taken(intake: Intake):
+def test_a_hostile_heic_is_refused_and_the_next_is_taken(intake: PhotoIntake):
     """One that says it is small and is not, one that says it is huge, and one of tiles without end."""
     item = heifs.picture(np.zeros((16, 16, 3)))
     large = heifs.noisy(4096, seed=0)
@@ -129,15 +129,15 @@ def test_a_hostile_heic_is_refused_and_the_next_is_taken(intake: Intake):
     layout = struct.pack(">BBBBHH", 0, 0, 255, 255, 65535, 65535)
     tiles = heifs.Item(b"grid", layout, [heifs.ispe(65_535, 65_535)], [(b"dimg", [2] * 60_000)])
     for items in ([large], [huge], [tiles, item]):
-        (taken,) = intake.take([heifs.container(items)])
-        assert not taken.photo or max(taken.size) <= 16
-    (taken,) = intake.take([heifs.container([item])])
-    assert taken.row["decoded"]
+        (upload,) = intake.decode([heifs.container(items)])
+        assert not upload.photo or max(upload.size) <= 16
+    (upload,) = intake.decode([heifs.container([item])])
+    assert upload.row["decoded"]
 
 
 def test_a_photo_that_was_measured_before_contrast_was_is_judged_like_any_other(params: ValidateParams):
-    kept = take(encoded(photo(1)), params)
-    with np.load(io.BytesIO(kept.measured), allow_pickle=False) as file:
+    upload = decode_upload(encoded(photo(1)), params)
+    with np.load(io.BytesIO(upload.measured), allow_pickle=False) as file:
         parts = dict(file)
     row = json.loads(str(parts["row"]))
     now = {name: row.pop(name) for name in ("contrast", "luma_p1")}

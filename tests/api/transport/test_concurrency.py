@@ -217,10 +217,10 @@ def test_of_pictures_that_a_person_does_not_take_few_are_in_memory(
     site: Site, ada: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ):
     """They are sent to connections that read nothing; another one waits, and is sent away, and others are not kept waiting."""
-    monkeypatch.setattr(site.service.delivery.answers, "wait_s", 0.2)
+    monkeypatch.setattr(site.service.renderer.downloads, "wait_s", 0.2)
     paths = [large_picture(site, person) for person in (ada, bob)]
     with ExitStack() as stack:
-        for _ in range(site.service.delivery.answers.per_person):
+        for _ in range(site.service.renderer.downloads.per_person):
             one = stack.enter_context(socket.socket())
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             one.connect(("127.0.0.1", site.client.base_url.port))
