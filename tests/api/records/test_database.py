@@ -50,7 +50,8 @@ def test_migrations_go_back_and_forth_again(database_url: str):
 
     migrate(database_url)
     config = Config()
-    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    folder = Path(database.__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["url"] = database_url
     for revision in ("0003", "0002", "0001", "base"):
         command.downgrade(config, revision)
