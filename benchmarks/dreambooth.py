@@ -280,7 +280,7 @@ class Watch:
     def __init__(
         self, pipe: FluxPipeline, photos: Photos, subject: Mapping[str, Any], *, spec: BaseSpec, judges: Judges
     ) -> None:
-        from photoflux.judges.candidates import Drawing, Scorer
+        from photoflux.judges.checkpoint_selection import Drawing, Scorer
 
         self.pipe, self.spec = pipe, spec
         self.drawn = Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])

@@ -114,7 +114,7 @@ class Stopwatch:
     def watching(self) -> Iterator[None]:
         """While open, a fine-tuning is timed."""
         from photoflux.flux import fit
-        from photoflux.judges.candidates import Contest
+        from photoflux.judges.checkpoint_selection import Contest
 
         train, enter = fit.fit, Contest.enter
 
@@ -196,7 +196,7 @@ def _import_first() -> None:
     from diffusers import FluxPipeline  # noqa: F401
 
     from photoflux.flux import data, fit, loading, lora, memory, module, sampling  # noqa: F401
-    from photoflux.judges import candidates  # noqa: F401
+    from photoflux.judges import checkpoint_selection  # noqa: F401
     from photoflux.pages import finetune  # noqa: F401
 
 

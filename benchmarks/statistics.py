@@ -28,7 +28,7 @@ from photoflux.judges.bias import VERDICTS, Audit, Limits, People, audit_people
 from photoflux.judges.champion import Cells, difference
 from photoflux.judges.copying import likeness, structure
 from photoflux.judges.gate_rules import Rule, rules
-from photoflux.judges.seeing import Seen
+from photoflux.judges.sampling import Seen
 from photoflux.manifest import write_json, write_text
 from photoflux.params import GateParams
 from photoflux.pocket.photosets import photo_set, unseen_subjects

@@ -18,7 +18,7 @@ from photoflux.manifest import to_json
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAWS = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
-MEASURES = ("photoflux.judges.scores", "photoflux.judges.seeing", "photoflux.judges.encoders")
+MEASURES = ("photoflux.judges.scores", "photoflux.judges.sampling", "photoflux.judges.encoders")
 TRAINS = ("photoflux.steps.finetune",)
 """Modules at which the code of each begins; what they import belongs to it."""
 WITHOUT_EFFECT = (

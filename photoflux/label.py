@@ -75,7 +75,7 @@ def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) 
     """Draw `count` pictures of people with the base, and write them, the page, and what the judges read."""
     if not 1 <= count <= 5000:
         raise InputError(f"--count {count}: choose a value from 1 to 5000")
-    from photoflux.judges.seeing import open_artist
+    from photoflux.judges.sampling import open_artist
     from photoflux.pages.label import labelling_page
 
     artist, asked = open_artist(base, prompts=prompts, batch_size=16)

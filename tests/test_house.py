@@ -278,7 +278,7 @@ LAYERS = (
 INSIDE = {
     "flux": ("fit", "module", "data", "lora sampling", "loading step", "provision text", "ema memory spec"),
     "judges": (
-        "case scores", "bias seeing", "candidates champion prevalence prompts",
+        "case scores", "bias sampling", "champion checkpoint_selection prevalence prompts",
         "colour copying encoders gate_rules quality stats",
     ),
     "pages": (

@@ -24,7 +24,7 @@ PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mix
 
 
 class Contest(Protocol):
-    """What judges a candidate, the module as it is now, and keeps it: `judges.candidates.Contest`."""
+    """What judges a candidate, the module as it is now, and keeps it: `judges.checkpoint_selection.Contest`."""
 
     def enter(self, module: FineTuning) -> dict[str, Any]: ...
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from photoflux.judges.prompts import Prompt
-    from photoflux.judges.seeing import Grid
+    from photoflux.judges.sampling import Grid
 
 
 @dataclass(frozen=True)

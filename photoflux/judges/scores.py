@@ -16,7 +16,7 @@ from photoflux.judges.colour import appearance_distance
 from photoflux.judges.copying import likeness, structure_spread
 from photoflux.judges.prompts import Prompt
 from photoflux.judges.quality import Quality
-from photoflux.judges.seeing import Seen
+from photoflux.judges.sampling import Seen
 from photoflux.judges.stats import (
     Array,
     Interval,

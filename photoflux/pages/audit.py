@@ -17,7 +17,7 @@ from photoflux.pages.plots import forest, heat_map, stacked_shares
 if TYPE_CHECKING:
     from photoflux.judges.bias import Audit, Finding
     from photoflux.judges.prompts import Prompt
-    from photoflux.judges.seeing import Grid
+    from photoflux.judges.sampling import Grid
 
 SHADES = (BLUE, PALE_BLUE, DOUBTFUL, GOOD, VIOLET, SOFT)
 TILE_PX = 104

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from photoflux.judges.candidates import DIVERSITY_FREE, LEAKAGE_FREE, SHOWN
+from photoflux.judges.checkpoint_selection import DIVERSITY_FREE, LEAKAGE_FREE, SHOWN
 from photoflux.pages.contact_sheet import contact_sheet
 from photoflux.pages.page import Page
 from photoflux.pages.palette import BAD, BLUE, DOUBTFUL

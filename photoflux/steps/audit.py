@@ -16,7 +16,7 @@ from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.judges.bias import Audit, Finding, Limits, People, audit_people
 from photoflux.judges.prompts import PEOPLE, PromptSet
-from photoflux.judges.seeing import Artist, Grid, Seen, open_artist
+from photoflux.judges.sampling import Artist, Grid, Seen, open_artist
 from photoflux.judges.stats import Interval
 from photoflux.manifest import digest, read_manifest, write_json
 from photoflux.params import AuditParams

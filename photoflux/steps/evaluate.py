@@ -22,8 +22,8 @@ from photoflux.judges.champion import Cells, comparable, difference
 from photoflux.judges.colour import monk_lab
 from photoflux.judges.copying import structure
 from photoflux.judges.prompts import SHAPES, PromptSet
+from photoflux.judges.sampling import Artist, Seen, look, open_artist
 from photoflux.judges.scores import Evidence, Scores, cells, expected, made_share, measure
-from photoflux.judges.seeing import Artist, Seen, look, open_artist
 from photoflux.manifest import digest, unpack, write_json
 from photoflux.params import EvaluateParams
 from photoflux.report import publish

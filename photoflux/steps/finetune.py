@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import FineTuning
     from photoflux.flux.text import PromptEmbeds
-    from photoflux.judges.candidates import Contest
+    from photoflux.judges.checkpoint_selection import Contest
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _train(
     pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, kept: Drawer
 ) -> Trained:
     from photoflux.flux import data, fit, loading, lora, memory, module
-    from photoflux.judges import candidates
+    from photoflux.judges import checkpoint_selection
 
     started, subject, items = time.monotonic(), manifest["subject"], manifest["items"]
     _check_base(manifest, spec)
@@ -121,7 +121,7 @@ def _train(
         for split in ("train", "heldout")
     }
     photos, heldout = splits["train"], splits["heldout"]
-    drawn = candidates.Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
+    drawn = checkpoint_selection.Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
     kept_prompts = _preserved_prompts(pipe, items, subject, spec=spec, params=params)
     loading.add_transformer(pipe, spec, quantisation=memory.quantisation(plan), keep_text=False)
     lora.attach(pipe.transformer, spec=spec, rank=params.rank, alpha=params.alpha, seed=params.seed)
@@ -130,9 +130,9 @@ def _train(
     preserved = kept_prompts and _preserved(pipe.transformer, photos, *kept_prompts, spec=spec, params=params)
     tuning = module.FineTuning(pipe.transformer, spec=spec, params=params, photos=photos)
     draws = module.Draws(photos, preserved, spec=spec, params=params, micro_batches=plan.micro_batches)
-    contest = candidates.Contest(pipe, drawn, spec=spec, photos=photos, heldout=heldout, kept=kept)
+    contest = checkpoint_selection.Contest(pipe, drawn, spec=spec, photos=photos, heldout=heldout, kept=kept)
     fit.fit(tuning, draws, contest=contest, plan=plan, kept=kept)
-    best = candidates.chosen(tuning.candidates, select=params.select)
+    best = checkpoint_selection.chosen(tuning.candidates, select=params.select)
     others = memory.plans(shape, rank=params.rank, rows=_rows(params))
     return Trained(tuning, contest, best, list(photos.images), plan, others, time.monotonic() - started)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from photoflux.judges.sampling import Seen
 from photoflux.judges.scores import Evidence
-from photoflux.judges.seeing import Seen
 
 WIDTH = 32
 PLACES = 5

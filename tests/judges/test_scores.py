@@ -135,7 +135,7 @@ def test_identity_gain_by_hand() -> None:
 
 
 def _bare(identity: np.ndarray) -> Any:
-    from photoflux.judges.seeing import Seen
+    from photoflux.judges.sampling import Seen
 
     rest = np.ones((*identity.shape[:-1], 1))
     return Seen(identity, rest, rest, rest, rest, {})

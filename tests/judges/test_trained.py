@@ -20,8 +20,8 @@ from photoflux.judges.copying import structure
 from photoflux.judges.encoders import Judges
 from photoflux.judges.prevalence import corrected, rate_draws, row_rates, shares
 from photoflux.judges.prompts import Prompt, load_prompts
+from photoflux.judges.sampling import Seen, look
 from photoflux.judges.scores import Evidence, expected, measure
-from photoflux.judges.seeing import Seen, look
 from photoflux.judges.stats import cluster_weights, interval
 from photoflux.pocket import world
 from photoflux.pocket.render import render

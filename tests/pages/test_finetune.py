@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from photoflux.flux.memory import Device, Plan
-from photoflux.judges.candidates import SHOWN
+from photoflux.judges.checkpoint_selection import SHOWN
 from photoflux.pages.finetune import SMOOTHED_STEPS, finetune_page, smoothed
 from photoflux.pages.page import Page
 from photoflux.params import as_dict

@@ -130,7 +130,7 @@ def crowd() -> tuple[Any, Any, Any]:
     """People as the trained pocket base draws them: prompts, judges, and what was seen in 16 pictures of each prompt."""
     from photoflux.flux.loading import load_pipeline
     from photoflux.judges.prompts import load_prompts
-    from photoflux.judges.seeing import Artist
+    from photoflux.judges.sampling import Artist
 
     spec = load_spec("pocket")
     artist = Artist(load_pipeline(spec), spec, Judges.load(Path(str(spec.judges))), batch_size=16)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from photoflux.errors import InputError
 from photoflux.flux.provision import pin
-from photoflux.judges import seeing
+from photoflux.judges import sampling
 from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.params import EvaluateParams
 from photoflux.report import sealed_beside
@@ -199,11 +199,11 @@ def test_a_base_without_judges_says_so(files: dict[str, Path], base: Path, tmp_p
 
 def test_kept_pictures_come_back_as_they_were(tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (128, 128), colour) for colour in ("red", "green", "blue", "white")]
-    seeing._write_pictures(tmp_path / "grid.tar", pictures, {"seeds": 2})
-    back = seeing._read_pictures(tmp_path / "grid.tar", 4)
+    sampling._write_pictures(tmp_path / "grid.tar", pictures, {"seeds": 2})
+    back = sampling._read_pictures(tmp_path / "grid.tar", 4)
     assert back is not None
     assert [p.tobytes() for p in back] == [p.tobytes() for p in pictures]
-    assert seeing._read_pictures(tmp_path / "grid.tar", 5) is None
+    assert sampling._read_pictures(tmp_path / "grid.tar", 5) is None
 
 
 def test_what_is_kept_is_measured_by_the_code_of_today(
@@ -211,13 +211,13 @@ def test_what_is_kept_is_measured_by_the_code_of_today(
 ) -> None:
     """Kept measurements of the base beside new ones of the tuned model would double the ratio of sharpness."""
     first, _ = evaluate(files, tmp_path, params(base))
-    usual = seeing.measure_quality
+    usual = sampling.measure_quality
 
     def doubled(images: Any) -> Any:
         quality = usual(images)
         return replace(quality, sharpness=2 * quality.sharpness)
 
-    monkeypatch.setattr(seeing, "measure_quality", doubled)
+    monkeypatch.setattr(sampling, "measure_quality", doubled)
     second, _ = evaluate(files, tmp_path, params(base))
     assert second["metrics"]["sharpness"]["point"] == pytest.approx(first["metrics"]["sharpness"]["point"])
 

@@ -155,7 +155,7 @@ def test_the_same_training_elsewhere_and_slower_makes_the_same_artifact(
 
 def test_the_adapter_draws_what_its_previews_show(finished: tuple[Path, StepResult], base: Path) -> None:
     """Loaded on a fresh base, prompt and seed of the contest give the kept picture, to a grey level."""
-    from photoflux.judges.candidates import FIRST_SEED
+    from photoflux.judges.checkpoint_selection import FIRST_SEED
 
     folder, _ = finished
     unpack(folder / "adapter.tar", folder / "parts")

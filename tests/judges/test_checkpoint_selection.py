@@ -21,8 +21,8 @@ from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import load_adapter, save_adapter
 from photoflux.flux.sampling import noise_for
 from photoflux.flux.spec import BaseSpec
-from photoflux.judges import candidates
-from photoflux.judges.candidates import (
+from photoflux.judges import checkpoint_selection
+from photoflux.judges.checkpoint_selection import (
     DRAWN,
     FIRST_SEED,
     PLACES_DRAWN,
@@ -135,13 +135,13 @@ def test_which_candidate_is_kept(select: str, scores: list[float] | None, losses
 def test_every_candidate_draws_the_same(pipe: FluxPipeline, spec: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs that differ in the trigger alone, each place in turn, with fixed noise."""
     asked = list[list[str]]()
-    encode = candidates.encode_prompts
+    encode = checkpoint_selection.encode_prompts
 
     def listening(pipe: FluxPipeline, prompts: Sequence[str], **how: Any) -> Any:
         asked.append(list(prompts))
         return encode(pipe, prompts, **how)
 
-    monkeypatch.setattr(candidates, "encode_prompts", listening)
+    monkeypatch.setattr(checkpoint_selection, "encode_prompts", listening)
     drawn = Drawing.make(pipe, spec=spec, trigger="sks", class_noun="owl")
     subject, plain = asked
     assert [prompt.replace("sks owl", "an owl") for prompt in subject] == plain == list(drawn.prompts)
