@@ -280,16 +280,18 @@ class Watch:
     def __init__(
         self, pipe: FluxPipeline, photos: Photos, subject: Mapping[str, Any], *, spec: BaseSpec, judges: Judges
     ) -> None:
-        from photoflux.judges.checkpoint_selection import Drawing, Scorer
+        from photoflux.judges.checkpoint_selection import Scorer, ValidationPrompts
 
         self.pipe, self.spec = pipe, spec
-        self.drawn = Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
-        self.scorer = Scorer(judges, photos.originals, self.drawn.prompts, self._pictures(self.drawn.plain))
+        self.prompts = ValidationPrompts.encode(
+            pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"]
+        )
+        self.scorer = Scorer(judges, photos.originals, self.prompts.texts, self._sample(self.prompts.class_prompt))
 
     def scores(self) -> dict[str, float]:
         with drawing(self.pipe.transformer):
-            return self.scorer(self._pictures(self.drawn.subject), self._pictures(self.drawn.plain))
+            return self.scorer(self._sample(self.prompts.subject), self._sample(self.prompts.class_prompt))
 
-    def _pictures(self, embeds: PromptEmbeds) -> Sequence[Image.Image]:
-        latents = sample_latents(self.pipe.transformer, embeds, self.drawn.noise, spec=self.spec)
+    def _sample(self, embeds: PromptEmbeds) -> Sequence[Image.Image]:
+        latents = sample_latents(self.pipe.transformer, embeds, self.prompts.noise, spec=self.spec)
         return decode(self.pipe.vae, latents)

@@ -114,9 +114,9 @@ class Stopwatch:
     def watching(self) -> Iterator[None]:
         """While open, a fine-tuning is timed."""
         from photoflux.flux import fit
-        from photoflux.judges.checkpoint_selection import Contest
+        from photoflux.judges.checkpoint_selection import CheckpointSelector
 
-        train, enter = fit.fit, Contest.enter
+        train, score = fit.fit, CheckpointSelector.score
 
         def timed_fit(*args: Any, **more: Any) -> None:
             began = time.perf_counter()
@@ -124,16 +124,16 @@ class Stopwatch:
             train(*args, **more)
             self.trained_s = time.perf_counter() - began - self.judged_s
 
-        def timed_enter(contest: Contest, module: Any) -> dict[str, Any]:
+        def timed_score(selector: CheckpointSelector, module: Any) -> dict[str, Any]:
             began = time.perf_counter()
             trained = began - self.started - self.judged_s
-            scores = enter(contest, module)
+            scores = score(selector, module)
             self.judged_s += time.perf_counter() - began
             self.curve.append({"seconds": round(trained, 3), **scores})
             return scores
 
         opened = time.perf_counter()
-        with patch.object(fit, "fit", timed_fit), patch.object(Contest, "enter", timed_enter):
+        with patch.object(fit, "fit", timed_fit), patch.object(CheckpointSelector, "score", timed_score):
             yield
 
 

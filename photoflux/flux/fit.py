@@ -23,18 +23,18 @@ PROGRESS_EVERY_S = 5.0
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-class Contest(Protocol):
-    """What judges a candidate, the module as it is now, and keeps it: `judges.checkpoint_selection.Contest`."""
+class CheckpointSelector(Protocol):
+    """What scores the module as it is now, and stores it: `judges.checkpoint_selection.CheckpointSelector`."""
 
-    def enter(self, module: FineTuning) -> dict[str, Any]: ...
+    def score(self, module: FineTuning) -> dict[str, Any]: ...
 
 
-def fit(module: FineTuning, draws: Draws, *, contest: Contest, plan: Plan, kept: Drawer) -> None:
-    """Train to the last step, from the state in `kept` when there is one."""
-    saved = SavedState(kept)
+def fit(module: FineTuning, draws: Draws, *, selector: CheckpointSelector, plan: Plan, store: Drawer) -> None:
+    """Train to the last step, from the state in `store` when there is one."""
+    saved = SavedState(store)
     saved.restore(module)
     draws.first = module.done
-    trainer = _trainer(plan, draws, [Candidates(contest), Progress(), saved])
+    trainer = _trainer(plan, draws, [ScoreCheckpoints(selector), Progress(), saved])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about workers and loggers that a loop over cached tensors has no use for
         trainer.fit(module, datamodule=draws)
@@ -75,15 +75,15 @@ class AfterStep(pl.Callback):
         raise NotImplementedError
 
 
-class Candidates(AfterStep):
-    """At intervals and at the end the averaged weights enter the contest."""
+class ScoreCheckpoints(AfterStep):
+    """Scores the averaged weights at intervals and at the end."""
 
-    def __init__(self, contest: Contest) -> None:
-        self.contest = contest
+    def __init__(self, selector: CheckpointSelector) -> None:
+        self.selector = selector
 
     def after(self, trainer: pl.Trainer, module: FineTuning) -> None:
         if module.done % module.params.checkpoint_every == 0 or module.done == module.params.steps:
-            module.candidates.append(self.contest.enter(module))
+            module.candidates.append(self.selector.score(module))
 
 
 class Progress(AfterStep):
@@ -114,11 +114,11 @@ class Progress(AfterStep):
 class SavedState(AfterStep):
     """The state on disk is always a whole one: the last, or the one before."""
 
-    def __init__(self, kept: Drawer) -> None:
-        self.kept, self.state = kept, dict[str, Any]()
+    def __init__(self, store: Drawer) -> None:
+        self.store, self.state = store, dict[str, Any]()
 
     def restore(self, module: FineTuning) -> None:
-        if saved := self.kept.get(STATE):
+        if saved := self.store.get(STATE):
             self.state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
             module.restore(self.state)
 
@@ -133,4 +133,4 @@ class SavedState(AfterStep):
             buffer = io.BytesIO()
             state = module.state(trainer.optimizers[0]) | {"precision": trainer.precision_plugin.state_dict()}
             torch.save(state, buffer)
-            self.kept.put(STATE, buffer.getvalue())
+            self.store.put(STATE, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""The contest of candidates: the adapter as it stands now and then, drawn as serving draws it, judged, and the best."""
+"""Which checkpoint of a training is kept: each is sampled as serving samples it, scored by the judges, and the best is selected."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PLACES_DRAWN, SEEDS_DRAWN = 4, 4
-DRAWN = PLACES_DRAWN * SEEDS_DRAWN
-DRAWN_AT_ONCE = 16
-SHOWN = (4, 2)
+PLACES, SEEDS_PER_PLACE = 4, 4
+VALIDATION_IMAGES = PLACES * SEEDS_PER_PLACE
+BATCH_SIZE = 16
+PREVIEWS = (4, 2)
 """How many pictures of the subject, and of its class, a report shows of each candidate."""
 FIRST_SEED = 310_000
 LEAKAGE_FREE = 0.10
@@ -44,22 +44,27 @@ SPAN_MIN = 0.05
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What every candidate draws: subject and class prompts with the same noise [DRAWN, 16, H/8, W/8], encoded once."""
+class ValidationPrompts:
+    """What every candidate is sampled on: prompts of the subject and of its class, encoded once, with the same noise.
 
-    prompts: tuple[str, ...]
+    `texts` are the class prompts; `noise` is [VALIDATION_IMAGES, 16, H/8, W/8].
+    """
+
+    texts: tuple[str, ...]
     subject: PromptEmbeds
-    plain: PromptEmbeds
+    class_prompt: PromptEmbeds
     noise: Tensor
 
     @classmethod
-    def make(cls, pipe: FluxPipeline, *, spec: BaseSpec, trigger: str, class_noun: str) -> Drawing:
-        places = [SURROUNDINGS[1 + i % PLACES_DRAWN] for i in range(DRAWN)]
-        plain = [f"a photo of {with_article(class_noun)} {place}".strip() for place in places]
+    def encode(cls, pipe: FluxPipeline, *, spec: BaseSpec, trigger: str, class_noun: str) -> ValidationPrompts:
+        places = [SURROUNDINGS[1 + i % PLACES] for i in range(VALIDATION_IMAGES)]
+        texts = [f"a photo of {with_article(class_noun)} {place}".strip() for place in places]
         subject = [f"a photo of {trigger} {class_noun} {place}".strip() for place in places]
-        noise = noise_for(range(FIRST_SEED, FIRST_SEED + DRAWN), spec=spec)
         return cls(
-            tuple(plain), encode_prompts(pipe, subject, spec=spec), encode_prompts(pipe, plain, spec=spec), noise
+            texts=tuple(texts),
+            subject=encode_prompts(pipe, subject, spec=spec),
+            class_prompt=encode_prompts(pipe, texts, spec=spec),
+            noise=noise_for(range(FIRST_SEED, FIRST_SEED + VALIDATION_IMAGES), spec=spec),
         )
 
 
@@ -81,9 +86,11 @@ class Scorer:
         self.span = max(SPAN_MIN, real - self.base_likeness)
         self.base_spread = spread(base)
 
-    def __call__(self, subject: Sequence[Image.Image], plain: Sequence[Image.Image]) -> dict[str, float]:
-        """Scores of subject pictures and class pictures, both [PLACES_DRAWN * n] with the places in turn."""
-        identity, leakage = ((self._likeness(drawn) - self.base_likeness) / self.span for drawn in (subject, plain))
+    def __call__(self, subject: Sequence[Image.Image], class_prompt: Sequence[Image.Image]) -> dict[str, float]:
+        """Scores of images of the subject and of its class, both [PLACES * n] with the places in turn."""
+        identity, leakage = (
+            (self._likeness(images) - self.base_likeness) / self.span for images in (subject, class_prompt)
+        )
         prompt = self._follows(subject) / max(0.05, self.base_follows)
         diversity = spread(subject) / max(1e-6, self.base_spread)
         score = (
@@ -100,92 +107,99 @@ class Scorer:
         return (self.judges.image_text(images) * self.words).sum(-1).mean().item()
 
 
-def spread(pictures: Sequence[Image.Image]) -> float:
-    """Mean structure distance of pictures of one place, of pictures with `PLACES_DRAWN` places in turn."""
+def spread(images: Sequence[Image.Image]) -> float:
+    """Mean structure distance between images of one place, given images with the `PLACES` places in turn."""
     from photoflux.judges.copying import structure, structure_spread
 
-    structures = structure(pictures)
-    by_place = structures.reshape(-1, PLACES_DRAWN, *structures.shape[1:]).swapaxes(0, 1)
+    structures = structure(images)
+    by_place = structures.reshape(-1, PLACES, *structures.shape[1:]).swapaxes(0, 1)
     return float(structure_spread(by_place).mean())
 
 
-class Contest:
-    """Draws, judges and keeps candidates in `kept`. Judges see the plain serving stack: no training adapter.
+class CheckpointSelector:
+    """Samples, scores and stores the averaged weights, without the training adapter, as they will be served.
 
-    Candidates are held against the trained photos, each of them once. Held-out photos judge the chosen one later, so their
-    loss is told and chooses nothing.
+    Candidates are compared with the trained photos, each of them once. The held-out photos are the evaluation's, so their
+    loss is reported and selects nothing.
     """
 
     def __init__(
-        self, pipe: FluxPipeline, drawn: Drawing, *, spec: BaseSpec, photos: Photos, heldout: Photos, kept: Drawer
+        self,
+        pipe: FluxPipeline,
+        prompts: ValidationPrompts,
+        *,
+        spec: BaseSpec,
+        photos: Photos,
+        heldout: Photos,
+        store: Drawer,
     ) -> None:
-        self.pipe, self.drawn, self.spec, self.heldout, self.kept = pipe, drawn, spec, heldout, kept
+        self.pipe, self.prompts, self.spec, self.heldout, self.store = pipe, prompts, spec, heldout, store
         with using_base(pipe):
-            self.base = self._pictures(drawn.plain)
+            self.base = self._sample(prompts.class_prompt)
         judges = load_judges(spec, device=str(pipe.device))
-        self.scorer = judges and Scorer(judges, photos.originals, drawn.prompts, self.base)
+        self.scorer = judges and Scorer(judges, photos.originals, prompts.texts, self.base)
 
-    def enter(self, module: FineTuning) -> dict[str, Any]:
-        """Judge the module's averaged weights as they are now, and keep them."""
+    def score(self, module: FineTuning) -> dict[str, Any]:
+        """Sample the averaged weights of this step, judge the images, store both, and return the scores."""
         with drawing(module.transformer, weights=module.average):
-            subject, plain = self._pictures(self.drawn.subject), self._pictures(self.drawn.plain)
+            subject, class_prompt = self._sample(self.prompts.subject), self._sample(self.prompts.class_prompt)
             loss = module.validation_loss(self.heldout) if len(self.heldout) else None
-        scores = {"validation": loss, **(self.scorer(subject, plain) if self.scorer else {})}
-        self._keep(module.done, module.average, [*subject[: SHOWN[0]], *plain[: SHOWN[1]]])
-        told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)
-        log.info("candidate of step %d: %s", module.done, told)
+        scores = {"validation": loss, **(self.scorer(subject, class_prompt) if self.scorer else {})}
+        self._save(module.done, module.average, [*subject[: PREVIEWS[0]], *class_prompt[: PREVIEWS[1]]])
+        summary = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)
+        log.info("candidate of step %d: %s", module.done, summary)
         return {"step": module.done, **scores}
 
     @torch.no_grad()
-    def _pictures(self, embeds: PromptEmbeds) -> list[Image.Image]:
-        pictures: list[Image.Image] = []
-        for rows in torch.arange(len(embeds)).split(self._at_once):
-            latents = sample_latents(self.pipe.transformer, embeds.take(rows), self.drawn.noise[rows], spec=self.spec)
-            pictures += decode(self.pipe.vae, latents)
-        return pictures
+    def _sample(self, embeds: PromptEmbeds) -> list[Image.Image]:
+        images: list[Image.Image] = []
+        for rows in torch.arange(len(embeds)).split(self._batch_size):
+            latents = sample_latents(self.pipe.transformer, embeds.take(rows), self.prompts.noise[rows], spec=self.spec)
+            images += decode(self.pipe.vae, latents)
+        return images
 
     @property
-    def _at_once(self) -> int:
-        """Large pictures one by one, small ones together."""
-        return max(1, min(DRAWN_AT_ONCE, (512 // self.spec.resolution_px) ** 2))
+    def _batch_size(self) -> int:
+        """As many images as make one of 512 x 512, BATCH_SIZE at most."""
+        return max(1, min(BATCH_SIZE, (512 // self.spec.resolution_px) ** 2))
 
-    def _keep(self, step: int, weights: Mapping[str, Tensor], pictures: Sequence[Image.Image]) -> None:
+    def _save(self, step: int, weights: Mapping[str, Tensor], previews: Sequence[Image.Image]) -> None:
         from safetensors.torch import save
 
-        self.kept.put(_weights(step), save({name: value.cpu().contiguous() for name, value in weights.items()}))
-        for number, picture in enumerate(pictures):
+        self.store.put(_weights(step), save({name: value.cpu().contiguous() for name, value in weights.items()}))
+        for number, image in enumerate(previews):
             buffer = io.BytesIO()
-            picture.save(buffer, format="png")
-            self.kept.put(f"candidate-{step:05d}-{number}.png", buffer.getvalue())
+            image.save(buffer, format="png")
+            self.store.put(f"candidate-{step:05d}-{number}.png", buffer.getvalue())
 
     def weights(self, step: int) -> dict[str, Tensor]:
-        """The averaged weights of a candidate."""
+        """The averaged weights that were stored for a candidate."""
         from safetensors.torch import load
 
-        kept = self.kept.get(_weights(step))
-        if kept is None:
-            raise InputError(f"candidate {step} is gone from {self.kept.folder}; remove that folder and train again")
-        return load(kept)
+        cached = self.store.get(_weights(step))
+        if cached is None:
+            raise InputError(f"candidate {step} is gone from {self.store.folder}; remove that folder and train again")
+        return load(cached)
 
     def previews(self, step: int) -> list[bytes]:
-        """A candidate's pictures as PNG files: of the subject, then of its class."""
-        names = self.kept.names(f"candidate-{step:05d}-*.png")
-        return [data for name in names if (data := self.kept.get(name))]
+        """A candidate's stored images as PNG files: of the subject, then of its class."""
+        names = self.store.names(f"candidate-{step:05d}-*.png")
+        return [data for name in names if (data := self.store.get(name))]
 
 
 def _weights(step: int) -> str:
     return f"candidate-{step:05d}.safetensors"
 
 
-def chosen(candidates: Sequence[Mapping[str, Any]], *, select: str) -> Mapping[str, Any]:
-    """The candidate to keep: the best score, or the last where that is asked for or nothing was scored."""
-    if select == "last" or "score" not in candidates[-1]:
+def select(candidates: Sequence[Mapping[str, Any]], *, how: str) -> Mapping[str, Any]:
+    """The candidate with the best score, or the last one where `how` is "last" or the base has no judges."""
+    if how == "last" or "score" not in candidates[-1]:
         return candidates[-1]
     return max(candidates, key=lambda candidate: candidate["score"])
 
 
 def load_judges(spec: BaseSpec, *, device: str) -> Judges | None:
-    """The base's judges, or None with a word about what that means."""
+    """The base's judges; None, with a warning, for a base without."""
     if spec.judges is None:
         log.warning("base '%s' has no judges: the last candidate is kept", spec.name)
         return None

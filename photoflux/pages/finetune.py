@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from photoflux.judges.checkpoint_selection import DIVERSITY_FREE, LEAKAGE_FREE, SHOWN
+from photoflux.judges.checkpoint_selection import DIVERSITY_FREE, LEAKAGE_FREE, PREVIEWS
 from photoflux.pages.contact_sheet import contact_sheet
 from photoflux.pages.page import Page
 from photoflux.pages.palette import BAD, BLUE, DOUBTFUL
@@ -94,7 +94,7 @@ def _row(candidate: Mapping[str, Any], kept: int) -> dict[str, object]:
 
 
 def _sheet(previews: Mapping[int, Pictures], base: Pictures) -> Image.Image:
-    subject, plain = SHOWN
+    subject, plain = PREVIEWS
     told = f"{subject} of the subject, {plain} of its class without the trigger"
     labels = [*(f"step {step}: {told}" for step in previews), "base: its class without the trigger"]
     return contact_sheet([*previews.values(), base[: subject + plain]], row_labels=labels)

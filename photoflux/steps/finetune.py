@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import FineTuning
     from photoflux.flux.text import PromptEmbeds
-    from photoflux.judges.checkpoint_selection import Contest
+    from photoflux.judges.checkpoint_selection import CheckpointSelector
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ LOCK, LOCK_WAIT_S = "lock", 10.0
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: the module, its candidates, and which of them was kept."""
+    """A finished training: the module, its candidates, and which of them was selected."""
 
     module: FineTuning
-    contest: Contest
-    kept: Mapping[str, Any]
+    selector: CheckpointSelector
+    selected: Mapping[str, Any]
     photos: list[Image.Image]
     plan: Plan
     other_plans: list[Plan]
@@ -79,7 +79,7 @@ def run(
     with opened(dataset, key=key) as plain, _unpacked(plain) as (pictures, manifest):
         folder = workdir or works / _owned_by(key) / _identity(plain, spec, params)
         with _space_on(folder), _only_one_in(folder), ExitStack() as stack:
-            trained = _train(pictures, manifest, spec=spec, params=params, kept=Drawer(folder, key))
+            trained = _train(pictures, manifest, spec=spec, params=params, store=Drawer(folder, key))
             weights = stack.enter_context(_weights(trained))
             lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
             with committed(adapter, key=key) as out:
@@ -88,7 +88,7 @@ def run(
                 lineage,
                 curves=_curves(trained),
                 previews={c["step"]: _previews(trained, c["step"]) for c in trained.module.candidates},
-                base=trained.contest.base,
+                base=trained.selector.base,
                 photos=trained.photos,
                 plans=[trained.plan, *trained.other_plans],
                 seconds=trained.seconds,
@@ -104,7 +104,7 @@ def run(
 
 
 def _train(
-    pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, kept: Drawer
+    pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, store: Drawer
 ) -> Trained:
     from photoflux.flux import data, fit, loading, lora, memory, module
     from photoflux.judges import checkpoint_selection
@@ -116,12 +116,14 @@ def _train(
     pipe = loading.load_encoders(spec)
     splits = {
         split: data.read_photos(
-            pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=kept.within("latents")
+            pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=store.within("latents")
         )
         for split in ("train", "heldout")
     }
     photos, heldout = splits["train"], splits["heldout"]
-    drawn = checkpoint_selection.Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
+    prompts = checkpoint_selection.ValidationPrompts.encode(
+        pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"]
+    )
     kept_prompts = _preserved_prompts(pipe, items, subject, spec=spec, params=params)
     loading.add_transformer(pipe, spec, quantisation=memory.quantisation(plan), keep_text=False)
     lora.attach(pipe.transformer, spec=spec, rank=params.rank, alpha=params.alpha, seed=params.seed)
@@ -130,11 +132,13 @@ def _train(
     preserved = kept_prompts and _preserved(pipe.transformer, photos, *kept_prompts, spec=spec, params=params)
     tuning = module.FineTuning(pipe.transformer, spec=spec, params=params, photos=photos)
     draws = module.Draws(photos, preserved, spec=spec, params=params, micro_batches=plan.micro_batches)
-    contest = checkpoint_selection.Contest(pipe, drawn, spec=spec, photos=photos, heldout=heldout, kept=kept)
-    fit.fit(tuning, draws, contest=contest, plan=plan, kept=kept)
-    best = checkpoint_selection.chosen(tuning.candidates, select=params.select)
+    selector = checkpoint_selection.CheckpointSelector(
+        pipe, prompts, spec=spec, photos=photos, heldout=heldout, store=store
+    )
+    fit.fit(tuning, draws, selector=selector, plan=plan, store=store)
+    best = checkpoint_selection.select(tuning.candidates, how=params.select)
     others = memory.plans(shape, rank=params.rank, rows=_rows(params))
-    return Trained(tuning, contest, best, list(photos.images), plan, others, time.monotonic() - started)
+    return Trained(tuning, selector, best, list(photos.images), plan, others, time.monotonic() - started)
 
 
 def _check_base(manifest: Mapping[str, Any], spec: BaseSpec) -> None:
@@ -226,13 +230,13 @@ def _weights(trained: Trained) -> Iterator[Path]:
     """The chosen weights as a file, gone when the block ends."""
     from photoflux.flux.lora import save_adapter
 
-    chosen = trained.contest.weights(trained.kept["step"])
+    chosen = trained.selector.weights(trained.selected["step"])
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         yield save_adapter(trained.module.transformer, Path(scratch) / WEIGHTS, weights=chosen)
 
 
 def _files(weights: Path, trained: Trained) -> dict[str, bytes | Path]:
-    previews = trained.contest.previews(trained.kept["step"])
+    previews = trained.selector.previews(trained.selected["step"])
     return {
         WEIGHTS: weights,
         "curves.json": to_json(_curves(trained)).encode(),
@@ -243,7 +247,7 @@ def _files(weights: Path, trained: Trained) -> dict[str, bytes | Path]:
 def _previews(trained: Trained, step: int) -> list[Image.Image]:
     from PIL import Image
 
-    return [Image.open(io.BytesIO(file)).convert("RGB") for file in trained.contest.previews(step)]
+    return [Image.open(io.BytesIO(file)).convert("RGB") for file in trained.selector.previews(step)]
 
 
 def _curves(trained: Trained) -> dict[str, Any]:
@@ -269,14 +273,14 @@ def _lineage(
         "params": _told(params, spec),
         "dataset": digest(dataset),
         "weights": digest(weights),
-        "step": trained.kept["step"],
-        "scores": dict(trained.kept),
+        "step": trained.selected["step"],
+        "scores": dict(trained.selected),
     }
 
 
 def _metrics(trained: Trained) -> dict[str, float]:
-    kept = {name: float(value) for name, value in trained.kept.items() if value is not None}
-    return kept | {
+    scores = {name: float(value) for name, value in trained.selected.items() if value is not None}
+    return scores | {
         "loss": trained.module.curve.subject[-1],
         "skipped": trained.module.skipped,
         "seconds": trained.seconds,

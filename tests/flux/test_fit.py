@@ -123,8 +123,8 @@ def test_a_finished_training_is_not_trained_again(make: Make) -> None:
     """Killed after its last state, before its adapter was written, it takes everything from the state."""
     state = make().run()
     again = make()
-    fit.fit(again.tuning, again.draws, contest=again.contest, plan=again.plan, kept=again.kept)
-    assert again.contest.entered == []
+    fit.fit(again.tuning, again.draws, selector=again.selector, plan=again.plan, store=again.store)
+    assert again.selector.scored == []
     assert same(again.tuning.candidates, state["candidates"])
     assert all(torch.equal(again.tuning.average[name], value) for name, value in state["average"].items())
 
@@ -174,11 +174,11 @@ def test_the_first_step_is_adamws(make: Make) -> None:
         torch.testing.assert_close(moved, -expected * gradient[clear].sign(), atol=1e-5, rtol=0)
 
 
-def test_candidates_enter_at_intervals_and_at_the_end(make: Make) -> None:
-    """Every three of seven steps, and the last; without a contest nothing else is kept."""
+def test_candidates_are_scored_at_intervals_and_at_the_end(make: Make) -> None:
+    """Every three of seven steps, and the last; without a selector nothing else is kept."""
     training = make(steps=7, save_every=7)
     training.run()
-    assert training.contest.entered == [3, 6, 7]
+    assert training.selector.scored == [3, 6, 7]
 
 
 @pytest.mark.parametrize("broken", [0, 3])
@@ -191,11 +191,11 @@ def test_a_broken_step_is_left_out(broken: int, make: Make) -> None:
     )
     kept = [{name: p.detach().clone() for name, p in training.tuning.trained.items()}]
 
-    def enter(tuning: Any) -> dict[str, Any]:
+    def score(tuning: Any) -> dict[str, Any]:
         kept.append({name: p.detach().clone() for name, p in tuning.trained.items()})
         return {"step": tuning.done, "validation": 0.0}
 
-    training.contest.enter = enter
+    training.selector.score = score
     training.run()
     assert training.tuning.skipped == 1
     moved = [not same(kept[step], kept[step + 1]) for step in range(6)]

@@ -73,28 +73,28 @@ class Training:
     pipe: FluxPipeline
     tuning: module.FineTuning
     draws: module.Draws
-    contest: Any
+    selector: Any
     plan: memory.Plan
-    kept: Drawer
+    store: Drawer
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns what was reached, optimiser included, as the last saved state has it."""
-        fit.fit(self.tuning, self.draws, contest=self.contest, plan=self.plan, kept=self.kept)
+        fit.fit(self.tuning, self.draws, selector=self.selector, plan=self.plan, store=self.store)
         return self.state()
 
     def state(self) -> dict[str, Any]:
         """The last saved state."""
-        return torch.load(io.BytesIO(self.kept.get(fit.STATE) or b""), weights_only=True)
+        return torch.load(io.BytesIO(self.store.get(fit.STATE) or b""), weights_only=True)
 
 
-class NoContest:
-    """Notes which candidates entered, draws nothing."""
+class NoSelector:
+    """Notes which steps were scored; samples nothing."""
 
     def __init__(self) -> None:
-        self.entered: list[int] = []
+        self.scored: list[int] = []
 
-    def enter(self, tuning: module.FineTuning) -> dict[str, Any]:
-        self.entered.append(tuning.done)
+    def score(self, tuning: module.FineTuning) -> dict[str, Any]:
+        self.scored.append(tuning.done)
         return {"step": tuning.done, "validation": 0.0}
 
 
@@ -111,7 +111,7 @@ def prepare(
         photos, preserved if params.preservation else None, spec=spec, params=params, micro_batches=micro_batches
     )
     plan = memory.Plan("cpu", "float32", "float32", False, micro_batches, 0, 0, 0, 0, 0, 1)
-    return Training(pipe, tuning, draws, NoContest(), plan, Drawer(folder, KEY))
+    return Training(pipe, tuning, draws, NoSelector(), plan, Drawer(folder, KEY))
 
 
 def randomise(transformer: Any, *, strength: float = 0.2, seed: int = 0) -> None:

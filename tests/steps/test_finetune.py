@@ -154,7 +154,7 @@ def test_the_same_training_elsewhere_and_slower_makes_the_same_artifact(
 
 
 def test_the_adapter_draws_what_its_previews_show(finished: tuple[Path, StepResult], base: Path) -> None:
-    """Loaded on a fresh base, prompt and seed of the contest give the kept picture, to a grey level."""
+    """Loaded on a fresh base, prompt and seed of the validation give the kept picture, to a grey level."""
     from photoflux.judges.checkpoint_selection import FIRST_SEED
 
     folder, _ = finished
