@@ -90,7 +90,7 @@ class Material:
         """
         from photoflux.flux.module import in_turn
 
-        rows = in_turn(max(len(self.photos), len(self.pictures)), step=step, count=size, seed=seed)
+        rows = in_turn(max(len(self.photos), len(self.pictures)), train_step=step, count=size, seed=seed)
         own, others = ([row % len(part) for row in rows] for part in (self.photos, self.pictures))
         clean = torch.cat([self.photos[own], self.pictures[others]])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)

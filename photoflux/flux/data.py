@@ -47,7 +47,7 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple
 """What other classes are said to be, since that is what an adapter's own colours run into."""
 OTHERS_SHARE, PEOPLE_SHARE = 0.3, 0.2
 """Shares of the preserved prompts that are about other classes of the base, and about people."""
-PRESERVED_SEED = 700_000
+PRESERVATION_SEED = 700_000
 ENCODED_AT_ONCE = 8
 
 
@@ -76,7 +76,7 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Preserved:
+class PreservationTargets:
     """Where the base is held and what it says there: `tokens`, `velocity` [M, T, 64], `sigmas` [M].
 
     `owners` [M] says which of `prompts` each point belongs to.
@@ -91,9 +91,9 @@ class Preserved:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def beside(self, other: Preserved) -> Preserved:
+    def concat(self, other: PreservationTargets) -> PreservationTargets:
         """Both, in this order."""
-        return Preserved(
+        return PreservationTargets(
             torch.cat([self.tokens, other.tokens]),
             torch.cat([self.velocity, other.velocity]),
             torch.cat([self.sigmas, other.sigmas]),
@@ -163,7 +163,9 @@ def class_prompt(caption: str, *, trigger: str, class_noun: str) -> str:
     return re.sub(named, with_article(class_noun), caption, flags=re.IGNORECASE)
 
 
-def preserved_prompts(class_noun: str, others: Sequence[str], *, count: int, captions: Sequence[str] = ()) -> list[str]:
+def preservation_prompts(
+    class_noun: str, others: Sequence[str], *, count: int, captions: Sequence[str] = ()
+) -> list[str]:
     """`count` prompts without the trigger, evenly over openings and surroundings.
 
     Some are about other classes of the base and about people; the rest about the subject's class, its own `captions`
@@ -185,9 +187,9 @@ def _prompt(noun: str, i: int) -> str:
 
 
 @torch.no_grad()
-def preserve_class(
+def preservation_targets_along_sampling(
     transformer: Any, prompts: PromptEmbeds, *, spec: BaseSpec, seed: int, side_px: int, batch_size: int = 16
-) -> Preserved:
+) -> PreservationTargets:
     """Follow the base from noise to picture on prompts without the trigger, and keep every step as a training target.
 
     The teacher is the base with the subject's adapter off and the training adapter, if any, on; the way is the plain
@@ -196,10 +198,10 @@ def preserve_class(
     at_side = replace(spec, resolution_px=side_px)
     parts = []
     for owners in torch.arange(len(prompts)).split(batch_size):
-        noise = noise_for([PRESERVED_SEED + 10_007 * seed + int(i) for i in owners], spec=at_side)
+        noise = noise_for([PRESERVATION_SEED + 10_007 * seed + int(i) for i in owners], spec=at_side)
         parts += _walk(transformer, prompts, owners, noise, spec=spec)
     tokens, velocity, sigmas, owned = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    return Preserved(tokens, velocity, sigmas, owned, prompts.to("cpu"))
+    return PreservationTargets(tokens, velocity, sigmas, owned, prompts.to("cpu"))
 
 
 def _walk(
@@ -214,14 +216,16 @@ def _walk(
         level = now.expand(len(tokens))
         with acting(transformer, subject=False, training=False):
             velocity = predict(transformer, tokens, level, embeds, grid).float()
-        taught = velocity if spec.training_adapter is None else teach(transformer, tokens, level, embeds, grid)
+        taught = (
+            velocity if spec.training_adapter is None else teacher_velocity(transformer, tokens, level, embeds, grid)
+        )
         points.append((tokens, taught, level, owners))
         tokens = tokens + (after - now) * velocity
     return points
 
 
 @torch.no_grad()
-def preserve_photos(
+def preservation_targets_on_photos(
     transformer: Any,
     photos: Photos,
     prompts: PromptEmbeds,
@@ -230,26 +234,26 @@ def preserve_photos(
     seed: int,
     count: int,
     serving_share: float,
-) -> Preserved:
+) -> PreservationTargets:
     """Hold the base on `count` noised photos under `prompts`: one caption without the trigger per photo.
 
     Here only the words tell a subject from its class; on the base's own way the noisy picture does too.
     """
-    generator = torch.Generator().manual_seed(PRESERVED_SEED + seed)
+    generator = torch.Generator().manual_seed(PRESERVATION_SEED + seed)
     owners = torch.arange(count) % len(photos)
     clean, device = photos.tokens[owners], prompts.pooled.device
     sigmas = draw_sigmas(count, generator=generator, serving_share=serving_share, steps=spec.steps)
     tokens = add_noise(clean, torch.randn(clean.shape, generator=generator), sigmas)
     grid = photo_grid(photos, device=device)
     velocity = [
-        teach(transformer, tokens[i].to(device), sigmas[i].to(device), prompts.take(owners[i]), grid).cpu()
+        teacher_velocity(transformer, tokens[i].to(device), sigmas[i].to(device), prompts.take(owners[i]), grid).cpu()
         for i in torch.arange(count).split(16)
     ]
-    return Preserved(tokens, torch.cat(velocity), sigmas, owners, prompts.to("cpu"))
+    return PreservationTargets(tokens, torch.cat(velocity), sigmas, owners, prompts.to("cpu"))
 
 
 @torch.no_grad()
-def teach(transformer: Any, tokens: Tensor, sigma: Tensor, embeds: PromptEmbeds, grid: TokenGrid) -> Tensor:
+def teacher_velocity(transformer: Any, tokens: Tensor, sigma: Tensor, embeds: PromptEmbeds, grid: TokenGrid) -> Tensor:
     """What the subject's adapter is measured against: the base without it, the training adapter on. [B, T, 64]."""
     with acting(transformer, subject=False, training=True):
         return predict(transformer, tokens, sigma, embeds, grid).float()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUBJECT, TRAINING = "subject", "assistant"
-"""Adapter names. The assistant undoes the step distillation of a base while a subject is learnt and never draws.
+"""Adapter names. The assistant undoes the step distillation of a base while a subject is learnt and never batches.
 
 No module may have an attribute of an adapter's name: `training` itself is taken."""
 
@@ -164,7 +164,7 @@ def acting(transformer: Any, *, subject: bool, training: bool) -> Iterator[None]
 
 @contextmanager
 def drawing(transformer: Any, *, weights: Mapping[str, Tensor] | None = None, subject: bool = True) -> Iterator[None]:
-    """As the serving stack draws: without the training adapter; with `weights` in place of the subject's, or without it."""
+    """As the serving stack batches: without the training adapter; with `weights` in place of the subject's, or without it."""
     mode = transformer.training
     transformer.eval()
     try:

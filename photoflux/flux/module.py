@@ -21,7 +21,7 @@ from photoflux.flux.step import add_noise, draw_sigmas, predict
 from photoflux.flux.text import PromptEmbeds
 
 if TYPE_CHECKING:
-    from photoflux.flux.data import Photos, Preserved
+    from photoflux.flux.data import Photos, PreservationTargets
     from photoflux.flux.spec import BaseSpec
     from photoflux.params import FinetuneParams
 
@@ -46,72 +46,72 @@ class Batch(NamedTuple):
     sequence: Tensor
     pooled: Tensor
     photo_weights: Tensor
-    preserved_weights: Tensor
+    preservation_weights: Tensor
 
     def rows(self, part: slice) -> Batch:
         return Batch(*(tensor[part] for tensor in self))
 
 
-class Draws(pl.LightningDataModule):
+class TrainingBatches(pl.LightningDataModule):
     """Batches that depend on (seed, step) alone, from step `first` on, each in `micro_batches` parts."""
 
     def __init__(
         self,
         photos: Photos,
-        preserved: Preserved | None,
+        targets: PreservationTargets | None,
         *,
         spec: BaseSpec,
         params: FinetuneParams,
         micro_batches: int = 1,
     ) -> None:
         super().__init__()
-        self.photos, self.preserved = photos, preserved
+        self.photos, self.targets = photos, targets
         self.spec, self.params, self.micro_batches, self.first = spec, params, micro_batches, 0
 
     def batch(self, step: int) -> Batch:
         """Everything that step number `step` trains on."""
         generator = torch.Generator().manual_seed(self.params.seed * 1_000_003 + step)
         parts = [self._of_photos(step, generator)]
-        if self.preserved is not None and self.params.preservation and self.params.preservation_batch:
-            parts.append(self._of_preserved(self.preserved, step))
+        if self.targets is not None and self.params.preservation and self.params.preservation_batch:
+            parts.append(self._of_targets(self.targets, step))
         return Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     def _of_photos(self, step: int, generator: torch.Generator) -> Batch:
         p, count = self.params, self.params.batch_size
-        rows = in_turn(len(self.photos), step=step, count=count, seed=p.seed)
+        rows = in_turn(len(self.photos), train_step=step, count=count, seed=p.seed)
         clean, captions = self.photos.tokens[rows], self.photos.captions.take(rows)
         noise = torch.randn(clean.shape, generator=generator)
         sigmas = draw_sigmas(
-            count, generator=generator, serving_share=p.serving_sigmas, steps=self.spec.steps, high_kept=p.high_sigmas
+            count, generator=generator, serving_share=p.serving_sigmas, steps=self.spec.steps, high_share=p.high_sigmas
         )
         each, none = torch.full((count,), 1 / count), torch.zeros(count)
         return Batch(add_noise(clean, noise, sigmas), noise - clean, sigmas, *_pair(captions), each, none)
 
-    def _of_preserved(self, kept: Preserved, step: int) -> Batch:
+    def _of_targets(self, held: PreservationTargets, step: int) -> Batch:
         count = self.params.preservation_batch
-        rows = in_turn(len(kept), step=step, count=count, seed=self.params.seed + 1)
+        rows = in_turn(len(held), train_step=step, count=count, seed=self.params.seed + 1)
         each, none = torch.full((count,), 1 / count), torch.zeros(count)
-        prompts = kept.prompts.take(kept.owners[rows])
-        return Batch(kept.tokens[rows], kept.velocity[rows], kept.sigmas[rows], *_pair(prompts), none, each)
+        prompts = held.prompts.take(held.owners[rows])
+        return Batch(held.tokens[rows], held.velocity[rows], held.sigmas[rows], *_pair(prompts), none, each)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(_Steps(self), batch_size=None)
 
 
 class _Steps(IterableDataset[Batch]):
-    def __init__(self, draws: Draws) -> None:
-        self.draws = draws
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in range(self.draws.first, self.draws.params.steps):
-            batch = self.draws.batch(step)
-            for part in range(self.draws.micro_batches):
-                yield batch.rows(slice(part, None, self.draws.micro_batches))
+        for step in range(self.batches.first, self.batches.params.steps):
+            batch = self.batches.batch(step)
+            for part in range(self.batches.micro_batches):
+                yield batch.rows(slice(part, None, self.batches.micro_batches))
 
 
-def in_turn(items: int, *, step: int, count: int, seed: int) -> list[int]:
+def in_turn(items: int, *, train_step: int, count: int, seed: int) -> list[int]:
     """`count` of `items` for one step; over the steps each comes equally often, in an order shuffled per round."""
-    first = step * count
+    first = train_step * count
     rounds = {
         number: _shuffled(items, number, seed) for number in range(first // items, (first + count - 1) // items + 1)
     }
@@ -136,7 +136,7 @@ class Curve:
     preserved: list[float] = field(default_factory=list)
 
 
-class FineTuning(pl.LightningModule):
+class FinetuneModule(pl.LightningModule):
     """Trains the subject's adapter. `done` counts finished steps; `average` is the moving average that is shipped."""
 
     def __init__(self, transformer: Any, *, spec: BaseSpec, params: FinetuneParams, photos: Photos) -> None:
@@ -146,7 +146,7 @@ class FineTuning(pl.LightningModule):
         self.grid = photo_grid(photos, device=transformer.device)
         self.average = {name: p.detach().clone() for name, p in self.trained.items()}
         self.curve, self.candidates = Curve(), list[dict[str, Any]]()
-        self.done = self.skipped = 0
+        self.train_step = self.skipped = 0
         self._losses, self._spoilt = [0.0, 0.0], False
 
     def errors(self, batch: Batch) -> Tensor:
@@ -157,7 +157,7 @@ class FineTuning(pl.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor | None:
         errors = self.errors(batch)
-        subject, preserved = errors @ batch.photo_weights, errors @ batch.preserved_weights
+        subject, preserved = errors @ batch.photo_weights, errors @ batch.preservation_weights
         loss = subject + self.params.preservation * preserved
         if not torch.isfinite(loss):
             self._spoilt = True
@@ -187,34 +187,36 @@ class FineTuning(pl.LightningModule):
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and (scale := scaler.get_scale()) > SCALE_FLOOR:
-            log.info("step %d overflows at a loss scale of %g, which is lowered", self.done + 1, scale)
+            log.info("step %d overflows at a loss scale of %g, which is lowered", self.train_step + 1, scale)
         else:
             self._skip("gradient")
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = self.params.lr * rate(self.done, self.params)
+            group["lr"] = self.params.lr * learning_rate_factor(self.train_step, self.params)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._update_average()
-        self.done += 1
+        self.train_step += 1
         self._note()
 
     def _update_average(self) -> None:
-        update_average(self.average.values(), self.trained.values(), decay=self.params.ema, step=self.done)
+        update_average(self.average.values(), self.trained.values(), decay=self.params.ema, step=self.train_step)
 
     def _note(self) -> None:
         subject, preserved = self._losses
-        self.curve.steps.append(self.done)
+        self.curve.steps.append(self.train_step)
         self.curve.subject.append(subject)
         self.curve.preserved.append(preserved)
         self._losses = [0.0, 0.0]
 
     def _skip(self, what: str) -> None:
         self.skipped += 1
-        log.warning("step %d has a %s that is not finite and is skipped (%d so far)", self.done + 1, what, self.skipped)
+        log.warning(
+            "step %d has a %s that is not finite and is skipped (%d so far)", self.train_step + 1, what, self.skipped
+        )
         if self.skipped > self.params.skipped_max:
             raise PhotoFluxError(
-                f"fine-tuning diverged: {self.skipped} steps were not finite, the last of them step {self.done + 1}; lower "
+                f"fine-tuning diverged: {self.skipped} steps were not finite, the last of them step {self.train_step + 1}; lower "
                 f"finetune.lr (now {self.params.lr:g}) or raise finetune.warmup_steps"
             )
 
@@ -244,7 +246,7 @@ class FineTuning(pl.LightningModule):
             "optimizer": optimizer.state_dict(),
             "curve": vars(self.curve),
             "candidates": self.candidates,
-            "done": self.done,
+            "train_step": self.train_step,
             "skipped": self.skipped,
         }
 
@@ -254,10 +256,10 @@ class FineTuning(pl.LightningModule):
         for name, value in state["average"].items():
             self.average[name].copy_(value)
         self.curve, self.candidates = Curve(**state["curve"]), list(state["candidates"])
-        self.done, self.skipped = state["done"], state["skipped"]
+        self.train_step, self.skipped = state["train_step"], state["skipped"]
 
 
-def rate(step: int, params: FinetuneParams) -> float:
+def learning_rate_factor(step: int, params: FinetuneParams) -> float:
     """Multiplier of the learning rate at `step`: linear warm-up, constant, and a cosine over the last third."""
     warm = min(1.0, (step + 1) / max(1, params.warmup_steps))
     last = min(1.0, max(0.0, 3 * step / params.steps - 2))

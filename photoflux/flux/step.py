@@ -45,19 +45,19 @@ def unpack(tokens: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def draw_sigmas(
-    count: int, *, generator: torch.Generator, serving_share: float = 0.0, steps: int = 4, high_kept: float = 1.0
+    count: int, *, generator: torch.Generator, serving_share: float = 0.0, steps: int = 4, high_share: float = 1.0
 ) -> Tensor:
     """Noise levels [count] in (0, 1]: sigmoid of a standard normal, or for a share one of those that serving visits.
 
-    Of the levels above `HIGH_SIGMA` a share `high_kept` is kept; the others become lower ones that serving visits.
+    Of the levels above `HIGH_SIGMA` a share `high_share` is kept; the others become lower ones that serving visits.
     """
     levels = torch.randn(count, generator=generator).sigmoid()
     visited = 1 - torch.randint(steps, (count,), generator=generator) / steps
     drawn = torch.where(torch.rand(count, generator=generator) < serving_share, visited, levels)
-    if high_kept == 1 or steps == 1:
+    if high_share == 1 or steps == 1:
         return drawn
     lower = 1 - torch.randint(1, steps, (count,), generator=generator) / steps
-    replaced = (drawn > HIGH_SIGMA) & (torch.rand(count, generator=generator) >= high_kept)
+    replaced = (drawn > HIGH_SIGMA) & (torch.rand(count, generator=generator) >= high_share)
     return torch.where(replaced, lower, drawn)
 
 

@@ -22,7 +22,7 @@ from photoflux.flux.text import PromptEmbeds, encode_prompts
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-    from photoflux.flux.module import FineTuning
+    from photoflux.flux.module import FinetuneModule
     from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
     from photoflux.vault.drawer import Drawer
@@ -139,16 +139,16 @@ class CheckpointSelector:
         judges = load_judges(spec, device=str(pipe.device))
         self.scorer = judges and Scorer(judges, photos.originals, prompts.texts, self.base)
 
-    def score(self, module: FineTuning) -> dict[str, Any]:
+    def score(self, module: FinetuneModule) -> dict[str, Any]:
         """Sample the averaged weights of this step, judge the images, store both, and return the scores."""
         with drawing(module.transformer, weights=module.average):
             subject, class_prompt = self._sample(self.prompts.subject), self._sample(self.prompts.class_prompt)
             loss = module.validation_loss(self.heldout) if len(self.heldout) else None
         scores = {"validation": loss, **(self.scorer(subject, class_prompt) if self.scorer else {})}
-        self._save(module.done, module.average, [*subject[: PREVIEWS[0]], *class_prompt[: PREVIEWS[1]]])
+        self._save(module.train_step, module.average, [*subject[: PREVIEWS[0]], *class_prompt[: PREVIEWS[1]]])
         summary = ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if value is not None)
-        log.info("candidate of step %d: %s", module.done, summary)
-        return {"step": module.done, **scores}
+        log.info("candidate of step %d: %s", module.train_step, summary)
+        return {"step": module.train_step, **scores}
 
     @torch.no_grad()
     def _sample(self, embeds: PromptEmbeds) -> list[Image.Image]:

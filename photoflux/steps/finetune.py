@@ -31,9 +31,9 @@ from photoflux.vault.drawer import Drawer
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.flux.data import Photos, Preserved
+    from photoflux.flux.data import Photos, PreservationTargets
     from photoflux.flux.memory import Plan
-    from photoflux.flux.module import FineTuning
+    from photoflux.flux.module import FinetuneModule
     from photoflux.flux.text import PromptEmbeds
     from photoflux.judges.checkpoint_selection import CheckpointSelector
 
@@ -47,7 +47,7 @@ LOCK, LOCK_WAIT_S = "lock", 10.0
 class Trained:
     """A finished training: the module, its candidates, and which of them was selected."""
 
-    module: FineTuning
+    module: FinetuneModule
     selector: CheckpointSelector
     selected: Mapping[str, Any]
     photos: list[Image.Image]
@@ -130,12 +130,12 @@ def _train(
     if plan.checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     preserved = kept_prompts and _preserved(pipe.transformer, photos, *kept_prompts, spec=spec, params=params)
-    tuning = module.FineTuning(pipe.transformer, spec=spec, params=params, photos=photos)
-    draws = module.Draws(photos, preserved, spec=spec, params=params, micro_batches=plan.micro_batches)
+    tuning = module.FinetuneModule(pipe.transformer, spec=spec, params=params, photos=photos)
+    batches = module.TrainingBatches(photos, preserved, spec=spec, params=params, micro_batches=plan.micro_batches)
     selector = checkpoint_selection.CheckpointSelector(
         pipe, prompts, spec=spec, photos=photos, heldout=heldout, store=store
     )
-    fit.fit(tuning, draws, selector=selector, plan=plan, store=store)
+    fit.fit(tuning, batches, selector=selector, plan=plan, store=store)
     best = checkpoint_selection.select(tuning.candidates, how=params.select)
     others = memory.plans(shape, rank=params.rank, rows=_rows(params))
     return Trained(tuning, selector, best, list(photos.images), plan, others, time.monotonic() - started)
@@ -195,7 +195,7 @@ def _preserved_prompts(
     captions = [
         data.class_prompt(i["caption"], trigger=trigger, class_noun=noun) for i in items if i["split"] == "train"
     ]
-    prompts = data.preserved_prompts(noun, spec.class_nouns, count=params.preservation_prompts, captions=captions)
+    prompts = data.preservation_prompts(noun, spec.class_nouns, count=params.preservation_prompts, captions=captions)
     return tuple(encode_prompts(pipe, texts, spec=spec) for texts in (prompts, captions))
 
 
@@ -207,13 +207,15 @@ def _preserved(
     *,
     spec: BaseSpec,
     params: FinetuneParams,
-) -> Preserved:
+) -> PreservationTargets:
     """Points of the base to hold: on its own way from noise to picture, and as many on noised photos."""
     from photoflux.flux import data
 
-    along = data.preserve_class(transformer, prompts, spec=spec, seed=params.seed, side_px=photos.images[0].width)
-    return along.beside(
-        data.preserve_photos(
+    along = data.preservation_targets_along_sampling(
+        transformer, prompts, spec=spec, seed=params.seed, side_px=photos.images[0].width
+    )
+    return along.concat(
+        data.preservation_targets_on_photos(
             transformer,
             photos,
             captions,

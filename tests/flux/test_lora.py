@@ -1,4 +1,4 @@
-"""Adapters: float32 beside a frozen base, readable by the stock pipeline, and a training adapter that never draws."""
+"""Adapters: float32 beside a frozen base, readable by the stock pipeline, and a training adapter that never batches."""
 
 from __future__ import annotations
 

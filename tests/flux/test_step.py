@@ -54,7 +54,7 @@ def test_high_levels_can_be_thinned_out() -> None:
     """Of the levels above .9 about a quarter stays; the rest becomes .75, .5 or .25, and no other level changes."""
     how = {"serving_share": 0.5, "steps": 4}
     every = draw_sigmas(20_000, generator=seeded(), **how).numpy()
-    fewer = draw_sigmas(20_000, generator=seeded(), high_kept=0.25, **how).numpy()
+    fewer = draw_sigmas(20_000, generator=seeded(), high_share=0.25, **how).numpy()
     high = every > 0.9
     assert (fewer[high] > 0.9).mean() == pytest.approx(0.25, abs=0.03)
     np.testing.assert_array_equal(fewer[~high], every[~high])
@@ -64,7 +64,7 @@ def test_high_levels_can_be_thinned_out() -> None:
 
 
 def test_a_base_of_one_step_keeps_its_only_level() -> None:
-    assert draw_sigmas(50, generator=seeded(), serving_share=1.0, steps=1, high_kept=0.0).eq(1).all()
+    assert draw_sigmas(50, generator=seeded(), serving_share=1.0, steps=1, high_share=0.0).eq(1).all()
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 4, 6), (3, 10, 64)])

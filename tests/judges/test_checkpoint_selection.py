@@ -158,12 +158,12 @@ def training(pipe: FluxPipeline, spec: BaseSpec, base: Path, dataset: Path, tmp_
     heldout = train_photos(dataset, pipe, spec, split="heldout")
     made = prepare(pipe, spec, dataset, small(base), tmp_path / "work")
     made.selector = CheckpointSelector(
-        pipe, prompts, spec=spec, photos=made.draws.photos, heldout=heldout, store=made.store
+        pipe, prompts, spec=spec, photos=made.batches.photos, heldout=heldout, store=made.store
     )
     randomise(pipe.transformer, seed=1)
     made.tuning.average = {name: p.detach().clone() for name, p in made.tuning.trained.items()}
     randomise(pipe.transformer, seed=2)
-    made.tuning.done = 40
+    made.tuning.train_step = 40
     return made
 
 
@@ -177,7 +177,7 @@ def selector_on(training: Training, photos: Photos, heldout: Photos) -> Checkpoi
 
 def test_a_photo_counts_once_however_many_pictures_are_of_it(training: Training) -> None:
     """Crops and copies of one photo, objects of their own, change no score; nor does their order."""
-    photos, heldout = training.draws.photos, training.selector.heldout
+    photos, heldout = training.batches.photos, training.selector.heldout
     mirrored = ImageOps.mirror(photos.images[1])
     several = replace(
         photos,
@@ -193,7 +193,7 @@ def test_a_photo_counts_once_however_many_pictures_are_of_it(training: Training)
 
 def test_held_out_photos_are_told_of_and_choose_nothing(training: Training) -> None:
     """With others in their place only the reported loss is another."""
-    photos, heldout = training.draws.photos, training.selector.heldout
+    photos, heldout = training.batches.photos, training.selector.heldout
     others = replace(heldout, tokens=heldout.tokens.flip(0) * 2, images=tuple(pictures(len(heldout))))
     first, second = (selector_on(training, photos, held).score(training.tuning) for held in (heldout, others))
     assert first.pop("validation") != second.pop("validation")

@@ -139,10 +139,10 @@ def test_the_same_training_elsewhere_and_slower_makes_the_same_artifact(
     finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Byte for byte, so that it is the same version in the registry; the seconds stand in the step's own numbers."""
-    note, place = module.FineTuning._note, tmp_path / "elsewhere"
+    note, place = module.FinetuneModule._note, tmp_path / "elsewhere"
     shutil.copytree(base.parent / "tiny", place / "tiny")
     shutil.copy(base, place / "renamed.yaml")
-    monkeypatch.setattr(module.FineTuning, "_note", lambda self: (time.sleep(0.1), note(self)))
+    monkeypatch.setattr(module.FinetuneModule, "_note", lambda self: (time.sleep(0.1), note(self)))
     result = train(dataset, place / "out", params(place / "renamed.yaml"))
     assert result.metrics["seconds"] > 6 * 0.1
     first, second = finished[0] / "adapter.tar", place / "out" / "adapter.tar"
@@ -286,15 +286,15 @@ class Killed(Exception):
 @pytest.fixture
 def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The fourth step of a training never comes."""
-    batch = module.Draws.batch
+    batch = module.TrainingBatches.batch
 
-    def until_the_fourth(draws: module.Draws, step: int) -> module.Batch:
+    def until_the_fourth(batches: module.TrainingBatches, step: int) -> module.Batch:
         if step == 3:
             raise Killed
-        return batch(draws, step)
+        return batch(batches, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Draws, "batch", until_the_fourth)
+        patch.setattr(module.TrainingBatches, "batch", until_the_fourth)
         yield patch
 
 
@@ -307,7 +307,9 @@ def test_an_interrupted_run_goes_on(
         train(dataset, tmp_path, params(base))
     assert list(tmp_path.iterdir()) == []
     (name,) = left(own_state)
-    assert torch.load(own_state / "cache" / "finetune" / "demo" / name / fit.STATE, weights_only=True)["done"] == 2
+    assert (
+        torch.load(own_state / "cache" / "finetune" / "demo" / name / fit.STATE, weights_only=True)["train_step"] == 2
+    )
     deadly.undo()
     deadly.setattr(data, "encode_images", lambda *_: pytest.fail("a photo was encoded again"))
     train(dataset, tmp_path, params(base))
@@ -553,13 +555,13 @@ from photoflux.params import FinetuneParams
 from photoflux.steps.finetune import run
 
 dataset, out, how = Path(sys.argv[1]), Path(sys.argv[2]), FinetuneParams(**json.loads(sys.argv[3]))
-note = module.FineTuning._note
+note = module.FinetuneModule._note
 
 def told(self):
     note(self)
-    print(self.done, flush=True)
+    print(self.train_step, flush=True)
 
-module.FineTuning._note = told
+module.FinetuneModule._note = told
 run(dataset, adapter=out / "adapter.tar", report=out / "finetune.html", params=how, workdir=out / "work")
 """
 
