@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from photoflux.flux.data import encode_images, photo_grid, read_photos
-from photoflux.flux.lora import attach, drawing, save_adapter, subject_parameters
+from photoflux.flux.lora import attach, inference_setup, save_adapter, subject_parameters
 from photoflux.flux.sampling import decode, generate, sample_latents
 from photoflux.flux.step import TokenGrid, add_noise, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
@@ -289,7 +289,7 @@ class Watch:
         self.scorer = Scorer(judges, photos.originals, self.prompts.texts, self._sample(self.prompts.class_prompt))
 
     def scores(self) -> dict[str, float]:
-        with drawing(self.pipe.transformer):
+        with inference_setup(self.pipe.transformer):
             return self.scorer(self._sample(self.prompts.subject), self._sample(self.prompts.class_prompt))
 
     def _sample(self, embeds: PromptEmbeds) -> Sequence[Image.Image]:

@@ -47,7 +47,7 @@ def make_adapters(count: int, folder: Path) -> list[Path]:
         start = {name: p.detach().clone() for name, p in lora.subject_parameters(learner.transformer).items()}
         for file in missing:
             number = 500_000 + int(file.stem)
-            lora.put(learner.transformer, start)
+            lora.copy_weights(learner.transformer, start)
             learner.tune(number)
             _write(file, learner, spec, noun=learner.nouns[number % len(learner.nouns)])
             print(f"{file.name}: {len(missing)} to be made", end="\r", flush=True)

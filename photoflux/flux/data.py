@@ -18,7 +18,7 @@ from torch import Tensor
 
 from photoflux.errors import InputError
 from photoflux.fingerprint import of_base
-from photoflux.flux.lora import acting
+from photoflux.flux.lora import using_adapters
 from photoflux.flux.sampling import noise_for, schedule
 from photoflux.flux.step import TokenGrid, add_noise, draw_sigmas, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
@@ -137,8 +137,8 @@ def _latents(file: Path, image: Image.Image, pipe: FluxPipeline, *, spec: BaseSp
     from safetensors.torch import load, save
 
     name = f"{hashlib.sha256(f'{digest(file)} {of_base(spec)}'.encode()).hexdigest()[:32]}.safetensors"
-    if kept := cache.get(name):
-        return load(kept)["latents"]
+    if cached := cache.get(name):
+        return load(cached)["latents"]
     latents = encode_images(pipe.vae, [image])[0]
     cache.put(name, save({"latents": latents}))
     return latents
@@ -214,7 +214,7 @@ def _walk(
     points = []
     for now, after in pairwise(sigmas):
         level = now.expand(len(tokens))
-        with acting(transformer, subject=False, training=False):
+        with using_adapters(transformer, subject=False, training=False):
             velocity = predict(transformer, tokens, level, embeds, grid).float()
         taught = (
             velocity if spec.training_adapter is None else teacher_velocity(transformer, tokens, level, embeds, grid)
@@ -255,7 +255,7 @@ def preservation_targets_on_photos(
 @torch.no_grad()
 def teacher_velocity(transformer: Any, tokens: Tensor, sigma: Tensor, embeds: PromptEmbeds, grid: TokenGrid) -> Tensor:
     """What the subject's adapter is measured against: the base without it, the training adapter on. [B, T, 64]."""
-    with acting(transformer, subject=False, training=True):
+    with using_adapters(transformer, subject=False, training=True):
         return predict(transformer, tokens, sigma, embeds, grid).float()
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from photoflux.errors import PhotoFluxError
 from photoflux.flux.data import photo_grid
 from photoflux.flux.ema import update_average
-from photoflux.flux.lora import put, subject_parameters
+from photoflux.flux.lora import copy_weights, subject_parameters
 from photoflux.flux.step import add_noise, draw_sigmas, predict
 from photoflux.flux.text import PromptEmbeds
 
@@ -200,7 +200,7 @@ class FinetuneModule(pl.LightningModule):
         self._note()
 
     def _update_average(self) -> None:
-        update_average(self.average.values(), self.trained.values(), decay=self.params.ema, step=self.train_step)
+        update_average(self.average.values(), self.trained.values(), decay=self.params.ema, train_step=self.train_step)
 
     def _note(self) -> None:
         subject, preserved = self._losses
@@ -252,7 +252,7 @@ class FinetuneModule(pl.LightningModule):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a saved state, all but the optimiser's, which does not exist yet."""
-        put(self.transformer, state["adapter"])
+        copy_weights(self.transformer, state["adapter"])
         for name, value in state["average"].items():
             self.average[name].copy_(value)
         self.curve, self.candidates = Curve(**state["curve"]), list(state["candidates"])

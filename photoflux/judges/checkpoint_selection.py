@@ -15,7 +15,7 @@ from torch import Tensor
 
 from photoflux.errors import InputError
 from photoflux.flux.data import SURROUNDINGS, Photos, with_article
-from photoflux.flux.lora import drawing, using_base
+from photoflux.flux.lora import inference_setup, using_base
 from photoflux.flux.sampling import decode, noise_for, sample_latents
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 
@@ -141,7 +141,7 @@ class CheckpointSelector:
 
     def score(self, module: FinetuneModule) -> dict[str, Any]:
         """Sample the averaged weights of this step, judge the images, store both, and return the scores."""
-        with drawing(module.transformer, weights=module.average):
+        with inference_setup(module.transformer, weights=module.average):
             subject, class_prompt = self._sample(self.prompts.subject), self._sample(self.prompts.class_prompt)
             loss = module.validation_loss(self.heldout) if len(self.heldout) else None
         scores = {"validation": loss, **(self.scorer(subject, class_prompt) if self.scorer else {})}

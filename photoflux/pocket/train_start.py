@@ -51,7 +51,7 @@ def train_start(spec: BaseSpec, *, state: Path, budget: Budget, seed: int) -> di
     began = saved = said = time.monotonic()
     losses: list[float] = []
     for number, progress in _tasks(first, budget, spent_s=spent):
-        lora.put(learner.transformer, start)
+        lora.copy_weights(learner.transformer, start)
         losses.append(learner.tune(number))
         pace = TOWARDS[0] + (TOWARDS[1] - TOWARDS[0]) * progress
         for name, tuned in lora.subject_parameters(learner.transformer).items():
@@ -187,8 +187,8 @@ def export_start(start: dict[str, Tensor], folder: Path) -> Path:
     """Write the start as a diffusers LoRA in fp16."""
     from diffusers import FluxPipeline
 
-    from photoflux.flux.lora import SUBJECT
+    from photoflux.flux.lora import SUBJECT_ADAPTER
 
-    layers = {name.replace(f".{SUBJECT}.", "."): matrix.half().contiguous() for name, matrix in start.items()}
+    layers = {name.replace(f".{SUBJECT_ADAPTER}.", "."): matrix.half().contiguous() for name, matrix in start.items()}
     FluxPipeline.save_lora_weights(str(folder), transformer_lora_layers=layers, weight_name=FILE)
     return folder / FILE

@@ -189,16 +189,16 @@ def test_a_broken_step_is_left_out(broken: int, make: Make) -> None:
     training.batches.batch = lambda step: (  # type: ignore[method-assign]
         batch(step)._replace(targets=batch(step).targets * float("nan")) if step == broken else batch(step)
     )
-    kept = [{name: p.detach().clone() for name, p in training.tuning.trained.items()}]
+    snapshots = [{name: p.detach().clone() for name, p in training.tuning.trained.items()}]
 
     def score(tuning: Any) -> dict[str, Any]:
-        kept.append({name: p.detach().clone() for name, p in tuning.trained.items()})
+        snapshots.append({name: p.detach().clone() for name, p in tuning.trained.items()})
         return {"step": tuning.train_step, "validation": 0.0}
 
     training.selector.score = score
     training.run()
     assert training.tuning.skipped == 1
-    moved = [not same(kept[step], kept[step + 1]) for step in range(6)]
+    moved = [not same(snapshots[step], snapshots[step + 1]) for step in range(6)]
     assert moved == [step != broken for step in range(6)]
 
 
