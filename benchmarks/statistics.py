@@ -28,7 +28,7 @@ from photoflux.judges.bias import VERDICTS, Audit, Limits, People, audit_people
 from photoflux.judges.champion import Cells, difference
 from photoflux.judges.copying import likeness, structure
 from photoflux.judges.gate_rules import Rule, rules
-from photoflux.judges.sampling import Seen
+from photoflux.judges.sampling import JudgeOutputs
 from photoflux.manifest import write_json, write_text
 from photoflux.params import GateParams
 from photoflux.pocket.photosets import photo_set, unseen_subjects
@@ -294,7 +294,7 @@ class Model:
 
     tuned: float = 0.7
     rival: float = 0.55
-    plain: float = 0.08
+    class_prompt: float = 0.08
     tuned_right: float = 0.94
     base_right: float = 0.97
     closeness: float = 0.9
@@ -331,9 +331,9 @@ def compositions(rng: np.random.Generator, shape: tuple[int, int], variety: floa
     return rng.normal(size=(prompts, 1, 8, 8)) + added * rng.normal(size=(prompts, seeds, 8, 8))
 
 
-def seen(identity: Array, *, structure: Array | None = None, read: dict[str, Array] | None = None) -> Seen:
+def seen(identity: Array, *, structure: Array | None = None, read: dict[str, Array] | None = None) -> JudgeOutputs:
     rest = np.ones((*identity.shape[:-1], 1))
-    return Seen(identity, rest, rest if structure is None else structure, rest, rest, read or {})
+    return JudgeOutputs(identity, rest, rest if structure is None else structure, rest, rest, read or {})
 
 
 def evidence(rng: np.random.Generator, shape: tuple[int, int], trained: Array, held_out: Array) -> scores.Evidence:
@@ -344,7 +344,7 @@ def evidence(rng: np.random.Generator, shape: tuple[int, int], trained: Array, h
         tuned=seen(identities(rng, shape, MODEL.tuned, common), structure=compositions(rng, shape, MODEL.closeness),
                    read=right(rng, shape, MODEL.tuned_right)),
         base=seen(base, structure=compositions(rng, shape, 1.0), read=right(rng, shape, MODEL.base_right)),
-        plain=seen(identities(rng, shape, MODEL.plain, common), structure=compositions(rng, shape, 1.0)),
+        class_prompt=seen(identities(rng, shape, MODEL.class_prompt, common), structure=compositions(rng, shape, 1.0)),
         unrelated=seen(base), unrelated_base=seen(base), trained=seen(trained), held_out=seen(held_out),
         shown=np.ones((1, 1, 1)), asked=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
         asked_unrelated=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
@@ -369,7 +369,7 @@ def population() -> dict[Any, Any]:
     common = scattered(rng, shape, 0.3, per_prompt=True) + scattered(rng, shape, 0.4, per_prompt=False)
     means = {
         share: identities(rng, shape, share, common).mean((0, 1))
-        for share in (MODEL.tuned, MODEL.rival, MODEL.plain, 0.0)
+        for share in (MODEL.tuned, MODEL.rival, MODEL.class_prompt, 0.0)
     }
     spreads = [
         scores.structure_spread(compositions(rng, (20_000, 2), variety)).mean() for variety in (MODEL.closeness, 1.0)
@@ -380,7 +380,7 @@ def population() -> dict[Any, Any]:
 def truths(trained: Array, held_out: Array) -> dict[str, float]:
     """What the metrics estimate: over all prompts and seeds and, from five on, over all photos."""
     known = population()
-    tuned, base, plain = known[MODEL.tuned], known[0.0], known[MODEL.plain]
+    tuned, base, class_prompt = known[MODEL.tuned], known[0.0], known[MODEL.class_prompt]
     t, h = (x.mean(0) if _few(x) else known["photo"] for x in (trained, held_out))
     cross = t @ h
     within = [_among(x) if _few(x) else known["photo"] @ known["photo"] for x in (trained, held_out)]
@@ -391,7 +391,7 @@ def truths(trained: Array, held_out: Array) -> dict[str, float]:
     span = real_trained - base @ t
     return {
         "identity_gain": gain,
-        "leakage": (plain @ t - base @ t) / span,
+        "leakage": (class_prompt @ t - base @ t) / span,
         "memorisation_gap": (tuned @ t - base @ t) / span - gain,
         "prompt_change": MODEL.tuned_right - MODEL.base_right,
         "diversity": known["diversity"],

@@ -36,8 +36,8 @@ class Cells:
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Cells:
         """The cells of an evaluation."""
-        kept = document["cells"]
-        return cls(**{name: np.asarray(kept[name], float) for name in ARRAYS}, real=float(kept["real"]))
+        stored = document["cells"]
+        return cls(**{name: np.asarray(stored[name], float) for name in ARRAYS}, real=float(stored["real"]))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes them."""

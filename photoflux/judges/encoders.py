@@ -105,7 +105,9 @@ class Judges:
 
     def image_text(self, images: Sequence[Image.Image]) -> Tensor:
         """What is shown, in the space of `text`: [N, E], L2-normalised."""
-        return self._batched(images, lambda pixels: _unit(self._clip.visual_projection(self._seen(pixels))), "clip")
+        return self._batched(
+            images, lambda pixels: _unit(self._clip.visual_projection(self._clip_state(pixels))), "clip"
+        )
 
     @torch.inference_mode()
     def text(self, prompts: Sequence[str]) -> Tensor:
@@ -125,7 +127,7 @@ class Judges:
         return {name: self._read(name, pooled[encoder]) for name, encoder in reads.items()}
 
     def _pooled(self, images: Sequence[Image.Image], encoder: str) -> Tensor:
-        return self._batched(images, self._seen if encoder == "clip" else partial(self._state, encoder), encoder)
+        return self._batched(images, self._clip_state if encoder == "clip" else partial(self._state, encoder), encoder)
 
     @torch.inference_mode()
     def _read(self, name: str, pooled: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ class Judges:
             self._words[name] = _unit(torch.stack(means)).to(self.device)
         return self._words[name]
 
-    def _seen(self, pixels: Tensor) -> Tensor:
+    def _clip_state(self, pixels: Tensor) -> Tensor:
         return self._clip.vision_model(pixel_values=pixels).pooler_output
 
     def _state(self, encoder: str, pixels: Tensor) -> Tensor:

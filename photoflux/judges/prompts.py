@@ -59,13 +59,13 @@ class PromptSet:
 
     def without(self, class_noun: str, *, count: int) -> list[Prompt]:
         """The first `count` unrelated prompts that name nothing of the class."""
-        kept = [p for p in self.unrelated if class_noun not in p.text.split() and class_noun not in p.labels.values()]
-        if len(kept) < LEAST_KERNEL_PROMPTS:
+        left = [p for p in self.unrelated if class_noun not in p.text.split() and class_noun not in p.labels.values()]
+        if len(left) < LEAST_KERNEL_PROMPTS:
             raise InputError(
-                f"only {len(kept)} unrelated prompts of this prompt set are about something else than '{class_noun}'; "
+                f"only {len(left)} unrelated prompts of this prompt set are about something else than '{class_noun}'; "
                 f"add others, {LEAST_KERNEL_PROMPTS} at the least"
             )
-        return kept[:count]
+        return left[:count]
 
 
 def load_prompts(name: str, *, folder: Path) -> PromptSet:

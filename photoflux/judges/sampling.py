@@ -1,4 +1,4 @@
-"""What the judges see in a grid of pictures, drawing such grids, and keeping the base's side of them."""
+"""Grids of images sampled from a model, what the judges make of them, and the cache of the base's images."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Pictures as numbers; every array starts with the grid [P, S] (or [N] for photos)."""
+class JudgeOutputs:
+    """What the judges make of images; every array starts with the grid [P, S] (or [N] for photos)."""
 
     identity: Array
     image: Array
@@ -52,39 +52,37 @@ class Seen:
         return Quality(*np.moveaxis(self.quality, -1, 0))
 
     def labels(self, attribute: str) -> Array:
-        """The class read in each picture."""
+        """The most probable class of each image."""
         return self.probabilities[attribute].argmax(-1)
 
-    def grid(self, prompts: int) -> Seen:
+    def as_grid(self, prompts: int) -> JudgeOutputs:
         """[N, ...] as [P, S, ...]."""
-        return self._each(lambda x: x.reshape(prompts, -1, *x.shape[1:]))
+        reshaped = {name: values.reshape(prompts, -1, *values.shape[1:]) for name, values in self.arrays().items()}
+        return JudgeOutputs.from_arrays(reshaped)
 
-    def beside(self, other: Seen) -> Seen:
-        """Two grids of the same prompts, their seeds side by side."""
+    def concat(self, other: JudgeOutputs) -> JudgeOutputs:
+        """Two grids of the same prompts as one, with the seeds of both."""
         mine, theirs = self.arrays(), other.arrays()
-        return Seen.of({name: np.concatenate([mine[name], theirs[name]], axis=1) for name in mine})
+        return JudgeOutputs.from_arrays({name: np.concatenate([mine[name], theirs[name]], axis=1) for name in mine})
 
     def arrays(self) -> dict[str, Array]:
         """Flat names to arrays."""
-        plain = {name: getattr(self, name) for name in PLAIN}
-        return {**plain, **{f"read.{name}": values for name, values in self.probabilities.items()}}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return {**arrays, **{f"read.{name}": values for name, values in self.probabilities.items()}}
 
     @classmethod
-    def of(cls, arrays: dict[str, Array]) -> Seen:
-        read = {name[5:]: values for name, values in arrays.items() if name.startswith("read.")}
-        return cls(**{name: arrays[name] for name in PLAIN}, probabilities=read)
-
-    def _each(self, change: Any) -> Seen:
-        return Seen.of({name: change(values) for name, values in self.arrays().items()})
+    def from_arrays(cls, arrays: dict[str, Array]) -> JudgeOutputs:
+        probabilities = {name[5:]: values for name, values in arrays.items() if name.startswith("read.")}
+        return cls(**{name: arrays[name] for name in ARRAYS}, probabilities=probabilities)
 
 
-PLAIN = ("identity", "image", "structure", "colours", "quality")
+ARRAYS = ("identity", "image", "structure", "colours", "quality")
 
 
-def look(judges: Judges, images: Sequence[Image.Image]) -> Seen:
-    """Everything the judges see in N pictures: [N, ...]."""
+def run_judges(judges: Judges, images: Sequence[Image.Image]) -> JudgeOutputs:
+    """Every judge's output for N images: [N, ...]."""
     quality = measure_quality(images)
-    return Seen(
+    return JudgeOutputs(
         identity=judges.identity(images).numpy(),
         image=judges.image_text(images).numpy(),
         structure=structure(images),
@@ -95,24 +93,25 @@ def look(judges: Judges, images: Sequence[Image.Image]) -> Seen:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Pictures in row-major order of [P, S], and what was seen in them."""
+class ImageGrid:
+    """Images in row-major order of [P, S], and what the judges make of them."""
 
-    pictures: list[Image.Image]
-    seen: Seen
+    images: list[Image.Image]
+    outputs: JudgeOutputs
 
     def row(self, prompt: int) -> list[Image.Image]:
-        seeds = self.seen.shape[1]
-        return self.pictures[prompt * seeds : (prompt + 1) * seeds]
+        seeds = self.outputs.shape[1]
+        return self.images[prompt * seeds : (prompt + 1) * seeds]
 
-    def beside(self, other: Grid) -> Grid:
-        rows = [self.row(p) + other.row(p) for p in range(self.seen.shape[0])]
-        return Grid([picture for row in rows for picture in row], self.seen.beside(other.seen))
+    def concat(self, other: ImageGrid) -> ImageGrid:
+        """Two grids of the same prompts as one, with the seeds of both."""
+        rows = [self.row(p) + other.row(p) for p in range(self.outputs.shape[0])]
+        return ImageGrid([image for row in rows for image in row], self.outputs.concat(other.outputs))
 
 
 @dataclass(frozen=True)
-class Artist:
-    """A pipeline with its judges: draws grids of pictures and looks at them."""
+class ImageSampler:
+    """A pipeline with its judges: samples grids of images and judges them. `cache` holds the base's images."""
 
     pipe: FluxPipeline
     spec: BaseSpec
@@ -120,36 +119,39 @@ class Artist:
     batch_size: int
     cache: Path | None = None
 
-    def draw(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int = 0) -> Grid:
-        """One picture per prompt and seed with the pipeline as it is now."""
+    def sample(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int = 0) -> ImageGrid:
+        """One image per prompt and seed with the pipeline as it is now."""
         from photoflux.flux.sampling import generate
 
         texts = [prompt.text for prompt in prompts for _ in range(seeds)]
         numbers = seeds_for(seed, len(prompts), seeds, skip=skip)
-        pictures = generate(self.pipe, texts, numbers, spec=self.spec, batch_size=self.batch_size)
-        return Grid(pictures, look(self.judges, pictures).grid(len(prompts)))
+        images = generate(self.pipe, texts, numbers, spec=self.spec, batch_size=self.batch_size)
+        return ImageGrid(images, run_judges(self.judges, images).as_grid(len(prompts)))
 
-    def draw_base(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int = 0) -> Grid:
-        """The same with the adapter off. The pictures are kept, and what the judges see in them is looked up anew every time."""
+    def sample_base(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int = 0) -> ImageGrid:
+        """The same with the adapter off. Images are cached; the judges run anew every time."""
         from photoflux.flux.lora import using_base
 
-        parts = self._drawn_by(prompts, seed=seed, seeds=seeds, skip=skip)
-        path = self.cache / f"{fingerprint.name(parts)}.tar" if self.cache else None
-        if path and (kept := _read_pictures(path, len(prompts) * seeds)):
-            return Grid(kept, look(self.judges, kept).grid(len(prompts)))
+        # The last bits of an image depend also on the device, and on how many are sampled at once.
+        key = fingerprint.of_sampling(self.spec) | {
+            "prompts": [prompt.text for prompt in prompts],
+            "seeds": [seed, seeds, skip],
+            "device": self.pipe.device.type,
+            "batch": self.batch_size,
+        }
+        path = self.cache / f"{fingerprint.name(key)}.tar" if self.cache else None
+        if path and (cached := _read_images(path, len(prompts) * seeds)):
+            return ImageGrid(cached, run_judges(self.judges, cached).as_grid(len(prompts)))
         with using_base(self.pipe):
-            grid = self.draw(prompts, seed=seed, seeds=seeds, skip=skip)
+            grid = self.sample(prompts, seed=seed, seeds=seeds, skip=skip)
         if path:
-            _write_pictures(path, grid.pictures, parts)
+            _write_images(path, grid.images, key)
         return grid
 
-    def _drawn_by(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int) -> dict[str, Any]:
-        """What the base's pictures hang on; their last bits also on the device and on how many are drawn at once."""
-        asked = {"prompts": [prompt.text for prompt in prompts], "seeds": [seed, seeds, skip]}
-        return fingerprint.of_drawing(self.spec) | asked | {"device": self.pipe.device.type, "batch": self.batch_size}
 
-
-def open_artist(base: str, *, prompts: str, batch_size: int, adapter: Path | None = None) -> tuple[Artist, PromptSet]:
+def open_sampler(
+    base: str, *, prompts: str, batch_size: int, adapter: Path | None = None
+) -> tuple[ImageSampler, PromptSet]:
     """The base, with the adapter on it if there is one, its judges, and the prompt set, by default the base's own.
 
     Raises InputError for a base without judges and for an adapter of another base.
@@ -164,19 +166,19 @@ def open_artist(base: str, *, prompts: str, batch_size: int, adapter: Path | Non
         raise InputError(
             f"base '{spec.name}' has no judges; set `judges` in its spec to a folder of CLIP and DINO weights"
         )
-    asked = load_prompts(prompts or spec.name, folder=settings.models_dir)
+    prompt_set = load_prompts(prompts or spec.name, folder=settings.models_dir)
     device = settings.device or None
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         if adapter:
-            _same_base(unpack(adapter, Path(scratch)), spec)
+            _check_same_base(unpack(adapter, Path(scratch)), spec)
         pipe = load_pipeline(spec, device=device)
         if adapter:
             load_adapter(pipe, Path(scratch) / WEIGHTS)
     judges = Judges.load(Path(spec.judges), device=device)
-    return Artist(pipe, spec, judges, batch_size, settings.cache_dir / "judging"), asked
+    return ImageSampler(pipe, spec, judges, batch_size, settings.cache_dir / "judging"), prompt_set
 
 
-def _same_base(manifest: Mapping[str, Any], spec: BaseSpec) -> None:
+def _check_same_base(manifest: Mapping[str, Any], spec: BaseSpec) -> None:
     trained_on = manifest.get("base", {})
     if trained_on.get("hash") != spec.hash:
         raise InputError(
@@ -185,28 +187,26 @@ def _same_base(manifest: Mapping[str, Any], spec: BaseSpec) -> None:
         )
 
 
-def _write_pictures(path: Path, pictures: Sequence[Image.Image], parts: Mapping[str, Any]) -> None:
-    files = {f"pictures/{i:05}.png": _png(picture) for i, picture in enumerate(pictures)}
-    write_tar(path, files=files, manifest={"drawn_by": dict(parts)})
+def _write_images(path: Path, images: Sequence[Image.Image], key: Mapping[str, Any]) -> None:
+    files = {}
+    for i, image in enumerate(images):
+        buffer = io.BytesIO()
+        image.save(buffer, format="png", compress_level=1)
+        files[f"images/{i:05}.png"] = buffer.getvalue()
+    write_tar(path, files=files, manifest={"sampled_by": dict(key)})
 
 
-def _read_pictures(path: Path, count: int) -> list[Image.Image] | None:
-    """Kept pictures; None when there are none or when they are damaged, which only costs drawing them again."""
+def _read_images(path: Path, count: int) -> list[Image.Image] | None:
+    """Cached images; None where there are none, or where they are damaged: then they are only sampled again."""
     if not path.is_file():
         return None
     try:
         with tempfile.TemporaryDirectory() as scratch:
             unpack(path, Path(scratch))
-            pictures = [Image.open(file).convert("RGB") for file in sorted(Path(scratch, "pictures").iterdir())]
-        if len(pictures) != count:
-            raise ValueError(f"{len(pictures)} of {count} pictures")
-        return pictures
+            images = [Image.open(file).convert("RGB") for file in sorted(Path(scratch, "images").iterdir())]
+        if len(images) != count:
+            raise ValueError(f"{len(images)} of {count} images")
+        return images
     except (InputError, OSError, ValueError) as error:
-        log.warning("kept base pictures %s are damaged (%s); drawing them again", path.name, error)
+        log.warning("cached base images %s are damaged (%s); sampling them again", path.name, error)
         return None
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png", compress_level=1)
-    return buffer.getvalue()

@@ -16,7 +16,7 @@ from photoflux.judges.colour import appearance_distance
 from photoflux.judges.copying import likeness, structure_spread
 from photoflux.judges.prompts import Prompt
 from photoflux.judges.quality import Quality
-from photoflux.judges.sampling import Seen
+from photoflux.judges.sampling import JudgeOutputs
 from photoflux.judges.stats import (
     Array,
     Interval,
@@ -39,15 +39,15 @@ COPY_PHOTOS = 8
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that was seen. `asked` gives, per prompt, the class index each attribute should have."""
+    """All that the judges made of an evaluation. `asked` gives, per prompt, the class index each attribute should have."""
 
-    tuned: Seen
-    base: Seen
-    plain: Seen
-    unrelated: Seen
-    unrelated_base: Seen
-    trained: Seen
-    held_out: Seen
+    tuned: JudgeOutputs
+    base: JudgeOutputs
+    class_prompt: JudgeOutputs
+    unrelated: JudgeOutputs
+    unrelated_base: JudgeOutputs
+    trained: JudgeOutputs
+    held_out: JudgeOutputs
     shown: Array
     asked: Sequence[Mapping[str, int]]
     asked_unrelated: Sequence[Mapping[str, int]]
@@ -135,8 +135,8 @@ def _identity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     """
     trained, held_out = (evidence.trained.identity, weights.trained), (evidence.held_out.identity, weights.held_out)
     sf = {
-        (name, photos): _fidelity(seen.identity, weights.grid, *against)
-        for name, seen in (("T", evidence.tuned), ("B", evidence.base), ("C", evidence.plain))
+        (name, photos): _fidelity(outputs.identity, weights.grid, *against)
+        for name, outputs in (("T", evidence.tuned), ("B", evidence.base), ("C", evidence.class_prompt))
         for photos, against in (("trained", trained), ("held out", held_out))
     }
     real, real_trained = _ceilings(trained, held_out)
@@ -157,9 +157,9 @@ def _identity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     }
 
 
-def _fidelity(pictures: Array, grid: Array, photos: Array, photo_weights: Array) -> Array:
+def _fidelity(images: Array, grid: Array, photos: Array, photo_weights: Array) -> Array:
     """SF: mean cosine of pictures [P, S, D] and photos [N, D] under both sides' weights: [draws]."""
-    similarity = np.einsum("psd,nd->psn", pictures, photos)
+    similarity = np.einsum("psd,nd->psn", images, photos)
     return np.einsum("dps,psn,dn->d", grid, similarity, photo_weights, optimize=True)
 
 
@@ -195,8 +195,8 @@ def _span(values: Array) -> Array:
 
 def _following(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     tuned, base = (
-        weighted_mean(_followed(seen, evidence.asked, evidence.words, exact=evidence.exact), weights.grid)
-        for seen in (evidence.tuned, evidence.base)
+        weighted_mean(_followed(outputs, evidence.asked, evidence.words, exact=evidence.exact), weights.grid)
+        for outputs in (evidence.tuned, evidence.base)
     )
     return {
         "prompt_following": tuned,
@@ -206,12 +206,12 @@ def _following(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     }
 
 
-def _followed(seen: Seen, asked: Sequence[Mapping[str, int]], words: Array, *, exact: bool) -> Array:
+def _followed(outputs: JudgeOutputs, asked: Sequence[Mapping[str, int]], words: Array, *, exact: bool) -> Array:
     """Per picture [P, S]: share of the asked attributes that are right, or the cosine with the prompt's words."""
     if not exact:
-        return np.einsum("pse,pe->ps", seen.image, words)
+        return np.einsum("pse,pe->ps", outputs.image, words)
     rows = [
-        np.mean([seen.labels(name)[p] == index for name, index in expected.items()], axis=0)
+        np.mean([outputs.labels(name)[p] == index for name, index in expected.items()], axis=0)
         for p, expected in enumerate(asked)
     ]
     return np.stack(rows)
@@ -222,17 +222,17 @@ def _by_attribute(evidence: Evidence) -> dict[str, dict[str, Measure]]:
     names = sorted({name for expected in evidence.asked for name in expected}) if evidence.exact else []
     return {
         name: {
-            side: _accuracy(seen, evidence.asked, name)
-            for side, seen in (("tuned", evidence.tuned), ("base", evidence.base))
+            side: _accuracy(outputs, evidence.asked, name)
+            for side, outputs in (("tuned", evidence.tuned), ("base", evidence.base))
         }
         for name in names
     }
 
 
-def _accuracy(seen: Seen, asked: Sequence[Mapping[str, int]], name: str) -> Measure:
+def _accuracy(outputs: JudgeOutputs, asked: Sequence[Mapping[str, int]], name: str) -> Measure:
     asking = [p for p, expected in enumerate(asked) if name in expected]
     wanted = np.array([asked[p][name] for p in asking])
-    right = seen.labels(name)[asking] == wanted[:, None]
+    right = outputs.labels(name)[asking] == wanted[:, None]
     return Measure(clustered_rate(right), len(asking), right.size)
 
 
@@ -244,15 +244,18 @@ def _overall(identity: Mapping[str, Array], following: Mapping[str, Array]) -> d
 def _diversity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     """How differently pictures of one prompt are composed, tuned over base, with trigger and without."""
     prompts = weights.grid.sum(-1)
-    tuned, base, plain = (
-        prompts @ structure_spread(seen.structure) for seen in (evidence.tuned, evidence.base, evidence.plain)
+    tuned, base, class_prompt = (
+        prompts @ structure_spread(outputs.structure)
+        for outputs in (evidence.tuned, evidence.base, evidence.class_prompt)
     )
     base = np.maximum(base, 1e-6)
-    return {"diversity": tuned / base, "class_diversity": plain / base}
+    return {"diversity": tuned / base, "class_diversity": class_prompt / base}
 
 
 def _sharpness(evidence: Evidence, weights: Weights) -> dict[str, Array]:
-    tuned, base = (weighted_mean(seen.measures.sharpness, weights.grid) for seen in (evidence.tuned, evidence.base))
+    tuned, base = (
+        weighted_mean(outputs.measures.sharpness, weights.grid) for outputs in (evidence.tuned, evidence.base)
+    )
     return {"sharpness": tuned / np.maximum(base, 1e-9)}
 
 
@@ -263,8 +266,8 @@ def _lightness(evidence: Evidence, weights: Weights) -> dict[str, Array]:
         return {}
     photos = len(light["photos"])
     rng = np.random.default_rng(photos)
-    drawn = item_weights(photos, draws=len(weights.grid) - 1, rng=rng, fixed=photos < MIN_PHOTOS_RESAMPLED)
-    return {"lightness_shift": weighted_mean(light["tuned"], weights.grid) - drawn @ light["photos"]}
+    resampled = item_weights(photos, draws=len(weights.grid) - 1, rng=rng, fixed=photos < MIN_PHOTOS_RESAMPLED)
+    return {"lightness_shift": weighted_mean(light["tuned"], weights.grid) - resampled @ light["photos"]}
 
 
 def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> dict[str, Interval]:
@@ -272,8 +275,8 @@ def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> di
     unrelated, before = evidence.unrelated, evidence.unrelated_base
     clusters, width = unrelated.shape[0], unrelated.image.shape[-1]
     followed = [
-        _followed(seen, evidence.asked_unrelated, evidence.words_unrelated, exact=evidence.exact)
-        for seen in (unrelated, before)
+        _followed(outputs, evidence.asked_unrelated, evidence.words_unrelated, exact=evidence.exact)
+        for outputs in (unrelated, before)
     ]
     pairs = (unrelated.identity * before.identity).sum(-1)
     # Unit vectors times sqrt(width): the kernel's x.y / width is then their cosine.
@@ -291,7 +294,9 @@ def _rates(evidence: Evidence) -> dict[str, Interval]:
     """Shares of copies among T and of broken pictures among T and C."""
     copied = _likeness(evidence) > copy_threshold(evidence.copy_correlation, photos=len(evidence.trained.identity))
     usual = float(np.median(evidence.base.measures.sharpness))
-    broken = [_flat(seen.measures).broken(usual_sharpness=usual) for seen in (evidence.tuned, evidence.plain)]
+    broken = [
+        _flat(outputs.measures).broken(usual_sharpness=usual) for outputs in (evidence.tuned, evidence.class_prompt)
+    ]
     bad = np.concatenate([side.reshape(copied.shape) for side in broken], axis=1)
     return {"copy_rate": clustered_rate(copied), "broken_rate": clustered_rate(bad)}
 
@@ -334,7 +339,7 @@ def _invalid(values: Mapping[str, Interval]) -> list[str]:
 
 def made_share(evidence: Evidence) -> float:
     """Share of planned tuned pictures that hold a picture at all."""
-    blank = [_flat(seen.measures).blank() for seen in (evidence.tuned, evidence.plain, evidence.unrelated)]
+    blank = [_flat(outputs.measures).blank() for outputs in (evidence.tuned, evidence.class_prompt, evidence.unrelated)]
     return float(1 - np.concatenate(blank).mean())
 
 
@@ -351,9 +356,9 @@ def cells(evidence: Evidence) -> Cells:
     held_out = evidence.held_out.identity
     equal = [np.full((1, len(photos)), 1 / len(photos)) for photos in (evidence.trained.identity, held_out)]
     real, _ = _ceilings((evidence.trained.identity, equal[0]), (held_out, equal[1]))
-    likeness, base = ((seen.identity @ held_out.T).mean(-1) for seen in (evidence.tuned, evidence.base))
+    likeness, base = ((outputs.identity @ held_out.T).mean(-1) for outputs in (evidence.tuned, evidence.base))
     followed, followed_base = (
-        _followed(seen, evidence.asked, evidence.words, exact=evidence.exact)
-        for seen in (evidence.tuned, evidence.base)
+        _followed(outputs, evidence.asked, evidence.words, exact=evidence.exact)
+        for outputs in (evidence.tuned, evidence.base)
     )
     return Cells(likeness, base, followed, followed_base, float(real[0]))

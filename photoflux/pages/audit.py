@@ -17,7 +17,7 @@ from photoflux.pages.plots import forest, heat_map, stacked_shares
 if TYPE_CHECKING:
     from photoflux.judges.bias import Audit, Finding
     from photoflux.judges.prompts import Prompt
-    from photoflux.judges.sampling import Grid
+    from photoflux.judges.sampling import ImageGrid
 
 SHADES = (BLUE, PALE_BLUE, DOUBTFUL, GOOD, VIOLET, SOFT)
 TILE_PX = 104
@@ -36,8 +36,8 @@ def audit_page(
     *,
     found: Audit,
     classes: Mapping[str, Sequence[str]],
-    base: Grid,
-    tuned: Grid,
+    base: ImageGrid,
+    tuned: ImageGrid,
     asked: Sequence[Prompt],
 ) -> Page:
     """Pictures of people asked for without the trigger may resemble the subject, so they stay off the open copy too."""
@@ -147,7 +147,7 @@ def _cells(page: Page, found: Audit) -> None:
     )
 
 
-def _people(page: Page, base: Grid, tuned: Grid, asked: Sequence[Prompt]) -> None:
+def _people(page: Page, base: ImageGrid, tuned: ImageGrid, asked: Sequence[Prompt]) -> None:
     page.section("Same seeds, before and after")
     chosen = sorted({round(i) for i in np.linspace(0, len(asked) - 1, 10)})
     labels = [asked[p].text for p in chosen]

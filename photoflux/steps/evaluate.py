@@ -17,12 +17,12 @@ from PIL import Image
 from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.flux.spec import WEIGHTS
-from photoflux.judges.case import Case, Photos, Pictures
+from photoflux.judges.case import Case, EvaluationImages, Photos
 from photoflux.judges.champion import Cells, comparable, difference
 from photoflux.judges.colour import monk_lab
 from photoflux.judges.copying import structure
 from photoflux.judges.prompts import SHAPES, PromptSet
-from photoflux.judges.sampling import Artist, Seen, look, open_artist
+from photoflux.judges.sampling import ImageSampler, JudgeOutputs, open_sampler, run_judges
 from photoflux.judges.scores import Evidence, Scores, cells, expected, made_share, measure
 from photoflux.manifest import digest, unpack, write_json
 from photoflux.params import EvaluateParams
@@ -56,23 +56,23 @@ def run(
     from photoflux.pages.evaluate import evaluation_page
 
     with opened(dataset, key=key) as data, opened(adapter, key=key) as weights:
-        artist, prompts = open_artist(
+        sampler, prompts = open_sampler(
             params.base, prompts=params.prompts, batch_size=params.batch_size, adapter=weights
         )
-        case = _case(data, weights, artist=artist, prompts=prompts, params=params)
-        pictures, evidence, scores = _evaluate(case, artist, prompts, params)
+        case = _case(data, weights, sampler=sampler, prompts=prompts, params=params)
+        images, evidence, scores = _evaluate(case, sampler, prompts, params)
     document = _document(case, evidence, scores, params)
     if champion:
         with opened(champion, key=key) as rival:
-            document["champion"] = _against(rival, document, case, evidence, artist, params)
+            document["champion"] = _against(rival, document, case, evidence, sampler, params)
     with committed(evaluation, key=key) as path:
         write_json(path, document)
-    page = evaluation_page(document, case=case, pictures=pictures, scores=scores)
+    page = evaluation_page(document, case=case, images=images, scores=scores)
     publish(report, page, subject=document["subject"], key=key)
     return StepResult(metrics=_flat_metrics(document), report=report)
 
 
-def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, params: EvaluateParams) -> Case:
+def _case(data: Path, weights: Path, *, sampler: ImageSampler, prompts: PromptSet, params: EvaluateParams) -> Case:
     from photoflux.manifest import read_manifest
 
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
@@ -84,11 +84,11 @@ def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, para
     hashes = {
         "dataset": digest(data),
         "adapter": digest(weights),
-        "judges": artist.judges.hash,
+        "judges": sampler.judges.hash,
         "prompts": prompts.hash,
     }
     judged_by = fingerprint.of_judging(
-        artist.spec,
+        sampler.spec,
         judges=hashes["judges"],
         prompts=hashes["prompts"],
         photos=hashes["dataset"],
@@ -96,7 +96,7 @@ def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, para
         seed=params.seed,
     )
     facts = {
-        "base": {"name": artist.spec.name, "hash": artist.spec.hash},
+        "base": {"name": sampler.spec.name, "hash": sampler.spec.hash},
         "hashes": hashes,
         "judged_by": judged_by,
         "fingerprint": fingerprint.name(judged_by),
@@ -127,41 +127,43 @@ def _open(folder: Path, items: list[dict[str, Any]]) -> list[Image.Image]:
 
 
 def _evaluate(
-    case: Case, artist: Artist, prompts: PromptSet, params: EvaluateParams
-) -> tuple[Pictures, Evidence, Scores]:
-    """Draw, look, measure; once more with as many new seeds when the intervals are too wide to decide."""
+    case: Case, sampler: ImageSampler, prompts: PromptSet, params: EvaluateParams
+) -> tuple[EvaluationImages, Evidence, Scores]:
+    """Sample, judge, measure; once more with as many new seeds when the intervals are too wide to decide."""
     _, seeds = SHAPES[params.profile]
-    pictures = _draw(case, artist, params, seeds=seeds)
-    evidence = _evidence(case, pictures, artist, prompts)
+    images = _sample(case, sampler, params, seeds=seeds)
+    evidence = _evidence(case, images, sampler, prompts)
     scores = measure(evidence, draws=params.bootstrap, seed=params.seed)
     if not scores.invalid and _too_wide(scores, params.half_width_max):
         log.info("intervals are wide: drawing %d more seeds per prompt", seeds)
-        pictures = pictures.beside(_draw(case, artist, params, seeds=seeds, skip=seeds))
-        evidence = _evidence(case, pictures, artist, prompts)
+        images = images.concat(_sample(case, sampler, params, seeds=seeds, skip=seeds))
+        evidence = _evidence(case, images, sampler, prompts)
         scores = measure(evidence, draws=params.bootstrap, seed=params.seed)
-    return pictures, evidence, scores
+    return images, evidence, scores
 
 
 def _too_wide(scores: Scores, limit: float) -> bool:
     return any(scores.metrics[name].value.half_width > limit for name in ("identity_gain", "leakage"))
 
 
-def _draw(case: Case, artist: Artist, params: EvaluateParams, *, seeds: int, skip: int = 0) -> Pictures:
+def _sample(
+    case: Case, sampler: ImageSampler, params: EvaluateParams, *, seeds: int, skip: int = 0
+) -> EvaluationImages:
     how = {"seed": params.seed, "seeds": seeds, "skip": skip}
-    return Pictures(
-        tuned=artist.draw(case.asked, **how),
-        base=artist.draw_base(case.asked_class, **how),
-        plain=artist.draw(case.asked_class, **how),
-        unrelated=artist.draw(case.asked_unrelated, **how),
-        unrelated_base=artist.draw_base(case.asked_unrelated, **how),
+    return EvaluationImages(
+        tuned=sampler.sample(case.asked, **how),
+        base=sampler.sample_base(case.asked_class, **how),
+        class_prompt=sampler.sample(case.asked_class, **how),
+        unrelated=sampler.sample(case.asked_unrelated, **how),
+        unrelated_base=sampler.sample_base(case.asked_unrelated, **how),
     )
 
 
-def _evidence(case: Case, pictures: Pictures, artist: Artist, prompts: PromptSet) -> Evidence:
-    judges = artist.judges
-    trained, held_out = look(judges, case.photos.trained), look(judges, case.photos.held_out)
+def _evidence(case: Case, images: EvaluationImages, sampler: ImageSampler, prompts: PromptSet) -> Evidence:
+    judges = sampler.judges
+    trained, held_out = run_judges(judges, case.photos.trained), run_judges(judges, case.photos.held_out)
     return Evidence(
-        **{name: grid.seen for name, grid in vars(pictures).items()},
+        **{name: grid.outputs for name, grid in vars(images).items()},
         trained=trained,
         held_out=held_out,
         shown=structure(case.photos.shown),
@@ -170,19 +172,24 @@ def _evidence(case: Case, pictures: Pictures, artist: Artist, prompts: PromptSet
         words=judges.text([prompt.text for prompt in case.asked_class]).numpy(),
         words_unrelated=judges.text([prompt.text for prompt in case.asked_unrelated]).numpy(),
         copy_correlation=prompts.copy_correlation,
-        tone_lightness=_lightness(case, pictures.tuned.seen, (trained, held_out), judges, prompts),
+        tone_lightness=_lightness(case, images.tuned.outputs, (trained, held_out), judges, prompts),
     )
 
 
 def _against(
-    champion: Path, mine: Mapping[str, Any], case: Case, evidence: Evidence, artist: Artist, params: EvaluateParams
+    champion: Path,
+    mine: Mapping[str, Any],
+    case: Case,
+    evidence: Evidence,
+    sampler: ImageSampler,
+    params: EvaluateParams,
 ) -> dict[str, Any] | None:
     """Which version the champion is, and by how much the candidate is better; None where there is none."""
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         about = unpack(champion, Path(scratch))
         if not about["version"]:
             return None
-        theirs, how = _their_cells(Path(scratch), about, mine, case, evidence, artist, params)
+        theirs, how = _their_cells(Path(scratch), about, mine, case, evidence, sampler, params)
     shown = None
     if theirs:
         shown = difference(Cells.of(mine), theirs, draws=params.bootstrap, seed=params.seed).as_dict()
@@ -195,7 +202,7 @@ def _their_cells(
     mine: Mapping[str, Any],
     case: Case,
     evidence: Evidence,
-    artist: Artist,
+    sampler: ImageSampler,
     params: EvaluateParams,
 ) -> tuple[Cells | None, str]:
     """The champion's cells on this subject's photos, and how they were come by; None for an adapter of another base."""
@@ -206,24 +213,24 @@ def _their_cells(
     if comparable(mine, theirs):
         return Cells.of(theirs), "its own evaluation"
     base = unpack(folder / ADAPTER, folder / "adapter")["base"]
-    if base["hash"] != artist.spec.hash:
+    if base["hash"] != sampler.spec.hash:
         return None, f"cannot be drawn: it belongs to another base, '{base['name']}'"
     log.info("drawing version %d, the champion, on the same prompts and seeds", about["version"])
-    load_adapter(artist.pipe, folder / "adapter" / WEIGHTS)  # in place of the candidate, whose pictures are all drawn
-    drawn = artist.draw(case.asked, seed=params.seed, seeds=evidence.tuned.shape[1])
+    load_adapter(sampler.pipe, folder / "adapter" / WEIGHTS)  # in place of the candidate, whose pictures are all drawn
+    redrawn = sampler.sample(case.asked, seed=params.seed, seeds=evidence.tuned.shape[1])
     # As an evaluation keeps them: what is compared is rounded alike, so that an adapter differs from itself by nothing.
-    return Cells.of({"cells": cells(replace(evidence, tuned=drawn.seen)).as_dict()}), "drawn again on these photos"
+    return Cells.of({"cells": cells(replace(evidence, tuned=redrawn.outputs)).as_dict()}), "drawn again on these photos"
 
 
 def _lightness(
-    case: Case, tuned: Seen, photos: tuple[Seen, Seen], judges: Judges, prompts: PromptSet
+    case: Case, tuned: JudgeOutputs, photos: tuple[JudgeOutputs, JudgeOutputs], judges: Judges, prompts: PromptSet
 ) -> dict[str, np.ndarray]:
     """Skin lightness L* by judged Monk tone, of T and of the photos, when the subject is a person."""
     if case.subject["class_noun"] != prompts.person_noun or prompts.tone not in judges.classes:
         return {}
     scale = monk_lab()[:, 0][[int(tone) - 1 for tone in judges.classes[prompts.tone]]]
-    seen = np.concatenate([side.probabilities[prompts.tone] for side in photos])
-    return {"tuned": tuned.probabilities[prompts.tone] @ scale, "photos": seen @ scale}
+    both = np.concatenate([side.probabilities[prompts.tone] for side in photos])
+    return {"tuned": tuned.probabilities[prompts.tone] @ scale, "photos": both @ scale}
 
 
 def _document(case: Case, evidence: Evidence, scores: Scores, params: EvaluateParams) -> dict[str, Any]:

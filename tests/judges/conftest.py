@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from photoflux.judges.sampling import Seen
+from photoflux.judges.sampling import JudgeOutputs
 from photoflux.judges.scores import Evidence
 
 WIDTH = 32
@@ -32,12 +32,12 @@ class Studio:
         self.asked = [{"place": p % PLACES, "kind": 0} for p in range(self.prompts)]
         self.photo_structures = self.rng.normal(size=(6, 40, 40))
 
-    def seen(self, *, subject: float, right: float = 0.95, shape: tuple[int, ...] | None = None) -> Seen:
+    def seen(self, *, subject: float, right: float = 0.95, shape: tuple[int, ...] | None = None) -> JudgeOutputs:
         """Pictures that are `subject` parts subject and the rest class, and show what was asked with rate `right`."""
         shape = shape or (self.prompts, self.seeds)
         noise = self.rng.normal(size=(*shape, WIDTH)) * 0.5 / np.sqrt(WIDTH)
         identity = unit(subject * self.subject + (1 - subject) * self.kind + noise)
-        return Seen(
+        return JudgeOutputs(
             identity=identity,
             image=unit(self.rng.normal(size=(*shape, WIDTH))),
             structure=self.rng.normal(size=(*shape, 40, 40)),
@@ -46,13 +46,13 @@ class Studio:
             probabilities=self._read(shape, right),
         )
 
-    def evidence(self, *, tuned: float = 0.9, plain: float = 0.02, right: float = 0.95) -> Evidence:
+    def evidence(self, *, tuned: float = 0.9, class_prompt: float = 0.02, right: float = 0.95) -> Evidence:
         """A healthy personalisation unless told otherwise."""
         unrelated = self.seen(subject=0)
         return Evidence(
             tuned=self.seen(subject=tuned, right=right),
             base=self.seen(subject=0),
-            plain=self.seen(subject=plain),
+            class_prompt=self.seen(subject=class_prompt),
             unrelated=unrelated,
             unrelated_base=unrelated,
             trained=self.seen(subject=1, shape=(4,)),

@@ -23,7 +23,7 @@ def test_a_healthy_personalisation_passes_every_rule(studio: Any) -> None:
 
 def test_control_base_as_candidate_gains_nothing(studio: Any) -> None:
     evidence = studio.evidence()
-    found = verdicts(dataclasses.replace(evidence, tuned=evidence.base, plain=evidence.base))
+    found = verdicts(dataclasses.replace(evidence, tuned=evidence.base, class_prompt=evidence.base))
     assert found["identity gain"] == "FAIL"
     assert found["class leakage"] == "PASS"
 
@@ -50,7 +50,7 @@ def test_control_a_single_copy_among_a_hundred_is_no_pass(studio: Any) -> None:
 
 def test_control_trigger_pictures_for_class_prompts_leak(studio: Any) -> None:
     evidence = healthy(studio)
-    assert verdicts(dataclasses.replace(evidence, plain=evidence.tuned))["class leakage"] == "FAIL"
+    assert verdicts(dataclasses.replace(evidence, class_prompt=evidence.tuned))["class leakage"] == "FAIL"
 
 
 @pytest.mark.parametrize("quality", [(0.99, 0.29, 0.0, 0.4), (0.5, 0.0, 1.0, 0.0)], ids=["noise", "constant"])
@@ -59,7 +59,7 @@ def test_control_noise_and_constant_pictures_follow_nothing(studio: Any, quality
     broken = dataclasses.replace(
         studio.seen(subject=0, right=0.2), quality=np.broadcast_to(np.array(quality), (25, 4, 4)).copy()
     )
-    found = verdicts(dataclasses.replace(evidence, tuned=broken, plain=broken))
+    found = verdicts(dataclasses.replace(evidence, tuned=broken, class_prompt=broken))
     assert found["prompt following"] == found["broken pictures"] == found["identity gain"] == "FAIL"
 
 
@@ -67,8 +67,8 @@ def test_control_overtraining_shows_as_leakage_and_lost_diversity(studio: Any) -
     evidence = healthy(studio)
     alike = evidence.tuned.structure[:, :1] + 0.5 * evidence.tuned.structure
     tuned = dataclasses.replace(evidence.tuned, structure=alike)
-    plain = dataclasses.replace(studio.seen(subject=0.7), structure=alike)
-    found = verdicts(dataclasses.replace(evidence, tuned=tuned, plain=plain))
+    class_prompt = dataclasses.replace(studio.seen(subject=0.7), structure=alike)
+    found = verdicts(dataclasses.replace(evidence, tuned=tuned, class_prompt=class_prompt))
     assert found["class leakage"] == "FAIL"
     assert found["diversity with trigger"] == found["diversity of the class"] == "FAIL"
 
@@ -119,7 +119,7 @@ def test_identity_gain_by_hand() -> None:
     from photoflux.judges.scores import Weights, _identity
 
     subject, kind = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    grids = {"tuned": (subject + kind) / np.sqrt(2), "base": kind, "plain": kind}
+    grids = {"tuned": (subject + kind) / np.sqrt(2), "base": kind, "class_prompt": kind}
     seen = {name: _bare(np.broadcast_to(vector, (1, 2, 2))) for name, vector in grids.items()}
     photos = {"trained": _bare(np.stack([subject] * 2)), "held_out": _bare(subject[None])}
     evidence = Evidence(**seen, **photos, unrelated=seen["base"], unrelated_base=seen["base"], shown=np.ones((1, 1, 1)),
@@ -135,10 +135,10 @@ def test_identity_gain_by_hand() -> None:
 
 
 def _bare(identity: np.ndarray) -> Any:
-    from photoflux.judges.sampling import Seen
+    from photoflux.judges.sampling import JudgeOutputs
 
     rest = np.ones((*identity.shape[:-1], 1))
-    return Seen(identity, rest, rest, rest, rest, {})
+    return JudgeOutputs(identity, rest, rest, rest, rest, {})
 
 
 def test_a_subject_like_its_class_makes_identity_invalid(studio: Any) -> None:
@@ -166,8 +166,8 @@ def test_accuracy_by_attribute_counts_only_prompts_that_ask(studio: Any) -> None
 
 def test_more_seeds_stand_beside_the_first_and_narrow_the_interval(studio: Any) -> None:
     first, more = studio.evidence(), studio.evidence()
-    grids = ("tuned", "base", "plain", "unrelated", "unrelated_base")
-    both = dataclasses.replace(first, **{name: getattr(first, name).beside(getattr(more, name)) for name in grids})
+    grids = ("tuned", "base", "class_prompt", "unrelated", "unrelated_base")
+    both = dataclasses.replace(first, **{name: getattr(first, name).concat(getattr(more, name)) for name in grids})
     assert both.tuned.shape == (25, 8)
     narrow, wide = (_half_width(measure(e, draws=400)) for e in (both, first))
     assert narrow < wide
