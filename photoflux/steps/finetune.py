@@ -76,12 +76,12 @@ def run(
 
     spec = load_spec(params.base)
     works = get_settings().cache_dir / "finetune"
-    with opened(dataset, key=key) as plain, _unpacked(plain) as (pictures, manifest):
-        folder = workdir or works / _owned_by(key) / _identity(plain, spec, params)
+    with opened(dataset, key=key) as unsealed, _unpacked(unsealed) as (pictures, manifest):
+        folder = workdir or works / _owned_by(key) / _identity(unsealed, spec, params)
         with _space_on(folder), _only_one_in(folder), ExitStack() as stack:
             trained = _train(pictures, manifest, spec=spec, params=params, store=Drawer(folder, key))
             weights = stack.enter_context(_weights(trained))
-            lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
+            lineage = _lineage(manifest, unsealed, weights, trained, spec=spec, params=params)
             with committed(adapter, key=key) as out:
                 write_tar(out, files=_files(weights, trained), manifest=lineage)
             page = finetune_page(

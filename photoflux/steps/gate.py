@@ -236,9 +236,9 @@ def _same_subject(evaluation: Mapping[str, Any], audit: Mapping[str, Any]) -> No
 
 
 def _read(path: Path, kind: str, key: str) -> dict[str, Any]:
-    with opened(path, key=key) as plain:
+    with opened(path, key=key) as unsealed:
         try:
-            document = json.loads(plain.read_text(encoding="utf-8"))
+            document = json.loads(unsealed.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); run the {kind} step again") from error
     if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != READS[kind]:

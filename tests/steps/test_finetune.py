@@ -344,8 +344,8 @@ def test_a_run_does_not_go_on_with_what_another_run_left(
     sources = {}
     for number in (1, 2):
         source = tmp_path / f"run-{number}" / "dataset.tar"
-        with committed(source, key=f"vault://ada/run-{number}") as plain:
-            shutil.copy(dataset, plain)
+        with committed(source, key=f"vault://ada/run-{number}") as unsealed:
+            shutil.copy(dataset, unsealed)
         sources[number] = source
     with pytest.raises(Killed):
         train(sources[1], tmp_path / "out", params(base), key="vault://ada/run-1")
