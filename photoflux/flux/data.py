@@ -242,7 +242,7 @@ def preservation_targets_on_photos(
     generator = torch.Generator().manual_seed(PRESERVATION_SEED + seed)
     owners = torch.arange(count) % len(photos)
     clean, device = photos.tokens[owners], prompts.pooled.device
-    sigmas = draw_sigmas(count, generator=generator, serving_share=serving_share, steps=spec.steps)
+    sigmas = draw_sigmas(count, generator=generator, serving_share=serving_share, denoise_steps=spec.steps)
     tokens = add_noise(clean, torch.randn(clean.shape, generator=generator), sigmas)
     grid = photo_grid(photos, device=device)
     velocity = [

@@ -82,7 +82,11 @@ class TrainingBatches(pl.LightningDataModule):
         clean, captions = self.photos.tokens[rows], self.photos.captions.take(rows)
         noise = torch.randn(clean.shape, generator=generator)
         sigmas = draw_sigmas(
-            count, generator=generator, serving_share=p.serving_sigmas, steps=self.spec.steps, high_share=p.high_sigmas
+            count,
+            generator=generator,
+            serving_share=p.serving_sigmas,
+            denoise_steps=self.spec.steps,
+            high_share=p.high_sigmas,
         )
         each, none = torch.full((count,), 1 / count), torch.zeros(count)
         return Batch(add_noise(clean, noise, sigmas), noise - clean, sigmas, *_pair(captions), each, none)

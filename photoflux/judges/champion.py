@@ -72,7 +72,7 @@ def difference(mine: Cells, theirs: Cells, *, draws: int = 2000, seed: int = 0) 
     return interval(a.overall(weights) - b.overall(weights), clusters=a.likeness.shape[0])
 
 
-def is_better(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool | None:
+def is_better_than(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool | None:
     """Whether one evaluated adapter is better than another; None where their evaluations cannot be compared."""
     if not comparable(mine, theirs):
         return None

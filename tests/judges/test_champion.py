@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photoflux.judges.champion import Cells, comparable, difference, is_better
+from photoflux.judges.champion import Cells, comparable, difference, is_better_than
 from photoflux.judges.scores import cells, measure
 from photoflux.judges.stats import cluster_weights
 
@@ -71,10 +71,10 @@ def test_other_photos_seeds_or_code_cannot_be_compared() -> None:
     assert comparable(mine, mine)
     for other in (document(made(0.5), fingerprint="g"), {"fingerprint": "f"}, {}, {"fingerprint": ""}):
         assert not comparable(mine, other)
-        assert is_better(mine, other) is None
+        assert is_better_than(mine, other) is None
     assert not comparable({}, {})
 
 
 def test_of_two_one_is_better_and_equals_are_not() -> None:
     good, bad = document(made(0.8)), document(made(0.5))
-    assert (is_better(good, bad), is_better(bad, good), is_better(good, good)) == (True, False, False)
+    assert (is_better_than(good, bad), is_better_than(bad, good), is_better_than(good, good)) == (True, False, False)
