@@ -113,12 +113,12 @@ class Stopwatch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While open, a fine-tuning is timed."""
-        from photoflux.flux import fit
         from photoflux.judges.checkpoint_selection import CheckpointSelector
+        from photoflux.steps import finetune
 
-        train, score = fit.fit, CheckpointSelector.score
+        train, score = finetune.train, CheckpointSelector.score
 
-        def timed_fit(*args: Any, **more: Any) -> None:
+        def timed_train(*args: Any, **more: Any) -> None:
             began = time.perf_counter()
             self.prepared_s, self.started = began - opened, began
             train(*args, **more)
@@ -133,7 +133,7 @@ class Stopwatch:
             return scores
 
         opened = time.perf_counter()
-        with patch.object(fit, "fit", timed_fit), patch.object(CheckpointSelector, "score", timed_score):
+        with patch.object(finetune, "train", timed_train), patch.object(CheckpointSelector, "score", timed_score):
             yield
 
 
@@ -195,7 +195,7 @@ def _import_first() -> None:
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     from diffusers import FluxPipeline  # noqa: F401
 
-    from photoflux.flux import data, fit, loading, lora, memory, module, sampling  # noqa: F401
+    from photoflux.flux import callbacks, data, loading, lora, memory, module, sampling  # noqa: F401
     from photoflux.judges import checkpoint_selection  # noqa: F401
     from photoflux.pages import finetune  # noqa: F401
 

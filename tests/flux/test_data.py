@@ -313,7 +313,7 @@ def test_preserved_points_keep_their_prompts_beside_others(pipe: FluxPipeline, s
 
 
 @pytest.fixture
-def draws(pipe: FluxPipeline, spec: BaseSpec, base: Path, dataset: Path, tmp_path: Path) -> TrainingBatches:
+def batches(pipe: FluxPipeline, spec: BaseSpec, base: Path, dataset: Path, tmp_path: Path) -> TrainingBatches:
     return prepare(pipe, spec, dataset, small(base), tmp_path).batches
 
 
@@ -333,7 +333,7 @@ def test_a_batch_depends_on_seed_and_step_alone(batches: TrainingBatches) -> Non
     fresh = with_params(batches, batches.params.replace(lr=0.05, steps=100, ema=0.0))
     fresh.first = 7
     assert same(fresh.batch(7), seventh)
-    assert same(next(iter(fresh.train_dataloader())), seventh)
+    assert same(next(iter(fresh)), seventh)
     assert not torch.equal(batches.batch(8).tokens, seventh.tokens)
     assert not torch.equal(with_params(batches, batches.params.replace(seed=1)).batch(7).tokens, seventh.tokens)
 
@@ -374,7 +374,7 @@ def test_a_batch_ends_with_preserved_points(batches: TrainingBatches) -> None:
 def test_parts_of_a_batch_make_the_batch(batches: TrainingBatches) -> None:
     """In two parts each step yields two interleaved halves with photos and preserved points in both."""
     halves = with_params(batches, batches.params, micro_batches=2)
-    parts = list(halves.train_dataloader())
+    parts = list(halves)
     assert len(parts) == 2 * batches.params.steps
     for step in range(batches.params.steps):
         whole, (first, second) = batches.batch(step), parts[2 * step : 2 * step + 2]

@@ -180,6 +180,17 @@ def test_a_loss_that_is_not_finite_is_skipped_until_it_is_too_often(training: Tr
         tuning.training_step(broken, 0)
 
 
+def stepped(tuning: FinetuneModule, **weights: np.ndarray) -> None:
+    """A train step whose optimiser puts these in the place of the weights of their names."""
+
+    def step(closure: Any) -> None:
+        with torch.no_grad():
+            for name, value in weights.items():
+                tuning.trained[name].copy_(torch.from_numpy(value))
+
+    tuning.optimizer_step(0, 0, SimpleNamespace(param_groups=[], step=step))
+
+
 @pytest.mark.parametrize("ema", [0.9, 0.2, 0.0])
 def test_the_average_forgets_its_start_fast(tuning: FinetuneModule, ema: float) -> None:
     """a ← d a + (1 - d) w with d = min(ema, (1 + t) / (10 + t)), by numpy over 30 steps; without ema it is w."""
@@ -188,10 +199,7 @@ def test_the_average_forgets_its_start_fast(tuning: FinetuneModule, ema: float) 
     average = tuning.average[name].numpy().astype(np.float64).copy()
     for t in range(30):
         value = rng.normal(size=average.shape)
-        with torch.no_grad():
-            tuning.trained[name].copy_(torch.from_numpy(value))
-        tuning._update_average()
-        tuning.train_step += 1
+        stepped(tuning, **{name: value})
         decay = min(ema, (1 + t) / (10 + t)) if ema else 0.0
         average = decay * average + (1 - decay) * value
         np.testing.assert_allclose(tuning.average[name], average, atol=1e-5)
@@ -261,9 +269,9 @@ def test_a_restored_module_is_where_the_saved_one_was(
     """Weights, average, curve, candidates and counters, and later changes of one do not reach the other."""
     saved = training.tuning
     randomise(saved.transformer, seed=4)
-    saved._update_average()
+    stepped(saved)
     saved.train_step, saved.skipped, saved.candidates = 5, 2, [{"step": 3, "score": 0.5}]
-    saved.curve.steps.append(5)
+    saved.curve.steps[:] = [5]
     state = saved.state(saved.configure_optimizers())
     other = tuned(7)
     other.restore(state)
@@ -274,7 +282,7 @@ def test_a_restored_module_is_where_the_saved_one_was(
         assert torch.equal(other.average[name], saved.average[name])
         assert parameter.requires_grad
     other.candidates.append({"step": 6})
-    other._update_average()
+    stepped(other)
     assert len(saved.candidates) == 1
 
 

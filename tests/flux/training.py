@@ -15,12 +15,13 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from photoflux.flux import data, fit, lora, memory, module
+from photoflux.flux import callbacks, data, lora, memory, module
 from photoflux.flux.spec import BaseSpec
 from photoflux.flux.step import TokenGrid
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import unpack
 from photoflux.params import FinetuneParams
+from photoflux.steps.finetune import train
 from photoflux.vault.drawer import Drawer
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def train_photos(dataset: Path, pipe: FluxPipeline, spec: BaseSpec, *, split: st
 
 @dataclass
 class Training:
-    """Everything that `fit` takes, and the pipeline under it."""
+    """Everything that `train` takes, and the pipeline under it."""
 
     pipe: FluxPipeline
     tuning: module.FinetuneModule
@@ -79,12 +80,12 @@ class Training:
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns what was reached, optimiser included, as the last saved state has it."""
-        fit.fit(self.tuning, self.batches, selector=self.selector, plan=self.plan, store=self.store)
+        train(self.tuning, self.batches, selector=self.selector, plan=self.plan, store=self.store)
         return self.state()
 
     def state(self) -> dict[str, Any]:
         """The last saved state."""
-        return torch.load(io.BytesIO(self.store.get(fit.STATE) or b""), weights_only=True)
+        return torch.load(io.BytesIO(self.store.get(callbacks.STATE) or b""), weights_only=True)
 
 
 class NoSelector:

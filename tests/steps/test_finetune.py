@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from photoflux.errors import InputError, PhotoFluxError
-from photoflux.flux import data, fit, loading, module
+from photoflux.flux import callbacks, data, loading, module
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import load_adapter
 from photoflux.flux.sampling import generate
@@ -139,10 +139,10 @@ def test_the_same_training_elsewhere_and_slower_makes_the_same_artifact(
     finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Byte for byte, so that it is the same version in the registry; the seconds stand in the step's own numbers."""
-    note, place = module.FinetuneModule._note, tmp_path / "elsewhere"
+    average, place = module.update_average, tmp_path / "elsewhere"
     shutil.copytree(base.parent / "tiny", place / "tiny")
     shutil.copy(base, place / "renamed.yaml")
-    monkeypatch.setattr(module.FinetuneModule, "_note", lambda self: (time.sleep(0.1), note(self)))
+    monkeypatch.setattr(module, "update_average", lambda *a, **how: (time.sleep(0.1), average(*a, **how)))
     result = train(dataset, place / "out", params(place / "renamed.yaml"))
     assert result.metrics["seconds"] > 6 * 0.1
     first, second = finished[0] / "adapter.tar", place / "out" / "adapter.tar"
@@ -308,7 +308,8 @@ def test_an_interrupted_run_goes_on(
     assert list(tmp_path.iterdir()) == []
     (name,) = left(own_state)
     assert (
-        torch.load(own_state / "cache" / "finetune" / "demo" / name / fit.STATE, weights_only=True)["train_step"] == 2
+        torch.load(own_state / "cache" / "finetune" / "demo" / name / callbacks.STATE, weights_only=True)["train_step"]
+        == 2
     )
     deadly.undo()
     deadly.setattr(data, "encode_images", lambda *_: pytest.fail("a photo was encoded again"))
@@ -334,7 +335,7 @@ def test_another_training_does_not_go_on_there(
         with pytest.raises(Killed):
             train(source, tmp_path / "out", how, **more)
     assert len(left(own_state)) == 3
-    assert (tmp_path / "mine" / fit.STATE).is_file()
+    assert (tmp_path / "mine" / callbacks.STATE).is_file()
 
 
 def test_a_run_does_not_go_on_with_what_another_run_left(
@@ -429,7 +430,7 @@ def test_a_full_disk_while_training_is_said(
 
     def filling(drawer: Drawer, name: str, content: bytes) -> None:
         written.append(name)
-        return full() if written.count(fit.STATE) == 2 else put(drawer, name, content)
+        return full() if written.count(callbacks.STATE) == 2 else put(drawer, name, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(Drawer, "put", filling)
@@ -555,13 +556,13 @@ from photoflux.params import FinetuneParams
 from photoflux.steps.finetune import run
 
 dataset, out, how = Path(sys.argv[1]), Path(sys.argv[2]), FinetuneParams(**json.loads(sys.argv[3]))
-note = module.FinetuneModule._note
+step = module.FinetuneModule.optimizer_step
 
-def told(self):
-    note(self)
+def told(self, *args):
+    step(self, *args)
     print(self.train_step, flush=True)
 
-module.FinetuneModule._note = told
+module.FinetuneModule.optimizer_step = told
 run(dataset, adapter=out / "adapter.tar", report=out / "finetune.html", params=how, workdir=out / "work")
 """
 

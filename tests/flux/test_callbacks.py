@@ -16,10 +16,11 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch.amp.grad_scaler import GradScaler
 
 from photoflux.errors import PhotoFluxError
-from photoflux.flux import fit
+from photoflux.flux import callbacks
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.module import Batch, learning_rate_factor
 from photoflux.flux.spec import BaseSpec
+from photoflux.steps.finetune import PRECISIONS, train
 from tests.flux.training import Training, prepare, small
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def test_a_state_is_whole_when_saving_is_cut_off(make: Make, monkeypatch: pytest
 
     def torn(source: Any, target: Any) -> None:
         saves.append(Path(target).name)
-        if saves.count(fit.STATE) == 2:
+        if saves.count(callbacks.STATE) == 2:
             raise Killed
         replace(source, target)
 
@@ -123,7 +124,7 @@ def test_a_finished_training_is_not_trained_again(make: Make) -> None:
     """Killed after its last state, before its adapter was written, it takes everything from the state."""
     state = make().run()
     again = make()
-    fit.fit(again.tuning, again.batches, selector=again.selector, plan=again.plan, store=again.store)
+    train(again.tuning, again.batches, selector=again.selector, plan=again.plan, store=again.store)
     assert again.selector.scored == []
     assert same(again.tuning.candidates, state["candidates"])
     assert all(torch.equal(again.tuning.average[name], value) for name, value in state["average"].items())
@@ -222,7 +223,7 @@ def half(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], GradScaler]:
         scaler, trainer = GradScaler("cpu", init_scale=begin), pl.Trainer
 
         def made(*, precision: str, **more: Any) -> pl.Trainer:
-            assert precision == fit.PRECISIONS["float32"]
+            assert precision == PRECISIONS["float32"]
             return trainer(**more, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
 
         monkeypatch.setattr(pl, "Trainer", made)
