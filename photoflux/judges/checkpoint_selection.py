@@ -33,14 +33,14 @@ PLACES, SEEDS_PER_PLACE = 4, 4
 VALIDATION_IMAGES = PLACES * SEEDS_PER_PLACE
 BATCH_SIZE = 16
 PREVIEWS = (4, 2)
-"""How many pictures of the subject, and of its class, a report shows of each candidate."""
+"""How many images of the subject, and of its class, a report shows of each candidate."""
 FIRST_SEED = 310_000
 LEAKAGE_FREE = 0.10
 """Leakage up to this costs a candidate nothing."""
 DIVERSITY_FREE, DIVERSITY_PRICE = 0.9, 2.0
-"""Diversity kept down to this costs a candidate nothing; what is missing costs this many times its identity."""
+"""Diversity down to this costs a candidate nothing; what is missing costs this many times its identity."""
 SPAN_MIN = 0.05
-"""Where real photos are hardly more alike than base pictures are to them, the judge cannot tell the subject."""
+"""Least denominator of identity: where photos are hardly more alike than base images are to them, it would blow up."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,10 @@ class ValidationPrompts:
 
 
 class Scorer:
-    """Identity gain, prompt following and leakage of a few pictures against the base with the same noise.
+    """The quantities of the evaluation on a few images, against the base's with the same noise.
 
-    `identity` is 0 like the base and 1 as alike as two photos, `leakage` the same of pictures without the trigger,
-    `prompt` the text-image cosine over the base's, `diversity` how differently pictures of one prompt are composed over
-    the base's: the quantities of the evaluation, on fewer pictures.
+    `identity` is 0 like the base and 1 as alike as two photos, `leakage` the same of images without the trigger, `prompt` the
+    text-image cosine over the base's, `diversity` how differently images of one prompt are composed over the base's.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Scorer:
         self.judges, self.photos, self.words = judges, judges.identity(photos), judges.text(prompts)
         self.base_likeness, self.base_follows = self._likeness(base), self._follows(base)
         similarity, n = self.photos @ self.photos.T, len(self.photos)
-        real = (similarity.sum().item() - n) / max(1, n * (n - 1))
+        real = (similarity.sum().item() - n) / max(1, n * (n - 1))  # without the diagonal: each photo with itself is 1
         self.span = max(SPAN_MIN, real - self.base_likeness)
         self.base_spread = spread(base)
 
@@ -93,6 +92,8 @@ class Scorer:
         )
         prompt = self._follows(subject) / max(0.05, self.base_follows)
         diversity = spread(subject) / max(1e-6, self.base_spread)
+        # Likeness counts as far as prompts are followed; more than the base's following buys nothing. Compositions that became
+        # alike cost most: training at high noise levels makes them so (docs/decisions/0008).
         score = (
             identity * min(1.0, max(0.0, prompt))
             - max(0.0, leakage - LEAKAGE_FREE)
@@ -119,8 +120,8 @@ def spread(images: Sequence[Image.Image]) -> float:
 class CheckpointSelector:
     """Samples, scores and stores the averaged weights, without the training adapter, as they will be served.
 
-    Candidates are compared with the trained photos, each of them once. The held-out photos are the evaluation's, so their
-    loss is reported and selects nothing.
+    Candidates are compared with the trained photos, each of them once. The held-out photos are the evaluation's: their loss is
+    reported and selects nothing (docs/decisions/0024).
     """
 
     def __init__(
