@@ -327,7 +327,7 @@ def keep_pictures(folder: Path, images: EvaluationImages, count: int) -> None:
 
 def captions(case: Case) -> list[str]:
     """What the shown pictures were asked for, in a word or two."""
-    asked = [case.asked[prompt].labels for prompt in SHOWN]
+    asked = [case.subject_prompts[prompt].labels for prompt in SHOWN]
     return [" ".join(filter(None, (labels.get("style"), labels.get("place")))) for labels in asked]
 
 

@@ -40,8 +40,8 @@ class Case:
     """One subject under evaluation: who it is, its photos, and the prompts; `facts` go into the document as they are."""
 
     subject: dict[str, Any]
-    asked: list[Prompt]
-    asked_class: list[Prompt]
-    asked_unrelated: list[Prompt]
+    subject_prompts: list[Prompt]
+    class_prompts: list[Prompt]
+    unrelated_prompts: list[Prompt]
     photos: Photos
     facts: dict[str, Any]

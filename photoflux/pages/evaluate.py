@@ -127,7 +127,7 @@ def _drift(page: Page, images: EvaluationImages, case: Case, document: Mapping[s
         f"Same seeds, before and after tuning. Accuracy changed by {_span(metrics['drift_change'])}; the kernel distance "
         f"of the distributions is {_span(metrics['drift_kid'], digits=4)}, 0 for a model that stayed as it was."
     )
-    shown = case.asked_unrelated[:6]
+    shown = case.unrelated_prompts[:6]
     labels = [" | ".join(prompt.text for prompt in shown[i : i + 3]) for i in range(0, len(shown), 3)]
     for full, sides in ((True, (images.unrelated_base, images.unrelated)), (False, (images.unrelated_base,))):
         rows = [
@@ -144,10 +144,10 @@ def _sheet(page: Page, case: Case, images: EvaluationImages) -> None:
     references = case.photos.held_out + case.photos.trained
     rows: list[list[Any]] = []
     labels: list[str] = []
-    for p in _spread(len(case.asked), 10):
+    for p in _spread(len(case.subject_prompts), 10):
         tuned, base, class_prompt = (grid.row(p) for grid in (images.tuned, images.base, images.class_prompt))
         rows.append([references[len(rows) % len(references)], tuned[0], tuned[1], base[0], class_prompt[0]])
-        labels.append(case.asked[p].text)
+        labels.append(case.subject_prompts[p].text)
     columns = ["photo", "tuned", "tuned", "base", "tuned, class only"]
     page.image(contact_sheet(rows, row_labels=labels, column_labels=columns), "Base and tuned share their seed")
 
@@ -155,9 +155,9 @@ def _sheet(page: Page, case: Case, images: EvaluationImages) -> None:
 def _base_sheet(page: Page, case: Case, images: EvaluationImages) -> None:
     page.section("Pictures of the base")
     page.text("The subject's own pictures are on the sealed copy of this page.")
-    chosen = _spread(len(case.asked_class), 6)
+    chosen = _spread(len(case.class_prompts), 6)
     page.image(
-        contact_sheet([images.base.row(p)[:4] for p in chosen], row_labels=[case.asked_class[p].text for p in chosen])
+        contact_sheet([images.base.row(p)[:4] for p in chosen], row_labels=[case.class_prompts[p].text for p in chosen])
     )
 
 
@@ -181,7 +181,7 @@ def _pairs(page: Page, case: Case, images: EvaluationImages, order: Any, scores:
             {
                 "photo": _tile(photo(int(i))),
                 "picture": _tile(images.tuned.images[i]),
-                "prompt": case.asked[int(i) // seeds].text,
+                "prompt": case.subject_prompts[int(i) // seeds].text,
                 "likeness to the subject": float(scores.fidelity.ravel()[i]),
                 "prompt followed": float(scores.followed.ravel()[i]),
                 "structure shared with a photo": float(scores.likeness.ravel()[i]),
