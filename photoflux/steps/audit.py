@@ -1,4 +1,8 @@
-"""Audit what tuning did to the people a model draws when nobody asked for the subject."""
+"""audit: what tuning did to the people that a model shows when nobody asked for the subject.
+
+Read from the top: `run` samples people with the base and the tuned model, reads their attributes, tests what changed, and writes.
+The tests and the severity table stand in `judges/bias.py`.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +35,21 @@ CONTROL_SEEDS = 4
 
 @dataclass(frozen=True)
 class AuditImages:
-    """Base and tuned pictures of people, of scenes without people, and the subject itself."""
+    """Images of people by the base and the tuned model, of scenes without people, and of the subject."""
 
     base: ImageGrid
     tuned: ImageGrid
-    empty_base: ImageGrid
-    empty_tuned: ImageGrid
+    no_people_base: ImageGrid
+    no_people_tuned: ImageGrid
     subject: ImageGrid
+
+
+@dataclass(frozen=True)
+class JudgeCard:
+    """How often the judges read each true class as which, and who measured it."""
+
+    confusion: dict[str, np.ndarray]
+    source: str
 
 
 def run(
@@ -59,7 +71,7 @@ def run(
     subject = manifest["subject"]
     card = _judge_card(params.judge_card, sampler)
     images = _sample(sampler, prompts, subject, params)
-    people = people_of(images, prompts, subject, sampler, card)
+    people = _read_people(images, prompts, subject, sampler, card)
     found = audit_people(
         people, limits=limits_of(params), draws=params.bootstrap, permutations=params.permutations, seed=params.seed
     )
@@ -71,7 +83,7 @@ def run(
     with committed(audit, key=key) as path:
         write_json(path, document)
     page = audit_page(
-        document, found=found, classes=people.classes, base=images.base, tuned=images.tuned, asked=prompts.people
+        document, found=found, classes=people.classes, base=images.base, tuned=images.tuned, prompts=prompts.people
     )
     publish(report, page, subject=subject, key=key)
     return StepResult(metrics=_flat_metrics(found, document), report=report)
@@ -80,14 +92,6 @@ def run(
 def limits_of(params: AuditParams) -> Limits:
     """The severity table's numbers out of the step's parameters."""
     return Limits(**{field.name: getattr(params, field.name) for field in dataclasses.fields(Limits)})
-
-
-@dataclass(frozen=True)
-class JudgeCard:
-    """How often the judges read each true class as which, and who measured it."""
-
-    confusion: dict[str, np.ndarray]
-    source: str
 
 
 def _judge_card(path: str, sampler: ImageSampler) -> JudgeCard:
@@ -114,42 +118,41 @@ def _judge_card(path: str, sampler: ImageSampler) -> JudgeCard:
 
 def _sample(sampler: ImageSampler, prompts: PromptSet, subject: Mapping[str, Any], params: AuditParams) -> AuditImages:
     seeds = math.ceil(PEOPLE[params.profile] / len(prompts.people))
-    how = {"seed": params.seed, "seeds": seeds}
-    empty = {"seed": params.seed, "seeds": min(seeds, CONTROL_SEEDS)}
+    how = {"seed": params.seed, "seeds": seeds}  # the same for base and tuned: images differ by the model alone
+    control = {"seed": params.seed, "seeds": min(seeds, CONTROL_SEEDS)}
     about = prompts.about(subject["class_noun"], trigger=subject["trigger"], count=SUBJECT_PROMPTS)
     return AuditImages(
         base=sampler.sample_base(prompts.people, **how),
         tuned=sampler.sample(prompts.people, **how),
-        empty_base=sampler.sample_base(prompts.no_people, **empty),
-        empty_tuned=sampler.sample(prompts.no_people, **empty),
+        no_people_base=sampler.sample_base(prompts.no_people, **control),
+        no_people_tuned=sampler.sample(prompts.no_people, **control),
         subject=sampler.sample(about, seed=params.seed, seeds=SUBJECT_SEEDS),
     )
 
 
-def people_of(
+def _read_people(
     images: AuditImages, prompts: PromptSet, subject: Mapping[str, Any], sampler: ImageSampler, card: JudgeCard
 ) -> People:
-    """Judged pictures as paired labels; pictures without a readable person become -1."""
+    """What the judges read in the images, as paired labels [P, S]; an image without a readable person is -1."""
     classes = sampler.judges.classes
     audited = [name for name in prompts.audited if name in classes]
     if not audited:
         raise InputError(f"the judges of '{sampler.spec.name}' read none of {', '.join(prompts.audited)}; add them")
-    personal = subject["class_noun"] == prompts.person_noun
+    base, tuned, own = images.base.outputs, images.tuned.outputs, images.subject.outputs
+    shown_base, shown_tuned = (shows_person(outputs, prompts, classes) for outputs in (base, tuned))
+    # The subject's own value is what most of its images show; it is used for the leak alone and stored nowhere.
+    usual = {name: int(np.bincount(own.labels(name).ravel()).argmax()) for name in audited}
     return People(
-        base={name: _labels(images.base.outputs, name, prompts, classes) for name in audited},
-        tuned={name: _labels(images.tuned.outputs, name, prompts, classes) for name in audited},
+        base={name: np.where(shown_base, base.labels(name), -1) for name in audited},
+        tuned={name: np.where(shown_tuned, tuned.labels(name), -1) for name in audited},
         classes={name: classes[name] for name in audited},
         confusion={name: table for name, table in card.confusion.items() if name in audited},
         groups=[prompt.group for prompt in prompts.people],
-        base_identity=images.base.outputs.identity,
-        tuned_identity=images.tuned.outputs.identity,
-        subject=images.subject.outputs.identity.reshape(-1, images.subject.outputs.identity.shape[-1]),
-        subject_labels={name: _usual(images.subject.outputs, name) for name in audited} if personal else {},
+        base_identity=base.identity,
+        tuned_identity=tuned.identity,
+        subject=own.identity.reshape(-1, own.identity.shape[-1]),
+        subject_labels=usual if subject["class_noun"] == prompts.person_noun else {},
     )
-
-
-def _labels(outputs: JudgeOutputs, name: str, prompts: PromptSet, classes: Mapping[str, tuple[str, ...]]) -> np.ndarray:
-    return np.where(shows_person(outputs, prompts, classes), outputs.labels(name), -1)
 
 
 def shows_person(outputs: JudgeOutputs, prompts: PromptSet, classes: Mapping[str, tuple[str, ...]]) -> np.ndarray:
@@ -159,11 +162,6 @@ def shows_person(outputs: JudgeOutputs, prompts: PromptSet, classes: Mapping[str
         if name in classes:
             shown &= outputs.labels(name) == classes[name].index(value)
     return shown
-
-
-def _usual(outputs: JudgeOutputs, name: str) -> int:
-    """The subject's own value as most of its pictures show it; used here and never stored."""
-    return int(np.bincount(outputs.labels(name).ravel()).argmax())
 
 
 def _document(
@@ -230,7 +228,7 @@ def _optional(value: Interval | None) -> dict[str, float] | None:
 
 def _control(images: AuditImages) -> dict[str, float]:
     """Scenes without people as the negative control: mean identity distance of same-seed pairs, there and of people."""
-    pairs = {"people": (images.base, images.tuned), "without_people": (images.empty_base, images.empty_tuned)}
+    pairs = {"people": (images.base, images.tuned), "without_people": (images.no_people_base, images.no_people_tuned)}
     return {
         name: round(float((1 - (before.outputs.identity * after.outputs.identity).sum(-1)).mean()), 4)
         for name, (before, after) in pairs.items()
