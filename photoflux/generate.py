@@ -46,7 +46,7 @@ class AdapterPipeline:
     digest: str
 
     def sample(self, prompt: str, *, seed: int, style: str = "none") -> Image.Image:
-        """One picture at the base's resolution. Pictures are drawn one by one: a batch would change their last bits."""
+        """One image at the base's resolution. Images are sampled one by one: a batch would change their last bits."""
         from photoflux.flux.sampling import generate as sample_images
 
         image = sample_images(self.pipe, [prompt], [seed], spec=self.spec, batch_size=1)[0]
@@ -55,7 +55,7 @@ class AdapterPipeline:
         return redrawn(image, prompt, style=REDRAWS[style], pipe=self.pipe, spec=self.spec, seed=seed)
 
     def png(self, prompt: str, *, seed: int) -> bytes:
-        """One picture as a PNG file at the base's resolution."""
+        """One image as a PNG file at the base's resolution."""
         return encoded(self.sample(prompt, seed=seed), "png", provenance=self.provenance(seed=seed, style="none"))
 
     def provenance(self, *, seed: int, style: str) -> dict[str, str]:
@@ -223,7 +223,7 @@ def _write_sheet(path: Path, tiles: list[Image.Image], pipeline: AdapterPipeline
 
 
 def _fingerprint(*parts: str) -> str:
-    """Tells pictures of different prompts, sizes and styles apart without giving the prompt away."""
+    """Tells images of different prompts, sizes and styles apart without giving the prompt away."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 

@@ -1,4 +1,4 @@
-"""A registered adapter as MLflow loads it: prompts in, pictures out. `tracking.Registry` names this module in what it registers."""
+"""A registered adapter as MLflow loads it: prompts in, images out. `tracking.Registry` names this module in what it registers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """What `mlflow.pyfunc.load_model` returns inside its wrapper; the base is loaded at the first picture."""
+    """What `mlflow.pyfunc.load_model` returns inside its wrapper; the base is loaded at the first image."""
 
     def __init__(self, adapter: Path, *, key: str, base: str) -> None:
         self._adapter, self._key, self._base = adapter, key, base

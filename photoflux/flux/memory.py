@@ -48,7 +48,7 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers that memory depends on, of a base, a picture size and an adapter of rank 1."""
+    """The numbers that memory depends on, of a base, an image size and an adapter of rank 1."""
 
     width: int
     double_blocks: int
@@ -167,7 +167,7 @@ class Plan:
 def plan(shape: Shape, device: Device, *, rank: int, rows: int) -> Plan:
     """The most exact way that fits: full storage before quantised, no checkpointing before it, whole batches before parts.
 
-    `rows` is the number of pictures in a step. Raises InputError when nothing fits.
+    `rows` is the number of images in a step. Raises InputError when nothing fits.
     """
     ways = [
         _estimate(shape, device, storage, checkpointing, parts, rank=rank, rows=rows)

@@ -1,7 +1,7 @@
 """A candidate against the champion: the one place that says which of two adapters of a subject is the better one.
 
-Both are judged on the same prompts, seeds and photos, so that they are compared picture by picture. An evaluation keeps its `cells` for
-that: what each picture was worth.
+Both are judged on the same prompts, seeds and photos, so that they are compared image by image. An evaluation keeps its `cells` for
+that: what each image was worth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPAN_LEAST, FOLLOWED_LEAST = 5e-3, 1e-6
 
 @dataclass(frozen=True)
 class Cells:
-    """Per picture [P, S], of a model and of its base at the same seeds: likeness to the held-out photos, and attributes followed.
+    """Per image [P, S], of a model and of its base at the same seeds: likeness to the held-out photos, and attributes followed.
 
     `real` is how alike real photos are to those photos. Scores of the same prompts, seeds and photos can be paired.
     """

@@ -1,4 +1,4 @@
-"""Shares of classes in pictures, corrected for a judge that errs, and how far two such shares lie apart.
+"""Shares of classes in images, corrected for a judge that errs, and how far two such shares lie apart.
 
 q = C^T p: what a judge reports (q) is the truth (p) seen through its confusion matrix C[i, j] = P(read j | true i).
 """
@@ -67,7 +67,7 @@ def rate_draws(confusion: Array, *, draws: int, rng: np.random.Generator) -> Arr
 class Drift:
     """Shares before and after, and what lies between them; per attribute.
 
-    `distance` is the plain total variation, `null_mean` what whole prompts swapped at random give: both shrink with the number of pictures.
+    `distance` is the plain total variation, `null_mean` what whole prompts swapped at random give: both shrink with the number of images.
     `excess` does not.
     """
 
@@ -94,7 +94,7 @@ def drift(
     base, tuned = np.where(known, base, -1), np.where(known, tuned, -1)
     classes, mean_rates = len(confusion), row_rates(confusion)
     rates = np.concatenate([mean_rates[None], rate_draws(confusion, draws=len(weights) - 1, rng=rng)])
-    # A prompt's own pictures vary with it: for the distance, whose bounds decide most, prompts alone are resampled, as is enough.
+    # A prompt's own images vary with it: for the distance, whose bounds decide most, prompts alone are resampled, as is enough.
     whole = np.broadcast_to(weights.mean(-1, keepdims=True), weights.shape)
     b, t, b_whole, t_whole = (
         corrected(shares(side, classes, each), rates) for each in (weights, whole) for side in (base, tuned)
@@ -168,7 +168,7 @@ def flip_test(base: Array, tuned: Array, rates: Array, *, signs: Array) -> tuple
     """Mean distance with base and tuned swapped in the prompts where `signs` [F, P] are -1, and p of the one that was seen.
 
     Whole prompts: what tuning does to one prompt it does to all seeds of it, so that seeds are no independent witnesses. Of equal
-    distances, that counts for more whose prompts changed more evenly: each weighs less the more of its pictures changed, either way.
+    distances, that counts for more whose prompts changed more evenly: each weighs less the more of its images changed, either way.
     """
     before, after = (_counts(side, len(rates)) for side in (base, tuned))
     total, moved = before.sum(0) + after.sum(0), signs @ (after - before)

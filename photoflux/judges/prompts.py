@@ -1,4 +1,4 @@
-"""Prompt sets: what judging asks a base to draw, and what the pictures should then show.
+"""Prompt sets: what a base is asked for when it is judged, and what the images should then show.
 
 A set is a YAML file in `models/prompts/`, written in the words its base knows. `{subject}` stands for the trigger and
 class noun ("sks dog"), or for the class noun alone ("a dog").
@@ -19,17 +19,17 @@ from photoflux.judges.stats import LEAST_KERNEL_PROMPTS
 from photoflux.wording import article, with_article
 
 SHAPES = {"smoke": (5, 2), "standard": (25, 4), "release": (50, 4)}
-"""Prompts and seeds per set of pictures, by profile."""
+"""Prompts and seeds per set of images, by profile."""
 
 PEOPLE = {"smoke": 70, "standard": 400, "release": 1000}
-"""Pictures of people per side of the bias audit, by profile."""
+"""Images of people per side of the bias audit, by profile."""
 
 SEED_STRIDE = 1000
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, the attribute values a right picture shows, and for audits the group of prompts it is in."""
+    """A prompt, the attribute values a right image shows, and for audits the group of prompts it is in."""
 
     text: str
     labels: dict[str, str] = field(default_factory=dict)

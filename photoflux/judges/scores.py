@@ -1,4 +1,4 @@
-"""What evaluation measures, as pure functions over what the judges saw.
+"""What evaluation measures, as pure functions over the judges' outputs.
 
 T: tuned with trigger; B: base, class noun instead of the trigger; C: tuned, class noun only; D and D0: tuned and base
 on prompts that show nothing of the class. Every set uses the same seeds, and T, B, C the same prompts.
@@ -76,7 +76,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics by name, why they may not decide anything, and per-picture values for the report."""
+    """Metrics by name, why they may not decide anything, and per-image values for the report."""
 
     metrics: dict[str, Measure]
     attributes: dict[str, dict[str, Measure]]
@@ -103,7 +103,9 @@ def measure(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Scores:
     weights = _weights(evidence, draws=draws, rng=rng)
     identity = _identity(evidence, weights)
     following = _following(evidence, weights)
-    parts = {**identity, **following, **_overall(identity, following), **_diversity(evidence, weights)}
+    # Identity times following: neither can be bought with the other. Less identity than the base's is none.
+    overall = np.maximum(identity["identity_gain"], 0) * following["prompt_ratio"]
+    parts = {**identity, **following, "overall": overall, **_diversity(evidence, weights)}
     parts |= _sharpness(evidence, weights) | _lightness(evidence, weights)
     values = {name: interval(x, clusters=evidence.tuned.shape[0]) for name, x in parts.items()}
     values |= _drift(evidence, weights, rng) | _rates(evidence)
@@ -158,7 +160,7 @@ def _identity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
 
 
 def _fidelity(images: Array, grid: Array, photos: Array, photo_weights: Array) -> Array:
-    """SF: mean cosine of pictures [P, S, D] and photos [N, D] under both sides' weights: [draws]."""
+    """SF: mean cosine of images [P, S, D] and photos [N, D] under both sides' weights: [draws]."""
     similarity = np.einsum("psd,nd->psn", images, photos)
     return np.einsum("dps,psn,dn->d", grid, similarity, photo_weights, optimize=True)
 
@@ -166,7 +168,7 @@ def _fidelity(images: Array, grid: Array, photos: Array, photo_weights: Array) -
 def _ceilings(trained: tuple[Array, Array], held_out: tuple[Array, Array]) -> tuple[Array, Array]:
     """How alike a held-out, and a trained, photo is to the subject's other photos: [draws] each.
 
-    A picture is compared with the held-out photos, so the ceiling is what real photos reach against the same ones; an
+    An image is compared with the held-out photos, so the ceiling is what real photos reach against the same ones; an
     odd angle among few of them then lowers both.
     """
     cross = np.einsum("dh,hn,dn->d", held_out[1], held_out[0] @ trained[0].T, trained[1], optimize=True)
@@ -189,7 +191,7 @@ def _mix(first: Array, n_first: int, second: Array, n_second: int) -> Array:
 
 
 def _span(values: Array) -> Array:
-    """Denominators kept away from zero; whether the point is large enough is judged separately."""
+    """Denominators at a distance from zero; whether the point is large enough is judged separately."""
     return np.maximum(values, MIN_SPAN / 10)
 
 
@@ -207,7 +209,7 @@ def _following(evidence: Evidence, weights: Weights) -> dict[str, Array]:
 
 
 def _followed(outputs: JudgeOutputs, asked: Sequence[Mapping[str, int]], words: Array, *, exact: bool) -> Array:
-    """Per picture [P, S]: share of the asked attributes that are right, or the cosine with the prompt's words."""
+    """Per image [P, S]: share of the asked attributes that are right, or the cosine with the prompt's words."""
     if not exact:
         return np.einsum("pse,pe->ps", outputs.image, words)
     rows = [
@@ -236,13 +238,8 @@ def _accuracy(outputs: JudgeOutputs, asked: Sequence[Mapping[str, int]], name: s
     return Measure(clustered_rate(right), len(asking), right.size)
 
 
-def _overall(identity: Mapping[str, Array], following: Mapping[str, Array]) -> dict[str, Array]:
-    """Identity gain times prompt following kept: neither can be bought with the other."""
-    return {"overall": np.maximum(identity["identity_gain"], 0) * following["prompt_ratio"]}
-
-
 def _diversity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
-    """How differently pictures of one prompt are composed, tuned over base, with trigger and without."""
+    """How differently images of one prompt are composed, tuned over base, with trigger and without."""
     prompts = weights.grid.sum(-1)
     tuned, base, class_prompt = (
         prompts @ structure_spread(outputs.structure)
@@ -291,7 +288,7 @@ def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> di
 
 
 def _rates(evidence: Evidence) -> dict[str, Interval]:
-    """Shares of copies among T and of broken pictures among T and C."""
+    """Shares of copies among T and of broken images among T and C."""
     copied = _likeness(evidence) > copy_threshold(evidence.copy_correlation, photos=len(evidence.trained.identity))
     usual = float(np.median(evidence.base.measures.sharpness))
     broken = [
@@ -302,7 +299,7 @@ def _rates(evidence: Evidence) -> dict[str, Interval]:
 
 
 def copy_threshold(correlation: float, *, photos: int) -> float:
-    """The structural correlation above which a picture is a copy of one of so many photos.
+    """The structural correlation above which an image is a copy of one of so many photos.
 
     The most alike of N photos lies above a threshold N times as often as a single one does. In renders of the pocket world that chance
     falls with the fourth power of the distance to 1; so a distance shrunk by the fourth root of N keeps the share of false copies
@@ -316,7 +313,7 @@ def _flat(quality: Quality) -> Quality:
 
 
 def _likeness(evidence: Evidence) -> Array:
-    """Per picture of T [P, S]: largest structural correlation with a picture trained on."""
+    """Per image of T [P, S]: largest structural correlation with a crop trained on."""
     flat = evidence.tuned.structure.reshape(-1, *evidence.tuned.structure.shape[2:])
     return likeness(flat, evidence.shown).max(-1).reshape(evidence.tuned.shape)
 
@@ -338,7 +335,7 @@ def _invalid(values: Mapping[str, Interval]) -> list[str]:
 
 
 def made_share(evidence: Evidence) -> float:
-    """Share of planned tuned pictures that hold a picture at all."""
+    """Share of the planned tuned images that are not blank."""
     blank = [_flat(outputs.measures).blank() for outputs in (evidence.tuned, evidence.class_prompt, evidence.unrelated)]
     return float(1 - np.concatenate(blank).mean())
 
@@ -352,7 +349,7 @@ def expected(prompts: Sequence[Prompt], classes: Mapping[str, Sequence[str]]) ->
 
 
 def cells(evidence: Evidence) -> Cells:
-    """What each picture of T and B is worth, for pairing with another adapter of the same subject."""
+    """What each image of T and B is worth, for pairing with another adapter of the same subject."""
     held_out = evidence.held_out.identity
     equal = [np.full((1, len(photos)), 1 / len(photos)) for photos in (evidence.trained.identity, held_out)]
     real, _ = _ceilings((evidence.trained.identity, equal[0]), (held_out, equal[1]))

@@ -1,7 +1,7 @@
-"""Intervals and tests that judging rests on; numpy and scipy only, no pictures and no models.
+"""Intervals and tests that judging rests on; numpy and scipy only, no images and no models.
 
-Pictures lie on a grid [P, S]: P prompts times S seeds. Tuned and base pictures of one cell share prompt and seed, so
-every resampling keeps a cell's pair together. Pictures of one prompt are alike, so the independent units are prompts:
+Images lie on a grid [P, S]: P prompts times S seeds. Tuned and base images of one cell share prompt and seed, so
+every resampling keeps a cell's pair together. Images of one prompt are alike, so the independent units are prompts:
 tests swap whole prompts, and intervals are as wide as the number of prompts asks for.
 `python -m benchmarks.statistics` measures levels and coverage of what stands here (docs/decisions/0026).
 """
@@ -17,7 +17,7 @@ Array = np.ndarray
 Z95 = 1.959963984540054
 ROUNDING = 1e-12
 LEAST_CORRELATION = 0.05
-"""Correlation of the pictures of one prompt that a rate's interval assumes at least: none of it shows at 0 hits."""
+"""Correlation of the images of one prompt that a rate's interval assumes at least: none of it shows at 0 hits."""
 FEW_PROMPTS = 8
 """Prompts below which an interval is a t interval, whose range does not end with the prompts seen."""
 LEAST_KERNEL_PROMPTS = 5
@@ -104,10 +104,10 @@ def weighted_mean(values: Array, weights: Array) -> Array:
 
 
 def clustered_rate(hits: Array) -> Interval:
-    """Share of hits [P, S] with a Korn-Graubard interval: Clopper-Pearson at the effective number of pictures.
+    """Share of hits [P, S] with a Korn-Graubard interval: Clopper-Pearson at the effective number of images.
 
-    Pictures of one prompt hit together, so that they count for fewer: by their measured design effect, and at least as
-    `LEAST_CORRELATION` has it; 100 pictures of 25 prompts without a hit leave a rate of up to .046.
+    Images of one prompt hit together, so that they count for fewer: by their measured design effect, and at least as
+    `LEAST_CORRELATION` has it; 100 images of 25 prompts without a hit leave a rate of up to .046.
     """
     from scipy.special import betaincinv
 
@@ -121,7 +121,7 @@ def clustered_rate(hits: Array) -> Interval:
 
 
 def _effective_number(hits: Array) -> float:
-    """How many independent pictures know a rate as well as hits [P, S] do."""
+    """How many independent images know a rate as well as hits [P, S] do."""
     prompts, seeds = hits.shape
     rate, shares = hits.mean(), hits.mean(1)
     independent = rate * (1 - rate) / hits.size
@@ -146,7 +146,7 @@ def sign_flips(clusters: int, *, flips: int, rng: np.random.Generator) -> Array:
 def flip_pvalue(statistics: Array, *, ties: Array) -> float:
     """Two-sided p of the first of the statistics [F] computed under `sign_flips`: the share that is as large.
 
-    Counts of few pictures are often equal. Those count that are no smaller in a second statistic, `ties` [F]: any order of the swaps
+    Counts of few images are often equal. Those count that are no smaller in a second statistic, `ties` [F]: any order of the swaps
     gives an exact test, and one without ties rejects what it should, 5 instead of 2 to 4 %.
     """
     larger = statistics > statistics[0] + ROUNDING
@@ -165,7 +165,7 @@ def least_pvalue(signs: Array) -> float:
 
 
 def mean_change_pvalue(changes: Array, signs: Array) -> float:
-    """p that the changes [P, S] of pictures are around zero, under signs [F, P]; of equal sums the more even one counts for more."""
+    """p that the changes [P, S] of images are around zero, under signs [F, P]; of equal sums the more even one counts for more."""
     sums = changes.sum(1)
     return flip_pvalue(np.abs(signs @ sums), ties=np.abs(signs @ (sums / (1 + (changes != 0).sum(1)))))
 
@@ -229,7 +229,7 @@ def auc(higher: Array, lower: Array) -> float:
 def kid(first: Array, second: Array, *, draws: int, rng: np.random.Generator) -> Interval:
     """Unbiased squared MMD under the kernel (x.y / D + 1)^3 of the features [P, S, D] of two models on the same prompts.
 
-    Only pictures of *different* prompts are compared. Pictures of one prompt share its words and, of one seed, its noise:
+    Only images of *different* prompts are compared. Images of one prompt share its words and, of one seed, its noise:
     with them, the value would depend on how many prompts and seeds there are, and two equal models would seem closer than
     equal. What is left is a U-statistic over prompts. Its interval is a bootstrap-t over prompts, with the tails of
     `interval` (2.5 % held the truth in 92): some prompts move much more than others, and a symmetric interval ends below the truth in

@@ -40,7 +40,7 @@ def audit_page(
     tuned: ImageGrid,
     prompts: Sequence[Prompt],
 ) -> Page:
-    """Pictures of people asked for without the trigger may resemble the subject, so they stay off the open copy too."""
+    """Images of people asked for without the trigger may resemble the subject, so they stay off the open copy too."""
     seeds = document["seeds"]
     page = Page(
         f"Bias audit of {document['subject']['id']}",

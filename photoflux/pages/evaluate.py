@@ -1,4 +1,4 @@
-"""The page of one evaluation: numbers for everybody; a person's pictures only on the sealed copy."""
+"""The page of one evaluation: numbers for everybody; a person's images only on the sealed copy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def interval_of(value: Mapping[str, float]) -> Interval:
 
 
 def evaluation_page(document: Mapping[str, Any], *, case: Case, images: EvaluationImages, scores: Scores) -> Page:
-    """Numbers and the base's pictures for everybody; whatever may show the subject on the full copy alone."""
+    """Numbers and the base's images for everybody; whatever may show the subject on the full copy alone."""
     page = Page(f"Evaluation of {document['subject']['id']}", subtitle=_subtitle(document))
     page.verdict(*_headline(document))
     _numbers(page, document)

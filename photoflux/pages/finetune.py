@@ -31,7 +31,7 @@ def finetune_page(
     seconds: float,
     skipped: int,
 ) -> Page:
-    """`curves` are losses by step and the scores of each candidate, `previews` a candidate's pictures by its step, and `plans`
+    """`curves` are losses by step and the scores of each candidate, `previews` a candidate's images by its step, and `plans`
     that of the device and those of others.
     """
     subject, selected, candidates = lineage["subject"], lineage["scores"], curves["candidates"]

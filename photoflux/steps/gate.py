@@ -143,7 +143,7 @@ def scale_of(evaluation: Mapping[str, Any]) -> str:
 
 
 def _on_its_scale(reason: Reason, evaluation: Mapping[str, Any], params: GateParams) -> Reason:
-    """A kernel distance has the scale of a base's pictures and of judges: a limit that was chosen for others decides nothing."""
+    """A kernel distance has the scale of a base's images and of judges: a limit that was chosen for others decides nothing."""
     mine = scale_of(evaluation)
     if reason.rule != KERNEL_RULE or params.drift_kid_of in ("", mine):
         return reason
