@@ -202,8 +202,8 @@ def preservation_targets_along_sampling(
                 target = teacher_velocity(transformer, tokens, sigma, embeds, grid)
             points.append((tokens, target, sigma, owners))
             tokens = tokens + (after - now) * velocity
-    columns = (torch.cat(column).cpu() for column in zip(*points, strict=True))
-    return PreservationTargets(*columns, prompts.to("cpu"))
+    tokens, velocity, sigmas, owners = (torch.cat(column).cpu() for column in zip(*points, strict=True))
+    return PreservationTargets(tokens, velocity, sigmas, owners, prompts.to("cpu"))
 
 
 @torch.no_grad()

@@ -50,8 +50,8 @@ class BaseSpec:
         others = tuple(
             f"{place.name}/" for place in (self.judges, *(file.parent for file in self.training_files)) if place
         )
-        drawing = {name: sha for name, sha in self.manifest.items() if not name.startswith(others)}
-        return hashlib.sha256(json.dumps(drawing, sort_keys=True).encode()).hexdigest()
+        sampling = {name: sha for name, sha in self.manifest.items() if not name.startswith(others)}
+        return hashlib.sha256(json.dumps(sampling, sort_keys=True).encode()).hexdigest()
 
     @property
     def call(self) -> dict[str, Any]:
