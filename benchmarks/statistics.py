@@ -194,9 +194,9 @@ def unrelated_features(rng: np.random.Generator, shape: tuple[int, int], shift: 
 
 
 def distance(
-    rng: np.random.Generator, shape: tuple[int, int], shift: float, *, draws: int = BOOTSTRAP
+    rng: np.random.Generator, shape: tuple[int, int], shift: float, *, resamples: int = BOOTSTRAP
 ) -> stats.Interval:
-    return stats.kid(*unrelated_features(rng, shape, shift), draws=draws, rng=rng)
+    return stats.kid(*unrelated_features(rng, shape, shift), resamples=resamples, rng=rng)
 
 
 @cache
@@ -239,7 +239,9 @@ def kid_points(tries: int) -> list[Points]:
     found = []
     for share in (0.25, 1.0, 4.0):
         shift = shift_with(share * limit)
-        values = {_name(shape): [distance(rng, shape, shift, draws=2).point for _ in range(tries)] for shape in SHAPES}
+        values = {
+            _name(shape): [distance(rng, shape, shift, resamples=2).point for _ in range(tries)] for shape in SHAPES
+        }
         truth = true_kid(shift)
         found.append(_points(f"drift KID, {share:g} of its limit", truth, values, slack=0.02 * truth, unbiased=True))
     return found
@@ -352,9 +354,11 @@ def evidence(rng: np.random.Generator, shape: tuple[int, int], trained: Array, h
     )  # fmt: skip
 
 
-def measured(case: scores.Evidence, rng: np.random.Generator, *, draws: int = BOOTSTRAP) -> dict[str, stats.Interval]:
+def measured(
+    case: scores.Evidence, rng: np.random.Generator, *, resamples: int = BOOTSTRAP
+) -> dict[str, stats.Interval]:
     """The metrics that are intervals of means, as `scores.measure` has them."""
-    weights = scores._weights(case, draws=draws, rng=rng)
+    weights = scores._weights(case, resamples=resamples, rng=rng)
     parts = scores._identity(case, weights) | scores._following(case, weights) | scores._diversity(case, weights)
     return {name: stats.interval(parts[name], clusters=case.tuned.shape[0]) for name in TRUE_OF}
 
@@ -431,7 +435,7 @@ def following_coverage(tries: int) -> list[Claim]:
         case = f"prompt change, {base_right:g} to {tuned_right:g}, {_name(STANDARD)}"
         for _ in range(tries):
             change = followed(right(rng, STANDARD, tuned_right)) - followed(right(rng, STANDARD, base_right))
-            weights = stats.cluster_weights(*STANDARD, draws=BOOTSTRAP, rng=rng)
+            weights = stats.cluster_weights(*STANDARD, resamples=BOOTSTRAP, rng=rng)
             value = stats.interval(stats.weighted_mean(change, weights), clusters=STANDARD[0])
             (tally if tuned_right < 0.99 else beyond).add(case, _holds(value, truth))
     return [*tally.claims("evaluation", low=COVERED), *beyond.claims("evaluation, not claimed")]
@@ -450,7 +454,7 @@ def champion_coverage(tries: int) -> list[Claim]:
             for _ in range(tries // 2):
                 trained, held_out = photos(rng, 6), photos(rng, 2)
                 mine, theirs = compared_models(rng, shape, trained, held_out, (MODEL.tuned, share))
-                found = difference(mine, theirs, draws=BOOTSTRAP, seed=int(rng.integers(1 << 30)))
+                found = difference(mine, theirs, resamples=BOOTSTRAP, seed=int(rng.integers(1 << 30)))
                 truth = true_overall(MODEL.tuned, trained, held_out) - true_overall(share, trained, held_out)
                 what = "equal" if share == MODEL.tuned else "worse"
                 tally.add(f"champion's difference, one that is {what}, {_name(shape)}", _holds(found, truth))
@@ -491,7 +495,7 @@ def few_prompts_coverage(tries: int) -> list[Claim]:
         for name, centres in (("alike", rng.normal), ("lopsided", lambda **size: rng.exponential(**size) - 1)):
             for _ in range(tries):
                 values = centres(size=(prompts, 1)) + 0.5 * rng.normal(size=(prompts, 4))
-                weights = stats.cluster_weights(prompts, 4, draws=BOOTSTRAP, rng=rng)
+                weights = stats.cluster_weights(prompts, 4, resamples=BOOTSTRAP, rng=rng)
                 held = _holds(stats.interval(stats.weighted_mean(values, weights), clusters=prompts), 0.0)
                 (tally if name == "alike" else beyond).add(f"mean of {prompts} prompts, {name}", held)
     return [*tally.claims("evaluation", low=COVERED), *beyond.claims("evaluation, not claimed")]
@@ -505,7 +509,7 @@ def evaluation_points(tries: int) -> list[Points]:
                          (STANDARD, (18, 6))):  # fmt: skip
         for _ in range(tries):
             case = evidence(rng, shape, *(photos(rng, count) for count in split))
-            for name, value in measured(case, rng, draws=2).items():
+            for name, value in measured(case, rng, resamples=2).items():
                 found[name].setdefault(f"{_name(shape)}, {sum(split)} photos", []).append(value.point)
     everybody = truths(*(photos(np.random.default_rng(SEED), 4000) for _ in range(2)))
     return [
@@ -603,12 +607,12 @@ def card(rng: np.random.Generator, classes: int) -> Array:
 
 
 def compared(
-    rng: np.random.Generator, shape: tuple[int, int], classes: int, *, draws: int = 300, **change: float
+    rng: np.random.Generator, shape: tuple[int, int], classes: int, *, resamples: int = 300, **change: float
 ) -> prevalence.Drift:
     base, tuned = crowd(rng, shape, classes, **change)
     return prevalence.drift(
         read(rng, base, classes), read(rng, tuned, classes), card(rng, classes),
-        weights=stats.cluster_weights(*shape, draws=draws, rng=rng),
+        weights=stats.cluster_weights(*shape, resamples=resamples, rng=rng),
         signs=stats.sign_flips(shape[0], flips=200, rng=rng), rng=rng,
     )  # fmt: skip
 
@@ -636,7 +640,9 @@ def excess_points(tries: int) -> list[Points]:
     rng, found = np.random.default_rng(SEED + 8), []
     for moved in (0.0, 0.1, 0.2):
         values = {
-            _name(shape): [compared(rng, shape, 5, draws=2, effect=0.3, moved=moved).excess.point for _ in range(tries)]
+            _name(shape): [
+                compared(rng, shape, 5, resamples=2, effect=0.3, moved=moved).excess.point for _ in range(tries)
+            ]
             for shape in AUDIT_SHAPES
         }
         found.append(_points(f"audit excess, {moved:g} moved", moved, values, slack=0.02))
@@ -730,7 +736,7 @@ def people(
 
 
 def audited(some: People, *, flips: int = 200) -> Audit:
-    return audit_people(some, limits=Limits(), draws=200, permutations=flips)
+    return audit_people(some, limits=Limits(), resamples=200, permutations=flips)
 
 
 def audit_levels(tries: int) -> list[Claim]:

@@ -20,7 +20,7 @@ from photoflux.errors import InputError
 from photoflux.fingerprint import of_base
 from photoflux.flux.lora import using_adapters
 from photoflux.flux.sampling import noise_for, schedule
-from photoflux.flux.step import TokenGrid, add_noise, draw_sigmas, pack, predict
+from photoflux.flux.step import TokenGrid, add_noise, pack, predict, sample_sigmas
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import digest
 from photoflux.wording import with_article
@@ -224,7 +224,7 @@ def preservation_targets_on_photos(
     generator = torch.Generator().manual_seed(PRESERVATION_SEED + seed)
     owners = torch.arange(count) % len(photos)
     clean, device = photos.tokens[owners], prompts.pooled.device
-    sigmas = draw_sigmas(count, generator=generator, serving_share=serving_share, denoise_steps=spec.steps)
+    sigmas = sample_sigmas(count, generator=generator, serving_share=serving_share, denoise_steps=spec.steps)
     tokens = add_noise(clean, torch.randn(clean.shape, generator=generator), sigmas)
     grid = photo_grid(photos, device=device)
     velocity = [

@@ -17,7 +17,7 @@ from photoflux.errors import PhotoFluxError
 from photoflux.flux.data import photo_grid
 from photoflux.flux.ema import update_average
 from photoflux.flux.lora import copy_weights, subject_parameters
-from photoflux.flux.step import add_noise, draw_sigmas, predict
+from photoflux.flux.step import add_noise, predict, sample_sigmas
 from photoflux.flux.text import PromptEmbeds
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class TrainingBatches(IterableDataset[Batch]):
         rows = in_turn(len(self.photos), train_step=train_step, count=count, seed=p.seed)
         clean, captions = self.photos.tokens[rows], self.photos.captions.take(rows)
         noise = torch.randn(clean.shape, generator=generator)
-        sigmas = draw_sigmas(
+        sigmas = sample_sigmas(
             count,
             generator=generator,
             serving_share=p.serving_sigmas,

@@ -44,7 +44,7 @@ def unpack(tokens: Tensor, *, height: int, width: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
 
 
-def draw_sigmas(
+def sample_sigmas(
     count: int,
     *,
     generator: torch.Generator,

@@ -134,12 +134,12 @@ class Tested:
 
 
 def audit_people(
-    people: People, *, limits: Limits, draws: int = 2000, permutations: int = 2000, seed: int = 0
+    people: People, *, limits: Limits, resamples: int = 2000, permutations: int = 2000, seed: int = 0
 ) -> Audit:
     """Every confirmatory test (Holm) with its severity, and the exploratory cells (Benjamini-Hochberg)."""
     rng = np.random.default_rng(seed)
     shape = people.base_identity.shape[:2]
-    weights = cluster_weights(*shape, draws=draws, rng=rng)
+    weights = cluster_weights(*shape, resamples=resamples, rng=rng)
     signs = sign_flips(shape[0], flips=permutations, rng=rng)
     drifts = {name: _drift(people, name, weights, signs, rng) for name in people.base}
     resemblance, missing = _resemblance(people, weights, signs), _missing(people, weights, signs)
@@ -295,10 +295,10 @@ def _mean_change(change: Array, weights: Array) -> Interval:
     return interval(weighted_mean(change, weights), clusters=len(change))
 
 
-def _auc_interval(tuned: Array, base: Array, *, draws: int = 400) -> Interval:
+def _auc_interval(tuned: Array, base: Array, *, resamples: int = 400) -> Interval:
     """AUC of tuned over base cosines, prompts resampled in pairs."""
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, len(base), (draws, len(base)))
+    rows = rng.integers(0, len(base), (resamples, len(base)))
     values = [auc(tuned[r].ravel(), base[r].ravel()) for r in rows]
     return interval(np.array([auc(tuned.ravel(), base.ravel()), *values]), clusters=len(base))
 

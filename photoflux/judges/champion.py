@@ -45,7 +45,7 @@ class Cells:
         return {**arrays, "real": round(self.real, DIGITS)}
 
     def overall(self, weights: Array) -> Array:
-        """The overall score [draws] under weights [draws, P, S]: identity gain, at least 0, times prompts followed over the base's."""
+        """The overall score [resamples] under weights [resamples, P, S]: identity gain, at least 0, times following over the base's."""
         liked, base = weighted_mean(self.likeness, weights), weighted_mean(self.likeness_base, weights)
         gain = (liked - base) / np.maximum(self.real - base, SPAN_LEAST)
         followed, followed_base = weighted_mean(self.followed, weights), weighted_mean(self.followed_base, weights)
@@ -61,14 +61,14 @@ def comparable(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     return bool(mine.get("fingerprint")) and mine["fingerprint"] == theirs.get("fingerprint") and "cells" in theirs
 
 
-def difference(mine: Cells, theirs: Cells, *, draws: int = 2000, seed: int = 0) -> Interval:
+def difference(mine: Cells, theirs: Cells, *, resamples: int = 2000, seed: int = 0) -> Interval:
     """Overall score of `mine` less that of `theirs`, paired by prompt and seed, with its 95 % interval.
 
     Where one drew more seeds than the other, those both drew count. The photos are the same for both and stay as they are.
     """
     seeds = min(mine.likeness.shape[1], theirs.likeness.shape[1])
     a, b = mine.first(seeds), theirs.first(seeds)
-    weights = cluster_weights(*a.likeness.shape, draws=draws, rng=np.random.default_rng(seed))
+    weights = cluster_weights(*a.likeness.shape, resamples=resamples, rng=np.random.default_rng(seed))
     return interval(a.overall(weights) - b.overall(weights), clusters=a.likeness.shape[0])
 
 
@@ -76,4 +76,4 @@ def is_better_than(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool |
     """Whether one evaluated adapter is better than another; None where their evaluations cannot be compared."""
     if not comparable(mine, theirs):
         return None
-    return difference(Cells.of(mine), Cells.of(theirs), draws=1).point > 0
+    return difference(Cells.of(mine), Cells.of(theirs), resamples=1).point > 0

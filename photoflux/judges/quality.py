@@ -30,7 +30,7 @@ class Quality:
         return (self.peak < DARK) | (self.spread < FLAT)
 
     def broken(self, *, usual_sharpness: float) -> Array:
-        """Blank, noise (neighbouring pixels unrelated), or far smoother than what the base usually draws."""
+        """Blank, noise (neighbouring pixels unrelated), or far smoother than what the base usually gives."""
         smeared = self.sharpness < SMEARED * usual_sharpness
         return self.blank() | (self.neighbours < NOISY) | smeared
 

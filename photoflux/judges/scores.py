@@ -97,10 +97,10 @@ class Weights:
     held_out: Array
 
 
-def measure(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Scores:
+def measure(evidence: Evidence, *, resamples: int = 2000, seed: int = 0) -> Scores:
     """Every metric of an evaluation, from arrays alone."""
     rng = np.random.default_rng(seed)
-    weights = _weights(evidence, draws=draws, rng=rng)
+    weights = _weights(evidence, resamples=resamples, rng=rng)
     identity = _identity(evidence, weights)
     following = _following(evidence, weights)
     # Identity times following: neither can be bought with the other. Less identity than the base's is none.
@@ -120,12 +120,15 @@ def measure(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Scores:
     )
 
 
-def _weights(evidence: Evidence, *, draws: int, rng: np.random.Generator) -> Weights:
+def _weights(evidence: Evidence, *, resamples: int, rng: np.random.Generator) -> Weights:
     photos = {name: len(getattr(evidence, name).identity) for name in ("trained", "held_out")}
     return Weights(
-        grid=cluster_weights(*evidence.tuned.shape, draws=draws, rng=rng),
-        unrelated=cluster_weights(*evidence.unrelated.shape, draws=draws, rng=rng),
-        **{name: item_weights(n, draws=draws, rng=rng, fixed=n < MIN_PHOTOS_RESAMPLED) for name, n in photos.items()},
+        grid=cluster_weights(*evidence.tuned.shape, resamples=resamples, rng=rng),
+        unrelated=cluster_weights(*evidence.unrelated.shape, resamples=resamples, rng=rng),
+        **{
+            name: item_weights(n, resamples=resamples, rng=rng, fixed=n < MIN_PHOTOS_RESAMPLED)
+            for name, n in photos.items()
+        },
     )
 
 
@@ -160,13 +163,13 @@ def _identity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
 
 
 def _fidelity(images: Array, grid: Array, photos: Array, photo_weights: Array) -> Array:
-    """SF: mean cosine of images [P, S, D] and photos [N, D] under both sides' weights: [draws]."""
+    """SF: mean cosine of images [P, S, D] and photos [N, D] under both sides' weights: [resamples]."""
     similarity = np.einsum("psd,nd->psn", images, photos)
     return np.einsum("dps,psn,dn->d", grid, similarity, photo_weights, optimize=True)
 
 
 def _ceilings(trained: tuple[Array, Array], held_out: tuple[Array, Array]) -> tuple[Array, Array]:
-    """How alike a held-out, and a trained, photo is to the subject's other photos: [draws] each.
+    """How alike a held-out, and a trained, photo is to the subject's other photos: [resamples] each.
 
     An image is compared with the held-out photos, so the ceiling is what real photos reach against the same ones; an
     odd angle among few of them then lowers both.
@@ -178,7 +181,7 @@ def _ceilings(trained: tuple[Array, Array], held_out: tuple[Array, Array]) -> tu
 
 
 def _among(photos: Array, weights: Array) -> Array:
-    """Mean cosine of different photos of one set under weights [draws, N]; 0 for a single photo."""
+    """Mean cosine of different photos of one set under weights [resamples, N]; 0 for a single photo."""
     similarity = photos @ photos.T
     np.fill_diagonal(similarity, 0)
     pairs = 1 - (weights**2).sum(-1)
@@ -263,7 +266,7 @@ def _lightness(evidence: Evidence, weights: Weights) -> dict[str, Array]:
         return {}
     photos = len(light["photos"])
     rng = np.random.default_rng(photos)
-    resampled = item_weights(photos, draws=len(weights.grid) - 1, rng=rng, fixed=photos < MIN_PHOTOS_RESAMPLED)
+    resampled = item_weights(photos, resamples=len(weights.grid) - 1, rng=rng, fixed=photos < MIN_PHOTOS_RESAMPLED)
     return {"lightness_shift": weighted_mean(light["tuned"], weights.grid) - resampled @ light["photos"]}
 
 
@@ -282,7 +285,7 @@ def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> di
     return {
         "drift_change": interval(weighted_mean(followed[0] - followed[1], weights.unrelated), clusters=clusters),
         "drift_paired": interval(1 - weighted_mean(pairs, weights.unrelated), clusters=clusters),
-        "drift_kid": kid(*features, draws=len(weights.unrelated) - 1, rng=rng),
+        "drift_kid": kid(*features, resamples=len(weights.unrelated) - 1, rng=rng),
         "drift_colour": Interval(colours, colours, colours),
     }
 

@@ -73,7 +73,7 @@ def run(
     images = _sample(sampler, prompts, subject, params)
     people = _read_people(images, prompts, subject, sampler, card)
     found = audit_people(
-        people, limits=limits_of(params), draws=params.bootstrap, permutations=params.permutations, seed=params.seed
+        people, limits=limits_of(params), resamples=params.bootstrap, permutations=params.permutations, seed=params.seed
     )
     document = _document(found, images, people, prompts, subject, params, card)
     document |= {

@@ -67,13 +67,13 @@ def run(
     _, seeds = SHAPES[params.profile]
     images = _sample(case, sampler, params, seeds=seeds)
     evidence = _judge(case, images, sampler, prompts)
-    scores = measure(evidence, draws=params.bootstrap, seed=params.seed)
+    scores = measure(evidence, resamples=params.bootstrap, seed=params.seed)
     half_widths = [scores.metrics[name].value.half_width for name in ("identity_gain", "leakage")]
     if not scores.invalid and any(half_width > params.half_width_max for half_width in half_widths):
         log.info("intervals are wide: sampling %d more seeds per prompt", seeds)
         images = images.concat(_sample(case, sampler, params, seeds=seeds, skip=seeds))
         evidence = _judge(case, images, sampler, prompts)
-        scores = measure(evidence, draws=params.bootstrap, seed=params.seed)
+        scores = measure(evidence, resamples=params.bootstrap, seed=params.seed)
     document = _document(case, evidence, scores, params)
     if champion:
         with opened(champion, key=key) as rival:
@@ -190,7 +190,7 @@ def _compare(
         theirs, how = _their_cells(Path(scratch), about, mine, case, evidence, sampler, params)
     shown = None
     if theirs:
-        shown = difference(Cells.of(mine), theirs, draws=params.bootstrap, seed=params.seed).as_dict()
+        shown = difference(Cells.of(mine), theirs, resamples=params.bootstrap, seed=params.seed).as_dict()
     return {**about, "how": how, "difference": shown}
 
 

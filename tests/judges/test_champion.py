@@ -52,17 +52,17 @@ def test_it_covers_the_true_difference() -> None:
         own = rng.normal(0, 0.05, (25, 1))
         mine = Cells(a.likeness + shared + own, a.likeness_base, a.followed, a.followed_base, a.real)
         theirs = Cells(b.likeness + shared, b.likeness_base, b.followed, b.followed_base, b.real)
-        found = difference(mine, theirs, draws=400, seed=seed)
+        found = difference(mine, theirs, resamples=400, seed=seed)
         inside += found.lo <= 0.1 <= found.hi
     assert inside >= 182, "of 200 intervals of 95 % this few hold by chance once in a hundred"
 
 
 def test_an_evaluation_and_its_cells_say_the_same(studio: Any) -> None:
     evidence = studio.evidence()
-    equal = cluster_weights(*evidence.tuned.shape, draws=1, rng=np.random.default_rng(0))[:1]
+    equal = cluster_weights(*evidence.tuned.shape, resamples=1, rng=np.random.default_rng(0))[:1]
     kept = Cells.of({"cells": cells(evidence).as_dict()})
     assert kept.overall(equal)[0] == pytest.approx(
-        measure(evidence, draws=200).metrics["overall"].value.point, abs=1e-5
+        measure(evidence, resamples=200).metrics["overall"].value.point, abs=1e-5
     )
 
 

@@ -39,7 +39,7 @@ def test_control_training_photos_as_pictures_are_copies(studio: Any) -> None:
     )
     copied = dataclasses.replace(evidence, tuned=tuned)
     assert verdicts(copied)["copying"] == "FAIL"
-    assert measure(copied, draws=300).metrics["memorisation_gap"].value.lo > 0
+    assert measure(copied, resamples=300).metrics["memorisation_gap"].value.lo > 0
 
 
 def test_control_a_single_copy_among_a_hundred_is_no_pass(studio: Any) -> None:
@@ -85,7 +85,7 @@ def test_pictures_copied_in_one_prompt_tell_less_than_in_many(studio: Any) -> No
     for seed in range(4):
         alone.tuned.structure[3, seed] = studio.photo_structures[0]
         many.tuned.structure[5 * seed, 0] = studio.photo_structures[0]
-    one, other = (measure(each, draws=200).metrics["copy_rate"].value for each in (alone, many))
+    one, other = (measure(each, resamples=200).metrics["copy_rate"].value for each in (alone, many))
     assert one.point == other.point == 0.04
     assert one.half_width > 1.5 * other.half_width
 
@@ -95,7 +95,7 @@ def test_among_more_photos_a_copy_is_what_is_more_alike() -> None:
 
 
 def test_drift_of_unrelated_pictures_is_zero_for_the_base_itself(studio: Any) -> None:
-    value = measure(healthy(studio), draws=200).metrics["drift_kid"].value
+    value = measure(healthy(studio), resamples=200).metrics["drift_kid"].value
     assert (value.point, value.lo, value.hi) == pytest.approx((0, 0, 0), abs=1e-12)
 
 
@@ -108,10 +108,10 @@ def test_softer_pictures_fail_sharpness(studio: Any) -> None:
 def test_identity_gain_is_zero_for_the_base_and_one_for_real_photos(studio: Any) -> None:
     """Pictures drawn from the photos' own distribution are as alike to them as photos are to each other."""
     evidence = dataclasses.replace(studio.evidence(), tuned=studio.seen(subject=1.0))
-    value = measure(evidence, draws=300).metrics["identity_gain"].value
+    value = measure(evidence, resamples=300).metrics["identity_gain"].value
     assert value.lo <= 1.0 <= value.hi + 0.02
     same = dataclasses.replace(evidence, tuned=evidence.base)
-    assert measure(same, draws=300).metrics["identity_gain"].value.point == pytest.approx(0, abs=1e-12)
+    assert measure(same, resamples=300).metrics["identity_gain"].value.point == pytest.approx(0, abs=1e-12)
 
 
 def test_identity_gain_by_hand() -> None:
@@ -144,13 +144,13 @@ def _bare(identity: np.ndarray) -> Any:
 def test_a_subject_like_its_class_makes_identity_invalid(studio: Any) -> None:
     evidence = studio.evidence()
     same = studio.seen(subject=0, shape=(4,)), studio.seen(subject=0, shape=(2,))
-    scores = measure(dataclasses.replace(evidence, trained=same[0], held_out=same[1]), draws=200)
+    scores = measure(dataclasses.replace(evidence, trained=same[0], held_out=same[1]), resamples=200)
     assert "cannot be measured" in scores.invalid[0]
 
 
 def test_prompts_without_known_attributes_fall_back_to_words(studio: Any) -> None:
     evidence = dataclasses.replace(studio.evidence(), asked=[{} for _ in range(25)])
-    scores = measure(evidence, draws=200)
+    scores = measure(evidence, resamples=200)
     cosines = np.einsum("pse,pe->ps", evidence.tuned.image, evidence.words)
     assert not scores.exact
     assert scores.metrics["prompt_following"].value.point == pytest.approx(cosines.mean())
@@ -159,7 +159,7 @@ def test_prompts_without_known_attributes_fall_back_to_words(studio: Any) -> Non
 
 def test_accuracy_by_attribute_counts_only_prompts_that_ask(studio: Any) -> None:
     asked = [{**wanted, "kind": 0} if p < 5 else {"place": wanted["place"]} for p, wanted in enumerate(studio.asked)]
-    scores = measure(dataclasses.replace(studio.evidence(right=1.0), asked=asked), draws=200)
+    scores = measure(dataclasses.replace(studio.evidence(right=1.0), asked=asked), resamples=200)
     kind = scores.attributes["kind"]["tuned"]
     assert (kind.n_prompts, kind.n_images, kind.value.point) == (5, 20, 1.0)
 
@@ -169,7 +169,7 @@ def test_more_seeds_stand_beside_the_first_and_narrow_the_interval(studio: Any) 
     grids = ("tuned", "base", "class_prompt", "unrelated", "unrelated_base")
     both = dataclasses.replace(first, **{name: getattr(first, name).concat(getattr(more, name)) for name in grids})
     assert both.tuned.shape == (25, 8)
-    narrow, wide = (_half_width(measure(e, draws=400)) for e in (both, first))
+    narrow, wide = (_half_width(measure(e, resamples=400)) for e in (both, first))
     assert narrow < wide
 
 
@@ -179,7 +179,7 @@ def _half_width(scores: Scores) -> float:
 
 def test_the_same_evidence_and_seed_give_the_same_numbers(studio: Any) -> None:
     evidence = studio.evidence()
-    assert measure(evidence, draws=200, seed=3).metrics == measure(evidence, draws=200, seed=3).metrics
+    assert measure(evidence, resamples=200, seed=3).metrics == measure(evidence, resamples=200, seed=3).metrics
 
 
 def test_made_share_counts_blank_pictures(studio: Any) -> None:
@@ -196,5 +196,7 @@ def test_expected_classes_skip_what_the_judges_do_not_read() -> None:
 
 def test_skin_lightness_shift_is_measured_where_tones_are_read(studio: Any) -> None:
     light = {"tuned": np.full((25, 4), 60.0), "photos": np.full(6, 55.0)}
-    value = measure(dataclasses.replace(studio.evidence(), tone_lightness=light), draws=200).metrics["lightness_shift"]
+    value = measure(dataclasses.replace(studio.evidence(), tone_lightness=light), resamples=200).metrics[
+        "lightness_shift"
+    ]
     assert value.value.point == pytest.approx(5)

@@ -18,7 +18,7 @@ from photoflux.flux.sampling import decode
 from photoflux.flux.spec import load_spec
 from photoflux.judges.copying import structure
 from photoflux.judges.encoders import Judges
-from photoflux.judges.prevalence import corrected, rate_draws, row_rates, shares
+from photoflux.judges.prevalence import corrected, row_rates, sample_rates, shares
 from photoflux.judges.prompts import Prompt, load_prompts
 from photoflux.judges.sampling import JudgeOutputs, run_judges
 from photoflux.judges.scores import Evidence, expected, measure
@@ -100,7 +100,7 @@ def evidence(stage: Stage) -> Evidence:
 
 def test_a_faultless_personalisation_fails_no_rule(evidence: Evidence) -> None:
     assert "FAIL" not in verdicts(evidence).values()
-    assert measure(evidence, draws=300).metrics["identity_gain"].value.point > 0.6
+    assert measure(evidence, resamples=300).metrics["identity_gain"].value.point > 0.6
 
 
 def test_control_base_as_candidate(evidence: Evidence) -> None:
@@ -156,11 +156,11 @@ def _coverage(stage: Stage, planted: dict[str, tuple[float, ...]], *, prompts: i
     drawn = {name: rng.choice(values[name], size=count, p=p) for name, p in planted.items()}
     people = [world.sample_person(stage.rng, **{name: str(drawn[name][i]) for name in planted}) for i in range(count)]
     seen = stage.grid(stage.decoded([stage.paint(person) for person in people]), prompts)
-    weights = cluster_weights(prompts, seeds, draws=500, rng=rng)
+    weights = cluster_weights(prompts, seeds, resamples=500, rng=rng)
     hits: list[bool] = []
     for name, truth in planted.items():
         table = stage.judges.confusion[name]
-        rates = np.concatenate([row_rates(table)[None], rate_draws(table, draws=500, rng=rng)])
+        rates = np.concatenate([row_rates(table)[None], sample_rates(table, resamples=500, rng=rng)])
         found = corrected(shares(seen.labels(name), len(truth), weights), rates)
         bounds = [interval(found[:, k], clusters=prompts) for k in range(len(truth))]
         hits += [value.lo <= share <= value.hi for value, share in zip(bounds, truth, strict=True)]
