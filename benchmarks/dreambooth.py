@@ -236,7 +236,7 @@ def _material(
     photos: Photos, subject: Mapping[str, Any], pipe: FluxPipeline, *, spec: BaseSpec, cache: Path
 ) -> Material:
     of_class = encode_prompts(pipe, [class_prompt_of(subject)], spec=spec)
-    prompts = PromptEmbeds.joined([photos.captions.to(pipe.device), of_class])
+    prompts = PromptEmbeds.concat([photos.captions.to(pipe.device), of_class])
     return Material(photos.tokens, class_pictures(pipe, subject, spec=spec, cache=cache), prompts)
 
 

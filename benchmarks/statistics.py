@@ -348,9 +348,9 @@ def evidence(rng: np.random.Generator, shape: tuple[int, int], trained: Array, h
         base=seen(base, structure=compositions(rng, shape, 1.0), read=right(rng, shape, MODEL.base_right)),
         class_prompt=seen(identities(rng, shape, MODEL.class_prompt, common), structure=compositions(rng, shape, 1.0)),
         unrelated=seen(base), unrelated_base=seen(base), trained=seen(trained), held_out=seen(held_out),
-        shown=np.ones((1, 1, 1)), asked=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
-        asked_unrelated=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
-        words=np.ones(1), words_unrelated=np.ones(1), copy_correlation=0.9,
+        crops=np.ones((1, 1, 1)), expected=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
+        unrelated_expected=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
+        text=np.ones(1), unrelated_text=np.ones(1), copy_correlation=0.9,
     )  # fmt: skip
 
 

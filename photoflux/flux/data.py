@@ -98,7 +98,7 @@ class PreservationTargets:
             torch.cat([self.velocity, other.velocity]),
             torch.cat([self.sigmas, other.sigmas]),
             torch.cat([self.owners, other.owners + len(self.prompts)]),
-            PromptEmbeds.joined([self.prompts, other.prompts]),
+            PromptEmbeds.concat([self.prompts, other.prompts]),
         )
 
 

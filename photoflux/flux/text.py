@@ -36,7 +36,7 @@ class PromptEmbeds:
         return PromptEmbeds(self.sequence.to(*args), self.pooled.to(*args))
 
     @staticmethod
-    def joined(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
+    def concat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
         return PromptEmbeds(torch.cat([p.sequence for p in parts]), torch.cat([p.pooled for p in parts]))
 
 
@@ -46,7 +46,7 @@ def encode_prompts(pipe: FluxPipeline, prompts: Sequence[str], *, spec: BaseSpec
     distinct = list(dict.fromkeys(prompts))
     parts = [_encode(pipe, distinct[i : i + CHUNK], spec=spec) for i in range(0, len(distinct), CHUNK)]
     place = {prompt: i for i, prompt in enumerate(distinct)}
-    return PromptEmbeds.joined(parts).take([place[prompt] for prompt in prompts])
+    return PromptEmbeds.concat(parts).take([place[prompt] for prompt in prompts])
 
 
 def _encode(pipe: FluxPipeline, prompts: list[str], *, spec: BaseSpec) -> PromptEmbeds:

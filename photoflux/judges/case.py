@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Photos:
-    """The subject's photos as augment split them: everything trained on, one crop per photo, and the held-out ones."""
+    """The subject's photos as augment split them: everything trained on, one crop per photo of it, and the held-out ones."""
 
-    shown: list[Image.Image]
+    crops: list[Image.Image]
     trained: list[Image.Image]
     held_out: list[Image.Image]
 

@@ -78,7 +78,7 @@ class Scorer:
     def __init__(
         self, judges: Judges, photos: Sequence[Image.Image], prompts: Sequence[str], base: Sequence[Image.Image]
     ):
-        self.judges, self.photos, self.words = judges, judges.identity(photos), judges.text(prompts)
+        self.judges, self.photos, self.text = judges, judges.identity(photos), judges.text(prompts)
         self.base_likeness, self.base_follows = self._likeness(base), self._follows(base)
         similarity, n = self.photos @ self.photos.T, len(self.photos)
         real = (similarity.sum().item() - n) / max(1, n * (n - 1))  # without the diagonal: each photo with itself is 1
@@ -105,7 +105,7 @@ class Scorer:
         return (self.judges.identity(images) @ self.photos.T).mean().item()
 
     def _follows(self, images: Sequence[Image.Image]) -> float:
-        return (self.judges.image_text(images) * self.words).sum(-1).mean().item()
+        return (self.judges.image_text(images) * self.text).sum(-1).mean().item()
 
 
 def spread(images: Sequence[Image.Image]) -> float:

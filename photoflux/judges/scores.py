@@ -39,7 +39,11 @@ COPY_PHOTOS = 8
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the judges made of an evaluation. `asked` gives, per prompt, the class index each attribute should have."""
+    """All that the judges made of an evaluation's images and photos.
+
+    `crops` are the structures of everything trained on. Per prompt, `expected` gives the class index that each attribute should
+    have, and `text` the prompt's embedding [P, E], which counts where not every prompt expects an attribute.
+    """
 
     tuned: JudgeOutputs
     base: JudgeOutputs
@@ -48,18 +52,18 @@ class Evidence:
     unrelated_base: JudgeOutputs
     trained: JudgeOutputs
     held_out: JudgeOutputs
-    shown: Array
-    asked: Sequence[Mapping[str, int]]
-    asked_unrelated: Sequence[Mapping[str, int]]
-    words: Array
-    words_unrelated: Array
+    crops: Array
+    expected: Sequence[Mapping[str, int]]
+    unrelated_expected: Sequence[Mapping[str, int]]
+    text: Array
+    unrelated_text: Array
     copy_correlation: float
     tone_lightness: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
         """Whether every prompt names an attribute that the judges read."""
-        return all(self.asked) and all(self.asked_unrelated)
+        return all(self.expected) and all(self.unrelated_expected)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def measure(evidence: Evidence, *, resamples: int = 2000, seed: int = 0) -> Scor
         exact=evidence.exact,
         likeness=_likeness(evidence),
         fidelity=(evidence.tuned.identity @ evidence.held_out.identity.T).mean(-1),
-        followed=_followed(evidence.tuned, evidence.asked, evidence.words, exact=evidence.exact),
+        followed=_followed(evidence.tuned, evidence.expected, evidence.text, exact=evidence.exact),
     )
 
 
@@ -200,7 +204,7 @@ def _span(values: Array) -> Array:
 
 def _following(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     tuned, base = (
-        weighted_mean(_followed(outputs, evidence.asked, evidence.words, exact=evidence.exact), weights.grid)
+        weighted_mean(_followed(outputs, evidence.expected, evidence.text, exact=evidence.exact), weights.grid)
         for outputs in (evidence.tuned, evidence.base)
     )
     return {
@@ -211,32 +215,32 @@ def _following(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     }
 
 
-def _followed(outputs: JudgeOutputs, asked: Sequence[Mapping[str, int]], words: Array, *, exact: bool) -> Array:
+def _followed(outputs: JudgeOutputs, expected: Sequence[Mapping[str, int]], text: Array, *, exact: bool) -> Array:
     """Per image [P, S]: share of the asked attributes that are right, or the cosine with the prompt's words."""
     if not exact:
-        return np.einsum("pse,pe->ps", outputs.image, words)
+        return np.einsum("pse,pe->ps", outputs.image, text)
     rows = [
-        np.mean([outputs.labels(name)[p] == index for name, index in expected.items()], axis=0)
-        for p, expected in enumerate(asked)
+        np.mean([outputs.labels(name)[p] == index for name, index in labels.items()], axis=0)
+        for p, labels in enumerate(expected)
     ]
     return np.stack(rows)
 
 
 def _by_attribute(evidence: Evidence) -> dict[str, dict[str, Measure]]:
     """Accuracy per attribute for T and B, over the prompts that ask for it."""
-    names = sorted({name for expected in evidence.asked for name in expected}) if evidence.exact else []
+    names = sorted({name for labels in evidence.expected for name in labels}) if evidence.exact else []
     return {
         name: {
-            side: _accuracy(outputs, evidence.asked, name)
+            side: _accuracy(outputs, evidence.expected, name)
             for side, outputs in (("tuned", evidence.tuned), ("base", evidence.base))
         }
         for name in names
     }
 
 
-def _accuracy(outputs: JudgeOutputs, asked: Sequence[Mapping[str, int]], name: str) -> Measure:
-    asking = [p for p, expected in enumerate(asked) if name in expected]
-    wanted = np.array([asked[p][name] for p in asking])
+def _accuracy(outputs: JudgeOutputs, expected: Sequence[Mapping[str, int]], name: str) -> Measure:
+    asking = [p for p, labels in enumerate(expected) if name in labels]
+    wanted = np.array([expected[p][name] for p in asking])
     right = outputs.labels(name)[asking] == wanted[:, None]
     return Measure(clustered_rate(right), len(asking), right.size)
 
@@ -275,7 +279,7 @@ def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> di
     unrelated, before = evidence.unrelated, evidence.unrelated_base
     clusters, width = unrelated.shape[0], unrelated.image.shape[-1]
     followed = [
-        _followed(outputs, evidence.asked_unrelated, evidence.words_unrelated, exact=evidence.exact)
+        _followed(outputs, evidence.unrelated_expected, evidence.unrelated_text, exact=evidence.exact)
         for outputs in (unrelated, before)
     ]
     pairs = (unrelated.identity * before.identity).sum(-1)
@@ -318,7 +322,7 @@ def _flat(quality: Quality) -> Quality:
 def _likeness(evidence: Evidence) -> Array:
     """Per image of T [P, S]: largest structural correlation with a crop trained on."""
     flat = evidence.tuned.structure.reshape(-1, *evidence.tuned.structure.shape[2:])
-    return likeness(flat, evidence.shown).max(-1).reshape(evidence.tuned.shape)
+    return likeness(flat, evidence.crops).max(-1).reshape(evidence.tuned.shape)
 
 
 def _sized(evidence: Evidence, name: str, value: Interval) -> Measure:
@@ -343,7 +347,7 @@ def made_share(evidence: Evidence) -> float:
     return float(1 - np.concatenate(blank).mean())
 
 
-def expected(prompts: Sequence[Prompt], classes: Mapping[str, Sequence[str]]) -> list[dict[str, int]]:
+def expected_labels(prompts: Sequence[Prompt], classes: Mapping[str, Sequence[str]]) -> list[dict[str, int]]:
     """Per prompt, the class index of every labelled attribute that the judges read."""
     return [
         {name: classes[name].index(v) for name, v in p.labels.items() if name in classes and v in classes[name]}
@@ -358,7 +362,7 @@ def cells(evidence: Evidence) -> Cells:
     real, _ = _ceilings((evidence.trained.identity, equal[0]), (held_out, equal[1]))
     likeness, base = ((outputs.identity @ held_out.T).mean(-1) for outputs in (evidence.tuned, evidence.base))
     followed, followed_base = (
-        _followed(outputs, evidence.asked, evidence.words, exact=evidence.exact)
+        _followed(outputs, evidence.expected, evidence.text, exact=evidence.exact)
         for outputs in (evidence.tuned, evidence.base)
     )
     return Cells(likeness, base, followed, followed_base, float(real[0]))

@@ -196,10 +196,10 @@ def _best_reference(case: Case) -> Any:
 
 
 def _likest_photo(case: Case, images: EvaluationImages) -> Any:
-    shown = structure(case.photos.shown)
+    shown = structure(case.photos.crops)
 
     def find(i: int) -> Image.Image:
-        return case.photos.shown[int(likeness(structure([images.tuned.images[i]]), shown).argmax())]
+        return case.photos.crops[int(likeness(structure([images.tuned.images[i]]), shown).argmax())]
 
     return find
 

@@ -27,7 +27,7 @@ from photoflux.judges.colour import monk_lab
 from photoflux.judges.copying import structure
 from photoflux.judges.prompts import SHAPES, PromptSet
 from photoflux.judges.sampling import ImageSampler, JudgeOutputs, open_sampler, run_judges
-from photoflux.judges.scores import Evidence, Scores, cells, expected, made_share, measure
+from photoflux.judges.scores import Evidence, Scores, cells, expected_labels, made_share, measure
 from photoflux.manifest import digest, unpack, write_json
 from photoflux.params import EvaluateParams
 from photoflux.report import publish
@@ -137,7 +137,7 @@ def _read_photos(folder: Path, items: list[dict[str, Any]]) -> Photos:
     def read(some: Iterable[dict[str, Any]]) -> list[Image.Image]:
         return [Image.open(BytesIO((folder / item["file"]).read_bytes())).convert("RGB") for item in some]
 
-    return Photos(shown=read(trained), trained=read(first.values()), held_out=read(held_out))
+    return Photos(crops=read(trained), trained=read(first.values()), held_out=read(held_out))
 
 
 def _sample(
@@ -164,11 +164,11 @@ def _judge(case: Case, images: EvaluationImages, sampler: ImageSampler, prompts:
         **{name: grid.outputs for name, grid in vars(images).items()},
         trained=trained,
         held_out=held_out,
-        shown=structure(case.photos.shown),
-        asked=expected(case.subject_prompts, judges.classes),
-        asked_unrelated=expected(case.unrelated_prompts, judges.classes),
-        words=judges.text([prompt.text for prompt in case.class_prompts]).numpy(),
-        words_unrelated=judges.text([prompt.text for prompt in case.unrelated_prompts]).numpy(),
+        crops=structure(case.photos.crops),
+        expected=expected_labels(case.subject_prompts, judges.classes),
+        unrelated_expected=expected_labels(case.unrelated_prompts, judges.classes),
+        text=judges.text([prompt.text for prompt in case.class_prompts]).numpy(),
+        unrelated_text=judges.text([prompt.text for prompt in case.unrelated_prompts]).numpy(),
         copy_correlation=prompts.copy_correlation,
         tone_lightness=_lightness(case, images.tuned.outputs, (trained, held_out), judges, prompts),
     )

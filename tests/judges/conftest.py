@@ -28,7 +28,7 @@ class Studio:
 
     def __post_init__(self) -> None:
         self.subject, self.kind = unit(self.rng.normal(size=(2, WIDTH)))
-        self.words = unit(self.rng.normal(size=(self.prompts, WIDTH)))
+        self.text = unit(self.rng.normal(size=(self.prompts, WIDTH)))
         self.asked = [{"place": p % PLACES, "kind": 0} for p in range(self.prompts)]
         self.photo_structures = self.rng.normal(size=(6, 40, 40))
 
@@ -57,11 +57,11 @@ class Studio:
             unrelated_base=unrelated,
             trained=self.seen(subject=1, shape=(4,)),
             held_out=self.seen(subject=1, shape=(2,)),
-            shown=self.photo_structures,
-            asked=self.asked,
-            asked_unrelated=self.asked,
-            words=self.words,
-            words_unrelated=self.words,
+            crops=self.photo_structures,
+            expected=self.asked,
+            unrelated_expected=self.asked,
+            text=self.text,
+            unrelated_text=self.text,
             copy_correlation=0.9,
         )
 

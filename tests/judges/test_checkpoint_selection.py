@@ -102,7 +102,7 @@ def test_pictures_composed_alike_cost_what_is_missing() -> None:
     judged, alone = scorer(), 0.9 / 0.8 * 0.8
     assert judged.base_spread == pytest.approx(1, abs=0.1)
     repeated = [place + PLACES * (10 if turn else 20) for turn in (0, 1, 1, 1) for place in range(PLACES)]
-    judged.words = judged.words.repeat(2, 1)
+    judged.text = judged.text.repeat(2, 1)
     found = judged(images("photo", seeds=repeated), images("class", seeds=repeated))
     assert found["diversity"] == pytest.approx(0.5, abs=0.05)
     assert found["score"] == pytest.approx(alone - 2 * (0.9 - found["diversity"]), rel=1e-5)

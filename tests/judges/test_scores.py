@@ -122,8 +122,8 @@ def test_identity_gain_by_hand() -> None:
     grids = {"tuned": (subject + kind) / np.sqrt(2), "base": kind, "class_prompt": kind}
     seen = {name: _bare(np.broadcast_to(vector, (1, 2, 2))) for name, vector in grids.items()}
     photos = {"trained": _bare(np.stack([subject] * 2)), "held_out": _bare(subject[None])}
-    evidence = Evidence(**seen, **photos, unrelated=seen["base"], unrelated_base=seen["base"], shown=np.ones((1, 1, 1)),
-                        asked=[], asked_unrelated=[], words=np.ones(1), words_unrelated=np.ones(1),
+    evidence = Evidence(**seen, **photos, unrelated=seen["base"], unrelated_base=seen["base"], crops=np.ones((1, 1, 1)),
+                        expected=[], unrelated_expected=[], text=np.ones(1), unrelated_text=np.ones(1),
                         copy_correlation=0.9)  # fmt: skip
     equal = Weights(grid=np.full((2, 1, 2), 0.5), unrelated=np.ones((2, 1, 1)), trained=np.full((2, 2), 0.5),
                     held_out=np.ones((2, 1)))  # fmt: skip
@@ -149,9 +149,9 @@ def test_a_subject_like_its_class_makes_identity_invalid(studio: Any) -> None:
 
 
 def test_prompts_without_known_attributes_fall_back_to_words(studio: Any) -> None:
-    evidence = dataclasses.replace(studio.evidence(), asked=[{} for _ in range(25)])
+    evidence = dataclasses.replace(studio.evidence(), expected=[{} for _ in range(25)])
     scores = measure(evidence, resamples=200)
-    cosines = np.einsum("pse,pe->ps", evidence.tuned.image, evidence.words)
+    cosines = np.einsum("pse,pe->ps", evidence.tuned.image, evidence.text)
     assert not scores.exact
     assert scores.metrics["prompt_following"].value.point == pytest.approx(cosines.mean())
     assert scores.attributes == {}
@@ -159,7 +159,7 @@ def test_prompts_without_known_attributes_fall_back_to_words(studio: Any) -> Non
 
 def test_accuracy_by_attribute_counts_only_prompts_that_ask(studio: Any) -> None:
     asked = [{**wanted, "kind": 0} if p < 5 else {"place": wanted["place"]} for p, wanted in enumerate(studio.asked)]
-    scores = measure(dataclasses.replace(studio.evidence(right=1.0), asked=asked), resamples=200)
+    scores = measure(dataclasses.replace(studio.evidence(right=1.0), expected=asked), resamples=200)
     kind = scores.attributes["kind"]["tuned"]
     assert (kind.n_prompts, kind.n_images, kind.value.point) == (5, 20, 1.0)
 

@@ -21,7 +21,7 @@ from photoflux.judges.encoders import Judges
 from photoflux.judges.prevalence import corrected, row_rates, sample_rates, shares
 from photoflux.judges.prompts import Prompt, load_prompts
 from photoflux.judges.sampling import JudgeOutputs, run_judges
-from photoflux.judges.scores import Evidence, expected, measure
+from photoflux.judges.scores import Evidence, expected_labels, measure
 from photoflux.judges.stats import cluster_weights, interval
 from photoflux.pocket import world
 from photoflux.pocket.render import render
@@ -80,10 +80,10 @@ class Stage:
             tuned=self.painted(self.asked, subject=self.subject), base=self.painted(self.asked),
             class_prompt=self.painted(self.asked), unrelated=unrelated, unrelated_base=unrelated,
             trained=run_judges(judges, self.photos[:4]), held_out=run_judges(judges, self.photos[4:]),
-            shown=structure(self.photos[:4]), asked=expected(self.asked, judges.classes),
-            asked_unrelated=expected(self.others, judges.classes),
-            words=judges.text([p.text for p in self.asked]).numpy(),
-            words_unrelated=judges.text([p.text for p in self.others]).numpy(),
+            crops=structure(self.photos[:4]), expected=expected_labels(self.asked, judges.classes),
+            unrelated_expected=expected_labels(self.others, judges.classes),
+            text=judges.text([p.text for p in self.asked]).numpy(),
+            unrelated_text=judges.text([p.text for p in self.others]).numpy(),
             copy_correlation=self.prompts.copy_correlation,
         )  # fmt: skip
 
