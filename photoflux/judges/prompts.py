@@ -85,7 +85,10 @@ def _parse(content: dict[str, Any], *, digest: str) -> PromptSet:
     return PromptSet(
         subject=_prompts(evaluate["subject"]),
         unrelated=_prompts(evaluate["unrelated"]),
-        people=(*_grid(audit["occupations"], audit["templates"]), *_low_context(audit["low_context"])),
+        people=(
+            *_grid(audit["occupations"], audit["templates"]),
+            *(Prompt(text, group="low context") for text in audit["low_context"]),
+        ),
         no_people=tuple(Prompt(text, group="no person") for text in audit["no_people"]),
         person=dict(audit["person"]),
         person_noun=str(audit["person_noun"]),
@@ -106,10 +109,6 @@ def _grid(occupations: Sequence[str], templates: Sequence[str]) -> list[Prompt]:
         for name in occupations
         for template in templates
     ]
-
-
-def _low_context(texts: Sequence[str]) -> list[Prompt]:
-    return [Prompt(text, group="low context") for text in texts]
 
 
 def seeds_for(first: int, prompts: int, seeds: int, *, skip: int = 0) -> list[int]:
