@@ -43,7 +43,7 @@ def make_adapters(count: int, folder: Path) -> list[Path]:
         train_start.STEPS = STEPS
         spec = load_spec("pocket")
         learner = train_start.Learner(spec, FinetuneParams())
-        lora._begin_at(learner.transformer, spec.start_adapter, rank=FinetuneParams().rank, scale=1.0)
+        lora.load_start_adapter(learner.transformer, spec.start_adapter, rank=FinetuneParams().rank, scale=1.0)
         start = {name: p.detach().clone() for name, p in lora.subject_parameters(learner.transformer).items()}
         for file in missing:
             number = 500_000 + int(file.stem)

@@ -46,7 +46,7 @@ def attach(transformer: Any, *, spec: BaseSpec, rank: int, alpha: float, seed: i
         torch.manual_seed(seed)
         transformer.add_adapter(config, adapter_name=SUBJECT_ADAPTER)
     if spec.start_adapter is not None:
-        _load_start_adapter(transformer, spec.start_adapter, rank=rank, scale=(alpha or rank) / rank)
+        load_start_adapter(transformer, spec.start_adapter, rank=rank, scale=(alpha or rank) / rank)
     if spec.training_adapter is not None:
         _load_training_adapter(transformer, spec.training_adapter)
     return activate(transformer, trainable=True)
@@ -61,7 +61,7 @@ def _check_targets(transformer: Any, spec: BaseSpec) -> None:
             )
 
 
-def _load_start_adapter(transformer: Any, file: Path, *, rank: int, scale: float) -> None:
+def load_start_adapter(transformer: Any, file: Path, *, rank: int, scale: float) -> None:
     """Copy the starting adapter's matrices over the fresh ones. Raises InputError where they do not fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

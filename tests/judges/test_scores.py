@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from photoflux.judges.prompts import Prompt
-from photoflux.judges.scores import Evidence, Scores, copy_threshold, expected, made_share, measure
+from photoflux.judges.scores import Evidence, Scores, copy_threshold, expected_labels, made_share, measure
 from tests.judges.ruling import verdicts
 
 
@@ -191,7 +191,7 @@ def test_made_share_counts_blank_pictures(studio: Any) -> None:
 
 def test_expected_classes_skip_what_the_judges_do_not_read() -> None:
     prompts = [Prompt("a red dog", {"colour": "red", "breed": "poodle", "kind": "corgi"})]
-    assert expected(prompts, {"colour": ("blue", "red"), "kind": ("dog",)}) == [{"colour": 1}]
+    assert expected_labels(prompts, {"colour": ("blue", "red"), "kind": ("dog",)}) == [{"colour": 1}]
 
 
 def test_skin_lightness_shift_is_measured_where_tones_are_read(studio: Any) -> None:
