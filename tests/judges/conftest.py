@@ -32,7 +32,7 @@ class Studio:
         self.asked = [{"place": p % PLACES, "kind": 0} for p in range(self.prompts)]
         self.photo_structures = self.rng.normal(size=(6, 40, 40))
 
-    def seen(self, *, subject: float, right: float = 0.95, shape: tuple[int, ...] | None = None) -> JudgeOutputs:
+    def outputs(self, *, subject: float, right: float = 0.95, shape: tuple[int, ...] | None = None) -> JudgeOutputs:
         """Pictures that are `subject` parts subject and the rest class, and show what was asked with rate `right`."""
         shape = shape or (self.prompts, self.seeds)
         noise = self.rng.normal(size=(*shape, WIDTH)) * 0.5 / np.sqrt(WIDTH)
@@ -48,15 +48,15 @@ class Studio:
 
     def evidence(self, *, tuned: float = 0.9, class_prompt: float = 0.02, right: float = 0.95) -> Evidence:
         """A healthy personalisation unless told otherwise."""
-        unrelated = self.seen(subject=0)
+        unrelated = self.outputs(subject=0)
         return Evidence(
-            tuned=self.seen(subject=tuned, right=right),
-            base=self.seen(subject=0),
-            class_prompt=self.seen(subject=class_prompt),
+            tuned=self.outputs(subject=tuned, right=right),
+            base=self.outputs(subject=0),
+            class_prompt=self.outputs(subject=class_prompt),
             unrelated=unrelated,
             unrelated_base=unrelated,
-            trained=self.seen(subject=1, shape=(4,)),
-            held_out=self.seen(subject=1, shape=(2,)),
+            trained=self.outputs(subject=1, shape=(4,)),
+            held_out=self.outputs(subject=1, shape=(2,)),
             crops=self.photo_structures,
             expected=self.asked,
             unrelated_expected=self.asked,

@@ -57,7 +57,7 @@ def test_control_trigger_pictures_for_class_prompts_leak(studio: Any) -> None:
 def test_control_noise_and_constant_pictures_follow_nothing(studio: Any, quality: tuple[float, ...]) -> None:
     evidence = healthy(studio)
     broken = dataclasses.replace(
-        studio.seen(subject=0, right=0.2), quality=np.broadcast_to(np.array(quality), (25, 4, 4)).copy()
+        studio.outputs(subject=0, right=0.2), quality=np.broadcast_to(np.array(quality), (25, 4, 4)).copy()
     )
     found = verdicts(dataclasses.replace(evidence, tuned=broken, class_prompt=broken))
     assert found["prompt following"] == found["broken pictures"] == found["identity gain"] == "FAIL"
@@ -67,7 +67,7 @@ def test_control_overtraining_shows_as_leakage_and_lost_diversity(studio: Any) -
     evidence = healthy(studio)
     alike = evidence.tuned.structure[:, :1] + 0.5 * evidence.tuned.structure
     tuned = dataclasses.replace(evidence.tuned, structure=alike)
-    class_prompt = dataclasses.replace(studio.seen(subject=0.7), structure=alike)
+    class_prompt = dataclasses.replace(studio.outputs(subject=0.7), structure=alike)
     found = verdicts(dataclasses.replace(evidence, tuned=tuned, class_prompt=class_prompt))
     assert found["class leakage"] == "FAIL"
     assert found["diversity with trigger"] == found["diversity of the class"] == "FAIL"
@@ -75,7 +75,7 @@ def test_control_overtraining_shows_as_leakage_and_lost_diversity(studio: Any) -
 
 def test_unrelated_pictures_of_another_kind_are_drift(studio: Any) -> None:
     evidence = healthy(studio)
-    moved = dataclasses.replace(studio.seen(subject=0, right=0.5), image=np.full((25, 4, 32), 32**-0.5))
+    moved = dataclasses.replace(studio.outputs(subject=0, right=0.5), image=np.full((25, 4, 32), 32**-0.5))
     found = verdicts(dataclasses.replace(evidence, unrelated=moved))
     assert found["unrelated drift"] == found["unrelated distribution"] == "FAIL"
 
@@ -107,7 +107,7 @@ def test_softer_pictures_fail_sharpness(studio: Any) -> None:
 
 def test_identity_gain_is_zero_for_the_base_and_one_for_real_photos(studio: Any) -> None:
     """Pictures drawn from the photos' own distribution are as alike to them as photos are to each other."""
-    evidence = dataclasses.replace(studio.evidence(), tuned=studio.seen(subject=1.0))
+    evidence = dataclasses.replace(studio.evidence(), tuned=studio.outputs(subject=1.0))
     value = measure(evidence, resamples=300).metrics["identity_gain"].value
     assert value.lo <= 1.0 <= value.hi + 0.02
     same = dataclasses.replace(evidence, tuned=evidence.base)
@@ -143,7 +143,7 @@ def _bare(identity: np.ndarray) -> Any:
 
 def test_a_subject_like_its_class_makes_identity_invalid(studio: Any) -> None:
     evidence = studio.evidence()
-    same = studio.seen(subject=0, shape=(4,)), studio.seen(subject=0, shape=(2,))
+    same = studio.outputs(subject=0, shape=(4,)), studio.outputs(subject=0, shape=(2,))
     scores = measure(dataclasses.replace(evidence, trained=same[0], held_out=same[1]), resamples=200)
     assert "cannot be measured" in scores.invalid[0]
 

@@ -159,7 +159,7 @@ def test_the_base_against_itself_confirms_at_most_three_of_twenty(crowd: tuple[A
             tuned_identity=seen.identity[:, other],
             subject=seen.identity[0, :2],
         )
-        audited = audit_people(people, limits=Limits(), draws=300, permutations=300)
+        audited = audit_people(people, limits=Limits(), resamples=300, permutations=300)
         found.append(any(finding.adjusted < 0.05 for finding in audited.findings))
     assert sum(found) <= 3
 
