@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from photoflux.flux.data import encode_images, photo_grid, read_photos
-from photoflux.flux.lora import attach, drawing, save_adapter, subject_parameters
+from photoflux.flux.lora import attach, inference_setup, save_adapter, subject_parameters
 from photoflux.flux.sampling import decode, generate, sample_latents
 from photoflux.flux.step import TokenGrid, add_noise, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
@@ -90,7 +90,7 @@ class Material:
         """
         from photoflux.flux.module import in_turn
 
-        rows = in_turn(max(len(self.photos), len(self.pictures)), step=step, count=size, seed=seed)
+        rows = in_turn(max(len(self.photos), len(self.pictures)), train_step=step, count=size, seed=seed)
         own, others = ([row % len(part) for row in rows] for part in (self.photos, self.pictures))
         clean = torch.cat([self.photos[own], self.pictures[others]])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -236,7 +236,7 @@ def _material(
     photos: Photos, subject: Mapping[str, Any], pipe: FluxPipeline, *, spec: BaseSpec, cache: Path
 ) -> Material:
     of_class = encode_prompts(pipe, [class_prompt_of(subject)], spec=spec)
-    prompts = PromptEmbeds.joined([photos.captions.to(pipe.device), of_class])
+    prompts = PromptEmbeds.concat([photos.captions.to(pipe.device), of_class])
     return Material(photos.tokens, class_pictures(pipe, subject, spec=spec, cache=cache), prompts)
 
 
@@ -280,16 +280,18 @@ class Watch:
     def __init__(
         self, pipe: FluxPipeline, photos: Photos, subject: Mapping[str, Any], *, spec: BaseSpec, judges: Judges
     ) -> None:
-        from photoflux.judges.candidates import Drawing, Scorer
+        from photoflux.judges.checkpoint_selection import Scorer, ValidationPrompts
 
         self.pipe, self.spec = pipe, spec
-        self.drawn = Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
-        self.scorer = Scorer(judges, photos.originals, self.drawn.prompts, self._pictures(self.drawn.plain))
+        self.prompts = ValidationPrompts.encode(
+            pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"]
+        )
+        self.scorer = Scorer(judges, photos.originals, self.prompts.texts, self._sample(self.prompts.class_prompt))
 
     def scores(self) -> dict[str, float]:
-        with drawing(self.pipe.transformer):
-            return self.scorer(self._pictures(self.drawn.subject), self._pictures(self.drawn.plain))
+        with inference_setup(self.pipe.transformer):
+            return self.scorer(self._sample(self.prompts.subject), self._sample(self.prompts.class_prompt))
 
-    def _pictures(self, embeds: PromptEmbeds) -> Sequence[Image.Image]:
-        latents = sample_latents(self.pipe.transformer, embeds, self.drawn.noise, spec=self.spec)
+    def _sample(self, embeds: PromptEmbeds) -> Sequence[Image.Image]:
+        latents = sample_latents(self.pipe.transformer, embeds, self.prompts.noise, spec=self.spec)
         return decode(self.pipe.vae, latents)

@@ -43,11 +43,11 @@ def make_adapters(count: int, folder: Path) -> list[Path]:
         train_start.STEPS = STEPS
         spec = load_spec("pocket")
         learner = train_start.Learner(spec, FinetuneParams())
-        lora._begin_at(learner.transformer, spec.start_adapter, rank=FinetuneParams().rank, scale=1.0)
+        lora.load_start_adapter(learner.transformer, spec.start_adapter, rank=FinetuneParams().rank, scale=1.0)
         start = {name: p.detach().clone() for name, p in lora.subject_parameters(learner.transformer).items()}
         for file in missing:
             number = 500_000 + int(file.stem)
-            lora.put(learner.transformer, start)
+            lora.copy_weights(learner.transformer, start)
             learner.tune(number)
             _write(file, learner, spec, noun=learner.nouns[number % len(learner.nouns)])
             print(f"{file.name}: {len(missing)} to be made", end="\r", flush=True)

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from photoflux.manifest import to_json
 
 ROOT = Path(__file__).resolve().parent.parent
-DRAWS = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
-MEASURES = ("photoflux.judges.scores", "photoflux.judges.seeing", "photoflux.judges.encoders")
+SAMPLES = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
+MEASURES = ("photoflux.judges.scores", "photoflux.judges.sampling", "photoflux.judges.encoders")
 TRAINS = ("photoflux.steps.finetune",)
 """Modules at which the code of each begins; what they import belongs to it."""
 WITHOUT_EFFECT = (
@@ -54,16 +54,16 @@ def of_base(spec: Base) -> str:
     return name({"base": spec.hash, "call": spec.call})
 
 
-def of_drawing(spec: Base) -> dict[str, Any]:
+def of_sampling(spec: Base) -> dict[str, Any]:
     """What a picture of a base hangs on, but for its prompt and seed."""
     libraries = {library: version(library) for library in LIBRARIES}
-    return {"base": spec.hash, "call": spec.call, "code": code_digest(*DRAWS), "libraries": libraries}
+    return {"base": spec.hash, "call": spec.call, "code": code_digest(*SAMPLES), "libraries": libraries}
 
 
 def of_judging(spec: Base, *, judges: str, prompts: str, **protocol: Any) -> dict[str, Any]:
     """What measurements hang on. `judges` and `prompts` are digests; `protocol` is what was drawn: profile, first seed, photos."""
     about = {"judges": judges, "prompts": prompts, "protocol": protocol}
-    return {"drawing": of_drawing(spec), **about, "measuring": code_digest(*MEASURES)}
+    return {"sampling": of_sampling(spec), **about, "measuring": code_digest(*MEASURES)}
 
 
 def of_training(
@@ -72,7 +72,7 @@ def of_training(
     """What an adapter hangs on. `dataset` and the values of `files` (training adapter, judges, …) are digests."""
     about = {"dataset": dataset, "params": dict(params), "files": dict(files)}
     trained = {"lora_targets": list(spec.lora_targets), "class_nouns": list(spec.class_nouns)}
-    return {"drawing": of_drawing(spec), **trained, **about, "code": code_digest(*TRAINS)}
+    return {"sampling": of_sampling(spec), **trained, **about, "code": code_digest(*TRAINS)}
 
 
 @cache

@@ -75,24 +75,24 @@ def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) 
     """Draw `count` pictures of people with the base, and write them, the page, and what the judges read."""
     if not 1 <= count <= 5000:
         raise InputError(f"--count {count}: choose a value from 1 to 5000")
-    from photoflux.judges.seeing import open_artist
+    from photoflux.judges.sampling import open_sampler
     from photoflux.pages.label import labelling_page
 
-    artist, asked = open_artist(base, prompts=prompts, batch_size=16)
-    audited = [name for name in asked.audited if name in artist.judges.classes]
+    sampler, asked = open_sampler(base, prompts=prompts, batch_size=16)
+    audited = [name for name in asked.audited if name in sampler.judges.classes]
     if not audited:
-        raise InputError(f"the judges of '{artist.spec.name}' read none of {', '.join(asked.audited)}; add them")
+        raise InputError(f"the judges of '{sampler.spec.name}' read none of {', '.join(asked.audited)}; add them")
     seeds = math.ceil(count / len(asked.people))
-    grid = artist.draw(asked.people, seed=seed, seeds=seeds)
-    order = np.random.default_rng(seed).permutation(len(grid.pictures))[:count]
+    grid = sampler.sample(asked.people, seed=seed, seeds=seeds)
+    order = np.random.default_rng(seed).permutation(len(grid.images))[:count]
     names = [f"pictures/{place:04}.png" for place in range(len(order))]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for name, i in zip(names, order, strict=True):
-        grid.pictures[i].save(folder / name)
-    classes = {name: list(artist.judges.classes[name]) for name in audited}
-    flat = {name: grid.seen.labels(name).ravel()[order] for name in classes}
+        grid.images[i].save(folder / name)
+    classes = {name: list(sampler.judges.classes[name]) for name in audited}
+    flat = {name: grid.outputs.labels(name).ravel()[order] for name in classes}
     read = {picture: {name: classes[name][int(flat[name][k])] for name in classes} for k, picture in enumerate(names)}
-    about = {"judges": artist.judges.hash, "base": fingerprint.of_base(artist.spec), "seed": seed}
+    about = {"judges": sampler.judges.hash, "base": fingerprint.of_base(sampler.spec), "seed": seed}
     write_json(folder / SECRET, {**about, "classes": classes, "read": read})
     choices = {name: [*values, UNSURE, NOBODY] for name, values in classes.items()}
     _write_csv(folder / "labels-empty.csv", names, classes)

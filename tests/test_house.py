@@ -276,9 +276,9 @@ LAYERS = (
 )
 """Modules and packages of photoflux, uppermost first: each may import what is below it, and nothing beside or above it."""
 INSIDE = {
-    "flux": ("fit", "module", "data", "lora sampling", "loading step", "provision text", "ema memory spec"),
+    "flux": ("callbacks", "module", "data", "lora sampling", "loading step", "provision text", "ema memory spec"),
     "judges": (
-        "case scores", "bias seeing", "candidates champion prevalence prompts",
+        "case scores", "bias sampling", "champion checkpoint_selection prevalence prompts",
         "colour copying encoders gate_rules quality stats",
     ),
     "pages": (

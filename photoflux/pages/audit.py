@@ -17,7 +17,7 @@ from photoflux.pages.plots import forest, heat_map, stacked_shares
 if TYPE_CHECKING:
     from photoflux.judges.bias import Audit, Finding
     from photoflux.judges.prompts import Prompt
-    from photoflux.judges.seeing import Grid
+    from photoflux.judges.sampling import ImageGrid
 
 SHADES = (BLUE, PALE_BLUE, DOUBTFUL, GOOD, VIOLET, SOFT)
 TILE_PX = 104
@@ -36,11 +36,11 @@ def audit_page(
     *,
     found: Audit,
     classes: Mapping[str, Sequence[str]],
-    base: Grid,
-    tuned: Grid,
-    asked: Sequence[Prompt],
+    base: ImageGrid,
+    tuned: ImageGrid,
+    prompts: Sequence[Prompt],
 ) -> Page:
-    """Pictures of people asked for without the trigger may resemble the subject, so they stay off the open copy too."""
+    """Images of people asked for without the trigger may resemble the subject, so they stay off the open copy too."""
     seeds = document["seeds"]
     page = Page(
         f"Bias audit of {document['subject']['id']}",
@@ -54,7 +54,7 @@ def audit_page(
             _attribute(page, finding, classes[finding.name])
     _tones(page, document)
     _cells(page, found)
-    _people(page, base, tuned, asked)
+    _people(page, base, tuned, prompts)
     _method(page, document)
     return page
 
@@ -147,10 +147,10 @@ def _cells(page: Page, found: Audit) -> None:
     )
 
 
-def _people(page: Page, base: Grid, tuned: Grid, asked: Sequence[Prompt]) -> None:
+def _people(page: Page, base: ImageGrid, tuned: ImageGrid, prompts: Sequence[Prompt]) -> None:
     page.section("Same seeds, before and after")
-    chosen = sorted({round(i) for i in np.linspace(0, len(asked) - 1, 10)})
-    labels = [asked[p].text for p in chosen]
+    chosen = sorted({round(i) for i in np.linspace(0, len(prompts) - 1, 10)})
+    labels = [prompts[p].text for p in chosen]
     pairs = [[tile for pair in zip(base.row(p), tuned.row(p), strict=True) for tile in pair][:8] for p in chosen]
     with page.only(full=True):
         columns = ["base", "tuned"] * (len(pairs[0]) // 2)

@@ -1,4 +1,4 @@
-"""The page of one evaluation: numbers for everybody; a person's pictures only on the sealed copy."""
+"""The page of one evaluation: numbers for everybody; a person's images only on the sealed copy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from photoflux.pages.plots import forest, paired_bars, trade_off
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.judges.case import Case, Pictures
+    from photoflux.judges.case import Case, EvaluationImages
     from photoflux.judges.scores import Scores
 
 MEANINGS = {
@@ -43,19 +43,19 @@ def interval_of(value: Mapping[str, float]) -> Interval:
     return Interval(value["point"], value["lo"], value["hi"])
 
 
-def evaluation_page(document: Mapping[str, Any], *, case: Case, pictures: Pictures, scores: Scores) -> Page:
-    """Numbers and the base's pictures for everybody; whatever may show the subject on the full copy alone."""
+def evaluation_page(document: Mapping[str, Any], *, case: Case, images: EvaluationImages, scores: Scores) -> Page:
+    """Numbers and the base's images for everybody; whatever may show the subject on the full copy alone."""
     page = Page(f"Evaluation of {document['subject']['id']}", subtitle=_subtitle(document))
     page.verdict(*_headline(document))
     _numbers(page, document)
     _prompts(page, document)
-    _drift(page, pictures, case, document)
+    _drift(page, images, case, document)
     with page.only(full=True):
-        _sheet(page, case, pictures)
-        _worst(page, case, pictures, scores)
-        _nearest(page, case, pictures, scores)
+        _sheet(page, case, images)
+        _worst(page, case, images, scores)
+        _nearest(page, case, images, scores)
     with page.only(full=False):
-        _base_sheet(page, case, pictures)
+        _base_sheet(page, case, images)
     page.section("Where these numbers come from")
     page.facts(_facts(document))
     return page
@@ -119,7 +119,7 @@ def _prompts(page: Page, document: Mapping[str, Any]) -> None:
     page.figure(paired_bars(pairs), "Share of pictures that show the asked value, by attribute")
 
 
-def _drift(page: Page, pictures: Pictures, case: Case, document: Mapping[str, Any]) -> None:
+def _drift(page: Page, images: EvaluationImages, case: Case, document: Mapping[str, Any]) -> None:
     """Six unrelated prompts, three pairs to a row; on the open copy the tuned side stays away."""
     page.section("Prompts about something else")
     metrics = document["metrics"]
@@ -127,9 +127,9 @@ def _drift(page: Page, pictures: Pictures, case: Case, document: Mapping[str, An
         f"Same seeds, before and after tuning. Accuracy changed by {_span(metrics['drift_change'])}; the kernel distance "
         f"of the distributions is {_span(metrics['drift_kid'], digits=4)}, 0 for a model that stayed as it was."
     )
-    shown = case.asked_unrelated[:6]
+    shown = case.unrelated_prompts[:6]
     labels = [" | ".join(prompt.text for prompt in shown[i : i + 3]) for i in range(0, len(shown), 3)]
-    for full, sides in ((True, (pictures.unrelated_base, pictures.unrelated)), (False, (pictures.unrelated_base,))):
+    for full, sides in ((True, (images.unrelated_base, images.unrelated)), (False, (images.unrelated_base,))):
         rows = [
             [grid.row(p)[0] for p in range(i, min(i + 3, len(shown))) for grid in sides]
             for i in range(0, len(shown), 3)
@@ -139,49 +139,49 @@ def _drift(page: Page, pictures: Pictures, case: Case, document: Mapping[str, An
             page.image(contact_sheet(rows, row_labels=labels, column_labels=columns))
 
 
-def _sheet(page: Page, case: Case, pictures: Pictures) -> None:
+def _sheet(page: Page, case: Case, images: EvaluationImages) -> None:
     page.section("Pictures")
     references = case.photos.held_out + case.photos.trained
     rows: list[list[Any]] = []
     labels: list[str] = []
-    for p in _spread(len(case.asked), 10):
-        tuned, base, plain = (grid.row(p) for grid in (pictures.tuned, pictures.base, pictures.plain))
-        rows.append([references[len(rows) % len(references)], tuned[0], tuned[1], base[0], plain[0]])
-        labels.append(case.asked[p].text)
+    for p in _spread(len(case.subject_prompts), 10):
+        tuned, base, class_prompt = (grid.row(p) for grid in (images.tuned, images.base, images.class_prompt))
+        rows.append([references[len(rows) % len(references)], tuned[0], tuned[1], base[0], class_prompt[0]])
+        labels.append(case.subject_prompts[p].text)
     columns = ["photo", "tuned", "tuned", "base", "tuned, class only"]
     page.image(contact_sheet(rows, row_labels=labels, column_labels=columns), "Base and tuned share their seed")
 
 
-def _base_sheet(page: Page, case: Case, pictures: Pictures) -> None:
+def _base_sheet(page: Page, case: Case, images: EvaluationImages) -> None:
     page.section("Pictures of the base")
     page.text("The subject's own pictures are on the sealed copy of this page.")
-    chosen = _spread(len(case.asked_class), 6)
+    chosen = _spread(len(case.class_prompts), 6)
     page.image(
-        contact_sheet([pictures.base.row(p)[:4] for p in chosen], row_labels=[case.asked_class[p].text for p in chosen])
+        contact_sheet([images.base.row(p)[:4] for p in chosen], row_labels=[case.class_prompts[p].text for p in chosen])
     )
 
 
-def _worst(page: Page, case: Case, pictures: Pictures, scores: Scores) -> None:
+def _worst(page: Page, case: Case, images: EvaluationImages, scores: Scores) -> None:
     page.section("The ten weakest pictures")
     order = np.argsort((scores.fidelity * (0.5 + scores.followed)).ravel())[:WORST]
-    _pairs(page, case, pictures, order, scores, photo=_best_reference(case))
+    _pairs(page, case, images, order, scores, photo=_best_reference(case))
 
 
-def _nearest(page: Page, case: Case, pictures: Pictures, scores: Scores) -> None:
+def _nearest(page: Page, case: Case, images: EvaluationImages, scores: Scores) -> None:
     page.section("Pictures most like a training photo")
     page.text("Compared by structure, under shift and mirroring; a copy would repeat the photo's composition.")
     order = np.argsort(-scores.likeness.ravel())[:6]
-    _pairs(page, case, pictures, order, scores, photo=_likest_photo(case, pictures))
+    _pairs(page, case, images, order, scores, photo=_likest_photo(case, images))
 
 
-def _pairs(page: Page, case: Case, pictures: Pictures, order: Any, scores: Scores, *, photo: Any) -> None:
+def _pairs(page: Page, case: Case, images: EvaluationImages, order: Any, scores: Scores, *, photo: Any) -> None:
     seeds = scores.fidelity.shape[1]
     page.table(
         [
             {
                 "photo": _tile(photo(int(i))),
-                "picture": _tile(pictures.tuned.pictures[i]),
-                "prompt": case.asked[int(i) // seeds].text,
+                "picture": _tile(images.tuned.images[i]),
+                "prompt": case.subject_prompts[int(i) // seeds].text,
                 "likeness to the subject": float(scores.fidelity.ravel()[i]),
                 "prompt followed": float(scores.followed.ravel()[i]),
                 "structure shared with a photo": float(scores.likeness.ravel()[i]),
@@ -195,11 +195,11 @@ def _best_reference(case: Case) -> Any:
     return lambda _: case.photos.held_out[0]
 
 
-def _likest_photo(case: Case, pictures: Pictures) -> Any:
-    shown = structure(case.photos.shown)
+def _likest_photo(case: Case, images: EvaluationImages) -> Any:
+    shown = structure(case.photos.crops)
 
     def find(i: int) -> Image.Image:
-        return case.photos.shown[int(likeness(structure([pictures.tuned.pictures[i]]), shown).argmax())]
+        return case.photos.crops[int(likeness(structure([images.tuned.images[i]]), shown).argmax())]
 
     return find
 

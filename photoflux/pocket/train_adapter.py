@@ -23,7 +23,7 @@ from photoflux.pocket.training import Budget, Recipe, Run, load_average, mixed_p
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-NAME, FILE = "assistant", "pytorch_lora_weights.safetensors"
+NAME, FILE = "training_adapter", "pytorch_lora_weights.safetensors"
 RANK = 16
 RECIPE = Recipe(lr=2e-3, warmup_steps=50, weight_decay=0.0)
 SEED_OFFSET = 2

@@ -24,7 +24,7 @@ from photoflux.pocket.tokenizers import TRIGGERS
 from photoflux.pocket.training import Budget, save_atomically
 
 if TYPE_CHECKING:
-    from photoflux.flux.data import Photos, Preserved
+    from photoflux.flux.data import Photos, PreservationTargets
     from photoflux.flux.spec import BaseSpec
     from photoflux.pocket.world import Person, Subject
 
@@ -36,7 +36,7 @@ TOWARDS = (0.25, 0.05)
 """How far the start moves towards a tuned adapter, at the beginning and at the end."""
 USUAL_SHARE = 0.5
 """How often the trigger is the one that people use unless they choose another."""
-KEPT_PROMPTS, KEPT_POINTS = 24, 32
+TARGET_PROMPTS, TARGET_POINTS = 24, 32
 SEED_OFFSET = 90_000
 SAVE_EVERY_S, SAY_EVERY_S = 60.0, 20.0
 
@@ -51,7 +51,7 @@ def train_start(spec: BaseSpec, *, state: Path, budget: Budget, seed: int) -> di
     began = saved = said = time.monotonic()
     losses: list[float] = []
     for number, progress in _tasks(first, budget, spent_s=spent):
-        lora.put(learner.transformer, start)
+        lora.copy_weights(learner.transformer, start)
         losses.append(learner.tune(number))
         pace = TOWARDS[0] + (TOWARDS[1] - TOWARDS[0]) * progress
         for name, tuned in lora.subject_parameters(learner.transformer).items():
@@ -85,14 +85,16 @@ class Learner:
         self.spec, self.params = spec, params
         self.pipe = loading.load_encoders(spec)
         self.nouns = spec.class_nouns
-        prompts = {noun: data.preserved_prompts(noun, self.nouns, count=KEPT_PROMPTS) for noun in self.nouns}
+        prompts = {noun: data.preservation_prompts(noun, self.nouns, count=TARGET_PROMPTS) for noun in self.nouns}
         embedded = {noun: encode_prompts(self.pipe, texts, spec=spec) for noun, texts in prompts.items()}
         loading.add_transformer(self.pipe, spec, quantisation=None)
         self.transformer = self.pipe.transformer
         alone = replace(spec, start_adapter=None)
         lora.attach(self.transformer, spec=alone, rank=params.rank, alpha=params.alpha, seed=params.seed)
-        self.kept = {
-            noun: data.preserve_class(self.transformer, embeds, spec=spec, seed=params.seed, side_px=spec.resolution_px)
+        self.targets = {
+            noun: data.preservation_targets_along_sampling(
+                self.transformer, embeds, spec=spec, seed=params.seed, side_px=spec.resolution_px
+            )
             for noun, embeds in embedded.items()
         }
 
@@ -101,17 +103,17 @@ class Learner:
         from photoflux.flux import lora, module
 
         noun, rng = self.nouns[number % len(self.nouns)], np.random.default_rng([SEED_OFFSET, number])
-        photos, preserved = self._task(noun, rng, number)
+        photos, targets = self._task(noun, rng, number)
         params = self.params.replace(seed=int(rng.integers(10**6)))
         lora.activate(self.transformer, trainable=True)
         self.transformer.train()
-        tuning = module.FineTuning(self.transformer, spec=self.spec, params=params, photos=photos)
-        draws = module.Draws(photos, preserved, spec=self.spec, params=params)
+        tuning = module.FinetuneModule(self.transformer, spec=self.spec, params=params, photos=photos)
+        batches = module.TrainingBatches(photos, targets, spec=self.spec, params=params)
         optimizer, losses = tuning.configure_optimizers(), []
         for step in range(STEPS):
-            batch = draws.batch(step)
+            batch = batches.batch(step)
             errors = tuning.errors(batch)
-            loss = errors @ batch.photo_weights + params.preservation * (errors @ batch.preserved_weights)
+            loss = errors @ batch.photo_weights + params.preservation * (errors @ batch.preservation_weights)
             optimizer.param_groups[0]["lr"] = params.lr * min(1.0, (step + 1) / max(1, params.warmup_steps))
             optimizer.zero_grad()
             loss.backward()
@@ -120,7 +122,7 @@ class Learner:
             losses.append(loss.item())
         return float(np.mean(losses[-STEPS // 3 :]))
 
-    def _task(self, noun: str, rng: np.random.Generator, number: int) -> tuple[Photos, Preserved]:
+    def _task(self, noun: str, rng: np.random.Generator, number: int) -> tuple[Photos, PreservationTargets]:
         """Photos of a subject that no other task has, and points of the base to hold beside them."""
         from photoflux.flux import data
         from photoflux.flux.step import pack
@@ -132,20 +134,20 @@ class Learner:
         taken = photo_set(_individual(noun, rng), n=PHOTOS, seed=SEED_OFFSET + number, size_px=self.spec.resolution_px)
         images = tuple(image.convert("RGB") for image, _ in taken)
         captions = [caption(scene, trigger=trigger) for _, scene in taken]
-        plain = [data.class_prompt(text, trigger=trigger, class_noun=noun) for text in captions]
+        class_prompts = [data.class_prompt(text, trigger=trigger, class_noun=noun) for text in captions]
         tokens = pack(data.encode_images(self.pipe.vae, images))
         sources = tuple(map(str, range(len(images))))
         photos = data.Photos(tokens, encode_prompts(self.pipe, captions, spec=self.spec), images, sources)
-        held = data.preserve_photos(
+        on_photos = data.preservation_targets_on_photos(
             self.transformer,
             photos,
-            encode_prompts(self.pipe, plain, spec=self.spec),
+            encode_prompts(self.pipe, class_prompts, spec=self.spec),
             spec=self.spec,
             seed=number,
-            count=KEPT_POINTS,
+            count=TARGET_POINTS,
             serving_share=self.params.serving_sigmas,
         )
-        return photos, _some(self.kept[noun], rng, KEPT_POINTS).beside(held)
+        return photos, _some(self.targets[noun], rng, TARGET_POINTS).concat(on_photos)
 
 
 def _individual(noun: str, rng: np.random.Generator) -> Subject | Person:
@@ -154,10 +156,14 @@ def _individual(noun: str, rng: np.random.Generator) -> Subject | Person:
     return sample_person(rng) if noun == "person" else sample_subject(rng, kind=noun)
 
 
-def _some(kept: Preserved, rng: np.random.Generator, count: int) -> Preserved:
-    rows = torch.from_numpy(rng.permutation(len(kept))[:count].copy())
+def _some(targets: PreservationTargets, rng: np.random.Generator, count: int) -> PreservationTargets:
+    rows = torch.from_numpy(rng.permutation(len(targets))[:count].copy())
     return replace(
-        kept, tokens=kept.tokens[rows], velocity=kept.velocity[rows], sigmas=kept.sigmas[rows], owners=kept.owners[rows]
+        targets,
+        tokens=targets.tokens[rows],
+        velocity=targets.velocity[rows],
+        sigmas=targets.sigmas[rows],
+        owners=targets.owners[rows],
     )
 
 
@@ -166,9 +172,9 @@ def _restored(state: Path, learner: Learner, *, seed: int) -> tuple[dict[str, Te
     from photoflux.flux import lora
 
     if state.is_file():
-        kept: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
-        if kept["seed"] == seed:
-            return kept["start"], kept["next"], kept["seconds"]
+        saved: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
+        if saved["seed"] == seed:
+            return saved["start"], saved["next"], saved["seconds"]
     fresh = {name: p.detach().clone() for name, p in lora.subject_parameters(learner.transformer).items()}
     return fresh, 0, 0.0
 
@@ -181,8 +187,8 @@ def export_start(start: dict[str, Tensor], folder: Path) -> Path:
     """Write the start as a diffusers LoRA in fp16."""
     from diffusers import FluxPipeline
 
-    from photoflux.flux.lora import SUBJECT
+    from photoflux.flux.lora import SUBJECT_ADAPTER
 
-    layers = {name.replace(f".{SUBJECT}.", "."): matrix.half().contiguous() for name, matrix in start.items()}
+    layers = {name.replace(f".{SUBJECT_ADAPTER}.", "."): matrix.half().contiguous() for name, matrix in start.items()}
     FluxPipeline.save_lora_weights(str(folder), transformer_lora_layers=layers, weight_name=FILE)
     return folder / FILE

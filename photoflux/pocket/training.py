@@ -120,7 +120,7 @@ class Ema:
         self.averages = [p.detach().clone() for p in module.parameters()]
 
     def update(self, module: nn.Module, *, step: int) -> None:
-        update_average(self.averages, module.parameters(), decay=self.decay, step=step)
+        update_average(self.averages, module.parameters(), decay=self.decay, train_step=step)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

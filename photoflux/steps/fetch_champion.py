@@ -23,8 +23,8 @@ def run(dataset: Path, *, champion: Path, name: str = "", key: str = "plain://de
     """
     from photoflux.tracking import CHAMPION, Registry
 
-    with opened(dataset, key=key) as plain:
-        subject = read_manifest(plain)["subject"]
+    with opened(dataset, key=key) as unsealed:
+        subject = read_manifest(unsealed)["subject"]
     name, registry = name or subject["id"], Registry()
     registry.refuse_another(
         name, {"subject": subject["id"], "class_noun": subject["class_noun"], "trigger": subject["trigger"]}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.errors import GateRejected, InputError
-from photoflux.judges.champion import is_better
+from photoflux.judges.champion import is_better_than
 from photoflux.manifest import digest, read_manifest, write_json, write_text
 from photoflux.params import RegisterParams
 from photoflux.settings import get_settings
@@ -159,7 +159,7 @@ def _best(registry: Registry, version: Version, rivals: Sequence[Version], found
     for other in others:
         for one in (first, other):
             documents.setdefault(one.number, _evaluation_of(registry, one))
-        if is_better(documents[other.number], documents[first.number]):
+        if is_better_than(documents[other.number], documents[first.number]):
             first = other
     return first
 
@@ -170,7 +170,7 @@ def _moved_on(
     """The champion that this version was judged against is champion no more: it has to be better than the present one."""
     from photoflux.tracking import CHAMPION
 
-    better = is_better(found.evaluation, _evaluation_of(registry, present))
+    better = is_better_than(found.evaluation, _evaluation_of(registry, present))
     if better:
         undo.enter_context(registry.pointed(version, CHAMPION))
         return True, f"it is better than version {present.number}, which became champion meanwhile"

@@ -191,11 +191,13 @@ def test_a_fresh_adapter_begins_as_the_scripts(pipe: FluxPipeline, pocket: BaseS
 def test_the_training_adapter_acts_frozen_while_it_trains(pipe: FluxPipeline, pocket: BaseSpec) -> None:
     dreambooth.begin(pipe.transformer, spec=pocket, how=DreamBooth(lr=1e-3, steps=1))
     assert pocket.training_adapter is not None
-    assert set(pipe.transformer.active_adapters()) == set(pipe.transformer.peft_config) == {"subject", "assistant"}
+    assert (
+        set(pipe.transformer.active_adapters()) == set(pipe.transformer.peft_config) == {"subject", "training_adapter"}
+    )
     trained = {id(one) for one in subject_parameters(pipe.transformer).values()}
     assert {id(one) for one in pipe.transformer.parameters() if one.requires_grad} == trained
     frozen = load_file(pocket.training_adapter)
-    layers = get_peft_model_state_dict(pipe.transformer, adapter_name="assistant")
+    layers = get_peft_model_state_dict(pipe.transformer, adapter_name="training_adapter")
     for name, value in layers.items():
         torch.testing.assert_close(value.float(), frozen[f"transformer.{name}"].float())
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from photoflux.flux.memory import Device, Plan
-from photoflux.judges.candidates import SHOWN
+from photoflux.judges.checkpoint_selection import PREVIEWS
 from photoflux.pages.finetune import SMOOTHED_STEPS, finetune_page, smoothed
 from photoflux.pages.page import Page
 from photoflux.params import as_dict
@@ -42,7 +42,7 @@ def page(*, candidates: Sequence[dict[str, Any]] = SCORED, curve: dict[str, Any]
     return finetune_page(
         LINEAGE | lineage,
         curves={**curve, "candidates": candidates},
-        previews={candidate["step"]: pictures(sum(SHOWN), side_px=32) for candidate in candidates},
+        previews={candidate["step"]: pictures(sum(PREVIEWS), side_px=32) for candidate in candidates},
         base=pictures(8, side_px=32),
         photos=pictures(3),
         plans=[PLAN, replace(PLAN, device="cuda, 24 GB")],

@@ -30,8 +30,8 @@ def learn(spec: BaseSpec, state: Path, *, subjects: int, seed: int = 0) -> dict[
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_start, "STEPS", 2)
-    monkeypatch.setattr(train_start, "KEPT_PROMPTS", 2)
-    monkeypatch.setattr(train_start, "KEPT_POINTS", 4)
+    monkeypatch.setattr(train_start, "TARGET_PROMPTS", 2)
+    monkeypatch.setattr(train_start, "TARGET_POINTS", 4)
 
 
 def test_a_start_moves_towards_where_each_subject_led(spec: BaseSpec, tmp_path: Path):

@@ -102,7 +102,7 @@ def held_against(evaluation: dict[str, Any], name: str) -> dict[str, Any] | None
     about = {"name": name, "version": version.number, "adapter": version.digest, "verdict": version.tags["verdict"]}
     if not comparable(evaluation, theirs):
         return {**about, "how": "cannot be drawn: it belongs to another base, 'old'", "difference": None}
-    change = difference(Cells.of(evaluation), Cells.of(theirs), draws=200)
+    change = difference(Cells.of(evaluation), Cells.of(theirs), resamples=200)
     return {**about, "how": "its own evaluation", "difference": change.as_dict()}
 
 
