@@ -30,7 +30,7 @@ from photoflux.flux.sampling import decode, generate, sample_latents
 from photoflux.flux.step import TokenGrid, add_noise, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import digest, unpack, write_tar
-from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed_store import SealedStore
 from photoflux.wording import with_article
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _photos(folder: Path, manifest: Mapping[str, Any], pipe: FluxPipeline, *, sp
     for item in manifest["items"]:
         if item["split"] == "train":
             items.setdefault(item["source"], item)
-    return read_photos(folder, list(items.values()), pipe, spec=spec, cache=Drawer(cache, KEY))
+    return read_photos(folder, list(items.values()), pipe, spec=spec, cache=SealedStore(cache, KEY))
 
 
 def _material(
@@ -244,7 +244,7 @@ def class_pictures(pipe: FluxPipeline, subject: Mapping[str, Any], *, spec: Base
     """Pictures of the class as the base draws them, encoded: [CLASS_PICTURES, T, 64]."""
     from safetensors.torch import load, save
 
-    kept, name = Drawer(cache, KEY), f"class-{spec.hash[:16]}-{subject['class_noun']}-{CLASS_PICTURES}.safetensors"
+    kept, name = SealedStore(cache, KEY), f"class-{spec.hash[:16]}-{subject['class_noun']}-{CLASS_PICTURES}.safetensors"
     if found := kept.get(name):
         return load(found)["tokens"]
     seeds = range(CLASS_SEED, CLASS_SEED + CLASS_PICTURES)

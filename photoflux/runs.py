@@ -165,8 +165,8 @@ def read_document(run: Run, folder: Path, step: str, name: str) -> dict[str, Any
 
     if not (kept := run.artifacts.get(step, {}).get(name)):
         return None
-    with opened(folder / kept, key=str(run.params.get("key", "plain://demo"))) as plain:
-        return dict(json.loads(plain.read_text(encoding="utf-8")))
+    with opened(folder / kept, key=str(run.params.get("key", "plain://demo"))) as unsealed:
+        return dict(json.loads(unsealed.read_text(encoding="utf-8")))
 
 
 def read_failure(folder: Path) -> Failure | None:

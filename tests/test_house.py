@@ -298,7 +298,7 @@ INSIDE = {
     ),
     "serving": ("engine", "merging", "adapters queue"),
     "steps": ("audit augment configure evaluate fetch_champion finetune gate import_photos register validate", "__init__"),
-    "vault": ("commands drawer objects", "__init__", "sealed", "keyring", "blobs kek"),
+    "vault": ("commands objects sealed_store", "__init__", "sealed", "keyring", "blobs kek"),
 }  # fmt: skip
 """The same inside the packages."""
 

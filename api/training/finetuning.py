@@ -297,8 +297,8 @@ class FineTuning:
         """The model's card and the full reports, sealed: those with the subject's pictures where there are two."""
         key = run.params["key"]
         if named := run.artifacts.get("register", {}).get("card"):
-            with opened(folder / named, key=key) as plain, suppress(BlobExists):
-                self.objects.put(row.user_id, "report", f"{row.id}.{CARD}", plain.read_bytes())
+            with opened(folder / named, key=key) as unsealed, suppress(BlobExists):
+                self.objects.put(row.user_id, "report", f"{row.id}.{CARD}", unsealed.read_bytes())
         for step in REPORTS:
             if not (named := run.artifacts.get(step, {}).get("report")):
                 continue
@@ -306,8 +306,8 @@ class FineTuning:
             sealed = sealed_beside(page)
             with suppress(BlobExists):
                 if sealed.is_file():
-                    with opened(sealed, key=key) as plain:
-                        self.objects.put(row.user_id, "report", f"{row.id}.{step}", plain.read_bytes())
+                    with opened(sealed, key=key) as unsealed:
+                        self.objects.put(row.user_id, "report", f"{row.id}.{step}", unsealed.read_bytes())
                 else:
                     self.objects.put(row.user_id, "report", f"{row.id}.{step}", page.read_bytes())
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
     from photoflux.flux.spec import BaseSpec
-    from photoflux.vault.drawer import Drawer
+    from photoflux.vault.sealed_store import SealedStore
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Preserved:
 
 
 def read_photos(
-    folder: Path, items: Sequence[Mapping[str, Any]], pipe: FluxPipeline, *, spec: BaseSpec, cache: Drawer
+    folder: Path, items: Sequence[Mapping[str, Any]], pipe: FluxPipeline, *, spec: BaseSpec, cache: SealedStore
 ) -> Photos:
     """Load and encode the pictures of a dataset's `items`; latents are kept in `cache` by picture and base.
 
@@ -132,7 +132,7 @@ def _check_sizes(files: Sequence[Path], images: Sequence[Image.Image]) -> None:
             )
 
 
-def _latents(file: Path, image: Image.Image, pipe: FluxPipeline, *, spec: BaseSpec, cache: Drawer) -> Tensor:
+def _latents(file: Path, image: Image.Image, pipe: FluxPipeline, *, spec: BaseSpec, cache: SealedStore) -> Tensor:
     """[16, H/8, W/8] of one picture, from the cache when it was encoded before."""
     from safetensors.torch import load, save
 

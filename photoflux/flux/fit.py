@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from photoflux.flux.memory import Plan
     from photoflux.flux.module import Draws, FineTuning
-    from photoflux.vault.drawer import Drawer
+    from photoflux.vault.sealed_store import SealedStore
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Contest(Protocol):
     def enter(self, module: FineTuning) -> dict[str, Any]: ...
 
 
-def fit(module: FineTuning, draws: Draws, *, contest: Contest, plan: Plan, kept: Drawer) -> None:
+def fit(module: FineTuning, draws: Draws, *, contest: Contest, plan: Plan, kept: SealedStore) -> None:
     """Train to the last step, from the state in `kept` when there is one."""
     saved = SavedState(kept)
     saved.restore(module)
@@ -114,7 +114,7 @@ class Progress(AfterStep):
 class SavedState(AfterStep):
     """The state on disk is always a whole one: the last, or the one before."""
 
-    def __init__(self, kept: Drawer) -> None:
+    def __init__(self, kept: SealedStore) -> None:
         self.kept, self.state = kept, dict[str, Any]()
 
     def restore(self, module: FineTuning) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from photoflux.flux.module import FineTuning
     from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
-    from photoflux.vault.drawer import Drawer
+    from photoflux.vault.sealed_store import SealedStore
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Contest:
     """
 
     def __init__(
-        self, pipe: FluxPipeline, drawn: Drawing, *, spec: BaseSpec, photos: Photos, heldout: Photos, kept: Drawer
+        self, pipe: FluxPipeline, drawn: Drawing, *, spec: BaseSpec, photos: Photos, heldout: Photos, kept: SealedStore
     ) -> None:
         self.pipe, self.drawn, self.spec, self.heldout, self.kept = pipe, drawn, spec, heldout, kept
         with using_base(pipe):

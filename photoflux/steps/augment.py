@@ -81,8 +81,8 @@ def run(
 
     spec = _spec(params.base)
     size_px = params.resolution_px or spec.resolution_px
-    with opened(validated, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-        manifest = unpack(plain, Path(scratch))
+    with opened(validated, key=key) as unsealed, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(unsealed, Path(scratch))
         _check_noun(manifest["subject"]["class_noun"], spec)
         photos = _photos(manifest, Path(scratch))
         heldout = choose_heldout(photos, params=params)

@@ -26,7 +26,7 @@ from photoflux.report import publish
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
 from photoflux.vault import VAULT, VaultKey, committed, opened
-from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed_store import SealedStore
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,7 +79,7 @@ def run(
     with opened(dataset, key=key) as plain, _unpacked(plain) as (pictures, manifest):
         folder = workdir or works / _owned_by(key) / _identity(plain, spec, params)
         with _space_on(folder), _only_one_in(folder), ExitStack() as stack:
-            trained = _train(pictures, manifest, spec=spec, params=params, kept=Drawer(folder, key))
+            trained = _train(pictures, manifest, spec=spec, params=params, kept=SealedStore(folder, key))
             weights = stack.enter_context(_weights(trained))
             lineage = _lineage(manifest, plain, weights, trained, spec=spec, params=params)
             with committed(adapter, key=key) as out:
@@ -104,7 +104,7 @@ def run(
 
 
 def _train(
-    pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, kept: Drawer
+    pictures: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, kept: SealedStore
 ) -> Trained:
     from photoflux.flux import data, fit, loading, lora, memory, module
     from photoflux.judges import candidates
@@ -116,7 +116,7 @@ def _train(
     pipe = loading.load_encoders(spec)
     splits = {
         split: data.read_photos(
-            pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=kept.within("latents")
+            pictures, [i for i in items if i["split"] == split], pipe, spec=spec, cache=kept.subfolder("latents")
         )
         for split in ("train", "heldout")
     }

@@ -47,8 +47,8 @@ def run(
     rejects the set; then `validated` is not written. Raises InputError for a suite that cannot be used.
     """
     suites = _suites(params)  # before photos are measured for a minute
-    with opened(photos, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-        manifest = unpack(plain, Path(scratch))
+    with opened(photos, key=key) as unsealed, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(unsealed, Path(scratch))
         shelf = _Shelf(Path(scratch) / "images", side_px=params.stored_side_px)
         listed = {entry["name"]: Path(scratch) / "photos" / entry["name"] for entry in manifest["files"]}
         rows = survey(read_files(listed), params=params, keep=shelf.keep, usable=suites.usable)

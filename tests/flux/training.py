@@ -21,7 +21,7 @@ from photoflux.flux.step import TokenGrid
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import unpack
 from photoflux.params import FinetuneParams
-from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed_store import SealedStore
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -63,7 +63,9 @@ def train_photos(dataset: Path, pipe: FluxPipeline, spec: BaseSpec, *, split: st
     with tempfile.TemporaryDirectory() as folder:
         items = [item for item in unpack(dataset, Path(folder))["items"] if item["split"] == split]
         captioned = [{**item, "caption": caption} for item, caption in zip(items, CAPTIONS, strict=False)]
-        return data.read_photos(Path(folder), captioned, pipe, spec=spec, cache=Drawer(Path(folder) / "latents", KEY))
+        return data.read_photos(
+            Path(folder), captioned, pipe, spec=spec, cache=SealedStore(Path(folder) / "latents", KEY)
+        )
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Training:
     draws: module.Draws
     contest: Any
     plan: memory.Plan
-    kept: Drawer
+    kept: SealedStore
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns what was reached, optimiser included, as the last saved state has it."""
@@ -111,7 +113,7 @@ def prepare(
         photos, preserved if params.preservation else None, spec=spec, params=params, micro_batches=micro_batches
     )
     plan = memory.Plan("cpu", "float32", "float32", False, micro_batches, 0, 0, 0, 0, 0, 1)
-    return Training(pipe, tuning, draws, NoContest(), plan, Drawer(folder, KEY))
+    return Training(pipe, tuning, draws, NoContest(), plan, SealedStore(folder, KEY))
 
 
 def randomise(transformer: Any, *, strength: float = 0.2, seed: int = 0) -> None:
