@@ -272,7 +272,7 @@ LAYERS = (
     "fingerprint images photos report runs tracking",
     "params signing vault",
     "manifest",
-    "correlation errors marks priority sandbox screen settings wording",
+    "correlation errors priority sandbox screen settings watermark wording",
 )
 """Modules and packages of photoflux, uppermost first: each may import what is below it, and nothing beside or above it."""
 INSIDE = {

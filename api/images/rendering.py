@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from api.transport.concurrency import RETRY_S, Turns
 from api.transport.problems import Problem
 from photoflux.images import encoded, fitted, parse_size
-from photoflux.marks import marked
 from photoflux.sandbox import Confined, Ended
 from photoflux.styles import FILTERS
+from photoflux.watermark import embed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,7 +83,7 @@ def convert(file: bytes, size: tuple[int, int], fmt: str, provenance: dict[str, 
 
 
 def _file(image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
-    return encoded(marked(image), fmt, provenance=provenance, quick=True)
+    return encoded(embed(image), fmt, provenance=provenance, quick=True)
 
 
 def checked_size(text: str) -> tuple[int, int]:

@@ -36,11 +36,11 @@ PROMPTS_KEPT = 512
 FIRST_ESTIMATE_S = 1.0
 CHECKED_S, IDLE_S, SWEEP_S = 5.0, 20.0, 5.0
 """Whether an owner was erased is asked when their adapter is used, unless it was within CHECKED_S; for adapters that lie idle a
-sweep asks again after IDLE_S. Together with the sweep's pace an erased owner's adapter is in memory for 25 s at most."""
+sweep asks again after IDLE_S. With the sweep's own SWEEP_S an erased owner's adapter is in memory for 25 s at most."""
 
 
 class Busy(PhotoFluxError):
-    """The line is full. `retry_after_s` is when there should be room."""
+    """The queue is full. `retry_after_s` is when there should be room."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"too many pictures are waiting to be drawn; ask again in {retry_after_s:.0f} s")
@@ -80,23 +80,23 @@ class Request:
         return not self.cancelled.is_set()
 
     @property
-    def weight(self) -> int:
-        """How much work it is, in pictures; a redrawn style costs another one or so."""
+    def cost(self) -> int:
+        """How much work it is, in pictures; redrawing in a style costs about one more for each."""
         from photoflux.styles import REDRAWS
 
         return len(self.seeds) * (2 if self.style in REDRAWS else 1)
 
 
-class Pace:
-    """Seconds per picture, as a moving average."""
+class LatencyEstimator:
+    """Seconds per unit of cost, about one picture, as a moving average."""
 
     def __init__(self) -> None:
-        self.seconds, self.known = FIRST_ESTIMATE_S, False
+        self.seconds, self.measured = FIRST_ESTIMATE_S, False
 
-    def note(self, seconds: float, weight: int) -> None:
-        each = seconds / max(1, weight)
-        self.seconds = 0.8 * self.seconds + 0.2 * each if self.known else each
-        self.known = True
+    def observe(self, seconds: float, cost: int) -> None:
+        per_cost = seconds / max(1, cost)
+        self.seconds = 0.8 * self.seconds + 0.2 * per_cost if self.measured else per_cost
+        self.measured = True
 
 
 class Engine:
@@ -123,8 +123,8 @@ class Engine:
         self.merger = Merger(pipe.transformer, spec.lora_targets)
         self.host = Pool(host_bytes, lambda key, _: fetch(key).pinned())
         self.device = Pool(device_bytes, lambda key, wanted: self.host.get(key, wanted=wanted).to(pipe.device))
-        self.line: FairQueue[Request] = FairQueue(waiting)
-        self.pace = Pace()
+        self.queue: FairQueue[Request] = FairQueue(waiting)
+        self.latency = LatencyEstimator()
         self.drawing: Request | None = None
         self._fetching: threading.Thread | None = None
         self._merged: AdapterKey | None = None
@@ -140,10 +140,10 @@ class Engine:
             threading.Thread(target=self._sweep, name="engine-sweep", daemon=True).start()
 
     def submit(self, request: Request) -> Future[list[Image.Image]]:
-        """Put a request in line. Raises Busy with an estimate when there is no room, Draining when the engine stops."""
+        """Queue a request. Raises Busy with an estimate when there is no room, Draining when the engine stops."""
         self._open.add(request)  # before it waits, so that `forget` misses none
         try:
-            self.line.put(request)
+            self.queue.put(request)
         except (Full, Closed) as error:
             self._open.discard(request)
             if isinstance(error, Full):
@@ -153,15 +153,15 @@ class Engine:
         return request.result
 
     def wait_s(self, owner: str) -> float:
-        """About how long a new request of this owner would wait: what is drawn before it, at the pace of late."""
+        """Estimated seconds until a new request of this owner begins: the cost before it times the latency."""
         now = self.drawing
-        ahead = sum(request.weight for request in self.line.ahead_of(owner)) + (now.weight if now else 0)
-        return max(1.0, ahead * self.pace.seconds)
+        ahead = sum(request.cost for request in self.queue.ahead_of(owner)) + (now.cost if now else 0)
+        return max(1.0, ahead * self.latency.seconds)
 
     def cancel(self, request: Request) -> None:
-        """Take it out of the line, or stop it after the denoise step that is under way."""
+        """Take it out of the queue, or stop it after the denoise step that is under way."""
         request.cancelled.set()
-        if self.line.remove(request):
+        if self.queue.remove(request):
             _fail(request, CancelledError())
 
     def forget(self, owner: str) -> None:
@@ -197,7 +197,7 @@ class Engine:
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take nothing new and finish what waits; False when that took longer than `timeout_s`."""
-        self.line.close()
+        self.queue.close()
         self._worker.join(timeout_s)
         self._stopped.set()
         return not self._worker.is_alive()
@@ -209,7 +209,7 @@ class Engine:
     def _work(self) -> None:
         while True:
             try:
-                request = self.line.get()
+                request = self.queue.get()
             except Closed:
                 return
             self.drawing = request
@@ -244,7 +244,7 @@ class Engine:
         started = time.monotonic()
         check = partial(self._between_steps, request)
         picture = self._draw(request.prompt, seed=seed, style=request.style, check=check)
-        self.pace.note(time.monotonic() - started, request.weight // len(request.seeds))
+        self.latency.observe(time.monotonic() - started, request.cost // len(request.seeds))
         return picture
 
     def _between_steps(self, request: Request) -> None:
@@ -294,7 +294,7 @@ class Engine:
 
     def _fetch_next(self) -> None:
         """Get the next request's adapter while this one draws. Its failure is told when its turn comes."""
-        following = self.line.peek()
+        following = self.queue.peek()
         if following and following.key not in self.device and not (self._fetching and self._fetching.is_alive()):
             get = partial(self.device.get, following.key, wanted=following.is_wanted)
             self._fetching = threading.Thread(target=_quietly, args=(get,), daemon=True)

@@ -1,4 +1,4 @@
-"""The line before the engine: bounded, and fair, since whoever asks most does not wait least."""
+"""The queue before the engine: bounded, and fair to owners, whoever asks most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T", bound=Owned)
 
 
 class Full(Exception):
-    """There is no room in the line."""
+    """The queue is full."""
 
 
 class Closed(Exception):
@@ -29,7 +29,7 @@ class FairQueue(Generic[T]):
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._lines: OrderedDict[str, deque[T]] = OrderedDict()
+        self._by_owner: OrderedDict[str, deque[T]] = OrderedDict()
         self._count, self._closed = 0, False
         self._changed = threading.Condition()
 
@@ -40,7 +40,7 @@ class FairQueue(Generic[T]):
                 raise Closed
             if self._count >= self.limit:
                 raise Full
-            self._lines.setdefault(item.owner, deque()).append(item)
+            self._by_owner.setdefault(item.owner, deque()).append(item)
             self._count += 1
             self._changed.notify()
 
@@ -51,27 +51,27 @@ class FairQueue(Generic[T]):
                 raise TimeoutError
             if not self._count:
                 raise Closed
-            owner, line = self._lines.popitem(last=False)
-            item = line.popleft()
-            if line:
-                self._lines[owner] = line  # to the end: the others first
+            owner, items = self._by_owner.popitem(last=False)
+            item = items.popleft()
+            if items:
+                self._by_owner[owner] = items  # to the end: the other owners come first
             self._count -= 1
             return item
 
     def peek(self) -> T | None:
         """What `get` would give now, left where it is."""
         with self._changed:
-            return next(iter(self._lines.values()))[0] if self._lines else None
+            return next(iter(self._by_owner.values()))[0] if self._by_owner else None
 
     def remove(self, item: T) -> bool:
-        """Take an item out of the line; False where it is no longer in it."""
+        """Take an item out of the queue; False where it is not in it."""
         with self._changed:
-            line = self._lines.get(item.owner, deque())
-            if item not in line:
+            items = self._by_owner.get(item.owner, deque())
+            if item not in items:
                 return False
-            line.remove(item)
-            if not line:
-                del self._lines[item.owner]
+            items.remove(item)
+            if not items:
+                del self._by_owner[item.owner]
             self._count -= 1
             return True
 
@@ -82,10 +82,10 @@ class FairQueue(Generic[T]):
             self._changed.notify_all()
 
     def ahead_of(self, owner: str) -> Iterator[T]:
-        """What would be drawn before a new item of this owner: of every line as much as this owner has waiting, and one."""
+        """Items that `get` gives before a new one of this owner: of every owner as many as this one has waiting, plus one."""
         with self._changed:
-            turns = len(self._lines.get(owner, ())) + 1
-            found = [item for name, line in self._lines.items() for item in [*line][: turns - (name == owner)]]
+            turns = len(self._by_owner.get(owner, ())) + 1
+            found = [item for name, items in self._by_owner.items() for item in [*items][: turns - (name == owner)]]
         yield from found
 
     def __len__(self) -> int:

@@ -163,7 +163,7 @@ def test_the_line_is_bounded_and_says_when_to_come_back(
     while engine.drawing is None:
         time.sleep(0.001)
     rest = [engine.submit(Request(key_of(1), PROMPTS[0], (seed, 9))) for seed in (1, 2)]
-    engine.pace.seconds = 3.0
+    engine.latency.seconds = 3.0
     with pytest.raises(Busy, match="ask again in") as told:
         engine.submit(Request(key_of(1), PROMPTS[0], (3,)))
     assert told.value.retry_after_s == pytest.approx(15.0), "one is drawn and two of two wait, three seconds each"

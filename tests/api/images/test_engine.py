@@ -71,7 +71,7 @@ def steps(drawing: tuple[str, Engine]) -> Iterator[DenoiseSteps]:
     found.go_on()
     found._hook.remove()
     until = time.monotonic() + 60
-    while (drawing[1].drawing or len(drawing[1].line)) and time.monotonic() < until:
+    while (drawing[1].drawing or len(drawing[1].queue)) and time.monotonic() < until:
         time.sleep(0.01)
 
 
@@ -171,7 +171,7 @@ def test_a_full_line_says_when_to_come_back(
     go.set()
     monkeypatch.undo()
     until = time.monotonic() + 30
-    while (engine.drawing or len(engine.line)) and time.monotonic() < until:
+    while (engine.drawing or len(engine.queue)) and time.monotonic() < until:
         time.sleep(0.01)
     assert http.post("/predict", json=asked(site, ada, subject)).status_code == 200
 
