@@ -116,10 +116,10 @@ def open_model(model: str, *, base: str = "") -> Painter:
 
     name, reference = parse_model(model)
     registry = Registry()
-    version = registry.at(name, reference)
+    version = registry.get_version(name, reference)
     if version is None:
         raise InputError(_no_such_model(name, reference, registry.names(), registry.aliases(name)))
-    adapter, key = registry.adapter(version)
+    adapter, key = registry.download_adapter(version)
     return open_painter(adapter, key=key, base=base, name=f"{name} version {version.number}")
 
 

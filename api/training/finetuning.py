@@ -42,7 +42,7 @@ from pipelines.orchestrators import LOST, Orchestrator, RunGone, RunRef
 from pipelines.watch import progress
 
 if TYPE_CHECKING:
-    from photoflux.tracking import Doomed
+    from photoflux.tracking import ChooseVersions
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -74,7 +74,7 @@ class FineTuning:
     """Raises where this worker's work is another's by now; asked before pipelines are started or ended."""
     discard: Callable[[Session, Run], None] = lambda *_: None
     """Called in the transaction that gives a run up whose pipeline may still be under way: has it ended, and its files deleted."""
-    unregister: Callable[[str, Doomed], object] = lambda *_: None
+    unregister: Callable[[str, ChooseVersions], object] = lambda *_: None
     """Deletes versions of a subject's model from the registry."""
     recorded: Callable[[], object] = lambda: None
     """Called when a sign-off is in the log."""

@@ -81,10 +81,10 @@ def run(
     registry = Registry()
     documents = (decision, evaluation, audit)
     with _record(found, adapter, documents, params, sign_off, key=key) as record, ExitStack() as undo:
-        version = undo.enter_context(registry.entered(name, record))
+        version = undo.enter_context(registry.registered(name, record))
         if found.held_against != version.number:  # the champion, trained again, claims nobody's place
-            registry.tag(version, _claim(found))
-        undo.enter_context(registry.pointed(version, CHALLENGER))
+            registry.set_tags(version, _claim(found))
+        undo.enter_context(registry.aliased(version, CHALLENGER))
         champion, why = _settle(registry, version, found, undo)
         alias = CHAMPION if champion else CHALLENGER
         with committed(card, key=key) as page, committed(receipt, key=key) as slip:
@@ -122,7 +122,7 @@ def _settle(registry: Registry, version: Version, found: ModelRecord, undo: Exit
     from photoflux.tracking import CHAMPION
 
     succeeds = found.decision["succeeds"]
-    present = registry.at(version.name, CHAMPION)
+    present = registry.get_version(version.name, CHAMPION)
     if not succeeds["takes"] and present:
         return False, str(succeeds["why"])
     if found.held_against == version.number and present:
@@ -130,15 +130,15 @@ def _settle(registry: Registry, version: Version, found: ModelRecord, undo: Exit
         return stays, str(succeeds["why"]) if stays else f"version {present.number} became champion meanwhile"
     rivals: list[Version] | None = None
     while rivals != (now := _rivals(registry, version, found.held_against)):
-        rivals, present = now, registry.at(version.name, CHAMPION)
+        rivals, present = now, registry.get_version(version.name, CHAMPION)
         known = {found.held_against, version.number, *(rival.number for rival in rivals)}
         if present and present.number not in known:
             return _moved_on(registry, version, present, found, undo)
         best = _best(registry, version, rivals, found)
         if best.number == version.number:
-            undo.enter_context(registry.pointed(best, CHAMPION))
+            undo.enter_context(registry.aliased(best, CHAMPION))
         elif present is None or present.number != best.number:
-            with registry.pointed(best, CHAMPION):  # its own claim, which stands however this one ends
+            with registry.aliased(best, CHAMPION):  # its own claim, which stands however this one ends
                 pass
     if best.number != version.number:
         return False, f"version {best.number}, registered meanwhile, is no worse"
@@ -172,7 +172,7 @@ def _moved_on(
 
     better = is_better(found.evaluation, _evaluation_of(registry, present))
     if better:
-        undo.enter_context(registry.pointed(version, CHAMPION))
+        undo.enter_context(registry.aliased(version, CHAMPION))
         return True, f"it is better than version {present.number}, which became champion meanwhile"
     if better is None:
         why = "was measured on other photos or otherwise; run again to have them compared"
@@ -182,7 +182,7 @@ def _moved_on(
 
 def _evaluation_of(registry: Registry, version: Version) -> dict[str, Any]:
     """The evaluation that a version was registered with; empty where there is none."""
-    kept = registry.document(version, "evaluation.json")
+    kept = registry.download_document(version, "evaluation.json")
     return _read(kept, "evaluation", version.tags["key"]) if kept else {}
 
 

@@ -149,7 +149,7 @@ def test_the_same_training_elsewhere_and_slower_makes_the_same_artifact(
     assert first.read_bytes() == second.read_bytes()
     about = {"subject": "rex", "prompt": "sks dog", "key": "plain://demo", "experiment": "photoflux", "note": ""}
     for file in (first, second):
-        with Registry().entered("rex", Record(file, digest(file), **about)) as version:
+        with Registry().registered("rex", Record(file, digest(file), **about)) as version:
             assert version.number == 1
 
 
