@@ -53,7 +53,7 @@ def step_titles(spec: Spec) -> dict[str, str]:
 
 def exit_steps(spec: Spec) -> set[str]:
     """The steps that run however the others ended."""
-    return {_plain(name) for name, task in spec["root"]["dag"]["tasks"].items() if "triggerPolicy" in task}
+    return {_step_name(name) for name, task in spec["root"]["dag"]["tasks"].items() if "triggerPolicy" in task}
 
 
 def _steps(spec: Spec) -> Iterator[tuple[str, str, set[str]]]:
@@ -68,7 +68,7 @@ def _walk(tasks: Spec, components: Spec, outer: Mapping[str, set[str]]) -> Itera
         if "dag" in component:
             yield from _walk(component["dag"]["tasks"], components, sources)
         else:
-            yield _plain(name), task["taskInfo"]["name"], set().union(*sources.values())
+            yield _step_name(name), task["taskInfo"]["name"], set().union(*sources.values())
 
 
 def _inputs(task: Spec) -> Iterator[tuple[str, Spec]]:
@@ -79,9 +79,9 @@ def _inputs(task: Spec) -> Iterator[tuple[str, Spec]]:
 def _sources(entry: Spec, outer: Mapping[str, set[str]]) -> set[str]:
     for kind in ("taskOutputArtifact", "taskOutputParameter"):
         if kind in entry:
-            return {_plain(entry[kind]["producerTask"])}
+            return {_step_name(entry[kind]["producerTask"])}
     return outer.get(entry.get("componentInputArtifact") or entry.get("componentInputParameter", ""), set())
 
 
-def _plain(task: str) -> str:
+def _step_name(task: str) -> str:
     return task.replace("-", "_")

@@ -114,7 +114,7 @@ class WorkerProcess:
         self._working = False
         workflows.stop(STOP_S)
         if isinstance(self.orchestrator, LocalOrchestrator) and not self.lease.live() - {self.lease.id}:
-            self.orchestrator.let_go()
+            self.orchestrator.shutdown()
         self.heartbeat.stop()
         self.lease.release()
 

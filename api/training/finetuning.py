@@ -38,7 +38,7 @@ from photoflux.vault.blobs import BlobExists
 from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, SealBroken, seal_bytes, unseal_bytes
-from pipelines.orchestrators import LOST, Orchestrator, RunGone, RunRef
+from pipelines.orchestrators import LOST, Orchestrator, RunNotFound, RunRef
 from pipelines.watch import progress
 
 if TYPE_CHECKING:
@@ -124,14 +124,14 @@ class FineTuning:
                 if time.monotonic() > until:
                     raise
                 log.warning("who runs the pipeline of %s could not be asked; it is asked again", run_id)
-                time.sleep(self.orchestrator.look_s)
+                time.sleep(self.orchestrator.poll_interval_s)
 
     def _watched(self, run_id: str, ref: RunRef) -> PipelineRun:
         told: list[Any] = []
         while True:
             run = self._asked(run_id, lambda: self.orchestrator.status(ref))
             while self.stopping.is_set():
-                time.sleep(self.orchestrator.look_s)
+                time.sleep(self.orchestrator.poll_interval_s)
             if (steps := steps_of(run, Path(ref.where) / "logs")) != told:
                 self._note(run_id, steps=steps)
                 told = steps
@@ -144,7 +144,7 @@ class FineTuning:
             elif now_ms() - (row.started_ms or now_ms()) > 1000 * self.limit_s:
                 why = f"it took longer than {self.limit_s / 3600:g} hours and was ended; start it anew"
                 self._note(run_id, error_code="too-long", error=why)
-            time.sleep(self.orchestrator.look_s)
+            time.sleep(self.orchestrator.poll_interval_s)
 
     def settle(self, run_id: str, attempt: int, ended: str) -> str:
         """Record how a run ended, publish its model, and send what waited for it on its way; returns the run's state."""
@@ -157,7 +157,7 @@ class FineTuning:
             return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
         except SealBroken:
             return self.fail(run_id, "internal", "what the run made was altered or exchanged; start it anew")
-        except RunGone:  # deleted with what was learnt of the subject, where a consent was withdrawn
+        except RunNotFound:  # deleted with what was learnt of the subject, where a consent was withdrawn
             current = self._row(run_id)
             if current is None or current.cancel_ms:
                 return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)

@@ -21,7 +21,7 @@ def configured(tmp_path: Path, **values: Any) -> dict[str, str]:
     summary = Markdown(name="summary", uri=str(tmp_path / "configure" / "summary"))
     given = {**filled({}, key="plain://demo"), **values}
     said = configure.python_func(summary=summary, **given)
-    return dict(zip([*STEPS, "holding"], said, strict=True))
+    return dict(zip([*STEPS, "source_state"], said, strict=True))
 
 
 def test_names_types_and_help_are_those_of_the_models():
@@ -33,7 +33,7 @@ def test_names_types_and_help_are_those_of_the_models():
 
 
 def test_it_gives_each_step_its_block():
-    assert {*configure.component_spec.outputs} == {*STEPS, "holding", "summary"}
+    assert {*configure.component_spec.outputs} == {*STEPS, "source_state", "summary"}
 
 
 def test_a_form_as_it_is_means_the_defaults(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch):

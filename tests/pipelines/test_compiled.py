@@ -101,7 +101,7 @@ def test_a_step_is_told_its_own_block_by_configure_and_nothing_else():
         if name in ("configure", "notify"):
             continue
         told = task["inputs"]["parameters"]
-        assert set(told) - {"holding"} == {"key", "params"}, name
+        assert set(told) - {"source_state"} == {"key", "params"}, name
         source = told["params"].get("taskOutputParameter", {"producerTask": "configure"}) | {"name": name}
         assert source["producerTask"] == "configure"
         named = source.get("outputParameterKey") or told["params"]["componentInputParameter"]
