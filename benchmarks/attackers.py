@@ -189,16 +189,16 @@ async def read_answer(reader: asyncio.StreamReader, *, most: int) -> Answer:
     """A whole answer, of whose body at most `most` bytes are kept. Raises EOFError, OSError or ValueError where there is none."""
     status, headers = await read_head(reader)
     length = next((int(value) for name, value in headers if name == "content-length"), None)
-    kept, read = bytearray(), 0
+    body, read = bytearray(), 0
     while length is None or read < length:
         piece = await reader.read(1 << 16)
         if not piece:
             break
         read += len(piece)
-        kept += piece[: max(0, most - len(kept))]
+        body += piece[: max(0, most - len(body))]
     if length is not None and read < length:
         raise EOFError
-    return Answer(status, headers, bytes(kept))
+    return Answer(status, headers, bytes(body))
 
 
 async def read_head(reader: asyncio.StreamReader) -> tuple[str, list[tuple[str, str]]]:
@@ -773,7 +773,9 @@ async def forge_tokens(scene: Scene) -> None:
 
 async def send_ahead(scene: Scene) -> None:
     """Requests without end on one connection, sent before those in front are answered."""
-    await _pour(scene, scene.service.head("GET", "/livez", {"Connection": "keep-alive"}) * 500, fine=("closed", "204", "400"))
+    await _pour(
+        scene, scene.service.head("GET", "/livez", {"Connection": "keep-alive"}) * 500, fine=("closed", "204", "400")
+    )
 
 
 async def send_large_heads(scene: Scene) -> None:
@@ -811,7 +813,9 @@ async def drip_uploads(scene: Scene) -> None:
     """Uploads that say they are large, of which a byte comes every few seconds; some that do not say how large they are."""
     headers, body = form_body({"subject": scene.mine("subject")}, [PIECE])
     chunked = scene.rng.random() < 0.3
-    headers |= {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(scene.rng.choice((5, 40, 120)) * MB)}
+    headers |= (
+        {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(scene.rng.choice((5, 40, 120)) * MB)}
+    )
 
     async def dripping() -> AsyncIterator[bytes]:
         for at in range(30):

@@ -244,13 +244,16 @@ def class_pictures(pipe: FluxPipeline, subject: Mapping[str, Any], *, spec: Base
     """Pictures of the class as the base draws them, encoded: [CLASS_PICTURES, T, 64]."""
     from safetensors.torch import load, save
 
-    kept, name = SealedStore(cache, KEY), f"class-{spec.hash[:16]}-{subject['class_noun']}-{CLASS_PICTURES}.safetensors"
-    if found := kept.get(name):
+    store, name = (
+        SealedStore(cache, KEY),
+        f"class-{spec.hash[:16]}-{subject['class_noun']}-{CLASS_PICTURES}.safetensors",
+    )
+    if found := store.get(name):
         return load(found)["tokens"]
     seeds = range(CLASS_SEED, CLASS_SEED + CLASS_PICTURES)
     drawn = generate(pipe, [class_prompt_of(subject)] * CLASS_PICTURES, seeds, spec=spec, batch_size=DRAWN_AT_ONCE)
     tokens = pack(encode_images(pipe.vae, drawn)).contiguous()
-    kept.put(name, save({"tokens": tokens}))
+    store.put(name, save({"tokens": tokens}))
     return tokens
 
 

@@ -163,9 +163,9 @@ def read_document(run: Run, folder: Path, step: str, name: str) -> dict[str, Any
     """What a step of the run wrote as JSON, opened with the run's own key; None where it wrote none."""
     from photoflux.vault import opened
 
-    if not (kept := run.artifacts.get(step, {}).get(name)):
+    if not (path := run.artifacts.get(step, {}).get(name)):
         return None
-    with opened(folder / kept, key=str(run.params.get("key", "plain://demo"))) as unsealed:
+    with opened(folder / path, key=str(run.params.get("key", "plain://demo"))) as unsealed:
         return dict(json.loads(unsealed.read_text(encoding="utf-8")))
 
 

@@ -33,8 +33,8 @@ def sign_run(folder: Path, sign_off: SignOff) -> dict[str, Any]:
     write_json(
         folder / "sign-off.json", {"by": sign_off.by, "reason": sign_off.reason, "findings": list(sign_off.findings)}
     )
-    kept = {name: str(file.relative_to(folder)) for name, file in made.items()}
-    run = replace(run, artifacts={**run.artifacts, "register": kept})
+    paths = {name: str(file.relative_to(folder)) for name, file in made.items()}
+    run = replace(run, artifacts={**run.artifacts, "register": paths})
     save_run(run, folder)
     return read_document(run, folder, "register", "receipt") or {}
 

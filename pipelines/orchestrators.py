@@ -102,8 +102,8 @@ class LocalOrchestrator:
         with process.run_lock(folder, has_started=lambda: _has_started(folder)) as lock:
             if lock is not None and not _has_started(folder):
                 save_run(run, folder)
-                kept = self.runs_dir.resolve() / REUSE_FOLDER if self.reuse else None
-                self._children[run.id] = process.start(folder, self.compiled, lock=lock, reuse=kept)
+                reuse_folder = self.runs_dir.resolve() / REUSE_FOLDER if self.reuse else None
+                self._children[run.id] = process.start(folder, self.compiled, lock=lock, reuse=reuse_folder)
         return RunRef(run.id, str(folder))
 
     def find(self, name: str) -> RunRef:

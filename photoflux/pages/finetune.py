@@ -34,15 +34,15 @@ def finetune_page(
     """`curves` are losses by step and the scores of each candidate, `previews` a candidate's pictures by its step, and `plans`
     that of the device and those of others.
     """
-    subject, kept, candidates = lineage["subject"], lineage["scores"], curves["candidates"]
+    subject, selected, candidates = lineage["subject"], lineage["scores"], curves["candidates"]
     page = Page(
         f"Fine-tuning: {subject['trigger']} {subject['class_noun']}",
         subtitle=f"{len(photos)} training pictures, {lineage['params']['steps']} steps in {seconds:.0f} s "
         f"on base {lineage['base']['name']}",
     )
-    page.verdict("OK", _why(kept, select=lineage["params"]["select"]))
+    page.verdict("OK", _why(selected, select=lineage["params"]["select"]))
     page.section("Candidates")
-    page.table([_row(candidate, kept["step"]) for candidate in candidates], _what_numbers_mean(kept))
+    page.table([_row(candidate, selected["step"]) for candidate in candidates], _what_numbers_mean(selected))
     with page.only(full=True):
         page.image(
             _sheet(previews, base),
@@ -53,8 +53,8 @@ def finetune_page(
     page.figure(
         _validation(candidates), "Velocity error on held-out photos at the noise levels of serving, fixed noise"
     )
-    if "score" in kept:
-        page.figure(_choice(candidates, kept), "Likeness against what it costs; the ringed candidate was kept")
+    if "score" in selected:
+        page.figure(_choice(candidates, selected), "Likeness against what it costs; the ringed candidate was kept")
     with page.only(full=True):
         page.section("Training pictures")
         page.image(contact_sheet([photos[:8]], row_labels=["as the base is shown them"]))
@@ -67,19 +67,19 @@ def finetune_page(
     return page
 
 
-def _why(kept: Mapping[str, Any], *, select: str) -> str:
+def _why(selected: Mapping[str, Any], *, select: str) -> str:
     if select == "last":
-        return f"The last candidate, step {kept['step']}, was kept as asked (finetune.select is last)."
-    if "score" not in kept:
-        return f"This base has no judges: the last candidate, step {kept['step']}, was kept."
+        return f"The last candidate, step {selected['step']}, was kept as asked (finetune.select is last)."
+    if "score" not in selected:
+        return f"This base has no judges: the last candidate, step {selected['step']}, was kept."
     return (
-        f"Step {kept['step']} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f} "
+        f"Step {selected['step']} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f} "
         f"and what is missing to a diversity of {DIVERSITY_FREE:.2f}. Held-out photos had no part in that."
     )
 
 
-def _what_numbers_mean(kept: Mapping[str, Any]) -> str:
-    if "score" not in kept:
+def _what_numbers_mean(selected: Mapping[str, Any]) -> str:
+    if "score" not in selected:
         return "validation: loss on held-out photos, which chooses nothing"
     return (
         "identity: likeness to the trained photos, 0 like the base, 1 as alike as two of them; prompt: text-image cosine "
@@ -88,9 +88,9 @@ def _what_numbers_mean(kept: Mapping[str, Any]) -> str:
     )
 
 
-def _row(candidate: Mapping[str, Any], kept: int) -> dict[str, object]:
+def _row(candidate: Mapping[str, Any], selected: int) -> dict[str, object]:
     shown = {name: "none" if value is None else value for name, value in candidate.items()}
-    return {**shown, "": "kept" if candidate["step"] == kept else ""}
+    return {**shown, "": "kept" if candidate["step"] == selected else ""}
 
 
 def _sheet(previews: Mapping[int, Pictures], base: Pictures) -> Image.Image:
@@ -128,13 +128,13 @@ def _validation(candidates: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _choice(candidates: Sequence[Mapping[str, Any]], kept: Mapping[str, Any]) -> Figure:
+def _choice(candidates: Sequence[Mapping[str, Any]], selected: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(5.0)
     scored = [c for c in candidates if "score" in c]
     axes.plot([c["identity"] for c in scored], [c["leakage"] for c in scored], "o-", color=BLUE, alpha=0.8)
     for c in scored:
         axes.annotate(f" {c['step']}", (c["identity"], c["leakage"]), fontsize=8)
-    axes.plot(kept["identity"], kept["leakage"], "o", ms=14, mfc="none", color=BAD)
+    axes.plot(selected["identity"], selected["leakage"], "o", ms=14, mfc="none", color=BAD)
     axes.set(xlabel="identity gain", ylabel="leakage into the class")
     return figure
 

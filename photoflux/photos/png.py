@@ -25,24 +25,24 @@ USUAL_GAMMA = (0.44, 0.47)
 def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
     """The picture, not decoded yet; its profile, whatever chunk says it, as ICC. Raises PhotoProblem."""
     chunks = dict[bytes, bytes]()
-    kept = bytearray(SIGNATURE)
+    cleaned = bytearray(SIGNATURE)
     for kind, body, raw in _chunks(data):
         if kind == b"CgBI":
             raise unread("a PNG in Apple's variant for apps")
         if kind in PIXELS or len(kind) < 4:
-            kept += raw
+            cleaned += raw
         elif kind == b"eXIf":
-            kept += _chunk(kind, body)
+            cleaned += _chunk(kind, body)
         elif kind in COLOURS and raw != _chunk(kind, body):
             raise PhotoProblem("corrupt", "damaged: what says its colours has a wrong checksum; export the photo again")
         chunks.setdefault(kind, body)
     if int.from_bytes(chunks.get(b"acTL", b"")[:4], "big") > 1:
         raise several_frames()
-    image = Image.open(io.BytesIO(kept), formats=("PNG",))
+    image = Image.open(io.BytesIO(cleaned), formats=("PNG",))
     check_pixels(*image.size, max_pixels)
     if b"tRNS" in chunks and chunks[b"IHDR"][8] == 16:
         raise unread("a PNG with 16-bit samples and a transparent colour")
-    with Image.open(io.BytesIO(kept), formats=("PNG",)) as checked:
+    with Image.open(io.BytesIO(cleaned), formats=("PNG",)) as checked:
         checked.verify()
     if "transparency" in image.info and chunks[b"IHDR"][8:10] in (b"\2\0", b"\4\0"):
         image.info["transparency"] *= 255 // (
