@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from api.transport.concurrency import RETRY_S, Turns
 from api.transport.problems import Problem
 from photoflux.images import encoded, fitted, parse_size
-from photoflux.sandbox import Confined, Ended
+from photoflux.sandbox import ProcessDied, SandboxPool
 from photoflux.styles import FILTERS
 from photoflux.watermark import embed
 
@@ -44,7 +44,9 @@ class Delivery:
     credentials: Credentials
     turns: Turns = field(default_factory=lambda: Turns(1, per_person=1, wait_s=WAIT_S, told=BUSY))
     """Conversions for requests: one at a time, in a process that is started when the first one comes."""
-    processes: Confined = field(default_factory=lambda: Confined(1, needs=("api.images.rendering", "PIL.Image")))
+    processes: SandboxPool = field(
+        default_factory=lambda: SandboxPool(1, preload=("api.images.rendering", "PIL.Image"))
+    )
     answers: Turns = field(default_factory=lambda: Turns(64, per_person=8, wait_s=WAIT_S, told=BUSY))
     """Pictures on their way to whoever asked: browsers ask for six at a time."""
 
@@ -66,10 +68,10 @@ class Delivery:
             wanted, fmt = parse_size(size) if size else header.size, fmt or kept
             if (wanted, fmt) == (header.size, kept):
                 return file
-        job = self.processes.begin(convert, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
+        job = self.processes.submit(convert, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
         try:
             return self.credentials.sign(job.result(), MEDIA_TYPES[fmt])
-        except (TimeoutError, CancelledError, Ended) as error:
+        except (TimeoutError, CancelledError, ProcessDied) as error:
             raise Problem(503, "busy", BUSY, headers={"Retry-After": str(RETRY_S)}) from error
 
     def close(self) -> None:

@@ -86,7 +86,7 @@ class Album:
         """Status and reasons of one photo, before it is compared with others."""
         found = broken_rules(taken.row, rule_table(self.params))
         told = [rule for rule in found if rule.severity == REJECT] or found
-        reasons = [{"code": taken.row["problem"] or rule.code, "message": rule.tell(taken.row)} for rule in told]
+        reasons = [{"code": taken.row["problem"] or rule.code, "message": rule.message_for(taken.row)} for rule in told]
         return status_of(found), reasons
 
     def known(self, session: Session, subject: Subject, taken: Taken) -> Photo | None:

@@ -1,6 +1,6 @@
-"""Decoding in a process of its own, for formats whose decoder a damaged file can end, and with it whoever called.
+"""Decode in a sandboxed process, for formats whose decoder a damaged file can crash, and the calling process with it.
 
-libheif is one: some two in ten thousand files with random damage end it. Decoders of the other formats have not been seen to.
+libheif is one: about two in ten thousand files with random damage crash it. No other format's decoder was seen to crash.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from functools import cache
 from typing import Any
 
 from photoflux.photos.kinds import corrupt
-from photoflux.sandbox import Confined, Ended, Failed
+from photoflux.sandbox import ProcessDied, SandboxPool, WorkFailed
 
 CPU_S, TIMEOUT_S = 30.0, 120.0
-"""Of processor time, and in all; as the service has them for what is uploaded."""
+"""Processor time and wall time in seconds; the service has the same for uploads."""
 
 
-def decode_apart(work: Callable[..., Any], *args: Any) -> Any:
-    """What `work` gives, which must be of Python's own types. Raises PhotoProblem where it ended its process, or took too long."""
+def decode_in_sandbox(work: Callable[..., Any], *args: Any) -> Any:
+    """The result of `work`, of Python's literal types. Raises PhotoProblem where it crashed its process or took too long."""
     try:
-        return _processes().begin(work, *args, cpu_s=CPU_S, timeout_s=TIMEOUT_S).result()
-    except (Ended, Failed, TimeoutError, CancelledError) as error:
+        return _sandbox().submit(work, *args, cpu_s=CPU_S, timeout_s=TIMEOUT_S).result()
+    except (ProcessDied, WorkFailed, TimeoutError, CancelledError) as error:
         raise corrupt() from error
 
 
 @cache
-def _processes() -> Confined:
-    return Confined(1, needs=("photoflux.photos.decode",))
+def _sandbox() -> SandboxPool:
+    return SandboxPool(1, preload=("photoflux.photos.decode",))

@@ -44,8 +44,8 @@ def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://
     }
     with committed(photos, key=key) as out:
         write_tar(out, files={f"photos/{name}": file for name, file in found.photos.items()}, manifest=manifest)
-    if found.told:
-        log.info("%s", found.told)
+    if found.left_out_sentence:
+        log.info("%s", found.left_out_sentence)
     total = sum(f.stat().st_size for f in found.photos.values())
     return StepResult(
         metrics={"files": len(found.photos), "megabytes": round(total / 1e6, 3), "left_out": len(found.left_out)}

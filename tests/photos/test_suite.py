@@ -255,7 +255,7 @@ def test_an_expectation_of_the_whole_table_is_the_sets(edited: Callable[..., Pat
     assert [rule.message for rule in decision.rejecting] == ["the photos are too dark together"]
     mean["meta"] = {}
     plain = Suites(edited(PHOTOS, lambda content: content["expectations"].append(mean)), params=PARAMS).decide(good)
-    assert [rule.tell(plain.verdict.whole) for rule in plain.rejecting] == [
+    assert [rule.message_for(plain.verdict.whole) for rule in plain.rejecting] == [
         "does not meet expect_column_mean_to_be_between of luma_p50"
     ]
     mean["meta"] = {"message": "only {luma_p50}"}

@@ -31,7 +31,7 @@ def test_what_cannot_be_decoded_is_a_row_too():
 def test_each_decoded_picture_is_handed_on():
     kept = {}
     files = [("a.jpg", encoded(photo(1))), ("b.jpg", half(encoded(photo(2)))), ("c.png", encoded(photo(3), "PNG"))]
-    survey(files, params=PARAMS, keep=lambda name, image: kept.update({name: image.size}))
+    survey(files, params=PARAMS, on_decoded=lambda name, image: kept.update({name: image.size}))
     assert kept == {"a.jpg": (800, 800), "c.png": (800, 800)}
 
 
