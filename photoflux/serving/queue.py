@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 
-class Owned(Protocol):
+class HasOwner(Protocol):
     @property
     def owner(self) -> str: ...
 
 
-T = TypeVar("T", bound=Owned)
+T = TypeVar("T", bound=HasOwner)
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """The queue is full."""
 
 
-class Closed(Exception):
-    """Nothing more is taken, and nothing is left."""
+class QueueClosed(Exception):
+    """The queue is closed and takes no items; on `get`, it is also empty."""
 
 
 class FairQueue(Generic[T]):
@@ -34,23 +34,22 @@ class FairQueue(Generic[T]):
         self._changed = threading.Condition()
 
     def put(self, item: T) -> None:
-        """Raises Full or Closed."""
+        """Raises QueueFull or QueueClosed."""
         with self._changed:
             if self._closed:
-                raise Closed
+                raise QueueClosed
             if self._count >= self.limit:
-                raise Full
+                raise QueueFull
             self._by_owner.setdefault(item.owner, deque()).append(item)
             self._count += 1
             self._changed.notify()
 
-    def get(self, timeout_s: float | None = None) -> T:
-        """The next item, waited for. Raises Closed when there will be none, TimeoutError when there was none in time."""
+    def get(self) -> T:
+        """The next item, waited for. Raises QueueClosed when the queue is closed and empty."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._count or self._closed, timeout_s):
-                raise TimeoutError
+            self._changed.wait_for(lambda: self._count or self._closed)
             if not self._count:
-                raise Closed
+                raise QueueClosed
             owner, items = self._by_owner.popitem(last=False)
             item = items.popleft()
             if items:
@@ -59,7 +58,7 @@ class FairQueue(Generic[T]):
             return item
 
     def peek(self) -> T | None:
-        """What `get` would give now, left where it is."""
+        """The item that `get` would give now, without removing it."""
         with self._changed:
             return next(iter(self._by_owner.values()))[0] if self._by_owner else None
 
@@ -76,7 +75,7 @@ class FairQueue(Generic[T]):
             return True
 
     def close(self) -> None:
-        """Take nothing more; what waits can still be got."""
+        """Take no more items; those that wait can still be got."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -14,7 +14,7 @@ from photoflux.errors import InputError
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.spec import BaseSpec
 from photoflux.serving.adapters import Adapter, AdapterKey
-from photoflux.serving.engine import Busy, Draining, Engine, Forgotten, Request, TooLate
+from photoflux.serving.engine import Busy, DeadlineExceeded, Draining, Engine, OwnerForgotten, Request
 from tests.serving.conftest import DenoiseSteps
 
 PROMPTS = ("a photo of sks dog", "a photo of sks dog on the beach", "a cartoon of sks dog in space")
@@ -111,7 +111,7 @@ def test_a_deadline_is_kept_between_denoise_steps(engine: Engine, key_of: KeyOf,
     while time.monotonic() < late.deadline:
         time.sleep(0.01)
     steps.go_on()
-    with pytest.raises(TooLate):
+    with pytest.raises(DeadlineExceeded):
         late.result.result(60)
     assert steps.begun == had_begun
 
@@ -176,7 +176,7 @@ def test_a_passed_deadline_is_told(engine: Engine, key_of: KeyOf, held_up: threa
     late = engine.submit(Request(key_of(1), PROMPTS[0], (0, 1), deadline=time.monotonic() + 0.05))
     time.sleep(0.1)
     held_up.set()
-    with pytest.raises(TooLate):
+    with pytest.raises(DeadlineExceeded):
         late.result(60)
 
 
@@ -361,7 +361,7 @@ def test_nothing_is_drawn_for_an_erased_owner(
     assert asked == ["user-1"]
     monkeypatch.setattr("photoflux.serving.engine.CHECKED_S", 0.0)
     erased.add("user-1")
-    with pytest.raises(Forgotten, match="erased"):
+    with pytest.raises(OwnerForgotten, match="erased"):
         drawn(engine, key_of(1))
     assert key_of(1) not in engine.device and key_of(1) not in engine.host
     assert drawn(engine, key_of(2))
