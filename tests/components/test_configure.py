@@ -10,7 +10,7 @@ from kfp.dsl import Markdown
 from components.configure import configure
 from photoflux.errors import InputError
 from photoflux.params import STEP_PARAMS, FinetuneParams, as_dict
-from photoflux.params.form import filled, form
+from photoflux.params.form import fill_form, form
 from photoflux.params.resolve import STEPS
 
 TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
@@ -19,7 +19,7 @@ TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 def configured(tmp_path: Path, **values: Any) -> dict[str, str]:
     (tmp_path / "configure").mkdir()
     summary = Markdown(name="summary", uri=str(tmp_path / "configure" / "summary"))
-    given = {**filled({}, key="plain://demo"), **values}
+    given = {**fill_form({}, key="plain://demo"), **values}
     said = configure.python_func(summary=summary, **given)
     return dict(zip([*STEPS, "source_state"], said, strict=True))
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from photoflux.errors import InputError
 from photoflux.params.files import resolved
 from photoflux.params.form import read_form
-from photoflux.params.resolve import flattened
+from photoflux.params.resolve import flatten
 from photoflux.params.resolve import resolve as resolve_layers
 from pipelines import run
 from pipelines.graph import parameters, read_spec
@@ -23,7 +23,7 @@ from tests.params.test_resolve import changes
 SPEC = read_spec()
 
 
-UNASKED = {"key": "plain://demo"} | flattened(resolve_layers(recipes={}))
+UNASKED = {"key": "plain://demo"} | flatten(resolve_layers(recipes={}))
 
 
 def test_without_any_the_defaults_hold():
@@ -104,14 +104,14 @@ def test_a_pipeline_older_than_the_code_is_named():
 
 
 def test_the_pipeline_is_given_what_it_would_not_choose_by_itself():
-    filled = fill(resolve({"finetune_rank": 8, "gate_copy_max": 0.1, "evaluate_profile": "standard"}), SPEC)
-    assert filled == parameters(SPEC) | {"finetune_rank": 8, "overrides": '{"gate_copy_max": 0.1}'}
+    fill_form = fill(resolve({"finetune_rank": 8, "gate_copy_max": 0.1, "evaluate_profile": "standard"}), SPEC)
+    assert fill_form == parameters(SPEC) | {"finetune_rank": 8, "overrides": '{"gate_copy_max": 0.1}'}
 
 
 def read_again(values: dict[str, Any]) -> dict[str, Any]:
     """What `configure` makes of the form that a run is given."""
     form = fill(values, SPEC)
-    return {"key": form["key"]} | flattened(resolved(*read_form(form)))
+    return {"key": form["key"]} | flatten(resolved(*read_form(form)))
 
 
 @given(changes())
