@@ -470,9 +470,9 @@ def logged_errors(folder: Path) -> dict[str, int]:
 def plot(rows: Sequence[Mapping[str, float]], events: Sequence[Sequence[Any]], *, since: float) -> bytes:
     """The API's memory, and honest people's reads, in minutes from the attack's beginning; a PNG."""
     from photoflux.pages.palette import BAD, BLUE, GREY, SOFT
-    from photoflux.pages.plots import blank
+    from photoflux.pages.plots import new_figure
 
-    figure, (left, right) = blank(11, 3.8, columns=2)
+    figure, (left, right) = new_figure(11, 3.8, columns=2)
     api = [row for row in rows if "api.main" in row]
     minutes = [(row["t"] - since) / 60 for row in api]
     left.plot(minutes, [row["api.main"] for row in api], color=BLUE, lw=1.4, label="API")

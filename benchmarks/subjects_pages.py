@@ -11,9 +11,9 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.recipes import DREAMBOOTH, OURS, PHOTOS, RECIPES, RIVALS, STARTED, Recipe, among, point
-from photoflux.pages.evaluate import interval_of
+from photoflux.pages.evaluate import read_interval
 from photoflux.pages.palette import INK, SOFT
-from photoflux.pages.plots import blank
+from photoflux.pages.plots import new_figure
 from photoflux.steps.gate import SEVERITY_ORDER
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _title(row: Mapping[str, Any]) -> str:
 
 def curves(result: Mapping[str, Any]) -> Figure:
     """Identity gain and leakage against seconds of training: thin per subject, thick the mean."""
-    figure, axes = blank(10.4, 4.6, columns=2)
+    figure, axes = new_figure(10.4, 4.6, columns=2)
     for axis, name, title in zip(
         axes, ("identity", "leakage"), ("identity gain", "leakage into the class"), strict=True
     ):
@@ -269,7 +269,7 @@ def not_passed(judged: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _span(one: Mapping[str, Any], metric: str, *, sign: str = "") -> str:
-    value = interval_of(one["metrics"][metric])
+    value = read_interval(one["metrics"][metric])
     return f"{value.point:{sign}.2f} [{value.lo:.2f}, {value.hi:.2f}]"
 
 
