@@ -83,10 +83,10 @@ def configure(
 
     from components.sources import source_state
     from photoflux.params.form import read_form
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import configure
 
-    with reported("configure", beside=summary.path):
+    with report_failure("configure", beside=summary.path):
         blocks = configure.run(*read_form(values), summary=Path(summary.path))
         return (
             *(params.block() for params in blocks.values()),

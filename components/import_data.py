@@ -23,10 +23,10 @@ def import_data(
 
     from components.sources import fetched_source
     from photoflux.params import ImportParams
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import import_photos
 
-    with reported("import_data", beside=photos.path):
+    with report_failure("import_data", beside=photos.path):
         block = ImportParams.from_block(params)
         with fetched_source(block.source, key=key) as (folder, origin):
             result = import_photos.run(folder, photos=Path(photos.path), params=block, key=key, origin=origin)

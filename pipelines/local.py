@@ -108,14 +108,14 @@ class Recorder:
         return self.failure is None or step in self.always
 
     def started(self, step: str) -> None:
-        self._save(self.run.with_step(self.run.step(step).moved(State.running)))
+        self._save(self.run.with_step(self.run.step(step).in_state(State.running)))
 
     def ended(self, step: str, *, exit_code: int, outputs: dict[str, Any]) -> None:
         if exit_code:
             self.failure = self.failure or self._failure_of(step, exit_code=exit_code, outputs=outputs)
-            self._save(self.run.with_step(self.run.step(step).moved(State.failed)))
+            self._save(self.run.with_step(self.run.step(step).in_state(State.failed)))
             return
-        done = replace(self.run.step(step).moved(State.succeeded), metrics=_metrics(outputs))
+        done = replace(self.run.step(step).in_state(State.succeeded), metrics=_metrics(outputs))
         artifacts = self.run.artifacts | {step: _link_outputs(outputs, self.folder, step)}
         self._save(replace(self.run.with_step(done), artifacts=artifacts))
 
@@ -125,7 +125,7 @@ class Recorder:
         places = {name: (type(one).schema_title, one.uri) for name, one in artifacts.items()}
         cached_metrics = artifacts["metrics"].metadata if "metrics" in artifacts else {}
         metrics = {name: float(value) for name, value in cached_metrics.items()}
-        done = replace(self.run.step(step).moved(State.running).moved(State.reused), metrics=metrics)
+        done = replace(self.run.step(step).in_state(State.running).in_state(State.reused), metrics=metrics)
         self._save(
             replace(
                 self.run.with_step(done),

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from photoflux.runs import Run, State, StepRun
-from photoflux.screen import COUNTED
+from photoflux.screen import PROGRESS_COUNT
 
 COLOURS = {
     State.queued: "dim",
@@ -67,7 +67,7 @@ def progress(log: Path) -> str:
 
 def _bar(progress_line: str) -> ProgressBar:
     """Filled to the `3 of 8` in the text; pulsing where there is none."""
-    if counted := COUNTED.search(progress_line):
+    if counted := PROGRESS_COUNT.search(progress_line):
         return ProgressBar(total=int(counted[2]), completed=int(counted[1]), width=BAR_WIDTH)
     return ProgressBar(pulse=True, width=BAR_WIDTH)
 
