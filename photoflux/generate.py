@@ -20,7 +20,7 @@ from photoflux.images import SUFFIXES, encoded, fitted, parse_size
 from photoflux.manifest import write_bytes
 from photoflux.params import GenerateParams, help_of
 from photoflux.params.files import load_params
-from photoflux.styles import FILTERS, REDRAWS, redrawn
+from photoflux.styles import FILTERS, REDRAWS, redraw_image
 from photoflux.wording import slug
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Painter:
         image = sample(self.pipe, [prompt], [seed], spec=self.spec, batch_size=1)[0]
         if style not in REDRAWS:
             return image
-        return redrawn(image, prompt, style=REDRAWS[style], pipe=self.pipe, spec=self.spec, seed=seed)
+        return redraw_image(image, prompt, style=REDRAWS[style], pipe=self.pipe, spec=self.spec, seed=seed)
 
     def png(self, prompt: str, *, seed: int) -> bytes:
         """One picture as a PNG file at the base's resolution."""

@@ -94,9 +94,9 @@ def edit(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 def test_an_edit_renames_exactly_what_uses_the_file(edit: Callable[[str], None]) -> None:
     uses = {
-        "drawing": fingerprint.sources(*fingerprint.DRAWS),
-        "judging": fingerprint.sources(*fingerprint.DRAWS, *fingerprint.MEASURES),
-        "training": fingerprint.sources(*fingerprint.DRAWS, *fingerprint.TRAINS),
+        "drawing": fingerprint.sources(*fingerprint.DRAWING_MODULES),
+        "judging": fingerprint.sources(*fingerprint.DRAWING_MODULES, *fingerprint.MEASURING_MODULES),
+        "training": fingerprint.sources(*fingerprint.DRAWING_MODULES, *fingerprint.TRAINING_MODULES),
     }
     others = ("generate.py", "tracking.py", "steps/gate.py", "steps/register.py", "judges/bias.py")
     others += ("report.py", "pages/plots.py", "pages/evaluate.py", "pages/finetune.py")
@@ -123,7 +123,8 @@ def test_code_that_draws_measures_or_trains_counts_where_it_should(
 
 
 @pytest.mark.parametrize(("step", "modules"), [
-    ("finetune", fingerprint.TRAINS), ("evaluate", (*fingerprint.DRAWS, *fingerprint.MEASURES)), ("audit", fingerprint.DRAWS),
+    ("finetune", fingerprint.TRAINING_MODULES), ("evaluate", (*fingerprint.DRAWING_MODULES, *fingerprint.MEASURING_MODULES)),
+    ("audit", fingerprint.DRAWING_MODULES),
 ])  # fmt: skip
 def test_dvc_watches_every_file_of_it(root: Path, step: str, modules: tuple[str, ...]) -> None:
     deps = yaml.safe_load((root / "dvc.yaml").read_text())["stages"][step]["deps"]

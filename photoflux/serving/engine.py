@@ -311,7 +311,7 @@ class Engine:
 
     def _draw(self, prompt: str, *, seed: int, style: str, check: Callable[[], None]) -> Image.Image:
         from photoflux.flux.sampling import decode, noise_for, sample_latents
-        from photoflux.styles import REDRAWS, redrawn
+        from photoflux.styles import REDRAWS, redraw_image
 
         embeds, noise = self._embed(prompt), noise_for([seed], spec=self.spec)
         latents = sample_latents(self.pipe.transformer, embeds, noise, spec=self.spec, check=check)
@@ -320,7 +320,7 @@ class Engine:
         if style not in REDRAWS:
             return image
         redraw = REDRAWS[style]
-        return redrawn(image, prompt, style=redraw, pipe=self.pipe, spec=self.spec, seed=seed, check=check)
+        return redraw_image(image, prompt, style=redraw, pipe=self.pipe, spec=self.spec, seed=seed, check=check)
 
     def _embed(self, prompt: str) -> PromptEmbeds:
         """The prompt's embedding, cached by the prompt's digest: the text itself is not stored."""
