@@ -95,7 +95,7 @@ def small_cache(folder, *, count=8, size_px=32, text_length=5):
 
 def test_crops_are_parts_of_the_pictures(tmp_path):
     cache = small_cache(tmp_path, count=2, size_px=64)
-    pictures = train_vae.Pictures(cache, torch.device("cpu"), count=2)
+    pictures = train_vae.CachedImages(cache, torch.device("cpu"), count=2)
     how = {"generator": torch.Generator().manual_seed(1)}
     crops = pictures.draw(4, side_px=32, **how).numpy()
     assert crops.shape == (4, 32, 32, 3)
@@ -108,11 +108,11 @@ def test_crops_are_parts_of_the_pictures(tmp_path):
 
 def test_the_vae_sees_what_is_drawn_while_it_trains(tmp_path):
     cache = Cache(tmp_path, capacity=12, latent_shape=(16, 4, 4), text_length=5, size_px=32)
-    pictures = train_vae.Pictures(cache, torch.device("cpu"), count=8)
+    pictures = train_vae.CachedImages(cache, torch.device("cpu"), count=8)
     ids, seen = np.zeros((4, 2, 5)), []
     for index in range(3):
         cache.put(4 * index, draw(index, seed=0, count=4, size_px=32), clip_ids=ids, t5_ids=ids)
-        seen.append(pictures.take_in())
+        seen.append(pictures.refresh())
     assert seen == [4, 8, 8]
     drawn = pictures.draw(200, side_px=32, generator=torch.Generator().manual_seed(0)).numpy()
     found = {next(row for row in range(12) if np.array_equal(one, cache.pixels[row])) for one in drawn}
