@@ -16,12 +16,10 @@ TILE_PX = 148
 Item = Mapping[str, Any]
 
 
-def dataset_page(
-    manifest: Mapping[str, Any], *, pictures: Mapping[str, Image.Image], photos: Mapping[str, Path]
-) -> Page:
+def dataset_page(manifest: Mapping[str, Any], *, images: Mapping[str, Image.Image], photos: Mapping[str, Path]) -> Page:
     """The report. Pictures, file names and captions, which are personal, are on the full copy alone.
 
-    `pictures` are those of the manifest's items by file, `photos` the files of the photos by the name they came with.
+    `images` are those of the manifest's items by file, `photos` the files of the photos by the name they came with.
     """
     subject, base = manifest["subject"], manifest["base"]
     items = list({item["file"]: item for item in manifest["items"]}.values())  # originals are listed once per variant
@@ -34,22 +32,22 @@ def dataset_page(
     page.verdict("OK", f"{summary}; {len(held_out)} held out for evaluation.")
     with page.only(full=True):
         page.section("Trained on")
-        page.image(_sheet(train, pictures, photos), "The photo with the square used, its picture, its variants")
+        page.image(_sheet(train, images, photos), "The photo with the square used, its picture, its variants")
         page.section("Held out: never seen in training")
-        page.image(_sheet(held_out, pictures, photos), "Chosen before anything was varied")
+        page.image(_sheet(held_out, images, photos), "Chosen before anything was varied")
         page.section("How each picture was made")
         page.table([_row(item) for item in items])
     return page
 
 
-def _sheet(items: Sequence[Item], pictures: Mapping[str, Image.Image], photos: Mapping[str, Path]) -> Image.Image:
+def _sheet(items: Sequence[Item], images: Mapping[str, Image.Image], photos: Mapping[str, Path]) -> Image.Image:
     rows: dict[str, list[Item]] = {}
     for item in items:
         rows.setdefault(item["source"], []).append(item)
     columns = 1 + max(len(row) for row in rows.values())
     blank = Image.new("RGB", (TILE_PX, TILE_PX), "white")
     tiles = [
-        [_photo_with_square(photos[source], row[0]["transforms"]), *(pictures[item["file"]] for item in row)]
+        [_photo_with_square(photos[source], row[0]["transforms"]), *(images[item["file"]] for item in row)]
         for source, row in rows.items()
     ]
     return contact_sheet(

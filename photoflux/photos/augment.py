@@ -80,14 +80,14 @@ def plan(
 def apply(image: Image.Image, recipe: Recipe, *, size_px: int) -> Image.Image:
     """Make a variant. A turned picture is cut to the largest upright square inside, so no corner is empty."""
     left, top, right, bottom = (round(edge) for edge in recipe.square.box)
-    picture = image.crop((left, top, right, bottom))
+    variant = image.crop((left, top, right, bottom))
     if recipe.rotation_deg:
-        turned = picture.rotate(recipe.rotation_deg, Image.Resampling.BICUBIC)
-        picture = _inside(turned, share=1 / _turned_span(recipe.rotation_deg))
-    picture = picture.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3)
+        turned = variant.rotate(recipe.rotation_deg, Image.Resampling.BICUBIC)
+        variant = _inside(turned, share=1 / _turned_span(recipe.rotation_deg))
+    variant = variant.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3)
     if recipe.mirrored:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _adjust_light(picture, brightness=recipe.brightness, gamma=recipe.gamma)
+        variant = variant.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _adjust_light(variant, brightness=recipe.brightness, gamma=recipe.gamma)
 
 
 def _inside(image: Image.Image, *, share: float) -> Image.Image:

@@ -92,10 +92,10 @@ def _from_literals(answer: tuple[Any, ...]) -> Decoded:
 def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     """The file as a picture whose header was read and checked: kind, size, number of frames."""
     readers = {
-        "JPEG": jpeg.open_picture,
-        "PNG": png.open_picture,
+        "JPEG": jpeg.open_image,
+        "PNG": png.open_image,
         "TIFF": tiff.open_page,
-        "HEIF": heif.open_picture,
+        "HEIF": heif.open_image,
         "WEBP": _open_webp,
     }
     kind = other_kind(data)
@@ -118,12 +118,12 @@ def _open_webp(data: bytes, *, max_pixels: int) -> Image.Image:
 def _read(image: Image.Image) -> Decoded:
     image.load()
     facts = _facts(image)
-    picture = _flatten(image)
+    decoded_image = _flatten(image)
     turn = UPRIGHT.get(_exif(image).get(ORIENTATION, 1))
     if turn is not None:
-        picture = picture.transpose(turn)
+        decoded_image = decoded_image.transpose(turn)
     facts["was_rotated"] = turn is not None
-    return Decoded(_without_metadata(picture), str(image.format), facts)
+    return Decoded(_without_metadata(decoded_image), str(image.format), facts)
 
 
 def _facts(image: Image.Image) -> dict[str, bool]:

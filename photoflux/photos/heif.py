@@ -43,7 +43,7 @@ class Primary:
     """Offsets of the item types of EXIF items."""
 
 
-def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     """The primary picture; not decoded yet if it is an AVIF. Raises PhotoProblem."""
     primary = primary_of(data)
     if primary.transfer in HDR_TRANSFERS:
@@ -65,9 +65,9 @@ def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
 
 def _open_heic(data: bytes, *, max_pixels: int) -> Image.Image:
     container = pi_heif.open_heif(io.BytesIO(_as_brand(data, b"heic")), convert_hdr_to_8bit=True)
-    picture = container[container.primary_index]
-    check_pixels(picture.size[0], picture.size[1], max_pixels)
-    image = picture.to_pillow()
+    heif_image = container[container.primary_index]
+    check_pixels(heif_image.size[0], heif_image.size[1], max_pixels)
+    image = heif_image.to_pillow()
     check_pixels(image.width, image.height, max_pixels)  # the bitstream may differ from the header
     image.format = "HEIF"
     return image

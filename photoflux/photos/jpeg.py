@@ -16,7 +16,7 @@ ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a content
 COMPONENTS = (1, 3, 4)
 
 
-def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     """The picture, not decoded yet; of an MPO its first. Raises PhotoProblem."""
     process, frame = _frame(data)
     if frame:

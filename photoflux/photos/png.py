@@ -22,7 +22,7 @@ USUAL_GAMMA = (0.44, 0.47)
 """Values of gAMA, rounded one way or another, in files that mean sRGB."""
 
 
-def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     """The picture, not decoded yet; its profile as ICC, from whatever chunk has it. Raises PhotoProblem."""
     chunks = dict[bytes, bytes]()
     cleaned = bytearray(SIGNATURE)

@@ -43,8 +43,8 @@ class Photo:
     def image(self) -> Image.Image:
         from PIL import Image
 
-        with Image.open(self.path) as picture:
-            return picture.convert("RGB")
+        with Image.open(self.path) as stored:
+            return stored.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Sample:
     file: str
     split: str
     photo: Photo
-    picture: Image.Image
+    image: Image.Image
     caption: str
     transforms: dict[str, Any]
 
@@ -71,7 +71,7 @@ class Sample:
 def run(
     validated: Path, *, dataset: Path, report: Path, params: AugmentParams, key: str = "plain://demo"
 ) -> StepResult:
-    """Make the training set of a validated artifact: `train/` and `heldout/` pictures at the base's
+    """Make the training set of a validated artifact: `train/` and `heldout/` images at the base's
     resolution, each with a caption, and a contact sheet.
 
     Photos are held out before anything is varied, and photos that nearly repeat one another stay on one side.
@@ -89,9 +89,9 @@ def run(
         samples = _samples(photos, heldout, manifest["subject"], size_px=size_px, params=params)
         dataset_manifest = _manifest(manifest, samples, base=spec.name, size_px=size_px, params=params)
         with committed(dataset, key=key) as out:
-            write_tar(out, files={sample.file: _png(sample.picture) for sample in samples}, manifest=dataset_manifest)
-        pictures = {sample.file: sample.picture for sample in samples}
-        page = dataset_page(dataset_manifest, pictures=pictures, photos={photo.source: photo.path for photo in photos})
+            write_tar(out, files={sample.file: _png(sample.image) for sample in samples}, manifest=dataset_manifest)
+        images = {sample.file: sample.image for sample in samples}
+        page = dataset_page(dataset_manifest, images=images, photos={photo.source: photo.path for photo in photos})
         publish(report, page, subject=manifest["subject"], key=key)
     train = [item for item in dataset_manifest["items"] if item["split"] == TRAIN]
     metrics: dict[str, float] = {
@@ -200,9 +200,9 @@ def _samples_of_photo(
     samples = [original]
     for number in range(1, params.variants + 1) if split == TRAIN else ():
         recipe = plan(image, square, sha256=photo.sha256, number=number, params=params, **transforms_allowed)
-        picture = apply(image, recipe, size_px=size_px)
+        variant = apply(image, recipe, size_px=size_px)
         file = f"{split}/v{number}/{photo.stem}.png"  # in a folder of its own: any name beside the originals may be that of another photo
-        samples.append(replace(original, file=file, picture=picture, transforms=recipe.as_json() | {"variant": number}))
+        samples.append(replace(original, file=file, image=variant, transforms=recipe.as_json() | {"variant": number}))
     return samples
 
 
@@ -232,9 +232,9 @@ def _manifest(
     }
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=6)
+    image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
 
 
