@@ -111,7 +111,7 @@ class Stopwatch:
     curve: list[dict[str, float]] = field(default_factory=list)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def timing(self) -> Iterator[None]:
         """While open, a fine-tuning is timed."""
         from photoflux.flux import fit
         from photoflux.judges.candidates import Contest
@@ -269,7 +269,7 @@ def measured_row(
     else:
         took = rival_trained(bench, dataset, adapter, folder, recipe.rival)
     measured, case, pictures = evaluated(dataset, adapter, folder, bench.params["evaluate"])
-    keep_pictures(folder / "pictures", pictures, recipe.shown)
+    save_images(folder / "pictures", pictures, recipe.shown)
     return {
         "metrics": {name: measured["metrics"][name] for name in REPORTED},
         "identity_gain_fresh": fresh_gain(bench.judges, pictures, fresh_renders(subject, seed)),
@@ -285,7 +285,7 @@ def finetuned(dataset: Path, adapter: Path, folder: Path, params: Any) -> dict[s
     from photoflux.steps import finetune
 
     watch = Stopwatch()
-    with watch.watching():
+    with watch.timing():
         report, workdir = folder / "finetune.html", folder / "training"
         metrics = finetune.run(dataset, adapter=adapter, report=report, params=params, workdir=workdir).metrics
     return {
@@ -320,7 +320,7 @@ def evaluated(dataset: Path, adapter: Path, folder: Path, params: Any) -> tuple[
     return measured, told["case"], told["pictures"]
 
 
-def keep_pictures(folder: Path, pictures: Pictures, count: int) -> None:
+def save_images(folder: Path, pictures: Pictures, count: int) -> None:
     for place, prompt in enumerate(SHOWN[:count]):
         write_bytes(folder / f"{place}.png", png(pictures.tuned.row(prompt)[0]))
 
