@@ -161,7 +161,7 @@ def test_whoever_sends_what_takes_long_is_in_front_of_nobody_else():
     for job in jobs:
         job.result(timeout=60)
     assert order.index("bob 1") < order.index("ada 4")
-    assert not +made._working_for
+    assert not +made._running_by_person
     made.close()
 
 

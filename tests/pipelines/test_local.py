@@ -276,7 +276,7 @@ def test_a_process_that_cannot_be_ended_is_not_called_lost(local: LocalOrchestra
     without_its_runner(ref)
     with monkeypatch.context() as patch:
         patch.setattr(process, "GRACE_S", 0.1)
-        patch.setattr(process, "KILLED_S", 0.1)
+        patch.setattr(process, "KILL_TIMEOUT_S", 0.1)
         patch.setattr(process, "_signal", lambda *_: None)
         assert local.status(ref).state is State.running
         with pytest.raises(TimeoutError, match="cannot be ended"):

@@ -16,7 +16,7 @@ from photoflux.flux.loading import load_pipeline
 from photoflux.flux.sampling import generate
 from photoflux.flux.spec import BaseSpec
 from photoflux.manifest import read_manifest, unpack, write_tar
-from photoflux.serving.adapters import WEIGHTS, Adapter, AdapterKey, AdapterPool, Wanted, read_adapter
+from photoflux.serving.adapters import WEIGHTS, Adapter, AdapterKey, AdapterPool, IsWanted, read_adapter
 from photoflux.serving.merging import Merger
 
 
@@ -93,7 +93,7 @@ def test_an_adapter_is_checked_when_it_is_read(spec: BaseSpec, make_artifact: Ca
 def test_a_pool_keeps_the_latest_used_within_its_bytes():
     loads = list[str]()
 
-    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
+    def load(key: AdapterKey, wanted: IsWanted) -> Adapter:
         loads.append(key.owner)
         return held(400)
 
@@ -115,7 +115,7 @@ def test_what_is_larger_than_the_pool_is_still_given():
 
 
 def test_a_missing_adapter_is_an_error_each_time():
-    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
+    def load(key: AdapterKey, wanted: IsWanted) -> Adapter:
         raise InputError(f"{key.owner} has no such adapter")
 
     pool = AdapterPool(1000, load)
@@ -128,7 +128,7 @@ def test_a_missing_adapter_is_an_error_each_time():
 def test_one_load_serves_all_who_ask_meanwhile():
     loads = list[str]()
 
-    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
+    def load(key: AdapterKey, wanted: IsWanted) -> Adapter:
         loads.append(key.owner)
         time.sleep(0.05)
         return held()
@@ -154,7 +154,7 @@ def test_what_is_no_longer_wanted_once_it_is_loaded_is_not_kept():
     """Others who asked for it meanwhile load it themselves."""
     pool, key, unwanted = AdapterPool(10_000, lambda *_: held()), AdapterKey("a", "1", ""), threading.Event()
 
-    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
+    def load(key: AdapterKey, wanted: IsWanted) -> Adapter:
         unwanted.set()
         return held()
 

@@ -329,7 +329,7 @@ def test_an_erased_owner_is_forgotten_though_nobody_told_the_engine(
 ):
     """Adapters that lie idle are dropped, from the weights too, and others stay."""
     monkeypatch.setattr("photoflux.serving.engine.SWEEP_S", 0.05)
-    monkeypatch.setattr("photoflux.serving.engine.IDLE_S", 0.0)
+    monkeypatch.setattr("photoflux.serving.engine.IDLE_CHECK_S", 0.0)
     erased = set[str]()
     engine = Engine(load_pipeline(spec, device="cpu"), spec=spec, fetch=fetch, is_erased=erased.__contains__)
     base = {name: weight.clone() for name, weight in engine.merger.weights.items()}
@@ -359,7 +359,7 @@ def test_nothing_is_drawn_for_an_erased_owner(
     for _ in range(3):
         drawn(engine, key_of(1))
     assert asked == ["user-1"]
-    monkeypatch.setattr("photoflux.serving.engine.CHECKED_S", 0.0)
+    monkeypatch.setattr("photoflux.serving.engine.ERASURE_CHECK_S", 0.0)
     erased.add("user-1")
     with pytest.raises(OwnerForgotten, match="erased"):
         drawn(engine, key_of(1))
@@ -372,7 +372,7 @@ def test_a_sweep_goes_on_after_a_store_that_was_away(
     spec: BaseSpec, fetch: Fetch, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("photoflux.serving.engine.SWEEP_S", 0.02)
-    monkeypatch.setattr("photoflux.serving.engine.IDLE_S", 0.0)
+    monkeypatch.setattr("photoflux.serving.engine.IDLE_CHECK_S", 0.0)
     away, failed, erased = threading.Event(), threading.Event(), set[str]()
 
     def is_erased(owner: str) -> bool:

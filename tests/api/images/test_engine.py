@@ -354,7 +354,7 @@ def test_an_erased_owners_adapter_is_not_drawn_with(
     drawing: tuple[str, Engine],
 ):
     """Though their capability still holds for a minute, and nobody told the engine."""
-    monkeypatch.setattr("photoflux.serving.engine.CHECKED_S", 0.0)
+    monkeypatch.setattr("photoflux.serving.engine.ERASURE_CHECK_S", 0.0)
     call = asked(site, ada, subject)
     assert http.post("/predict", json=call).status_code == 200
     site.service.keyring.erase(ada.id)
