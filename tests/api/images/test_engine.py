@@ -367,9 +367,9 @@ def test_forgetting_empties_the_pools(
 ):
     http.post("/predict", json=asked(site, ada, subject))
     engine = drawing[1]
-    assert any(key.owner == ada.id for key in engine.host._held)
+    assert any(key.owner == ada.id for key in engine.host._adapters)
     client.forget(ada.id)
-    assert not any(key.owner == ada.id for key in engine.host._held)
+    assert not any(key.owner == ada.id for key in engine.host._adapters)
 
 
 def test_a_generation_is_drawn_sealed_and_shown(
