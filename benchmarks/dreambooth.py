@@ -95,14 +95,14 @@ class TrainingData:
         clean = torch.cat([self.photos[own], self.pictures[others]])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         noise = torch.randn(clean.shape, generator=generator)
-        sigmas = draw_sigmas(len(clean), generator=generator)
+        sigmas = sample_sigmas(len(clean), generator=generator)
         return Batch(clean, noise, sigmas, self.prompts.take(own + [len(self.photos)] * size))
 
     def to(self, device: Any) -> TrainingData:
         return TrainingData(self.photos.to(device), self.pictures.to(device), self.prompts.to(device))
 
 
-def draw_sigmas(count: int, *, generator: torch.Generator) -> Tensor:
+def sample_sigmas(count: int, *, generator: torch.Generator) -> Tensor:
     """Noise levels [count], each of the schedule's as likely as any other."""
     return (LEVELS - (torch.rand(count, generator=generator) * LEVELS).long()) / LEVELS
 

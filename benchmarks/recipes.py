@@ -179,7 +179,7 @@ def open_bench(params: Mapping[str, Any], *, seed: int) -> Bench:
     judges = Judges.load(Path(spec.judges), device=get_settings().device or None)
     code = fingerprint.code_digest(*(f"photoflux.steps.{step}" for step in STEPS), "photoflux.pocket.photosets")
     subjects = {"photos": PHOTOS, "fresh": (FRESH, FRESH_PX, FRESH_SEED), "seed": seed}
-    about = {"base": fingerprint.of_drawing(spec), "code": code, "judges": judges.hash,
+    about = {"base": fingerprint.of_generation(spec), "code": code, "judges": judges.hash,
              "prompts": digest(prompts_file(params)), "machine": machine(), "subjects": subjects,
              "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"}}  # fmt: skip
     return Bench(params, spec, judges, Path(".cache/bench") / short_hash(about), seed)

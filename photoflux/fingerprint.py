@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from photoflux.manifest import to_json
 
 ROOT = Path(__file__).resolve().parent.parent
-DRAWING_MODULES = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
+GENERATION_MODULES = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
 MEASURING_MODULES = ("photoflux.judges.scores", "photoflux.judges.seeing", "photoflux.judges.encoders")
 TRAINING_MODULES = ("photoflux.steps.finetune",)
 """Root modules of the code that draws, measures and trains; all that they import belongs to it."""
@@ -54,16 +54,16 @@ def of_base(spec: Base) -> str:
     return name({"base": spec.hash, "call": spec.call})
 
 
-def of_drawing(spec: Base) -> dict[str, Any]:
+def of_generation(spec: Base) -> dict[str, Any]:
     """What an image depends on besides prompt and seed."""
     libraries = {library: version(library) for library in LIBRARIES}
-    return {"base": spec.hash, "call": spec.call, "code": code_digest(*DRAWING_MODULES), "libraries": libraries}
+    return {"base": spec.hash, "call": spec.call, "code": code_digest(*GENERATION_MODULES), "libraries": libraries}
 
 
 def of_judging(spec: Base, *, judges: str, prompts: str, **protocol: Any) -> dict[str, Any]:
     """What measurements depend on. `judges` and `prompts` are digests; `protocol` is the profile, first seed and photos."""
     about = {"judges": judges, "prompts": prompts, "protocol": protocol}
-    return {"drawing": of_drawing(spec), **about, "measuring": code_digest(*MEASURING_MODULES)}
+    return {"drawing": of_generation(spec), **about, "measuring": code_digest(*MEASURING_MODULES)}
 
 
 def of_training(
@@ -72,7 +72,7 @@ def of_training(
     """What an adapter depends on. `dataset` and the values of `files` (training adapter, judges, …) are digests."""
     about = {"dataset": dataset, "params": dict(params), "files": dict(files)}
     trained = {"lora_targets": list(spec.lora_targets), "class_nouns": list(spec.class_nouns)}
-    return {"drawing": of_drawing(spec), **trained, **about, "code": code_digest(*TRAINING_MODULES)}
+    return {"drawing": of_generation(spec), **trained, **about, "code": code_digest(*TRAINING_MODULES)}
 
 
 @cache

@@ -146,7 +146,9 @@ class Artist:
     def _drawn_by(self, prompts: Sequence[Prompt], *, seed: int, seeds: int, skip: int) -> dict[str, Any]:
         """What the base's pictures hang on; their last bits also on the device and on how many are drawn at once."""
         asked = {"prompts": [prompt.text for prompt in prompts], "seeds": [seed, seeds, skip]}
-        return fingerprint.of_drawing(self.spec) | asked | {"device": self.pipe.device.type, "batch": self.batch_size}
+        return (
+            fingerprint.of_generation(self.spec) | asked | {"device": self.pipe.device.type, "batch": self.batch_size}
+        )
 
 
 def open_artist(base: str, *, prompts: str, batch_size: int, adapter: Path | None = None) -> tuple[Artist, PromptSet]:

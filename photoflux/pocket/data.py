@@ -69,7 +69,7 @@ class Batch:
         return len(self.pixels)
 
 
-def draw(index: int, *, seed: int, count: int, size_px: int) -> Batch:
+def render_batch(index: int, *, seed: int, count: int, size_px: int) -> Batch:
     """Scenes `index * count` to `(index + 1) * count - 1` of the endless set `seed`."""
     from photoflux.pocket.render import coverage, render
 
@@ -96,7 +96,7 @@ def _class_index(values: tuple[str, ...], value: str) -> int:
     return values.index(value) if value else -1
 
 
-def draw_views(
+def render_views(
     index: int, *, seed: int, subjects: int, views: int, size_px: int, heldout: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Several views of each subject, in different scenes: uint8 `[subjects * views, H, W, 3]`, subject numbers `[subjects * views]`.

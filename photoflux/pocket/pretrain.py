@@ -166,11 +166,11 @@ class Stages:
         how = {"count": plan.pictures, "seed": plan.seed, "workers": plan.workers}
         tokenizers = self.pipe.tokenizer, self.pipe.tokenizer_2
         if not plan.workers:
-            train_vae.draw_images(cache, tokenizers, **how)
+            train_vae.render_images(cache, tokenizers, **how)
             return
         cache.create()  # else two processes would create the same files
         spawn = multiprocessing.get_context("spawn")
-        self.drawing = spawn.Process(target=_draw_images, args=(self.cache, tokenizers), kwargs=how)
+        self.drawing = spawn.Process(target=_render_images, args=(self.cache, tokenizers), kwargs=how)
         self.drawing.start()
 
     def wait_for_pictures(self) -> None:
@@ -305,9 +305,9 @@ class Stages:
         return cache_of(self.work, self.plan)
 
 
-def _draw_images(cache: Cache, tokenizers: tuple[Any, Any], **how: Any) -> None:
+def _render_images(cache: Cache, tokenizers: tuple[Any, Any], **how: Any) -> None:
     exit_with_parent()
-    train_vae.draw_images(cache, tokenizers, **how)
+    train_vae.render_images(cache, tokenizers, **how)
 
 
 def export_base(pipe: FluxPipeline, folder: Path) -> Path:

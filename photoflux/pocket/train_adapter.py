@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from photoflux.pocket.data import Cache
 from photoflux.pocket.models import PocketConfig, lora_targets
-from photoflux.pocket.train_flow import Flow, LatentSet, draw_batch, hard_captions
+from photoflux.pocket.train_flow import Flow, LatentSet, hard_captions, sample_batch
 from photoflux.pocket.training import Budget, Recipe, Run, load_average, math_attention, mixed_precision
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def train_adapter(
         run = Run("adapter", adapter, file, budget, recipe, seed=seed + SEED_OFFSET)
         predict, data = torch.compile(flow) if compiled else flow, LatentSet.of(cache, run.device, often=often)
         for step in run:
-            samples = draw_batch(data, count=batch, generator=run.generator(step))
+            samples = sample_batch(data, count=batch, generator=run.generator(step))
             with mixed_precision(run.device), math_attention(run.device):
                 velocity = predict(samples.noisy, samples.sigma, samples.clip_ids, samples.t5_ids)
             run.update(samples.loss(velocity, samples.velocity), images=batch)

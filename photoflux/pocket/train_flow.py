@@ -97,7 +97,7 @@ class Samples:
         return self.noise - self.clean
 
 
-def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
+def sample_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels in (0, 1): `sigmoid(N(LOGIT_MEAN, 1))`, a fifth of them uniform."""
     how: dict[str, Any] = {"generator": generator, "device": generator.device}
     logit_normal = (LOGIT_MEAN + torch.randn(count, **how)).sigmoid()
@@ -133,7 +133,7 @@ class LatentSet:
         return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-def draw_batch(data: LatentSet, *, count: int, generator: torch.Generator) -> Samples:
+def sample_batch(data: LatentSet, *, count: int, generator: torch.Generator) -> Samples:
     """`count` cached pictures, each with one of its two captions, fresh noise and a noise level."""
     how: dict[str, Any] = {"generator": generator, "device": generator.device}
     rows, which = torch.randint(len(data.latents), (count,), **how), torch.randint(2, (count,), **how)
@@ -141,7 +141,7 @@ def draw_batch(data: LatentSet, *, count: int, generator: torch.Generator) -> Sa
         some = round(HARD_SHARE * count)
         rows[:some], which[:some] = data.often[torch.randint(len(data.often), (some,), **how)].T
     clean = pack(data.latents[rows].float())
-    noise, sigma = torch.randn(clean.shape, **how), draw_sigmas(count, generator)
+    noise, sigma = torch.randn(clean.shape, **how), sample_sigmas(count, generator)
     clip_ids, t5_ids = data.clip_ids[rows, which].long(), data.t5_ids[rows, which].long()
     return Samples(clean, noise, sigma, clip_ids, t5_ids, data.coverage[rows].float() / 255)
 
@@ -171,7 +171,7 @@ def train_flow(
     data = LatentSet.of(cache, run.device, often=hard_captions(cache, pipe.tokenizer_2))
     for step in run:
         generator = run.generator(step)
-        samples = draw_batch(data, count=batch, generator=generator)
+        samples = sample_batch(data, count=batch, generator=generator)
         empty = torch.rand(batch, 1, generator=generator, device=run.device) < EMPTY_CAPTIONS
         clip_ids, t5_ids = torch.where(empty, no_clip, samples.clip_ids), torch.where(empty, no_t5, samples.t5_ids)
         with mixed_precision(run.device), math_attention(run.device):
@@ -205,7 +205,7 @@ def distil(
     data = LatentSet.of(cache, run.device)
     for step in run:
         generator = run.generator(step)
-        samples = draw_batch(data, count=batch, generator=generator)
+        samples = sample_batch(data, count=batch, generator=generator)
         samples = replace(samples, sigma=visited_sigmas(samples.sigma, generator, steps=steps))
         ids = samples.clip_ids, samples.t5_ids
         with mixed_precision(run.device), math_attention(run.device):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from photoflux.manifest import replacing, write_json
 from photoflux.pocket import models
-from photoflux.pocket.data import Cache, classes, draw, draw_views, stream
+from photoflux.pocket.data import Cache, classes, render_batch, render_views, stream
 from photoflux.pocket.train_vae import VAE_BATCH, decode, encode, to_unit
 from photoflux.pocket.training import Budget, Recipe, Run, load_average, math_attention, mixed_precision
 
@@ -157,7 +157,7 @@ class Pool:
         self.labels = torch.from_numpy(cache.labels[: cache.filled]).to(device)
         self.clip_ids = torch.from_numpy(cache.clip_ids[: cache.filled, 0]).to(device)
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Varied pictures `[N, 3, H, W]`, half of them after the VAE, class ids `[N, A]`, caption ids `[N, L]`.
 
         Half of all are mirrored: no attribute depends on the side.
@@ -177,7 +177,7 @@ def train_attribute_judge(
     """Cross-entropy of every attribute that a picture has. Averaged weights at the end."""
     run = Run("judge-attributes", judge, file, budget, CONVOLUTIONAL, seed=seed)
     for step in run:
-        images, labels, _ = pool.draw(batch, run.generator(step))
+        images, labels, _ = pool.sample(batch, run.generator(step))
         with mixed_precision(run.device):
             loss = attribute_loss(judge(images), labels)
         run.update(loss, images=len(images))
@@ -189,7 +189,7 @@ def train_clip_judge(judge: ClipJudge, pool: Pool, *, file: Path, budget: Budget
     """Contrastive plus attribute loss. Averaged weights at the end."""
     run = Run("judge-clip", judge, file, budget, CLIP, seed=seed)
     for step in run:
-        images, labels, ids = pool.draw(batch, run.generator(step))
+        images, labels, ids = pool.sample(batch, run.generator(step))
         with mixed_precision(run.device), math_attention(run.device):
             embedding, logits = judge(images)
             loss = attribute_loss(logits, labels) + contrastive_loss(embedding, judge.text(ids), judge.clip.logit_scale)
@@ -215,7 +215,7 @@ def train_identity_judge(
     """
     run = Run("judge-identity", judge, file, budget, CONVOLUTIONAL, seed=seed)
     subjects = max(2, batch // VIEWS // 2)
-    task = partial(draw_views, seed=seed + 10, subjects=subjects, views=VIEWS, size_px=size_px)
+    task = partial(render_views, seed=seed + 10, subjects=subjects, views=VIEWS, size_px=size_px)
     fresh = stream(task, start=run.step, workers=workers, ahead=4 * max(1, workers))
     for step in run:
         generator = run.generator(step)
@@ -241,7 +241,7 @@ def decoded_views(
     if file.exists():
         return np.load(file, mmap_mode="r")
     some = min(16, subjects)
-    task = partial(draw_views, seed=seed, subjects=some, views=VIEWS, size_px=size_px)
+    task = partial(render_views, seed=seed, subjects=some, views=VIEWS, size_px=size_px)
     drawn = stream(task, workers=workers, ahead=4 * max(1, workers))
     pool = np.concatenate([through_vae(vae, next(drawn)[0]) for _ in range(-(-subjects // some))])
     drawn.close()
@@ -311,11 +311,11 @@ def evaluate_judges(
     """The judge card from unseen VAE-decoded renders, in the form of `judges.json`."""
     truth, predicted = [], []
     for index in range(max(1, count // 64)):
-        batch = draw(index, seed=seed, count=min(64, count), size_px=size_px)
+        batch = render_batch(index, seed=seed, count=min(64, count), size_px=size_px)
         truth.append(batch.labels)
         predicted.append(predict(reader, through_vae(vae, batch.pixels)))
     confusion = confusion_counts(np.concatenate(truth), np.concatenate(predicted))
-    pixels, numbers = draw_views(0, seed=seed + 1, subjects=subjects, views=VIEWS, size_px=size_px, heldout=True)
+    pixels, numbers = render_views(0, seed=seed + 1, subjects=subjects, views=VIEWS, size_px=size_px, heldout=True)
     device = next(identity.parameters()).device
     parts = [identity(to_unit(through_vae(vae, part), device)).cpu().numpy() for part in _parts(pixels, 64)]
     card = {name: round(balanced_accuracy(table), 4) for name, table in confusion.items()}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from photoflux.pocket.data import Batch, Cache, draw, stream
+from photoflux.pocket.data import Batch, Cache, render_batch, stream
 from photoflux.pocket.training import Budget, Recipe, Run, mixed_precision
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class CachedImages:
         self.drawn = drawn
         return drawn
 
-    def draw(self, count: int, *, side_px: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, *, side_px: int, generator: torch.Generator) -> Tensor:
         """Random squares of random pictures, uint8 `[count, side, side, 3]`."""
         how: dict[str, Any] = {"generator": generator, "device": generator.device}
         rows = torch.randint(self.drawn, (count,), **how)
@@ -123,7 +123,7 @@ def train_vae(
             cached_images.refresh()
         generator, crops = run.generator(step), run.progress < CROPS_UNTIL
         count, side_px = (CROPS_PER_IMAGE * batch, whole_px // 2) if crops else (batch, whole_px)
-        images = to_unit(cached_images.draw(count, side_px=side_px, generator=generator), device)
+        images = to_unit(cached_images.sample(count, side_px=side_px, generator=generator), device)
         noise = torch.randn((count, 16, side_px // 8, side_px // 8), generator=generator, device=device)
         with mixed_precision(device):
             loss = loss_of(vae, images, noise)
@@ -141,7 +141,7 @@ def fit_scale(vae: AutoencoderKL, *, seed: int, batches: int = 16, count: int = 
     device, size_px = next(vae.parameters()).device, vae.config.sample_size
     latents, errors = [], []
     for index in range(batches):
-        images = to_unit(draw(index, seed=seed, count=count, size_px=size_px).pixels, device)
+        images = to_unit(render_batch(index, seed=seed, count=count, size_px=size_px).pixels, device)
         latents.append(vae.encode(images).latent_dist.mean)
         output = vae.decode(latents[-1]).sample.clamp(-1, 1)
         errors.append((output - images).square().mean(dim=(1, 2, 3)) / 4)
@@ -172,10 +172,10 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
     return (unit * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def draw_images(cache: Cache, tokenizers: tuple[Any, Any], *, count: int, seed: int, workers: int = 1) -> int:
+def render_images(cache: Cache, tokenizers: tuple[Any, Any], *, count: int, seed: int, workers: int = 1) -> int:
     """Render and tokenise until `count` pictures are cached; continues after an interruption."""
     batch, logged = min(64, count), time.monotonic()
-    task = partial(draw, seed=seed + 2, count=batch, size_px=cache.size_px)
+    task = partial(render_batch, seed=seed + 2, count=batch, size_px=cache.size_px)
     cached_images = stream(task, start=cache.drawn // batch, workers=workers, ahead=4 * max(1, workers))
     for start in range(cache.drawn, count - count % batch, batch):
         drawn = next(cached_images)

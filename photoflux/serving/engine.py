@@ -125,10 +125,10 @@ class Engine:
         self.device = AdapterPool(device_bytes, lambda key, wanted: self.host.get(key, wanted=wanted).to(pipe.device))
         self.queue: FairQueue[Request] = FairQueue(waiting)
         self.latency = LatencyEstimator()
-        self.drawing: Request | None = None
+        self.current: Request | None = None
         self._fetching: threading.Thread | None = None
         self._merged: AdapterKey | None = None
-        self._weights_lock, self._drawing_owner = threading.Lock(), ""
+        self._weights_lock, self._current_owner = threading.Lock(), ""
         self._unfinished = set[Request]()
         self._prompts: OrderedDict[str, PromptEmbeds] = OrderedDict()
         self._prompts_lock = threading.Lock()
@@ -154,7 +154,7 @@ class Engine:
 
     def wait_s(self, owner: str) -> float:
         """Estimated seconds until a new request of this owner begins: the cost before it times the latency."""
-        current = self.drawing
+        current = self.current
         ahead = sum(request.cost for request in self.queue.ahead_of(owner)) + (current.cost if current else 0)
         return max(1.0, ahead * self.latency.seconds)
 
@@ -188,7 +188,7 @@ class Engine:
     def _is_in_weights(self, owner: str) -> bool:
         """Whether an owner's adapter is merged into the weights, or about to be."""
         merged = self._merged
-        return self._drawing_owner == owner or (merged is not None and merged.owner == owner)
+        return self._current_owner == owner or (merged is not None and merged.owner == owner)
 
     def _restore(self, owner: str) -> None:
         if self._merged and self._merged.owner == owner:
@@ -212,7 +212,7 @@ class Engine:
                 request = self.queue.get()
             except QueueClosed:
                 return
-            self.drawing = request
+            self.current = request
             try:
                 self._serve(request)
             except BaseException as error:
@@ -220,7 +220,7 @@ class Engine:
                 if not isinstance(error, PhotoFluxError | CancelledError):
                     log.exception("a request failed")
             finally:
-                self.drawing = None
+                self.current = None
 
     def _serve(self, request: Request) -> None:
         if not request.result.set_running_or_notify_cancel():
@@ -229,23 +229,23 @@ class Engine:
         self._refuse_erased(request.owner)
         adapter = self.device.get(request.key, wanted=request.is_wanted)
         with self._weights_lock:
-            self._drawing_owner = (
+            self._current_owner = (
                 request.owner
             )  # set before the check: `forget` cancels first and reads this afterwards
             try:
                 self._check(request)
                 self._merge(request.key, adapter)
-                images = [self._draw_timed(request, seed) for seed in request.seeds]
+                images = [self._generate_timed(request, seed) for seed in request.seeds]
             finally:
-                self._drawing_owner = ""
+                self._current_owner = ""
         request.result.set_result(images)
 
-    def _draw_timed(self, request: Request, seed: int) -> Image.Image:
+    def _generate_timed(self, request: Request, seed: int) -> Image.Image:
         """One image of a request; its duration goes into the latency estimate."""
         self._fetch_next()
         started = time.monotonic()
         check = partial(self._check_between_denoise_steps, request)
-        image = self._draw(request.prompt, seed=seed, style=request.style, check=check)
+        image = self._generate(request.prompt, seed=seed, style=request.style, check=check)
         self.latency.observe(time.monotonic() - started, request.cost // len(request.seeds))
         return image
 
@@ -309,7 +309,7 @@ class Engine:
         self.merger.merge(adapter)
         self._merged = key
 
-    def _draw(self, prompt: str, *, seed: int, style: str, check: Callable[[], None]) -> Image.Image:
+    def _generate(self, prompt: str, *, seed: int, style: str, check: Callable[[], None]) -> Image.Image:
         from photoflux.flux.sampling import decode, noise_for, sample_latents
         from photoflux.styles import REDRAWS, redraw_image
 

@@ -115,7 +115,7 @@ def gradients(transformer: Any, loss: Tensor) -> dict[str, Tensor]:
 
 def test_noise_levels_are_drawn_as_the_script_draws_them(pocket: BaseSpec) -> None:
     published, told = published_sigmas(4000, pocket, torch.Generator().manual_seed(1))
-    drawn = dreambooth.draw_sigmas(4000, generator=torch.Generator().manual_seed(1))
+    drawn = dreambooth.sample_sigmas(4000, generator=torch.Generator().manual_seed(1))
     assert torch.equal(drawn, published) and torch.equal(drawn, told)
     assert drawn.min() > 0 and drawn.max() == 1 and abs(drawn.mean().item() - 0.5) < 0.02
 

@@ -36,13 +36,13 @@ def drawn(engine: Engine, key: AdapterKey, prompt: str = PROMPTS[0], seed: int =
 @pytest.fixture
 def held_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The engine draws nothing until the event is set."""
-    go, draw = threading.Event(), engine._draw
+    go, draw = threading.Event(), engine._generate
 
     def wait(*args: str, **more: int) -> Image.Image:
         assert go.wait(30)
         return draw(*args, **more)
 
-    monkeypatch.setattr(engine, "_draw", wait)
+    monkeypatch.setattr(engine, "_generate", wait)
     yield go
     go.set()
 
@@ -157,10 +157,10 @@ def test_the_line_is_bounded_and_says_when_to_come_back(
     spec: BaseSpec, fetch: Fetch, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch
 ):
     engine = Engine(load_pipeline(spec, device="cpu"), spec=spec, fetch=fetch, waiting=2)
-    go, draw = threading.Event(), engine._draw
-    monkeypatch.setattr(engine, "_draw", lambda *a, **k: go.wait(30) and draw(*a, **k))
+    go, draw = threading.Event(), engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda *a, **k: go.wait(30) and draw(*a, **k))
     first = engine.submit(Request(key_of(1), PROMPTS[0], (0,)))
-    while engine.drawing is None:
+    while engine.current is None:
         time.sleep(0.001)
     rest = [engine.submit(Request(key_of(1), PROMPTS[0], (seed, 9))) for seed in (1, 2)]
     engine.latency.seconds = 3.0
@@ -184,7 +184,7 @@ def test_waiting_and_running_requests_can_be_cancelled(engine: Engine, key_of: K
     running, waiting = (Request(key_of(1), PROMPTS[0], (seed, seed + 1)) for seed in (0, 10))
     for request in (running, waiting):
         engine.submit(request)
-    while engine.drawing is None:
+    while engine.current is None:
         time.sleep(0.001)
     engine.cancel(waiting)
     with pytest.raises(CancelledError):
@@ -198,7 +198,7 @@ def test_waiting_and_running_requests_can_be_cancelled(engine: Engine, key_of: K
 
 def test_the_next_adapter_is_fetched_while_one_draws(engine: Engine, key_of: KeyOf, held_up: threading.Event):
     running, following = (engine.submit(Request(key_of(owner), PROMPTS[0], (0, 1))) for owner in (3, 4))
-    while engine.drawing is None:
+    while engine.current is None:
         time.sleep(0.001)
     assert key_of(4) not in engine.device
     engine._fetch_next()
@@ -219,14 +219,14 @@ def test_draining_finishes_what_waits_and_takes_nothing_new(engine: Engine, key_
 
 
 def test_a_failure_is_one_requests_own(engine: Engine, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch):
-    draw = engine._draw
+    draw = engine._generate
 
     def fail(prompt: str, **more: int) -> Image.Image:
         if "space" in prompt:
             raise RuntimeError("out of memory")
         return draw(prompt, **more)
 
-    monkeypatch.setattr(engine, "_draw", fail)
+    monkeypatch.setattr(engine, "_generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         drawn(engine, key_of(1), PROMPTS[2])
     assert drawn(engine, key_of(1))
