@@ -36,7 +36,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def fit_to_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image at `size` (Lanczos); where the aspect ratios differ it fills the frame and is cropped equally on two sides."""
     from PIL import Image, ImageOps
 
@@ -45,7 +45,7 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
 
 
-def encoded(image: Image.Image, fmt: str, *, provenance: Mapping[str, str], quick: bool = False) -> bytes:
+def encode_image(image: Image.Image, fmt: str, *, provenance: Mapping[str, str], quick: bool = False) -> bytes:
     """The image as a file of that format with its provenance inside; equal input gives equal bytes.
 
     PNG and TIFF are lossless; `quick` makes PNG and WebP files a little larger. Raises InputError for an unknown format.

@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> int:
     """Run `label make` or `label card`."""
     args = _parser().parse_args(words)
     if args.verb == "make":
-        with screen.working("drawing"):
+        with screen.progress_bar("drawing"):
             page = make_sheet(args.folder, base=args.base, prompts=args.prompts, count=args.count, seed=args.seed)
         print(f"label the pictures on {page}, save labels.csv into {args.folder}, then run: photoflux label card")
         return 0

@@ -76,7 +76,7 @@ class OwnOrNewWarnings(logging.Filter):
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
+def progress_bar(what: str) -> Iterator[None]:
     """On a terminal, a bar until the block ends: filled by the counts in lines of progress, pulsing before the first one.
 
     The block must not print; what it logs appears above the bar.

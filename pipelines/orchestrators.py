@@ -154,7 +154,7 @@ class LocalOrchestrator:
     def _end(self, run_id: str, folder: Path) -> None:
         """End every process of a run, whoever started it. Raises TimeoutError where one cannot be ended."""
         if group := self._process_group(run_id, folder):
-            process.end(folder, group)
+            process.terminate(folder, group)
         self._reap_child(run_id)
 
     def _reap_child(self, run_id: str) -> None:

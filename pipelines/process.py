@@ -83,7 +83,7 @@ def runner_is_alive(folder: Path) -> bool:
     return _is_held(folder / LOCK)
 
 
-def end(folder: Path, group: int) -> None:
+def terminate(folder: Path, group: int) -> None:
     """Send SIGTERM to the process group of a run, and SIGKILL after GRACE_S. Raises TimeoutError after KILL_TIMEOUT_S more.
 
     Signals are sent while a lock is held only: then a member is alive, and the group's id cannot have been reused.

@@ -289,7 +289,7 @@ INSIDE = {
         "model",
     ),
     "photos": (
-        "suite", "table", "decode verdict", "apart augment captions gather heif jpeg png score tiff",
+        "suite", "table", "decode verdict", "augment captions gather heif jpeg png sandboxed score tiff",
         "colour inspect kinds normalise rules sets words",
     ),
     "pocket": (

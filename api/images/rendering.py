@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from api.transport.concurrency import RETRY_S, Turns
 from api.transport.problems import Problem
-from photoflux.images import encoded, fitted, parse_size
+from photoflux.images import encode_image, fit_to_size, parse_size
 from photoflux.sandbox import ProcessDied, SandboxPool
 from photoflux.styles import FILTERS
 from photoflux.watermark import embed
@@ -52,7 +52,7 @@ class Delivery:
 
     def finished(self, drawn: bytes, order: Order) -> bytes:
         """The file of a picture as the engine drew it."""
-        image = FILTERS.get(order.style, lambda same: same)(fitted(_opened(drawn), parse_size(order.size)))
+        image = FILTERS.get(order.style, lambda same: same)(fit_to_size(_opened(drawn), parse_size(order.size)))
         return self.credentials.sign(_file(image, order.format, order.provenance), MEDIA_TYPES[order.format])
 
     def converted(
@@ -81,11 +81,11 @@ class Delivery:
 
 def convert(file: bytes, size: tuple[int, int], fmt: str, provenance: dict[str, str]) -> bytes:
     """A picture's file in another size or format, marked anew; runs in a confined process."""
-    return _file(fitted(_opened(file), size), fmt, provenance)
+    return _file(fit_to_size(_opened(file), size), fmt, provenance)
 
 
 def _file(image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
-    return encoded(embed(image), fmt, provenance=provenance, quick=True)
+    return encode_image(embed(image), fmt, provenance=provenance, quick=True)
 
 
 def checked_size(text: str) -> tuple[int, int]:

@@ -117,7 +117,7 @@ class Site:
         for part in self.parts:
             part.start(self.environment)
         try:
-            with screen.working("starting"):
+            with screen.progress_bar("starting"):
                 self._wait_until_ready()
             self._say()
             while True:

@@ -17,7 +17,7 @@ from api.training.photo_decoding import Taken, unpack
 from api.transport.problems import Problem
 from photoflux.params import ValidateParams
 from photoflux.photos.rules import REJECT, broken_rules, rule_table, status_of
-from photoflux.photos.table import Examined, Pair, pair_of, tabulated
+from photoflux.photos.table import Examined, Pair, make_table, pair_of
 from photoflux.photos.verdict import judge
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
@@ -151,7 +151,7 @@ class Album:
         examined = known.examined([photo.id for photo in photos])
         if examined is None:
             raise NotCompared(subject.user_id, [(photo.id, photo.measured or b"") for photo in photos])
-        said = judge(tabulated(examined, params=self.params, known=known.alike), params=self.params).as_json()
+        said = judge(make_table(examined, params=self.params, known=known.alike), params=self.params).as_json()
         said["advice"] = [_numbered(text, photos) for text in said["advice"]]
         subject.verdict = seal_bytes(json.dumps(said).encode(), label=label, keyring=self.objects.keyring)
         return said

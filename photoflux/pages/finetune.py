@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from photoflux.flux.memory import Plan
 
-SMOOTHED_STEPS = 10
+WINDOW_STEPS = 10
 Pictures = Sequence["Image.Image"]
 
 
@@ -114,7 +114,7 @@ def _losses(curves: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(6.2)
     for name, key, colour in (("photos", "subject", BLUE), ("preserved", "preserved", DOUBTFUL)):
         if any(curves[key]):
-            axes.plot(curves["steps"], smoothed(curves[key]), color=colour, label=name)
+            axes.plot(curves["steps"], moving_average(curves[key]), color=colour, label=name)
     axes.set(xlabel="step", ylabel="mean squared error", ylim=(0, None))
     axes.legend(frameon=False)
     return figure
@@ -139,7 +139,7 @@ def _trade_off(candidates: Sequence[Mapping[str, Any]], selected: Mapping[str, A
     return figure
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
+def moving_average(values: Sequence[float]) -> list[float]:
     """Moving average over each value and up to SMOOTHED_STEPS before it."""
-    windows = (values[max(0, i - SMOOTHED_STEPS) : i + 1] for i in range(len(values)))
+    windows = (values[max(0, i - WINDOW_STEPS) : i + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]

@@ -14,7 +14,6 @@ from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, TiffImagePlugi
 
 from photoflux import sandbox
 from photoflux.photos import heif, jpeg, png, tiff
-from photoflux.photos.apart import decode_in_sandbox
 from photoflux.photos.kinds import (
     PhotoProblem,
     check_pixels,
@@ -24,6 +23,7 @@ from photoflux.photos.kinds import (
     several_frames,
     unsupported,
 )
+from photoflux.photos.sandboxed import decode_in_sandbox
 
 PLUGINS = (JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered by import
 TRUNCATION_WORDS = (

@@ -50,7 +50,7 @@ class Examined:
     background: NDArray[np.float64] | None = None
 
 
-def survey(
+def photo_table(
     files: Iterable[tuple[str, bytes]],
     *,
     params: ValidateParams,
@@ -65,10 +65,10 @@ def survey(
     with the most similar other photo) and `background` (number of its kind of background).
     """
     examined = [examine(name, data, params=params, on_decoded=on_decoded) for name, data in files]
-    return tabulated(examined, params=params, usable=usable)
+    return make_table(examined, params=params, usable=usable)
 
 
-def tabulated(
+def make_table(
     examined: Sequence[Examined],
     *,
     params: ValidateParams,

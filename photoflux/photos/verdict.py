@@ -35,7 +35,7 @@ class Verdict:
 
 
 def judge(photos: Sequence[Row], *, params: ValidateParams) -> Verdict:
-    """Check a photo table, as `survey` makes it, against the rule table; pure and quick."""
+    """Check a photo table, as `photo_table` makes it, against the rule table; pure and quick."""
     rules = rule_table(params)
     broken = {row["file"]: broken_rules(row, rules) for row in photos}
     return make_verdict(

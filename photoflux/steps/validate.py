@@ -14,7 +14,7 @@ from photoflux.manifest import unpack, write_json, write_tar
 from photoflux.params import ImportParams, ValidateParams
 from photoflux.photos.gather import Gathered, gather, readable
 from photoflux.photos.rules import REJECT
-from photoflux.photos.table import read_files, survey
+from photoflux.photos.table import photo_table, read_files
 from photoflux.photos.verdict import Verdict
 from photoflux.photos.words import plain_words, read_words
 from photoflux.report import publish
@@ -51,7 +51,7 @@ def run(
         manifest = unpack(unsealed, Path(scratch))
         images = _AcceptedImages(Path(scratch) / "images", side_px=params.stored_side_px)
         paths = {entry["name"]: Path(scratch) / "photos" / entry["name"] for entry in manifest["files"]}
-        rows = survey(read_files(paths), params=params, on_decoded=images.add, usable=suites.usable)
+        rows = photo_table(read_files(paths), params=params, on_decoded=images.add, usable=suites.usable)
         decision = _advise_on_other_files(suites.decide(rows), Gathered(left_out=manifest.get("left_out", {})))
         _write_results(
             manifest,
@@ -83,7 +83,7 @@ def validate_folder(folder: Path, *, params: ValidateParams) -> dict[str, Any]:
         raise InputError(f"{readable(str(folder))}: no such folder; give a folder of photos")
     found = gather(folder, params=ImportParams(max_files=500, max_file_mb=500))
     suites = _suites(params)
-    rows = survey(read_files(found.photos), params=params, usable=suites.usable)
+    rows = photo_table(read_files(found.photos), params=params, usable=suites.usable)
     return _advise_on_other_files(suites.decide(rows), found).verdict.as_json()
 
 
