@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import logging
 import math
@@ -207,6 +208,8 @@ def _load_readings(folder: Path) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, pictures: Sequence[str], attributes: Iterable[str]) -> None:
-    names = list(attributes)
-    lines = [",".join(["picture", *names]), *(",".join([picture, *[""] * len(names)]) for picture in pictures)]
-    write_text(path, "\n".join(lines) + "\n")
+    text = io.StringIO()
+    table = csv.DictWriter(text, ["picture", *attributes], lineterminator="\n")
+    table.writeheader()
+    table.writerows({"picture": picture} for picture in pictures)
+    write_text(path, text.getvalue())

@@ -145,9 +145,9 @@ def clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Connected groups of 0..count-1, each sorted, in order of their first member."""
     if not count:
         return []
-    first, second = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())
-    edges = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
-    _, group = connected_components(edges, directed=False)
+    edges = np.array([*pairs], dtype=np.intp).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), edges.T), shape=(count, count))
+    _, group = connected_components(graph, directed=False)
     return sorted(np.flatnonzero(group == one).tolist() for one in range(group.max() + 1))
 
 

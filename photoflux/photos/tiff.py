@@ -34,8 +34,8 @@ CHANNELS = {RGB: 3, CMYK: 4, YCBCR: 3, LAB: 3, 9: 3, 10: 3}
 FLOAT = 3
 FORMATS = {2: "signed ", FLOAT: "floating-point ", 5: "complex ", 6: "complex "}
 RAW_COLOURS = (32803, 34892)
-PLAIN, OLD_JPEG, JPEG = 1, 6, 7
-COMPRESSIONS = {PLAIN, 2, 3, 4, 5, JPEG, 8, 32773, 32946, 34925, 50000}
+UNCOMPRESSED, OLD_JPEG, JPEG = 1, 6, 7
+COMPRESSIONS = {UNCOMPRESSED, 2, 3, 4, 5, JPEG, 8, 32773, 32946, 34925, 50000}
 UNREAD_COMPRESSIONS = {
     OLD_JPEG: "old-style JPEG", 34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 34887: "LERC", 50001: "WebP",
     50002: "JPEG XL", 52546: "JPEG XL", 34661: "JBIG", 34676: "SGILog", 34677: "SGILog24", 32809: "ThunderScan", 32766: "NeXT",
@@ -92,7 +92,7 @@ class Layout:
             formats.pop() if len(formats) == 1 else 0,
             extras,
             planes,
-            _number(tags, COMPRESSION, PLAIN),
+            _number(tags, COMPRESSION, UNCOMPRESSED),
             _numbers(tags, SUBSAMPLING, (2, 2)),
             _number(tags, FILL_ORDER, 1) == 2,
             tags.prefix == b"MM",
@@ -122,10 +122,10 @@ class Layout:
             known = (self.colours, self.depth) in PLANES
             return known and self.compression != JPEG and not self.reversed_bits
         if self.format == FLOAT or self.depth == 12:
-            return not self.big_endian or (self.format == FLOAT and self.compression == PLAIN)
+            return not self.big_endian or (self.format == FLOAT and self.compression == UNCOMPRESSED)
         if self.reversed_bits and self.depth > 8:
             return False
-        return self.colours != YCBCR or self.compression != PLAIN or self.subsampling == (1, 1)
+        return self.colours != YCBCR or self.compression != UNCOMPRESSED or self.subsampling == (1, 1)
 
     def _samples(self) -> str:
         colours = COLOURS.get(self.colours, "unknown")
