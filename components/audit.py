@@ -21,7 +21,7 @@ def audit(
     from photoflux.runs import report_failure
     from photoflux.steps import audit as step
 
-    with report_failure("audit", beside=audit.path):
+    with report_failure("audit", output=audit.path):
         result = step.run(
             Path(adapter.path),
             audit=Path(audit.path),

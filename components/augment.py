@@ -21,7 +21,7 @@ def augment(
     from photoflux.runs import report_failure
     from photoflux.steps import augment
 
-    with report_failure("augment", beside=dataset.path):
+    with report_failure("augment", output=dataset.path):
         result = augment.run(
             Path(validated.path),
             dataset=Path(dataset.path),

@@ -86,7 +86,7 @@ def configure(
     from photoflux.runs import report_failure
     from photoflux.steps import configure
 
-    with report_failure("configure", beside=summary.path):
+    with report_failure("configure", output=summary.path):
         blocks = configure.run(*read_form(values), summary=Path(summary.path))
         return (
             *(params.block() for params in blocks.values()),

@@ -23,7 +23,7 @@ def evaluate(
     from photoflux.runs import report_failure
     from photoflux.steps import evaluate
 
-    with report_failure("evaluate", beside=evaluation.path):
+    with report_failure("evaluate", output=evaluation.path):
         result = evaluate.run(
             Path(dataset.path),
             Path(adapter.path),

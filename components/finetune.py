@@ -21,7 +21,7 @@ def finetune(
     from photoflux.runs import report_failure
     from photoflux.steps import finetune
 
-    with report_failure("finetune", beside=adapter.path):
+    with report_failure("finetune", output=adapter.path):
         result = finetune.run(
             Path(dataset.path),
             adapter=Path(adapter.path),

@@ -22,7 +22,7 @@ def gate(
     from photoflux.runs import report_failure
     from photoflux.steps import gate
 
-    with report_failure("gate", beside=decision.path):
+    with report_failure("gate", output=decision.path):
         result = gate.run(
             Path(evaluation.path),
             Path(audit.path),

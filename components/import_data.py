@@ -26,7 +26,7 @@ def import_data(
     from photoflux.runs import report_failure
     from photoflux.steps import import_photos
 
-    with report_failure("import_data", beside=photos.path):
+    with report_failure("import_data", output=photos.path):
         block = ImportParams.from_block(params)
         with fetched_source(block.source, key=key) as (folder, origin):
             result = import_photos.run(folder, photos=Path(photos.path), params=block, key=key, origin=origin)

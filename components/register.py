@@ -24,7 +24,7 @@ def register(
     from photoflux.runs import report_failure
     from photoflux.steps import register
 
-    with report_failure("register", beside=card.path):
+    with report_failure("register", output=card.path):
         result = register.run(
             Path(adapter.path),
             Path(decision.path),

@@ -23,7 +23,7 @@ def validate(
     from photoflux.runs import report_failure
     from photoflux.steps import validate
 
-    with report_failure("validate", beside=validated.path):
+    with report_failure("validate", output=validated.path):
         result = validate.run(
             Path(photos.path),
             validated=Path(validated.path),

@@ -66,11 +66,11 @@ def encode_image(image: Image.Image, fmt: str, *, provenance: Mapping[str, str],
 
 def xmp(provenance: Mapping[str, str]) -> bytes:
     """An XMP packet: the source type in IPTC's vocabulary, everything else in a namespace of our own."""
-    own = "".join(f"<p:{key}>{escape(value)}</p:{key}>" for key, value in sorted(provenance.items()))
+    own_fields = "".join(f"<p:{key}>{escape(value)}</p:{key}>" for key, value in sorted(provenance.items()))
     return (
         f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
         f'<rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about="" xmlns:e="{IPTC}" xmlns:p="{NAMESPACE}" '
-        f"e:DigitalSourceType={quoteattr(SOURCE_TYPE)}>{own}</rdf:Description></rdf:RDF></x:xmpmeta>"
+        f"e:DigitalSourceType={quoteattr(SOURCE_TYPE)}>{own_fields}</rdf:Description></rdf:RDF></x:xmpmeta>"
         f'<?xpacket end="r"?>'
     ).encode()
 
@@ -89,9 +89,9 @@ def provenance_of(path: Path) -> dict[str, str]:
     except ElementTree.ParseError:
         return {}
     mark = f"{{{NAMESPACE}}}"
-    said = {node.tag.removeprefix(mark): node.text or "" for node in nodes if node.tag.startswith(mark)}
+    fields = {node.tag.removeprefix(mark): node.text or "" for node in nodes if node.tag.startswith(mark)}
     kind = next((kind for node in nodes if (kind := node.get(f"{{{IPTC}}}DigitalSourceType"))), None)
-    return said | ({"digitalSourceType": kind} if kind else {})
+    return fields | ({"digitalSourceType": kind} if kind else {})
 
 
 def _png_text(packet: bytes, provenance: Mapping[str, str]) -> Any:

@@ -146,13 +146,13 @@ def _step(record: dict[str, Any]) -> StepRun:
 
 
 @contextmanager
-def report_failure(step: str, *, beside: str | Path) -> Iterator[None]:
+def report_failure(step: str, *, output: str | Path) -> Iterator[None]:
     """Run a step's body; if it raises, write its error sentence to the run's `failure.json`.
 
     The orchestrator tells its exit task only that something failed. Outputs lie at `<run>/<task>/<output>`, so the folder two
-    levels above the output `beside` is one that the failing step and the exit task share.
+    levels above `output` is one that the failing step and the exit task share.
     """
-    folder = Path(beside).parent.parent
+    folder = Path(output).parent.parent
     try:
         yield
     except Exception as error:

@@ -388,11 +388,11 @@ class Registry:
         client, (run_id, model_id) = self._client, ids
         self._create_model(name, record, undo)
         tags = {**record.tags, "adapter": record.digest, "subject": record.subject, "key": record.key}
-        made = client.create_model_version(
+        created = client.create_model_version(
             name, f"models:/{model_id}", run_id, tags=tags, description=record.note[:NOTE_CHARS], model_id=model_id
         )
-        undo.callback(client.delete_model_version, name, made.version)
-        return _as_version(made)
+        undo.callback(client.delete_model_version, name, created.version)
+        return _as_version(created)
 
     def _create_model(self, name: str, record: Record, undo: ExitStack) -> None:
         """Create the registered model with its identity tags; an existing one gets those that it lacks."""

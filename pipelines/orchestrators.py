@@ -274,8 +274,8 @@ class VertexOrchestrator:
     def discard(self, name: str) -> None:
         from google.api_core.exceptions import FailedPrecondition
 
-        client, wanted = self._client(), f'display_name:"*-{name}-*"'
-        for job in client.list_pipeline_jobs(request={"parent": self._parent, "filter": wanted}):
+        client, query = self._client(), f'display_name:"*-{name}-*"'
+        for job in client.list_pipeline_jobs(request={"parent": self._parent, "filter": query}):
             with suppress(FailedPrecondition):  # it has ended
                 client.cancel_pipeline_job(name=job.name)
             outputs.delete_all(self._store(), f"{_outputs_of(job.name)}/")
@@ -313,11 +313,11 @@ class KubeflowOrchestrator:
         with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
             pinned = Path(scratch) / self.compiled.name
             pinned.write_text(pin_image(self.compiled.read_text(encoding="utf-8"), self.image), encoding="utf-8")
-            made = self._client().create_run_from_pipeline_package(
+            created = self._client().create_run_from_pipeline_package(
                 str(pinned), arguments=run.params, run_name=run.id, namespace=self.namespace,
                 pipeline_root=self.pipeline_root or None,
             )  # fmt: skip
-        return self._ref(made.run_id)
+        return self._ref(created.run_id)
 
     def find(self, name: str) -> RunRef:
         run_id = _run_id(read_spec(self.compiled), name)
@@ -331,8 +331,8 @@ class KubeflowOrchestrator:
         return str(found[0].run_id) if found else None
 
     def _list_runs(self, operation: str, name: str) -> list[Any]:
-        wanted = {"predicates": [{"operation": operation, "key": "display_name", "stringValue": name}]}
-        return list(self._client().list_runs(namespace=self.namespace, filter=json.dumps(wanted)).runs or [])
+        query = {"predicates": [{"operation": operation, "key": "display_name", "stringValue": name}]}
+        return list(self._client().list_runs(namespace=self.namespace, filter=json.dumps(query)).runs or [])
 
     def _ref(self, run_id: str) -> RunRef:
         return RunRef(run_id, f"{self.host}/#/runs/details/{run_id}")

@@ -88,14 +88,14 @@ def terminate(folder: Path, group: int) -> None:
 
     Signals are sent while a lock is held only: then a member is alive, and the group's id cannot have been reused.
     """
-    started, held = time.monotonic(), False
+    started, was_alive = time.monotonic(), False
     while is_alive(folder):
-        held, passed = True, time.monotonic() - started
+        was_alive, passed = True, time.monotonic() - started
         if passed > GRACE_S + KILL_TIMEOUT_S:
             raise TimeoutError(f"{folder.name}: process group {group} cannot be ended; look at what it waits for")
         _signal(group, signal.SIGTERM if passed < GRACE_S else signal.SIGKILL)
         time.sleep(POLL_S)
-    if held:
+    if was_alive:
         _signal(group, signal.SIGKILL)  # programs that a step started hold no lock and may still run
 
 

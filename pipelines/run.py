@@ -97,8 +97,8 @@ def print_outcome(run: Run, folder: Path, *, require: str = "") -> int:
 
 def _left_out(log: Path) -> str:
     """What the import said of files that are no photos, or nothing."""
-    said = LEFT_OUT_LINE.findall(log.read_text(errors="replace")) if log.is_file() else []
-    return said[-1] if said else ""
+    lines = LEFT_OUT_LINE.findall(log.read_text(errors="replace")) if log.is_file() else []
+    return lines[-1] if lines else ""
 
 
 def _verdict_lines(run: Run, folder: Path) -> list[str]:

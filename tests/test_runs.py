@@ -99,13 +99,13 @@ def output(tmp_path: Path) -> Path:
 
 
 def test_a_failing_step_leaves_its_own_sentence(tmp_path: Path, output: Path):
-    with pytest.raises(ValidationFailed), report_failure("validate", beside=output):
+    with pytest.raises(ValidationFailed), report_failure("validate", output=output):
         raise ValidationFailed("only 1 photo is left:\n add 4 more")
     assert read_failure(tmp_path) == Failure("validate", "only 1 photo is left: add 4 more", "ValidationFailed")
 
 
 def test_a_step_that_succeeds_leaves_nothing(tmp_path: Path, output: Path):
-    with report_failure("validate", beside=str(output)):
+    with report_failure("validate", output=str(output)):
         pass
     assert read_failure(tmp_path) is None
     assert not (tmp_path / FAILURE).exists()
@@ -115,7 +115,7 @@ def test_a_failure_that_cannot_be_recorded_still_is_the_one_raised(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match="rank"),
-        report_failure("finetune", beside=tmp_path / "file" / "task" / "out"),
+        report_failure("finetune", output=tmp_path / "file" / "task" / "out"),
     ):
         raise InputError("rank is 0")
 
@@ -142,6 +142,6 @@ def test_every_error_becomes_one_line(error: Exception, expected: str):
 
 
 def test_a_full_disk_is_told_even_through_a_chain(output: Path, tmp_path: Path):
-    with pytest.raises(OSError), report_failure("augment", beside=output):
+    with pytest.raises(OSError), report_failure("augment", output=output):
         Path("/dev/full").write_text("x" * 100_000)
     assert read_failure(tmp_path).message.startswith("no space left to write")

@@ -210,8 +210,8 @@ def _expectation(file: Path, number: int, entry: Mapping[str, Any], *, params: V
     given = {key: value for key, value in entry.items() if key not in ("id", "rendered_content")}
     try:
         expectation = ExpectationConfiguration(**given).to_domain_obj()
-        for asked in expectation.suite_parameter_options:
-            parse_suite_parameter(asked, as_dict(params))
+        for parameter in expectation.suite_parameter_options:
+            parse_suite_parameter(parameter, as_dict(params))
     except (GreatExpectationsError, ValueError, TypeError) as error:
         raise InputError(
             f"{_where(file, number, entry.get('type'))} is broken ({_one_line(error)}); mend it"
@@ -221,15 +221,16 @@ def _expectation(file: Path, number: int, entry: Mapping[str, Any], *, params: V
 
 def _check_texts(file: Path, number: int, rule: Rule) -> None:
     """Raises InputError for a message or advice with a placeholder that is not known."""
-    said = {*COLUMNS[PHOTO_SET if rule.level == SET else PHOTOS], "low", "high"}
-    advised = {*COLUMNS[PHOTO_SET], "low", "high", "missing", "files"}  # the names, if any, in place of their number
+    message_fields = {*COLUMNS[PHOTO_SET if rule.level == SET else PHOTOS], "low", "high"}
+    # In an advice, `files` is filled with the photos' names, if any, instead of their number.
+    advice_fields = {*COLUMNS[PHOTO_SET], "low", "high", "missing", "files"}
     try:
-        rule.message.format(**dict.fromkeys(said, 0))
-        rule.advice.format(**dict.fromkeys(advised, 0))
+        rule.message.format(**dict.fromkeys(message_fields, 0))
+        rule.advice.format(**dict.fromkeys(advice_fields, 0))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise InputError(
             f"{_where(file, number, rule.code)} has a message or an advice with {error} in it, which nothing is known of; "
-            f"a message can name {', '.join(sorted(said))}"
+            f"a message can name {', '.join(sorted(message_fields))}"
         ) from error
 
 
@@ -296,10 +297,10 @@ def _default_message(level: str, column: str, kind: str, low: Any, high: Any) ->
     """A message for an expectation without one."""
     if column not in COLUMNS[PHOTO_SET if level == SET else PHOTOS] or (low is None and high is None):
         return f"does not meet {kind}{f' of {column}' if column else ''}"
-    wanted = (
+    range_text = (
         "{low} to {high} is" if None not in (low, high) else "{low} or more is" if high is None else "at most {high} is"
     )
-    return f"{column.replace('_', ' ')} is {{{column}}}; {wanted} expected"
+    return f"{column.replace('_', ' ')} is {{{column}}}; {range_text} expected"
 
 
 def _number(bound: Any) -> Any:

@@ -77,9 +77,9 @@ def make_table(
 ) -> list[dict[str, Any]]:
     """The photo table of examined files, with the columns that come from comparing them. `known`: likenesses from before."""
     rows = [one.row for one in examined]
-    alike = compare([one.print for one in examined], known)
-    _mark_duplicates(rows, alike, params=params, usable=usable or _by_rules(params))
-    _mark_closest(rows, alike)
+    by_pair = compare([one.print for one in examined], known)
+    _mark_duplicates(rows, by_pair, params=params, usable=usable or _by_rules(params))
+    _mark_closest(rows, by_pair)
     _mark_backgrounds(examined)
     return rows
 
@@ -157,17 +157,17 @@ def _by_rules(params: ValidateParams) -> Usable:
 
 
 def _mark_duplicates(
-    rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Likeness], *, params: ValidateParams, usable: Usable
+    rows: list[dict[str, Any]], by_pair: Mapping[tuple[int, int], Likeness], *, params: ValidateParams, usable: Usable
 ) -> None:
     """In each cluster of duplicates all but the best photo get `duplicate_of`."""
-    same = [pair for pair, one in alike.items() if is_same(one, params=params)]
+    same = [pair for pair, one in by_pair.items() if is_same(one, params=params)]
     if not same:
         return
     can_be_used = usable(rows)
     for members in clusters(len(rows), same):
         best = _best(members, rows, can_be_used)
         for i in set(members) - {best}:
-            pair = alike[min(i, best), max(i, best)]
+            pair = by_pair[min(i, best), max(i, best)]
             rows[i]["duplicate_of"] = rows[best]["file"]
             rows[i]["duplicate_note"] = _note(pair, params=params)
 
@@ -200,8 +200,8 @@ def _note(pair: Likeness, *, params: ValidateParams) -> str:
     return f" ({' and '.join(words)})" if words else ""
 
 
-def _mark_closest(rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Likeness]) -> None:
-    for (i, j), pair in alike.items():
+def _mark_closest(rows: list[dict[str, Any]], by_pair: Mapping[tuple[int, int], Likeness]) -> None:
+    for (i, j), pair in by_pair.items():
         if not rows[i]["duplicate_of"] and not rows[j]["duplicate_of"]:
             for k in (i, j):
                 rows[k]["closest"] = max(rows[k]["closest"], round(pair.correlation, 4))

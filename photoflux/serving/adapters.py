@@ -140,10 +140,10 @@ class AdapterPool:
     def forget(self, owner: str) -> int:
         """Drop an owner's adapters; returns how many there were."""
         with self._lock:
-            gone = [key for key in self._adapters if key.owner == owner]
-            for key in gone:
+            dropped = [key for key in self._adapters if key.owner == owner]
+            for key in dropped:
                 del self._adapters[key]
-            return len(gone)
+            return len(dropped)
 
     def owners(self) -> set[str]:
         """Owners of the cached adapters."""

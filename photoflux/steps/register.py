@@ -126,8 +126,9 @@ def _decide_champion(registry: Registry, version: Version, model: ModelRecord, u
     if not succeeds["takes"] and present:
         return False, str(succeeds["why"])
     if model.compared_with == version.number and present:
-        stays = present.number == version.number
-        return stays, str(succeeds["why"]) if stays else f"version {present.number} became champion meanwhile"
+        if present.number == version.number:
+            return True, str(succeeds["why"])
+        return False, f"version {present.number} became champion meanwhile"
     rivals: list[Version] | None = None
     while rivals != (now := _rival_versions(registry, version, model.compared_with)):
         rivals, present = now, registry.get_version(version.name, CHAMPION)

@@ -19,7 +19,7 @@ def draw(picture: Output[Dataset], report: Output[HTML], metrics: Output[Metrics
     from photoflux.errors import InputError
     from photoflux.runs import report_failure
 
-    with report_failure("draw", beside=picture.path):
+    with report_failure("draw", output=picture.path):
         if trouble == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         kept = Path(tempfile.mkdtemp()) / "opened.txt"
