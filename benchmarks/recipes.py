@@ -111,7 +111,7 @@ class Stopwatch:
     curve: list[dict[str, float]] = field(default_factory=list)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def timing(self) -> Iterator[None]:
         """While open, a fine-tuning is timed."""
         from photoflux.judges.checkpoint_selection import CheckpointSelector
         from photoflux.steps import finetune
@@ -179,7 +179,7 @@ def open_bench(params: Mapping[str, Any], *, seed: int) -> Bench:
     judges = Judges.load(Path(spec.judges), device=get_settings().device or None)
     code = fingerprint.code_digest(*(f"photoflux.steps.{step}" for step in STEPS), "photoflux.pocket.photosets")
     subjects = {"photos": PHOTOS, "fresh": (FRESH, FRESH_PX, FRESH_SEED), "seed": seed}
-    about = {"base": fingerprint.of_sampling(spec), "code": code, "judges": judges.hash,
+    about = {"base": fingerprint.of_generation(spec), "code": code, "judges": judges.hash,
              "prompts": digest(prompts_file(params)), "machine": machine(), "subjects": subjects,
              "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"}}  # fmt: skip
     return Bench(params, spec, judges, Path(".cache/bench") / short_hash(about), seed)
@@ -269,7 +269,7 @@ def measured_row(
     else:
         took = rival_trained(bench, dataset, adapter, folder, recipe.rival)
     measured, case, pictures = evaluated(dataset, adapter, folder, bench.params["evaluate"])
-    keep_pictures(folder / "pictures", pictures, recipe.shown)
+    save_images(folder / "pictures", pictures, recipe.shown)
     return {
         "metrics": {name: measured["metrics"][name] for name in REPORTED},
         "identity_gain_fresh": fresh_gain(bench.judges, pictures, fresh_renders(subject, seed)),
@@ -285,7 +285,7 @@ def finetuned(dataset: Path, adapter: Path, folder: Path, params: Any) -> dict[s
     from photoflux.steps import finetune
 
     watch = Stopwatch()
-    with watch.watching():
+    with watch.timing():
         report, workdir = folder / "finetune.html", folder / "training"
         metrics = finetune.run(dataset, adapter=adapter, report=report, params=params, workdir=workdir).metrics
     return {
@@ -320,7 +320,7 @@ def evaluated(dataset: Path, adapter: Path, folder: Path, params: Any) -> tuple[
     return measured, told["case"], told["images"]
 
 
-def keep_pictures(folder: Path, images: EvaluationImages, count: int) -> None:
+def save_images(folder: Path, images: EvaluationImages, count: int) -> None:
     for place, prompt in enumerate(SHOWN[:count]):
         write_bytes(folder / f"{place}.png", png(images.tuned.row(prompt)[0]))
 

@@ -573,7 +573,9 @@ CONFUSED = 0.93
 """How often the judge of the simulated audit is right."""
 
 
-def crowd(rng: np.random.Generator, shape: tuple[int, int], classes: int, *, effect: float, moved: float = 0.0) -> Any:
+def sample_people(
+    rng: np.random.Generator, shape: tuple[int, int], classes: int, *, effect: float, moved: float = 0.0
+) -> Any:
     """True labels of base and tuned people [P, S]; `effect`: how far tuning changes single prompts, at random.
 
     The mean over prompts stays unless `moved` of all people go from the first value to the second.
@@ -609,7 +611,7 @@ def card(rng: np.random.Generator, classes: int) -> Array:
 def compared(
     rng: np.random.Generator, shape: tuple[int, int], classes: int, *, resamples: int = 300, **change: float
 ) -> prevalence.Drift:
-    base, tuned = crowd(rng, shape, classes, **change)
+    base, tuned = sample_people(rng, shape, classes, **change)
     return prevalence.drift(
         read(rng, base, classes), read(rng, tuned, classes), card(rng, classes),
         weights=stats.cluster_weights(*shape, resamples=resamples, rng=rng),
@@ -655,7 +657,7 @@ def flip_levels(tries: int) -> list[Claim]:
     for classes in SHARES:
         for effect in (0.0, 0.5, 1.0):
             for _ in range(tries):
-                base, tuned = crowd(rng, AUDIT, classes, effect=effect)
+                base, tuned = sample_people(rng, AUDIT, classes, effect=effect)
                 case = f"shares of {classes} classes, prompts changed by {effect:g}"
                 (tally if effect else alike).add(case, _flip_p(rng, base, tuned, classes) < 0.05)
     # Where few pictures change at all, swaps tie, and ties count against a rejection.
@@ -671,7 +673,7 @@ def flip_power(tries: int) -> list[Claim]:
     for moved, low in ((0.1, 0.5), (0.2, 0.95)):
         tally = Tally()
         for _ in range(tries):
-            base, tuned = crowd(rng, AUDIT, 2, effect=0.5, moved=moved)
+            base, tuned = sample_people(rng, AUDIT, 2, effect=0.5, moved=moved)
             tally.add(f"shares of 2 classes, {moved:g} moved", _flip_p(rng, base, tuned, 2) < 0.05)
         found += tally.claims("rejections of a false null at 5 %", low=low)
     return found
@@ -714,7 +716,7 @@ def people(
     labels = {
         classes: [
             read(rng, side, classes)
-            for side in crowd(rng, shape, classes, effect=effect, moved=moved if classes == 2 else 0.0)
+            for side in sample_people(rng, shape, classes, effect=effect, moved=moved if classes == 2 else 0.0)
         ]
         for classes in SHARES
     }
@@ -761,7 +763,7 @@ def cell_levels(tries: int) -> list[Claim]:
     groups = np.array([f"group {p // 4}" for p in range(36)])
     for effect in (0.5, 1.0):
         for _ in range(tries // 2):
-            base, tuned = crowd(rng, (36, 11), 2, effect=effect)
+            base, tuned = sample_people(rng, (36, 11), 2, effect=effect)
             change = (tuned.astype(float) - base).mean(1)
             for p in stats.group_pvalues(change, groups).values():
                 tally.add(f"cells of 4 prompts, prompts changed by {effect:g}", p < 0.05)

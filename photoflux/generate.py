@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from photoflux import screen
 from photoflux.errors import InputError
-from photoflux.images import SUFFIXES, encoded, fitted, parse_size
+from photoflux.images import SUFFIXES, encode_image, fit_to_size, parse_size
 from photoflux.manifest import write_bytes
 from photoflux.params import GenerateParams, help_of
 from photoflux.params.files import load_params
-from photoflux.styles import FILTERS, REDRAWS, redrawn
+from photoflux.styles import FILTERS, REDRAWS, redraw_image
 from photoflux.wording import slug
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ class AdapterPipeline:
         image = sample_images(self.pipe, [prompt], [seed], spec=self.spec, batch_size=1)[0]
         if style not in REDRAWS:
             return image
-        return redrawn(image, prompt, style=REDRAWS[style], pipe=self.pipe, spec=self.spec, seed=seed)
+        return redraw_image(image, prompt, style=REDRAWS[style], pipe=self.pipe, spec=self.spec, seed=seed)
 
     def png(self, prompt: str, *, seed: int) -> bytes:
         """One image as a PNG file at the base's resolution."""
-        return encoded(self.sample(prompt, seed=seed), "png", provenance=self.provenance(seed=seed, style="none"))
+        return encode_image(self.sample(prompt, seed=seed), "png", provenance=self.provenance(seed=seed, style="none"))
 
     def provenance(self, *, seed: int, style: str) -> dict[str, str]:
         """What every file says of its making; never the prompt, which may be personal."""
@@ -98,9 +98,9 @@ def generate(
     tiles, files = [], []
     for number in range(seed, seed + n):
         log.info("picture %d of %d", number - seed + 1, n)
-        image = fitted(pipeline.sample(prompt, seed=number, style=style), parse_size(size))
+        image = fit_to_size(pipeline.sample(prompt, seed=number, style=style), parse_size(size))
         image = FILTERS.get(style, lambda same: same)(image)
-        content = encoded(image, fmt, provenance=pipeline.provenance(seed=number, style=style))
+        content = encode_image(image, fmt, provenance=pipeline.provenance(seed=number, style=style))
         files.append(write_bytes(out_dir / f"{stem}-{number}{SUFFIXES[fmt]}", content))
         tiles.append(image)
     if n > 1:
@@ -116,10 +116,10 @@ def open_model(model: str, *, base: str = "") -> AdapterPipeline:
 
     name, reference = parse_model(model)
     registry = Registry()
-    version = registry.at(name, reference)
+    version = registry.get_version(name, reference)
     if version is None:
         raise InputError(_missing_model(name, reference, registry.names(), registry.aliases(name)))
-    adapter, key = registry.adapter(version)
+    adapter, key = registry.download_adapter(version)
     return open_adapter(adapter, key=key, base=base, name=f"{name} version {version.number}")
 
 
@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
     params = load_params("generate", path=args.params, overrides=given)
     out = args.out or _default_folder()
     how = {"n": params.n, "seed": params.seed, "size": params.size, "fmt": params.format, "style": params.style}
-    with screen.working("drawing"):
+    with screen.progress_bar("drawing"):
         files = generate(args.model, args.prompt, **how, out_dir=out, base=args.base)
     print("\n".join(str(file) for file in files))
     return 0
@@ -219,7 +219,7 @@ def _write_sheet(path: Path, tiles: list[Image.Image], pipeline: AdapterPipeline
     firsts = range(seed, seed + len(tiles), SHEET_COLUMNS)
     labels = [f"seeds {first} to {first + len(row) - 1}" for first, row in zip(firsts, rows, strict=True)]
     sheet = contact_sheet(rows, row_labels=labels, tile_px=256)
-    return write_bytes(path, encoded(sheet, "png", provenance=pipeline.provenance(seed=seed, style=style)))
+    return write_bytes(path, encode_image(sheet, "png", provenance=pipeline.provenance(seed=seed, style=style)))
 
 
 def _fingerprint(*parts: str) -> str:

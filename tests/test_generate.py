@@ -73,7 +73,7 @@ def registry_folder(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PHOTOFLUX_STATE_DIR", str(folder))
         registry = Registry()
-        with registry.entered("rex", one) as version, registry.pointed(version, "champion"):
+        with registry.registered("rex", one) as version, registry.aliased(version, "champion"):
             return folder
 
 
@@ -183,7 +183,7 @@ def checkout(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("PHOTOFLUX_STATE_DIR")
     about = {"subject": "rex", "prompt": PROMPT, "key": "plain://demo", "experiment": "photoflux", "note": ""}
     registry, one = Registry(), Record(Path("adapter.tar"), digest(Path("adapter.tar")), **about)
-    with registry.entered("rex", one) as version, registry.pointed(version, "champion"):
+    with registry.registered("rex", one) as version, registry.aliased(version, "champion"):
         return home
 
 

@@ -69,8 +69,8 @@ class Accounts:
         """Every account."""
         if not self.file.is_file():
             return []
-        with opened(self.file, key=KEY) as plain:
-            return [Account(**one) for one in json.loads(plain.read_text(encoding="utf-8"))]
+        with opened(self.file, key=KEY) as unsealed:
+            return [Account(**one) for one in json.loads(unsealed.read_text(encoding="utf-8"))]
 
     def add(self, email: str, *, name: str, password: str) -> Account:
         """Raises InputError for an address that is taken or too long, or a password of less than 12 or over 1000 characters."""
@@ -82,8 +82,8 @@ class Accounts:
         if any(one.email == email.lower() for one in known):
             raise InputError(f"{email} has an account already; sign in with it")
         account = Account(uuid.uuid4().hex, email.lower(), name, self._hash.hash(password))
-        with committed(self.file, key=KEY) as plain:
-            plain.write_text(json.dumps([vars(one) for one in (*known, account)]), encoding="utf-8")
+        with committed(self.file, key=KEY) as unsealed:
+            unsealed.write_text(json.dumps([vars(one) for one in (*known, account)]), encoding="utf-8")
         return account
 
     def check(self, email: str, password: str) -> Account | None:

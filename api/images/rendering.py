@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from api.transport.concurrency import RETRY_S, Turns
 from api.transport.problems import Problem
-from photoflux.images import encoded, fitted, parse_size
-from photoflux.marks import marked
-from photoflux.sandbox import Confined, Ended
+from photoflux.images import encode_image, fit_to_size, parse_size
+from photoflux.sandbox import ProcessDied, SandboxPool
 from photoflux.styles import FILTERS
+from photoflux.watermark import embed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,13 +44,15 @@ class Delivery:
     credentials: Credentials
     turns: Turns = field(default_factory=lambda: Turns(1, per_person=1, wait_s=WAIT_S, told=BUSY))
     """Conversions for requests: one at a time, in a process that is started when the first one comes."""
-    processes: Confined = field(default_factory=lambda: Confined(1, needs=("api.images.rendering", "PIL.Image")))
+    processes: SandboxPool = field(
+        default_factory=lambda: SandboxPool(1, preload=("api.images.rendering", "PIL.Image"))
+    )
     answers: Turns = field(default_factory=lambda: Turns(64, per_person=8, wait_s=WAIT_S, told=BUSY))
     """Pictures on their way to whoever asked: browsers ask for six at a time."""
 
     def finished(self, drawn: bytes, order: Order) -> bytes:
         """The file of a picture as the engine drew it."""
-        image = FILTERS.get(order.style, lambda same: same)(fitted(_opened(drawn), parse_size(order.size)))
+        image = FILTERS.get(order.style, lambda same: same)(fit_to_size(_opened(drawn), parse_size(order.size)))
         return self.credentials.sign(_file(image, order.format, order.provenance), MEDIA_TYPES[order.format])
 
     def converted(
@@ -66,10 +68,10 @@ class Delivery:
             wanted, fmt = parse_size(size) if size else header.size, fmt or kept
             if (wanted, fmt) == (header.size, kept):
                 return file
-        job = self.processes.begin(convert, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
+        job = self.processes.submit(convert, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
         try:
             return self.credentials.sign(job.result(), MEDIA_TYPES[fmt])
-        except (TimeoutError, CancelledError, Ended) as error:
+        except (TimeoutError, CancelledError, ProcessDied) as error:
             raise Problem(503, "busy", BUSY, headers={"Retry-After": str(RETRY_S)}) from error
 
     def close(self) -> None:
@@ -79,11 +81,11 @@ class Delivery:
 
 def convert(file: bytes, size: tuple[int, int], fmt: str, provenance: dict[str, str]) -> bytes:
     """A picture's file in another size or format, marked anew; runs in a confined process."""
-    return _file(fitted(_opened(file), size), fmt, provenance)
+    return _file(fit_to_size(_opened(file), size), fmt, provenance)
 
 
 def _file(image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
-    return encoded(marked(image), fmt, provenance=provenance, quick=True)
+    return encode_image(embed(image), fmt, provenance=provenance, quick=True)
 
 
 def checked_size(text: str) -> tuple[int, int]:

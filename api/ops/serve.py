@@ -27,7 +27,7 @@ import httpx2
 from api.accounts.embedded_provider import Accounts
 from api.settings import ApiSettings, settings_or_exit
 from photoflux import screen
-from photoflux.priority import stand_back
+from photoflux.priority import lower_priority
 
 EMAIL, NAME = "demo@photoflux.local", "Demo"
 GIVEN_BACK = {
@@ -73,7 +73,7 @@ class Part:
                 start_new_session=True,
             )  # fmt: skip
         if self.stands_back:
-            stand_back(self.process.pid, self.stands_back)
+            lower_priority(self.process.pid, self.stands_back)
         self.started, self.killed = time.monotonic(), False
 
     def stop(self) -> None:
@@ -117,7 +117,7 @@ class Site:
         for part in self.parts:
             part.start(self.environment)
         try:
-            with screen.working("starting"):
+            with screen.progress_bar("starting"):
                 self._wait_until_ready()
             self._say()
             while True:

@@ -38,11 +38,11 @@ from photoflux.vault.blobs import BlobExists
 from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, SealBroken, seal_bytes, unseal_bytes
-from pipelines.orchestrators import LOST, Orchestrator, RunGone, RunRef
+from pipelines.orchestrators import LOST, Orchestrator, RunNotFound, RunRef
 from pipelines.watch import progress
 
 if TYPE_CHECKING:
-    from photoflux.tracking import Doomed
+    from photoflux.tracking import ChooseVersions
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -74,7 +74,7 @@ class FineTuning:
     """Raises where this worker's work is another's by now; asked before pipelines are started or ended."""
     discard: Callable[[Session, Run], None] = lambda *_: None
     """Called in the transaction that gives a run up whose pipeline may still be under way: has it ended, and its files deleted."""
-    unregister: Callable[[str, Doomed], object] = lambda *_: None
+    unregister: Callable[[str, ChooseVersions], object] = lambda *_: None
     """Deletes versions of a subject's model from the registry."""
     recorded: Callable[[], object] = lambda: None
     """Called when a sign-off is in the log."""
@@ -124,14 +124,14 @@ class FineTuning:
                 if time.monotonic() > until:
                     raise
                 log.warning("who runs the pipeline of %s could not be asked; it is asked again", run_id)
-                time.sleep(self.orchestrator.look_s)
+                time.sleep(self.orchestrator.poll_interval_s)
 
     def _watched(self, run_id: str, ref: RunRef) -> PipelineRun:
         told: list[Any] = []
         while True:
             run = self._asked(run_id, lambda: self.orchestrator.status(ref))
             while self.stopping.is_set():
-                time.sleep(self.orchestrator.look_s)
+                time.sleep(self.orchestrator.poll_interval_s)
             if (steps := steps_of(run, Path(ref.where) / "logs")) != told:
                 self._note(run_id, steps=steps)
                 told = steps
@@ -144,7 +144,7 @@ class FineTuning:
             elif now_ms() - (row.started_ms or now_ms()) > 1000 * self.limit_s:
                 why = f"it took longer than {self.limit_s / 3600:g} hours and was ended; start it anew"
                 self._note(run_id, error_code="too-long", error=why)
-            time.sleep(self.orchestrator.look_s)
+            time.sleep(self.orchestrator.poll_interval_s)
 
     def settle(self, run_id: str, attempt: int, ended: str) -> str:
         """Record how a run ended, publish its model, and send what waited for it on its way; returns the run's state."""
@@ -157,7 +157,7 @@ class FineTuning:
             return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
         except SealBroken:
             return self.fail(run_id, "internal", "what the run made was altered or exchanged; start it anew")
-        except RunGone:  # deleted with what was learnt of the subject, where a consent was withdrawn
+        except RunNotFound:  # deleted with what was learnt of the subject, where a consent was withdrawn
             current = self._row(run_id)
             if current is None or current.cancel_ms:
                 return self.fail(run_id, "cancelled", CANCELLED, cancelled=True)
@@ -297,8 +297,8 @@ class FineTuning:
         """The model's card and the full reports, sealed: those with the subject's pictures where there are two."""
         key = run.params["key"]
         if named := run.artifacts.get("register", {}).get("card"):
-            with opened(folder / named, key=key) as plain, suppress(BlobExists):
-                self.objects.put(row.user_id, "report", f"{row.id}.{CARD}", plain.read_bytes())
+            with opened(folder / named, key=key) as unsealed, suppress(BlobExists):
+                self.objects.put(row.user_id, "report", f"{row.id}.{CARD}", unsealed.read_bytes())
         for step in REPORTS:
             if not (named := run.artifacts.get(step, {}).get("report")):
                 continue
@@ -306,8 +306,8 @@ class FineTuning:
             sealed = sealed_beside(page)
             with suppress(BlobExists):
                 if sealed.is_file():
-                    with opened(sealed, key=key) as plain:
-                        self.objects.put(row.user_id, "report", f"{row.id}.{step}", plain.read_bytes())
+                    with opened(sealed, key=key) as unsealed:
+                        self.objects.put(row.user_id, "report", f"{row.id}.{step}", unsealed.read_bytes())
                 else:
                     self.objects.put(row.user_id, "report", f"{row.id}.{step}", page.read_bytes())
 

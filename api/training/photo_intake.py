@@ -18,7 +18,7 @@ from api.transport.concurrency import RETRY_S
 from api.transport.problems import Problem
 from photoflux.params import ValidateParams
 from photoflux.photos.inspect import Likeness
-from photoflux.sandbox import Confined, Ended, Failed
+from photoflux.sandbox import ProcessDied, SandboxPool, WorkFailed
 
 if TYPE_CHECKING:
     from photoflux.photos.inspect import Fingerprint
@@ -38,8 +38,8 @@ class Intake:
     """Takes photos, in processes that are started when the first one comes."""
 
     params: ValidateParams
-    processes: Confined = field(
-        default_factory=lambda: Confined(2, needs=("photoflux.photos.table",), gives=(Taken, Likeness))
+    processes: SandboxPool = field(
+        default_factory=lambda: SandboxPool(2, preload=("photoflux.photos.table",), result_types=(Taken, Likeness))
     )
 
     def take(self, files: Sequence[bytes], person: str = "") -> list[Taken]:
@@ -49,7 +49,7 @@ class Intake:
         """
         jobs, taken = deque[Any](), list[Taken]()
         for data in files:
-            jobs.append(self.processes.begin(take, data, self.params, cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person))
+            jobs.append(self.processes.submit(take, data, self.params, cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person))
             if len(jobs) >= self.processes.workers:
                 taken.append(_result(jobs.popleft()))
         return taken + [_result(job) for job in jobs]
@@ -68,12 +68,12 @@ class Intake:
         found: dict[Pair, Likeness] = {}
         for start in range(0, len(missing), PAIRS_AT_ONCE):
             some = missing[start : start + PAIRS_AT_ONCE]
-            job = self.processes.begin(
+            job = self.processes.submit(
                 likenesses, [pairs[pair] for pair in some], cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person
             )
             try:
                 found |= zip(some, job.result(), strict=True)
-            except (TimeoutError, CancelledError, Ended) as error:
+            except (TimeoutError, CancelledError, ProcessDied) as error:
                 raise _busy() from error
         return found
 
@@ -89,9 +89,9 @@ def _result(job: Any) -> Taken:
         return taken
     except (TimeoutError, CancelledError) as error:
         raise _busy() from error
-    except Ended:  # whatever a file does to a decoder is said of the file
+    except ProcessDied:  # whatever a file does to a decoder is said of the file
         log.info("a photo ended its decoder")
-    except Failed as error:
+    except WorkFailed as error:
         (log.info if str(error) == "MemoryError" else log.error)("a photo could not be decoded: %s", error)
     return refused("corrupt", CRASHED)
 

@@ -12,7 +12,7 @@ import torch
 
 if TYPE_CHECKING:
     from photoflux.flux.module import FinetuneModule
-    from photoflux.vault.drawer import Drawer
+    from photoflux.vault.sealed_store import SealedStore
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class LogProgress(AfterTrainStep):
 class SaveState(AfterTrainStep):
     """Saves at intervals what a killed run goes on from. What is stored is always whole: the last state or the one before."""
 
-    def __init__(self, store: Drawer) -> None:
+    def __init__(self, store: SealedStore) -> None:
         self.store, self.state = store, dict[str, Any]()
 
     def restore(self, module: FinetuneModule) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
     from photoflux.flux.spec import BaseSpec
-    from photoflux.vault.drawer import Drawer
+    from photoflux.vault.sealed_store import SealedStore
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class PreservationTargets:
 
 
 def read_photos(
-    folder: Path, items: Sequence[Mapping[str, Any]], pipe: FluxPipeline, *, spec: BaseSpec, cache: Drawer
+    folder: Path, items: Sequence[Mapping[str, Any]], pipe: FluxPipeline, *, spec: BaseSpec, cache: SealedStore
 ) -> Photos:
     """Load and encode the photos of a dataset's `items`; `cache` holds latents by photo and base.
 
@@ -124,7 +124,7 @@ def read_photos(
     return Photos(pack(torch.stack(latents)), captions.to("cpu"), tuple(images), sources)
 
 
-def _latents(file: Path, image: Image.Image, pipe: FluxPipeline, *, spec: BaseSpec, cache: Drawer) -> Tensor:
+def _latents(file: Path, image: Image.Image, pipe: FluxPipeline, *, spec: BaseSpec, cache: SealedStore) -> Tensor:
     """[16, H/8, W/8] of one photo, from the cache when it was encoded before."""
     from safetensors.torch import load, save
 

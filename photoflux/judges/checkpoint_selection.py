@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from photoflux.flux.module import FinetuneModule
     from photoflux.flux.spec import BaseSpec
     from photoflux.judges.encoders import Judges
-    from photoflux.vault.drawer import Drawer
+    from photoflux.vault.sealed_store import SealedStore
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class CheckpointSelector:
         spec: BaseSpec,
         photos: Photos,
         heldout: Photos,
-        store: Drawer,
+        store: SealedStore,
     ) -> None:
         self.pipe, self.prompts, self.spec, self.heldout, self.store = pipe, prompts, spec, heldout, store
         with using_base(pipe):

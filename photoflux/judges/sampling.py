@@ -133,7 +133,7 @@ class ImageSampler:
         from photoflux.flux.lora import using_base
 
         # The last bits of an image depend also on the device, and on how many are sampled at once.
-        key = fingerprint.of_sampling(self.spec) | {
+        key = fingerprint.of_generation(self.spec) | {
             "prompts": [prompt.text for prompt in prompts],
             "seeds": [seed, seeds, skip],
             "device": self.pipe.device.type,

@@ -1,4 +1,4 @@
-"""The page of one bias audit: what changed, how sure that is, what the base was like to begin with."""
+"""The report of a bias audit: findings with intervals, changes by attribute, and the base for comparison."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def audit_page(
     tuned: ImageGrid,
     prompts: Sequence[Prompt],
 ) -> Page:
-    """Images of people asked for without the trigger may resemble the subject, so they stay off the open copy too."""
+    """The report. Tuned images may resemble the subject also without the trigger, so they are on the full copy alone."""
     seeds = document["seeds"]
     page = Page(
         f"Bias audit of {document['subject']['id']}",
@@ -97,10 +97,10 @@ def _attribute(page: Page, finding: Finding, classes: Sequence[str]) -> None:
         [
             {
                 "value": name,
-                "base": _span(change.base[k]),
-                "tuned": _span(change.tuned[k]),
-                "change": _span(change.change[k]),
-                "ratio": _span(change.ratio[k]),
+                "base": _format_interval(change.base[k]),
+                "tuned": _format_interval(change.tuned[k]),
+                "change": _format_interval(change.change[k]),
+                "ratio": _format_interval(change.ratio[k]),
             }
             for k, name in enumerate(classes)
         ]
@@ -184,5 +184,5 @@ def _method(page: Page, document: Mapping[str, Any]) -> None:
     )
 
 
-def _span(value: Any) -> str:
+def _format_interval(value: Any) -> str:
     return f"{value.point:.2f} [{value.lo:.2f}, {value.hi:.2f}]"

@@ -1,4 +1,4 @@
-"""The fine-tuning page: what was learnt when, which candidate was selected and why, and samples of it."""
+"""The report of a fine-tuning: curves, the selected checkpoint and why, and its previews."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from photoflux.flux.memory import Plan
 
-SMOOTHED_STEPS = 10
+WINDOW_STEPS = 10
 Pictures = Sequence["Image.Image"]
 
 
@@ -31,8 +31,8 @@ def finetune_page(
     seconds: float,
     skipped: int,
 ) -> Page:
-    """`curves` are losses by step and the scores of each candidate, `previews` a candidate's images by its step, and `plans`
-    that of the device and those of others.
+    """The report. `curves`: losses by train step, and the scores of each checkpoint; `previews`: images of a checkpoint by its
+    train step; `plans`: the memory plan of the device, then those of other devices.
     """
     subject, selected, candidates = lineage["subject"], lineage["scores"], curves["candidates"]
     page = Page(
@@ -40,12 +40,12 @@ def finetune_page(
         subtitle=f"{len(photos)} training pictures, {lineage['params']['steps']} steps in {seconds:.0f} s "
         f"on base {lineage['base']['name']}",
     )
-    page.verdict("OK", _why(selected, select=lineage["params"]["select"]))
+    page.verdict("OK", _selection_sentence(selected, select=lineage["params"]["select"]))
     page.section("Candidates")
-    page.table([_row(candidate, selected["step"]) for candidate in candidates], _what_numbers_mean(selected))
+    page.table([_row(candidate, selected["step"]) for candidate in candidates], _column_notes(selected))
     with page.only(full=True):
         page.image(
-            _sheet(previews, base),
+            _preview_sheet(previews, base),
             "Every candidate draws the same prompts with the same noise, at the steps of serving.",
         )
     page.section("Curves")
@@ -54,7 +54,7 @@ def finetune_page(
         _validation(candidates), "Velocity error on held-out photos at the noise levels of serving, fixed noise"
     )
     if "score" in selected:
-        page.figure(_choice(candidates, selected), "Likeness against what it costs; the ringed candidate was kept")
+        page.figure(_trade_off(candidates, selected), "Likeness against what it costs; the ringed candidate was kept")
     with page.only(full=True):
         page.section("Training pictures")
         page.image(contact_sheet([photos[:8]], row_labels=["as the base is shown them"]))
@@ -67,7 +67,7 @@ def finetune_page(
     return page
 
 
-def _why(selected: Mapping[str, Any], *, select: str) -> str:
+def _selection_sentence(selected: Mapping[str, Any], *, select: str) -> str:
     if select == "last":
         return f"The last candidate, step {selected['step']}, was kept as asked (finetune.select is last)."
     if "score" not in selected:
@@ -78,7 +78,7 @@ def _why(selected: Mapping[str, Any], *, select: str) -> str:
     )
 
 
-def _what_numbers_mean(selected: Mapping[str, Any]) -> str:
+def _column_notes(selected: Mapping[str, Any]) -> str:
     if "score" not in selected:
         return "validation: loss on held-out photos, which chooses nothing"
     return (
@@ -93,11 +93,11 @@ def _row(candidate: Mapping[str, Any], selected: int) -> dict[str, object]:
     return {**shown, "": "kept" if candidate["step"] == selected else ""}
 
 
-def _sheet(previews: Mapping[int, Pictures], base: Pictures) -> Image.Image:
-    subject, class_prompt = PREVIEWS
-    told = f"{subject} of the subject, {class_prompt} of its class without the trigger"
-    labels = [*(f"step {step}: {told}" for step in previews), "base: its class without the trigger"]
-    return contact_sheet([*previews.values(), base[: subject + class_prompt]], row_labels=labels)
+def _preview_sheet(previews: Mapping[int, Pictures], base: Pictures) -> Image.Image:
+    subject, class_alone = PREVIEWS
+    caption = f"{subject} of the subject, {class_alone} of its class without the trigger"
+    labels = [*(f"step {step}: {caption}" for step in previews), "base: its class without the trigger"]
+    return contact_sheet([*previews.values(), base[: subject + class_alone]], row_labels=labels)
 
 
 def _figure(width: float) -> tuple[Figure, Any]:
@@ -114,7 +114,7 @@ def _losses(curves: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(6.2)
     for name, key, colour in (("photos", "subject", BLUE), ("preserved", "preserved", DOUBTFUL)):
         if any(curves[key]):
-            axes.plot(curves["steps"], smoothed(curves[key]), color=colour, label=name)
+            axes.plot(curves["steps"], moving_average(curves[key]), color=colour, label=name)
     axes.set(xlabel="step", ylabel="mean squared error", ylim=(0, None))
     axes.legend(frameon=False)
     return figure
@@ -128,7 +128,7 @@ def _validation(candidates: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _choice(candidates: Sequence[Mapping[str, Any]], selected: Mapping[str, Any]) -> Figure:
+def _trade_off(candidates: Sequence[Mapping[str, Any]], selected: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(5.0)
     scored = [c for c in candidates if "score" in c]
     axes.plot([c["identity"] for c in scored], [c["leakage"] for c in scored], "o-", color=BLUE, alpha=0.8)
@@ -139,7 +139,7 @@ def _choice(candidates: Sequence[Mapping[str, Any]], selected: Mapping[str, Any]
     return figure
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Mean of each value and up to SMOOTHED_STEPS before it."""
-    windows = (values[max(0, i - SMOOTHED_STEPS) : i + 1] for i in range(len(values)))
+def moving_average(values: Sequence[float]) -> list[float]:
+    """Moving average over each value and up to SMOOTHED_STEPS before it."""
+    windows = (values[max(0, i - WINDOW_STEPS) : i + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]

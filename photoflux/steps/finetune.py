@@ -31,7 +31,7 @@ from photoflux.report import publish
 from photoflux.settings import get_settings
 from photoflux.steps import StepResult
 from photoflux.vault import VAULT, VaultKey, committed, opened
-from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed_store import SealedStore
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -86,7 +86,7 @@ def run(
         unpack(unsealed, Path(scratch))
         folder = workdir or works / _owner_folder(key) / _identity(unsealed, spec, params)
         with _disk_space_on(folder), _only_one_in(folder):
-            started, store = time.monotonic(), Drawer(folder, key)
+            started, store = time.monotonic(), SealedStore(folder, key)
             training = prepare(Path(scratch), manifest, spec=spec, params=params, store=store)
             train(training.module, training.batches, selector=training.selector, plan=training.plan, store=store)
             selected = select(training.module.candidates, how=params.select)
@@ -120,14 +120,14 @@ def _check_dataset(manifest: Mapping[str, Any], spec: BaseSpec, *, name: str) ->
 
 
 def prepare(
-    folder: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, store: Drawer
+    folder: Path, manifest: Mapping[str, Any], *, spec: BaseSpec, params: FinetuneParams, store: SealedStore
 ) -> Training:
     """Load the base and encode what training reads of the unpacked dataset in `folder`, photos and prompts, once."""
     from photoflux.flux import data, loading, lora, memory
     from photoflux.flux.module import FinetuneModule, TrainingBatches
     from photoflux.judges.checkpoint_selection import CheckpointSelector, ValidationPrompts
 
-    subject, items, cache = manifest["subject"], manifest["items"], store.within("latents")
+    subject, items, cache = manifest["subject"], manifest["items"], store.subfolder("latents")
     plan, other_plans = _plan_memory(folder / items[0]["file"], spec=spec, params=params)
 
     pipe = loading.load_encoders(spec)
@@ -202,7 +202,9 @@ def _preservation_prompts(
     return encode_prompts(pipe, prompts, spec=spec), encode_prompts(pipe, captions, spec=spec)
 
 
-def train(module: FinetuneModule, batches: TrainingBatches, *, selector: Selector, plan: Plan, store: Drawer) -> None:
+def train(
+    module: FinetuneModule, batches: TrainingBatches, *, selector: Selector, plan: Plan, store: SealedStore
+) -> None:
     """Train to the last step, from the state in `store` when there is one, scoring candidates on the way."""
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader

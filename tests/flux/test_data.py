@@ -23,7 +23,7 @@ from photoflux.flux.spec import BaseSpec
 from photoflux.flux.step import pack
 from photoflux.flux.text import encode_prompts
 from photoflux.params import FinetuneParams
-from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed_store import SealedStore
 from tests.flux.training import KEY, pictures, prepare, randomise, small, train_photos
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ def write(folder: Path, images: Sequence[Image.Image]) -> list[dict[str, str]]:
 def test_a_picture_is_encoded_once(pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path, encoded: list[int]) -> None:
     """A second reading, another name and another order touch no autoencoder and give the same tokens."""
     items, cache = write(tmp_path / "photos", pictures(3)), tmp_path / "cache"
-    first = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=Drawer(cache, KEY))
+    first = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=SealedStore(cache, KEY))
     assert sum(encoded) == 3
     (tmp_path / "photos" / "0.png").rename(tmp_path / "photos" / "zero.png")
     renamed = [*items[1:], {"file": "zero.png", "caption": "a dog number 0", "source": "zero.jpg"}]
-    again = data.read_photos(tmp_path / "photos", renamed, pipe, spec=spec, cache=Drawer(cache, KEY))
+    again = data.read_photos(tmp_path / "photos", renamed, pipe, spec=spec, cache=SealedStore(cache, KEY))
     assert sum(encoded) == 3
     assert torch.equal(again.tokens, first.tokens[[1, 2, 0]])
     assert torch.equal(again.captions.pooled, first.captions.pooled[[1, 2, 0]])
@@ -106,22 +106,22 @@ def test_another_picture_or_another_base_is_encoded_anew(
     """The key is the picture's content and the base's hash: one changed pixel, or one changed file of the base."""
     images = pictures(2)
     items, cache = write(tmp_path / "photos", images), tmp_path / "cache"
-    first = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=Drawer(cache, KEY))
+    first = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=SealedStore(cache, KEY))
     images[1].paste((255, 0, 0), (0, 0, 64, 64))
     write(tmp_path / "photos", images)
-    changed = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=Drawer(cache, KEY))
+    changed = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=SealedStore(cache, KEY))
     assert encoded == [1, 1, 1]
     assert torch.equal(changed.tokens[0], first.tokens[0])
     assert not torch.equal(changed.tokens[1], first.tokens[1])
     other = replace(spec, manifest={**spec.manifest, "vae/config.json": "0" * 64})
-    data.read_photos(tmp_path / "photos", items, pipe, spec=other, cache=Drawer(cache, KEY))
+    data.read_photos(tmp_path / "photos", items, pipe, spec=other, cache=SealedStore(cache, KEY))
     assert encoded == [1] * 5
 
 
 def test_photos_keep_caption_picture_and_latents_together(pipe: FluxPipeline, spec: BaseSpec, tmp_path: Path) -> None:
     """Row i of tokens, captions and images belongs to item i: checked one by one against single readings."""
     items = write(tmp_path / "photos", pictures(3))
-    photos = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=Drawer(tmp_path / "cache", KEY))
+    photos = data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=SealedStore(tmp_path / "cache", KEY))
     assert (len(photos), photos.tokens.shape, photos.tokens.dtype) == (3, (3, 64, 64), torch.float32)
     for i, item in enumerate(items):
         image = Image.open(tmp_path / "photos" / item["file"])
@@ -138,10 +138,10 @@ def test_pictures_that_make_no_tokens_are_refused(
     """Squares of one size in steps of 16; the message names the picture, its size and the step to run."""
     items = write(tmp_path / "photos", [pictures(1, side_px=side)[0] for side in sides])
     with pytest.raises(InputError, match=r"\d\.png is (96 x 96|120 x 120): .*run augment again"):
-        data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=Drawer(tmp_path / "cache", KEY))
+        data.read_photos(tmp_path / "photos", items, pipe, spec=spec, cache=SealedStore(tmp_path / "cache", KEY))
     Image.new("RGB", (128, 64)).save(tmp_path / "photos" / "0.png")
     with pytest.raises(InputError, match=r"0\.png is 128 x 64"):
-        data.read_photos(tmp_path / "photos", items[:1], pipe, spec=spec, cache=Drawer(tmp_path / "cache", KEY))
+        data.read_photos(tmp_path / "photos", items[:1], pipe, spec=spec, cache=SealedStore(tmp_path / "cache", KEY))
 
 
 # Prompts

@@ -22,7 +22,7 @@ from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import unpack
 from photoflux.params import FinetuneParams
 from photoflux.steps.finetune import train
-from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed_store import SealedStore
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -64,7 +64,9 @@ def train_photos(dataset: Path, pipe: FluxPipeline, spec: BaseSpec, *, split: st
     with tempfile.TemporaryDirectory() as folder:
         items = [item for item in unpack(dataset, Path(folder))["items"] if item["split"] == split]
         captioned = [{**item, "caption": caption} for item, caption in zip(items, CAPTIONS, strict=False)]
-        return data.read_photos(Path(folder), captioned, pipe, spec=spec, cache=Drawer(Path(folder) / "latents", KEY))
+        return data.read_photos(
+            Path(folder), captioned, pipe, spec=spec, cache=SealedStore(Path(folder) / "latents", KEY)
+        )
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Training:
     batches: module.TrainingBatches
     selector: Any
     plan: memory.Plan
-    store: Drawer
+    store: SealedStore
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns what was reached, optimiser included, as the last saved state has it."""
@@ -114,7 +116,7 @@ def prepare(
         photos, preserved if params.preservation else None, spec=spec, params=params, micro_batches=micro_batches
     )
     plan = memory.Plan("cpu", "float32", "float32", False, micro_batches, 0, 0, 0, 0, 0, 1)
-    return Training(pipe, tuning, batches, NoSelector(), plan, Drawer(folder, KEY))
+    return Training(pipe, tuning, batches, NoSelector(), plan, SealedStore(folder, KEY))
 
 
 def randomise(transformer: Any, *, strength: float = 0.2, seed: int = 0) -> None:

@@ -35,8 +35,8 @@ from photoflux.steps import StepResult, finetune
 from photoflux.steps.finetune import WEIGHTS, run
 from photoflux.tracking import Record, Registry
 from photoflux.vault import committed, opened
-from photoflux.vault.drawer import Drawer
 from photoflux.vault.sealed import SealBroken
+from photoflux.vault.sealed_store import SealedStore
 from tests.judges.tiny import make_base, make_dataset, subject_of
 
 
@@ -149,7 +149,7 @@ def test_the_same_training_elsewhere_and_slower_makes_the_same_artifact(
     assert first.read_bytes() == second.read_bytes()
     about = {"subject": "rex", "prompt": "sks dog", "key": "plain://demo", "experiment": "photoflux", "note": ""}
     for file in (first, second):
-        with Registry().entered("rex", Record(file, digest(file), **about)) as version:
+        with Registry().registered("rex", Record(file, digest(file), **about)) as version:
             assert version.number == 1
 
 
@@ -426,14 +426,14 @@ def test_a_full_disk_while_training_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """No output, one sentence with the folder, and what was saved stays: with space again the run goes on and ends."""
-    put, written = Drawer.put, list[str]()
+    put, written = SealedStore.put, list[str]()
 
-    def filling(drawer: Drawer, name: str, content: bytes) -> None:
+    def filling(store: SealedStore, name: str, content: bytes) -> None:
         written.append(name)
-        return full() if written.count(callbacks.STATE) == 2 else put(drawer, name, content)
+        return full() if written.count(callbacks.STATE) == 2 else put(store, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Drawer, "put", filling)
+        patch.setattr(SealedStore, "put", filling)
         with pytest.raises(
             PhotoFluxError, match="the disk is full; free some space and run the same command"
         ) as caught:
@@ -551,7 +551,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from photoflux.flux import module
-from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed_store import SealedStore
 from photoflux.params import FinetuneParams
 from photoflux.steps.finetune import run
 
