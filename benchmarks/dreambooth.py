@@ -45,7 +45,7 @@ log = logging.getLogger("benchmarks.dreambooth")
 
 LEVELS = 1000
 """Noise levels of the schedule that is trained on: 1, .999, … .001."""
-CLASS_PICTURES, CLASS_SEED, DRAWN_AT_ONCE = 48, 600_000, 16
+CLASS_PICTURES, CLASS_SEED, BATCH_SIZE = 48, 600_000, 16
 PRIOR_WEIGHT, CLIP_NORM = 1.0, 1.0
 ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -251,7 +251,7 @@ def class_pictures(pipe: FluxPipeline, subject: Mapping[str, Any], *, spec: Base
     if found := store.get(name):
         return load(found)["tokens"]
     seeds = range(CLASS_SEED, CLASS_SEED + CLASS_PICTURES)
-    drawn = generate(pipe, [class_prompt_of(subject)] * CLASS_PICTURES, seeds, spec=spec, batch_size=DRAWN_AT_ONCE)
+    drawn = generate(pipe, [class_prompt_of(subject)] * CLASS_PICTURES, seeds, spec=spec, batch_size=BATCH_SIZE)
     tokens = pack(encode_images(pipe.vae, drawn)).contiguous()
     store.put(name, save({"tokens": tokens}))
     return tokens

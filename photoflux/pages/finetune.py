@@ -140,6 +140,6 @@ def _trade_off(candidates: Sequence[Mapping[str, Any]], selected: Mapping[str, A
 
 
 def moving_average(values: Sequence[float]) -> list[float]:
-    """Moving average over each value and up to SMOOTHED_STEPS before it."""
+    """Moving average over each value and up to WINDOW_STEPS before it."""
     windows = (values[max(0, i - WINDOW_STEPS) : i + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]

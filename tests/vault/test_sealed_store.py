@@ -19,7 +19,7 @@ def test_what_was_put_is_got_and_the_last_one_stands(tmp_path: Path, key: str):
     assert store.names("*") == ["latents", "state.pt"]
 
 
-def test_a_sealed_drawer_shows_nothing(tmp_path: Path):
+def test_a_sealed_store_shows_nothing(tmp_path: Path):
     SealedStore(tmp_path / "work", "vault://ada").put("state.pt", b"a face" * 100)
     assert b"a face" not in (tmp_path / "work" / "state.pt").read_bytes()
 
