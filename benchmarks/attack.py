@@ -36,11 +36,13 @@ import psutil
 
 from benchmarks import attackers
 from benchmarks.attackers import HOST, ROLES, WITH_MODEL, Account, Answer, Service, crafted, form_body, json_body
-from benchmarks.log_check import not_json, with_words
+from benchmarks.log_check import lines_not_json, lines_with_words
 from photoflux.manifest import digest, read_manifest, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
-    from benchmarks.chaos import Served  # late: honest people's process is a light one, without what trains and draws
+    from benchmarks.chaos import (
+        RunningService,  # late: honest people's process is a light one, without what trains and draws
+    )
 
 HONEST, QUIET_S = 5, 15.0
 """How many honest people there are, and how long they are alone before the attack begins."""
@@ -52,7 +54,7 @@ TIMES = ("reads_p95_ms",)
 READ_EVERY_S, GENERATE_EVERY_S, UPLOAD_EVERY_S, SIGN_IN_EVERY_S, WEBHOOK_EVERY_S = 1.0, 45.0, 120.0, 200.0, 30.0
 READS_SHARE = 0.25
 """Of the reads that there would be if each took no time: fewer mean that honest people were kept waiting for ever."""
-PATIENCE_S = 60.0
+RETRY_S = 60.0
 """How long honest people go on where they are told to come back in a moment; reads are never told so."""
 EVERY_S = {
     "generation": GENERATE_EVERY_S,
@@ -72,7 +74,7 @@ READS, REQUIRED = ("read",), ("read", "generation", "converted", "sign-in", "web
 # --- who is there ---------------------------------------------------------------------------------------------------------
 
 
-async def prepare(served: Served, adapters: Sequence[Path], scratch: Path, *, password: str) -> dict[str, Any]:
+async def prepare(served: RunningService, adapters: Sequence[Path], scratch: Path, *, password: str) -> dict[str, Any]:
     """Everybody with an account, consents, a subject and photos; models where they are needed; one large picture to attack."""
     port = int(served.base.rsplit(":", 1)[1])
     service = Service(port)
@@ -86,18 +88,18 @@ async def prepare(served: Served, adapters: Sequence[Path], scratch: Path, *, pa
     for role, one in [*((f"p{n}", one) for n, one in enumerate(honest)), *abusers.items()]:
         address = HOST if one in honest else attackers.address_of(role)
         accounts[role] = Account(service, str(one["email"]), password, address)
-        await settle(accounts[role], one, photos=6 if role in ("runs", "exports") else 2)
+        await prepare_account(accounts[role], one, photos=6 if role in ("runs", "exports") else 2)
     plan: dict[str, Any] = {
         "port": port, "password": password, "photo": base64.b64encode(PHOTOS[0].read_bytes()).decode(), "honest": honest,
         "attackers": abusers,
     }  # fmt: skip
-    plan = in_site(served, "plant", plan, scratch)
+    plan = run_in_service(served, "insert_rows", plan, scratch)
     for role in WITH_MODEL:
         plan["attackers"][role]["result"] = await draw_large(accounts[role], plan["attackers"][role])
     return plan
 
 
-async def settle(account: Account, about: dict[str, Any], *, photos: int) -> None:
+async def prepare_account(account: Account, about: dict[str, Any], *, photos: int) -> None:
     """Sign in, agree, begin two subjects and upload photos to the first."""
     await account.sign_in()
     await account.agree()
@@ -125,7 +127,7 @@ async def draw_large(account: Account, about: Mapping[str, Any]) -> str:
     return result
 
 
-def in_site(served: Served, name: str, plan: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
+def run_in_service(served: RunningService, name: str, plan: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
     """What a function of this module makes of the plan, in a process with the service's settings."""
     file = write_json(scratch / "plan.json", plan)
     subprocess.run([sys.executable, "-c", _code(name), str(file)], env=served.environment, check=True)
@@ -137,7 +139,7 @@ def _code(name: str) -> str:
     return f"import sys; from benchmarks import attack; attack.{name}(*sys.argv[1:])"
 
 
-def plant(plan_file: str) -> None:
+def insert_rows(plan_file: str) -> None:
     """What would take hours of work to come by: models, a run and a picture that never end, and prompts that are alike."""
     from api.records.database import Records, open_engine
     from api.records.tables import Generation, Run, new_id, prompt_label
@@ -158,7 +160,7 @@ def plant(plan_file: str) -> None:
 
     with records.writing() as session:
         for one in (*plan["honest"], *(roles[role] for role in WITH_MODEL)):
-            _plant_model(session, objects, one)
+            _insert_model(session, objects, one)
         endless = Run(id=new_id(), user_id=roles["streams"]["user"], subject_id=roles["streams"]["other"], state="running",
                       params={}, orchestrator="local", estimate={}, steps=[])  # fmt: skip
         waiting = generation(roles["polls"], "a photo that never comes", "queued")
@@ -168,7 +170,7 @@ def plant(plan_file: str) -> None:
     write_json(Path(plan_file), plan)
 
 
-def _plant_model(session: Any, objects: Any, one: Mapping[str, Any]) -> None:
+def _insert_model(session: Any, objects: Any, one: Mapping[str, Any]) -> None:
     from api.records.tables import Model, Run, Subject, new_id
 
     run, model, adapter = new_id(), new_id(), Path(one["adapter"])
@@ -185,8 +187,8 @@ def _plant_model(session: Any, objects: Any, one: Mapping[str, Any]) -> None:
 
 
 @dataclass
-class Person:
-    """Somebody honest. What they did is kept as (seconds on the machine's clock, kind, milliseconds, outcome)."""
+class HonestUser:
+    """An honest user. `events` has (seconds on the machine's clock, kind, milliseconds, outcome) of all they did."""
 
     account: Account
     about: Mapping[str, Any]
@@ -194,7 +196,7 @@ class Person:
     events: list[tuple[float, str, float, str]]
     pictures: list[str] = field(default_factory=list)
 
-    async def live(self, seconds: float) -> None:
+    async def run_until(self, seconds: float) -> None:
         """Everything that people do, at their own paces, until the time is over."""
         doings = (
             (self.read, READ_EVERY_S), (self.generate, GENERATE_EVERY_S), (self.upload, UPLOAD_EVERY_S),
@@ -202,9 +204,9 @@ class Person:
         )  # fmt: skip
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*(self._now_and_then(do, every_s) for do, every_s in doings))
+                await asyncio.gather(*(self._repeat(do, every_s) for do, every_s in doings))
 
-    async def _now_and_then(self, do: Callable[[], Any], every_s: float) -> None:
+    async def _repeat(self, do: Callable[[], Any], every_s: float) -> None:
         await asyncio.sleep(self.rng.uniform(0.1, 0.5) * every_s)
         while True:
             await do()
@@ -230,20 +232,20 @@ class Person:
         started, prompt = time.monotonic(), f"a photo of sks {self.about['noun']} on the beach"
         asked = {"subject": self.about["subject"], "prompt": prompt, "seed": self.rng.randrange(2**31)}
         headers, body = json_body(asked)
-        answer = await self._patiently("POST", "/api/generate", headers=headers, body=body)
+        answer = await self._ask_with_retries("POST", "/api/generate", headers=headers, body=body)
         state: dict[str, Any] = answer.json() if answer.outcome == "202" else {}
-        while state and not state["finished"] and time.monotonic() - started < 2 * PATIENCE_S:
-            answer = await self._patiently("GET", f"/api/results/{state['id']}?wait=20")
+        while state and not state["finished"] and time.monotonic() - started < 2 * RETRY_S:
+            answer = await self._ask_with_retries("GET", f"/api/results/{state['id']}?wait=20")
             state = answer.json() if answer.outcome == "200" else {}
         if not state or not state["images"]:
             said = state.get("state", answer.outcome)
             return self.note("generation", started, f"a generation: {said} {state.get('error') or ''}")
         url = state["images"][0]["url"]
-        answer = await self._patiently("GET", url)
+        answer = await self._ask_with_retries("GET", url)
         self.note("generation", started, "ok" if answer.outcome == "200" else f"its picture: {answer.outcome}")
         self.pictures.append(url)
         started = time.monotonic()
-        answer = await self._patiently("GET", f"{url}?size=1024x1024")
+        answer = await self._ask_with_retries("GET", f"{url}?size=1024x1024")
         return self.note(
             "converted", started, "ok" if answer.outcome == "200" else f"?size=1024x1024: {answer.outcome}"
         )
@@ -252,7 +254,7 @@ class Person:
         """One photo more, though attackers sit in places for uploads."""
         headers, body = form_body({"subject": self.about["subject"]}, [self.rng.choice(PHOTOS).read_bytes()])
         started = time.monotonic()
-        answer = await self._patiently("POST", "/api/upload", headers=headers, body=body)
+        answer = await self._ask_with_retries("POST", "/api/upload", headers=headers, body=body)
         self.note("upload", started, "ok" if answer.outcome == "201" else f"an upload: {answer.outcome}")
 
     async def sign_in(self) -> None:
@@ -264,7 +266,7 @@ class Person:
         except attackers.NotSignedIn as error:
             self.note("sign-in", started, f"signing in: {error}")
 
-    async def be_told(self) -> None:
+    async def receive_webhook(self) -> None:
         """A webhook's test message, from asking to its arrival at this process."""
         arrived = asyncio.Event()
 
@@ -277,24 +279,24 @@ class Person:
 
         async with await asyncio.start_server(receive, HOST, 0) as server:
             headers, body = json_body({"url": f"http://{HOST}:{server.sockets[0].getsockname()[1]}/"})
-            answer = await self._patiently("POST", "/api/webhooks", headers=headers, body=body)
+            answer = await self._ask_with_retries("POST", "/api/webhooks", headers=headers, body=body)
             webhook = answer.json()["id"]
             while True:
                 arrived.clear()
                 started = time.monotonic()
-                answer = await self._patiently("POST", f"/api/webhooks/{webhook}/test")
+                answer = await self._ask_with_retries("POST", f"/api/webhooks/{webhook}/test")
                 outcome = "ok" if answer.outcome == "202" else f"a test message: {answer.outcome}"
                 try:
-                    async with asyncio.timeout(PATIENCE_S):
+                    async with asyncio.timeout(RETRY_S):
                         await arrived.wait()
                 except TimeoutError:
-                    outcome = f"a test message did not come in {PATIENCE_S:.0f} s"
+                    outcome = f"a test message did not come in {RETRY_S:.0f} s"
                 self.note("webhook", started, outcome)
                 await asyncio.sleep(WEBHOOK_EVERY_S)
 
-    async def _patiently(self, method: str, target: str, **more: Any) -> Answer:
-        """As an ordinary client: told to come back in a moment, it does."""
-        until = time.monotonic() + PATIENCE_S
+    async def _ask_with_retries(self, method: str, target: str, **more: Any) -> Answer:
+        """As an ordinary client, which retries after `Retry-After`."""
+        until = time.monotonic() + RETRY_S
         while True:
             answer = await self.account.ask(method, target, **more)
             wait_s = float(answer.header("retry-after") or 2)
@@ -307,22 +309,22 @@ def _shape(target: str) -> str:
     return re.sub("[0-9a-f]{32}", "{id}", target.split("?")[0])
 
 
-def live_honestly(plan_file: str, seconds: str, out: str) -> None:
+def run_honest_users(plan_file: str, seconds: str, out: str) -> None:
     """Everybody honest, in a process of their own; writes what they did."""
-    asyncio.run(_live_honestly(json.loads(Path(plan_file).read_text()), float(seconds), Path(out)))
+    asyncio.run(_run_honest_users(json.loads(Path(plan_file).read_text()), float(seconds), Path(out)))
 
 
-async def _live_honestly(plan: Mapping[str, Any], seconds: float, out: Path) -> None:
+async def _run_honest_users(plan: Mapping[str, Any], seconds: float, out: Path) -> None:
     service, events = Service(plan["port"]), list[tuple[float, str, float, str]]()
     people = [
-        Person(Account(service, one["email"], plan["password"]), one, random.Random(n), events)
+        HonestUser(Account(service, one["email"], plan["password"]), one, random.Random(n), events)
         for n, one in enumerate(plan["honest"])
     ]
     for one in people:
         await one.account.sign_in()
-    await attackers.until_told()
-    told = asyncio.create_task(people[0].be_told())
-    await asyncio.gather(*(one.live(seconds) for one in people))
+    await attackers.wait_for_start()
+    told = asyncio.create_task(people[0].receive_webhook())
+    await asyncio.gather(*(one.run_until(seconds) for one in people))
     told.cancel()
     with suppress(asyncio.CancelledError):
         await told  # raises what broke it
@@ -333,28 +335,28 @@ async def _live_honestly(plan: Mapping[str, Any], seconds: float, out: Path) -> 
 
 
 @dataclass
-class Watch:
-    """Looks at the service's processes every second: resident megabytes of each and of what it started."""
+class MemoryMonitor:
+    """Samples the service's processes every second: resident megabytes of each and of its children."""
 
-    served: Served
+    served: RunningService
     rows: list[dict[str, float]] = field(default_factory=list)
     peaks: dict[str, float] = field(default_factory=dict)
     pids: dict[str, set[int]] = field(default_factory=dict)
-    _over: threading.Event = field(default_factory=threading.Event)
+    _stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         site = psutil.Process(self.served.process.pid)
-        while not self._over.wait(1.0):
+        while not self._stopped.wait(1.0):
             row = {"t": time.monotonic()}
             for process in site.children():
                 with suppress(psutil.NoSuchProcess, OSError):  # it has just ended
-                    row |= self._look(process)
+                    row |= self._sample(process)
             self.rows.append(row)
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
 
-    def _look(self, process: psutil.Process) -> dict[str, float]:
+    def _sample(self, process: psutil.Process) -> dict[str, float]:
         name = next((part for part in PARTS if part in process.cmdline()), None)
         if name is None:
             return {}
@@ -437,7 +439,7 @@ def _spread(all_ms: Sequence[float]) -> dict[str, float]:
     } | {"max_ms": round(max(all_ms), 1)}  # fmt: skip
 
 
-def met(found: Mapping[str, Any], *, any_speed: bool = False) -> dict[str, bool]:
+def aims_met(found: Mapping[str, Any], *, any_speed: bool = False) -> dict[str, bool]:
     """Which of the aims that are judged were met; a figure that is not there meets none."""
     told, passed_over = {**found, "wrong": len(found["wrong"])}, TIMES if any_speed else ()
     if found["flat_over_s"] < FLAT_S:
@@ -470,9 +472,9 @@ def logged_errors(folder: Path) -> dict[str, int]:
 def plot(rows: Sequence[Mapping[str, float]], events: Sequence[Sequence[Any]], *, since: float) -> bytes:
     """The API's memory, and honest people's reads, in minutes from the attack's beginning; a PNG."""
     from photoflux.pages.palette import BAD, BLUE, GREY, SOFT
-    from photoflux.pages.plots import blank
+    from photoflux.pages.plots import new_figure
 
-    figure, (left, right) = blank(11, 3.8, columns=2)
+    figure, (left, right) = new_figure(11, 3.8, columns=2)
     api = [row for row in rows if "api.main" in row]
     minutes = [(row["t"] - since) / 60 for row in api]
     left.plot(minutes, [row["api.main"] for row in api], color=BLUE, lw=1.4, label="API")
@@ -510,8 +512,8 @@ def page(result: Mapping[str, Any]) -> str:
         "honest_failures": "honest requests that failed", "wrong": "things that must not be",
     }  # fmt: skip
     for name, most in AIMS.items():
-        met = {True: "yes", False: "**no**", None: "not judged"}[result["met"].get(name)]
-        aims.append((names[name], f"{most:g}", f"{told[name]}", met))
+        cell = {True: "yes", False: "**no**", None: "not judged"}[result["met"].get(name)]
+        aims.append((names[name], f"{most:g}", f"{told[name]}", cell))
     kinds = [
         (kind, str(one["count"]), *(_p95(one.get(when)) for when in ("quiet", "attacked")))
         for kind, one in result["by_kind"].items()
@@ -530,7 +532,7 @@ def page(result: Mapping[str, Any]) -> str:
 ({result["cpu_shares"]["attackers"]:.0%} of a core): {place["processor"]}, {place["cores"]} cores, {place["memory_gib"]} GiB.
 Attackers come from 127.0.0.2 to 127.0.0.9, {HONEST} honest people from 127.0.0.1. `python -m benchmarks.attack` makes this page.
 
-{_table(("", "at most", "found", "met"), aims)}
+{_table(("", "at most", "found", "aims_met"), aims)}
 
 ![memory and latency](attack.png)
 
@@ -563,24 +565,24 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 # --- the whole ------------------------------------------------------------------------------------------------------------
 
 
-def as_made() -> dict[str, str]:
-    """What `make serve` exports for every process: how memory is kept, and how threads wait."""
+def service_environment() -> dict[str, str]:
+    """The environment variables of malloc and OpenMP that `make serve` exports."""
     makefile = Path("Makefile").read_text(encoding="utf-8")
     return dict(re.findall(r"^export ((?:MALLOC|GOMP)\w+) \?= (\S+)$", makefile, re.MULTILINE))
 
 
-def run(served: Served, plan: Mapping[str, Any], *, seconds: float, seed: int, scratch: Path) -> dict[str, Any]:
-    """Let everybody loose, and measure."""
+def run(served: RunningService, plan: Mapping[str, Any], *, seconds: float, seed: int, scratch: Path) -> dict[str, Any]:
+    """Run honest users and attackers against the service, and measure."""
     file, said, came = write_json(scratch / "plan.json", plan), scratch / "honest.json", scratch / "attack.json"
-    watch, started = Watch(served), list[subprocess.Popen[str]]()
-    watching = threading.Thread(target=watch.run)
-    watching.start()
+    monitor, started = MemoryMonitor(served), list[subprocess.Popen[str]]()
+    sampling = threading.Thread(target=monitor.run)
+    sampling.start()
     try:
-        started.append(_begin("benchmarks.attackers", "attack_all", file, seconds, seed, came))
-        started.append(_begin("benchmarks.attack", "live_honestly", file, QUIET_S + seconds, said))
-        _let(started[1])
+        started.append(_start_ready("benchmarks.attackers", "attack_all", file, seconds, seed, came))
+        started.append(_start_ready("benchmarks.attack", "run_honest_users", file, QUIET_S + seconds, said))
+        _release(started[1])
         time.sleep(QUIET_S)
-        _let(started[0])
+        _release(started[0])
         since, before = time.monotonic(), _cpu(served)
         for process in started:
             process.wait(seconds + 180)
@@ -588,28 +590,28 @@ def run(served: Served, plan: Mapping[str, Any], *, seconds: float, seed: int, s
     finally:
         for process in started:
             process.kill()
-        watch.stop()
-        watching.join()
+        monitor.stop()
+        sampling.join()
     if not (said.is_file() and came.is_file()):
         raise SystemExit("error: honest people or attackers ended early; why stands above")
     events, found = json.loads(said.read_text()), json.loads(came.read_text())
     wrong = [
         *found.pop("wrong"),
-        *(f"{name} was started {len(pids)} times" for name, pids in watch.pids.items() if len(pids) > 1),
-        *(f"no JSON in {line[:150]}" for line in not_json(served.state / "logs")),
-        *(f"words in the log {line[:150]}" for line in with_words(served.state / "logs", WORDS)),
+        *(f"{name} was started {len(pids)} times" for name, pids in monitor.pids.items() if len(pids) > 1),
+        *(f"no JSON in {line[:150]}" for line in lines_not_json(served.state / "logs")),
+        *(f"words in the log {line[:150]}" for line in lines_with_words(served.state / "logs", WORDS)),
         *(f"logged {count} times: {text}" for text, count in logged_errors(served.state / "logs").items()),
     ]
     cpu_s = {"attackers": found.pop("cpu_s"), **{name: after[name] - before.get(name, 0.0) for name in after}}
     return {
-        "seconds": seconds, **memory(watch.rows, watch.peaks, since=since, until=since + seconds),
+        "seconds": seconds, **memory(monitor.rows, monitor.peaks, since=since, until=since + seconds),
         **honest(events, since=since, seconds=seconds), "wrong": wrong,
         "cpu_shares": {name: round(spent / seconds, 3) for name, spent in cpu_s.items()}, **found,
-        "figure": plot(watch.rows, events, since=since),
+        "figure": plot(monitor.rows, events, since=since),
     }  # fmt: skip
 
 
-def _begin(module: str, name: str, *given: object) -> subprocess.Popen[str]:
+def _start_ready(module: str, name: str, *given: object) -> subprocess.Popen[str]:
     """A process that is ready: everybody in it has signed in."""
     code = f"import sys; from {module} import {name}; {name}(*sys.argv[1:])"
     process = subprocess.Popen(
@@ -621,13 +623,13 @@ def _begin(module: str, name: str, *given: object) -> subprocess.Popen[str]:
     return process
 
 
-def _let(process: subprocess.Popen[str]) -> None:
+def _release(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("go\n")
     process.stdin.flush()
 
 
-def _cpu(served: Served) -> dict[str, float]:
+def _cpu(served: RunningService) -> dict[str, float]:
     """Seconds of processor time of each part and of what it started and outlived."""
     spent: dict[str, float] = {}
     for process in psutil.Process(served.process.pid).children():
@@ -645,14 +647,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(argv)
-    from benchmarks.chaos import PASSWORD, QUICK, Served
+    from benchmarks.chaos import PASSWORD, QUICK, RunningService
     from benchmarks.load import ADAPTERS, make_adapters
     from benchmarks.pocket_base import machine
 
     adapters = make_adapters(HONEST + len(WITH_MODEL), ADAPTERS)
     with TemporaryDirectory(prefix="photoflux-attack-") as folder:
-        scratch, settings = Path(folder), {"PHOTOFLUX_RUN_DEFAULTS": json.dumps(QUICK), **as_made()}
-        served = Served(scratch, "--no-mlflow", people=HONEST + len(ROLES), before=None, **settings)
+        scratch, settings = Path(folder), {"PHOTOFLUX_RUN_DEFAULTS": json.dumps(QUICK), **service_environment()}
+        served = RunningService(scratch, "--no-mlflow", people=HONEST + len(ROLES), before=None, **settings)
         try:
             plan = asyncio.run(prepare(served, adapters, scratch, password=PASSWORD))
             found = run(served, plan, seconds=60 * options.minutes, seed=options.seed, scratch=scratch)
@@ -661,7 +663,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figure = found.pop("figure")
     result = {
         "kind": "benchmark-attack", "schema_version": 1, "machine": machine(), "aims": AIMS,
-        "met": met(found, any_speed=options.any_speed), **found,
+        "met": aims_met(found, any_speed=options.any_speed), **found,
     }  # fmt: skip
     write_json(options.out / "attack.json", result)
     write_bytes(options.out / "attack.png", figure)

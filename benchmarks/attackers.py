@@ -189,16 +189,16 @@ async def read_answer(reader: asyncio.StreamReader, *, most: int) -> Answer:
     """A whole answer, of whose body at most `most` bytes are kept. Raises EOFError, OSError or ValueError where there is none."""
     status, headers = await read_head(reader)
     length = next((int(value) for name, value in headers if name == "content-length"), None)
-    kept, read = bytearray(), 0
+    body, read = bytearray(), 0
     while length is None or read < length:
         piece = await reader.read(1 << 16)
         if not piece:
             break
         read += len(piece)
-        kept += piece[: max(0, most - len(kept))]
+        body += piece[: max(0, most - len(body))]
     if length is not None and read < length:
         raise EOFError
-    return Answer(status, headers, bytes(kept))
+    return Answer(status, headers, bytes(body))
 
 
 async def read_head(reader: asyncio.StreamReader) -> tuple[str, list[tuple[str, str]]]:
@@ -243,14 +243,14 @@ class Account:
         """The whole way over the provider, as a browser goes it; told to wait, it waits. Raises NotSignedIn."""
         until, said = time.monotonic() + SIGN_IN_S, ""
         while time.monotonic() < until:
-            answer = await self._once()
+            answer = await self._try_sign_in()
             if self.token and answer.outcome == "200":
                 return
             said = f"{answer.outcome} {answer.body[:100]!r}"
             await asyncio.sleep(min(float(answer.header("retry-after") or 1), max(0.1, until - time.monotonic())))
         raise NotSignedIn(said)
 
-    async def _once(self) -> Answer:
+    async def _try_sign_in(self) -> Answer:
         self.token = ""
         answer = await self.service.ask("GET", "/api/auth/login", address=self.address)
         if answer.outcome != "302":
@@ -306,8 +306,8 @@ def target_of(url: str) -> str:
 
 
 @dataclass
-class Scene:
-    """One attack while it goes on: who attacks, what is known of the service, what was answered and what was wrong."""
+class AttackRun:
+    """One running attack: its accounts, what it knows of the service, answers counted and what was wrong."""
 
     attack: Attack
     service: Service
@@ -373,7 +373,7 @@ class Attack:
     """An abuse: `act` is one round of it, of which `at_once` go on at a time, and `per_s` begin in a second at most."""
 
     name: str
-    act: Callable[[Scene], Awaitable[None]]
+    act: Callable[[AttackRun], Awaitable[None]]
     at_once: int
     per_s: float
     addresses: Sequence[str] = ("127.0.0.9",)
@@ -417,14 +417,14 @@ async def zeros(size: int, *, chunked: bool) -> AsyncIterator[bytes]:
         yield b"0\r\n\r\n"
 
 
-def _large(scene: Scene) -> tuple[dict[str, str], AsyncIterator[bytes], str]:
+def _large(scene: AttackRun) -> tuple[dict[str, str], AsyncIterator[bytes], str]:
     size, kind, chunked = scene.rng.choice(SIZES_MB), scene.rng.choice(ODD_TYPES), scene.rng.random() < 0.5
     headers = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(size * MB)}
     headers |= {"Content-Type": kind} if kind else {}
     return headers, zeros(size * MB, chunked=chunked), f"({kind or 'no type'}{', chunked' if chunked else ''})"
 
 
-async def upload_unsigned(scene: Scene) -> None:
+async def upload_unsigned(scene: AttackRun) -> None:
     """Uploads of nobody: 1 to 120 MB under odd media types, with and without a length."""
     headers, body, note = _large(scene)
     if scene.rng.random() < 0.2:
@@ -433,7 +433,7 @@ async def upload_unsigned(scene: Scene) -> None:
         await scene.ask("POST", "/api/upload", headers=headers, body=body, fine=REFUSED_BODY, note=note)
 
 
-async def send_large_bodies(scene: Scene) -> None:
+async def send_large_bodies(scene: AttackRun) -> None:
     """Large bodies where small ones belong, or nothing; half of them signed in."""
     method, target = scene.rng.choice(ELSEWHERE)
     headers, body, note = _large(scene)
@@ -442,7 +442,7 @@ async def send_large_bodies(scene: Scene) -> None:
         await scene.ask(method, target, me=me, headers=headers, body=body, fine=REFUSED_BODY, note=note)
 
 
-async def stall_uploads(scene: Scene) -> None:
+async def stall_uploads(scene: AttackRun) -> None:
     """Signed-in uploads of which nothing more comes after the first piece."""
     headers, start = form_body({"subject": scene.mine("subject")}, [PIECE])
     headers |= {"Content-Length": str(5 * MB)}
@@ -456,7 +456,7 @@ async def stall_uploads(scene: Scene) -> None:
                         fine=("408", *BUSY, "closed"))  # fmt: skip
 
 
-async def drip_bodies(scene: Scene) -> None:
+async def drip_bodies(scene: AttackRun) -> None:
     """Small bodies of which a byte comes every few seconds."""
     headers = {"Content-Type": "application/json", "Content-Length": "2000"}
 
@@ -482,7 +482,7 @@ def one_colour(width: int = 8000, height: int = 6250) -> list[bytes]:
     return files
 
 
-async def upload_bombs(scene: Scene) -> None:
+async def upload_bombs(scene: AttackRun) -> None:
     """Twenty files at once, or one more: few bytes that are fifty million pixels, and damaged pictures of every kind."""
     if "bombs" not in scene.state:
         from benchmarks.fuzz import mutated
@@ -501,19 +501,19 @@ async def upload_bombs(scene: Scene) -> None:
 # --- pictures -------------------------------------------------------------------------------------------------------------
 
 
-def _picture(scene: Scene) -> tuple[str, tuple[str, ...], str]:
+def _picture(scene: AttackRun) -> tuple[str, tuple[str, ...], str]:
     size = scene.rng.choice(("4096x4096", "2048x2048", "2048x2048", "2047x2048"))
     target = f"/api/media/images/{scene.mine('result')}.0?size={size}&format={scene.rng.choice(FORMATS)}"
     return target, (("422",) if size.startswith("4096") else ("200",)), size
 
 
-async def enlarge_by_token(scene: Scene) -> None:
+async def enlarge_by_token(scene: AttackRun) -> None:
     """A picture in the largest sizes and all formats, many at once, asked for with an access token."""
     target, fine, size = _picture(scene)
     await scene.ask("GET", target, me=scene.me, fine=(*fine, *BUSY), note=size, most=0)
 
 
-async def enlarge_by_cookie(scene: Scene) -> None:
+async def enlarge_by_cookie(scene: AttackRun) -> None:
     """The same with the cookie that pages load pictures with."""
     await scene.me.bearer()
     target, fine, size = _picture(scene)
@@ -524,17 +524,17 @@ async def enlarge_by_cookie(scene: Scene) -> None:
 # --- connections ----------------------------------------------------------------------------------------------------------
 
 
-async def open_and_wait(scene: Scene) -> None:
+async def open_and_wait(scene: AttackRun) -> None:
     """More connections than an address may hold, that say nothing."""
     await _until_closed(scene, b"", every_s=HELD_S)
 
 
-async def drip_heads(scene: Scene) -> None:
+async def drip_heads(scene: AttackRun) -> None:
     """A request's head, of which a byte comes every few seconds."""
     await _until_closed(scene, scene.service.head("GET", "/livez")[:-2] + b"X-Slow: ", every_s=3)
 
 
-async def _until_closed(scene: Scene, start: bytes, *, every_s: float) -> None:
+async def _until_closed(scene: AttackRun, start: bytes, *, every_s: float) -> None:
     started, answer = time.monotonic(), Answer("closed")
     try:
         async with asyncio.timeout(HELD_S), scene.service.connected(scene.address) as (reader, writer):
@@ -556,7 +556,7 @@ async def _until_closed(scene: Scene, start: bytes, *, every_s: float) -> None:
     scene.count(answer, fine=("closed", "closed at once", "400", "408"), told="a connection without a request")
 
 
-async def read_slowly(scene: Scene) -> None:
+async def read_slowly(scene: AttackRun) -> None:
     """Large pictures that are asked for and hardly read."""
     headers = await scene.me.bearer()
     target, answer = f"/api/media/images/{scene.mine('result')}.0", Answer("closed")
@@ -581,7 +581,7 @@ async def read_slowly(scene: Scene) -> None:
     scene.count(answer, fine=("closed", "held", *BUSY), told=f"GET {target[:20]}… (hardly read)")
 
 
-async def flood_streams(scene: Scene) -> None:
+async def flood_streams(scene: AttackRun) -> None:
     """A hundred event streams of one account, of which it may have a few."""
     headers = await scene.me.bearer()
     answer, state = Answer("closed"), scene.state
@@ -608,7 +608,7 @@ async def flood_streams(scene: Scene) -> None:
     scene.count(answer, fine=("200", *BUSY), told="GET /api/runs/…/events")
 
 
-async def flood_polls(scene: Scene) -> None:
+async def flood_polls(scene: AttackRun) -> None:
     """Long polls of one account for a picture that never comes."""
     await scene.ask(
         "GET", f"/api/results/{scene.mine('result')}?wait=30", me=scene.me, fine=("200", *BUSY), note="?wait=30"
@@ -618,7 +618,7 @@ async def flood_polls(scene: Scene) -> None:
 # --- work -----------------------------------------------------------------------------------------------------------------
 
 
-async def ask_for_exports(scene: Scene) -> None:
+async def ask_for_exports(scene: AttackRun) -> None:
     """Exports, again and again."""
     answer = await scene.post("/api/me/export", {}, me=scene.me, fine=("202", *BUSY))
     if answer.outcome == "202":
@@ -627,7 +627,7 @@ async def ask_for_exports(scene: Scene) -> None:
         scene.too_many("exports a day", len(known), EXPORTS_A_DAY)
 
 
-async def ask_for_runs(scene: Scene) -> None:
+async def ask_for_runs(scene: AttackRun) -> None:
     """More fine-tunings than a day allows; each is cancelled at once, since only refusals are wanted."""
     me = scene.me
     answer = await scene.post("/api/runs", {"subject": scene.mine("subject")}, me=me, fine=("202", "409", *BUSY))
@@ -637,7 +637,7 @@ async def ask_for_runs(scene: Scene) -> None:
         await scene.ask("POST", f"/api/runs/{answer.json()['id']}/cancel", me=me, fine=("202", "429"))
 
 
-async def make_subjects(scene: Scene) -> None:
+async def make_subjects(scene: AttackRun) -> None:
     """Twenty subjects at a time, whatever there is room for."""
     me, one = scene.me, {"class_noun": "dog", "depicts": "no_person"}
     await asyncio.gather(*(scene.post("/api/subjects", one, me=me, fine=("201", "409", *BUSY)) for _ in range(20)))
@@ -654,13 +654,13 @@ def crafted(rng: random.Random, letters: int) -> str:
     return " ".join(words)[:letters].strip()
 
 
-async def ask_for_suggestions(scene: Scene) -> None:
+async def ask_for_suggestions(scene: AttackRun) -> None:
     """PromptSuggestions where one's own prompts and what is typed are made to be compared for long."""
     query = urlencode({"subject": scene.mine("subject"), "q": crafted(scene.rng, 200), "limit": 20})
     await scene.ask("GET", f"/api/prompts/suggest?{query}", me=scene.me, fine=("200", *BUSY))
 
 
-async def repeat_keys(scene: Scene) -> None:
+async def repeat_keys(scene: AttackRun) -> None:
     """An upload to one subject, and then to another one under the same key."""
     me, key = scene.me, {"Idempotency-Key": os.urandom(16).hex()}
     first, second = (form_body({"subject": scene.mine(name)}, [scene.about["photo"]]) for name in ("subject", "other"))
@@ -675,12 +675,12 @@ async def repeat_keys(scene: Scene) -> None:
 # --- signing in -----------------------------------------------------------------------------------------------------------
 
 
-async def begin_sign_ins(scene: Scene) -> None:
+async def begin_sign_ins(scene: AttackRun) -> None:
     """Sign-ins that are begun and left."""
     await scene.ask("GET", "/api/auth/login", fine=("302", *BUSY))
 
 
-async def come_back_with_rubbish(scene: Scene) -> None:
+async def come_back_with_rubbish(scene: AttackRun) -> None:
     """Ways back from the provider that nobody was sent on."""
     state = os.urandom(16).hex()
     query = urlencode({"state": state, "code": "x" * scene.rng.choice((0, 10, 1900))})
@@ -688,13 +688,13 @@ async def come_back_with_rubbish(scene: Scene) -> None:
     await scene.ask("GET", f"/api/auth/callback?{query}", headers=headers, fine=("400", "401", "422", *BUSY))
 
 
-async def refresh_with_rubbish(scene: Scene) -> None:
+async def refresh_with_rubbish(scene: AttackRun) -> None:
     """Refresh tokens that never were."""
     headers = {"Cookie": f"photoflux_refresh={base64.urlsafe_b64encode(os.urandom(32)).decode()}"}
     await scene.ask("POST", "/api/auth/refresh", headers=headers, fine=("401", *BUSY))
 
 
-async def guess_passwords(scene: Scene) -> None:
+async def guess_passwords(scene: AttackRun) -> None:
     """Wrong passwords in the names of honest people and of nobody."""
     if not scene.state.get("form") or scene.rng.random() < 0.05:
         answer = await scene.ask("GET", "/api/auth/login", fine=("302", *BUSY))
@@ -709,7 +709,7 @@ async def guess_passwords(scene: Scene) -> None:
     )
 
 
-async def reuse_refresh_tokens(scene: Scene) -> None:
+async def reuse_refresh_tokens(scene: AttackRun) -> None:
     """One refresh token many times within its grace: its successor must be the same each time."""
     me = scene.me
     if not me.refresh_token:
@@ -753,7 +753,7 @@ def _unpacked(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-async def forge_tokens(scene: Scene) -> None:
+async def forge_tokens(scene: AttackRun) -> None:
     """Access tokens with altered claims, other algorithms, and keys and signatures of the attacker's own."""
     if "kid" not in scene.state:
         answer = await scene.ask("GET", "/api/auth/jwks", fine=("200", *BUSY))
@@ -771,12 +771,14 @@ async def forge_tokens(scene: Scene) -> None:
 # --- protocol -------------------------------------------------------------------------------------------------------------
 
 
-async def send_ahead(scene: Scene) -> None:
+async def send_ahead(scene: AttackRun) -> None:
     """Requests without end on one connection, sent before those in front are answered."""
-    await _pour(scene, scene.service.head("GET", "/livez", {"Connection": "keep-alive"}) * 500, fine=("closed", "204", "400"))
+    await _pour(
+        scene, scene.service.head("GET", "/livez", {"Connection": "keep-alive"}) * 500, fine=("closed", "204", "400")
+    )
 
 
-async def send_large_heads(scene: Scene) -> None:
+async def send_large_heads(scene: AttackRun) -> None:
     """Heads, header values and trailers of twenty megabytes."""
     head = scene.service.head("GET", "/livez")[:-2]
     chunked = scene.service.head("POST", "/api/complaints", {"Transfer-Encoding": "chunked"}, PIECE).replace(
@@ -788,7 +790,7 @@ async def send_large_heads(scene: Scene) -> None:
     await _pour(scene, piece, start=start, fine=("closed", "400", "408", "413", "421", "422", "429"))
 
 
-async def _pour(scene: Scene, piece: bytes, *, start: bytes = b"", fine: Iterable[str]) -> None:
+async def _pour(scene: AttackRun, piece: bytes, *, start: bytes = b"", fine: Iterable[str]) -> None:
     """Send a piece again and again, 20 MB at most, as long as it is taken."""
     answer = Answer("closed")
     try:
@@ -807,11 +809,13 @@ async def _pour(scene: Scene, piece: bytes, *, start: bytes = b"", fine: Iterabl
     scene.count(answer, fine=fine, told="a connection that is poured into")
 
 
-async def drip_uploads(scene: Scene) -> None:
+async def drip_uploads(scene: AttackRun) -> None:
     """Uploads that say they are large, of which a byte comes every few seconds; some that do not say how large they are."""
     headers, body = form_body({"subject": scene.mine("subject")}, [PIECE])
     chunked = scene.rng.random() < 0.3
-    headers |= {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(scene.rng.choice((5, 40, 120)) * MB)}
+    headers |= (
+        {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(scene.rng.choice((5, 40, 120)) * MB)}
+    )
 
     async def dripping() -> AsyncIterator[bytes]:
         for at in range(30):
@@ -877,7 +881,7 @@ async def _drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 await reader.read(1 << 12)
 
 
-async def flood_webhooks(scene: Scene) -> None:
+async def flood_webhooks(scene: AttackRun) -> None:
     """More webhooks than allowed, at once, and test messages to those: a dead address, one that drips, one that sends elsewhere."""
     me = scene.me
     if not scene.state.get("webhooks"):
@@ -898,7 +902,7 @@ async def flood_webhooks(scene: Scene) -> None:
     await scene.post(f"/api/webhooks/{webhook}/test", {}, me=me, fine=("202", *BUSY))
 
 
-async def point_inside(scene: Scene) -> None:
+async def point_inside(scene: AttackRun) -> None:
     """Webhooks to private networks, also by the addresses of translators and tunnels."""
     url = scene.rng.choice(PRIVATE_ADDRESSES)
     await scene.post("/api/webhooks", {"url": url}, me=scene.me, fine=("422", *BUSY), note=f"(to {url})")
@@ -911,14 +915,14 @@ FOREIGN: tuple[dict[str, str], ...] = (
 )  # fmt: skip
 
 
-async def come_by_other_names(scene: Scene) -> None:
+async def come_by_other_names(scene: AttackRun) -> None:
     """Requests under foreign names, and with the headers of a proxy that is not there."""
     headers = scene.rng.choice(FOREIGN)
     target = scene.rng.choice(("/api/terms", "/api/auth/login", "/api/auth/jwks", "/openapi.json"))
     await scene.ask("GET", target, headers=headers, fine=("400", "421", "429"), note=f"({json.dumps(headers)})")
 
 
-async def complain(scene: Scene) -> None:
+async def complain(scene: AttackRun) -> None:
     """Complaints of nobody."""
     address = scene.address
     answer = await scene.post("/api/complaints", {"reason": "other", "text": crafted(scene.rng, 3000)}, address=address,
@@ -972,25 +976,25 @@ def address_of(role: str) -> str:
 
 
 @dataclass
-class Pace:
-    """Lets so many begin in a second, evenly."""
+class RateLimiter:
+    """Limits rounds to `per_s`, evenly spaced."""
 
     per_s: float
     _next: float = 0.0
 
-    async def turn(self) -> None:
+    async def wait(self) -> None:
         now = time.monotonic()
         self._next, at = max(self._next, now) + 1 / self.per_s, max(self._next, now)
         await asyncio.sleep(at - now)
 
 
-async def wage(scene: Scene) -> None:
+async def run_attack(scene: AttackRun) -> None:
     """One attack until its time is over; a round that breaks by itself is wrong, too, since nothing was attacked by it."""
-    pace = Pace(scene.attack.per_s)
+    limiter = RateLimiter(scene.attack.per_s)
 
     async def rounds() -> None:
         while time.monotonic() < scene.until:
-            await pace.turn()
+            await limiter.wait()
             try:
                 await scene.attack.act(scene)
             except asyncio.CancelledError:
@@ -1020,21 +1024,21 @@ async def attack(plan: Mapping[str, Any], *, seconds: float, seed: int) -> dict[
     }
     for account in accounts.values():
         await account.sign_in()
-    await until_told()
+    await wait_for_start()
     until = time.monotonic() + seconds
-    scenes = [Scene(one, service, accounts, about, until, random.Random(f"{seed} {one.name}")) for one in ATTACKS]
-    await asyncio.gather(*map(wage, scenes))
+    scenes = [AttackRun(one, service, accounts, about, until, random.Random(f"{seed} {one.name}")) for one in ATTACKS]
+    await asyncio.gather(*map(run_attack, scenes))
     receiver.stop()
     return summary(scenes, receiver) | {"connections_max": service.held_max, "uploads_max": service.uploads_max}
 
 
-async def until_told() -> None:
-    """Say that this process is ready, and wait for a line that lets it begin."""
+async def wait_for_start() -> None:
+    """Print that this process is ready, and wait for a line on standard input."""
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
 
 
-def summary(scenes: Sequence[Scene], receiver: Receiver) -> dict[str, Any]:
+def summary(scenes: Sequence[AttackRun], receiver: Receiver) -> dict[str, Any]:
     """What each attack was answered, and everything that was wrong."""
     wrong = [f"{one.attack.name}: {text} ({count} times)" for one in scenes for text, count in one.wrong.items()]
     wrong += [

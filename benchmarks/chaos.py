@@ -35,7 +35,7 @@ from typing import Any
 import httpx2
 
 from api.accounts.embedded_provider import Accounts
-from benchmarks.log_check import not_json, with_words
+from benchmarks.log_check import lines_not_json, lines_with_words
 from benchmarks.pocket_base import machine
 from benchmarks.postgres import free_port, postgres_server
 from photoflux.manifest import write_json
@@ -56,15 +56,20 @@ KINDS = ("dog", "cat", "bird", "car", "teapot", "lamp")
 FINAL = ("succeeded", "failed", "cancelled")
 FAULTS = (500, 501, 502, 505)
 """Not 503 and 504: a service that is busy, starting or stopping says so."""
-LEAVES_EVERY = 3
+ERASES_EVERY = 3
 """Every so many-th person is erased at the end of their day."""
 
 
-class Served:
+class RunningService:
     """A running `python -m api.ops.serve` with a state of its own."""
 
     def __init__(
-        self, folder: Path, *options: str, people: int = 0, before: Callable[[Served], None] | None = None, **settings: str
+        self,
+        folder: Path,
+        *options: str,
+        people: int = 0,
+        before: Callable[[RunningService], None] | None = None,
+        **settings: str,
     ) -> None:
         self.folder, self.state, tls = folder, folder / "state", "--tls" in options
         self.base = f"{'https' if tls else 'http'}://127.0.0.1:{free_port()}"
@@ -125,10 +130,10 @@ def add_accounts(count: int) -> None:
 
 
 @dataclass
-class Someone:
-    """A person whose client does not give up: what was not answered is sent again under the same key."""
+class RetryingClient:
+    """A person whose client retries: what was not answered is sent again under the same key."""
 
-    served: Served
+    served: RunningService
     email: str
     password: str = PASSWORD
     patience_s: float = 120.0
@@ -187,13 +192,13 @@ class Someone:
 
 
 @dataclass
-class Day:
-    """What one person did, and what they were promised."""
+class UserDay:
+    """The day of one person: what they did, and what the service accepted."""
 
-    someone: Someone
+    someone: RetryingClient
     kind: str
     photos: list[bytes]
-    leaves: bool = False
+    erases: bool = False
     user_id: str = ""
     subject: str = ""
     uploaded: list[str] = field(default_factory=list)
@@ -201,17 +206,17 @@ class Day:
     found: dict[str, Any] = field(default_factory=dict)
     error: str = ""
 
-    def live(self) -> None:
-        """From signing in to the last picture, or to being forgotten."""
+    def run(self) -> None:
+        """From signing in to the last picture, or to the account's erasure."""
         try:
-            self._live()
-            if self.leaves:
+            self._run()
+            if self.erases:
                 self.found = check(self)
-                self._leave()
+                self._erase_account()
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"[:300]
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         me = self.someone
         me.sign_in()
         self.user_id = me.ask("GET", "/api/auth/me").json()["id"]
@@ -223,14 +228,16 @@ class Day:
             answer = me.ask("POST", "/api/upload", data={"subject": self.subject}, files=files)
             self.uploaded += [photo["id"] for photo in answer.json()["photos"]]
         for seed in range(3):
-            answer = me.ask("POST", "/api/generate", json={"subject": self.subject, "prompt": self.prompt, "seed": seed})
+            answer = me.ask(
+                "POST", "/api/generate", json={"subject": self.subject, "prompt": self.prompt, "seed": seed}
+            )
             answer.raise_for_status()
             self.asked.append(answer.json()["id"])
         self._wait()
-        self._take_along()
+        self._check_export()
 
-    def _take_along(self) -> None:
-        """An export, held against its digest."""
+    def _check_export(self) -> None:
+        """Ask for an export, and check its digest."""
         me, export = self.someone, self.someone.ask("POST", "/api/me/export").json()["id"]
         until = time.monotonic() + 600
         while (shown := me.ask("GET", f"/api/me/exports/{export}").json())["state"] not in FINAL:
@@ -243,7 +250,7 @@ class Day:
         if hashlib.sha256(content).hexdigest() != shown["sha256"] or zipfile.ZipFile(io.BytesIO(content)).testzip():
             raise RuntimeError("the export is not what it says")
 
-    def _leave(self) -> None:
+    def _erase_account(self) -> None:
         """Ask to be erased until it is answered, or the account is closed, and wait until it is done."""
         me, receipt, until = self.someone, "", time.monotonic() + 600
         while time.monotonic() < until:
@@ -254,7 +261,7 @@ class Day:
                     break
             except (httpx2.HTTPError, ValueError):
                 time.sleep(0.5)
-        while time.monotonic() < until and left_of(me.served, self.user_id):
+        while time.monotonic() < until and find_remains(me.served, self.user_id):
             time.sleep(1.0)
         if receipt and me.ask("GET", f"/api/erasures/{receipt}").json()["state"] != "done":
             raise RuntimeError("the erasure was not done")
@@ -276,7 +283,7 @@ class Day:
 class RollingUpdates:
     """A worker of its own beside the service's: a newer one is started, works beside it, and the older one is told to stop."""
 
-    served: Served
+    served: RunningService
     count: int = 0
 
     def run(self, over: threading.Event, every_s: float) -> None:
@@ -305,8 +312,8 @@ class RollingUpdates:
         worker.wait(60)
 
 
-def left_of(served: Served, user_id: str) -> list[str]:
-    """Rows, keysets, sealed files and names that are left of a person who is erased."""
+def find_remains(served: RunningService, user_id: str) -> list[str]:
+    """Rows, keysets, sealed files and names that remain of an erased person."""
     from sqlalchemy import select
 
     from api.records.database import Records, open_engine
@@ -314,9 +321,13 @@ def left_of(served: Served, user_id: str) -> list[str]:
 
     folders = (served.state, served.folder / "runs")
     found = []
-    for file in (Path(place) / name for folder in folders for place, below, files in os.walk(folder) for name in (*below, *files)):
+    for file in (
+        Path(place) / name for folder in folders for place, below, files in os.walk(folder) for name in (*below, *files)
+    ):
         with suppress(OSError):  # it is being erased: what is gone between a look and the next is not left
-            named = user_id in str(file) or (file.is_file() and file.suffix not in (".db", ".log") and _is_sealed_for(file, user_id))
+            named = user_id in str(file) or (
+                file.is_file() and file.suffix not in (".db", ".log") and _is_sealed_for(file, user_id)
+            )
             if named and file.is_file() and file.parent.name != "erased":
                 found.append(str(file.relative_to(served.folder)))
     engine = open_engine(served.environment.get("PHOTOFLUX_DATABASE_URL") or sqlite_url(served.state / "photoflux.db"))
@@ -333,7 +344,9 @@ def _is_sealed_for(file: Path, user_id: str) -> bool:
         return user_id.encode() in opened.read(400)
 
 
-def kill_at_random(served: Served, kills: int, *, over: threading.Event, seed: int, pause_s: float) -> Counter[str]:
+def kill_at_random(
+    served: RunningService, kills: int, *, over: threading.Event, seed: int, pause_s: float
+) -> Counter[str]:
     """SIGKILL a process of a random kind now and then, until so many were killed or the day is over."""
     rng, killed, left = random.Random(seed), Counter[str](), list[str]()
     while sum(killed.values()) < kills and not over.is_set():
@@ -347,10 +360,10 @@ def kill_at_random(served: Served, kills: int, *, over: threading.Event, seed: i
     return killed
 
 
-def live_through(served: Served, *, people: int, kills: int, seed: int = 0, pause_s: float = 5.0) -> dict[str, Any]:
+def run_day(served: RunningService, *, people: int, kills: int, seed: int = 0, pause_s: float = 5.0) -> dict[str, Any]:
     """Everybody's day, and what was found wrong with it afterwards."""
     days = [_day(served, number) for number in range(people)]
-    threads = [threading.Thread(target=day.live) for day in days]
+    threads = [threading.Thread(target=day.run) for day in days]
     over, killed, updates = threading.Event(), Counter[str](), RollingUpdates(served)
     killer = threading.Thread(
         target=lambda: killed.update(kill_at_random(served, kills, over=over, seed=seed, pause_s=pause_s))
@@ -368,8 +381,8 @@ def live_through(served: Served, *, people: int, kills: int, seed: int = 0, paus
     for day in days:
         found = day.found or check(day)
         told = [*found["wrong"], *([day.error] if day.error and day.error not in found["wrong"] else [])]
-        if day.leaves:
-            told += [f"is left of an erased person: {name}" for name in left_of(served, day.user_id)]
+        if day.erases:
+            told += [f"is left of an erased person: {name}" for name in find_remains(served, day.user_id)]
         wrong += [f"{day.someone.email}: {text}" for text in told]
         states.update(found["states"])
         faults.update(day.someone.faults)
@@ -381,20 +394,20 @@ def live_through(served: Served, *, people: int, kills: int, seed: int = 0, paus
         wrong.append("no worker was replaced by a newer one")
     return {
         "people": people, "kills": dict(killed), "killed": sum(killed.values()), "rolling_updates": updates.count,
-        "erased": sum(day.leaves for day in days), "wrong": wrong, "states": dict(states),
+        "erased": sum(day.erases for day in days), "wrong": wrong, "states": dict(states),
         "retries": sum(day.someone.retries for day in days), "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
 
 
-def _day(served: Served, number: int) -> Day:
+def _day(served: RunningService, number: int) -> UserDay:
     kind = KINDS[number % len(KINDS)]
     subject = unseen_subjects(1, seed=7000 + number, kind=kind)[0]
     photos = [jpeg(image) for image, _ in photo_set(subject, n=6, seed=7000 + number)]
-    return Day(Someone(served, f"p{number}@example.org"), kind, photos, leaves=number % LEAVES_EVERY == 1)
+    return UserDay(RetryingClient(served, f"p{number}@example.org"), kind, photos, erases=number % ERASES_EVERY == 1)
 
 
-def check(day: Day) -> dict[str, Any]:
-    """Hold what somebody was promised against what is there."""
+def check(day: UserDay) -> dict[str, Any]:
+    """Problems of a day: what was accepted and is not there, or is there twice."""
     if day.error:
         return {"wrong": [day.error], "states": []}
     me, wrong = day.someone, []
@@ -428,22 +441,22 @@ def check(day: Day) -> dict[str, Any]:
     return {"wrong": wrong, "states": said}
 
 
-def day_on(database: str, *, people: int, kills: int, seed: int, pause_s: float) -> dict[str, Any]:
+def run_on_database(database: str, *, people: int, kills: int, seed: int, pause_s: float) -> dict[str, Any]:
     """A day on one kind of database, with what its logs say."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="photoflux-chaos-")))
         settings = {"PHOTOFLUX_RUN_DEFAULTS": json.dumps(QUICK)}
         if database == "postgresql":
             settings["PHOTOFLUX_DATABASE_URL"] = f"{stack.enter_context(postgres_server())}/postgres"
-        served = Served(scratch, "--no-mlflow", people=people, **settings)
+        served = RunningService(scratch, "--no-mlflow", people=people, **settings)
         try:
-            found = live_through(served, people=people, kills=kills, seed=seed, pause_s=pause_s)
+            found = run_day(served, people=people, kills=kills, seed=seed, pause_s=pause_s)
         finally:
             served.stop()
         logs = served.state / "logs"
         words = ["example.org", "Person ", "on the beach", "a photo of"]
-        found["wrong"] += [f"no JSON in {line[:150]}" for line in not_json(logs)]
-        found["wrong"] += [f"words in the log {line}" for line in with_words(logs, words)]
+        found["wrong"] += [f"no JSON in {line[:150]}" for line in lines_not_json(logs)]
+        found["wrong"] += [f"words in the log {line}" for line in lines_with_words(logs, words)]
         return found
 
 
@@ -458,7 +471,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     days = {}
     for database in options.database or ("sqlite", "postgresql"):
-        days[database] = day_on(
+        days[database] = run_on_database(
             database, people=options.people, kills=options.kills, seed=options.seed, pause_s=options.pause
         )
         print(json.dumps({database: days[database]}, indent=2), flush=True)

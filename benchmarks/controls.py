@@ -24,12 +24,12 @@ from benchmarks.recipes import (
     evaluated,
     finetuned,
     judged,
-    keep_pictures,
     looks_of,
     make_dataset,
     point,
     prompts_file,
     read,
+    save_images,
     short_hash,
     subjects_of,
 )
@@ -59,8 +59,8 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one subject of the controls is worked on."""
+class ControlSubject:
+    """One subject of the controls, with its seed and folder."""
 
     bench: Bench
     number: int
@@ -69,7 +69,7 @@ class Place:
     home: Path
 
     @classmethod
-    def of(cls, bench: Bench, number: int, *, other: bool = False) -> Place:
+    def of(cls, bench: Bench, number: int, *, other: bool = False) -> ControlSubject:
         """Number `number`'s subject, or the other one of its kind."""
         ((subject, seed),) = subjects_of([number], seed=bench.seed + (OTHER if other else 0))
         return cls(bench, number, subject, seed, bench.folder / (subject.kind + ("-other" if other else "")))
@@ -92,18 +92,18 @@ class Control:
 
     name: str
     says: str
-    make: Callable[[Place, Path], Path]
+    make: Callable[[ControlSubject, Path], Path]
 
 
-def another_kind(place: Place, _: Path) -> Path:
-    return Place.of(place.bench, (place.number + 1) % len(KINDS)).ours()
+def another_kind(place: ControlSubject, _: Path) -> Path:
+    return ControlSubject.of(place.bench, (place.number + 1) % len(KINDS)).ours()
 
 
-def another_individual(place: Place, _: Path) -> Path:
-    return Place.of(place.bench, place.number, other=True).ours()
+def another_individual(place: ControlSubject, _: Path) -> Path:
+    return ControlSubject.of(place.bench, place.number, other=True).ours()
 
 
-def untrained(place: Place, folder: Path) -> Path:
+def untrained(place: ControlSubject, folder: Path) -> Path:
     """The starting adapter."""
     from photoflux.flux.loading import load_pipeline
     from photoflux.flux.lora import attach, save_adapter
@@ -124,7 +124,7 @@ def untrained(place: Place, folder: Path) -> Path:
     return folder / "adapter.tar"
 
 
-def overwritten(place: Place, folder: Path) -> Path:
+def overwritten(place: ControlSubject, folder: Path) -> Path:
     """Taught under captions of the class, fast, and with nothing that preserves it."""
     adapter, params = folder / "adapter.tar", place.bench.params["finetune"].replace(**OVERWRITING)
     if not adapter.is_file():
@@ -132,7 +132,7 @@ def overwritten(place: Place, folder: Path) -> Path:
     return adapter
 
 
-def too_strong(place: Place, folder: Path) -> Path:
+def too_strong(place: ControlSubject, folder: Path) -> Path:
     """At several times its strength: shapes come apart, and everything else with them."""
     return altered(place.ours(), folder / "adapter.tar", strengthened)
 
@@ -179,9 +179,9 @@ def strengthened(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: STRENGTH * value if ".lora_B." in name else value for name, value in layers.items()}
 
 
-def controlled(bench: Bench, numbers: Iterable[int]) -> tuple[dict[str, Any], Image.Image]:
+def run_controls(bench: Bench, numbers: Iterable[int]) -> tuple[dict[str, Any], Image.Image]:
     """All controls of subjects by number: the results, and their pictures beside photos of the subject."""
-    places = [Place.of(bench, number) for number in numbers]
+    places = [ControlSubject.of(bench, number) for number in numbers]
     rows = [_row(place, control) for place in places for control in CONTROLS]
     result = {
         "kind": "benchmark-controls",
@@ -200,18 +200,18 @@ def controlled(bench: Bench, numbers: Iterable[int]) -> tuple[dict[str, Any], Im
             "gate": short_hash(as_dict(bench.params["gate"])),
         },
         "machine": machine(),
-        "all": {**counted(rows), **subjects_apart(rows)},
+        "all": {**counted(rows), **subject_interval(rows)},
         "by_control": {control.name: {"says": control.says, **counted(rows, control.name)} for control in CONTROLS},
         "controls": rows,
     }
     return result, _sheet(places, rows)
 
 
-def _other_looks(place: Place) -> dict[str, str]:
-    return looks_of(Place.of(place.bench, place.number, other=True).subject)
+def _other_looks(place: ControlSubject) -> dict[str, str]:
+    return looks_of(ControlSubject.of(place.bench, place.number, other=True).subject)
 
 
-def _row(place: Place, control: Control) -> dict[str, Any]:
+def _row(place: ControlSubject, control: Control) -> dict[str, Any]:
     """One control, made, evaluated and judged. What is finished is read."""
     code = fingerprint.code_digest("benchmarks.controls")
     folder = place.home / f"{control.name.replace(' ', '-')}-{code[:8]}"
@@ -219,7 +219,7 @@ def _row(place: Place, control: Control) -> dict[str, Any]:
     if not done.is_file():
         adapter = control.make(place, folder)
         measured, _, pictures = evaluated(place.dataset, adapter, folder, place.bench.params["evaluate"])
-        keep_pictures(folder / "pictures", pictures, PICTURES)
+        save_images(folder / "pictures", pictures, PICTURES)
         write_json(done, {"metrics": {name: measured["metrics"][name] for name in MEASURED}})
     row = {"subject": place.subject.kind, "control": control.name, "folder": folder.name, **(read(done) or {})}
     row |= judged(folder, place.bench.params["gate"])
@@ -240,7 +240,7 @@ def counted(rows: Sequence[Mapping[str, Any]], control: str | None = None) -> di
             "stopped_by": dict(stopped.most_common())}  # fmt: skip
 
 
-def subjects_apart(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def subject_interval(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The interval of the rate of all. Its units are subjects: the controls of one share its photos, and some of them an adapter."""
     kinds, names = sorted({row["subject"] for row in rows}), [control.name for control in CONTROLS]
     passed = {(row["subject"], row["control"]): row["verdict"] == "PASS" for row in rows}
@@ -258,7 +258,7 @@ def clopper_pearson(hits: int, total: int) -> tuple[float, float]:
     return lo, hi
 
 
-def _sheet(places: Sequence[Place], rows: Sequence[Mapping[str, Any]]) -> Image.Image:
+def _sheet(places: Sequence[ControlSubject], rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Per subject two photos, and two pictures of each control."""
     heads = [("photos", ("", "")), *((control.name, ("", "")) for control in CONTROLS)]
     lines = []

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from photoflux.flux.data import encode_images, photo_grid, read_photos
-from photoflux.flux.lora import attach, drawing, save_adapter, subject_parameters
+from photoflux.flux.lora import attach, inference_setup, save_adapter, subject_parameters
 from photoflux.flux.sampling import decode, generate, sample_latents
 from photoflux.flux.step import TokenGrid, add_noise, pack, predict
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import digest, unpack, write_tar
-from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed_store import SealedStore
 from photoflux.wording import with_article
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ log = logging.getLogger("benchmarks.dreambooth")
 
 LEVELS = 1000
 """Noise levels of the schedule that is trained on: 1, .999, … .001."""
-CLASS_PICTURES, CLASS_SEED, DRAWN_AT_ONCE = 48, 600_000, 16
+CLASS_PICTURES, CLASS_SEED, BATCH_SIZE = 48, 600_000, 16
 PRIOR_WEIGHT, CLIP_NORM = 1.0, 1.0
 ADAMW = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -76,7 +76,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What is trained on, encoded once: `photos` [N, T, 64], `pictures` of the class [M, T, 64], the N photos' prompts and the class's."""
 
     photos: Tensor
@@ -90,19 +90,19 @@ class Material:
         """
         from photoflux.flux.module import in_turn
 
-        rows = in_turn(max(len(self.photos), len(self.pictures)), step=step, count=size, seed=seed)
+        rows = in_turn(max(len(self.photos), len(self.pictures)), train_step=step, count=size, seed=seed)
         own, others = ([row % len(part) for row in rows] for part in (self.photos, self.pictures))
         clean = torch.cat([self.photos[own], self.pictures[others]])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         noise = torch.randn(clean.shape, generator=generator)
-        sigmas = draw_sigmas(len(clean), generator=generator)
+        sigmas = sample_sigmas(len(clean), generator=generator)
         return Batch(clean, noise, sigmas, self.prompts.take(own + [len(self.photos)] * size))
 
-    def to(self, device: Any) -> Material:
-        return Material(self.photos.to(device), self.pictures.to(device), self.prompts.to(device))
+    def to(self, device: Any) -> TrainingData:
+        return TrainingData(self.photos.to(device), self.pictures.to(device), self.prompts.to(device))
 
 
-def draw_sigmas(count: int, *, generator: torch.Generator) -> Tensor:
+def sample_sigmas(count: int, *, generator: torch.Generator) -> Tensor:
     """Noise levels [count], each of the schedule's as likely as any other."""
     return (LEVELS - (torch.rand(count, generator=generator) * LEVELS).long()) / LEVELS
 
@@ -116,7 +116,7 @@ def loss_of(transformer: Any, batch: Batch, grid: TokenGrid) -> Tensor:
     return photos.mean() + PRIOR_WEIGHT * pictures.mean()
 
 
-def train(transformer: Any, material: Material, grid: TokenGrid, how: DreamBooth) -> Iterator[tuple[int, float]]:
+def train(transformer: Any, material: TrainingData, grid: TokenGrid, how: DreamBooth) -> Iterator[tuple[int, float]]:
     """Train the subject adapter on the transformer; yields every finished step with its loss.
 
     Whoever runs it saves or judges the adapter between two steps.
@@ -134,7 +134,7 @@ def train(transformer: Any, material: Material, grid: TokenGrid, how: DreamBooth
     transformer.eval()
 
 
-def begin(transformer: Any, *, spec: BaseSpec, how: DreamBooth) -> None:
+def add_adapter(transformer: Any, *, spec: BaseSpec, how: DreamBooth) -> None:
     """Add the adapter that is trained: the base's starting adapter, or the script's, A from N(0, 1 / rank²) and B = 0.
 
     The base's training adapter is added frozen beside it.
@@ -150,7 +150,7 @@ def begin(transformer: Any, *, spec: BaseSpec, how: DreamBooth) -> None:
 
 
 @dataclass
-class Told:
+class TrainingTimes:
     """What a training took, in seconds, and how its adapter was judged on the way. Saving and judging are not counted."""
 
     prepared_s: float = 0.0
@@ -171,38 +171,38 @@ def run(
     cache: Path,
     judges: Judges | None = None,
     judged: Collection[int] = (),
-) -> Told:
+) -> TrainingTimes:
     """Train on the dataset's photos, and write the adapter as it is after each number of steps in `adapters`.
 
     With `judges`, it is judged after each number in `judged`, as fine-tuning judges its candidates. `cache` keeps latents.
     """
     from photoflux.flux.loading import load_pipeline
 
-    told, clock = Told(), Clock()
+    times, timer = TrainingTimes(), LapTimer()
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         manifest = unpack(dataset, Path(scratch))
         pipe = load_pipeline(spec)
         photos = _photos(Path(scratch), manifest, pipe, spec=spec, cache=cache)
     subject, grid = manifest["subject"], photo_grid(photos, device=pipe.device)
     material = _material(photos, subject, pipe, spec=spec, cache=cache).to(pipe.device)
-    told.prepared_s = clock.lap()
-    watch = Watch(pipe, photos, subject, spec=spec, judges=judges) if judges and judged else None
-    clock.lap()
-    begin(pipe.transformer, spec=spec, how=how)
-    told.prepared_s += clock.lap()
+    times.prepared_s = timer.lap()
+    checkpoint_judge = CheckpointJudge(pipe, photos, subject, spec=spec, judges=judges) if judges and judged else None
+    timer.lap()
+    add_adapter(pipe.transformer, spec=spec, how=how)
+    times.prepared_s += timer.lap()
     for step, loss in train(pipe.transformer, material, grid, how):
-        told.trained_s += clock.lap()
-        if watch and step in judged:
-            told.curve.append({"seconds": round(told.trained_s, 3), "step": step, **watch.scores()})
+        times.trained_s += timer.lap()
+        if checkpoint_judge and step in judged:
+            times.curve.append({"seconds": round(times.trained_s, 3), "step": step, **checkpoint_judge.scores()})
         if step in adapters:
             _write(adapters[step], dataset, subject, pipe.transformer, spec=spec, how=how, step=step)
-        clock.say(f"step {step} of {how.steps}, loss {loss:.4f}, {step / told.trained_s:.1f} steps/s")
-        clock.lap()
-    return told
+        timer.log_progress(f"step {step} of {how.steps}, loss {loss:.4f}, {step / times.trained_s:.1f} steps/s")
+        timer.lap()
+    return times
 
 
-class Clock:
-    """Seconds since it was last asked, and a line every few seconds."""
+class LapTimer:
+    """Seconds since the last lap, and a log line every few seconds."""
 
     def __init__(self) -> None:
         self.before = self.said = time.perf_counter()
@@ -212,7 +212,7 @@ class Clock:
         passed, self.before = now - self.before, now
         return passed
 
-    def say(self, text: str) -> None:
+    def log_progress(self, text: str) -> None:
         if time.perf_counter() - self.said > PROGRESS_EVERY_S:
             self.said = time.perf_counter()
             log.info("%s", text)
@@ -229,28 +229,31 @@ def _photos(folder: Path, manifest: Mapping[str, Any], pipe: FluxPipeline, *, sp
     for item in manifest["items"]:
         if item["split"] == "train":
             items.setdefault(item["source"], item)
-    return read_photos(folder, list(items.values()), pipe, spec=spec, cache=Drawer(cache, KEY))
+    return read_photos(folder, list(items.values()), pipe, spec=spec, cache=SealedStore(cache, KEY))
 
 
 def _material(
     photos: Photos, subject: Mapping[str, Any], pipe: FluxPipeline, *, spec: BaseSpec, cache: Path
-) -> Material:
+) -> TrainingData:
     of_class = encode_prompts(pipe, [class_prompt_of(subject)], spec=spec)
-    prompts = PromptEmbeds.joined([photos.captions.to(pipe.device), of_class])
-    return Material(photos.tokens, class_pictures(pipe, subject, spec=spec, cache=cache), prompts)
+    prompts = PromptEmbeds.concat([photos.captions.to(pipe.device), of_class])
+    return TrainingData(photos.tokens, class_pictures(pipe, subject, spec=spec, cache=cache), prompts)
 
 
 def class_pictures(pipe: FluxPipeline, subject: Mapping[str, Any], *, spec: BaseSpec, cache: Path) -> Tensor:
     """Pictures of the class as the base draws them, encoded: [CLASS_PICTURES, T, 64]."""
     from safetensors.torch import load, save
 
-    kept, name = Drawer(cache, KEY), f"class-{spec.hash[:16]}-{subject['class_noun']}-{CLASS_PICTURES}.safetensors"
-    if found := kept.get(name):
+    store, name = (
+        SealedStore(cache, KEY),
+        f"class-{spec.hash[:16]}-{subject['class_noun']}-{CLASS_PICTURES}.safetensors",
+    )
+    if found := store.get(name):
         return load(found)["tokens"]
     seeds = range(CLASS_SEED, CLASS_SEED + CLASS_PICTURES)
-    drawn = generate(pipe, [class_prompt_of(subject)] * CLASS_PICTURES, seeds, spec=spec, batch_size=DRAWN_AT_ONCE)
+    drawn = generate(pipe, [class_prompt_of(subject)] * CLASS_PICTURES, seeds, spec=spec, batch_size=BATCH_SIZE)
     tokens = pack(encode_images(pipe.vae, drawn)).contiguous()
-    kept.put(name, save({"tokens": tokens}))
+    store.put(name, save({"tokens": tokens}))
     return tokens
 
 
@@ -274,22 +277,24 @@ def _write(
         write_tar(adapter, files={WEIGHTS: weights}, manifest=lineage)
 
 
-class Watch:
+class CheckpointJudge:
     """Judges the adapter as fine-tuning judges its candidates: on the same prompts and noise, by the same scores."""
 
     def __init__(
         self, pipe: FluxPipeline, photos: Photos, subject: Mapping[str, Any], *, spec: BaseSpec, judges: Judges
     ) -> None:
-        from photoflux.judges.candidates import Drawing, Scorer
+        from photoflux.judges.checkpoint_selection import Scorer, ValidationPrompts
 
         self.pipe, self.spec = pipe, spec
-        self.drawn = Drawing.make(pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"])
-        self.scorer = Scorer(judges, photos.originals, self.drawn.prompts, self._pictures(self.drawn.plain))
+        self.prompts = ValidationPrompts.encode(
+            pipe, spec=spec, trigger=subject["trigger"], class_noun=subject["class_noun"]
+        )
+        self.scorer = Scorer(judges, photos.originals, self.prompts.texts, self._sample(self.prompts.class_prompt))
 
     def scores(self) -> dict[str, float]:
-        with drawing(self.pipe.transformer):
-            return self.scorer(self._pictures(self.drawn.subject), self._pictures(self.drawn.plain))
+        with inference_setup(self.pipe.transformer):
+            return self.scorer(self._sample(self.prompts.subject), self._sample(self.prompts.class_prompt))
 
-    def _pictures(self, embeds: PromptEmbeds) -> Sequence[Image.Image]:
-        latents = sample_latents(self.pipe.transformer, embeds, self.drawn.noise, spec=self.spec)
+    def _sample(self, embeds: PromptEmbeds) -> Sequence[Image.Image]:
+        latents = sample_latents(self.pipe.transformer, embeds, self.prompts.noise, spec=self.spec)
         return decode(self.pipe.vae, latents)

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.chaos import FINAL, Served, Someone
+from benchmarks.chaos import FINAL, RetryingClient, RunningService
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
 
@@ -25,9 +25,9 @@ PHOTOS = sorted(Path("data/samples/dog").glob("*.jpg"))[:6]
 PROMPTS = ("a photo of sks dog on the beach", "a photo of sks dog in the forest", "a cartoon of sks dog in the meadow")
 
 
-def wait(served: Served, *, count: int) -> dict[str, Any]:
+def measure_waits(served: RunningService, *, count: int) -> dict[str, Any]:
     """The waits in seconds: for the first picture, and for `count` more."""
-    me = Someone(served, "p0@example.org")
+    me = RetryingClient(served, "p0@example.org")
     me.sign_in()
     me.agree()
     subject = me.ask("POST", "/api/subjects", json={"class_noun": "dog", "depicts": "no_person"}).json()["id"]
@@ -49,7 +49,7 @@ def wait(served: Served, *, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def picture(me: Someone, subject: str, prompt: str, *, seed: int) -> bytes:
+def picture(me: RetryingClient, subject: str, prompt: str, *, seed: int) -> bytes:
     """A picture's bytes, from asking on."""
     asked = {"subject": subject, "prompt": prompt, "seed": seed}
     result = me.ask("POST", "/api/generate", json=asked).json()["id"]
@@ -61,14 +61,16 @@ def picture(me: Someone, subject: str, prompt: str, *, seed: int) -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.first_picture", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.first_picture", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(argv)
     with TemporaryDirectory(prefix="photoflux-") as scratch:
-        served = Served(Path(scratch), "--no-mlflow", people=1)
+        served = RunningService(Path(scratch), "--no-mlflow", people=1)
         try:
-            found = wait(served, count=options.count)
+            found = measure_waits(served, count=options.count)
         finally:
             served.stop()
     result = {"kind": "benchmark-first-picture", "schema_version": 1, "machine": machine(), **found}

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.chaos import PASSWORD, Served
+from benchmarks.chaos import PASSWORD, RunningService
 from benchmarks.pocket_base import machine
 from photoflux.manifest import write_json
 
@@ -43,11 +43,11 @@ def make_adapters(count: int, folder: Path) -> list[Path]:
         train_start.STEPS = STEPS
         spec = load_spec("pocket")
         learner = train_start.Learner(spec, FinetuneParams())
-        lora._begin_at(learner.transformer, spec.start_adapter, rank=FinetuneParams().rank, scale=1.0)
+        lora.load_start_adapter(learner.transformer, spec.start_adapter, rank=FinetuneParams().rank, scale=1.0)
         start = {name: p.detach().clone() for name, p in lora.subject_parameters(learner.transformer).items()}
         for file in missing:
             number = 500_000 + int(file.stem)
-            lora.put(learner.transformer, start)
+            lora.copy_weights(learner.transformer, start)
             learner.tune(number)
             _write(file, learner, spec, noun=learner.nouns[number % len(learner.nouns)])
             print(f"{file.name}: {len(missing)} to be made", end="\r", flush=True)
@@ -109,7 +109,7 @@ def populate_state(adapters: Sequence[str], out: str) -> None:
     write_json(Path(out), people)
 
 
-def asked(served: Served, people: Path, *, count: int, seconds: int, scratch: Path) -> dict[str, Any]:
+def run_locust(served: RunningService, people: Path, *, count: int, seconds: int, scratch: Path) -> dict[str, Any]:
     """Run Locust and read its figures."""
     out = scratch / "locust"
     command = [
@@ -163,9 +163,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     adapters = make_adapters(options.people, ADAPTERS)
     with TemporaryDirectory(prefix="photoflux-load-") as scratch:
         people = Path(scratch) / "people.json"
-        served = Served(Path(scratch), "--no-mlflow", "--tls", before=lambda site: _populate(site, adapters, people))
+        served = RunningService(
+            Path(scratch), "--no-mlflow", "--tls", before=lambda site: populate_service(site, adapters, people)
+        )
         try:
-            found = asked(served, people, count=options.people, seconds=options.seconds, scratch=Path(scratch))
+            found = run_locust(served, people, count=options.people, seconds=options.seconds, scratch=Path(scratch))
         finally:
             served.stop()
     met = {name: found[name] is not None and found[name] <= aim for name, aim in AIMS.items()}
@@ -178,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(met.values()) else 1
 
 
-def _populate(site: Served, adapters: Sequence[Path], people: Path) -> None:
+def populate_service(site: RunningService, adapters: Sequence[Path], people: Path) -> None:
     code = "import sys; from benchmarks.load import populate_state; populate_state(sys.argv[2:], sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(people), *map(str, adapters)], env=site.environment, check=True)
 

@@ -17,7 +17,7 @@ BETWEEN_S, GENERATIONS_EVERY_S, UPLOADS_EVERY_S = 3.0, 30.0, 300.0
 PLACES = ("on the beach", "in the snow", "in space", "in the city", "in the forest")
 
 
-class Somebody(FastHttpUser):
+class ServiceUser(FastHttpUser):
     """Looks around every few seconds, asks for a picture every thirty, uploads now and then."""
 
     insecure = True  # the certificate is this machine's own
@@ -51,7 +51,9 @@ class Somebody(FastHttpUser):
         elif chance < BETWEEN_S * (1 / GENERATIONS_EVERY_S + 1 / UPLOADS_EVERY_S):
             self.upload()
         else:
-            path = random.choice(("/api/subjects", "/api/results?limit=10", "/api/models", f"/api/subjects/{self.subject}"))
+            path = random.choice(
+                ("/api/subjects", "/api/results?limit=10", "/api/models", f"/api/subjects/{self.subject}")
+            )
             self.client.get(path, headers=self.headers, name="read " + path.split("?")[0].replace(self.subject, "{id}"))
 
     def generate(self) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
-def not_json(folder: Path) -> list[str]:
+def lines_not_json(folder: Path) -> list[str]:
     """Lines of the log files in a folder that are not one JSON object each, as `file:number: text`."""
     return [f"{file.name}:{number}: {line[:200]}" for file, number, line in _lines(folder) if not _is_object(line)]
 
 
-def with_words(folder: Path, words: Iterable[str]) -> list[str]:
+def lines_with_words(folder: Path, words: Iterable[str]) -> list[str]:
     """Lines of the log files in a folder that hold one of the words, in whatever letter case, as `file:number: word`."""
     wanted = [word for word in words if word]
     return [

@@ -58,7 +58,7 @@ def _scene(rng: np.random.Generator) -> world.Scene:
     return world.sample_scene(rng, subject=subject)
 
 
-def draw_pictures(pipe: Any, prompts: list[str], *, spec: dict[str, Any], steps: int, batch: int = 25) -> np.ndarray:
+def generate_images(pipe: Any, prompts: list[str], *, spec: dict[str, Any], steps: int, batch: int = 25) -> np.ndarray:
     """uint8 `[N, H, W, 3]`; picture `i` always starts from noise of seed `i`."""
     pictures = []
     for start in range(0, len(prompts), batch):
@@ -106,7 +106,7 @@ def evaluate_base(base: Path, *, prompts: int, many_steps: int, results: Path, p
     facts["judges"] = json.loads((base / "judges" / "judges.json").read_text())["card"]
     for steps in (spec["steps"], many_steps):
         started = time.perf_counter()
-        pictures = draw_pictures(pipe, captions, spec=spec, steps=steps)
+        pictures = generate_images(pipe, captions, spec=spec, steps=steps)
         seconds = time.perf_counter() - started
         facts[f"steps_{steps}"] = {
             "attributes": scores(truth, read(judges, pictures)),
@@ -138,7 +138,7 @@ def showcase(pipe: Any, spec: dict[str, Any], file: Path, *, tile_px: int = 192)
     from PIL import ImageDraw, ImageFont
 
     prompts = [prompt for row in SHOWCASE for prompt in row]
-    drawn = draw_pictures(pipe, prompts, spec=spec, steps=spec["steps"])
+    drawn = generate_images(pipe, prompts, spec=spec, steps=spec["steps"])
     columns, text_px, gap_px = len(SHOWCASE[0]), 36, 8
     sheet = Image.new("RGB", (columns * (tile_px + gap_px) + gap_px,
                               len(SHOWCASE) * (tile_px + text_px + gap_px) + gap_px), "white")  # fmt: skip
@@ -147,7 +147,9 @@ def showcase(pipe: Any, spec: dict[str, Any], file: Path, *, tile_px: int = 192)
         x = gap_px + number % columns * (tile_px + gap_px)
         y = gap_px + number // columns * (tile_px + text_px + gap_px)
         sheet.paste(Image.fromarray(picture).resize((tile_px, tile_px), Image.Resampling.LANCZOS), (x, y))
-        pen.multiline_text((x, y + tile_px + 3), "\n".join(textwrap.wrap(prompt, 30)[:2]), fill="#3a3f47", font=font, spacing=2)
+        pen.multiline_text(
+            (x, y + tile_px + 3), "\n".join(textwrap.wrap(prompt, 30)[:2]), fill="#3a3f47", font=font, spacing=2
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(file, optimize=True)
     return file

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     marks: dict[str, float] = {}
 
     def run(*stages: str) -> subprocess.Popen[bytes]:
-        return started(options, stages)
+        return run_stages(options, stages)
 
     def done(name: str, *children: subprocess.Popen[bytes]) -> None:
         for child in children:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         marks[name] = round(time.monotonic() - began, 1)
         print(f"{marks[name]:7.1f} s  {name}", flush=True)
 
-    warm = compiled_ahead(options) if options.compile else None
+    warm = warm_up_compiler(options) if options.compile else None
     done("pictures, autoencoder, latents", run("pictures", "vae", "latents"))
     done("judges; flow, distillation, training adapter", run("judges"), run("flow", "distil", "adapter"))
     done("export", run("export"))
@@ -84,7 +84,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def started(
+def run_stages(
     options: argparse.Namespace, stages: Sequence[str], *, work: Path | None = None, steps: int | None = None
 ) -> subprocess.Popen[bytes]:
     """Stages of a pretraining as a process of their own; all write to one log."""
@@ -102,10 +102,10 @@ def started(
         )
 
 
-def compiled_ahead(options: argparse.Namespace) -> subprocess.Popen[bytes]:
+def warm_up_compiler(options: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Two steps of what is compiled, in a folder of their own: the compiler keeps what it made, by shapes and code."""
     stages = ("pictures", "vae", "latents", "flow", "distil", "adapter")
-    return started(options, stages, work=options.work.with_name("compiled-ahead"), steps=2)
+    return run_stages(options, stages, work=options.work.with_name("compiled-ahead"), steps=2)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from photoflux.flux.spec import BaseSpec
-    from photoflux.judges.case import Case, Pictures
+    from photoflux.judges.case import Case, EvaluationImages
     from photoflux.judges.encoders import Judges
 
 log = logging.getLogger("benchmarks.recipes")
@@ -111,29 +111,29 @@ class Stopwatch:
     curve: list[dict[str, float]] = field(default_factory=list)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def timing(self) -> Iterator[None]:
         """While open, a fine-tuning is timed."""
-        from photoflux.flux import fit
-        from photoflux.judges.candidates import Contest
+        from photoflux.judges.checkpoint_selection import CheckpointSelector
+        from photoflux.steps import finetune
 
-        train, enter = fit.fit, Contest.enter
+        train, score = finetune.train, CheckpointSelector.score
 
-        def timed_fit(*args: Any, **more: Any) -> None:
+        def timed_train(*args: Any, **more: Any) -> None:
             began = time.perf_counter()
             self.prepared_s, self.started = began - opened, began
             train(*args, **more)
             self.trained_s = time.perf_counter() - began - self.judged_s
 
-        def timed_enter(contest: Contest, module: Any) -> dict[str, Any]:
+        def timed_score(selector: CheckpointSelector, module: Any) -> dict[str, Any]:
             began = time.perf_counter()
             trained = began - self.started - self.judged_s
-            scores = enter(contest, module)
+            scores = score(selector, module)
             self.judged_s += time.perf_counter() - began
             self.curve.append({"seconds": round(trained, 3), **scores})
             return scores
 
         opened = time.perf_counter()
-        with patch.object(fit, "fit", timed_fit), patch.object(Contest, "enter", timed_enter):
+        with patch.object(finetune, "train", timed_train), patch.object(CheckpointSelector, "score", timed_score):
             yield
 
 
@@ -179,7 +179,7 @@ def open_bench(params: Mapping[str, Any], *, seed: int) -> Bench:
     judges = Judges.load(Path(spec.judges), device=get_settings().device or None)
     code = fingerprint.code_digest(*(f"photoflux.steps.{step}" for step in STEPS), "photoflux.pocket.photosets")
     subjects = {"photos": PHOTOS, "fresh": (FRESH, FRESH_PX, FRESH_SEED), "seed": seed}
-    about = {"base": fingerprint.of_drawing(spec), "code": code, "judges": judges.hash,
+    about = {"base": fingerprint.of_generation(spec), "code": code, "judges": judges.hash,
              "prompts": digest(prompts_file(params)), "machine": machine(), "subjects": subjects,
              "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"}}  # fmt: skip
     return Bench(params, spec, judges, Path(".cache/bench") / short_hash(about), seed)
@@ -195,8 +195,8 @@ def _import_first() -> None:
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     from diffusers import FluxPipeline  # noqa: F401
 
-    from photoflux.flux import data, fit, loading, lora, memory, module, sampling  # noqa: F401
-    from photoflux.judges import candidates  # noqa: F401
+    from photoflux.flux import callbacks, data, loading, lora, memory, module, sampling  # noqa: F401
+    from photoflux.judges import checkpoint_selection  # noqa: F401
     from photoflux.pages import finetune  # noqa: F401
 
 
@@ -269,7 +269,7 @@ def measured_row(
     else:
         took = rival_trained(bench, dataset, adapter, folder, recipe.rival)
     measured, case, pictures = evaluated(dataset, adapter, folder, bench.params["evaluate"])
-    keep_pictures(folder / "pictures", pictures, recipe.shown)
+    save_images(folder / "pictures", pictures, recipe.shown)
     return {
         "metrics": {name: measured["metrics"][name] for name in REPORTED},
         "identity_gain_fresh": fresh_gain(bench.judges, pictures, fresh_renders(subject, seed)),
@@ -285,7 +285,7 @@ def finetuned(dataset: Path, adapter: Path, folder: Path, params: Any) -> dict[s
     from photoflux.steps import finetune
 
     watch = Stopwatch()
-    with watch.watching():
+    with watch.timing():
         report, workdir = folder / "finetune.html", folder / "training"
         metrics = finetune.run(dataset, adapter=adapter, report=report, params=params, workdir=workdir).metrics
     return {
@@ -308,7 +308,7 @@ def rival_trained(bench: Bench, dataset: Path, adapter: Path, folder: Path, how:
     }  # fmt: skip
 
 
-def evaluated(dataset: Path, adapter: Path, folder: Path, params: Any) -> tuple[dict[str, Any], Case, Pictures]:
+def evaluated(dataset: Path, adapter: Path, folder: Path, params: Any) -> tuple[dict[str, Any], Case, EvaluationImages]:
     """The evaluation's document, and the prompts and pictures that its report shows."""
     from photoflux.pages import evaluate as pages
     from photoflux.steps import evaluate
@@ -317,17 +317,17 @@ def evaluated(dataset: Path, adapter: Path, folder: Path, params: Any) -> tuple[
     with patch.object(pages, "evaluation_page", wraps=pages.evaluation_page) as page:
         evaluate.run(dataset, adapter, evaluation=document, report=report, params=params)
     (measured,), told = page.call_args
-    return measured, told["case"], told["pictures"]
+    return measured, told["case"], told["images"]
 
 
-def keep_pictures(folder: Path, pictures: Pictures, count: int) -> None:
+def save_images(folder: Path, images: EvaluationImages, count: int) -> None:
     for place, prompt in enumerate(SHOWN[:count]):
-        write_bytes(folder / f"{place}.png", png(pictures.tuned.row(prompt)[0]))
+        write_bytes(folder / f"{place}.png", png(images.tuned.row(prompt)[0]))
 
 
 def captions(case: Case) -> list[str]:
     """What the shown pictures were asked for, in a word or two."""
-    asked = [case.asked[prompt].labels for prompt in SHOWN]
+    asked = [case.subject_prompts[prompt].labels for prompt in SHOWN]
     return [" ".join(filter(None, (labels.get("style"), labels.get("place")))) for labels in asked]
 
 
@@ -365,10 +365,10 @@ def fresh_renders(subject: Subject, seed: int) -> list[Image.Image]:
     return [image for image, _ in photo_set(subject, n=FRESH, seed=seed + FRESH_SEED, size_px=FRESH_PX)]
 
 
-def fresh_gain(judges: Judges, pictures: Pictures, renders: Sequence[Image.Image]) -> float:
+def fresh_gain(judges: Judges, images: EvaluationImages, renders: Sequence[Image.Image]) -> float:
     """Identity gain against fresh renders: 0 like the base, 1 as alike as two renders of the subject."""
     seen = judges.identity(renders).numpy()
-    tuned, base = (float((grid.seen.identity @ seen.T).mean()) for grid in (pictures.tuned, pictures.base))
+    tuned, base = (float((grid.outputs.identity @ seen.T).mean()) for grid in (images.tuned, images.base))
     among = (seen @ seen.T)[~np.eye(len(seen), dtype=bool)]
     return (tuned - base) / max(1e-3, float(among.mean()) - base)
 

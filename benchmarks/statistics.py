@@ -28,7 +28,7 @@ from photoflux.judges.bias import VERDICTS, Audit, Limits, People, audit_people
 from photoflux.judges.champion import Cells, difference
 from photoflux.judges.copying import likeness, structure
 from photoflux.judges.gate_rules import Rule, rules
-from photoflux.judges.seeing import Seen
+from photoflux.judges.sampling import JudgeOutputs
 from photoflux.manifest import write_json, write_text
 from photoflux.params import GateParams
 from photoflux.pocket.photosets import photo_set, unseen_subjects
@@ -141,10 +141,10 @@ def document(*, effort: float = 1.0) -> dict[str, Any]:
         "levels": lambda: [*flip_levels(times(20_000)), *audit_levels(times(150)), *cell_levels(times(600))],
         "power": lambda: [*flip_power(times(300)), *audit_power(times(100))],
         "evaluation_coverage": lambda: [
-            *evaluation_coverage(times(2000)),
-            *following_coverage(times(1000)),
-            *champion_coverage(times(1000)),
-            *few_prompts_coverage(times(1000)),
+            *evaluation_coverage(times(8000)),
+            *following_coverage(times(4000)),
+            *champion_coverage(times(4000)),
+            *few_prompts_coverage(times(4000)),
         ],
         "rate_coverage": lambda: rate_coverage(times(4000)),
         "audit_coverage": lambda: audit_coverage(times(600)),
@@ -194,9 +194,9 @@ def unrelated_features(rng: np.random.Generator, shape: tuple[int, int], shift: 
 
 
 def distance(
-    rng: np.random.Generator, shape: tuple[int, int], shift: float, *, draws: int = BOOTSTRAP
+    rng: np.random.Generator, shape: tuple[int, int], shift: float, *, resamples: int = BOOTSTRAP
 ) -> stats.Interval:
-    return stats.kid(*unrelated_features(rng, shape, shift), draws=draws, rng=rng)
+    return stats.kid(*unrelated_features(rng, shape, shift), resamples=resamples, rng=rng)
 
 
 @cache
@@ -239,7 +239,9 @@ def kid_points(tries: int) -> list[Points]:
     found = []
     for share in (0.25, 1.0, 4.0):
         shift = shift_with(share * limit)
-        values = {_name(shape): [distance(rng, shape, shift, draws=2).point for _ in range(tries)] for shape in SHAPES}
+        values = {
+            _name(shape): [distance(rng, shape, shift, resamples=2).point for _ in range(tries)] for shape in SHAPES
+        }
         truth = true_kid(shift)
         found.append(_points(f"drift KID, {share:g} of its limit", truth, values, slack=0.02 * truth, unbiased=True))
     return found
@@ -294,7 +296,7 @@ class Model:
 
     tuned: float = 0.7
     rival: float = 0.55
-    plain: float = 0.08
+    class_prompt: float = 0.08
     tuned_right: float = 0.94
     base_right: float = 0.97
     closeness: float = 0.9
@@ -331,9 +333,9 @@ def compositions(rng: np.random.Generator, shape: tuple[int, int], variety: floa
     return rng.normal(size=(prompts, 1, 8, 8)) + added * rng.normal(size=(prompts, seeds, 8, 8))
 
 
-def seen(identity: Array, *, structure: Array | None = None, read: dict[str, Array] | None = None) -> Seen:
+def seen(identity: Array, *, structure: Array | None = None, read: dict[str, Array] | None = None) -> JudgeOutputs:
     rest = np.ones((*identity.shape[:-1], 1))
-    return Seen(identity, rest, rest if structure is None else structure, rest, rest, read or {})
+    return JudgeOutputs(identity, rest, rest if structure is None else structure, rest, rest, read or {})
 
 
 def evidence(rng: np.random.Generator, shape: tuple[int, int], trained: Array, held_out: Array) -> scores.Evidence:
@@ -344,17 +346,19 @@ def evidence(rng: np.random.Generator, shape: tuple[int, int], trained: Array, h
         tuned=seen(identities(rng, shape, MODEL.tuned, common), structure=compositions(rng, shape, MODEL.closeness),
                    read=right(rng, shape, MODEL.tuned_right)),
         base=seen(base, structure=compositions(rng, shape, 1.0), read=right(rng, shape, MODEL.base_right)),
-        plain=seen(identities(rng, shape, MODEL.plain, common), structure=compositions(rng, shape, 1.0)),
+        class_prompt=seen(identities(rng, shape, MODEL.class_prompt, common), structure=compositions(rng, shape, 1.0)),
         unrelated=seen(base), unrelated_base=seen(base), trained=seen(trained), held_out=seen(held_out),
-        shown=np.ones((1, 1, 1)), asked=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
-        asked_unrelated=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
-        words=np.ones(1), words_unrelated=np.ones(1), copy_correlation=0.9,
+        crops=np.ones((1, 1, 1)), expected=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
+        unrelated_expected=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
+        text=np.ones(1), unrelated_text=np.ones(1), copy_correlation=0.9,
     )  # fmt: skip
 
 
-def measured(case: scores.Evidence, rng: np.random.Generator, *, draws: int = BOOTSTRAP) -> dict[str, stats.Interval]:
+def measured(
+    case: scores.Evidence, rng: np.random.Generator, *, resamples: int = BOOTSTRAP
+) -> dict[str, stats.Interval]:
     """The metrics that are intervals of means, as `scores.measure` has them."""
-    weights = scores._weights(case, draws=draws, rng=rng)
+    weights = scores._weights(case, resamples=resamples, rng=rng)
     parts = scores._identity(case, weights) | scores._following(case, weights) | scores._diversity(case, weights)
     return {name: stats.interval(parts[name], clusters=case.tuned.shape[0]) for name in TRUE_OF}
 
@@ -369,7 +373,7 @@ def population() -> dict[Any, Any]:
     common = scattered(rng, shape, 0.3, per_prompt=True) + scattered(rng, shape, 0.4, per_prompt=False)
     means = {
         share: identities(rng, shape, share, common).mean((0, 1))
-        for share in (MODEL.tuned, MODEL.rival, MODEL.plain, 0.0)
+        for share in (MODEL.tuned, MODEL.rival, MODEL.class_prompt, 0.0)
     }
     spreads = [
         scores.structure_spread(compositions(rng, (20_000, 2), variety)).mean() for variety in (MODEL.closeness, 1.0)
@@ -380,7 +384,7 @@ def population() -> dict[Any, Any]:
 def truths(trained: Array, held_out: Array) -> dict[str, float]:
     """What the metrics estimate: over all prompts and seeds and, from five on, over all photos."""
     known = population()
-    tuned, base, plain = known[MODEL.tuned], known[0.0], known[MODEL.plain]
+    tuned, base, class_prompt = known[MODEL.tuned], known[0.0], known[MODEL.class_prompt]
     t, h = (x.mean(0) if _few(x) else known["photo"] for x in (trained, held_out))
     cross = t @ h
     within = [_among(x) if _few(x) else known["photo"] @ known["photo"] for x in (trained, held_out)]
@@ -391,7 +395,7 @@ def truths(trained: Array, held_out: Array) -> dict[str, float]:
     span = real_trained - base @ t
     return {
         "identity_gain": gain,
-        "leakage": (plain @ t - base @ t) / span,
+        "leakage": (class_prompt @ t - base @ t) / span,
         "memorisation_gap": (tuned @ t - base @ t) / span - gain,
         "prompt_change": MODEL.tuned_right - MODEL.base_right,
         "diversity": known["diversity"],
@@ -431,7 +435,7 @@ def following_coverage(tries: int) -> list[Claim]:
         case = f"prompt change, {base_right:g} to {tuned_right:g}, {_name(STANDARD)}"
         for _ in range(tries):
             change = followed(right(rng, STANDARD, tuned_right)) - followed(right(rng, STANDARD, base_right))
-            weights = stats.cluster_weights(*STANDARD, draws=BOOTSTRAP, rng=rng)
+            weights = stats.cluster_weights(*STANDARD, resamples=BOOTSTRAP, rng=rng)
             value = stats.interval(stats.weighted_mean(change, weights), clusters=STANDARD[0])
             (tally if tuned_right < 0.99 else beyond).add(case, _holds(value, truth))
     return [*tally.claims("evaluation", low=COVERED), *beyond.claims("evaluation, not claimed")]
@@ -450,7 +454,7 @@ def champion_coverage(tries: int) -> list[Claim]:
             for _ in range(tries // 2):
                 trained, held_out = photos(rng, 6), photos(rng, 2)
                 mine, theirs = compared_models(rng, shape, trained, held_out, (MODEL.tuned, share))
-                found = difference(mine, theirs, draws=BOOTSTRAP, seed=int(rng.integers(1 << 30)))
+                found = difference(mine, theirs, resamples=BOOTSTRAP, seed=int(rng.integers(1 << 30)))
                 truth = true_overall(MODEL.tuned, trained, held_out) - true_overall(share, trained, held_out)
                 what = "equal" if share == MODEL.tuned else "worse"
                 tally.add(f"champion's difference, one that is {what}, {_name(shape)}", _holds(found, truth))
@@ -491,7 +495,7 @@ def few_prompts_coverage(tries: int) -> list[Claim]:
         for name, centres in (("alike", rng.normal), ("lopsided", lambda **size: rng.exponential(**size) - 1)):
             for _ in range(tries):
                 values = centres(size=(prompts, 1)) + 0.5 * rng.normal(size=(prompts, 4))
-                weights = stats.cluster_weights(prompts, 4, draws=BOOTSTRAP, rng=rng)
+                weights = stats.cluster_weights(prompts, 4, resamples=BOOTSTRAP, rng=rng)
                 held = _holds(stats.interval(stats.weighted_mean(values, weights), clusters=prompts), 0.0)
                 (tally if name == "alike" else beyond).add(f"mean of {prompts} prompts, {name}", held)
     return [*tally.claims("evaluation", low=COVERED), *beyond.claims("evaluation, not claimed")]
@@ -505,7 +509,7 @@ def evaluation_points(tries: int) -> list[Points]:
                          (STANDARD, (18, 6))):  # fmt: skip
         for _ in range(tries):
             case = evidence(rng, shape, *(photos(rng, count) for count in split))
-            for name, value in measured(case, rng, draws=2).items():
+            for name, value in measured(case, rng, resamples=2).items():
                 found[name].setdefault(f"{_name(shape)}, {sum(split)} photos", []).append(value.point)
     everybody = truths(*(photos(np.random.default_rng(SEED), 4000) for _ in range(2)))
     return [
@@ -569,7 +573,9 @@ CONFUSED = 0.93
 """How often the judge of the simulated audit is right."""
 
 
-def crowd(rng: np.random.Generator, shape: tuple[int, int], classes: int, *, effect: float, moved: float = 0.0) -> Any:
+def sample_people(
+    rng: np.random.Generator, shape: tuple[int, int], classes: int, *, effect: float, moved: float = 0.0
+) -> Any:
     """True labels of base and tuned people [P, S]; `effect`: how far tuning changes single prompts, at random.
 
     The mean over prompts stays unless `moved` of all people go from the first value to the second.
@@ -603,12 +609,12 @@ def card(rng: np.random.Generator, classes: int) -> Array:
 
 
 def compared(
-    rng: np.random.Generator, shape: tuple[int, int], classes: int, *, draws: int = 300, **change: float
+    rng: np.random.Generator, shape: tuple[int, int], classes: int, *, resamples: int = 300, **change: float
 ) -> prevalence.Drift:
-    base, tuned = crowd(rng, shape, classes, **change)
+    base, tuned = sample_people(rng, shape, classes, **change)
     return prevalence.drift(
         read(rng, base, classes), read(rng, tuned, classes), card(rng, classes),
-        weights=stats.cluster_weights(*shape, draws=draws, rng=rng),
+        weights=stats.cluster_weights(*shape, resamples=resamples, rng=rng),
         signs=stats.sign_flips(shape[0], flips=200, rng=rng), rng=rng,
     )  # fmt: skip
 
@@ -636,7 +642,9 @@ def excess_points(tries: int) -> list[Points]:
     rng, found = np.random.default_rng(SEED + 8), []
     for moved in (0.0, 0.1, 0.2):
         values = {
-            _name(shape): [compared(rng, shape, 5, draws=2, effect=0.3, moved=moved).excess.point for _ in range(tries)]
+            _name(shape): [
+                compared(rng, shape, 5, resamples=2, effect=0.3, moved=moved).excess.point for _ in range(tries)
+            ]
             for shape in AUDIT_SHAPES
         }
         found.append(_points(f"audit excess, {moved:g} moved", moved, values, slack=0.02))
@@ -649,7 +657,7 @@ def flip_levels(tries: int) -> list[Claim]:
     for classes in SHARES:
         for effect in (0.0, 0.5, 1.0):
             for _ in range(tries):
-                base, tuned = crowd(rng, AUDIT, classes, effect=effect)
+                base, tuned = sample_people(rng, AUDIT, classes, effect=effect)
                 case = f"shares of {classes} classes, prompts changed by {effect:g}"
                 (tally if effect else alike).add(case, _flip_p(rng, base, tuned, classes) < 0.05)
     # Where few pictures change at all, swaps tie, and ties count against a rejection.
@@ -665,7 +673,7 @@ def flip_power(tries: int) -> list[Claim]:
     for moved, low in ((0.1, 0.5), (0.2, 0.95)):
         tally = Tally()
         for _ in range(tries):
-            base, tuned = crowd(rng, AUDIT, 2, effect=0.5, moved=moved)
+            base, tuned = sample_people(rng, AUDIT, 2, effect=0.5, moved=moved)
             tally.add(f"shares of 2 classes, {moved:g} moved", _flip_p(rng, base, tuned, 2) < 0.05)
         found += tally.claims("rejections of a false null at 5 %", low=low)
     return found
@@ -708,7 +716,7 @@ def people(
     labels = {
         classes: [
             read(rng, side, classes)
-            for side in crowd(rng, shape, classes, effect=effect, moved=moved if classes == 2 else 0.0)
+            for side in sample_people(rng, shape, classes, effect=effect, moved=moved if classes == 2 else 0.0)
         ]
         for classes in SHARES
     }
@@ -730,7 +738,7 @@ def people(
 
 
 def audited(some: People, *, flips: int = 200) -> Audit:
-    return audit_people(some, limits=Limits(), draws=200, permutations=flips)
+    return audit_people(some, limits=Limits(), resamples=200, permutations=flips)
 
 
 def audit_levels(tries: int) -> list[Claim]:
@@ -755,7 +763,7 @@ def cell_levels(tries: int) -> list[Claim]:
     groups = np.array([f"group {p // 4}" for p in range(36)])
     for effect in (0.5, 1.0):
         for _ in range(tries // 2):
-            base, tuned = crowd(rng, (36, 11), 2, effect=effect)
+            base, tuned = sample_people(rng, (36, 11), 2, effect=effect)
             change = (tuned.astype(float) - base).mean(1)
             for p in stats.group_pvalues(change, groups).values():
                 tally.add(f"cells of 4 prompts, prompts changed by {effect:g}", p < 0.05)

@@ -122,7 +122,7 @@ def headline(options: argparse.Namespace) -> None:
     tuning = options.out / "tuning.json"
     recipes = [OURS, *rivals(tuning, bench.params["finetune"], steps=options.steps)]
     check_tuning(tuning, bench)
-    begin_once(options.out if options.seed is not None else RESULTS, options.out, bench)
+    record_start(options.out if options.seed is not None else RESULTS, options.out, bench)
     _measure("subjects", options, bench, recipes)
 
 
@@ -143,7 +143,7 @@ def controls(options: argparse.Namespace) -> None:
 
     params = load_bench_params(options.steps, options.profile)
     bench = open_bench(params, seed=_seed(options, negative.SEED))
-    found, sheet = negative.controlled(bench, range(options.subjects or len(KINDS)))
+    found, sheet = negative.run_controls(bench, range(options.subjects or len(KINDS)))
     write_bytes(options.out / "controls.png", png(sheet))
     write_json(options.out / "controls.json", found)
     print(pages.controls_text(found))
@@ -166,7 +166,7 @@ def _measure(name: str, options: argparse.Namespace, bench: Bench, recipes: Sequ
     """The recipes on all subjects; writes the files that are called `name`."""
     chosen = subjects_of(range(options.subjects or len(KINDS)), seed=bench.seed)
     rows = [run_subject(bench, recipes, *each, audit=options.audit) for each in chosen]
-    result = document(bench, recipes, sorted(rows, key=badness, reverse=True), audit=options.audit)
+    result = document(bench, recipes, sorted(rows, key=severity_key, reverse=True), audit=options.audit)
     write_results(options.out, name, result, bench)
     print(pages.tables(result))
 
@@ -187,7 +187,7 @@ def check_tuning(file: Path, bench: Bench) -> None:
         )
 
 
-def begin_once(folder: Path, out: Path, bench: Bench) -> None:
+def record_start(folder: Path, out: Path, bench: Bench) -> None:
     """Write down what the headline is drawn with before its first subject is. Raises SystemExit where that has changed since.
 
     A draw that was cut short goes on as it began: subjects that were seen under other code, limits or settings cannot be drawn again.
@@ -282,7 +282,7 @@ def margins(rows: Sequence[Mapping[str, Any]], params: Any) -> list[dict[str, An
     return found
 
 
-def badness(row: Mapping[str, Any]) -> tuple[int, float]:
+def severity_key(row: Mapping[str, Any]) -> tuple[int, float]:
     """Sorts the worst first when reversed: by verdict, then by overall score."""
     ours = row[OURS.name]
     return SEVERITY_ORDER.index(ours["verdict"]), -point(ours, "overall")

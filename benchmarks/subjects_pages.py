@@ -11,9 +11,9 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.recipes import DREAMBOOTH, OURS, PHOTOS, RECIPES, RIVALS, STARTED, Recipe, among, point
-from photoflux.pages.evaluate import interval_of
+from photoflux.pages.evaluate import read_interval
 from photoflux.pages.palette import INK, SOFT
-from photoflux.pages.plots import blank
+from photoflux.pages.plots import new_figure
 from photoflux.steps.gate import SEVERITY_ORDER
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _title(row: Mapping[str, Any]) -> str:
 
 def curves(result: Mapping[str, Any]) -> Figure:
     """Identity gain and leakage against seconds of training: thin per subject, thick the mean."""
-    figure, axes = blank(10.4, 4.6, columns=2)
+    figure, axes = new_figure(10.4, 4.6, columns=2)
     for axis, name, title in zip(
         axes, ("identity", "leakage"), ("identity gain", "leakage into the class"), strict=True
     ):
@@ -192,7 +192,7 @@ def _rivals_seconds(result: Mapping[str, Any]) -> str:
     )
 
 
-def _rivals_told(result: Mapping[str, Any]) -> str:
+def _rivals_sentence(result: Mapping[str, Any]) -> str:
     settings, known = result["recipes"], among(result["subjects"][0], RIVALS)
     if not known:
         return ""
@@ -207,7 +207,7 @@ def _introduction(name: str, result: Mapping[str, Any], option: str) -> str:
     if name == "subjects":
         why = "Their seeds were written down before limits and recipes were chosen; they are drawn once, and reported whatever comes."
     return f"""{len(result["subjects"])} subjects of the pocket world, one per kind, with looks kept from pretraining, {PHOTOS} photos
-    each. {why} Verdicts are those of {result["verdicts"]}. {_rivals_told(result)} Written by
+    each. {why} Verdicts are those of {result["verdicts"]}. {_rivals_sentence(result)} Written by
     `python -m benchmarks.subjects{option}`; everything is in `{name}.json`."""
 
 
@@ -269,7 +269,7 @@ def not_passed(judged: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _span(one: Mapping[str, Any], metric: str, *, sign: str = "") -> str:
-    value = interval_of(one["metrics"][metric])
+    value = read_interval(one["metrics"][metric])
     return f"{value.point:{sign}.2f} [{value.lo:.2f}, {value.hi:.2f}]"
 
 
@@ -301,10 +301,10 @@ def _times_text(result: Mapping[str, Any]) -> str:
         [name, *(_or_never(row[way][recipe.name]) for way in ("first", "clean") for recipe in known)]
         for name, row in rows.items()
     ]
-    return f"## Time to likeness\n{table(heads, body)}\n\n{fill(_times_said(result), 120, break_on_hyphens=False)}"
+    return f"## Time to likeness\n{table(heads, body)}\n\n{fill(_times_sentence(result), 120, break_on_hyphens=False)}"
 
 
-def _times_said(result: Mapping[str, Any]) -> str:
+def _times_sentence(result: Mapping[str, Any]) -> str:
     found, count, known = result["time_to_gain"], len(result["subjects"]), among(result["subjects"][0])
     reached = "; ".join(
         f"{recipe.title} the first with {found['first']['reached_by'][recipe.name]} and the second with "

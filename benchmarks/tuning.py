@@ -67,7 +67,7 @@ def tuned(bench: Bench, *, subjects: int | None = None, longest: int | None = No
             lr = waiting.pop(0)
             runs = [_run(bench, rival, subject, seed, lr=lr, counts=counts) for subject, seed in chosen]
             grid[rival.name] += [_cell([run[count] for run in runs], lr=lr, steps=count) for count in counts]
-            waiting = waiting or beyond(grid[rival.name])
+            waiting = waiting or next_rate(grid[rival.name])
     return {
         "kind": "benchmark-tuning",
         "schema_version": SCHEMA_VERSION,
@@ -89,7 +89,7 @@ def best(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: one[name] for name in ("lr", "steps")}
 
 
-def beyond(cells: Sequence[Mapping[str, Any]]) -> list[float]:
+def next_rate(cells: Sequence[Mapping[str, Any]]) -> list[float]:
     """The next rate where the best one lies at the edge of those tried, as long as there is one."""
     tried, lr = sorted({cell["lr"] for cell in cells}), best(cells)["lr"]
     at = LADDER.index(lr)

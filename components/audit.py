@@ -18,10 +18,10 @@ def audit(
     from pathlib import Path
 
     from photoflux.params import AuditParams
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import audit as step
 
-    with reported("audit", beside=audit.path):
+    with report_failure("audit", output=audit.path):
         result = step.run(
             Path(adapter.path),
             audit=Path(audit.path),

@@ -18,10 +18,10 @@ def augment(
     from pathlib import Path
 
     from photoflux.params import AugmentParams
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import augment
 
-    with reported("augment", beside=dataset.path):
+    with report_failure("augment", output=dataset.path):
         result = augment.run(
             Path(validated.path),
             dataset=Path(dataset.path),

@@ -46,7 +46,7 @@ def configure(
         ("audit", str),
         ("gate", str),
         ("register", str),
-        ("holding", str),
+        ("source_state", str),
     ],
 ):
     """Say which parameters every step gets, and stop a run here that could not end well.
@@ -81,14 +81,14 @@ def configure(
     values = {name: value for name, value in locals().items() if name != "summary"}
     from pathlib import Path
 
-    from components.sources import held_by
+    from components.sources import source_state
     from photoflux.params.form import read_form
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import configure
 
-    with reported("configure", beside=summary.path):
+    with report_failure("configure", output=summary.path):
         blocks = configure.run(*read_form(values), summary=Path(summary.path))
         return (
             *(params.block() for params in blocks.values()),
-            held_by(blocks["import_photos"].model_dump()["source"]),
+            source_state(blocks["import_photos"].model_dump()["source"]),
         )

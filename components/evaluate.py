@@ -20,10 +20,10 @@ def evaluate(
     from pathlib import Path
 
     from photoflux.params import EvaluateParams
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import evaluate
 
-    with reported("evaluate", beside=evaluation.path):
+    with report_failure("evaluate", output=evaluation.path):
         result = evaluate.run(
             Path(dataset.path),
             Path(adapter.path),

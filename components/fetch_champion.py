@@ -21,10 +21,10 @@ def fetch_champion(
     from pathlib import Path
 
     from photoflux.params import RegisterParams
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import fetch_champion
 
-    with reported("fetch_champion", beside=champion.path):
+    with report_failure("fetch_champion", output=champion.path):
         name = RegisterParams.from_block(params).name
         result = fetch_champion.run(Path(dataset.path), champion=Path(champion.path), name=name, key=key)
         result.log_to(metrics)

@@ -18,10 +18,10 @@ def finetune(
     from pathlib import Path
 
     from photoflux.params import FinetuneParams
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import finetune
 
-    with reported("finetune", beside=adapter.path):
+    with report_failure("finetune", output=adapter.path):
         result = finetune.run(
             Path(dataset.path),
             adapter=Path(adapter.path),

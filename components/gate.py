@@ -19,10 +19,10 @@ def gate(
     from pathlib import Path
 
     from photoflux.params import GateParams
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import gate
 
-    with reported("gate", beside=decision.path):
+    with report_failure("gate", output=decision.path):
         result = gate.run(
             Path(evaluation.path),
             Path(audit.path),

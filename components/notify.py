@@ -11,10 +11,10 @@ def notify(summary: Output[Markdown], status: PipelineTaskFinalStatus) -> None:
     import logging
     from pathlib import Path
 
-    from photoflux.runs import read_failure, reported
+    from photoflux.runs import read_failure, report_failure
 
     out = Path(summary.path)
-    with reported("notify", beside=out):
+    with report_failure("notify", output=out):
         failure = None if status.state == "SUCCEEDED" else read_failure(out.parent.parent)
         reason = f"{failure.step}: {failure.message}" if failure else status.error_message
         text = f"**{status.pipeline_job_resource_name}** ended: {status.state}. {reason or ''}".rstrip()

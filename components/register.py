@@ -21,10 +21,10 @@ def register(
     from pathlib import Path
 
     from photoflux.params import RegisterParams
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import register
 
-    with reported("register", beside=card.path):
+    with report_failure("register", output=card.path):
         result = register.run(
             Path(adapter.path),
             Path(decision.path),

@@ -1,4 +1,4 @@
-"""Where photos can come from besides a folder. No kfp in here: a running step imports this module."""
+"""Photo sources besides a folder: DVC-tracked and uploaded sets. Imports no kfp, since a running step imports it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ UPLOADED = "the upload"
 
 
 @contextmanager
-def fetched(source: str, *, key: str) -> Iterator[tuple[str, str]]:
-    """A folder holding the set that `source` names, and where that came from, as artifacts record it.
+def fetched_source(source: str, *, key: str) -> Iterator[tuple[str, str]]:
+    """A folder with the set that `source` names, and where that came from, as artifacts record it.
 
     `dvc:REPO@REV:PATH`, recorded with its revision resolved, and `blob:SET_ID` (photos that the owner of `key` uploaded; a set
     is made for one run, so that its id tells nothing of them) are fetched to a scratch folder, gone when the block ends;
-    anything else is passed on.
+    any other source is yielded unchanged, with an empty origin.
     """
     if source.startswith(SCHEME):
         with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
@@ -40,10 +40,10 @@ def fetched(source: str, *, key: str) -> Iterator[tuple[str, str]]:
         yield str(folder), f"dvc:{_public(repo)}@{commit}:{path}"
 
 
-def held_by(source: str) -> str:
-    """What a source holds now, as a word: where it is another one, photos are not taken from the cache of an earlier run.
+def source_state(source: str) -> str:
+    """A string that changes when the photos of a source do: then `import_data` is not taken from the cache.
 
-    Uploaded sets and commits stay what they are; a branch may have moved, so that it is a new word each time.
+    Uploaded sets and commits never change; a branch may have moved, so that the string is a new one each time.
     """
     folder = expand_home(Path(source))
     if source.startswith(SCHEME) or re.fullmatch(r"dvc:.*@[0-9a-f]{40}:.*", source):

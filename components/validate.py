@@ -20,10 +20,10 @@ def validate(
     from pathlib import Path
 
     from photoflux.params import ValidateParams
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
     from photoflux.steps import validate
 
-    with reported("validate", beside=validated.path):
+    with report_failure("validate", output=validated.path):
         result = validate.run(
             Path(photos.path),
             validated=Path(validated.path),

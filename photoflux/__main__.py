@@ -79,7 +79,7 @@ def _run_step(args: argparse.Namespace) -> int:
     named = [p.name for p in _paths(run)]
     given = {name: getattr(params, name) for name in named if _is_param(args.step, name)}
     given |= {name: getattr(args, name) for name in named if getattr(args, name) is not None}
-    with screen.working(args.step):
+    with screen.progress_bar(args.step):
         result = run(**given, params=params, key=args.key)
     if args.metrics:
         write_json(args.metrics, result.metrics)
@@ -95,7 +95,7 @@ def _check_folder(words: Sequence[str]) -> int:
     args = parser.parse_args(words)
     from photoflux.steps.validate import validate_folder
 
-    with screen.working("looking at the photos"):
+    with screen.progress_bar("looking at the photos"):
         verdict = validate_folder(args.photos, params=load_params("validate", path=args.params))
     print(json.dumps(verdict, ensure_ascii=False) if args.json else _readable(verdict))
     return 0 if verdict["verdict"] != "reject" else 1

@@ -1,6 +1,6 @@
-"""How well two pictures fit on each other at every shift, all at once by Fourier transform.
+"""How well two images fit on each other at every shift, all at once by Fourier transform.
 
-Padfield, "Masked object registration in the Fourier domain" (TIP 2012), with masks that are the pictures' extents.
+Padfield, "Masked object registration in the Fourier domain" (TIP 2012), with masks that are the images' extents.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Overlaps(NamedTuple):
 
 
 def overlaps(a: Array, b: Array) -> Overlaps:
-    """Pictures [..., H, W] against pictures [..., h, w], in their own precision. Means are not taken off."""
+    """Images [..., H, W] against images [..., h, w], in their own precision. Means are not taken off."""
     shape = tuple(fft.next_fast_len(a.shape[axis] + b.shape[axis], real=True) for axis in (-2, -1))
     left, left2 = fft.rfft2(np.stack([a, a * a]), shape)
     right, right2 = fft.rfft2(np.stack([b, b * b])[..., ::-1, ::-1], shape)
@@ -40,6 +40,6 @@ def overlaps(a: Array, b: Array) -> Overlaps:
 
 @lru_cache(maxsize=256)
 def _extents(a: tuple[int, int], b: tuple[int, int], shape: tuple[int, int], dtype: str) -> tuple[Array, Array, Array]:
-    """Spectra of two blank pictures, and on how many pixels they overlap at each shift."""
+    """Spectra of two blank images, and on how many pixels they overlap at each shift."""
     ones_a, ones_b = (fft.rfft2(np.ones(size, dtype=dtype), shape) for size in (a, b))
     return ones_a, ones_b, np.rint(fft.irfft2(ones_a * ones_b, shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PhotoFluxError(Exception):
-    """Base of every error that is the caller's to mend; printed without a traceback."""
+    """Base of all errors that the caller can correct; printed without a traceback."""
 
 
 class InputError(PhotoFluxError):
@@ -16,4 +16,4 @@ class ValidationFailed(PhotoFluxError):
 
 
 class GateRejected(PhotoFluxError):
-    """A model was asked to be registered that its gate did not let through."""
+    """A model cannot be registered because its gate did not pass it."""

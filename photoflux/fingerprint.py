@@ -1,7 +1,7 @@
-"""What a result hangs on, as one digest: the base as it is called, the judges, the prompts, the protocol, and our own code.
+"""Fingerprints: one digest of everything a result depends on, that is base and call settings, judges, prompts, protocol and our code.
 
-It names what is kept (pictures of the base), what is resumed (a training) and what may be compared (evaluations), so that none of these
-outlives the setting, the file or the line of code it came from. `dvc.yaml` lists the same files for the same reason.
+They are the keys of caches (images of the base), of resumable work (a training) and of comparisons (evaluations), so that none of
+these outlives a change of a setting, a file or a line of code. `dvc.yaml` lists the same files for the same reason.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any, Protocol
 from photoflux.manifest import to_json
 
 ROOT = Path(__file__).resolve().parent.parent
-DRAWS = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
-MEASURES = ("photoflux.judges.scores", "photoflux.judges.seeing", "photoflux.judges.encoders")
-TRAINS = ("photoflux.steps.finetune",)
-"""Modules at which the code of each begins; what they import belongs to it."""
-WITHOUT_EFFECT = (
+GENERATION_MODULES = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
+MEASURING_MODULES = ("photoflux.judges.scores", "photoflux.judges.sampling", "photoflux.judges.encoders")
+TRAINING_MODULES = ("photoflux.steps.finetune",)
+"""Root modules of the code that samples, measures and trains; all that they import belongs to it."""
+MODULES_WITHOUT_EFFECT = (
     "photoflux", "photoflux.errors", "photoflux.params", "photoflux.settings", "photoflux.flux", "photoflux.judges", "photoflux.photos",
     "photoflux.pocket", "photoflux.steps",
 )  # fmt: skip
-"""Packages' names, words, folders, and parameters, which count by their values: with all the modules of `photoflux.params`."""
-WITHOUT_A_SAY = ("photoflux.pages", "photoflux.report")
-"""What only shows results: neither it nor what it imports changes any."""
+"""Modules that change no result: empty packages, error classes, folders; and parameters, whose values are in the fingerprint."""
+DISPLAY_MODULES = ("photoflux.pages", "photoflux.report")
+"""Modules that only display results; what they import does not count either."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "pillow")
 
 
 class Base(Protocol):
-    """What is to be known of a base: `flux.spec.BaseSpec`."""
+    """The attributes of `flux.spec.BaseSpec` that fingerprints need."""
 
     @property
     def hash(self) -> str: ...
@@ -50,34 +50,34 @@ def name(parts: Mapping[str, Any]) -> str:
 
 
 def of_base(spec: Base) -> str:
-    """The base as it is called: other weights, another resolution or other steps are another base to whoever judges its pictures."""
+    """A base with its call settings: with other weights, resolution or steps it counts as another base."""
     return name({"base": spec.hash, "call": spec.call})
 
 
-def of_drawing(spec: Base) -> dict[str, Any]:
-    """What a picture of a base hangs on, but for its prompt and seed."""
+def of_generation(spec: Base) -> dict[str, Any]:
+    """What an image depends on besides prompt and seed."""
     libraries = {library: version(library) for library in LIBRARIES}
-    return {"base": spec.hash, "call": spec.call, "code": code_digest(*DRAWS), "libraries": libraries}
+    return {"base": spec.hash, "call": spec.call, "code": code_digest(*GENERATION_MODULES), "libraries": libraries}
 
 
 def of_judging(spec: Base, *, judges: str, prompts: str, **protocol: Any) -> dict[str, Any]:
-    """What measurements hang on. `judges` and `prompts` are digests; `protocol` is what was drawn: profile, first seed, photos."""
+    """What measurements depend on. `judges` and `prompts` are digests; `protocol` is the profile, first seed and photos."""
     about = {"judges": judges, "prompts": prompts, "protocol": protocol}
-    return {"drawing": of_drawing(spec), **about, "measuring": code_digest(*MEASURES)}
+    return {"generation": of_generation(spec), **about, "measuring": code_digest(*MEASURING_MODULES)}
 
 
 def of_training(
     spec: Base, *, dataset: str, params: Mapping[str, Any], files: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    """What an adapter hangs on. `dataset` and the values of `files` (training adapter, judges, …) are digests."""
+    """What an adapter depends on. `dataset` and the values of `files` (training adapter, judges, …) are digests."""
     about = {"dataset": dataset, "params": dict(params), "files": dict(files)}
     trained = {"lora_targets": list(spec.lora_targets), "class_nouns": list(spec.class_nouns)}
-    return {"drawing": of_drawing(spec), **trained, **about, "code": code_digest(*TRAINS)}
+    return {"generation": of_generation(spec), **trained, **about, "code": code_digest(*TRAINING_MODULES)}
 
 
 @cache
 def code_digest(*modules: str) -> str:
-    """SHA-256 over the source of modules of ours and of all of ours that they import."""
+    """SHA-256 over the source of these modules of ours and of all modules of ours that they import."""
     total = hashlib.sha256()
     for file in sources(*modules):
         total.update(f"{file}\0".encode() + (ROOT / file).read_bytes() + b"\0")
@@ -89,25 +89,25 @@ def sources(*modules: str) -> list[str]:
     found, waiting = set[str](), list(modules)
     while waiting:
         module = waiting.pop()
-        if module not in found and not _only_shows(module):
+        if module not in found and not _only_displays(module):
             found.add(module)
-            waiting.extend(_imported(module))
+            waiting.extend(_imports_of(module))
     files = (_file(module) for module in found if not _without_effect(module))
     return sorted({file for file in files if file})
 
 
-def _only_shows(module: str) -> bool:
-    return any(module == shown or module.startswith(f"{shown}.") for shown in WITHOUT_A_SAY)
+def _only_displays(module: str) -> bool:
+    return any(module == shown or module.startswith(f"{shown}.") for shown in DISPLAY_MODULES)
 
 
 def _without_effect(module: str) -> bool:
-    return module in WITHOUT_EFFECT or module.startswith("photoflux.params.")
+    return module in MODULES_WITHOUT_EFFECT or module.startswith("photoflux.params.")
 
 
-def _imported(module: str) -> Iterator[str]:
+def _imports_of(module: str) -> Iterator[str]:
     file = _file(module)
     tree = ast.parse((ROOT / file).read_bytes()) if file else ast.Module([], [])
-    for node in _running(tree):
+    for node in _runtime_nodes(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -116,13 +116,13 @@ def _imported(module: str) -> Iterator[str]:
         yield from (one for one in names if one.split(".")[0] == "photoflux" and _file(one))
 
 
-def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below, but for blocks that only a type checker reads."""
+def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below, except `if TYPE_CHECKING` blocks."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             continue
         yield child
-        yield from _running(child)
+        yield from _runtime_nodes(child)
 
 
 def _file(module: str) -> str | None:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from photoflux import screen
 from photoflux.errors import InputError
-from photoflux.images import SUFFIXES, encoded, fitted, parse_size
+from photoflux.images import SUFFIXES, encode_image, fit_to_size, parse_size
 from photoflux.manifest import write_bytes
 from photoflux.params import GenerateParams, help_of
 from photoflux.params.files import load_params
-from photoflux.styles import FILTERS, REDRAWS, redrawn
+from photoflux.styles import FILTERS, REDRAWS, redraw_image
 from photoflux.wording import slug
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ NAMES_TOLD = 10
 
 
 @dataclass(frozen=True)
-class Painter:
+class AdapterPipeline:
     """A base with one adapter on it. `name` says which model it is, `digest` which adapter."""
 
     pipe: FluxPipeline
@@ -45,18 +45,18 @@ class Painter:
     name: str
     digest: str
 
-    def draw(self, prompt: str, *, seed: int, style: str = "none") -> Image.Image:
-        """One picture at the base's resolution. Pictures are drawn one by one: a batch would change their last bits."""
-        from photoflux.flux.sampling import generate as sample
+    def sample(self, prompt: str, *, seed: int, style: str = "none") -> Image.Image:
+        """One image at the base's resolution. Images are sampled one by one: a batch would change their last bits."""
+        from photoflux.flux.sampling import generate as sample_images
 
-        image = sample(self.pipe, [prompt], [seed], spec=self.spec, batch_size=1)[0]
+        image = sample_images(self.pipe, [prompt], [seed], spec=self.spec, batch_size=1)[0]
         if style not in REDRAWS:
             return image
-        return redrawn(image, prompt, style=REDRAWS[style], pipe=self.pipe, spec=self.spec, seed=seed)
+        return redraw_image(image, prompt, style=REDRAWS[style], pipe=self.pipe, spec=self.spec, seed=seed)
 
     def png(self, prompt: str, *, seed: int) -> bytes:
-        """One picture as a PNG file at the base's resolution."""
-        return encoded(self.draw(prompt, seed=seed), "png", provenance=self.provenance(seed=seed, style="none"))
+        """One image as a PNG file at the base's resolution."""
+        return encode_image(self.sample(prompt, seed=seed), "png", provenance=self.provenance(seed=seed, style="none"))
 
     def provenance(self, *, seed: int, style: str) -> dict[str, str]:
         """What every file says of its making; never the prompt, which may be personal."""
@@ -92,38 +92,38 @@ def generate(
     asked: dict[str, Any] = {"n": n, "seed": seed, "size": size, "format": fmt, "style": style}
     GenerateParams(**asked)
     check_prompt(prompt)
-    painter = open_model(model, base=base)
-    warn_of_missing_trigger(prompt, painter.subject)
-    stem = f"{slug(painter.name)}-{_fingerprint(prompt, size, style)}"
+    pipeline = open_model(model, base=base)
+    warn_of_missing_trigger(prompt, pipeline.subject)
+    stem = f"{slug(pipeline.name)}-{_fingerprint(prompt, size, style)}"
     tiles, files = [], []
     for number in range(seed, seed + n):
         log.info("picture %d of %d", number - seed + 1, n)
-        image = fitted(painter.draw(prompt, seed=number, style=style), parse_size(size))
+        image = fit_to_size(pipeline.sample(prompt, seed=number, style=style), parse_size(size))
         image = FILTERS.get(style, lambda same: same)(image)
-        content = encoded(image, fmt, provenance=painter.provenance(seed=number, style=style))
+        content = encode_image(image, fmt, provenance=pipeline.provenance(seed=number, style=style))
         files.append(write_bytes(out_dir / f"{stem}-{number}{SUFFIXES[fmt]}", content))
         tiles.append(image)
     if n > 1:
-        _write_sheet(out_dir / f"{stem}-sheet.png", tiles, painter, seed=seed, style=style)
+        _write_sheet(out_dir / f"{stem}-sheet.png", tiles, pipeline, seed=seed, style=style)
     return files
 
 
-def open_model(model: str, *, base: str = "") -> Painter:
-    """A painter for a registered model or an adapter file. Raises InputError naming what is not there."""
+def open_model(model: str, *, base: str = "") -> AdapterPipeline:
+    """A pipeline for a registered model or an adapter file. Raises InputError naming what is not there."""
     if model.endswith(".tar") or "/" in model:
-        return open_painter(Path(model), base=base)
+        return open_adapter(Path(model), base=base)
     from photoflux.tracking import Registry, parse_model
 
     name, reference = parse_model(model)
     registry = Registry()
-    version = registry.at(name, reference)
+    version = registry.get_version(name, reference)
     if version is None:
-        raise InputError(_no_such_model(name, reference, registry.names(), registry.aliases(name)))
-    adapter, key = registry.adapter(version)
-    return open_painter(adapter, key=key, base=base, name=f"{name} version {version.number}")
+        raise InputError(_missing_model(name, reference, registry.names(), registry.aliases(name)))
+    adapter, key = registry.download_adapter(version)
+    return open_adapter(adapter, key=key, base=base, name=f"{name} version {version.number}")
 
 
-def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", name: str = "") -> Painter:
+def open_adapter(adapter: Path, *, key: str = "plain://demo", base: str = "", name: str = "") -> AdapterPipeline:
     """The adapter on the base it was trained on; `base` names the spec of that base when it is kept elsewhere."""
     from photoflux.flux.loading import load_pipeline
     from photoflux.flux.lora import load_adapter
@@ -132,8 +132,8 @@ def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", na
     from photoflux.settings import get_settings
     from photoflux.vault import opened
 
-    with opened(adapter, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-        manifest, sha = unpack(plain, Path(scratch)), digest(plain)
+    with opened(adapter, key=key) as unsealed, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest, sha = unpack(unsealed, Path(scratch)), digest(unsealed)
         spec = load_spec(base) if base else find_spec(manifest["base"])
         if spec.hash != manifest["base"]["hash"]:
             raise InputError(
@@ -142,7 +142,7 @@ def open_painter(adapter: Path, *, key: str = "plain://demo", base: str = "", na
             )
         pipe = load_pipeline(spec, device=get_settings().device or None)
         load_adapter(pipe, Path(scratch) / WEIGHTS)
-    return Painter(pipe, spec, manifest["subject"], name or adapter.stem, sha)
+    return AdapterPipeline(pipe, spec, manifest["subject"], name or adapter.stem, sha)
 
 
 def check_prompt(prompt: str) -> None:
@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
     params = load_params("generate", path=args.params, overrides=given)
     out = args.out or _default_folder()
     how = {"n": params.n, "seed": params.seed, "size": params.size, "fmt": params.format, "style": params.style}
-    with screen.working("drawing"):
+    with screen.progress_bar("drawing"):
         files = generate(args.model, args.prompt, **how, out_dir=out, base=args.base)
     print("\n".join(str(file) for file in files))
     return 0
@@ -193,7 +193,7 @@ def _default_folder() -> Path:
     return get_settings().state_dir / "pictures"
 
 
-def _no_such_model(name: str, reference: str, names: list[str], aliases: dict[str, int]) -> str:
+def _missing_model(name: str, reference: str, names: list[str], aliases: dict[str, int]) -> str:
     if name not in names:
         return f"no model is called '{name}'; {_known(name, names)}"
     known = ", ".join(f"@{alias} (version {number})" for alias, number in sorted(aliases.items()))
@@ -212,18 +212,18 @@ def _known(name: str, names: list[str]) -> str:
     )
 
 
-def _write_sheet(path: Path, tiles: list[Image.Image], painter: Painter, *, seed: int, style: str) -> Path:
+def _write_sheet(path: Path, tiles: list[Image.Image], pipeline: AdapterPipeline, *, seed: int, style: str) -> Path:
     from photoflux.pages.contact_sheet import contact_sheet
 
     rows = [tiles[start : start + SHEET_COLUMNS] for start in range(0, len(tiles), SHEET_COLUMNS)]
     firsts = range(seed, seed + len(tiles), SHEET_COLUMNS)
     labels = [f"seeds {first} to {first + len(row) - 1}" for first, row in zip(firsts, rows, strict=True)]
     sheet = contact_sheet(rows, row_labels=labels, tile_px=256)
-    return write_bytes(path, encoded(sheet, "png", provenance=painter.provenance(seed=seed, style=style)))
+    return write_bytes(path, encode_image(sheet, "png", provenance=pipeline.provenance(seed=seed, style=style)))
 
 
 def _fingerprint(*parts: str) -> str:
-    """Tells pictures of different prompts, sizes and styles apart without giving the prompt away."""
+    """Tells images of different prompts, sizes and styles apart without giving the prompt away."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 

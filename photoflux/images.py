@@ -1,4 +1,4 @@
-"""Finished pictures: size, file format, and the mark that says a machine made them."""
+"""Image files: size, format, and provenance metadata which says that a machine made them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 SIDE_PX = (16, 4096)
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-"""IPTC's term for pictures made by a trained model; what readers of provenance look for."""
+"""IPTC's digital source type of images made by a trained model, which readers of provenance look for."""
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
-OWN = "urn:photoflux:provenance"
+NAMESPACE = "urn:photoflux:provenance"
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 PNG_XMP, TIFF_XMP = "XML:com.adobe.xmp", 700
 PNG_SRGB = b"\x00"  # rendering intent: perceptual
@@ -36,8 +36,8 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at `size` (Lanczos); where the shapes differ it fills the frame and is cut equally on two sides."""
+def fit_to_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at `size` (Lanczos); where the aspect ratios differ it fills the frame and is cropped equally on two sides."""
     from PIL import Image, ImageOps
 
     if image.size == size:
@@ -45,8 +45,8 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
 
 
-def encoded(image: Image.Image, fmt: str, *, provenance: Mapping[str, str], quick: bool = False) -> bytes:
-    """The picture as a file of that format with its provenance inside; equal input gives equal bytes.
+def encode_image(image: Image.Image, fmt: str, *, provenance: Mapping[str, str], quick: bool = False) -> bytes:
+    """The image as a file of that format with its provenance inside; equal input gives equal bytes.
 
     PNG and TIFF are lossless; `quick` makes PNG and WebP files a little larger. Raises InputError for an unknown format.
     """
@@ -65,18 +65,18 @@ def encoded(image: Image.Image, fmt: str, *, provenance: Mapping[str, str], quic
 
 
 def xmp(provenance: Mapping[str, str]) -> bytes:
-    """An XMP packet: the source type in IPTC's words, everything else under names of our own."""
-    own = "".join(f"<p:{key}>{escape(value)}</p:{key}>" for key, value in sorted(provenance.items()))
+    """An XMP packet: the source type in IPTC's vocabulary, everything else in a namespace of our own."""
+    own_fields = "".join(f"<p:{key}>{escape(value)}</p:{key}>" for key, value in sorted(provenance.items()))
     return (
         f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-        f'<rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about="" xmlns:e="{IPTC}" xmlns:p="{OWN}" '
-        f"e:DigitalSourceType={quoteattr(SOURCE_TYPE)}>{own}</rdf:Description></rdf:RDF></x:xmpmeta>"
+        f'<rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about="" xmlns:e="{IPTC}" xmlns:p="{NAMESPACE}" '
+        f"e:DigitalSourceType={quoteattr(SOURCE_TYPE)}>{own_fields}</rdf:Description></rdf:RDF></x:xmpmeta>"
         f'<?xpacket end="r"?>'
     ).encode()
 
 
 def provenance_of(path: Path) -> dict[str, str]:
-    """What a picture says of its making, `digitalSourceType` included; empty when it says nothing readable."""
+    """The provenance in an image file, `digitalSourceType` included; empty where there is none that can be read."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -88,10 +88,10 @@ def provenance_of(path: Path) -> dict[str, str]:
         nodes = list(ElementTree.fromstring(text.encode()).iter())
     except ElementTree.ParseError:
         return {}
-    mark = f"{{{OWN}}}"
-    said = {node.tag.removeprefix(mark): node.text or "" for node in nodes if node.tag.startswith(mark)}
+    mark = f"{{{NAMESPACE}}}"
+    fields = {node.tag.removeprefix(mark): node.text or "" for node in nodes if node.tag.startswith(mark)}
     kind = next((kind for node in nodes if (kind := node.get(f"{{{IPTC}}}DigitalSourceType"))), None)
-    return said | ({"digitalSourceType": kind} if kind else {})
+    return fields | ({"digitalSourceType": kind} if kind else {})
 
 
 def _png_text(packet: bytes, provenance: Mapping[str, str]) -> Any:

@@ -1,13 +1,14 @@
-"""`photoflux label`: people label generated pictures, and their labels become a judge card.
+"""`photoflux label`: people label generated images, and their labels become a judge card.
 
-`label make` draws pictures of the base and lays out a page to label them on; nobody sees what the judges read.
-`label card` compares the labels with what the judges read and writes how often each true value is read as which.
+`label make` draws images with the base and makes a page to label them on, without the judges' readings.
+`label card` compares the labels with the judges' readings and writes how often each true value is read as which.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import logging
 import math
@@ -26,12 +27,12 @@ from photoflux.manifest import digest, write_json, write_text
 log = logging.getLogger(__name__)
 UNSURE, NOBODY = "unsure", "no person"
 MIN_PER_CLASS = 10
-SECRET = "judged.json"
+READINGS_FILE = "judged.json"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Counts [K, K] of what people saw (rows) and judges read (columns), and what was left out."""
+    """Counts [K, K] of people's labels (rows) and judges' readings (columns), and how many images were left out."""
 
     classes: tuple[str, ...]
     counts: np.ndarray
@@ -44,7 +45,7 @@ def main(words: Sequence[str]) -> int:
     """Run `label make` or `label card`."""
     args = _parser().parse_args(words)
     if args.verb == "make":
-        with screen.working("drawing"):
+        with screen.progress_bar("drawing"):
             page = make_sheet(args.folder, base=args.base, prompts=args.prompts, count=args.count, seed=args.seed)
         print(f"label the pictures on {page}, save labels.csv into {args.folder}, then run: photoflux label card")
         return 0
@@ -72,62 +73,64 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def make_sheet(folder: Path, *, base: str, prompts: str, count: int, seed: int) -> Path:
-    """Draw `count` pictures of people with the base, and write them, the page, and what the judges read."""
+    """Draw `count` images of people with the base; write them, the page, and the judges' readings."""
     if not 1 <= count <= 5000:
         raise InputError(f"--count {count}: choose a value from 1 to 5000")
-    from photoflux.judges.seeing import open_artist
+    from photoflux.judges.sampling import open_sampler
     from photoflux.pages.label import labelling_page
 
-    artist, asked = open_artist(base, prompts=prompts, batch_size=16)
-    audited = [name for name in asked.audited if name in artist.judges.classes]
+    sampler, prompt_set = open_sampler(base, prompts=prompts, batch_size=16)
+    audited = [name for name in prompt_set.audited if name in sampler.judges.classes]
     if not audited:
-        raise InputError(f"the judges of '{artist.spec.name}' read none of {', '.join(asked.audited)}; add them")
-    seeds = math.ceil(count / len(asked.people))
-    grid = artist.draw(asked.people, seed=seed, seeds=seeds)
-    order = np.random.default_rng(seed).permutation(len(grid.pictures))[:count]
+        raise InputError(f"the judges of '{sampler.spec.name}' read none of {', '.join(prompt_set.audited)}; add them")
+    seeds = math.ceil(count / len(prompt_set.people))
+    grid = sampler.sample(prompt_set.people, seed=seed, seeds=seeds)
+    order = np.random.default_rng(seed).permutation(len(grid.images))[:count]
     names = [f"pictures/{place:04}.png" for place in range(len(order))]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for name, i in zip(names, order, strict=True):
-        grid.pictures[i].save(folder / name)
-    classes = {name: list(artist.judges.classes[name]) for name in audited}
-    flat = {name: grid.seen.labels(name).ravel()[order] for name in classes}
-    read = {picture: {name: classes[name][int(flat[name][k])] for name in classes} for k, picture in enumerate(names)}
-    about = {"judges": artist.judges.hash, "base": fingerprint.of_base(artist.spec), "seed": seed}
-    write_json(folder / SECRET, {**about, "classes": classes, "read": read})
+        grid.images[i].save(folder / name)
+    classes = {name: list(sampler.judges.classes[name]) for name in audited}
+    flat = {name: grid.outputs.labels(name).ravel()[order] for name in classes}
+    read_values = {
+        picture: {name: classes[name][int(flat[name][k])] for name in classes} for k, picture in enumerate(names)
+    }
+    about = {"judges": sampler.judges.hash, "base": fingerprint.of_base(sampler.spec), "seed": seed}
+    write_json(folder / READINGS_FILE, {**about, "classes": classes, "read": read_values})
     choices = {name: [*values, UNSURE, NOBODY] for name, values in classes.items()}
     _write_csv(folder / "labels-empty.csv", names, classes)
     return write_text(folder / "label.html", labelling_page(names, choices))
 
 
 def write_card(folder: Path, *, labels: Sequence[Path], card: Path) -> Path:
-    """Compare people's labels with what the judges read. Raises InputError where the labels cannot carry a card."""
-    secret = _secret(folder)
-    people = [read_labels(path, secret["classes"]) for path in labels]
-    tables = {name: compare(name, classes, people, secret["read"]) for name, classes in secret["classes"].items()}
-    _enough(tables)
+    """Write the card from labels and readings. Raises InputError where a value has too few labels."""
+    readings = _load_readings(folder)
+    people = [read_labels(path, readings["classes"]) for path in labels]
+    tables = {name: compare(name, classes, people, readings["read"]) for name, classes in readings["classes"].items()}
+    _check_counts(tables)
     return write_json(
         card,
         {
             "kind": "judge-card",
             "schema_version": 1,
-            "judges": secret["judges"],
-            "base": secret["base"],
+            "judges": readings["judges"],
+            "base": readings["base"],
             "people": len(people),
             "labels": {path.name: digest(path) for path in labels},
-            "attributes": {name: _stored(table) for name, table in tables.items()},
+            "attributes": {name: _as_json(table) for name, table in tables.items()},
         },
     )
 
 
 def compare(
-    name: str, classes: Sequence[str], people: Sequence[Mapping[str, Mapping[str, str]]], read: Mapping[str, Any]
+    name: str, classes: Sequence[str], people: Sequence[Mapping[str, Mapping[str, str]]], read_values: Mapping[str, Any]
 ) -> Comparison:
-    """Counts over pictures on which everybody who decided agrees; the rest is counted, not used."""
+    """Counts over images on which all decided labels agree; unsure and disagreeing ones are only counted."""
     counts = np.zeros((len(classes), len(classes)), int)
     unsure = disagreed = 0
-    for picture, judged in read.items():
-        said = [labels.get(picture, {}).get(name, UNSURE) for labels in people]
-        decided = {value for value in said if value not in (UNSURE, NOBODY)}
+    for picture, judged in read_values.items():
+        labels_of_picture = [labels.get(picture, {}).get(name, UNSURE) for labels in people]
+        decided = {value for value in labels_of_picture if value not in (UNSURE, NOBODY)}
         if len(decided) == 1:
             counts[classes.index(decided.pop()), classes.index(judged[name])] += 1
         elif decided:
@@ -138,7 +141,7 @@ def compare(
 
 
 def _kappa(name: str, people: Sequence[Mapping[str, Mapping[str, str]]]) -> float | None:
-    """Cohen's kappa of the first two people, over pictures that both labelled."""
+    """Cohen's kappa of the first two people, over images that both labelled."""
     if len(people) < 2:
         return None
     both = [(people[0][p][name], people[1][p][name]) for p in people[0] if p in people[1]]
@@ -159,10 +162,12 @@ def read_labels(path: Path, classes: Mapping[str, Sequence[str]]) -> dict[str, d
         raise InputError(f"{path}: cannot be read as CSV ({error}); save it from the labelling page") from error
     if not rows or "picture" not in rows[0]:
         raise InputError(f"{path}: holds no labels with a 'picture' column; save it from the labelling page")
-    return {row["picture"]: _checked(row, classes, f"{path}: line {line}") for line, row in enumerate(rows, start=2)}
+    return {
+        row["picture"]: _checked_row(row, classes, f"{path}: line {line}") for line, row in enumerate(rows, start=2)
+    }
 
 
-def _checked(row: Mapping[str, str], classes: Mapping[str, Sequence[str]], where: str) -> dict[str, str]:
+def _checked_row(row: Mapping[str, str], classes: Mapping[str, Sequence[str]], where: str) -> dict[str, str]:
     values = {name: (row.get(name) or "").strip() or UNSURE for name in classes}
     for name, value in values.items():
         if value not in (*classes[name], UNSURE, NOBODY):
@@ -170,7 +175,7 @@ def _checked(row: Mapping[str, str], classes: Mapping[str, Sequence[str]], where
     return values
 
 
-def _enough(tables: Mapping[str, Comparison]) -> None:
+def _check_counts(tables: Mapping[str, Comparison]) -> None:
     for name, table in tables.items():
         for value, total in zip(table.classes, table.counts.sum(1), strict=True):
             if total < MIN_PER_CLASS:
@@ -180,7 +185,7 @@ def _enough(tables: Mapping[str, Comparison]) -> None:
                 )
 
 
-def _stored(table: Comparison) -> dict[str, Any]:
+def _as_json(table: Comparison) -> dict[str, Any]:
     from photoflux.judges.prevalence import balanced_accuracy
 
     return {
@@ -194,8 +199,8 @@ def _stored(table: Comparison) -> dict[str, Any]:
     }
 
 
-def _secret(folder: Path) -> dict[str, Any]:
-    path = folder / SECRET
+def _load_readings(folder: Path) -> dict[str, Any]:
+    path = folder / READINGS_FILE
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -203,6 +208,8 @@ def _secret(folder: Path) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, pictures: Sequence[str], attributes: Iterable[str]) -> None:
-    names = list(attributes)
-    lines = [",".join(["picture", *names]), *(",".join([picture, *[""] * len(names)]) for picture in pictures)]
-    write_text(path, "\n".join(lines) + "\n")
+    text = io.StringIO()
+    table = csv.DictWriter(text, ["picture", *attributes], lineterminator="\n")
+    table.writeheader()
+    table.writerows({"picture": picture} for picture in pictures)
+    write_text(path, text.getvalue())

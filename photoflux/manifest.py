@@ -66,7 +66,7 @@ def digest(path: Path) -> str:
 
 
 def to_json(value: Any) -> str:
-    """The one JSON form of the house: sorted keys, indented, no NaN, trailing newline."""
+    """The JSON form of all documents: sorted keys, indented, no NaN, trailing newline."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -89,14 +89,14 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write, of the same name; it takes the place of `path` when the block ends well, and is gone when not.
+    """A temporary path of the same name to write; it replaces `path` when the block ends, and is deleted when it raises.
 
-    It lies in a folder of this writer's own beside `path`, so that several may write one path at once: whoever ends last
-    is read from then on, and nobody ever reads half a file.
+    It lies in a temporary folder beside `path`, so that several processes may write one path at once: the last one to end
+    wins, and no reader sees an incomplete file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".photoflux-", dir=path.parent) as beside:
-        partial = Path(beside) / path.name
+    with tempfile.TemporaryDirectory(prefix=".photoflux-", dir=path.parent) as scratch:
+        partial = Path(scratch) / path.name
         yield partial
         os.replace(partial, path)
 

@@ -1,4 +1,4 @@
-"""How far a process stands back where all cores are busy: what takes minutes yields to what somebody waits for."""
+"""CPU priorities: work that takes minutes yields to work that a person waits for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 NICE_MAX = 19
 
 
-def stand_back(pid: int, by: int) -> None:
-    """Lower the priority of a process that leads a session of its own, and so of whatever it starts, by so many steps of `nice`.
+def lower_priority(pid: int, by: int) -> None:
+    """Raise the `nice` value of a session leader, and so of whatever it starts later, by `by`.
 
-    Linux may weigh sessions against each other instead of processes (sched(7), autogroups): the session stands back, too. Does nothing
-    to a process that has ended, or where the system does not allow it.
+    Where Linux schedules sessions instead of processes (sched(7), autogroups), that of its session is raised too. Does nothing where
+    the process has ended or the system does not allow it.
     """
     with suppress(OSError):
         nice = min(NICE_MAX, os.getpriority(os.PRIO_PROCESS, pid) + by)

@@ -1,4 +1,4 @@
-"""Reports exist twice where they show a person: open, with numbers alone, and in full, sealed beside it."""
+"""Publish reports: of a person in two copies, an open one with numbers alone and a full one that is sealed."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from photoflux.vault import committed
 
 
 class Savable(Protocol):
-    """What can be written as one HTML file: in full, or without what is a person's own."""
+    """A page that can be saved in full, or without personal content."""
 
     def save(self, path: Path, *, full: bool) -> Path: ...
 
 
 def is_personal(subject: Mapping[str, Any]) -> bool:
-    """Whether pictures of this subject stay sealed: all but those of published sample data."""
+    """Whether images of this subject must be sealed: all but those of published sample data."""
     return subject.get("consent") != "sample"
 
 
 def sealed_beside(report: Path) -> Path:
-    """Where the copy with the subject's pictures lies."""
+    """The path of the sealed copy."""
     return report.with_name(f"{report.stem}-sealed{report.suffix}")
 
 
 def publish(report: Path, page: Savable, *, subject: Mapping[str, Any], key: str) -> Path:
-    """Write the page in full; of a person the open copy, with the full one sealed under `key` beside it.
-
-    Returns `report`.
-    """
+    """Write the page to `report`, and return that; of a person an open copy there, and the full one sealed beside it."""
     personal = is_personal(subject)
     if personal:
         with committed(sealed_beside(report), key=key) as path:

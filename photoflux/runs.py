@@ -1,4 +1,4 @@
-"""What a run is, whoever runs it: its steps, their states, its error and where its files are.
+"""The record of a run, whatever runs it: its steps, their states, its error and its files.
 
 A run is one folder: `run.json` (this record), `logs/<step>.log`, `artifacts/<step>/…` and, after a failure,
 `failure.json`.
@@ -25,7 +25,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class State(StrEnum):
-    """Where a run, or one step of it, stands."""
+    """The state of a run or of one step."""
 
     queued = "queued"
     running = "running"
@@ -53,14 +53,14 @@ class StepRun:
 
     @property
     def seconds(self) -> float:
-        """Time spent so far, or in all once the step has ended; 0 before it starts."""
+        """Seconds since the step started, until now or its end; 0 before it starts."""
         if not self.started:
             return 0.0
         end = datetime.fromisoformat(self.ended) if self.ended else datetime.now(UTC)
         return (end - datetime.fromisoformat(self.started)).total_seconds()
 
-    def moved(self, state: State) -> StepRun:
-        """This step in its next state, with the time stamped."""
+    def in_state(self, state: State) -> StepRun:
+        """The step in its next state, with the time of the change."""
         if state is State.running:
             return replace(self, state=state, started=now(), ended="")
         return replace(self, state=state, ended=now() if self.started else "")
@@ -68,7 +68,7 @@ class StepRun:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run failed: the failing step's own sentence. `kind` is the error's class name."""
+    """Why a run failed: the failing step's error message. `kind` is the error's class name."""
 
     step: str
     message: str
@@ -99,17 +99,19 @@ class Run:
         return replace(self, steps=tuple(changed if step.name == changed.name else step for step in self.steps))
 
     def finished(self, state: State, *, error: Failure | None = None) -> Run:
-        """The ended run: what was running shares its fate, what never started was skipped."""
-        fate = {
+        """The ended run: running steps end like the run, queued ones are skipped."""
+        end_states = {
             State.queued: State.skipped,
             State.running: State.failed if state is State.succeeded else state,
         }
-        steps = tuple(step.moved(fate[step.state]) if step.state in fate else step for step in self.steps)
+        steps = tuple(
+            step.in_state(end_states[step.state]) if step.state in end_states else step for step in self.steps
+        )
         return replace(self, state=state, steps=steps, error=error, ended=now())
 
 
 def now() -> str:
-    """The time, as records write it."""
+    """The present time, as records write it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -144,13 +146,13 @@ def _step(record: dict[str, Any]) -> StepRun:
 
 
 @contextmanager
-def reported(step: str, *, beside: str | Path) -> Iterator[None]:
-    """Run a step's body; if it raises, leave its own sentence in the run's `failure.json`.
+def report_failure(step: str, *, output: str | Path) -> Iterator[None]:
+    """Run a step's body; if it raises, write its error sentence to the run's `failure.json`.
 
-    An orchestrator tells its exit task only that something failed. Outputs lie at `<run>/<task>/<output>`,
-    so two levels above the output `beside` is the place that the failing step and the exit task share.
+    The orchestrator tells its exit task only that something failed. Outputs lie at `<run>/<task>/<output>`, so the folder two
+    levels above `output` is one that the failing step and the exit task share.
     """
-    folder = Path(beside).parent.parent
+    folder = Path(output).parent.parent
     try:
         yield
     except Exception as error:
@@ -160,17 +162,17 @@ def reported(step: str, *, beside: str | Path) -> Iterator[None]:
 
 
 def read_document(run: Run, folder: Path, step: str, name: str) -> dict[str, Any] | None:
-    """What a step of the run wrote as JSON, opened with the run's own key; None where it wrote none."""
+    """A JSON artifact of a step, opened with the run's key; None where there is none."""
     from photoflux.vault import opened
 
-    if not (kept := run.artifacts.get(step, {}).get(name)):
+    if not (path := run.artifacts.get(step, {}).get(name)):
         return None
-    with opened(folder / kept, key=str(run.params.get("key", "plain://demo"))) as plain:
-        return dict(json.loads(plain.read_text(encoding="utf-8")))
+    with opened(folder / path, key=str(run.params.get("key", "plain://demo"))) as unsealed:
+        return dict(json.loads(unsealed.read_text(encoding="utf-8")))
 
 
 def read_failure(folder: Path) -> Failure | None:
-    """What `reported` left in a run's folder, if anything."""
+    """The failure that `report_failure` wrote into a run's folder; None where there is none."""
     try:
         return Failure(**json.loads((folder / FAILURE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -178,7 +180,7 @@ def read_failure(folder: Path) -> Failure | None:
 
 
 def sentence(error: BaseException) -> str:
-    """One line a person can act on."""
+    """The error as one line that says what to do."""
     if isinstance(error, PhotoFluxError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in _DISK_FULL:

@@ -1,8 +1,8 @@
-"""Processes for work on pictures: with little memory and little time, and after whoever answers requests.
+"""Sandboxed processes for work on pictures: limited memory and processor time, and a lower priority than those that answer requests.
 
-A picture decoder is the part of a service most often broken into or brought down, and one that works keeps Python's lock for long.
-Each process has a pipe of its own, so that one that ends at any moment takes nothing with it but its work; and what it answers is
-read with a few types known, so that one that was taken over cannot have this process run anything.
+Picture decoders are the part of a service most often exploited or crashed, and they hold Python's lock for long. Each process has a
+pipe of its own, so that its death loses no more than its job; and its answers are unpickled with a few types allowed, so that a
+process under an attacker's control cannot run code in this one.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from typing import Any
 
 MEMORY_BYTES = 4 << 30
 NICE = 10
-"""How far they stand back where all cores are busy."""
+"""The processes' `nice` value above that of this process."""
 IDLE_S = 300.0
-"""After so long without work they are ended: the last person's picture would stay in their memory."""
+"""Seconds without work after which a process is killed: the last person's picture would stay in its memory."""
 
 
-_here = False
+_in_this_process = False
 
 
-def is_confined() -> bool:
-    """Whether this is such a process."""
-    return _here
+def in_sandbox() -> bool:
+    """Whether this process is a sandboxed one."""
+    return _in_this_process
 
 
-class Ended(Exception):
-    """The process ended while it worked: by itself, by somebody's hand, or after its processor time."""
+class ProcessDied(Exception):
+    """The process died while it worked: it crashed, was killed, or used up its processor time."""
 
 
-class _NotBegun(Ended):
-    """It had ended before."""
+class _DiedBeforeWork(ProcessDied):
+    """The process had died before it received the job."""
 
 
-class Failed(Exception):
-    """The work raised an error, whose kind this names."""
+class WorkFailed(Exception):
+    """The work raised an error; the message is the name of its class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,34 +57,34 @@ class _Job:
 
 
 @dataclass
-class Confined:
-    """So many processes, each started when there is work for it.
+class SandboxPool:
+    """At most `workers` processes, each started when there is work for it.
 
-    Of what waits, that comes next for whose person the fewest processes work, and then what came first: who sends what takes long is in
-    front of themselves and of nobody else.
+    The next job is that of the person for whom the fewest processes work, among those the oldest: a person's long jobs delay their own
+    other jobs and nobody else's.
     """
 
     workers: int
-    needs: tuple[str, ...] = ()
-    """Modules that each process imports before its first work, whose time that would otherwise take."""
-    gives: tuple[type, ...] = ()
-    """Types of what work answers with, beside those that Python's literals have."""
+    preload: tuple[str, ...] = ()
+    """Modules that each process imports at its start, so that the import does not count towards a job's time."""
+    result_types: tuple[type, ...] = ()
+    """Types that results may hold, besides those of Python's literals."""
     idle_s: float = IDLE_S
     _waiting: list[_Job] = field(default_factory=list, repr=False)
-    _working_for: Counter[str] = field(default_factory=Counter, repr=False)
+    _running_by_person: Counter[str] = field(default_factory=Counter, repr=False)
     _threads: list[threading.Thread] = field(default_factory=list, repr=False)
     _processes: set[_Process] = field(default_factory=set, repr=False)
     _closed: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
-    def begin(
+    def submit(
         self, work: Callable[..., Any], *args: Any, cpu_s: float, timeout_s: float, person: str = ""
     ) -> Future[Any]:
-        """Do a function of a module in one of the processes, on behalf of a person.
+        """Run a module's function in one of the processes, on behalf of a person.
 
-        The result raises TimeoutError where that took `timeout_s` from its turn on, or no process begins, which says as much of the
-        machine as of the work; Ended where the process ended, also after `cpu_s` of processor time; Failed where the work did;
-        CancelledError where this was closed meanwhile.
+        The future raises TimeoutError where the work took `timeout_s` after its start, or no process could be started; ProcessDied where
+        the process died, also after `cpu_s` of processor time; WorkFailed where the work raised; CancelledError where the pool was
+        closed meanwhile.
         """
         job = _Job(work, args, cpu_s, timeout_s, person)
         with self._changed:
@@ -94,74 +94,74 @@ class Confined:
                 self._waiting.append(job)
                 self._changed.notify()
             while not self._closed and len(self._threads) < self.workers:
-                self._threads.append(threading.Thread(target=self._attend, name="confined", daemon=True))
+                self._threads.append(threading.Thread(target=self._run_worker, name="confined", daemon=True))
                 self._threads[-1].start()
         return job.future
 
     def close(self) -> None:
-        """End the processes; whoever still waits for one is told so."""
+        """Kill the processes; jobs that wait are cancelled."""
         with self._changed:
             self._closed = True
             for job in self._waiting:
                 job.future.cancel()
             self._waiting.clear()
             for process in self._processes:
-                process.end()
+                process.kill()
             self._changed.notify_all()
 
-    def _attend(self) -> None:
-        """One process and its work, job by job; without any for long, the process is ended."""
+    def _run_worker(self) -> None:
+        """Run jobs in one process, one after the other; without any for `idle_s` the process is killed."""
         process: _Process | None = None
         while not self._closed:
-            job = self._next(patience_s=self.idle_s if process else None)
+            job = self._next_job(timeout_s=self.idle_s if process else None)
             if job is None:
-                self._end(process)
+                self._kill(process)
                 process = None
                 continue
             try:
-                process = self._living(process)
+                process = self._live_process(process)
                 try:
-                    answer = process.ask(job)
-                except _NotBegun:  # it was killed while it had no work
-                    process = self._living(process)
-                    answer = process.ask(job)
+                    answer = process.run(job)
+                except _DiedBeforeWork:  # it was killed while it was idle
+                    process = self._live_process(process)
+                    answer = process.run(job)
                 job.future.set_result(answer)
             except BaseException as error:
-                closed = self._closed and isinstance(error, Ended)
-                begun = not isinstance(error, _NotBegun)
-                told = error if begun else TimeoutError("no process begins")  # which says nothing of the work
-                job.future.set_exception(CancelledError() if closed else told)
+                closed = self._closed and isinstance(error, ProcessDied)
+                if isinstance(error, _DiedBeforeWork):  # which says nothing about the work
+                    error = TimeoutError("no process begins")
+                job.future.set_exception(CancelledError() if closed else error)
             finally:
                 with self._changed:
-                    self._working_for[job.person] -= 1
-                    self._working_for += Counter()  # without those that are at zero
-        self._end(process)
+                    self._running_by_person[job.person] -= 1
+                    self._running_by_person += Counter()  # drops people at zero
+        self._kill(process)
 
-    def _next(self, *, patience_s: float | None) -> _Job | None:
-        """What is to be done next; None where nothing came in time, or this was closed."""
+    def _next_job(self, *, timeout_s: float | None) -> _Job | None:
+        """The next job, waited for; None after `timeout_s` or where the pool was closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed, patience_s)
+            self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s)
             if not self._waiting:
                 return None
-            job = min(self._waiting, key=lambda one: self._working_for[one.person])
+            job = min(self._waiting, key=lambda one: self._running_by_person[one.person])
             self._waiting.remove(job)
-            self._working_for[job.person] += 1
+            self._running_by_person[job.person] += 1
             return job
 
-    def _living(self, process: _Process | None) -> _Process:
+    def _live_process(self, process: _Process | None) -> _Process:
         if process is not None and process.is_alive():
             return process
-        self._end(process)
+        self._kill(process)
         with self._changed:
             if self._closed:
                 raise CancelledError
-            process = _Process(self.needs, self.gives)
+            process = _Process(self.preload, self.result_types)
             self._processes.add(process)
             return process
 
-    def _end(self, process: _Process | None) -> None:
+    def _kill(self, process: _Process | None) -> None:
         if process is not None:
-            process.end()
+            process.kill()
             with self._changed:
                 self._processes.discard(process)
 
@@ -169,52 +169,54 @@ class Confined:
 class _Process:
     """One process and the pipe to it; used by one thread at a time."""
 
-    def __init__(self, needs: Sequence[str], gives: Sequence[type]) -> None:
+    def __init__(self, preload: Sequence[str], result_types: Sequence[type]) -> None:
         context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._known = {(one.__module__, one.__qualname__) for one in gives}
-        self._process = context.Process(target=_serve, args=(theirs, tuple(needs)), daemon=True, name="confined")
+        self._channel, theirs = context.Pipe()
+        self._result_types = {(one.__module__, one.__qualname__) for one in result_types}
+        self._process = context.Process(
+            target=_process_main, args=(theirs, tuple(preload)), daemon=True, name="confined"
+        )
         self._process.start()
         theirs.close()
 
     def is_alive(self) -> bool:
         return self._process.is_alive()
 
-    def ask(self, job: _Job) -> Any:
-        """What the work answers; raises as `Confined.begin` says."""
-        ended: type[Ended] = _NotBegun
-        with _Deadline(job.timeout_s, self.end) as deadline:
+    def run(self, job: _Job) -> Any:
+        """The job's result; raises as `SandboxPool.submit` says."""
+        ended: type[ProcessDied] = _DiedBeforeWork
+        with _Deadline(job.timeout_s, self.kill) as deadline:
             try:
-                self._ours.send((job.work, job.args, job.cpu_s))
-                self._ours.recv_bytes()
-                ended = Ended
-                failed, answer = self._read(self._ours.recv_bytes())
+                self._channel.send((job.work, job.args, job.cpu_s))
+                self._channel.recv_bytes()
+                ended = ProcessDied
+                failed, answer = self._read(self._channel.recv_bytes())
             except (EOFError, OSError) as error:
-                self.end()
+                self.kill()
                 if deadline.passed:
                     raise TimeoutError("the work took too long") from error
                 raise ended(f"the process ended with {self._process.exitcode}") from error
             except Exception as error:
-                self.end()
-                raise Ended("the process answered with something else than it should") from error
+                self.kill()
+                raise ProcessDied("the process answered with something else than it should") from error
         if failed:
-            raise Failed(failed)
+            raise WorkFailed(failed)
         return answer
 
     def _read(self, answer: bytes) -> tuple[str, Any]:
-        failed, value = _Careful(io.BytesIO(answer), self._known).load()
+        failed, value = _RestrictedUnpickler(io.BytesIO(answer), self._result_types).load()
         return str(failed), value
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self._process.kill()
         self._process.join()
 
 
 class _Deadline:
-    """Calls `late` after so many seconds, unless the block is left before."""
+    """Calls `on_timeout` after so many seconds, unless the block is left before."""
 
-    def __init__(self, seconds: float, late: Callable[[], None]) -> None:
-        self.passed, self._left, self._late, self._lock = False, False, late, threading.Lock()
+    def __init__(self, seconds: float, on_timeout: Callable[[], None]) -> None:
+        self.passed, self._left, self._on_timeout, self._lock = False, False, on_timeout, threading.Lock()
         self._timer = threading.Timer(seconds, self._call)
         self._timer.daemon = True
 
@@ -231,25 +233,25 @@ class _Deadline:
         with self._lock:
             if not self._left:
                 self.passed = True
-                self._late()
+                self._on_timeout()
 
 
-class _Careful(pickle.Unpickler):
-    """Reads answers that hold nothing but what is known: a pickle may name any function, to be called where it is read."""
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Loads pickles of allowed types only: any other pickle may name a function that is called on loading."""
 
-    def __init__(self, file: io.BytesIO, known: set[tuple[str, str]]) -> None:
+    def __init__(self, file: io.BytesIO, allowed: set[tuple[str, str]]) -> None:
         super().__init__(file)
-        self._known = known
+        self._result_types = allowed
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._known:
+        if (module, name) not in self._result_types:
             raise pickle.UnpicklingError(f"{module}.{name} is not among what may be answered")
         return super().find_class(module, name)
 
 
-def _serve(channel: Any, needs: Sequence[str]) -> None:
-    """What a process does: one piece of work after the other, until nobody is there to ask for more."""
-    _confine(needs)
+def _process_main(channel: Any, preload: Sequence[str]) -> None:
+    """The process: runs jobs from the pipe, one after the other, until the pipe is closed."""
+    _set_limits(preload)
     while True:
         try:
             work, args, cpu_s = channel.recv()
@@ -257,7 +259,7 @@ def _serve(channel: Any, needs: Sequence[str]) -> None:
             return
         channel.send_bytes(b"begun")
         try:
-            answer = pickle.dumps(("", _bounded(work, cpu_s, *args)))
+            answer = pickle.dumps(("", _with_cpu_limit(work, cpu_s, *args)))
         except Exception as error:
             answer = pickle.dumps((type(error).__name__, None))
         del work, args
@@ -265,30 +267,30 @@ def _serve(channel: Any, needs: Sequence[str]) -> None:
         del answer
 
 
-def _bounded(work: Callable[..., Any], cpu_s: float, *args: Any) -> Any:
-    """Only the work itself is bounded: the process would else be ended while it asks for more."""
+def _with_cpu_limit(work: Callable[..., Any], cpu_s: float, *args: Any) -> Any:
+    """Run the work with a limit on processor time; without one while it waits, since it would be killed for the next job."""
     import resource
 
     spent = resource.getrusage(resource.RUSAGE_SELF)
-    most = math.ceil(spent.ru_utime + spent.ru_stime + cpu_s)
-    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+    limit_s = math.ceil(spent.ru_utime + spent.ru_stime + cpu_s)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit_s, resource.RLIM_INFINITY))
     try:
         return work(*args)
     finally:
         resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def _confine(needs: Sequence[str]) -> None:
-    """Less memory than the machine has, one thread, no core dump with a photo in it, and no word of what decoders complain of."""
+def _set_limits(preload: Sequence[str]) -> None:
+    """Limit memory, use one thread, write no core dump (it would hold a photo), and discard what decoders print."""
     import os
     import resource
 
-    global _here
-    _here = True
+    global _in_this_process
+    _in_this_process = True
     os.nice(NICE)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    for module in needs:
+    for module in preload:
         importlib.import_module(module)

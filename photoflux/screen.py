@@ -1,6 +1,6 @@
-"""What a terminal shows of a command: our own lines, a bar while it works, and of its libraries the warnings that matter, each once.
+"""Console output of commands: our log lines, a progress bar, and of libraries each relevant warning once.
 
-Elsewhere than on a terminal the bar is left out, and each line of progress is a line.
+Without a terminal there is no bar, and each line of progress is a line of the log.
 """
 
 from __future__ import annotations
@@ -19,67 +19,67 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 OURS = ("photoflux", "components", "pipelines", "api")
-LOUD = ("diffusers", "transformers")
-"""Libraries that bring a handler of their own, which would write past ours."""
-FOR_PROGRAMMERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
-MEANINGLESS = re.compile(r"should be kept in float32: \[\]")
-"""diffusers says so of a model that has no such modules, twice for every photo that is encoded."""
-COUNTED = re.compile(r"\b(\d+) of (\d+)\b")
-"""How our lines of progress say how far a step is."""
+LIBRARIES_WITH_HANDLERS = ("diffusers", "transformers")
+"""Libraries with log handlers of their own, which would bypass ours."""
+IGNORED_WARNINGS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+IGNORED_MESSAGE = re.compile(r"should be kept in float32: \[\]")
+"""diffusers logs this for models without such modules, twice for every photo that is encoded."""
+PROGRESS_COUNT = re.compile(r"\b(\d+) of (\d+)\b")
+"""The count in our lines of progress."""
 WARNING_CHARS = 300
 
 
 def set_up(stream: TextIO | None = None) -> None:
-    """Have this program's log go to `stream`, by default its error output. Does nothing where logging is set up already."""
+    """Log to `stream`, by default standard error. Does nothing where logging is set up already."""
     if logging.root.handlers:
         return
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(Lines())
-    handler.addFilter(Matters())
+    handler.setFormatter(LogLines())
+    handler.addFilter(OwnOrNewWarnings())
     logging.root.addHandler(handler)
     logging.root.setLevel(logging.WARNING)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
-    for name in LOUD:
-        _speaks_through(logging.getLogger(name), handler)
-    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # it would have its own loggers write past ours, too
+    for name in LIBRARIES_WITH_HANDLERS:
+        _use_handler_alone(logging.getLogger(name), handler)
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # else it adds handlers that bypass ours
     if not sys.warnoptions:
         warnings.showwarning = _log_warning
 
 
-class Lines(logging.Formatter):
-    """Our lines as they are; a library's warning as one line that says whose it is."""
+class LogLines(logging.Formatter):
+    """Our lines unchanged; a library's warning as one line with the library's name."""
 
     def format(self, record: logging.LogRecord) -> str:
         if _is_ours(record):
             return super().format(record)
-        said = " ".join(record.getMessage().split())
-        shortened = said if len(said) <= WARNING_CHARS else f"{said[:WARNING_CHARS]}…"
+        text = " ".join(record.getMessage().split())
+        shortened = text if len(text) <= WARNING_CHARS else f"{text[:WARNING_CHARS]}…"
         return f"{record.levelname.lower()} ({_package(record.name)}): {shortened}"
 
 
-class Matters(logging.Filter):
-    """Whether a person is told: whatever we say, and what a library warns of for the first time."""
+class OwnOrNewWarnings(logging.Filter):
+    """Passes all our lines, and of a library each warning once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told = set[str]()
+        self.shown_warnings = set[str]()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if _is_ours(record):
             return True
-        said = record.getMessage()
-        if record.levelno < logging.WARNING or said in self.told or MEANINGLESS.search(said):
+        text = record.getMessage()
+        if record.levelno < logging.WARNING or text in self.shown_warnings or IGNORED_MESSAGE.search(text):
             return False
-        self.told.add(said)
+        self.shown_warnings.add(text)
         return True
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """On a terminal, a bar until the block ends: filled as far as the last line of progress says, moving where none does.
+def progress_bar(what: str) -> Iterator[None]:
+    """On a terminal, a bar until the block ends: filled by the counts in lines of progress, pulsing before the first one.
 
-    Nothing is to be printed meanwhile; what is logged appears above the bar.
+    The block must not print; what it logs appears above the bar.
     """
     if not sys.stderr.isatty():
         yield
@@ -87,29 +87,29 @@ def working(what: str) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[said]}")
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[text]}")
     shown = Progress(
         *columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False, redirect_stderr=False
     )
-    ours = [one for one in logging.root.handlers if isinstance(one.formatter, Lines)]
+    ours = [one for one in logging.root.handlers if isinstance(one.formatter, LogLines)]
     with shown as bar, ExitStack() as stack:
-        task = bar.add_task(what, total=None, said="")
+        task = bar.add_task(what, total=None, text="")
         for handler in ours:
-            stack.enter_context(_onto(bar, task, handler))
+            stack.enter_context(_log_above_bar(bar, task, handler))
         yield
 
 
 @contextmanager
-def _onto(bar: Progress, task: TaskID, handler: logging.Handler) -> Iterator[None]:
-    """Have a handler write above the bar, and lines of progress into it."""
+def _log_above_bar(bar: Progress, task: TaskID, handler: logging.Handler) -> Iterator[None]:
+    """Have a handler write above the bar, and lines of progress update it."""
     write = handler.emit
 
     def emit(record: logging.LogRecord) -> None:
-        said = handler.format(record)
-        if counted := COUNTED.search(said):
-            bar.update(task, completed=int(counted[1]), total=int(counted[2]), said=said)
+        text = handler.format(record)
+        if counted := PROGRESS_COUNT.search(text):
+            bar.update(task, completed=int(counted[1]), total=int(counted[2]), text=text)
         else:
-            bar.console.print(said, markup=False, highlight=False, soft_wrap=True)
+            bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     handler.emit = emit  # type: ignore[method-assign]
     try:
@@ -118,8 +118,8 @@ def _onto(bar: Progress, task: TaskID, handler: logging.Handler) -> Iterator[Non
         handler.emit = write  # type: ignore[method-assign]
 
 
-def _speaks_through(library: logging.Logger, handler: logging.Handler) -> None:
-    """Have a library, imported or not yet, write to our handler alone."""
+def _use_handler_alone(library: logging.Logger, handler: logging.Handler) -> None:
+    """Have a library log to our handler alone, also where it is imported later and adds its own."""
     library.handlers[:] = [handler]
     library.propagate = False
     library.addHandler = lambda hdlr: None  # type: ignore[method-assign] # noqa: ARG005
@@ -141,8 +141,8 @@ def _log_warning(
     file: TextIO | None = None,  # noqa: ARG001
     line: str | None = None,  # noqa: ARG001
 ) -> None:
-    """A warning of Python's, as a record of the library that it came from; not what its own callers have to mend."""
-    if issubclass(category, FOR_PROGRAMMERS):
+    """Log a Python warning as a record of the library that it came from; deprecations are ignored."""
+    if issubclass(category, IGNORED_WARNINGS):
         return
     library = Path(filename.rpartition("site-packages/")[2]).parts[0].removesuffix(".py")
     logging.getLogger(library).warning("%s", message)

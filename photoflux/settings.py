@@ -1,4 +1,4 @@
-"""Where this installation keeps its things; PHOTOFLUX_* in the environment overrides each field."""
+"""Settings of this installation; PHOTOFLUX_* in the environment overrides each field."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Settings(BaseSettings):
 
 
 def sqlite_url(file: Path) -> str:
-    """The SQLAlchemy URL of a SQLite file, its path quoted: who opens a URL unquotes it, and takes what follows a `?` for options."""
-    # The driver is named because MLflow makes a folder of what follows a mere sqlite:///, without unquoting it.
+    """The SQLAlchemy URL of a SQLite file, with its path quoted, since a `?` in it would begin options."""
+    # The driver is named because MLflow, without it, makes a folder of the path after sqlite:/// without unquoting it.
     return f"sqlite+pysqlite:///{quote(str(file), safe='/ +')}"
 
 

@@ -1,4 +1,4 @@
-"""`photoflux sign-off`: a person answers for a run that nothing failed but whose audit left a question open; its model is registered."""
+"""`photoflux sign-off`: a person signs for the findings that a run's audit left open, and its model is registered."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from photoflux.manifest import write_json
 from photoflux.params import RegisterParams
 from photoflux.runs import load_run, read_document, save_run
 from photoflux.settings import get_settings
-from photoflux.signing import REASON_LEAST, SignOff, open_findings
+from photoflux.signing import REASON_MIN_CHARS, SignOff, open_findings
 from photoflux.steps import register
 
 
 def sign_run(folder: Path, sign_off: SignOff) -> dict[str, Any]:
-    """Register the model of the finished run in `folder`; returns the receipt. Its record has the model from then on."""
+    """Register the model of the finished run in `folder`, add it to the run's record, and return the receipt."""
     run = load_run(folder)
-    wanted = (("finetune", "adapter"), ("gate", "decision"), ("evaluate", "evaluation"), ("audit", "audit"))
-    missing = [step for step, name in wanted if name not in run.artifacts.get(step, {})]
+    needed = (("finetune", "adapter"), ("gate", "decision"), ("evaluate", "evaluation"), ("audit", "audit"))
+    missing = [step for step, name in needed if name not in run.artifacts.get(step, {})]
     if missing:
         raise InputError(
             f"run {run.id} has no result of {missing[0]}: it did not get as far as a decision, or its files were deleted"
         )
     params = RegisterParams(name=run.params["register_name"], experiment=run.params["register_experiment"])
-    made = {name: folder / "artifacts" / "register" / name for name in ("card", "receipt")}
-    inputs = [folder / run.artifacts[step][name] for step, name in wanted]
-    register.run(*inputs, **made, params=params, key=str(run.params["key"]), sign_off=sign_off)
+    outputs = {name: folder / "artifacts" / "register" / name for name in ("card", "receipt")}
+    inputs = [folder / run.artifacts[step][name] for step, name in needed]
+    register.run(*inputs, **outputs, params=params, key=str(run.params["key"]), sign_off=sign_off)
     write_json(
         folder / "sign-off.json", {"by": sign_off.by, "reason": sign_off.reason, "findings": list(sign_off.findings)}
     )
-    kept = {name: str(file.relative_to(folder)) for name, file in made.items()}
-    run = replace(run, artifacts={**run.artifacts, "register": kept})
+    paths = {name: str(file.relative_to(folder)) for name, file in outputs.items()}
+    run = replace(run, artifacts={**run.artifacts, "register": paths})
     save_run(run, folder)
     return read_document(run, folder, "register", "receipt") or {}
 
 
 def main(argv: Sequence[str]) -> int:
-    """`photoflux sign-off RUN`: without a name it tells what is open."""
+    """`photoflux sign-off RUN`: without `--by` it lists what is open."""
     parser = argparse.ArgumentParser(prog="photoflux sign-off", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", help="id of the run, or its folder")
     parser.add_argument(
         "--by", default="", help="who answers for the model; without, what is open is told and nothing is registered"
     )
     parser.add_argument(
-        "--reason", default="", help=f"why the model may be used, in at least {REASON_LEAST} characters"
+        "--reason", default="", help=f"why the model may be used, in at least {REASON_MIN_CHARS} characters"
     )
     parser.add_argument(
         "--finding", action="append", default=[], metavar="RULE", help="a rule that is open; each has to be named"
@@ -59,13 +59,15 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"{folder}: this run has no decision")
     if not args.by:
         found = open_findings(decision).items()
-        way = (
+        how_to_sign = (
             "to answer for it give --by, --reason, and --finding for each"
             if decision["sign_off_possible"]
             else "nobody can sign for it"
         )
         print(
-            "\n".join([f"verdict  {decision['verdict']}: {way}", *(f"- {rule}: {message}" for rule, message in found)])
+            "\n".join(
+                [f"verdict  {decision['verdict']}: {how_to_sign}", *(f"- {rule}: {message}" for rule, message in found)]
+            )
         )
         return 0
     receipt = sign_run(folder, SignOff(args.by, args.reason, tuple(args.finding)))

@@ -1,7 +1,7 @@
-"""Styles: redrawing a picture with the model itself, and filters that need no model.
+"""Styles of images: redraws by the model itself, and filters that need no model.
 
 A redraw runs image-to-image on the same base and adapter with the style's opening words, which keeps the subject. A
-filter is a pure function of the pixels: instant, the same everywhere, and independent of what the base has learnt.
+filter is a pure function of the pixels: fast, deterministic, and independent of the base.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ REDRAWS = {
 
 
 def styled_prompt(prompt: str, opening: str) -> str:
-    """The prompt with its opening words ("a photo of", "a drawing of", …) exchanged for the style's."""
+    """The prompt with its opening words ("a photo of", "a drawing of", …) replaced by the style's."""
     return f"{opening} {OPENING.sub('', prompt).strip()}"
 
 
-def redrawn(
+def redraw_image(
     image: Image.Image,
     prompt: str,
     *,
@@ -56,9 +56,9 @@ def redrawn(
     seed: int,
     check: Callable[[], None] | None = None,
 ) -> Image.Image:
-    """The picture drawn again in a style, at the base's resolution; the same seed gives the same picture.
+    """The image redrawn in a style, at the base's resolution; deterministic for a seed.
 
-    `check` is called before it begins and after each step; what it raises ends it.
+    `check` is called before the first and after each denoise step; what it raises ends the redraw.
     """
     import torch
     from diffusers import FluxImg2ImgPipeline
@@ -98,9 +98,9 @@ def pencil(image: Image.Image) -> Image.Image:
     light = _luma(image)
     inverse = Image.fromarray(np.uint8(255 - light.round()))
     blur = 255 - np.asarray(inverse.filter(ImageFilter.GaussianBlur(_scale(image) / 40)), float)
-    drawn = np.clip(light * 255 / np.maximum(blur, 1), 0, 255)
-    shaded = 255 * (drawn / 255) ** 2.2 * (0.82 + 0.18 * light / 255)
-    return _picture(np.repeat(shaded[..., None], 3, axis=2))
+    sketch = np.clip(light * 255 / np.maximum(blur, 1), 0, 255)
+    shaded = 255 * (sketch / 255) ** 2.2 * (0.82 + 0.18 * light / 255)
+    return _to_image(np.repeat(shaded[..., None], 3, axis=2))
 
 
 def halftone(image: Image.Image) -> Image.Image:
@@ -111,7 +111,7 @@ def halftone(image: Image.Image) -> Image.Image:
     dots = 1 / (1 + np.exp((_dot_screen((x + y) / np.sqrt(2), (x - y) / np.sqrt(2)) - ink) * 16))
     flat = np.asarray(image.convert("RGB"), float)
     paper = 128 + 0.5 * flat
-    return _picture(paper * (1 - dots[..., None]) + 0.35 * flat * dots[..., None])
+    return _to_image(paper * (1 - dots[..., None]) + 0.35 * flat * dots[..., None])
 
 
 def _dot_screen(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def film(image: Image.Image) -> Image.Image:
     y, x = np.mgrid[-1 : 1 : image.height * 1j, -1 : 1 : image.width * 1j]
     corners = 1 - 0.22 * np.clip((x**2 + y**2) / 2, 0, 1)[..., None] ** 1.5
     grain = np.random.default_rng(0).normal(0, 0.018, light.shape) * (0.4 + light * (1 - light) * 2.4)
-    return _picture(255 * ((lifted + split) * corners + grain))
+    return _to_image(255 * ((lifted + split) * corners + grain))
 
 
 FILTERS: dict[str, Callable[[Image.Image], Image.Image]] = {"pencil": pencil, "halftone": halftone, "film": film}
@@ -143,11 +143,11 @@ def _luma(image: Image.Image) -> np.ndarray:
 
 
 def _scale(image: Image.Image) -> float:
-    """The side that filters measure their strokes by, so that a picture looks alike at any size."""
+    """The length that filters scale their strokes by, so that an image looks alike at any size."""
     return float(min(image.size))
 
 
-def _picture(values: np.ndarray) -> Image.Image:
+def _to_image(values: np.ndarray) -> Image.Image:
     from PIL import Image
 
     return Image.fromarray(np.uint8(np.clip(values, 0, 255).round()))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -36,24 +36,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-"""The best version of a model, and the newest; one version may be both."""
+"""Aliases of the best version of a model and of the newest; one version may have both."""
 ADAPTER = "adapter.tar"
 MODEL = "adapter"
 LOADER = "photoflux.pyfunc"
-"""Module that MLflow loads a registered adapter by; named, so that what draws is imported where something is drawn."""
-NOTE_LENGTH, SHOWN = 2000, 80
+"""Module by which MLflow loads a registered adapter; given by name, so that torch is not imported to register one."""
+NOTE_CHARS, SHOWN_CHARS = 2000, 80
 ABANDONED_AFTER_MS = 3_600_000
 SCHEME, ARTIFACTS = "photoflux-artifacts", "artifacts"
-"""How the local registry says where files are: below this folder of the state folder, which may be moved."""
+"""URI scheme of the local registry's files, which lie in this folder of the state folder: that may be moved."""
 LOCATIONS = (
     ("experiments", "artifact_location", 0), ("runs", "artifact_uri", 2), ("logged_models", "artifact_location", 3),
     ("model_versions", "storage_location", 3),
 )  # fmt: skip
-"""Tables and columns of MLflow's that hold locations, and how many names of one are below that folder."""
-LOCKED_S = 60.0
-Doomed = Callable[[Sequence[int]], Collection[int]]
+"""MLflow's tables and columns that hold locations, and how many of a location's last names lie below that folder."""
+DATABASE_TIMEOUT_S = 60.0
+ChooseVersions = Callable[[Sequence[int]], Collection[int]]
+"""Given the numbers of all versions of a model, returns those to delete."""
 DEFAULT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
-"""Variable in which MLflow looks for the place of files of its experiment 0, which nothing of ours is in."""
+"""Environment variable with the artifact root of MLflow's experiment 0, which we put nothing into."""
 BATCH = {"params": 100, "metrics": 1000}  # what the tracking API takes in one call
 
 
@@ -62,10 +63,10 @@ IDENTITY = {
     "class_noun": ("class noun", "import_photos.class_noun (--class-noun)"),
     "trigger": ("trigger", "import_photos.trigger (--trigger)"),
 }
-"""Tags that a registered model keeps for good, with what a person calls each and where it is given."""
+"""Tags of a registered model that never change, with what a person calls each and where it is given."""
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 ALIAS = re.compile(r"(?![0-9]+$)[A-Za-z0-9_-]{1,255}")
-"""How a version is named beside the model's name: by its number, or by an alias as MLflow takes them."""
+"""A reference to a version of a model: its number, or an alias as MLflow takes them."""
 
 
 def parse_model(text: str) -> tuple[str, str]:
@@ -81,7 +82,7 @@ def check_name(name: str) -> str:
     """The name itself. Raises InputError for one that no registered model can have."""
     if not re.fullmatch(MODEL_NAME, name):
         raise InputError(
-            f"no model is called {_short(name)}: names are 1-63 of a-z, 0-9, - and _, such as rex-2; see `make mlflow`"
+            f"no model is called {_shorten(name)}: names are 1-63 of a-z, 0-9, - and _, such as rex-2; see `make mlflow`"
         )
     return name
 
@@ -90,7 +91,7 @@ def check_reference(reference: str) -> str:
     """The reference itself. Raises InputError for what is neither an alias nor the number of a version."""
     if not (_is_number(reference) or ALIAS.fullmatch(reference)):
         raise InputError(
-            f"{_short(reference)} is no version of a model: write its number, as in @3, or an alias, as in @{CHAMPION}"
+            f"{_shorten(reference)} is no version of a model: write its number, as in @3, or an alias, as in @{CHAMPION}"
         )
     return reference
 
@@ -99,9 +100,9 @@ def _is_number(reference: str) -> bool:
     return bool(VERSION.fullmatch(reference))
 
 
-def _short(text: str) -> str:
-    told = repr(text)  # of a character may come ten
-    return told if len(told) <= SHOWN else f"{told[:SHOWN]}…{told[-1]}"
+def _shorten(text: str) -> str:
+    quoted = repr(text)  # may be ten times as long: it escapes characters
+    return quoted if len(quoted) <= SHOWN_CHARS else f"{quoted[:SHOWN_CHARS]}…{quoted[-1]}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Record:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Whom the adapter draws, and how prompts call it: what all versions of one model have in common."""
+        """Subject, class noun and trigger, as far as they are known: the same for all versions of one model."""
         known = {"subject": self.subject, **self.tags}
         return {kind: known[kind] for kind in IDENTITY if kind in known}
 
@@ -151,22 +152,23 @@ class Registry:
     """The MLflow server of the settings, or SQLite and a folder under `state_dir`."""
 
     def __init__(self) -> None:
-        _quieten()
+        _configure_logging()
         settings = get_settings()
         self._state = settings.state_dir.absolute()
         self.local = not settings.tracking_uri
         self.uri = settings.tracking_uri or sqlite_url(self._state / "mlflow.db")
 
     @contextmanager
-    def entered(self, name: str, record: Record) -> Iterator[Version]:
-        """The version of `record` under `name`, new unless this adapter has one already.
+    def registered(self, name: str, record: Record) -> Iterator[Version]:
+        """Register `record` under `name`; yields its version, the existing one where this adapter was registered before.
 
-        A new one is undone if the block raises. It is created last, so that the registry never shows half of one.
-        Raises InputError when the name belongs to another subject or the registry cannot be reached.
+        A new version, its run and its files are deleted again if the block raises. The version is created last, so that the
+        registry never shows an incomplete one. Raises InputError when the name belongs to another subject or the registry
+        cannot be reached.
         """
-        with self._lock(), self._spoken(), ExitStack() as undo:
-            self.refuse_another(name, record.identity)
-            version = self.find(name, record.digest)
+        with self._registration_lock(), self._one_sentence_errors(), ExitStack() as undo:
+            self.check_same_subject(name, record.identity)
+            version = self.find_version(name, record.digest)
             if version is None:
                 self._drop_abandoned(record)
                 run_id = self._record_run(record, name, undo)
@@ -177,15 +179,15 @@ class Registry:
             undo.pop_all()
 
     @contextmanager
-    def pointed(self, version: Version, alias: str) -> Iterator[None]:
-        """Point an alias at a version; if the block raises, it points where it did before, unless somebody has moved it since."""
-        before = self.at(version.name, alias)
-        with self._spoken():
+    def aliased(self, version: Version, alias: str) -> Iterator[None]:
+        """Set an alias to a version; if the block raises, it is set back, unless another process has moved it since."""
+        before = self.get_version(version.name, alias)
+        with self._one_sentence_errors():
             self._client.set_registered_model_alias(version.name, alias, str(version.number))
         try:
             yield
         except BaseException:
-            now = self.at(version.name, alias)
+            now = self.get_version(version.name, alias)
             if now is None or now.number != version.number:
                 raise
             if before:
@@ -194,38 +196,38 @@ class Registry:
                 self._client.delete_registered_model_alias(version.name, alias)
             raise
 
-    def find(self, name: str, digest: str) -> Version | None:
+    def find_version(self, name: str, digest: str) -> Version | None:
         """The version of this adapter under `name`, if it was registered before."""
-        with self._spoken():
+        with self._one_sentence_errors():
             wanted = f"name = '{check_name(name)}' and tags.adapter = '{digest}'"
             found = self._client.search_model_versions(wanted, max_results=1)
-        return _version(found[0]) if found else None
+        return _as_version(found[0]) if found else None
 
-    def at(self, name: str, reference: str) -> Version | None:
-        """The version an alias or a number points to, or None. Raises InputError for what can be neither."""
+    def get_version(self, name: str, reference: str) -> Version | None:
+        """The version of an alias or a number; None where there is none. Raises InputError for what can be neither."""
         check_name(name)
         ask = self._client.get_model_version if _is_number(reference) else self._client.get_model_version_by_alias
-        with self._spoken():
-            found = _unless_missing(ask, name, check_reference(reference))
-        return _version(found) if found else None
+        with self._one_sentence_errors():
+            found = _get_or_none(ask, name, check_reference(reference))
+        return _as_version(found) if found else None
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, oldest first."""
-        with self._spoken():
-            found = list(_all_pages(self._client.search_model_versions, f"name = '{check_name(name)}'"))
-        return sorted((_version(one) for one in found), key=lambda version: version.number)
+        with self._one_sentence_errors():
+            found = list(_paginate(self._client.search_model_versions, f"name = '{check_name(name)}'"))
+        return sorted((_as_version(one) for one in found), key=lambda version: version.number)
 
-    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Write tags of a version anew; those that it has already stay as they are."""
-        with self._spoken():
+    def set_tags(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a version; those that have the value already are not written."""
+        with self._one_sentence_errors():
             for key in (key for key, value in tags.items() if version.tags.get(key) != value):
                 self._client.set_model_version_tag(version.name, str(version.number), key, tags[key])
 
-    def document(self, version: Version, name: str) -> Path | None:
-        """A file that was recorded with a version, as it was stored; None where there is none of that name."""
+    def download_document(self, version: Version, name: str) -> Path | None:
+        """A file that was recorded with a version, as it was stored (sealed or not); None where there is none of that name."""
         import mlflow
 
-        with self._spoken():
+        with self._one_sentence_errors():
             if name not in {
                 file.path for file in self._client.list_artifacts(version.run_id)
             }:  # it lists all, in one answer
@@ -236,25 +238,25 @@ class Registry:
 
     def names(self) -> list[str]:
         """The names of all registered models."""
-        with self._spoken():
-            return [model.name for model in _all_pages(self._client.search_registered_models)]
+        with self._one_sentence_errors():
+            return [model.name for model in _paginate(self._client.search_registered_models)]
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias → version number of a registered model; empty when there is no such model."""
         model = self._registered(name)
         return {alias: int(number) for alias, number in model.aliases.items()} if model else {}
 
-    def erase(self, name: str, doomed: Doomed = frozenset) -> int:
-        """Delete versions of a registered model, with their runs and files, for good; returns how many that were.
+    def erase(self, name: str, choose: ChooseVersions = frozenset) -> int:
+        """Delete versions of a registered model, with their runs and files, for good; returns how many.
 
-        `doomed` is given the numbers that there are, and tells those that are to go: all, unless it says otherwise; with the last one
-        goes the name. A server keeps the rows of deleted runs until `mlflow gc`; they hold numbers and random ids.
+        `choose` says which, by default all; with the last version the name is deleted. A server keeps the rows of deleted runs
+        until `mlflow gc`; they hold numbers and random ids.
         """
         versions_of = f"name = '{check_name(name)}'"
-        with self._lock(), self._spoken():
-            found = [_version(one) for one in _all_pages(self._client.search_model_versions, versions_of)]
-            going = doomed([version.number for version in found])
-            versions = [version for version in found if version.number in going]
+        with self._registration_lock(), self._one_sentence_errors():
+            found = [_as_version(one) for one in _paginate(self._client.search_model_versions, versions_of)]
+            chosen = choose([version.number for version in found])
+            versions = [version for version in found if version.number in chosen]
             runs, models = {v.run_id for v in versions}, {v.source.removeprefix("models:/") for v in versions}
             for version in versions:
                 self._client.delete_model_version(name, str(version.number))
@@ -269,7 +271,7 @@ class Registry:
         return len(versions)
 
     def _purge(self, runs: set[str], models: set[str]) -> None:
-        """What `mlflow gc` does: MLflow only marks what it deletes."""
+        """Delete rows, as `mlflow gc` does: MLflow's own deletions only flag them."""
         from mlflow.tracking._tracking_service.utils import _get_store
 
         store = _get_store(self.uri)
@@ -278,7 +280,7 @@ class Registry:
         for model_id in models:
             store._hard_delete_logged_model(model_id)
 
-    def adapter(self, version: Version) -> tuple[Path, str]:
+    def download_adapter(self, version: Version) -> tuple[Path, str]:
         """The stored adapter file of a version (downloaded from a server) and the key URI it is sealed under."""
         import mlflow
 
@@ -287,52 +289,50 @@ class Registry:
                 f"{version.name} version {version.number} is no adapter of PhotoFlux; name another version"
             )
         model_id = version.source.removeprefix("models:/")
-        with self._spoken():
+        with self._one_sentence_errors():
             folder = self._client.get_logged_model(model_id).artifact_location
             file = mlflow.artifacts.download_artifacts(f"{folder}/data/{ADAPTER}", tracking_uri=self.uri)
         return Path(file), version.tags["key"]
 
-    @property
+    @cached_property
     def _client(self) -> MlflowClient:
-        if "_made" not in self.__dict__:
-            import mlflow
-            from mlflow import MlflowClient
+        import mlflow
+        from mlflow import MlflowClient
 
-            if not self.uri.startswith(("http:", "https:")):
-                bear_percent_signs()
-            if self.local:  # else it writes the working folder into an SQL statement, as it is
-                os.environ[DEFAULT_ROOT] = (self._state / "artifacts").as_uri()
-            self._state.mkdir(parents=True, exist_ok=True)
-            mlflow.set_tracking_uri(self.uri)  # the registry resolves models:/ through the process-wide setting
-            mlflow.set_registry_uri(self.uri)
-            _know_artifacts()  # also for a server: it may serve what was a local registry
-            made = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            if self.local:
-                self._forget_places()
-            self._made = made
-        return self._made
+        if not self.uri.startswith(("http:", "https:")):
+            allow_percent_signs()
+        if self.local:  # MLflow would put the working folder, unescaped, into an SQL statement
+            os.environ[DEFAULT_ROOT] = (self._state / "artifacts").as_uri()
+        self._state.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(self.uri)  # the registry resolves models:/ through the process-wide setting
+        mlflow.set_registry_uri(self.uri)
+        _register_scheme()  # also for a server: it may serve what was a local registry
+        client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        if self.local:
+            self._relocate_artifacts()
+        return client
 
-    def _forget_places(self) -> None:
-        """Have the database say `photoflux-artifacts:/…` where it names folders of this machine.
+    def _relocate_artifacts(self) -> None:
+        """Replace folders of this machine by `photoflux-artifacts:/…` in the database, so that the state folder may be moved.
 
-        MLflow writes where its own default folder would be, and older versions of ours wrote where the state folder was: what
-        was below that is found again wherever it is now. Raises InputError where the database cannot be written.
+        MLflow writes its own default folder, and older versions of ours wrote the state folder of that time.
+        Raises InputError where the database cannot be written.
         """
         try:
-            with closing(sqlite3.connect(self._state / "mlflow.db", timeout=LOCKED_S)) as database, database:
+            with closing(sqlite3.connect(self._state / "mlflow.db", timeout=DATABASE_TIMEOUT_S)) as database, database:
                 for table, column, depth in LOCATIONS:
                     local = f"SELECT rowid, {column} FROM {table} WHERE {column} LIKE 'file:%' OR {column} LIKE '/%'"
                     for row, location in database.execute(local).fetchall():
-                        if here := self._moved(location, depth):
-                            database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (here, row))
+                        if relocated := self._relocated(location, depth):
+                            database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (relocated, row))
         except sqlite3.OperationalError as error:
             raise InputError(
                 f"the registry at {self.uri} still names the folder it was in, and cannot be corrected ({error}); see that it "
                 "can be written and is not in use, and try again"
             ) from error
 
-    def _moved(self, location: str, depth: int) -> str | None:
-        """A location by our scheme, whose last names are a run's or a model's; None while its files are at the old place alone."""
+    def _relocated(self, location: str, depth: int) -> str | None:
+        """A location by our scheme, by its last `depth` names; None while its files are at the old place alone."""
         folder = Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
         names = folder.parts[-depth:] if depth else ()
         here = self._state.joinpath(ARTIFACTS, *names)
@@ -375,7 +375,7 @@ class Registry:
                 data_path=str(data),
                 mlflow_model=Model(model_id=logged.model_id, run_id=run_id, artifact_path=logged.artifact_location),
                 signature=_signature(),
-                input_example=_example(record.prompt),
+                input_example=_input_example(record.prompt),
                 model_config={"key": record.key, "base": ""},
                 pip_requirements=_requirements(),
                 metadata={"adapter": record.digest, "subject": record.subject},
@@ -388,54 +388,54 @@ class Registry:
         client, (run_id, model_id) = self._client, ids
         self._create_model(name, record, undo)
         tags = {**record.tags, "adapter": record.digest, "subject": record.subject, "key": record.key}
-        made = client.create_model_version(
-            name, f"models:/{model_id}", run_id, tags=tags, description=record.note[:NOTE_LENGTH], model_id=model_id
+        created = client.create_model_version(
+            name, f"models:/{model_id}", run_id, tags=tags, description=record.note[:NOTE_CHARS], model_id=model_id
         )
-        undo.callback(client.delete_model_version, name, made.version)
-        return _version(made)
+        undo.callback(client.delete_model_version, name, created.version)
+        return _as_version(created)
 
     def _create_model(self, name: str, record: Record, undo: ExitStack) -> None:
-        """The name with its identity, which one that was registered before these tags were kept is given now."""
+        """Create the registered model with its identity tags; an existing one gets those that it lacks."""
         from mlflow.exceptions import MlflowException
 
         try:
             self._client.create_registered_model(name, tags=dict(record.identity))
-            undo.callback(self._drop_empty, name)
+            undo.callback(self._drop_if_empty, name)
         except MlflowException as error:
-            if not _exists(error):
+            if not _already_exists(error):
                 raise
-            self.refuse_another(name, record.identity)  # another machine may have been first
+            self.check_same_subject(name, record.identity)  # another machine may have been first
             model = self._registered(name)
             for kind in record.identity.keys() - (model.tags.keys() if model else set()):
                 self._client.set_registered_model_tag(name, kind, record.identity[kind])
                 undo.callback(self._client.delete_registered_model_tag, name, kind)
 
-    def _drop_empty(self, name: str) -> None:
-        """Delete a model unless another machine has given it a version meanwhile."""
+    def _drop_if_empty(self, name: str) -> None:
+        """Delete a registered model unless another machine has added a version meanwhile."""
         if not self._client.search_model_versions(f"name = '{name}'", max_results=1):
             self._client.delete_registered_model(name)
 
-    def refuse_another(self, name: str, wanted: Mapping[str, str]) -> None:
-        """Raises InputError, with the way out, where the name is that of another subject."""
-        with self._spoken():
-            held = self._identity(name)
+    def check_same_subject(self, name: str, wanted: Mapping[str, str]) -> None:
+        """Raises InputError, which says what to do, where the name is that of another subject."""
+        with self._one_sentence_errors():
+            registered = self._identity(name)
         for kind, (what, parameter) in IDENTITY.items():
-            if kind in held and kind in wanted and held[kind] != wanted[kind]:
+            if kind in registered and kind in wanted and registered[kind] != wanted[kind]:
                 raise InputError(
-                    f"model '{name}' holds the {what} '{held[kind]}', not '{wanted[kind]}'; choose another register.name "
-                    f"(--name), or, if it is the same subject, give {parameter} '{held[kind]}'"
+                    f"model '{name}' holds the {what} '{registered[kind]}', not '{wanted[kind]}'; choose another register.name "
+                    f"(--name), or, if it is the same subject, give {parameter} '{registered[kind]}'"
                 )
 
     def _identity(self, name: str) -> dict[str, str]:
-        """What a registered model is of: its tags, and those of its newest version where older ones had fewer."""
+        """Identity tags of a registered model; those that it lacks are taken from its newest version."""
         if (model := self._registered(name)) is None:
             return {}
         newest = self._client.search_model_versions(f"name = '{name}'", 1, ["version_number DESC"])
         return {**(newest[0].tags if newest else {}), **model.tags}
 
     def _registered(self, name: str) -> RegisteredModel | None:
-        with self._spoken():
-            found: RegisteredModel | None = _unless_missing(self._client.get_registered_model, check_name(name))
+        with self._one_sentence_errors():
+            found: RegisteredModel | None = _get_or_none(self._client.get_registered_model, check_name(name))
         return found
 
     def _experiment(self, name: str) -> str:
@@ -448,7 +448,7 @@ class Registry:
         try:
             return str(self._client.create_experiment(name, artifact_location=folder))
         except MlflowException as error:
-            if not _exists(error):
+            if not _already_exists(error):
                 raise
             return str(self._client.get_experiment_by_name(name).experiment_id)  # another machine was first
 
@@ -465,9 +465,11 @@ class Registry:
         wanted = f"attributes.status = 'RUNNING' and tags.adapter = '{record.digest}'"
         experiment = self._experiment(record.experiment)
         search = self._client.search_logged_models
-        for run in list(_all_pages(self._client.search_runs, [experiment], wanted)):  # pages shift when rows go
+        for run in list(
+            _paginate(self._client.search_runs, [experiment], wanted)
+        ):  # listed first: pages shift when rows are deleted
             if run.info.start_time <= before:
-                for model in list(_all_pages(search, [experiment], f"source_run_id = '{run.info.run_id}'")):
+                for model in list(_paginate(search, [experiment], f"source_run_id = '{run.info.run_id}'")):
                     self._drop_model(model.model_id)
                 self._drop_run(run.info.run_id)
 
@@ -486,16 +488,16 @@ class Registry:
         get_artifact_repository(location, tracking_uri=self.uri).delete_artifacts()
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One registration at a time on this machine, so that two cannot both take the champion's place."""
+    def _registration_lock(self) -> Iterator[None]:
+        """One registration at a time on this machine, so that two do not both become champion."""
         self._state.mkdir(parents=True, exist_ok=True)
         with (self._state / "registry.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @contextmanager
-    def _spoken(self) -> Iterator[None]:
-        """Errors of the registry, as one sentence."""
+    def _one_sentence_errors(self) -> Iterator[None]:
+        """Raise MLflow's errors as InputError of one sentence."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -508,10 +510,10 @@ class Registry:
 def open_artifacts(
     artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
 ) -> LocalArtifactRepository:
-    """What lies at `photoflux-artifacts:/…`: files in the state folder of this process, wherever that is.
+    """The artifact repository at `photoflux-artifacts:/…`: a folder in the state folder of this process.
 
-    MLflow's processes find this by the entry point in pyproject.toml. Raises MlflowException for what leaves the folder: the
-    key file lies beside it, and MLflow's pages serve whatever an artifact's location names.
+    MLflow finds this by the entry point in pyproject.toml. Raises MlflowException for a location outside that folder: the key
+    file lies beside it, and MLflow's pages serve any file that an artifact's location names.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -523,8 +525,8 @@ def open_artifacts(
     return LocalArtifactRepository(folder.as_uri(), tracking_uri, registry_uri)
 
 
-def _know_artifacts() -> None:
-    """Tell this process's MLflow of our scheme, also where the installation is older than its entry point."""
+def _register_scheme() -> None:
+    """Register our scheme with this process's MLflow, also where the installed package has no entry point yet."""
     from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 
     _artifact_repository_registry.register(SCHEME, open_artifacts)
@@ -534,11 +536,11 @@ def _signature() -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    asks = Schema([ColSpec("string", "prompt"), ColSpec("long", "seed", required=False)])
-    return ModelSignature(inputs=asks, outputs=Schema([ColSpec("string", "image")]))
+    inputs = Schema([ColSpec("string", "prompt"), ColSpec("long", "seed", required=False)])
+    return ModelSignature(inputs=inputs, outputs=Schema([ColSpec("string", "image")]))
 
 
-def _example(prompt: str) -> pd.DataFrame:
+def _input_example(prompt: str) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame({"prompt": [prompt], "seed": [0]})
@@ -550,12 +552,12 @@ def _requirements() -> list[str]:
     return [f"photoflux[track,train]=={__version__}"]
 
 
-def _version(found: Any) -> Version:
+def _as_version(found: Any) -> Version:
     return Version(found.name, int(found.version), str(found.run_id), str(found.source), dict(found.tags))
 
 
-def _all_pages(search: Callable[..., PagedList[Any]], *wanted: Any) -> Iterator[Any]:
-    """What a search of the client finds: it answers with a page, a hundred models by default, and a token for the next."""
+def _paginate(search: Callable[..., PagedList[Any]], *wanted: Any) -> Iterator[Any]:
+    """All results of a search of the client, which answers in pages (of a hundred models by default)."""
     token = None
     while True:
         page = search(*wanted, page_token=token)
@@ -564,19 +566,19 @@ def _all_pages(search: Callable[..., PagedList[Any]], *wanted: Any) -> Iterator[
             return
 
 
-def _unless_missing(get: Callable[..., Any], *what: str) -> Any:
-    """What is asked for; None where MLflow says that there is no such model, version or alias."""
+def _get_or_none(get: Callable[..., Any], *what: str) -> Any:
+    """The result of `get`; None where MLflow says that there is no such model, version or alias."""
     from mlflow.exceptions import MlflowException
 
     try:
         return get(*what)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "alias" in str(error).lower():
-            return None  # an unknown alias counts as an invalid parameter
+            return None  # MLflow reports an unknown alias as an invalid parameter
         raise
 
 
-def _exists(error: Any) -> bool:
+def _already_exists(error: Any) -> bool:
     return bool(error.error_code == "RESOURCE_ALREADY_EXISTS")
 
 
@@ -584,8 +586,8 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     yield from (items[start : start + size] for start in range(0, len(items), size))
 
 
-def bear_percent_signs() -> None:
-    """Let MLflow work from a folder with a percent sign in its name: it names that to Alembic, which takes it for something to fill in."""
+def allow_percent_signs() -> None:
+    """Let MLflow run from a folder with a percent sign in its name, which Alembic would interpolate."""
     from mlflow.store.db import utils
 
     migrations = str(Path(utils.__file__).parents[1] / "db_migrations").replace("%", "%%")
@@ -597,12 +599,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m photoflux.tracking …`: MLflow's own command line."""
     from mlflow.cli import cli
 
-    bear_percent_signs()
+    allow_percent_signs()
     cli(arguments)
 
 
-def _quieten() -> None:
-    """No telemetry, and of MLflow's own voice only what matters to a person."""
+def _configure_logging() -> None:
+    """No telemetry or progress bars, and of MLflow's and Alembic's logs only errors."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "alembic"):

@@ -1,4 +1,4 @@
-"""Words as they are put into prompts and names of files."""
+"""Helpers for words in prompts and file names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def article(word: str) -> str:
-    """`a` or `an`, as what begins with that word asks for."""
+    """The article of a word: `a` or `an`."""
     return "an" if word[:1].lower() in "aeiou" else "a"
 
 

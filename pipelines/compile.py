@@ -31,10 +31,10 @@ def readable(text: str) -> str:
     form = spec["root"]["inputDefinitions"]["parameters"]
     spec["root"]["inputDefinitions"]["parameters"] = {name: form[name] for name in NAMES}
     head = [line for line in text.splitlines() if line.startswith(("# PIPELINE", "# Name", "# Description"))]
-    return "\n".join([*head, yaml.dump(spec, Dumper=_Dumper, sort_keys=False, width=WIDTH, allow_unicode=True)])
+    return "\n".join([*head, yaml.dump(spec, Dumper=_ReadableDumper, sort_keys=False, width=WIDTH, allow_unicode=True)])
 
 
-class _Dumper(yaml.SafeDumper):
+class _ReadableDumper(yaml.SafeDumper):
     """Writes text of several lines as a block, and on one line what fits there."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
@@ -42,16 +42,16 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
         return super().represent_sequence(
-            tag, sequence, flow_style=_fits(sequence) if flow_style is None else flow_style
+            tag, sequence, flow_style=_fits_on_a_line(sequence) if flow_style is None else flow_style
         )
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
         return super().represent_mapping(
-            tag, mapping, flow_style=_fits([*mapping.values()]) if flow_style is None else flow_style
+            tag, mapping, flow_style=_fits_on_a_line([*mapping.values()]) if flow_style is None else flow_style
         )
 
 
-def _fits(values: list[Any]) -> bool:
+def _fits_on_a_line(values: list[Any]) -> bool:
     return (
         not any(isinstance(value, (dict, list)) for value in values)
         and len(str(values)) < WIDTH / 2
@@ -59,7 +59,7 @@ def _fits(values: list[Any]) -> bool:
     )
 
 
-_Dumper.add_representer(str, _Dumper.represent_str)
+_ReadableDumper.add_representer(str, _ReadableDumper.represent_str)
 
 if __name__ == "__main__":
     print(compile_pipeline())

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [word for change in OVERTRAINED for word in ("--set", change)]
         return run.main([*_photos("demo-bad"), "--require", "FAIL", *words])
     code = run.main([*_photos("demo"), "--require", "PASS"])
-    return code or _draw()
+    return code or _generate()
 
 
 def _photos(name: str) -> list[str]:
@@ -39,13 +39,13 @@ def _photos(name: str) -> list[str]:
     return ["--photos", str(SAMPLES), "--name", name, *subject]
 
 
-def _draw() -> int:
+def _generate() -> int:
     from photoflux.generate import generate
 
     folder = get_settings().state_dir / "demo"
     how: dict[str, Any] = {"n": 2, "size": "512x512", "fmt": "png", "style": "none", "out_dir": folder}
     try:
-        with screen.working("drawing"):
+        with screen.progress_bar("drawing"):
             for number, prompt in enumerate(PROMPTS):
                 generate("demo@champion", prompt, seed=number, **how)
     except PhotoFluxError as error:

@@ -1,4 +1,4 @@
-"""What the compiled file says: its steps, what each reads, and which parameters a person may set."""
+"""Read the compiled file: its steps, which of them each one reads, and the parameters of its form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Spec = dict[str, Any]
 
 
 def read_spec(path: Path = COMPILED) -> Spec:
-    """The pipeline document of a compiled file; parsed once while the file stays as it is, so not to be changed."""
+    """The pipeline document of a compiled file, cached while the file does not change; callers must not modify it."""
     state = path.stat()
     return _parsed(path, state.st_mtime_ns, state.st_size)
 
@@ -39,21 +39,22 @@ def parameters(spec: Spec) -> dict[str, Any]:
     return {name: TYPES[entry["parameterType"]](entry["defaultValue"]) for name, entry in described.items()}
 
 
-def pipeline_graph(path: Path = COMPILED) -> dict[str, frozenset[str]]:
-    """Step → the steps whose outputs it reads; exit handlers and conditions are seen through."""
-    return {name: frozenset(reads) for name, _, reads in _steps(read_spec(path))}
+def step_graph(spec: Spec) -> dict[str, frozenset[str]]:
+    """Step → the steps whose outputs it reads; exit handlers and conditions are flattened."""
+    return {name: frozenset(reads) for name, _, reads in _steps(spec)}
 
 
 def step_titles(spec: Spec) -> dict[str, str]:
     """Step → display name, in an order they may run in, the exit task last."""
-    steps = {name: (title, reads) for name, title, reads in _steps(spec)}
-    order = graphlib.TopologicalSorter({name: sorted(reads) for name, (_, reads) in steps.items()}).static_order()
-    return {name: steps[name][0] for name in sorted(order, key=exit_steps(spec).__contains__)}
+    titles = {name: title for name, title, _ in _steps(spec)}
+    graph = {name: sorted(reads) for name, reads in step_graph(spec).items()}  # sorted: the order is the same each time
+    order = graphlib.TopologicalSorter(graph).static_order()
+    return {name: titles[name] for name in sorted(order, key=exit_steps(spec).__contains__)}
 
 
 def exit_steps(spec: Spec) -> set[str]:
     """The steps that run however the others ended."""
-    return {_plain(name) for name, task in spec["root"]["dag"]["tasks"].items() if "triggerPolicy" in task}
+    return {_step_name(name) for name, task in spec["root"]["dag"]["tasks"].items() if "triggerPolicy" in task}
 
 
 def _steps(spec: Spec) -> Iterator[tuple[str, str, set[str]]]:
@@ -68,7 +69,7 @@ def _walk(tasks: Spec, components: Spec, outer: Mapping[str, set[str]]) -> Itera
         if "dag" in component:
             yield from _walk(component["dag"]["tasks"], components, sources)
         else:
-            yield _plain(name), task["taskInfo"]["name"], set().union(*sources.values())
+            yield _step_name(name), task["taskInfo"]["name"], set().union(*sources.values())
 
 
 def _inputs(task: Spec) -> Iterator[tuple[str, Spec]]:
@@ -79,9 +80,9 @@ def _inputs(task: Spec) -> Iterator[tuple[str, Spec]]:
 def _sources(entry: Spec, outer: Mapping[str, set[str]]) -> set[str]:
     for kind in ("taskOutputArtifact", "taskOutputParameter"):
         if kind in entry:
-            return {_plain(entry[kind]["producerTask"])}
+            return {_step_name(entry[kind]["producerTask"])}
     return outer.get(entry.get("componentInputArtifact") or entry.get("componentInputParameter", ""), set())
 
 
-def _plain(task: str) -> str:
+def _step_name(task: str) -> str:
     return task.replace("-", "_")

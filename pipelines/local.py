@@ -1,6 +1,6 @@
 """`python -m pipelines.local RUN_FOLDER [COMPILED [REUSED]]`: run the compiled pipeline on this machine, under kfp.local.
 
-Started as a child process for a queued run; the run's `run.json` is its only way of telling how far it is.
+Started as a child process for a queued run; it reports progress only through the run's `run.json`.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ def main(argv: list[str]) -> int:
 def execute(folder: Path, *, compiled: Path = COMPILED, reuse: Path | None = None) -> Run:
     """Run the compiled file with the parameters in the folder's record; returns the ended run.
 
-    Steps whose inputs are those of an earlier run in `reuse` are not run again.
+    Steps whose inputs equal those of an earlier run in `reuse`, a cache folder, are not run again.
     """
     recorder = Recorder(folder, always=exit_steps(read_spec(compiled)))
     with (
         steps_lock(folder) as lock,
-        _working_in(folder / "work") as environment,
-        _own_handler(recorder, environment, lock=lock),
-        _own_cache(recorder),
+        _run_scratch(folder / "work") as environment,
+        _step_handler(recorder, environment, lock=lock),
+        _observed_cache(recorder),
     ):
-        kept = reuse / what_runs() if reuse else None
-        fault = _run_compiled(compiled, recorder.run.params, root=folder / "work", reuse=kept)
-    return recorder.finish(recorder.failure or fault)
+        cache = reuse / environment_digest() if reuse else None
+        orchestrator_failure = _run_compiled(compiled, recorder.run.params, root=folder / "work", reuse=cache)
+    return recorder.finish(recorder.failure or orchestrator_failure)
 
 
-def what_runs() -> str:
-    """A digest of what steps do besides what they are told: our code, bases, prompts, and the suites that decide about photos.
+def environment_digest() -> str:
+    """A digest of what steps depend on besides their inputs: our code, bases, prompts, and Great Expectations suites.
 
-    Elsewhere these are in the image, which is part of kfp's key by its digest; here they are in folders that people edit.
+    Elsewhere these are in the image, whose digest is part of kfp's cache key; here they are in folders that people edit.
     """
     settings, total = get_settings(), hashlib.sha256()
     code = [file for part in ("photoflux", "components") for file in (ROOT / part).rglob("*.py")]
@@ -72,7 +72,7 @@ def what_runs() -> str:
 
 
 def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path, reuse: Path | None) -> Failure | None:
-    """Hand the file to kfp.local; returns why it stopped, if it did."""
+    """Run the file under kfp.local; returns a failure of kfp itself, if any."""
     from kfp import components, local
 
     local.init(
@@ -82,7 +82,7 @@ def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path, reuse: 
         enable_caching=reuse is not None,
     )
     pipeline = components.load_component_from_file(str(compiled))
-    _forget_retries(pipeline.component_spec.implementation.graph)
+    _drop_retries(pipeline.component_spec.implementation.graph)
     try:
         pipeline(**params)
     except Exception as error:
@@ -91,7 +91,7 @@ def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path, reuse: 
 
 
 class Recorder:
-    """Keeps the run's record up to date while its steps start and end; `always` run even after a failure."""
+    """Writes the run's record as its steps start and end; steps in `always` run even after a failure."""
 
     def __init__(self, folder: Path, *, always: Container[str]) -> None:
         self.folder = folder
@@ -103,31 +103,34 @@ class Recorder:
     def log(self, step: str) -> Path:
         return self.folder / "logs" / f"{step}.log"
 
-    def wants(self, step: str) -> bool:
-        """Whether a step may still start: one beside a failed one would only delay the bad news."""
+    def may_start(self, step: str) -> bool:
+        """Whether a step may start: after a failure of another one it would only delay the end of the run."""
         return self.failure is None or step in self.always
 
     def started(self, step: str) -> None:
-        self._save(self.run.with_step(self.run.step(step).moved(State.running)))
+        self._save(self.run.with_step(self.run.step(step).in_state(State.running)))
 
     def ended(self, step: str, *, exit_code: int, outputs: dict[str, Any]) -> None:
         if exit_code:
-            self.failure = self.failure or self._why(step, exit_code=exit_code, outputs=outputs)
-            self._save(self.run.with_step(self.run.step(step).moved(State.failed)))
+            self.failure = self.failure or self._failure_of(step, exit_code=exit_code, outputs=outputs)
+            self._save(self.run.with_step(self.run.step(step).in_state(State.failed)))
             return
-        done = replace(self.run.step(step).moved(State.succeeded), metrics=_metrics(outputs))
-        artifacts = self.run.artifacts | {step: _keep(outputs, self.folder, step)}
+        done = replace(self.run.step(step).in_state(State.succeeded), metrics=_metrics(outputs))
+        artifacts = self.run.artifacts | {step: _link_outputs(outputs, self.folder, step)}
         self._save(replace(self.run.with_step(done), artifacts=artifacts))
 
     def reused(self, step: str, outputs: dict[str, Any]) -> None:
-        """The step was not run: these are the outputs of an earlier run, kfp's artifacts by name."""
+        """Record a step that was not run, with the `outputs` of an earlier run, kfp's artifacts by name."""
         artifacts = {name: one for name, one in outputs.items() if hasattr(one, "uri")}
-        kept = {name: (type(one).schema_title, one.uri) for name, one in artifacts.items()}
-        measured = artifacts["metrics"].metadata if "metrics" in artifacts else {}
-        metrics = {name: float(value) for name, value in measured.items()}
-        done = replace(self.run.step(step).moved(State.running).moved(State.reused), metrics=metrics)
+        places = {name: (type(one).schema_title, one.uri) for name, one in artifacts.items()}
+        cached_metrics = artifacts["metrics"].metadata if "metrics" in artifacts else {}
+        metrics = {name: float(value) for name, value in cached_metrics.items()}
+        done = replace(self.run.step(step).in_state(State.running).in_state(State.reused), metrics=metrics)
         self._save(
-            replace(self.run.with_step(done), artifacts=self.run.artifacts | {step: _link(kept, self.folder, step)})
+            replace(
+                self.run.with_step(done),
+                artifacts=self.run.artifacts | {step: _link_artifacts(places, self.folder, step)},
+            )
         )
 
     def finish(self, failure: Failure | None) -> Run:
@@ -136,13 +139,13 @@ class Recorder:
         self._save(self.run.finished(State.failed if failure else State.succeeded, error=failure))
         return self.run
 
-    def _why(self, step: str, *, exit_code: int, outputs: dict[str, Any]) -> Failure:
-        """The step's own sentence; one made from how its process ended when it could not leave any."""
-        told = read_failure(Path(outputs["outputFile"]).parent.parent)
-        if told and told.step == step:
+    def _failure_of(self, step: str, *, exit_code: int, outputs: dict[str, Any]) -> Failure:
+        """The failure that the step reported; one made of its exit code where it reported none."""
+        failure = read_failure(Path(outputs["outputFile"]).parent.parent)
+        if failure and failure.step == step:
             shutil.copy(Path(outputs["outputFile"]).parent.parent / "failure.json", self.folder)
-            return told
-        if killed := _signal(exit_code):
+            return failure
+        if killed := _signal_name(exit_code):
             hint = "; most often memory ran out" if killed == "SIGKILL" else ""
             return Failure(step, f"{step} was killed ({killed}){hint}: run again; nothing half-made was kept", killed)
         log = self.log(step).relative_to(self.folder)
@@ -154,7 +157,7 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def _working_in(work: Path) -> Iterator[dict[str, str]]:
+def _run_scratch(work: Path) -> Iterator[dict[str, str]]:
     """A scratch folder for the run; yields an environment whose `python3` is this interpreter."""
     (work / "bin").mkdir(parents=True)
     python = work / "bin" / "python3"
@@ -167,10 +170,10 @@ def _working_in(work: Path) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _own_handler(recorder: Recorder, environment: Mapping[str, str], *, lock: int) -> Iterator[None]:
-    """Let steps run through a handler of ours: kfp's prints their output, tells no one, hides the exit code.
+def _step_handler(recorder: Recorder, environment: Mapping[str, str], *, lock: int) -> Iterator[None]:
+    """Run steps by a handler of ours: kfp's prints their output, records nothing and hides the exit code.
 
-    kfp.local has no way to register a handler, so this one takes the place of its subprocess handler.
+    kfp.local has no way to register a handler, so its subprocess handler is replaced.
     """
     from kfp.local import subprocess_task_handler
     from kfp.local.status import Status
@@ -190,8 +193,8 @@ def _own_handler(recorder: Recorder, environment: Mapping[str, str], *, lock: in
 
 
 @contextlib.contextmanager
-def _own_cache(recorder: Recorder) -> Iterator[None]:
-    """Have the recorder told which steps kfp takes from its cache: it asks nobody, and only logs it."""
+def _observed_cache(recorder: Recorder) -> Iterator[None]:
+    """Tell the recorder which steps kfp takes from its cache; kfp has no hook for it, so two methods are replaced."""
     from kfp.local.cache import LocalCache
 
     compute, get = LocalCache.compute_key, LocalCache.get
@@ -216,10 +219,10 @@ def _own_cache(recorder: Recorder) -> Iterator[None]:
 
 
 def _run_step(command: list[str], recorder: Recorder, environment: Mapping[str, str], *, lock: int) -> int:
-    """Run a step's command; it holds the `lock` until it ends, so that it is known to live whatever becomes of us."""
+    """Run a step's command; it inherits the `lock` and holds it until it ends, so that it is known to be alive if we die."""
     step = command[command.index("--function_to_execute") + 1]
     outputs = json.loads(command[command.index("--executor_input") + 1])["outputs"]
-    if not recorder.wants(step):
+    if not recorder.may_start(step):
         return 1
     recorder.started(step)
     with recorder.log(step).open("w") as log:
@@ -230,22 +233,24 @@ def _run_step(command: list[str], recorder: Recorder, environment: Mapping[str, 
     return done.returncode
 
 
-def _forget_retries(spec: PipelineSpec) -> None:
-    """Retries are for lost machines: on this one a failed step fails again, only later."""
+def _drop_retries(spec: PipelineSpec) -> None:
+    """Remove the retry policies, which are for lost machines: on this one a failed step would fail again."""
     groups = [spec.root, *spec.components.values()]
     for task in (task for group in groups for task in group.dag.tasks.values()):
         task.ClearField("retry_policy")
 
 
-def _keep(outputs: dict[str, Any], folder: Path, step: str) -> dict[str, str]:
-    """Give the step's files their readable place; returns artifact name → path below the run's folder."""
+def _link_outputs(outputs: dict[str, Any], folder: Path, step: str) -> dict[str, str]:
+    """Link a step's output files below `artifacts/<step>/`; returns artifact name → path below the run's folder."""
     listed = {name: entry["artifacts"][0] for name, entry in outputs.get("artifacts", {}).items()}
-    return _link({name: (one["type"]["schemaTitle"], one["uri"]) for name, one in listed.items()}, folder, step)
+    return _link_artifacts(
+        {name: (one["type"]["schemaTitle"], one["uri"]) for name, one in listed.items()}, folder, step
+    )
 
 
-def _link(artifacts: Mapping[str, tuple[str, str]], folder: Path, step: str) -> dict[str, str]:
-    """As `_keep`, for artifacts by their kfp type and place."""
-    kept = {}
+def _link_artifacts(artifacts: Mapping[str, tuple[str, str]], folder: Path, step: str) -> dict[str, str]:
+    """As `_link_outputs`, for artifacts given by kfp type and path."""
+    linked = {}
     for name, (kind, uri) in artifacts.items():
         suffix = SUFFIXES.get(kind.removeprefix("system."))
         source = Path(uri)
@@ -255,8 +260,8 @@ def _link(artifacts: Mapping[str, tuple[str, str]], folder: Path, step: str) -> 
             os.link(source, target)
             if (twin := sealed_beside(source)).is_file():
                 os.link(twin, sealed_beside(target))
-            kept[name] = str(target.relative_to(folder))
-    return kept
+            linked[name] = str(target.relative_to(folder))
+    return linked
 
 
 def _metrics(outputs: dict[str, Any]) -> dict[str, float]:
@@ -272,7 +277,7 @@ def _verdict(folder: Path, run: Run) -> str:
     return str(decision["verdict"]) if decision else ""
 
 
-def _signal(exit_code: int) -> str:
+def _signal_name(exit_code: int) -> str:
     """The name of the signal that ended a process, also when a shell passed it on as 128 + n."""
     number = -exit_code if exit_code < 0 else exit_code - 128
     return signal.Signals(number).name if number in set(signal.Signals) else ""

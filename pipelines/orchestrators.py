@@ -1,4 +1,4 @@
-"""One interface to whatever runs the compiled pipeline: a child process here, Vertex AI, or a Kubeflow Pipelines server."""
+"""Orchestrators of the compiled pipeline behind one interface: a child process, Vertex AI, a Kubeflow Pipelines server."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from pipelines.parameters import fill, resolve
 
 log = logging.getLogger(__name__)
 
-REUSED = ".reused"
-"""Folder beside the runs with what steps made, for runs that may take it from there."""
+REUSE_FOLDER = ".reused"
+"""Folder beside the runs with kfp's cache of step outputs."""
 LOST = "lost"
-"""Kind of failure of a run whose own process was killed: nothing is known to be wrong with what it ran."""
+"""Kind of the failure of a run whose runner was killed: no step of it failed, so that it may be started again."""
 
 
-class RunGone(PhotoFluxError):
-    """There is no run of that name, or no longer."""
+class RunNotFound(PhotoFluxError):
+    """No run of that name exists, or it was deleted."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,22 @@ class RunRef:
 
 
 class Orchestrator(Protocol):
-    """Starts runs of the compiled pipeline and tells how they stand."""
+    """Starts, observes and ends runs of the compiled pipeline."""
 
-    look_s: float
-    """How often it is fitting to ask, in seconds: others count what they are asked."""
+    poll_interval_s: float
+    """Seconds between two calls of `status`: services limit how often they are called."""
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         """Start a run with `params` over those of params.yaml. Raises InputError for a wrong one.
 
-        With a `name` it is started once: submitted again, it is the run of that name, however it stands.
+        With a `name` it is started once: submitted again, it is the existing run of that name, in whatever state.
         """
 
     def find(self, name: str) -> RunRef:
-        """The run that was submitted under a name. Raises RunGone; starts nothing."""
+        """The run that was submitted under a name. Raises RunNotFound."""
 
     def status(self, ref: RunRef) -> Run:
-        """How the run stands now."""
+        """The present state of the run."""
 
     def cancel(self, ref: RunRef) -> None:
         """End the run. Does nothing to one that has ended."""
@@ -72,20 +72,20 @@ class Orchestrator(Protocol):
         """
 
     def discard(self, name: str) -> None:
-        """End what was submitted as `name-1`, `name-2`, … and delete everything that it left; may be repeated."""
+        """End the runs submitted as `name-1`, `name-2`, … and delete all their files and records; may be repeated."""
 
 
 @dataclass
 class LocalOrchestrator:
     """Runs the pipeline in a child process; a run is a folder below `runs_dir`.
 
-    With `reuse`, what steps make is kept beside the runs, and a step that is given the same again is not run again.
+    With `reuse`, outputs of steps are cached beside the runs, and a step with equal inputs is not run again.
     """
 
     runs_dir: Path
     compiled: Path = COMPILED
     reuse: bool = False
-    look_s: float = 0.3
+    poll_interval_s: float = 0.3
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, repr=False)
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
@@ -93,32 +93,34 @@ class LocalOrchestrator:
 
     def start(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         """Start a run of whatever pipeline `compiled` holds, with these parameters and no checks of them."""
-        run = _new(read_spec(self.compiled), params, name)
+        run = _queued_run(read_spec(self.compiled), params, name)
         folder = (self.runs_dir / run.id).resolve()
         check_text(
             f"the runs folder {self.runs_dir}", str(folder)
         )  # a step's files are named to it like its parameters
         folder.mkdir(parents=True, exist_ok=bool(name))
-        with process.claimed(folder, begun=lambda: _has_begun(folder)) as lock:
-            if lock is not None and not _has_begun(folder):
+        with process.run_lock(folder, has_started=lambda: _has_started(folder)) as lock:
+            if lock is not None and not _has_started(folder):
                 save_run(run, folder)
-                kept = self.runs_dir.resolve() / REUSED if self.reuse else None
-                self._children[run.id] = process.start(folder, self.compiled, lock=lock, reuse=kept)
+                reuse_folder = self.runs_dir.resolve() / REUSE_FOLDER if self.reuse else None
+                self._children[run.id] = process.start(folder, self.compiled, lock=lock, reuse=reuse_folder)
         return RunRef(run.id, str(folder))
 
     def find(self, name: str) -> RunRef:
         folder = (self.runs_dir / _run_id(read_spec(self.compiled), name)).resolve()
         if not (folder / RECORD).exists():
-            raise RunGone(f"{folder.name}: is not here, or was deleted")
+            raise RunNotFound(f"{folder.name}: is not here, or was deleted")
         return RunRef(load_run(folder).id, str(folder))
 
     def status(self, ref: RunRef) -> Run:
-        """How the run stands. It is lost once its own process is dead and the steps that outlived it are ended, too."""
+        """The run's state. It is LOST once its runner has died and the steps that outlived it are ended, too."""
         folder = Path(ref.where)
-        alive = process.runner_is_alive(folder)  # asked first: one that ends in between has recorded its end by then
+        alive = process.runner_is_alive(
+            folder
+        )  # asked first: a runner that ends after this has recorded its end before `load_run`
         run = load_run(folder)
         if not alive:
-            self._reap(ref.id)
+            self._reap_child(ref.id)
         if alive or run.state.ended:
             return run
         try:
@@ -126,15 +128,15 @@ class LocalOrchestrator:
         except TimeoutError as error:
             log.warning("%s", error)
             return run
-        said = process.last_words(folder)
-        why = f"the run's own process ended before the run did ({said}): run again"
-        return self._close(folder, State.failed, Failure("", why, LOST))
+        tail = process.stderr_tail(folder)
+        why = f"the run's own process ended before the run did ({tail}): run again"
+        return self._record_end(folder, State.failed, Failure("", why, LOST))
 
     def cancel(self, ref: RunRef) -> None:
         """End the run and every process of it. Raises TimeoutError where one cannot be ended."""
         folder = Path(ref.where)
         self._end(ref.id, folder)
-        self._close(folder, State.cancelled, None)
+        self._record_end(folder, State.cancelled, None)
 
     def collect(self, ref: RunRef, into: Path) -> tuple[Run, Path]:  # noqa: ARG002
         return self.status(ref), Path(ref.where)
@@ -144,26 +146,26 @@ class LocalOrchestrator:
             self._end(folder.name, folder)
             shutil.rmtree(folder)
 
-    def let_go(self) -> None:
-        """End the processes of the runs that were started from here; each is then lost, and can be started again."""
+    def shutdown(self) -> None:
+        """End the processes of the runs that this object started; each is then LOST, and can be started again."""
         for run_id in list(self._children):
             self._end(run_id, (self.runs_dir / run_id).resolve())
 
     def _end(self, run_id: str, folder: Path) -> None:
         """End every process of a run, whoever started it. Raises TimeoutError where one cannot be ended."""
-        if group := self._group(run_id, folder):
-            process.end(folder, group)
-        self._reap(run_id)
+        if group := self._process_group(run_id, folder):
+            process.terminate(folder, group)
+        self._reap_child(run_id)
 
-    def _reap(self, run_id: str) -> None:
-        """Leave no zombie of a run's own process, which has let go of its lock."""
+    def _reap_child(self, run_id: str) -> None:
+        """Wait for a runner that has released its lock, so that no zombie is left."""
         if child := self._children.pop(run_id, None):
             child.kill()  # does nothing to one that has ended
             child.wait()
 
-    def _group(self, run_id: str, folder: Path) -> int:
-        """Process group of the run's processes, waited for while the run is only just starting; 0 when none lives."""
-        deadline = time.monotonic() + process.STARTING_S
+    def _process_group(self, run_id: str, folder: Path) -> int:
+        """Process group of the run, waited for while the run is starting; 0 when no process is alive."""
+        deadline = time.monotonic() + process.START_TIMEOUT_S
         while process.is_alive(folder):
             child = self._children.get(run_id)
             if group := _pid(folder) or (child.pid if child and child.poll() is None else 0):
@@ -173,9 +175,9 @@ class LocalOrchestrator:
             time.sleep(process.POLL_S)
         return 0
 
-    def _close(self, folder: Path, state: State, why: Failure | None) -> Run:
-        """End a run whose process could not do it itself, unless it has ended or somebody starts it just now."""
-        with process.claimed(folder, begun=lambda: process.runner_is_alive(folder)) as lock:
+    def _record_end(self, folder: Path, state: State, why: Failure | None) -> Run:
+        """Record the end of a run whose runner could not, unless it is recorded or another process is starting the run."""
+        with process.run_lock(folder, has_started=lambda: process.runner_is_alive(folder)) as lock:
             run = load_run(folder)
             if lock is None or run.state.ended:
                 return run
@@ -190,7 +192,7 @@ class LocalOrchestrator:
 class VertexOrchestrator:
     """Submits the same compiled file to Vertex AI Pipelines, with `image`, a name and digest, in it.
 
-    Each task's own caching and retry rules hold. `transport` and a client for `storage` are for others than the public ones.
+    Caching and retries are those of each task. `transport` and `storage`, a client, replace the public services'.
     """
 
     project: str
@@ -202,13 +204,13 @@ class VertexOrchestrator:
     transport: Any = None
     storage: Any = None
     compiled: Path = COMPILED
-    look_s: float = 10.0
+    poll_interval_s: float = 10.0
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         from google.api_core.exceptions import AlreadyExists
 
         spec = read_spec(self.compiled)
-        run = _new(spec, fill(resolve(params), spec), name)
+        run = _queued_run(spec, fill(resolve(params), spec), name)
         job_name = f"{self._parent}/pipelineJobs/{run.id}"
         with suppress(AlreadyExists):
             job = self._client().create_pipeline_job(
@@ -224,7 +226,7 @@ class VertexOrchestrator:
         try:
             job = self._client().get_pipeline_job(name=f"{self._parent}/pipelineJobs/{run_id}")
         except NotFound as error:
-            raise RunGone(f"{run_id}: is not there, or was deleted") from error
+            raise RunNotFound(f"{run_id}: is not there, or was deleted") from error
         return self._ref(job.name, run_id)
 
     @property
@@ -259,7 +261,7 @@ class VertexOrchestrator:
             StepRun(name, title, _task_state(started[name].state.name) if name in started else State.queued)
             for name, title in step_titles(read_spec(self.compiled)).items()
         )
-        return _remote_run(job.name, job.state.name, job.error.message, steps)
+        return _as_run(job.name, job.state.name, job.error.message, steps)
 
     def cancel(self, ref: RunRef) -> None:
         self._client().cancel_pipeline_job(name=ref.id)
@@ -267,13 +269,13 @@ class VertexOrchestrator:
     def collect(self, ref: RunRef, into: Path) -> tuple[Run, Path]:
         job = self._client().get_pipeline_job(name=ref.id)
         run = replace(self.status(ref), params=dict(job.runtime_config.parameter_values))
-        return outputs.fetched(run, self._store(), f"{_outputs_of(job.name)}/", into)
+        return outputs.fetch(run, self._store(), f"{_outputs_of(job.name)}/", into)
 
     def discard(self, name: str) -> None:
         from google.api_core.exceptions import FailedPrecondition
 
-        client, wanted = self._client(), f'display_name:"*-{name}-*"'
-        for job in client.list_pipeline_jobs(request={"parent": self._parent, "filter": wanted}):
+        client, query = self._client(), f'display_name:"*-{name}-*"'
+        for job in client.list_pipeline_jobs(request={"parent": self._parent, "filter": query}):
             with suppress(FailedPrecondition):  # it has ended
                 client.cancel_pipeline_job(name=job.name)
             outputs.delete_all(self._store(), f"{_outputs_of(job.name)}/")
@@ -301,36 +303,36 @@ class KubeflowOrchestrator:
     pipeline_root: str = ""
     storage: Any = None
     compiled: Path = COMPILED
-    look_s: float = 10.0
+    poll_interval_s: float = 10.0
 
     def submit(self, params: Mapping[str, Any], *, name: str = "") -> RunRef:
         spec = read_spec(self.compiled)
-        run = _new(spec, fill(resolve(params), spec), name)
-        if name and (known := self._named(run.id)):
+        run = _queued_run(spec, fill(resolve(params), spec), name)
+        if name and (known := self._find_by_name(run.id)):
             return self._ref(known)
         with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
             pinned = Path(scratch) / self.compiled.name
             pinned.write_text(pin_image(self.compiled.read_text(encoding="utf-8"), self.image), encoding="utf-8")
-            made = self._client().create_run_from_pipeline_package(
+            created = self._client().create_run_from_pipeline_package(
                 str(pinned), arguments=run.params, run_name=run.id, namespace=self.namespace,
                 pipeline_root=self.pipeline_root or None,
             )  # fmt: skip
-        return self._ref(made.run_id)
+        return self._ref(created.run_id)
 
     def find(self, name: str) -> RunRef:
         run_id = _run_id(read_spec(self.compiled), name)
-        if known := self._named(run_id):
+        if known := self._find_by_name(run_id):
             return self._ref(known)
-        raise RunGone(f"{run_id}: is not there, or was deleted")
+        raise RunNotFound(f"{run_id}: is not there, or was deleted")
 
-    def _named(self, name: str) -> str | None:
-        """Id of the server's run of that name: it makes ids of its own and takes a name twice."""
-        found = self._found("EQUALS", name)
+    def _find_by_name(self, name: str) -> str | None:
+        """Id of the server's run of that name, if any: the server makes ids of its own, and allows a name twice."""
+        found = self._list_runs("EQUALS", name)
         return str(found[0].run_id) if found else None
 
-    def _found(self, operation: str, name: str) -> list[Any]:
-        wanted = {"predicates": [{"operation": operation, "key": "display_name", "stringValue": name}]}
-        return list(self._client().list_runs(namespace=self.namespace, filter=json.dumps(wanted)).runs or [])
+    def _list_runs(self, operation: str, name: str) -> list[Any]:
+        query = {"predicates": [{"operation": operation, "key": "display_name", "stringValue": name}]}
+        return list(self._client().list_runs(namespace=self.namespace, filter=json.dumps(query)).runs or [])
 
     def _ref(self, run_id: str) -> RunRef:
         return RunRef(run_id, f"{self.host}/#/runs/details/{run_id}")
@@ -338,7 +340,7 @@ class KubeflowOrchestrator:
     def status(self, ref: RunRef) -> Run:
         """The server's run; it names tasks by ids of its own, so `steps` is empty."""
         run = self._client().get_run(ref.id)
-        return _remote_run(run.run_id, str(run.state), run.error.message if run.error else "", ())
+        return _as_run(run.run_id, str(run.state), run.error.message if run.error else "", ())
 
     def cancel(self, ref: RunRef) -> None:
         self._client().terminate_run(ref.id)
@@ -347,10 +349,10 @@ class KubeflowOrchestrator:
         run, spec = self._client().get_run(ref.id), read_spec(self.compiled)
         steps = tuple(StepRun(name, title, State.succeeded) for name, title in step_titles(spec).items())
         known = replace(self.status(ref), steps=steps, params=dict(run.runtime_config.parameters))
-        return outputs.fetched(known, self._store(), self._folder(ref.id), into)
+        return outputs.fetch(known, self._store(), self._folder(ref.id), into)
 
     def discard(self, name: str) -> None:
-        for run in self._found("IS_SUBSTRING", f"-{name}-"):
+        for run in self._list_runs("IS_SUBSTRING", f"-{name}-"):
             if not _state(str(run.state)).ended:
                 self._client().terminate_run(run.run_id)
             outputs.delete_all(self._store(), self._folder(run.run_id))
@@ -379,8 +381,8 @@ def _outputs_of(job: str) -> str:
     return f"{project}/{job_id}"
 
 
-def _new(spec: Spec, params: Mapping[str, Any], name: str = "") -> Run:
-    """A queued run; what it seals for an owner is bound to it, unless whoever submits it has bound it already."""
+def _queued_run(spec: Spec, params: Mapping[str, Any], name: str = "") -> Run:
+    """A queued run; an owner's key URI is bound to it, unless whoever submits it has bound it to another already."""
     run = new_run(spec["pipelineInfo"]["name"], steps=step_titles(spec), params=params, name=name)
     if "key" not in run.params:
         return run
@@ -389,31 +391,31 @@ def _new(spec: Spec, params: Mapping[str, Any], name: str = "") -> Run:
 
 def _run_id(spec: Spec, name: str) -> str:
     """The id of the run that is submitted under a name."""
-    return _new(spec, {}, name).id
+    return _queued_run(spec, {}, name).id
 
 
 def _pid(folder: Path) -> int:
-    """The id that the run's own process recorded as the first thing it did; 0 before that."""
+    """Process id of the runner, which it records before anything else; 0 before that."""
     with suppress(InputError):
         return load_run(folder).pid
     return 0
 
 
-def _has_begun(folder: Path) -> bool:
-    """Whether the run's own process got as far as any step could have begun, or the run has ended."""
+def _has_started(folder: Path) -> bool:
+    """Whether the runner has recorded its process id, so that a step may have started, or the run has ended."""
     with suppress(InputError):
         run = load_run(folder)
         return bool(run.pid) or run.state.ended
     return False
 
 
-def _remote_run(name: str, state: str, message: str, steps: tuple[StepRun, ...]) -> Run:
+def _as_run(name: str, state: str, message: str, steps: tuple[StepRun, ...]) -> Run:
     error = Failure("", message, "remote") if message else None
     return Run(id=name, pipeline="personalize", steps=steps, params={}, state=_state(state), error=error)
 
 
 def _task_state(name: str) -> State:
-    """The state of a task on Vertex, where one that is skipped was found in the cache, and any other is not triggered."""
+    """The state of a task on Vertex, where SKIPPED means found in the cache; a task that was left out is NOT_TRIGGERED."""
     return State.reused if name == "SKIPPED" else _state(name)
 
 

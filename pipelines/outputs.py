@@ -1,4 +1,4 @@
-"""What a run left in a bucket: fetched as the files that a run on this machine has, or deleted."""
+"""Outputs of a run in a bucket: fetch them into the layout of a local run, or delete them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from photoflux.errors import InputError
 from photoflux.runs import Run, read_document
 from photoflux.vault.blobs import BlobStore
 
-TOLD = "executor_output.json"
-"""What a step says of its outputs, its measurements among them."""
-NUMBER = re.compile(r"_-?\d+$")
+EXECUTOR_OUTPUT = "executor_output.json"
+"""kfp's file about a step's outputs, with their metadata: metrics are there."""
+TASK_NUMBER = re.compile(r"_-?\d+$")
 
 
-def fetched(run: Run, store: BlobStore, prefix: str, into: Path) -> tuple[Run, Path]:
-    """A run with the files below `prefix`, `TASK/…/OUTPUT`, which are written to `into` as they are.
+def fetch(run: Run, store: BlobStore, prefix: str, into: Path) -> tuple[Run, Path]:
+    """Write the files below `prefix`, `TASK/…/OUTPUT`, to `into` as they are; returns the run with them, and `into`.
 
     Raises InputError when there are none: they were deleted, or another pipeline root was used.
     """
     artifacts: dict[str, dict[str, str]] = {}
     for blob in store.list(prefix):
         task, *_, output = blob.removeprefix(prefix).split("/")
-        step = NUMBER.sub("", task).replace("-", "_")
+        step = TASK_NUMBER.sub("", task).replace("-", "_")
         file = into / "artifacts" / step / output
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(store.get(blob))
-        if output == TOLD:
-            run = _measured(run, step, json.loads(file.read_text(encoding="utf-8")))
+        if output == EXECUTOR_OUTPUT:
+            run = _with_metrics(run, step, json.loads(file.read_text(encoding="utf-8")))
         else:
             artifacts.setdefault(step, {})[output] = str(file.relative_to(into))
     if not artifacts:
@@ -46,8 +46,8 @@ def delete_all(store: BlobStore, prefix: str) -> None:
         store.delete(blob)
 
 
-def _measured(run: Run, step: str, told: dict[str, Any]) -> Run:
-    listed = told.get("artifacts", {}).get("metrics", {}).get("artifacts", [{}])
+def _with_metrics(run: Run, step: str, executor_output: dict[str, Any]) -> Run:
+    listed = executor_output.get("artifacts", {}).get("metrics", {}).get("artifacts", [{}])
     metrics = {name: float(value) for name, value in listed[0].get("metadata", {}).items()}
     known = {one.name for one in run.steps}
     return run.with_step(replace(run.step(step), metrics=metrics)) if step in known else run

@@ -8,9 +8,9 @@ from typing import Any
 
 from photoflux.errors import InputError
 from photoflux.params import check_text
-from photoflux.params.files import read_layer, resolved
-from photoflux.params.form import DEFAULT_KEY, KEY, NAMES, filled
-from photoflux.params.resolve import BASE, flattened, unflattened
+from photoflux.params.files import read_layer, resolve_with_recipes
+from photoflux.params.form import DEFAULT_KEY, KEY, NAMES, fill_form
+from photoflux.params.resolve import BASE, flatten, unflatten
 from pipelines.graph import Spec, parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,12 +22,12 @@ def resolve(given: Mapping[str, Any], *, path: Path = ROOT / "params.yaml") -> d
     Raises InputError for an unknown name, a value of the wrong type or one out of range.
     """
     key = check_text(KEY, str(given.get(KEY, DEFAULT_KEY)))
-    layer = unflattened({name: value for name, value in given.items() if name != KEY})
-    return {KEY: key} | flattened(resolved(read_layer(path), layer))
+    layer = unflatten({name: value for name, value in given.items() if name != KEY})
+    return {KEY: key} | flatten(resolve_with_recipes(read_layer(path), layer))
 
 
 def fill(values: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
-    """What the pipeline is given for resolved values: those that `configure` would not choose by itself.
+    """The form for resolved values: only those are filled in that `configure` would not choose by itself.
 
     Raises InputError for a compiled file of other code, and for what a server would refuse.
     """
@@ -36,6 +36,6 @@ def fill(values: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
             f"the compiled pipeline does not know {missing[0]}: it is older than the code; run `make compile`"
         )
     base = values[f"finetune_{BASE}"]
-    unasked = flattened(resolved({BASE: base}))
-    changed = {name: value for name, value in values.items() if name != KEY and value != unasked[name]}
-    return filled({BASE: base, **changed}, key=values[KEY])
+    unchanged = flatten(resolve_with_recipes({BASE: base}))
+    changed = {name: value for name, value in values.items() if name != KEY and value != unchanged[name]}
+    return fill_form({BASE: base, **changed}, key=values[KEY])

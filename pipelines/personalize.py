@@ -20,7 +20,7 @@ from components.notify import notify
 from components.register import register
 from components.validate import validate
 from photoflux.params.form import form
-from pipelines.resources import placed
+from pipelines.resources import on_machine
 
 TITLES = {
     "configure": "Configure the run",
@@ -35,12 +35,12 @@ TITLES = {
     "register": "Register the model",
     "notify": "Tell how it ended",
 }
-AGAIN = {"num_retries": 2, "backoff_duration": "30s"}
-"""For steps that ask others, who may be away for a moment."""
+RETRY = {"num_retries": 2, "backoff_duration": "30s"}
+"""For steps that call other services, which may be unavailable for a moment."""
 
 
-def asked_by_form(function: Callable[..., None]) -> Callable[..., None]:
-    """The function as kfp wants to see it: the fields of the form in its signature and in its docstring."""
+def with_form_signature(function: Callable[..., None]) -> Callable[..., None]:
+    """The function with the form's fields in signature and docstring, from which kfp reads parameters and descriptions."""
     fields = form()
 
     def pipeline(*values: Any) -> None:
@@ -60,13 +60,13 @@ def asked_by_form(function: Callable[..., None]) -> Callable[..., None]:
     return pipeline
 
 
-def named(task: dsl.PipelineTask, *, cached: bool = True) -> dsl.PipelineTask:
-    """The task under its title; steps that look at the world or change it never come from a cache."""
+def titled(task: dsl.PipelineTask, *, cached: bool = True) -> dsl.PipelineTask:
+    """The task under its title; steps that read or change something outside the pipeline are never `cached`."""
     return task.set_display_name(TITLES[task.name]).set_caching_options(cached)
 
 
 @dsl.pipeline(name="personalize", display_name="PhotoFlux: personalise")
-@asked_by_form
+@with_form_signature
 def personalize(key: str, **values: Any) -> None:
     """Turn photos of one subject into a private adapter of the base model.
 
@@ -74,23 +74,26 @@ def personalize(key: str, **values: Any) -> None:
     evaluated and audited, held against the present champion, and only one that passes the gate is registered. However it ends, a
     last step tells so.
     """
-    with dsl.ExitHandler(named(notify(), cached=False), name="Personalise"):
-        plan = named(configure(key=key, **values), cached=False).outputs
-        imported = named(import_data(params=plan["import_photos"], holding=plan["holding"], key=key)).set_retry(**AGAIN)
-        checked = named(validate(photos=imported.outputs["photos"], params=plan["validate"], key=key))
-        prepared = named(augment(validated=checked.outputs["validated"], params=plan["augment"], key=key))
+    with dsl.ExitHandler(titled(notify(), cached=False), name="Personalise"):
+        blocks = titled(configure(key=key, **values), cached=False).outputs
+        imported = titled(
+            import_data(params=blocks["import_photos"], source_state=blocks["source_state"], key=key)
+        ).set_retry(**RETRY)
+        checked = titled(validate(photos=imported.outputs["photos"], params=blocks["validate"], key=key))
+        prepared = titled(augment(validated=checked.outputs["validated"], params=blocks["augment"], key=key))
         dataset = prepared.outputs["dataset"]
-        trained = named(placed(finetune(dataset=dataset, params=plan["finetune"], key=key), "finetune"))
+        trained = titled(on_machine(finetune(dataset=dataset, params=blocks["finetune"], key=key), "finetune"))
         adapter = trained.outputs["adapter"]
-        present = named(fetch_champion(dataset=dataset, params=plan["register"], key=key), cached=False)
-        champion = present.set_retry(**AGAIN).after(trained).outputs["champion"]
-        measuring = evaluate(dataset=dataset, adapter=adapter, champion=champion, params=plan["evaluate"], key=key)
-        measured = named(placed(measuring, "evaluate"))
-        audited = named(placed(audit(adapter=adapter, params=plan["audit"], key=key), "audit"))
+        present = titled(fetch_champion(dataset=dataset, params=blocks["register"], key=key), cached=False)
+        champion = present.set_retry(**RETRY).after(trained).outputs["champion"]
+        measuring = evaluate(dataset=dataset, adapter=adapter, champion=champion, params=blocks["evaluate"], key=key)
+        measured = titled(on_machine(measuring, "evaluate"))
+        audited = titled(on_machine(audit(adapter=adapter, params=blocks["audit"], key=key), "audit"))
         findings = {"evaluation": measured.outputs["evaluation"], "audit": audited.outputs["audit"]}
-        decided = named(gate(**findings, params=plan["gate"], key=key), cached=False)
+        decided = titled(gate(**findings, params=blocks["gate"], key=key), cached=False)
         with dsl.If(decided.outputs["Output"] == True, name="Passed"):  # noqa: E712
             decision = decided.outputs["decision"]
-            named(
-                register(adapter=adapter, decision=decision, **findings, params=plan["register"], key=key), cached=False
+            titled(
+                register(adapter=adapter, decision=decision, **findings, params=blocks["register"], key=key),
+                cached=False,
             )

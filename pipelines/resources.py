@@ -25,8 +25,8 @@ A100 = Machine(cpu="12", memory="160G", accelerator="NVIDIA_A100_80GB")
 MACHINES = {"finetune": A100, "evaluate": A100, "audit": A100}
 
 
-def placed(task: PipelineTask, step: str) -> PipelineTask:
-    """The task with its step's limits; a lost machine is worth another try, and long steps resume."""
+def on_machine(task: PipelineTask, step: str) -> PipelineTask:
+    """The task with the limits and retries of its step's machine; after a lost machine long steps resume."""
     machine = MACHINES[step]
     task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
     task.set_accelerator_type(machine.accelerator).set_accelerator_limit(1)

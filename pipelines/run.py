@@ -22,7 +22,7 @@ from photoflux.steps.import_photos import expand_home
 from pipelines.orchestrators import LocalOrchestrator
 from pipelines.watch import follow
 
-LEFT_OUT = re.compile(r"\]: (left out, .*)$", re.MULTILINE)
+LEFT_OUT_LINE = re.compile(r"\]: (left out, .*)$", re.MULTILINE)
 """What the import logs of files that are no photos."""
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, console: Console) -> int:
     orchestrator = LocalOrchestrator(runs_dir=get_settings().runs_dir, reuse=args.reuse)
     signal.signal(signal.SIGTERM, _interrupt)
-    ref = orchestrator.submit(given(args))
+    ref = orchestrator.submit(parameters_of(args))
     try:
         console.print(f"run {ref.id}", highlight=False)
         run = follow(lambda: orchestrator.status(ref), console, logs=Path(ref.where) / "logs")
@@ -50,10 +50,10 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         orchestrator.cancel(ref)
         print("cancelled: every process of the run was ended and nothing half-made was kept", file=sys.stderr)
         return 130
-    return conclude(run, Path(ref.where), require=args.require)
+    return print_outcome(run, Path(ref.where), require=args.require)
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
+def parameters_of(args: argparse.Namespace) -> dict[str, Any]:
     """The parameters that the command line sets, by their names in the pipeline. Raises InputError."""
     if any("\ud800" <= letter <= "\udfff" for letter in args.photos or ""):
         raise InputError(
@@ -68,26 +68,26 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     named |= {"import_photos_subject_id": args.subject, "base": args.base}
     chosen = {name: value for name, value in named.items() if value is not None}
     chosen |= dict(assignment(text) for text in args.set)
-    chosen = {name: _from_here(value) for name, value in chosen.items()}
+    chosen = {name: _relative_path(value) for name, value in chosen.items()}
     if re.fullmatch(MODEL_NAME, chosen.get("register_name", "")):  # else it is refused, and by its own name
         chosen.setdefault("import_photos_subject_id", chosen["register_name"].replace("_", "-"))
     return chosen
 
 
-def conclude(run: Run, folder: Path, *, require: str = "") -> int:
+def print_outcome(run: Run, folder: Path, *, require: str = "") -> int:
     """Print where everything is, the verdict and, last, what went wrong; returns the exit code."""
     for step in run.steps:
         if report := run.artifacts.get(step.name, {}).get("report"):
-            print(f"{'report':8} {step.name:9} {_shown(folder / report)}")
+            print(f"{'report':8} {step.name:9} {_display_path(folder / report)}")
     if left_out := _left_out(folder / "logs" / "import_data.log"):
         print(f"{'note':8} {left_out}")
     if run.error or run.state is not State.succeeded:
         where = folder / "logs" / f"{run.error.step}.log" if run.error and run.error.step else folder / "logs"
-        print(f"{'log':8} {_shown(where)}")
+        print(f"{'log':8} {_display_path(where)}")
         sys.stdout.flush()
         print(f"error: {run.error.message if run.error else run.state}", file=sys.stderr)
         return 2
-    print("\n".join(_verdict(run, folder)))
+    print("\n".join(_verdict_lines(run, folder)))
     if require in ("", run.verdict):
         return 0
     sys.stdout.flush()
@@ -97,11 +97,11 @@ def conclude(run: Run, folder: Path, *, require: str = "") -> int:
 
 def _left_out(log: Path) -> str:
     """What the import said of files that are no photos, or nothing."""
-    said = LEFT_OUT.findall(log.read_text(errors="replace")) if log.is_file() else []
-    return said[-1] if said else ""
+    lines = LEFT_OUT_LINE.findall(log.read_text(errors="replace")) if log.is_file() else []
+    return lines[-1] if lines else ""
 
 
-def _verdict(run: Run, folder: Path) -> list[str]:
+def _verdict_lines(run: Run, folder: Path) -> list[str]:
     decision = read_document(run, folder, "gate", "decision") or {"reasons": []}
     against = [f"         - {r['message']}" for r in decision["reasons"] if r["verdict"] != "PASS"]
     lines = [*against, f"{'verdict':8} {run.verdict}"]
@@ -110,13 +110,13 @@ def _verdict(run: Run, folder: Path) -> list[str]:
     return lines
 
 
-def _from_here(value: str) -> str:
+def _relative_path(value: str) -> str:
     """A path below the working directory as it is called from here, since the record of a run moves with both; else the value."""
     path = expand_home(Path(value))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else value
 
 
-def _shown(path: Path) -> str:
+def _display_path(path: Path) -> str:
     """The path as a person here would type it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 

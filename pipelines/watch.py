@@ -1,4 +1,4 @@
-"""Show a run while it goes: a live table on a terminal, one line per change elsewhere."""
+"""Show a run until it ends: a live table on a terminal, one line per change of state elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from photoflux.runs import Run, State, StepRun
-from photoflux.screen import COUNTED
+from photoflux.screen import PROGRESS_COUNT
 
 COLOURS = {
     State.queued: "dim",
@@ -49,9 +49,9 @@ def table(run: Run, *, logs: Path | None = None) -> Table:
     for step in run.steps:
         seconds = f"{step.seconds:.1f}" if step.started else ""
         running = step.state is State.running
-        said = progress(logs / f"{step.name}.log") if logs and running else ""
-        bar = _bar(said) if running else ""
-        grid.add_row(step.title, f"[{COLOURS[step.state]}]{step.state}[/]", seconds, bar, escape(said))
+        progress_line = progress(logs / f"{step.name}.log") if logs and running else ""
+        bar = _bar(progress_line) if running else ""
+        grid.add_row(step.title, f"[{COLOURS[step.state]}]{step.state}[/]", seconds, bar, escape(progress_line))
     return grid
 
 
@@ -61,13 +61,13 @@ def progress(log: Path) -> str:
         return ""
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - TAIL_BYTES))
-        said = PROGRESS.findall(stream.read().decode(errors="replace"))
-    return said[-1] if said else ""
+        progress_line = PROGRESS.findall(stream.read().decode(errors="replace"))
+    return progress_line[-1] if progress_line else ""
 
 
-def _bar(said: str) -> ProgressBar:
-    """Filled as far as the words say; moving where they say nothing."""
-    if counted := COUNTED.search(said):
+def _bar(progress_line: str) -> ProgressBar:
+    """Filled to the `3 of 8` in the text; pulsing where there is none."""
+    if counted := PROGRESS_COUNT.search(progress_line):
         return ProgressBar(total=int(counted[2]), completed=int(counted[1]), width=BAR_WIDTH)
     return ProgressBar(pulse=True, width=BAR_WIDTH)
 

@@ -21,7 +21,7 @@ from photoflux.__main__ import main
 PURE = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit")
 RUN = ("configure", *PURE)
 COMMANDS = {"sample_data": "photoflux/pocket/photosets.py", "pretrain": "photoflux/pocket/pretrain.py"}
-WITHOUT_EFFECT = {
+MODULES_WITHOUT_EFFECT = {
     "photoflux/__init__.py", "photoflux/errors.py", "photoflux/settings.py",
     "photoflux/steps/__init__.py", "photoflux/flux/__init__.py", "photoflux/judges/__init__.py",
     "photoflux/pages/__init__.py", "photoflux/photos/__init__.py", "photoflux/pocket/__init__.py",
@@ -75,7 +75,7 @@ def used(root: Path, file: str) -> set[str]:
             found.add(one)
             waiting.extend(imported(root, one))
     settles = file == "photoflux/steps/configure.py"
-    return {one for one in found - WITHOUT_EFFECT if settles or not one.startswith("photoflux/params/")}
+    return {one for one in found - MODULES_WITHOUT_EFFECT if settles or not one.startswith("photoflux/params/")}
 
 
 def covers(dep: str, file: str) -> bool:

@@ -22,11 +22,11 @@ SPEC = BaseSpec(
 
 
 def names(spec: BaseSpec = SPEC, **given: Any) -> dict[str, str]:
-    """What drawing, judging and training are named by."""
+    """What generation, judging and training are named by."""
     how = {"judges": "j", "prompts": "p", "photos": "d", "profile": "smoke", "seed": 1}
     trained = {"dataset": "d", "params": {"rank": 4}, "files": {"judges": "j"}}
     parts = {
-        "drawing": fingerprint.of_drawing(spec),
+        "generation": fingerprint.of_generation(spec),
         "judging": fingerprint.of_judging(spec, **how | {key: given[key] for key in how if key in given}),
         "training": fingerprint.of_training(spec, **trained | {key: given[key] for key in trained if key in given}),
     }
@@ -37,7 +37,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {kind for kind in before if before[kind] != after[kind]}
 
 
-ALL = {"drawing", "judging", "training"}
+ALL = {"generation", "judging", "training"}
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def edit(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 def test_an_edit_renames_exactly_what_uses_the_file(edit: Callable[[str], None]) -> None:
     uses = {
-        "drawing": fingerprint.sources(*fingerprint.DRAWS),
-        "judging": fingerprint.sources(*fingerprint.DRAWS, *fingerprint.MEASURES),
-        "training": fingerprint.sources(*fingerprint.DRAWS, *fingerprint.TRAINS),
+        "generation": fingerprint.sources(*fingerprint.GENERATION_MODULES),
+        "judging": fingerprint.sources(*fingerprint.GENERATION_MODULES, *fingerprint.MEASURING_MODULES),
+        "training": fingerprint.sources(*fingerprint.GENERATION_MODULES, *fingerprint.TRAINING_MODULES),
     }
     others = ("generate.py", "tracking.py", "steps/gate.py", "steps/register.py", "judges/bias.py")
     others += ("report.py", "pages/plots.py", "pages/evaluate.py", "pages/finetune.py")
@@ -123,7 +123,8 @@ def test_code_that_draws_measures_or_trains_counts_where_it_should(
 
 
 @pytest.mark.parametrize(("step", "modules"), [
-    ("finetune", fingerprint.TRAINS), ("evaluate", (*fingerprint.DRAWS, *fingerprint.MEASURES)), ("audit", fingerprint.DRAWS),
+    ("finetune", fingerprint.TRAINING_MODULES), ("evaluate", (*fingerprint.GENERATION_MODULES, *fingerprint.MEASURING_MODULES)),
+    ("audit", fingerprint.GENERATION_MODULES),
 ])  # fmt: skip
 def test_dvc_watches_every_file_of_it(root: Path, step: str, modules: tuple[str, ...]) -> None:
     deps = yaml.safe_load((root / "dvc.yaml").read_text())["stages"][step]["deps"]

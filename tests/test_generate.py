@@ -20,7 +20,7 @@ from photoflux.flux import lora
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.provision import pin
 from photoflux.flux.spec import WEIGHTS, find_spec, load_spec
-from photoflux.generate import generate, open_painter
+from photoflux.generate import generate, open_adapter
 from photoflux.images import SOURCE_TYPE, provenance_of
 from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.pocket.models import PocketConfig
@@ -60,8 +60,8 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def painter(adapter: Path) -> module.Painter:
-    return open_painter(adapter)
+def pipeline(adapter: Path) -> module.AdapterPipeline:
+    return open_adapter(adapter)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def registry_folder(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PHOTOFLUX_STATE_DIR", str(folder))
         registry = Registry()
-        with registry.entered("rex", one) as version, registry.pointed(version, "champion"):
+        with registry.registered("rex", one) as version, registry.aliased(version, "champion"):
             return folder
 
 
@@ -126,20 +126,20 @@ def test_format_and_size_are_met(adapter: Path, tmp_path: Path, fmt: str, suffix
         assert (image.format, image.size, file.suffix) == (fmt.upper(), (200, 100), suffix)
 
 
-def test_the_adapter_is_what_draws(adapter: Path, painter: module.Painter):
-    with_it = np.asarray(painter.draw(PROMPT, seed=3), float)
-    with lora.using_base(painter.pipe):
-        without = np.asarray(painter.draw(PROMPT, seed=3), float)
+def test_the_adapter_is_what_draws(adapter: Path, pipeline: module.AdapterPipeline):
+    with_it = np.asarray(pipeline.sample(PROMPT, seed=3), float)
+    with lora.using_base(pipeline.pipe):
+        without = np.asarray(pipeline.sample(PROMPT, seed=3), float)
     assert np.abs(with_it - without).mean() > 1
 
 
 @pytest.mark.parametrize("style", REDRAWS)
-def test_a_redraw_changes_the_picture_and_repeats(painter: module.Painter, style: str):
-    plain = painter.draw(PROMPT, seed=4)
-    first, second = (painter.draw(PROMPT, seed=4, style=style) for _ in range(2))
-    assert first.size == plain.size == (painter.spec.resolution_px,) * 2
-    assert first.tobytes() == second.tobytes() != plain.tobytes()
-    assert painter.draw(PROMPT, seed=4).tobytes() == plain.tobytes(), "a redraw leaves the pipeline as it was"
+def test_a_redraw_changes_the_picture_and_repeats(pipeline: module.AdapterPipeline, style: str):
+    first_image = pipeline.sample(PROMPT, seed=4)
+    first, second = (pipeline.sample(PROMPT, seed=4, style=style) for _ in range(2))
+    assert first.size == first_image.size == (pipeline.spec.resolution_px,) * 2
+    assert first.tobytes() == second.tobytes() != first_image.tobytes()
+    assert pipeline.sample(PROMPT, seed=4).tobytes() == first_image.tobytes(), "a redraw leaves the pipeline as it was"
 
 
 def test_a_filter_is_applied_at_the_final_size(adapter: Path, tmp_path: Path):
@@ -156,7 +156,7 @@ def test_a_registered_model_is_found_by_alias_and_by_number(registered: None, ad
     assert provenance_of(by_alias[0])["model"] == "rex version 1"
 
 
-def test_mlflow_draws_a_picture_from_a_prompt(registered: None, painter: module.Painter):
+def test_mlflow_draws_a_picture_from_a_prompt(registered: None, pipeline: module.AdapterPipeline):
     import mlflow
     import pandas as pd
 
@@ -165,10 +165,10 @@ def test_mlflow_draws_a_picture_from_a_prompt(registered: None, painter: module.
     asked = pd.DataFrame({"prompt": [PROMPT, "a photo of sks dog in space"], "seed": [5, 6]})
     drawn = model.predict(asked)["image"]
     pictures = [Image.open(io.BytesIO(base64.b64decode(png))) for png in drawn]
-    assert pictures[0].tobytes() == painter.draw(PROMPT, seed=5).tobytes()
-    assert pictures[1].tobytes() == painter.draw("a photo of sks dog in space", seed=6).tobytes()
+    assert pictures[0].tobytes() == pipeline.sample(PROMPT, seed=5).tobytes()
+    assert pictures[1].tobytes() == pipeline.sample("a photo of sks dog in space", seed=6).tobytes()
     unseeded = model.predict(asked[["prompt"]].head(1))["image"][0]
-    assert Image.open(io.BytesIO(base64.b64decode(unseeded))).tobytes() == painter.draw(PROMPT, seed=0).tobytes()
+    assert Image.open(io.BytesIO(base64.b64decode(unseeded))).tobytes() == pipeline.sample(PROMPT, seed=0).tobytes()
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def checkout(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("PHOTOFLUX_STATE_DIR")
     about = {"subject": "rex", "prompt": PROMPT, "key": "plain://demo", "experiment": "photoflux", "note": ""}
     registry, one = Registry(), Record(Path("adapter.tar"), digest(Path("adapter.tar")), **about)
-    with registry.entered("rex", one) as version, registry.pointed(version, "champion"):
+    with registry.registered("rex", one) as version, registry.aliased(version, "champion"):
         return home
 
 
@@ -263,7 +263,7 @@ def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path: Path):
     facts = {"name": "pocket", "hash": "0" * 64, "spec": read_manifest(adapter)["base"]["spec"]}
     write_tar(tmp_path / "x.tar", files={WEIGHTS: b""}, manifest={"subject": SUBJECT, "base": facts})
     with pytest.raises(InputError, match=r"x\.tar was trained on base 'pocket' \(000000000000\), not on"):
-        open_painter(tmp_path / "x.tar")
+        open_adapter(tmp_path / "x.tar")
 
 
 @pytest.mark.parametrize(

@@ -272,13 +272,13 @@ LAYERS = (
     "fingerprint images photos report runs tracking",
     "params signing vault",
     "manifest",
-    "correlation errors marks priority sandbox screen settings wording",
+    "correlation errors priority sandbox screen settings watermark wording",
 )
 """Modules and packages of photoflux, uppermost first: each may import what is below it, and nothing beside or above it."""
 INSIDE = {
-    "flux": ("fit", "module", "data", "lora sampling", "loading step", "provision text", "ema memory spec"),
+    "flux": ("callbacks", "module", "data", "lora sampling", "loading step", "provision text", "ema memory spec"),
     "judges": (
-        "case scores", "bias seeing", "candidates champion prevalence prompts",
+        "case scores", "bias sampling", "champion checkpoint_selection prevalence prompts",
         "colour copying encoders gate_rules quality stats",
     ),
     "pages": (
@@ -289,7 +289,7 @@ INSIDE = {
         "model",
     ),
     "photos": (
-        "suite", "table", "decode verdict", "apart augment captions gather heif jpeg png score tiff",
+        "suite", "table", "decode verdict", "augment captions gather heif jpeg png sandboxed score tiff",
         "colour inspect kinds normalise rules sets words",
     ),
     "pocket": (
@@ -298,7 +298,7 @@ INSIDE = {
     ),
     "serving": ("engine", "merging", "adapters queue"),
     "steps": ("audit augment configure evaluate fetch_champion finetune gate import_photos register validate", "__init__"),
-    "vault": ("commands drawer objects", "__init__", "sealed", "keyring", "blobs kek"),
+    "vault": ("commands objects sealed_store", "__init__", "sealed", "keyring", "blobs kek"),
 }  # fmt: skip
 """The same inside the packages."""
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from photoflux.errors import InputError
-from photoflux.images import SOURCE_TYPE, SUFFIXES, encoded, fitted, parse_size, provenance_of
+from photoflux.images import SOURCE_TYPE, SUFFIXES, encode_image, fit_to_size, parse_size, provenance_of
 from photoflux.manifest import write_bytes
 from photoflux.params import FORMATS
 
@@ -29,7 +29,7 @@ def picture() -> Image.Image:
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_each_format_is_what_it_says(picture: Image.Image, fmt: str):
-    content = encoded(picture, fmt, provenance=MADE)
+    content = encode_image(picture, fmt, provenance=MADE)
     with Image.open(io.BytesIO(content)) as read:
         assert (read.format, read.size, read.mode) == (fmt.upper(), picture.size, "RGB")
         error = np.abs(np.asarray(read, float) - np.asarray(picture, float)).mean()
@@ -39,17 +39,17 @@ def test_each_format_is_what_it_says(picture: Image.Image, fmt: str):
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_equal_pictures_give_equal_bytes(picture: Image.Image, fmt: str):
     shuffled = dict(reversed(MADE.items()))
-    assert encoded(picture, fmt, provenance=MADE) == encoded(picture.copy(), fmt, provenance=shuffled)
+    assert encode_image(picture, fmt, provenance=MADE) == encode_image(picture.copy(), fmt, provenance=shuffled)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_every_format_says_that_a_model_made_it(picture: Image.Image, fmt: str, tmp_path: Path):
-    file = write_bytes(tmp_path / f"x{SUFFIXES[fmt]}", encoded(picture, fmt, provenance=MADE))
+    file = write_bytes(tmp_path / f"x{SUFFIXES[fmt]}", encode_image(picture, fmt, provenance=MADE))
     assert provenance_of(file) == MADE | {"digitalSourceType": SOURCE_TYPE}
 
 
 def test_png_carries_it_as_text_chunks_too(picture: Image.Image):
-    with Image.open(io.BytesIO(encoded(picture, "png", provenance=MADE))) as read:
+    with Image.open(io.BytesIO(encode_image(picture, "png", provenance=MADE))) as read:
         assert read.text["digitalSourceType"].endswith("/trainedAlgorithmicMedia")
         assert (read.text["seed"], read.text["model"]) == ("7", "rex version 3")
         assert read.info["srgb"] == 0
@@ -57,7 +57,7 @@ def test_png_carries_it_as_text_chunks_too(picture: Image.Image):
 
 @given(st.dictionaries(st.sampled_from(["model", "style", "base"]), st.text(st.characters(exclude_categories=["C"]))))
 def test_any_words_come_back_as_they_were(said: dict[str, str]):
-    with Image.open(io.BytesIO(encoded(Image.new("RGB", (16, 16)), "png", provenance=said))) as read:
+    with Image.open(io.BytesIO(encode_image(Image.new("RGB", (16, 16)), "png", provenance=said))) as read:
         assert {name: read.text[name] for name in said} == said
 
 
@@ -75,7 +75,7 @@ def test_unsafe_or_foreign_metadata_is_no_provenance(tmp_path: Path):
 
 def test_an_unknown_format_is_refused(picture: Image.Image):
     with pytest.raises(InputError, match="format 'gif': choose one of png, jpeg, webp, tiff"):
-        encoded(picture, "gif", provenance={})
+        encode_image(picture, "gif", provenance={})
 
 
 @given(st.integers(16, 4096), st.integers(16, 4096))
@@ -92,12 +92,12 @@ def test_other_sizes_are_refused(text: str):
 
 
 def test_a_fitting_picture_is_left_alone(picture: Image.Image):
-    assert fitted(picture, picture.size) is picture
+    assert fit_to_size(picture, picture.size) is picture
 
 
 @given(st.integers(16, 200), st.integers(16, 200))
 def test_any_size_is_met_exactly(width: int, height: int):
-    shrunk = fitted(Image.new("RGB", (128, 128), (51, 102, 153)), (width, height))
+    shrunk = fit_to_size(Image.new("RGB", (128, 128), (51, 102, 153)), (width, height))
     assert shrunk.size == (width, height)
     assert shrunk.getcolors() == [(width * height, (51, 102, 153))]
 
@@ -105,7 +105,7 @@ def test_any_size_is_met_exactly(width: int, height: int):
 def test_another_shape_loses_equal_parts_of_two_sides():
     wide = np.zeros((64, 128, 3), np.uint8)
     wide[:, 32:96] = 255
-    assert np.asarray(fitted(Image.fromarray(wide), (64, 64))).min() > 240
+    assert np.asarray(fit_to_size(Image.fromarray(wide), (64, 64))).min() > 240
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from photoflux.errors import InputError
-from photoflux.label import SECRET, compare, main, make_sheet, read_labels, write_card
+from photoflux.label import READINGS_FILE, compare, main, make_sheet, read_labels, write_card
 from photoflux.manifest import write_json
 from tests.judges.tiny import make_base
 
@@ -29,7 +29,7 @@ def labelled(folder: Path, *, wrong: int = 0, count: int = 60, name: str = "labe
     """A folder as `label make` leaves it, and labels that agree with the judges but for the first `wrong`."""
     folder.mkdir(exist_ok=True)
     read = {f"pictures/{i:04}.png": {"gender": CLASSES["gender"][i % 2]} for i in range(count)}
-    write_json(folder / SECRET, {"judges": "j", "base": "b", "seed": 0, "classes": CLASSES, "read": read})
+    write_json(folder / READINGS_FILE, {"judges": "j", "base": "b", "seed": 0, "classes": CLASSES, "read": read})
     with (folder / name).open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["picture", "gender"])
@@ -41,13 +41,13 @@ def labelled(folder: Path, *, wrong: int = 0, count: int = 60, name: str = "labe
 
 def test_the_sheet_holds_pictures_and_hides_what_the_judges_read(sheet: Path) -> None:
     page = (sheet / "label.html").read_text()
-    secret = json.loads((sheet / SECRET).read_text())
-    assert len(list((sheet / "pictures").iterdir())) == len(secret["read"]) == page.count("<article") == 9
-    assert set(secret["classes"]) == {"gender", "band", "hair"}
+    readings = json.loads((sheet / READINGS_FILE).read_text())
+    assert len(list((sheet / "pictures").iterdir())) == len(readings["read"]) == page.count("<article") == 9
+    assert set(readings["classes"]) == {"gender", "band", "hair"}
     assert "checked>" not in page
     assert "http" not in page
     rows = list(csv.DictReader((sheet / "labels-empty.csv").open()))
-    assert [row["picture"] for row in rows] == list(secret["read"])
+    assert [row["picture"] for row in rows] == list(readings["read"])
     assert {row["gender"] for row in rows} == {""}
 
 

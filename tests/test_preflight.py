@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from photoflux.errors import InputError
-from photoflux.params.files import read_recipe, resolved
+from photoflux.params.files import read_recipe, resolve_with_recipes
 from photoflux.preflight import preflight
 
 
@@ -38,7 +38,7 @@ def spec(models: Path, **changed: Any) -> None:
 def wrong(**layer: Any) -> list[str]:
     layer.setdefault("evaluate", {"prompts": "pocket"})
     layer.setdefault("audit", {"prompts": "pocket"})
-    return preflight(resolved({"base": "own"}, layer))
+    return preflight(resolve_with_recipes({"base": "own"}, layer))
 
 
 def test_nothing_stands_against_what_is_all_there(models: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from photoflux.priority import NICE_MAX, stand_back
+from photoflux.priority import NICE_MAX, lower_priority
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_process_stands_back_with_all_that_it_starts(process: subprocess.Popen[bytes]):
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    stand_back(process.pid, 5)
+    lower_priority(process.pid, 5)
     assert psutil.Process(process.pid).nice() == min(NICE_MAX, own + 5)
     assert process.stdin is not None
     process.stdin.write(b"go\n")
@@ -37,11 +37,11 @@ def test_a_process_stands_back_with_all_that_it_starts(process: subprocess.Popen
     group = Path(f"/proc/{started[0].pid}/autogroup")
     if group.exists():  # the kernel weighs sessions
         assert group.read_text().split()[-1] == str(psutil.Process(process.pid).nice())
-    stand_back(process.pid, 100)
+    lower_priority(process.pid, 100)
     assert psutil.Process(process.pid).nice() == NICE_MAX
 
 
 def test_one_that_has_ended_is_no_error():
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    stand_back(ended.pid, 5)
+    lower_priority(ended.pid, 5)

@@ -19,7 +19,7 @@ from photoflux.runs import (
     load_run,
     new_run,
     read_failure,
-    reported,
+    report_failure,
     save_run,
     sentence,
 )
@@ -50,7 +50,7 @@ def test_ids_do_not_repeat_within_a_second():
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path):
-    run = a_run().with_step(a_run().step("validate").moved(State.running).moved(State.succeeded))
+    run = a_run().with_step(a_run().step("validate").in_state(State.running).in_state(State.succeeded))
     run = run.finished(State.failed, error=Failure("finetune", "rank is 0: choose 1 or more", "InputError"))
     save_run(run, tmp_path)
     assert load_run(tmp_path) == run
@@ -74,7 +74,7 @@ def test_an_unreadable_record_is_named(tmp_path: Path, text: str):
 def test_no_step_of_an_ended_run_is_left_open(states: list[State], end: str):
     run = a_run()
     for step, state in zip(run.steps, states, strict=True):
-        run = run.with_step(step.moved(State.running).moved(state))
+        run = run.with_step(step.in_state(State.running).in_state(state))
     ended = run.finished(State(end))
     for before, after in zip(states, ended.steps, strict=True):
         assert after.state.ended
@@ -84,9 +84,9 @@ def test_no_step_of_an_ended_run_is_left_open(states: list[State], end: str):
 
 
 def test_seconds_stop_when_a_step_ends():
-    step = a_run().step("finetune").moved(State.running)
+    step = a_run().step("finetune").in_state(State.running)
     assert step.seconds >= 0
-    done = step.moved(State.succeeded)
+    done = step.in_state(State.succeeded)
     assert done.seconds == done.seconds
 
 
@@ -99,13 +99,13 @@ def output(tmp_path: Path) -> Path:
 
 
 def test_a_failing_step_leaves_its_own_sentence(tmp_path: Path, output: Path):
-    with pytest.raises(ValidationFailed), reported("validate", beside=output):
+    with pytest.raises(ValidationFailed), report_failure("validate", output=output):
         raise ValidationFailed("only 1 photo is left:\n add 4 more")
     assert read_failure(tmp_path) == Failure("validate", "only 1 photo is left: add 4 more", "ValidationFailed")
 
 
 def test_a_step_that_succeeds_leaves_nothing(tmp_path: Path, output: Path):
-    with reported("validate", beside=str(output)):
+    with report_failure("validate", output=str(output)):
         pass
     assert read_failure(tmp_path) is None
     assert not (tmp_path / FAILURE).exists()
@@ -115,7 +115,7 @@ def test_a_failure_that_cannot_be_recorded_still_is_the_one_raised(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match="rank"),
-        reported("finetune", beside=tmp_path / "file" / "task" / "out"),
+        report_failure("finetune", output=tmp_path / "file" / "task" / "out"),
     ):
         raise InputError("rank is 0")
 
@@ -142,6 +142,6 @@ def test_every_error_becomes_one_line(error: Exception, expected: str):
 
 
 def test_a_full_disk_is_told_even_through_a_chain(output: Path, tmp_path: Path):
-    with pytest.raises(OSError), reported("augment", beside=output):
+    with pytest.raises(OSError), report_failure("augment", output=output):
         Path("/dev/full").write_text("x" * 100_000)
     assert read_failure(tmp_path).message.startswith("no space left to write")

@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
-from photoflux.sandbox import MEMORY_BYTES, NICE, Confined, Ended, Failed
+from photoflux.sandbox import MEMORY_BYTES, NICE, ProcessDied, SandboxPool, WorkFailed
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[Confined]:
-    made = Confined(1)
+def processes() -> Iterator[SandboxPool]:
+    made = SandboxPool(1)
     yield made
     made.close()
 
@@ -50,42 +50,42 @@ def sleep() -> None:
     time.sleep(60)
 
 
-def test_what_works_on_pictures_stands_back_and_has_limits(processes: Confined):
-    pid, nice, *limits = processes.begin(about, cpu_s=30, timeout_s=30).result()
+def test_what_works_on_pictures_stands_back_and_has_limits(processes: SandboxPool):
+    pid, nice, *limits = processes.submit(about, cpu_s=30, timeout_s=30).result()
     assert pid != os.getpid()
     assert nice == min(19, os.nice(0) + NICE)
     assert limits == [MEMORY_BYTES, 0]
 
 
-def test_one_that_takes_too_long_or_ends_is_replaced(processes: Confined):
+def test_one_that_takes_too_long_or_ends_is_replaced(processes: SandboxPool):
     with pytest.raises(TimeoutError):
-        processes.begin(sleep, cpu_s=30, timeout_s=0.5).result()
-    with pytest.raises(Ended):
-        processes.begin(end, cpu_s=30, timeout_s=30).result()
-    with pytest.raises(Ended):
-        processes.begin(burn, cpu_s=1, timeout_s=60).result()
-    assert processes.begin(about, cpu_s=30, timeout_s=30).result()
+        processes.submit(sleep, cpu_s=30, timeout_s=0.5).result()
+    with pytest.raises(ProcessDied):
+        processes.submit(end, cpu_s=30, timeout_s=30).result()
+    with pytest.raises(ProcessDied):
+        processes.submit(burn, cpu_s=1, timeout_s=60).result()
+    assert processes.submit(about, cpu_s=30, timeout_s=30).result()
 
 
 def test_processor_time_is_counted_for_each_piece_of_work():
-    made = Confined(1, needs=("json",))
+    made = SandboxPool(1, preload=("json",))
     for _ in range(3):
-        assert made.begin(work_for, 0.7, cpu_s=1, timeout_s=60).result() is True
+        assert made.submit(work_for, 0.7, cpu_s=1, timeout_s=60).result() is True
     made.close()
 
 
 def test_one_that_was_never_needed_is_closed():
-    Confined(1).close()
+    SandboxPool(1).close()
 
 
-def child_of(made: Confined) -> int:
-    return int(made.begin(os.getpid, cpu_s=30, timeout_s=30).result())
+def child_of(made: SandboxPool) -> int:
+    return int(made.submit(os.getpid, cpu_s=30, timeout_s=30).result())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_that_is_killed_while_it_has_no_work_is_replaced(workers: int):
     """The library's pool that was used before was broken for good: every upload was a 500 until the service was started again."""
-    made = Confined(workers)
+    made = SandboxPool(workers)
     for _ in range(3):
         os.kill(child_of(made), signal.SIGKILL)
     assert child_of(made)
@@ -94,22 +94,22 @@ def test_one_that_is_killed_while_it_has_no_work_is_replaced(workers: int):
 
 def test_one_that_is_killed_while_work_is_handed_to_it_holds_up_nobody_else():
     """A pipe takes 64 KB: of more, most is still to be read by one that is stopped."""
-    made = Confined(2)
+    made = SandboxPool(2)
     pids = {child_of(made) for _ in range(1)}
     stopped = pids.pop()
     os.kill(stopped, signal.SIGSTOP)
-    jobs = [made.begin(len, bytes(10_000_000), cpu_s=30, timeout_s=3) for _ in range(4)]
+    jobs = [made.submit(len, bytes(10_000_000), cpu_s=30, timeout_s=3) for _ in range(4)]
     ends = [job.exception(timeout=60) for job in jobs]
     assert [type(end) for end in ends if end] == [TimeoutError]
     assert child_of(made) != stopped
     made.close()
 
 
-def test_work_that_fails_says_how(processes: Confined):
-    with pytest.raises(Failed, match=r"^ZeroDivisionError$"):
-        processes.begin(divmod, 1, 0, cpu_s=30, timeout_s=30).result()
-    with pytest.raises(Failed, match=r"^MemoryError$"):
-        processes.begin(bytes, MEMORY_BYTES, cpu_s=30, timeout_s=30).result()
+def test_work_that_fails_says_how(processes: SandboxPool):
+    with pytest.raises(WorkFailed, match=r"^ZeroDivisionError$"):
+        processes.submit(divmod, 1, 0, cpu_s=30, timeout_s=30).result()
+    with pytest.raises(WorkFailed, match=r"^MemoryError$"):
+        processes.submit(bytes, MEMORY_BYTES, cpu_s=30, timeout_s=30).result()
 
 
 class Trap:
@@ -122,17 +122,17 @@ class Trap:
         return Path.touch, (self.file,)
 
 
-def test_an_answer_runs_nothing_where_it_is_read(processes: Confined, tmp_path: Path):
+def test_an_answer_runs_nothing_where_it_is_read(processes: SandboxPool, tmp_path: Path):
     """A decoder that a file has taken over answers what it likes."""
-    with pytest.raises(Ended):
-        processes.begin(Trap, tmp_path / "here", cpu_s=30, timeout_s=30).result()
+    with pytest.raises(ProcessDied):
+        processes.submit(Trap, tmp_path / "here", cpu_s=30, timeout_s=30).result()
     assert not (tmp_path / "here").exists()
-    assert processes.begin(about, cpu_s=30, timeout_s=30).result()
+    assert processes.submit(about, cpu_s=30, timeout_s=30).result()
 
 
 def test_without_work_they_are_ended():
     """What the last person's photo left in their memory is then nowhere."""
-    made = Confined(1, idle_s=0.2)
+    made = SandboxPool(1, idle_s=0.2)
     pid, until = child_of(made), time.monotonic() + 20
     while psutil.pid_exists(pid):
         assert time.monotonic() < until
@@ -142,9 +142,9 @@ def test_without_work_they_are_ended():
 
 
 def test_whoever_waits_when_all_is_closed_is_told_so():
-    made = Confined(1)
+    made = SandboxPool(1)
     child_of(made)
-    jobs = [made.begin(sleep, cpu_s=30, timeout_s=60) for _ in range(3)]
+    jobs = [made.submit(sleep, cpu_s=30, timeout_s=60) for _ in range(3)]
     time.sleep(0.2)
     made.close()
     for job in jobs:
@@ -153,21 +153,21 @@ def test_whoever_waits_when_all_is_closed_is_told_so():
 
 
 def test_whoever_sends_what_takes_long_is_in_front_of_nobody_else():
-    made, order = Confined(2), list[str]()
+    made, order = SandboxPool(2), list[str]()
     jobs = []
     for name, person in [(f"ada {n}", "ada") for n in range(6)] + [(f"bob {n}", "bob") for n in range(2)]:
-        jobs.append(made.begin(time.sleep, 0.3, cpu_s=30, timeout_s=60, person=person))
+        jobs.append(made.submit(time.sleep, 0.3, cpu_s=30, timeout_s=60, person=person))
         jobs[-1].add_done_callback(lambda _, name=name: order.append(name))
     for job in jobs:
         job.result(timeout=60)
     assert order.index("bob 1") < order.index("ada 4")
-    assert not +made._working_for
+    assert not +made._running_by_person
     made.close()
 
 
 def test_a_process_that_does_not_begin_says_nothing_of_the_work():
     """It cannot be started, say, or memory is short: no photo is damaged for that."""
-    made = Confined(1, needs=("there.is.no.such.module",))
+    made = SandboxPool(1, preload=("there.is.no.such.module",))
     with pytest.raises(TimeoutError):
         child_of(made)
     made.close()

@@ -77,7 +77,7 @@ from photoflux import screen
 
 screen.set_up()
 log = logging.getLogger("photoflux.flux")
-with screen.working("finetune"):
+with screen.progress_bar("finetune"):
     log.info("a line above the bar")
     for step in (1, 2, 8):
         log.info("step %d of 8, loss 0.5", step)

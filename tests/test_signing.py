@@ -61,7 +61,7 @@ def test_it_is_registered_once_every_finding_is_named(
     for _ in range(2):  # again is the same version
         assert main([open_run, *WORDS, "--finding", "bias audit"]) == 0
         assert capsys.readouterr().out.startswith("model    rex version 1, @champion")
-    assert Registry().at("rex", "champion").tags["sign_off_by"] == "Ada"
+    assert Registry().get_version("rex", "champion").tags["sign_off_by"] == "Ada"
     folder = own_state / "runs" / open_run
     assert set(load_run(folder).artifacts["register"]) == {"card", "receipt"}
     assert json.loads((folder / "sign-off.json").read_text())["findings"] == ["bias audit"]

@@ -39,7 +39,7 @@ def record(folder: Path, content: bytes = b"weights", **changed: object) -> Reco
 
 
 def enter(name: str, one: Record) -> Version:
-    with Registry().entered(name, one) as version:
+    with Registry().registered(name, one) as version:
         return version
 
 
@@ -59,7 +59,7 @@ def files(state: Path) -> list[Path]:
 
 def test_a_version_holds_the_adapter_and_the_database_stays_in_the_state_folder(tmp_path: Path, own_state: Path):
     version = enter("rex", record(tmp_path))
-    stored, key = Registry().adapter(version)
+    stored, key = Registry().download_adapter(version)
     assert (stored.read_bytes(), key) == (b"weights", "plain://demo")
     assert stored.is_relative_to(own_state)
     assert entries(Registry()) == (1, 1, 1)
@@ -71,7 +71,7 @@ def test_an_erased_model_is_nowhere_and_others_stay(tmp_path: Path, own_state: P
         version = enter("rex", record(tmp_path, content, params={"rank": 4}, metrics={"overall": 0.5}))
     enter("mia", record(tmp_path, b"kept", subject="mia"))
     registry = Registry()
-    with registry.pointed(version, CHAMPION):
+    with registry.aliased(version, CHAMPION):
         pass
     assert registry.erase("rex") == 2
     assert registry.names() == ["mia"]
@@ -84,11 +84,11 @@ def test_an_erased_model_is_nowhere_and_others_stay(tmp_path: Path, own_state: P
 def test_versions_that_are_not_to_go_stay_and_draw_on(tmp_path: Path, own_state: Path):
     older, newer = (enter("rex", record(tmp_path, content)) for content in (b"canary older", b"newer"))
     registry = Registry()
-    with registry.pointed(older, CHALLENGER), registry.pointed(newer, CHAMPION):
+    with registry.aliased(older, CHALLENGER), registry.aliased(newer, CHAMPION):
         pass
     assert registry.erase("rex", lambda there: set(there) - {newer.number}) == 1
     assert registry.aliases("rex") == {CHAMPION: newer.number}
-    assert registry.adapter(newer)[0].read_bytes() == b"newer"
+    assert registry.download_adapter(newer)[0].read_bytes() == b"newer"
     assert entries(registry) == (1, 1, 1)
     assert all(b"canary" not in file.read_bytes() for file in files(own_state))
     assert registry.erase("rex", lambda _: {older.number}) == 0
@@ -135,7 +135,7 @@ def test_an_error_at_any_stage_leaves_nothing(
 
     original = getattr(registry._client, stage)
     monkeypatch.setattr(registry._client, stage, failing)
-    with pytest.raises(OSError), registry.entered("rex", record(tmp_path)):
+    with pytest.raises(OSError), registry.registered("rex", record(tmp_path)):
         pass
     assert entries(registry) == (0, 0, 0)
     assert registry.names() == []
@@ -144,8 +144,8 @@ def test_an_error_at_any_stage_leaves_nothing(
 
 def test_an_error_in_the_block_takes_the_version_back(tmp_path: Path, own_state: Path):
     registry = Registry()
-    with pytest.raises(ZeroDivisionError), registry.entered("rex", record(tmp_path)) as version:
-        assert registry.find("rex", version.digest) == version
+    with pytest.raises(ZeroDivisionError), registry.registered("rex", record(tmp_path)) as version:
+        assert registry.find_version("rex", version.digest) == version
         raise ZeroDivisionError
     assert (registry.names(), entries(registry), files(own_state)) == ([], (0, 0, 0), [])
 
@@ -155,30 +155,36 @@ def test_an_error_in_the_block_keeps_an_older_version(tmp_path: Path):
     enter("rex", one)
     with (
         pytest.raises(ZeroDivisionError),
-        registry.entered("rex", one) as version,
-        registry.pointed(version, "champion"),
+        registry.registered("rex", one) as version,
+        registry.aliased(version, "champion"),
     ):
         raise ZeroDivisionError
-    assert registry.find("rex", one.digest).number == 1
+    assert registry.find_version("rex", one.digest).number == 1
     assert registry.aliases("rex") == {}
 
 
 def test_an_alias_goes_back_to_where_it_was(tmp_path: Path):
     registry = Registry()
     first, second = enter("rex", record(tmp_path, b"1")), enter("rex", record(tmp_path, b"2"))
-    with registry.pointed(first, "champion"):
+    with registry.aliased(first, "champion"):
         pass
-    with pytest.raises(ZeroDivisionError), registry.pointed(second, "champion"):
+    with pytest.raises(ZeroDivisionError), registry.aliased(second, "champion"):
         assert registry.aliases("rex") == {"champion": 2}
         raise ZeroDivisionError
-    assert registry.at("rex", "champion") == first
+    assert registry.get_version("rex", "champion") == first
 
 
 def test_what_does_not_exist_is_none_or_empty(tmp_path: Path):
     registry = Registry()
     enter("rex", record(tmp_path))
-    assert [registry.at(*where) for where in (("rex", "champion"), ("rex", "9"), ("bello", "champion"))] == [None] * 3
-    assert (registry.find("bello", "0" * 64), registry.aliases("bello"), registry.names()) == (None, {}, ["rex"])
+    assert [registry.get_version(*where) for where in (("rex", "champion"), ("rex", "9"), ("bello", "champion"))] == [
+        None
+    ] * 3
+    assert (registry.find_version("bello", "0" * 64), registry.aliases("bello"), registry.names()) == (
+        None,
+        {},
+        ["rex"],
+    )
 
 
 @pytest.fixture
@@ -193,10 +199,15 @@ def crowd(own_state: Path) -> list[str]:
 def test_a_registry_of_many_models_is_known_to_its_end(tmp_path: Path, crowd: list[str]):
     registry = Registry()
     version = enter("rex", record(tmp_path))
-    with registry.pointed(version, CHAMPION):
+    with registry.aliased(version, CHAMPION):
         pass
     assert sorted(registry.names()) == [*crowd, "rex"]
-    assert registry.at("rex", CHAMPION) == registry.at("rex", "1") == registry.find("rex", version.digest) == version
+    assert (
+        registry.get_version("rex", CHAMPION)
+        == registry.get_version("rex", "1")
+        == registry.find_version("rex", version.digest)
+        == version
+    )
     assert registry.aliases("rex") == {CHAMPION: 1}
     assert enter("rex", record(tmp_path, b"newer")).number == 2
     assert registry.erase("rex") == 2
@@ -216,7 +227,7 @@ def test_a_registration_that_begins_again_clears_all_that_a_killed_one_left(
     for _ in range(5):
         client.create_logged_model(experiment, name="adapter", source_run_id=run.run_id)
     time.sleep(0.01)
-    with registry.entered("rex", one):
+    with registry.registered("rex", one):
         pass
     assert entries(registry) == (1, 1, 1)
 
@@ -243,7 +254,7 @@ def test_what_cannot_be_a_name_is_said_before_the_registry_is_asked(name: str):
     """As registering says it: by the pattern, in one sentence."""
     registry = Registry()
     asks = (
-        lambda: registry.at(name, CHAMPION), lambda: registry.find(name, "0" * 64), lambda: registry.aliases(name),
+        lambda: registry.get_version(name, CHAMPION), lambda: registry.find_version(name, "0" * 64), lambda: registry.aliases(name),
         lambda: registry.erase(name), lambda: parse_model(f"{name}@champion"),
     )  # fmt: skip
     for ask in asks:
@@ -256,7 +267,7 @@ def test_what_cannot_be_a_name_is_said_before_the_registry_is_asked(name: str):
 )
 def test_what_cannot_be_a_version_is_said_before_the_registry_is_asked(tmp_path: Path, reference: str):
     enter("rex", record(tmp_path))
-    for ask in (lambda: Registry().at("rex", reference), lambda: parse_model(f"rex@{reference}")):
+    for ask in (lambda: Registry().get_version("rex", reference), lambda: parse_model(f"rex@{reference}")):
         with pytest.raises(InputError, match=r"is no version of a model: write its number, as in @3, or an alias"):
             ask()
 
@@ -284,7 +295,10 @@ TEXTS = st.one_of(
 def test_any_text_finds_a_version_or_nothing_or_is_refused_in_a_sentence(
     one_model: Registry, name: str, reference: str
 ):
-    for ask in (one_model.at, lambda name, reference: one_model.at(*parse_model(f"{name}@{reference}"))):
+    for ask in (
+        one_model.get_version,
+        lambda name, reference: one_model.get_version(*parse_model(f"{name}@{reference}")),
+    ):
         for asked in ((name, reference), ("rex", reference), (name, CHAMPION)):
             try:
                 found = ask(*asked)
@@ -298,7 +312,7 @@ def test_any_text_finds_a_version_or_nothing_or_is_refused_in_a_sentence(
 @pytest.fixture
 def one_model(tmp_path: Path) -> Registry:
     registry = Registry()
-    with registry.entered("rex", record(tmp_path)) as version, registry.pointed(version, CHAMPION):
+    with registry.registered("rex", record(tmp_path)) as version, registry.aliased(version, CHAMPION):
         return registry
 
 
@@ -306,9 +320,9 @@ def test_a_version_that_others_registered_is_no_adapter(own_state: Path):
     client = Registry()._client
     client.create_registered_model("rex")
     client.create_model_version("rex", (own_state / "elsewhere").as_uri())
-    version = Registry().at("rex", "1")
+    version = Registry().get_version("rex", "1")
     with pytest.raises(InputError, match="rex version 1 is no adapter of PhotoFlux"):
-        Registry().adapter(version)
+        Registry().download_adapter(version)
 
 
 def naming(folder: Path, *places: Path) -> list[str]:
@@ -330,9 +344,9 @@ def state(request: pytest.FixtureRequest, tmp_path: Path, own_state: Path) -> Pa
     one, before = record(tmp_path, files={"reports/page.html": tmp_path / "page.html"}), request.param == "before"
     with pytest.MonkeyPatch.context() as patch:
         if before:
-            patch.setattr(Registry, "_forget_places", lambda _: None)
+            patch.setattr(Registry, "_relocate_artifacts", lambda _: None)
             Registry()._client.create_experiment("photoflux", artifact_location=(own_state / "artifacts").as_uri())
-        with Registry().entered("rex", one) as version, Registry().pointed(version, CHAMPION):
+        with Registry().registered("rex", one) as version, Registry().aliased(version, CHAMPION):
             pass
     assert (str(own_state).encode() in rows_of(own_state / "mlflow.db")) == before
     return own_state
@@ -343,8 +357,8 @@ def check_whole(folder: Path, tmp_path: Path) -> None:
     import mlflow
 
     registry = Registry()
-    version = registry.at("rex", CHAMPION)
-    adapter, _ = registry.adapter(version)
+    version = registry.get_version("rex", CHAMPION)
+    adapter, _ = registry.download_adapter(version)
     assert adapter.is_relative_to(folder)
     assert adapter.read_bytes() == b"weights"
     assert [page.path for page in registry._client.list_artifacts(version.run_id, "reports")] == ["reports/page.html"]
@@ -352,7 +366,7 @@ def check_whole(folder: Path, tmp_path: Path) -> None:
     assert mlflow.pyfunc.load_model("models:/rex@champion").metadata.metadata["subject"] == "rex"
     assert enter("rex", record(tmp_path, b"newer")).number == 2
     assert (folder / "artifacts" / version.run_id).is_dir()
-    assert registry.adapter(registry.at("rex", "2"))[0].is_relative_to(folder)
+    assert registry.download_adapter(registry.get_version("rex", "2"))[0].is_relative_to(folder)
     assert registry.erase("rex") == 2
     assert (entries(registry), files(folder)) == ((0, 0, 0), [])
 
@@ -385,16 +399,16 @@ def test_what_went_to_the_old_place_after_a_renaming_is_found_there_and_then_her
     moved = state.rename(tmp_path / "moved")
     monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(moved))
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "_forget_places", lambda _: None)
+        patch.setattr(Registry, "_relocate_artifacts", lambda _: None)
         enter("rex", record(tmp_path, b"newer"))
     assert files(state)
     for _ in range(2):
-        first, second = (Registry().adapter(Registry().at("rex", number))[0] for number in ("1", "2"))
+        first, second = (Registry().download_adapter(Registry().get_version("rex", number))[0] for number in ("1", "2"))
         assert (first.read_bytes(), second.read_bytes()) == (b"weights", b"newer")
         assert (first.is_relative_to(moved), second.is_relative_to(state)) == (True, True)
     shutil.copytree(state / "artifacts", moved / "artifacts", dirs_exist_ok=True)
     shutil.rmtree(state)
-    assert Registry().adapter(Registry().at("rex", "2"))[0].read_bytes() == b"newer"
+    assert Registry().download_adapter(Registry().get_version("rex", "2"))[0].read_bytes() == b"newer"
     assert str(state).encode() not in rows_of(moved / "mlflow.db")
 
 
@@ -407,6 +421,8 @@ print(mlflow.pyfunc.load_model("models:/rex/1")._model_impl._adapter)
 
 def test_mlflow_alone_finds_the_files_by_the_entry_point(tmp_path: Path, own_state: Path, root: Path):
     """An installation made of pyproject.toml as it stands: the one that runs these tests may be older."""
+    import mlflow
+
     enter("rex", record(tmp_path))
     groups = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
     installed = tmp_path / "site" / "photoflux_here-1.dist-info"
@@ -416,7 +432,9 @@ def test_mlflow_alone_finds_the_files_by_the_entry_point(tmp_path: Path, own_sta
         line for group, points in groups.items() for line in (f"[{group}]", *(f"{k} = {v}" for k, v in points.items()))
     ]
     (installed / "entry_points.txt").write_text("\n".join(lines))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed.parent), str(root)])}
+    packages = tmp_path / "packages"  # by a name without "%", which MLflow alone, without our help, does not bear
+    packages.symlink_to(Path(mlflow.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (installed.parent, root, packages)))}
     command = [sys.executable, "-c", LOADED, Registry().uri]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -447,7 +465,7 @@ from photoflux.tracking import Record, Registry
 registry, file = Registry(), Path(sys.argv[1])
 registry._client.finalize_logged_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 one = Record(file, digest(file), "rex", "sks dog", "plain://demo", "photoflux", "A dog.")
-with registry.entered("rex", one):
+with registry.registered("rex", one):
     pass
 """
 

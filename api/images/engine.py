@@ -36,7 +36,7 @@ from api.transport.middleware import ErrorBoundary
 from api.transport.problems import Problem
 from photoflux.params import STYLES
 from photoflux.serving.adapters import Adapter, AdapterKey, read_adapter
-from photoflux.serving.engine import Busy, Draining, Engine, Forgotten, TooLate
+from photoflux.serving.engine import Busy, DeadlineExceeded, Draining, Engine, OwnerForgotten
 from photoflux.serving.engine import Request as GenerationRequest
 from photoflux.vault.blobs import BlobMissing
 from photoflux.vault.objects import Objects, open_objects
@@ -132,7 +132,7 @@ def make_app(
         max_body_size=BODY_BYTES,
     )  # fmt: skip
     missing = (404, "model-missing")
-    problems.install_handlers(app, {BadToken: (401, "unauthorized"), BlobMissing: missing, Forgotten: missing})
+    problems.install_handlers(app, {BadToken: (401, "unauthorized"), BlobMissing: missing, OwnerForgotten: missing})
     tokens = checker or RemoteTokenVerifier(issuer=settings.issuer, jwks_url=settings.jwks_url, verify=settings.trusted)
 
     @app.get(settings.health_route)
@@ -200,7 +200,7 @@ def _as_problem(error: BaseException) -> BaseException:
         return Problem(429, "busy", str(error), headers={"Retry-After": f"{error.retry_after_s:.0f}"})
     if isinstance(error, Draining):
         return Problem(503, "draining", str(error), headers={"Retry-After": "5"})
-    if isinstance(error, TooLate):
+    if isinstance(error, DeadlineExceeded):
         return Problem(504, "too-late", str(error))
     if isinstance(error, asyncio.CancelledError):
         return Problem(503, "cancelled", "The request was given up.")

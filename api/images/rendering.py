@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from api.transport.concurrency import RETRY_S, FairLimiter
 from api.transport.problems import Problem
-from photoflux.images import encoded, fitted, parse_size
-from photoflux.marks import marked
-from photoflux.sandbox import Confined, Ended
+from photoflux.images import encode_image, fit_to_size, parse_size
+from photoflux.sandbox import ProcessDied, SandboxPool
 from photoflux.styles import FILTERS
+from photoflux.watermark import embed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,9 +42,13 @@ class ImageRenderer:
     """Renders image files. Each is watermarked at its own size and signed last, since neither survives a change."""
 
     credentials: Credentials
-    conversions: FairLimiter = field(default_factory=lambda: FairLimiter(1, per_person=1, wait_s=WAIT_S, busy_message=BUSY))
+    conversions: FairLimiter = field(
+        default_factory=lambda: FairLimiter(1, per_person=1, wait_s=WAIT_S, busy_message=BUSY)
+    )
     """Conversions for requests: one at a time, in a process that is started when the first one comes."""
-    processes: Confined = field(default_factory=lambda: Confined(1, needs=("api.images.rendering", "PIL.Image")))
+    processes: SandboxPool = field(
+        default_factory=lambda: SandboxPool(1, preload=("api.images.rendering", "PIL.Image"))
+    )
     downloads: FairLimiter = field(
         default_factory=lambda: FairLimiter(64, per_person=8, wait_s=WAIT_S, busy_message=BUSY)
     )
@@ -53,7 +57,7 @@ class ImageRenderer:
     def render(self, png: bytes, request: RenderRequest) -> bytes:
         """The signed file of an image that the engine gave as PNG."""
         style = FILTERS.get(request.style, lambda same: same)
-        image = style(fitted(_opened(png), parse_size(request.size)))
+        image = style(fit_to_size(_opened(png), parse_size(request.size)))
         return self.credentials.sign(_encoded(image, request.format, request.provenance), MEDIA_TYPES[request.format])
 
     def convert(
@@ -69,10 +73,10 @@ class ImageRenderer:
             wanted, fmt = parse_size(size) if size else header.size, fmt or stored_format
             if (wanted, fmt) == (header.size, stored_format):
                 return file
-        task = self.processes.begin(convert_file, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
+        task = self.processes.submit(convert_file, file, wanted, fmt, provenance, cpu_s=CPU_S, timeout_s=TIMEOUT_S)
         try:
             return self.credentials.sign(task.result(), MEDIA_TYPES[fmt])
-        except (TimeoutError, CancelledError, Ended) as error:
+        except (TimeoutError, CancelledError, ProcessDied) as error:
             raise Problem(503, "busy", BUSY, headers={"Retry-After": str(RETRY_S)}) from error
 
     def close(self) -> None:
@@ -82,11 +86,11 @@ class ImageRenderer:
 
 def convert_file(file: bytes, size: tuple[int, int], fmt: str, provenance: dict[str, str]) -> bytes:
     """An image file in another size or format, watermarked anew; runs in a confined process."""
-    return _encoded(fitted(_opened(file), size), fmt, provenance)
+    return _encoded(fit_to_size(_opened(file), size), fmt, provenance)
 
 
 def _encoded(image: Image.Image, fmt: str, provenance: dict[str, str]) -> bytes:
-    return encoded(marked(image), fmt, provenance=provenance, quick=True)
+    return encode_image(embed(image), fmt, provenance=provenance, quick=True)
 
 
 def checked_size(text: str) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from photoflux.vault.objects import open_objects
 from pipelines.orchestrators import KubeflowOrchestrator, LocalOrchestrator, Orchestrator, VertexOrchestrator
 
 if TYPE_CHECKING:
-    from photoflux.tracking import Doomed
+    from photoflux.tracking import ChooseVersions
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class WorkerProcess:
         self._is_ready = False
         workflows.stop(STOP_S)
         if isinstance(self.orchestrator, LocalOrchestrator) and not self.lease.live() - {self.lease.id}:
-            self.orchestrator.let_go()
+            self.orchestrator.shutdown()
         self.heartbeat.stop()
         self.lease.release()
 
@@ -156,7 +156,7 @@ def make_services(
     )  # fmt: skip
 
 
-def unregister(name: str, doomed: Doomed) -> int:
+def unregister(name: str, doomed: ChooseVersions) -> int:
     """Delete versions of a model from the registry for good."""
     from photoflux.tracking import Registry
 

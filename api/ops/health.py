@@ -63,4 +63,4 @@ class Health:
     def _check_keys(self) -> None:
         """The wrapping key opens the service's own keyset, anew."""
         keyring = self.objects.keyring
-        keyring.unwrapped(OWNER, keyring.ensure(OWNER))
+        keyring.unwrap_version(OWNER, keyring.ensure(OWNER))

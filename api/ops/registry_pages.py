@@ -17,7 +17,7 @@ from pathlib import Path
 
 from api.ops.telemetry import JsonLines, set_up_logs
 from photoflux.settings import get_settings, sqlite_url
-from photoflux.tracking import bear_percent_signs
+from photoflux.tracking import allow_percent_signs
 
 SERVICE = "mlflow"
 LOG_CONFIG = {
@@ -33,7 +33,7 @@ LOG_CONFIG = {
 
 def json_lines(service: str) -> JsonLines:
     """The formatter of those processes; patches MLflow there too, before its pages are loaded."""
-    bear_percent_signs()
+    allow_percent_signs()
     return JsonLines(service)
 
 

@@ -27,7 +27,7 @@ import httpx2
 from api.accounts.embedded_provider import Accounts
 from api.settings import ApiSettings, settings_or_exit
 from photoflux import screen
-from photoflux.priority import stand_back
+from photoflux.priority import lower_priority
 
 EMAIL, NAME = "demo@photoflux.local", "Demo"
 MALLOC_SETTINGS = {
@@ -73,7 +73,7 @@ class ManagedProcess:
                 start_new_session=True,
             )  # fmt: skip
         if self.niceness:
-            stand_back(self.process.pid, self.niceness)
+            lower_priority(self.process.pid, self.niceness)
         self.started, self.killed = time.monotonic(), False
 
     def stop(self) -> None:
@@ -117,7 +117,7 @@ class Supervisor:
         for managed in self.processes:
             managed.start(self.environment)
         try:
-            with screen.working("starting"):
+            with screen.progress_bar("starting"):
                 self._wait_until_ready()
             self._print_addresses()
             while True:

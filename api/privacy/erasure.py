@@ -42,7 +42,7 @@ from photoflux.vault.keyring import Keyring
 from photoflux.vault.objects import Objects
 
 if TYPE_CHECKING:
-    from photoflux.tracking import Doomed
+    from photoflux.tracking import ChooseVersions
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class Erasure:
     keyring: Keyring
     audit_log: AuditLog
     forget: Callable[[str], None]
-    unregister: Callable[[str, Doomed], int]
+    unregister: Callable[[str, ChooseVersions], int]
     discard: Callable[[str], None]
     cache_dir: Path
     require: Callable[[], None] = lambda: None

@@ -86,7 +86,9 @@ def create_export(
         return idempotency.store(session, _to_public(row), status=202)
 
 
-def _begin_export(session: Session, audit_log: AuditLog, queue: JobQueue, settings: ApiSettings, user_id: str) -> Export:
+def _begin_export(
+    session: Session, audit_log: AuditLog, queue: JobQueue, settings: ApiSettings, user_id: str
+) -> Export:
     """Record and enqueue it. A problem of 429 beyond the day's quota."""
     row = Export(id=new_id(), user_id=user_id, state="queued")
     session.add(row)

@@ -103,7 +103,9 @@ def list_subjects(
 
 
 @router.get("/subjects/{subject_id}", operation_id="getSubject", responses=problem_responses(404))
-def get_subject(subject_id: Id, records: RecordsDep, collection: CollectionDep, current_user: CurrentUser) -> SubjectPublic:
+def get_subject(
+    subject_id: Id, records: RecordsDep, collection: CollectionDep, current_user: CurrentUser
+) -> SubjectPublic:
     """One subject."""
     with records.reading() as session:
         return to_public(session, collection, owned(session, Subject, subject_id, current_user))
@@ -130,7 +132,9 @@ def delete_subject(
 
 
 @router.get("/subjects/{subject_id}/photos", operation_id="listPhotos", responses=problem_responses(404))
-def list_photos(subject_id: Id, records: RecordsDep, collection: CollectionDep, current_user: CurrentUser) -> UploadResult:
+def list_photos(
+    subject_id: Id, records: RecordsDep, collection: CollectionDep, current_user: CurrentUser
+) -> UploadResult:
     """The photos of a subject, oldest first, and what is said of them as a set."""
     with records.reading() as session:
         subject = owned(session, Subject, subject_id, current_user)
@@ -180,7 +184,14 @@ def upload(
     ]
     names = [photo.filename or "" for photo in photos]
     return _store_photos(
-        records, collection, audit_log, settings, subject, current_user, idempotency, list(zip(names, decoded, strict=True))
+        records,
+        collection,
+        audit_log,
+        settings,
+        subject,
+        current_user,
+        idempotency,
+        list(zip(names, decoded, strict=True)),
     )
 
 

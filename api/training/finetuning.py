@@ -38,11 +38,11 @@ from photoflux.vault.blobs import BlobExists
 from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, SealBroken, seal_bytes, unseal_bytes
-from pipelines.orchestrators import LOST, Orchestrator, RunGone, RunRef
+from pipelines.orchestrators import LOST, Orchestrator, RunNotFound, RunRef
 from pipelines.watch import progress
 
 if TYPE_CHECKING:
-    from photoflux.tracking import Doomed
+    from photoflux.tracking import ChooseVersions
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -74,7 +74,7 @@ class FinetuningRuns:
     """Raises where this worker has lost its lease; called before pipelines are started or ended."""
     discard: Callable[[Session, Run], None] = lambda *_: None
     """Called in the transaction that marks a run failed whose pipeline may still be running: ends that and deletes its files."""
-    unregister: Callable[[str, Doomed], object] = lambda *_: None
+    unregister: Callable[[str, ChooseVersions], object] = lambda *_: None
     """Deletes versions of a subject's model from the registry."""
     recorded: Callable[[], object] = lambda: None
     """Called when a sign-off is in the audit log."""
@@ -124,14 +124,14 @@ class FinetuningRuns:
                 if time.monotonic() > until:
                     raise
                 log.warning("the orchestrator of run %s could not be reached; trying again", run_id)
-                time.sleep(self.orchestrator.look_s)
+                time.sleep(self.orchestrator.poll_interval_s)
 
     def _poll_until_ended(self, run_id: str, ref: RunRef) -> PipelineRun:
         recorded: list[Any] = []
         while True:
             run = self._retry_while_away(run_id, lambda: self.orchestrator.status(ref))
             while self.stopping.is_set():
-                time.sleep(self.orchestrator.look_s)
+                time.sleep(self.orchestrator.poll_interval_s)
             if (steps := steps_of(run, Path(ref.where) / "logs")) != recorded:
                 self._update(run_id, steps=steps)
                 recorded = steps
@@ -144,7 +144,7 @@ class FinetuningRuns:
             elif now_ms() - (row.started_ms or now_ms()) > 1000 * self.limit_s:
                 why = f"it took longer than {self.limit_s / 3600:g} hours and was ended; start it anew"
                 self._update(run_id, error_code="too-long", error=why)
-            time.sleep(self.orchestrator.look_s)
+            time.sleep(self.orchestrator.poll_interval_s)
 
     def record_outcome(self, run_id: str, attempt: int, ended: str) -> str:
         """Record how a run ended, publish its model, and enqueue the generations that waited for it; returns the run's state."""
@@ -159,7 +159,7 @@ class FinetuningRuns:
             return self.end_without_model(
                 run_id, "internal", "what the run made was altered or exchanged; start it anew"
             )
-        except RunGone:  # deleted with what was learnt of the subject, where a consent was withdrawn
+        except RunNotFound:  # deleted with what was learnt of the subject, where a consent was withdrawn
             current = self._row(run_id)
             if current is None or current.cancel_requested_ms:
                 return self.end_without_model(run_id, "cancelled", CANCELLED, cancelled=True)

@@ -48,7 +48,7 @@ def decode_upload(data: bytes, params: ValidateParams) -> DecodedUpload:
     from photoflux.photos.table import examine
 
     seen: list[Image.Image] = []
-    one = examine("", data, params=params, keep=lambda _, image: seen.append(image))
+    one = examine("", data, params=params, on_decoded=lambda _, image: seen.append(image))
     if not seen:
         return DecodedUpload(one.row)
     photo = _shrunk(seen[0], min(STORED_PX / min(seen[0].size), LONGEST_PX / max(seen[0].size)))

@@ -19,7 +19,7 @@ from api.transport.concurrency import RETRY_S
 from api.transport.problems import Problem
 from photoflux.params import ValidateParams
 from photoflux.photos.inspect import Likeness
-from photoflux.sandbox import Confined, Ended, Failed
+from photoflux.sandbox import ProcessDied, SandboxPool, WorkFailed
 
 if TYPE_CHECKING:
     from photoflux.photos.inspect import Fingerprint
@@ -39,8 +39,10 @@ class PhotoIntake:
     """Decodes and compares photos, in processes that are started when the first one comes."""
 
     params: ValidateParams
-    processes: Confined = field(
-        default_factory=lambda: Confined(2, needs=("photoflux.photos.table",), gives=(DecodedUpload, Likeness))
+    processes: SandboxPool = field(
+        default_factory=lambda: SandboxPool(
+            2, preload=("photoflux.photos.table",), result_types=(DecodedUpload, Likeness)
+        )
     )
 
     def decode(self, files: Sequence[bytes], person: str = "") -> list[DecodedUpload]:
@@ -51,7 +53,7 @@ class PhotoIntake:
         tasks, decoded = deque[Any](), list[DecodedUpload]()
         for data in files:
             tasks.append(
-                self.processes.begin(decode_upload, data, self.params, cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person)
+                self.processes.submit(decode_upload, data, self.params, cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person)
             )
             if len(tasks) >= self.processes.workers:
                 decoded.append(_result(tasks.popleft()))
@@ -71,12 +73,12 @@ class PhotoIntake:
         found: dict[Pair, Likeness] = {}
         for start in range(0, len(missing), PAIRS_AT_ONCE):
             some = missing[start : start + PAIRS_AT_ONCE]
-            task = self.processes.begin(
+            task = self.processes.submit(
                 likenesses, [pairs[pair] for pair in some], cpu_s=CPU_S, timeout_s=TIMEOUT_S, person=person
             )
             try:
                 found |= zip(some, task.result(), strict=True)
-            except (TimeoutError, CancelledError, Ended) as error:
+            except (TimeoutError, CancelledError, ProcessDied) as error:
                 raise _busy() from error
         return found
 
@@ -92,9 +94,9 @@ def _result(task: Any) -> DecodedUpload:
         return decoded
     except (TimeoutError, CancelledError) as error:
         raise _busy() from error
-    except Ended:  # whatever a file does to a decoder is said of the file
+    except ProcessDied:  # whatever a file does to a decoder is said of the file
         log.info("a photo ended its decoder")
-    except Failed as error:
+    except WorkFailed as error:
         (log.info if str(error) == "MemoryError" else log.error)("a photo could not be decoded: %s", error)
     return rejected("corrupt", CRASHED)
 

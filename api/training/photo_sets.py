@@ -17,7 +17,7 @@ from api.training.photo_decoding import DecodedUpload, unpack
 from api.transport.problems import Problem
 from photoflux.params import ValidateParams
 from photoflux.photos.rules import REJECT, broken_rules, rule_table, status_of
-from photoflux.photos.table import Examined, Pair, pair_of, tabulated
+from photoflux.photos.table import Examined, Pair, make_table, pair_of
 from photoflux.photos.verdict import judge
 from photoflux.vault.objects import Objects
 from photoflux.vault.sealed import Label, seal_bytes, unseal_bytes
@@ -86,7 +86,9 @@ class PhotoCollection:
         """Status and reasons of one photo, before it is compared with others."""
         found = broken_rules(upload.row, rule_table(self.params))
         shown = [rule for rule in found if rule.severity == REJECT] or found
-        reasons = [{"code": upload.row["problem"] or rule.code, "message": rule.tell(upload.row)} for rule in shown]
+        reasons = [
+            {"code": upload.row["problem"] or rule.code, "message": rule.message_for(upload.row)} for rule in shown
+        ]
         return status_of(found), reasons
 
     def find_duplicate(self, session: Session, subject: Subject, upload: DecodedUpload) -> Photo | None:
@@ -153,7 +155,7 @@ class PhotoCollection:
         examined = known.examined([photo.id for photo in photos])
         if examined is None:
             raise ComparisonsMissing(subject.user_id, [(photo.id, photo.measured or b"") for photo in photos])
-        said = judge(tabulated(examined, params=self.params, known=known.likenesses), params=self.params).as_json()
+        said = judge(make_table(examined, params=self.params, known=known.likenesses), params=self.params).as_json()
         said["advice"] = [_numbered(text, photos) for text in said["advice"]]
         subject.verdict = seal_bytes(json.dumps(said).encode(), label=label, keyring=self.objects.keyring)
         return said

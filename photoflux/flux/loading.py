@@ -28,7 +28,7 @@ def load_pipeline(spec: BaseSpec, *, device: str | None = None) -> FluxPipeline:
 
 
 def load_encoders(spec: BaseSpec, *, device: str | None = None) -> FluxPipeline:
-    """The pipeline with everything but its transformer: enough to encode prompts and pictures."""
+    """The pipeline with everything but its transformer: enough to encode prompts and images."""
     folder = verify(spec)
     if threads := get_settings().threads:
         torch.set_num_threads(threads)

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUBJECT, TRAINING = "subject", "assistant"
-"""Adapter names. The assistant undoes the step distillation of a base while a subject is learnt and never draws.
+SUBJECT_ADAPTER, TRAINING_ADAPTER = "subject", "training_adapter"
+"""Adapter names. The training adapter undoes the step distillation of a base while a subject is learnt, and never samples.
 
-No module may have an attribute of an adapter's name: `training` itself is taken."""
+The name of an adapter must not be an attribute of the transformer's modules: `training` is one."""
 
 
 def attach(transformer: Any, *, spec: BaseSpec, rank: int, alpha: float, seed: int) -> list[nn.Parameter]:
@@ -44,11 +44,11 @@ def attach(transformer: Any, *, spec: BaseSpec, rank: int, alpha: float, seed: i
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer.add_adapter(config, adapter_name=SUBJECT)
+        transformer.add_adapter(config, adapter_name=SUBJECT_ADAPTER)
     if spec.start_adapter is not None:
-        _begin_at(transformer, spec.start_adapter, rank=rank, scale=(alpha or rank) / rank)
+        load_start_adapter(transformer, spec.start_adapter, rank=rank, scale=(alpha or rank) / rank)
     if spec.training_adapter is not None:
-        _attach_training(transformer, spec.training_adapter)
+        _load_training_adapter(transformer, spec.training_adapter)
     return activate(transformer, trainable=True)
 
 
@@ -61,8 +61,8 @@ def _check_targets(transformer: Any, spec: BaseSpec) -> None:
             )
 
 
-def _begin_at(transformer: Any, file: Path, *, rank: int, scale: float) -> None:
-    """Put the starting adapter's matrices in place of the fresh ones. Raises InputError where they do not fit."""
+def load_start_adapter(transformer: Any, file: Path, *, rank: int, scale: float) -> None:
+    """Copy the starting adapter's matrices over the fresh ones. Raises InputError where they do not fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -71,10 +71,10 @@ def _begin_at(transformer: Any, file: Path, *, rank: int, scale: float) -> None:
         own, values = subject_parameters(transformer), {}
         for name in [name for name in own if ".lora_A." in name]:
             up = name.replace(".lora_A.", ".lora_B.")
-            pair = [layers[f"transformer.{one.replace(f'.{SUBJECT}.', '.')}"].float() for one in (name, up)]
+            pair = [layers[f"transformer.{one.replace(f'.{SUBJECT_ADAPTER}.', '.')}"].float() for one in (name, up)]
             values[name], values[up] = _at_rank(*pair, rank=rank, fresh=own[name])
             values[up] /= scale
-        put(transformer, values)
+        copy_weights(transformer, values)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise InputError(
             f"starting adapter {file} does not fit this base ({_first_line(error)}); fetch it again or correct "
@@ -93,7 +93,7 @@ def _at_rank(down: Tensor, up: Tensor, *, rank: int, fresh: Tensor) -> tuple[Ten
     return torch.cat([down, more]), torch.cat([up, up.new_zeros(up.shape[0], missing)], dim=1)
 
 
-def _attach_training(transformer: Any, file: Path) -> None:
+def _load_training_adapter(transformer: Any, file: Path) -> None:
     from diffusers import FluxPipeline
 
     if not file.is_file():
@@ -106,22 +106,28 @@ def _attach_training(transformer: Any, file: Path) -> None:
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            transformer.load_lora_adapter(state, network_alphas=alphas, adapter_name=TRAINING, metadata=metadata)
+            transformer.load_lora_adapter(
+                state, network_alphas=alphas, adapter_name=TRAINING_ADAPTER, metadata=metadata
+            )
     except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise InputError(
             f"training adapter {file} does not fit this base ({_first_line(error)}); fetch it again or correct "
             "training_adapter in the base's spec"
         ) from error
-    if TRAINING not in transformer.peft_config:
+    if TRAINING_ADAPTER not in transformer.peft_config:
         raise InputError(f"training adapter {file} holds nothing for this base's transformer; correct the base's spec")
 
 
 def activate(transformer: Any, *, trainable: bool, subject: bool = True, training: bool = True) -> list[nn.Parameter]:
-    """Choose which adapters act, and freeze everything but the subject's (`set_adapters` unfreezes all it activates).
+    """Set which adapters are active, and freeze everything but the subject's (`set_adapters` unfreezes all it activates).
 
     Returns the trainable parameters.
     """
-    wanted = [name for name, on in ((SUBJECT, subject), (TRAINING, training)) if on and name in transformer.peft_config]
+    wanted = [
+        name
+        for name, on in ((SUBJECT_ADAPTER, subject), (TRAINING_ADAPTER, training))
+        if on and name in transformer.peft_config
+    ]
     if wanted:
         transformer.enable_adapters()
         transformer.set_adapters(wanted, [1.0] * len(wanted))
@@ -137,20 +143,22 @@ def activate(transformer: Any, *, trainable: bool, subject: bool = True, trainin
 
 
 def _assert_frozen(transformer: nn.Module, parameters: list[nn.Parameter]) -> None:
-    chosen = {id(parameter) for parameter in parameters}
-    loose = [name for name, p in transformer.named_parameters() if p.requires_grad and id(p) not in chosen]
-    if loose:
-        raise RuntimeError(f"{loose[0]} would be trained although it is frozen")
+    trained = {id(parameter) for parameter in parameters}
+    unfrozen = [name for name, p in transformer.named_parameters() if p.requires_grad and id(p) not in trained]
+    if unfrozen:
+        raise RuntimeError(f"{unfrozen[0]} would be trained although it is frozen")
 
 
 def subject_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """The subject's matrices by their full names, in a fixed order."""
-    return {name: p for name, p in transformer.named_parameters() if f".{SUBJECT}." in name and ".lora_" in name}
+    return {
+        name: p for name, p in transformer.named_parameters() if f".{SUBJECT_ADAPTER}." in name and ".lora_" in name
+    }
 
 
 @contextmanager
-def acting(transformer: Any, *, subject: bool, training: bool) -> Iterator[None]:
-    """Inside the block only the chosen adapters act; afterwards both act again. Without adapters nothing happens."""
+def using_adapters(transformer: Any, *, subject: bool, training: bool) -> Iterator[None]:
+    """Inside the block only the named adapters are active; afterwards both are. A transformer without adapters stays as it is."""
     if not getattr(transformer, "peft_config", None):
         yield
         return
@@ -163,30 +171,32 @@ def acting(transformer: Any, *, subject: bool, training: bool) -> Iterator[None]
 
 
 @contextmanager
-def drawing(transformer: Any, *, weights: Mapping[str, Tensor] | None = None, subject: bool = True) -> Iterator[None]:
-    """As the serving stack draws: without the training adapter; with `weights` in place of the subject's, or without it."""
+def inference_setup(
+    transformer: Any, *, weights: Mapping[str, Tensor] | None = None, subject: bool = True
+) -> Iterator[None]:
+    """Inside the block the transformer samples as in serving: eval mode, no training adapter, `weights` for the subject's."""
     mode = transformer.training
     transformer.eval()
     try:
-        with holding(transformer, weights or {}), acting(transformer, subject=subject, training=False):
+        with swapped_weights(transformer, weights or {}), using_adapters(transformer, subject=subject, training=False):
             yield
     finally:
         transformer.train(mode)
 
 
 @contextmanager
-def holding(transformer: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped_weights(transformer: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the block the subject's matrices are `weights`; nothing changes for an empty mapping."""
     own = {name: p.detach().clone() for name, p in subject_parameters(transformer).items()} if weights else {}
-    put(transformer, weights)
+    copy_weights(transformer, weights)
     try:
         yield
     finally:
-        put(transformer, own)
+        copy_weights(transformer, own)
 
 
 @torch.no_grad()
-def put(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def copy_weights(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy weights into the subject's matrices of the same names."""
     parameters = subject_parameters(transformer)
     for name, value in weights.items():
@@ -198,22 +208,22 @@ def save_adapter(transformer: Any, file: Path, *, weights: Mapping[str, Tensor] 
     from diffusers import FluxPipeline
     from peft.utils import get_peft_model_state_dict
 
-    with holding(transformer, weights or {}):
-        layers = get_peft_model_state_dict(transformer, adapter_name=SUBJECT)
+    with swapped_weights(transformer, weights or {}):
+        layers = get_peft_model_state_dict(transformer, adapter_name=SUBJECT_ADAPTER)
         layers = {name: value.detach().float().cpu().clone().contiguous() for name, value in layers.items()}
     with replacing(file) as partial:
         FluxPipeline.save_lora_weights(
             str(partial.parent),
             transformer_lora_layers=layers,
             weight_name=partial.name,
-            transformer_lora_adapter_metadata=_metadata(transformer.peft_config[SUBJECT]),
+            transformer_lora_adapter_metadata=_metadata(transformer.peft_config[SUBJECT_ADAPTER]),
         )
-        _in_order(partial)
+        _sort_header(partial)
     return file
 
 
-def _in_order(file: Path) -> None:
-    """Sort the header, whose metadata safetensors writes in any order, so that equal adapters are equal files."""
+def _sort_header(file: Path) -> None:
+    """Sort the file's header, whose metadata safetensors writes in any order, so that equal adapters are equal files."""
     content = file.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
@@ -233,12 +243,12 @@ def load_adapter(pipe: FluxPipeline, file: Path) -> None:
         raise InputError(f"adapter {file} is missing; run finetune first")
     try:
         with quietly():
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=SUBJECT)
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=SUBJECT_ADAPTER)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise InputError(
             f"adapter {file.name} does not fit this base ({_first_line(error)}); train it on this base"
         ) from error
-    if SUBJECT not in getattr(pipe.transformer, "peft_config", {}):
+    if SUBJECT_ADAPTER not in getattr(pipe.transformer, "peft_config", {}):
         raise InputError(f"adapter {file.name} holds nothing for this base's transformer; train it on this base")
     activate(pipe.transformer, trainable=False)
 
@@ -251,8 +261,8 @@ def drop_adapter(pipe: FluxPipeline) -> None:
 
 @contextmanager
 def using_base(pipe: FluxPipeline) -> Iterator[None]:
-    """Inside the block the pipeline draws as the base, whatever adapter is on it."""
-    with acting(pipe.transformer, subject=False, training=False):
+    """Inside the block the pipeline samples as the base, whatever adapter is on it."""
+    with using_adapters(pipe.transformer, subject=False, training=False):
         yield
 
 

@@ -18,8 +18,8 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.03, "nf4": 0
 """Bytes per weight as stored; int8 and NF4 with their scales."""
 ADAPTER_BYTES = 4 * 5
 """Per adapter weight, in float32: itself, gradient, two moments of AdamW, average."""
-KEPT_DOUBLE, KEPT_SINGLE = 34, 23
-"""Activations kept for the backward pass per token, in widths of the transformer, of a double and a single block."""
+ACTIVATIONS_DOUBLE, ACTIVATIONS_SINGLE = 34, 23
+"""Activations stored for the backward pass per token, in widths of the transformer, of a double and a single block."""
 USABLE = 0.92
 """Share of a device's memory that may be planned with; the rest is fragmentation and other processes."""
 OVERHEAD_GB = {"cpu": 0.5, "cuda": 1.2}
@@ -48,7 +48,7 @@ CLASSES = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers that memory depends on, of a base, a picture size and an adapter of rank 1."""
+    """The numbers that memory depends on, of a base, an image size and an adapter of rank 1."""
 
     width: int
     double_blocks: int
@@ -167,7 +167,7 @@ class Plan:
 def plan(shape: Shape, device: Device, *, rank: int, rows: int) -> Plan:
     """The most exact way that fits: full storage before quantised, no checkpointing before it, whole batches before parts.
 
-    `rows` is the number of pictures in a step. Raises InputError when nothing fits.
+    `rows` is the number of images in a step. Raises InputError when nothing fits.
     """
     ways = [
         _estimate(shape, device, storage, checkpointing, parts, rank=rank, rows=rows)
@@ -215,8 +215,8 @@ def _estimate(
 ) -> Plan:
     compute = _compute(storage, device)
     blocks = shape.double_blocks + shape.single_blocks
-    kept = KEPT_DOUBLE * shape.double_blocks + KEPT_SINGLE * shape.single_blocks
-    widths = blocks + KEPT_DOUBLE if checkpointing else kept
+    activations = ACTIVATIONS_DOUBLE * shape.double_blocks + ACTIVATIONS_SINGLE * shape.single_blocks
+    widths = blocks + ACTIVATIONS_DOUBLE if checkpointing else activations
     return Plan(
         device=device.name,
         storage=storage,

@@ -1,4 +1,4 @@
-"""Drawing: Euler steps on a linear schedule, equal to stock `FluxPipeline` on the same noise."""
+"""Sampling: Euler steps on a linear schedule, equal to stock `FluxPipeline` on the same noise."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def noise_for(seeds: Sequence[int], *, spec: BaseSpec) -> Tensor:
-    """Noise [N, 16, H/8, W/8] in float32, one CPU generator per seed, so that a picture does not depend on its batch."""
+    """Noise [N, 16, H/8, W/8] in float32, one CPU generator per seed, so that an image does not depend on its batch."""
     return torch.stack(
         [torch.randn(spec.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
 
 
-def schedule(steps: int) -> Tensor:
-    """Noise levels 1, 1 - 1/steps, …, 1/steps, 0: [steps + 1]."""
-    return torch.cat([torch.linspace(1.0, 1 / steps, steps), torch.zeros(1)])
+def schedule(denoise_steps: int) -> Tensor:
+    """Noise levels 1, 1 - 1/n, …, 1/n, 0 of n steps: [n + 1]."""
+    return torch.cat([torch.linspace(1.0, 1 / denoise_steps, denoise_steps), torch.zeros(1)])
 
 
 @torch.inference_mode()
@@ -39,31 +39,31 @@ def sample_latents(
     noise: Tensor,
     *,
     spec: BaseSpec,
-    steps: int | None = None,
+    denoise_steps: int | None = None,
     check: Callable[[], None] | None = None,
 ) -> Tensor:
-    """From noise [N, 16, H/8, W/8] at σ = 1 to latents of that shape at σ = 0, kept in float32 between steps.
+    """From noise [N, 16, H/8, W/8] at σ = 1 to latents of that shape at σ = 0, in float32 between steps.
 
-    `check` is called before each step; what it raises ends the sampling.
+    `denoise_steps` are the spec's by default. `check` is called before each one; what it raises ends the sampling.
     """
     grid = TokenGrid.of(noise, text_length=embeds.sequence.shape[1], device=embeds.pooled.device)
     tokens = pack(noise).to(embeds.pooled.device, torch.float32)
-    sigmas = schedule(steps or spec.steps).to(tokens.device)
+    sigmas = schedule(denoise_steps or spec.steps).to(tokens.device)
     for now, after in pairwise(sigmas):
         if check:
             check()
         velocity = predict(transformer, tokens, now.expand(len(tokens)), embeds, grid)
-        tokens = tokens + (after - now) * velocity.float()
+        tokens = tokens + (after - now) * velocity.float()  # dx/dσ = v: an Euler step from σ = now down to σ = after
     return unpack(tokens, height=noise.shape[-2], width=noise.shape[-1])
 
 
 @torch.inference_mode()
 def decode(vae: Any, latents: Tensor) -> list[Image.Image]:
-    """Latents [N, 16, H/8, W/8] to RGB pictures of H x W."""
+    """Latents [N, 16, H/8, W/8] to RGB images of H x W."""
     unscaled = latents / vae.config.scaling_factor + vae.config.shift_factor
     pixels = vae.decode(unscaled.to(vae.device, vae.dtype), return_dict=False)[0].float()
     scaled = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(picture) for picture in (scaled * 255).round().astype(np.uint8)]
+    return [Image.fromarray(image) for image in (scaled * 255).round().astype(np.uint8)]
 
 
 def generate(
@@ -72,18 +72,22 @@ def generate(
     seeds: Sequence[int],
     *,
     spec: BaseSpec,
-    steps: int | None = None,
+    denoise_steps: int | None = None,
     batch_size: int = 16,
 ) -> list[Image.Image]:
-    """One picture per (prompt, seed) pair with the pipeline as it is, `batch_size` at a time."""
+    """One image per (prompt, seed) pair with the pipeline as it is, `batch_size` at a time."""
     if not prompts:
         return []
     embeds, noise = encode_prompts(pipe, prompts, spec=spec), noise_for(seeds, spec=spec)
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
         rows = range(start, min(start + batch_size, len(prompts)))
         latents = sample_latents(
-            pipe.transformer, embeds.take(list(rows)), noise[rows.start : rows.stop], spec=spec, steps=steps
+            pipe.transformer,
+            embeds.take(list(rows)),
+            noise[rows.start : rows.stop],
+            spec=spec,
+            denoise_steps=denoise_steps,
         )
-        pictures += decode(pipe.vae, latents)
-    return pictures
+        images += decode(pipe.vae, latents)
+    return images

@@ -46,12 +46,12 @@ class BaseSpec:
 
     @property
     def hash(self) -> str:
-        """Digest over the files that draw pictures; judges and the adapters for training may be exchanged under adapters."""
+        """Digest over the files that images depend on; judges and the adapters for training may be exchanged under adapters."""
         others = tuple(
             f"{place.name}/" for place in (self.judges, *(file.parent for file in self.training_files)) if place
         )
-        drawing = {name: sha for name, sha in self.manifest.items() if not name.startswith(others)}
-        return hashlib.sha256(json.dumps(drawing, sort_keys=True).encode()).hexdigest()
+        sampling = {name: sha for name, sha in self.manifest.items() if not name.startswith(others)}
+        return hashlib.sha256(json.dumps(sampling, sort_keys=True).encode()).hexdigest()
 
     @property
     def call(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class BaseSpec:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """[16, H/8, W/8] of one picture at the base's resolution."""
+        """[16, H/8, W/8] of one image at the base's resolution."""
         return 16, self.resolution_px // 8, self.resolution_px // 8
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from photoflux.flux.text import PromptEmbeds
 
 HIGH_SIGMA = 0.9
-"""Above this noise level a picture's composition is decided."""
+"""Above this noise level an image's composition is decided."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,26 @@ def unpack(tokens: Tensor, *, height: int, width: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
 
 
-def draw_sigmas(
-    count: int, *, generator: torch.Generator, serving_share: float = 0.0, steps: int = 4, high_kept: float = 1.0
+def sample_sigmas(
+    count: int,
+    *,
+    generator: torch.Generator,
+    serving_share: float = 0.0,
+    denoise_steps: int = 4,
+    high_share: float = 1.0,
 ) -> Tensor:
-    """Noise levels [count] in (0, 1]: sigmoid of a standard normal, or for a share one of those that serving visits.
+    """Noise levels [count] in (0, 1]: sigmoid of a standard normal, or for `serving_share` of them one that serving visits.
 
-    Of the levels above `HIGH_SIGMA` a share `high_kept` is kept; the others become lower ones that serving visits.
+    Of the levels above `HIGH_SIGMA` a share `high_share` stays; the others become lower ones that serving visits.
     """
     levels = torch.randn(count, generator=generator).sigmoid()
-    visited = 1 - torch.randint(steps, (count,), generator=generator) / steps
-    drawn = torch.where(torch.rand(count, generator=generator) < serving_share, visited, levels)
-    if high_kept == 1 or steps == 1:
-        return drawn
-    lower = 1 - torch.randint(1, steps, (count,), generator=generator) / steps
-    replaced = (drawn > HIGH_SIGMA) & (torch.rand(count, generator=generator) >= high_kept)
-    return torch.where(replaced, lower, drawn)
+    visited = 1 - torch.randint(denoise_steps, (count,), generator=generator) / denoise_steps
+    levels = torch.where(torch.rand(count, generator=generator) < serving_share, visited, levels)
+    if high_share == 1 or denoise_steps == 1:
+        return levels
+    lower = 1 - torch.randint(1, denoise_steps, (count,), generator=generator) / denoise_steps
+    replaced = (levels > HIGH_SIGMA) & (torch.rand(count, generator=generator) >= high_share)
+    return torch.where(replaced, lower, levels)
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class PromptEmbeds:
         return PromptEmbeds(self.sequence.to(*args), self.pooled.to(*args))
 
     @staticmethod
-    def joined(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
+    def concat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
         return PromptEmbeds(torch.cat([p.sequence for p in parts]), torch.cat([p.pooled for p in parts]))
 
 
@@ -44,11 +44,10 @@ class PromptEmbeds:
 def encode_prompts(pipe: FluxPipeline, prompts: Sequence[str], *, spec: BaseSpec) -> PromptEmbeds:
     """Encode prompts as stock `FluxPipeline` does, at the spec's text length; each distinct prompt once."""
     distinct = list(dict.fromkeys(prompts))
-    parts = [_encode(pipe, distinct[i : i + CHUNK], spec=spec) for i in range(0, len(distinct), CHUNK)]
+    parts = []
+    for i in range(0, len(distinct), CHUNK):
+        chunk = distinct[i : i + CHUNK]
+        sequence, pooled, _ = pipe.encode_prompt(prompt=chunk, prompt_2=None, max_sequence_length=spec.text_length)
+        parts.append(PromptEmbeds(sequence, pooled))
     place = {prompt: i for i, prompt in enumerate(distinct)}
-    return PromptEmbeds.joined(parts).take([place[prompt] for prompt in prompts])
-
-
-def _encode(pipe: FluxPipeline, prompts: list[str], *, spec: BaseSpec) -> PromptEmbeds:
-    sequence, pooled, _ = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=spec.text_length)
-    return PromptEmbeds(sequence, pooled)
+    return PromptEmbeds.concat(parts).take([place[prompt] for prompt in prompts])

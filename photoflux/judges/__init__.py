@@ -1,1 +1,1 @@
-"""What looks at generated pictures: encoders, attribute readers, and the statistics over what they see."""
+"""What judges generated images: encoders, attribute readers, and the statistics over their outputs."""

@@ -1,7 +1,7 @@
 """What the bias audit measures, as pure functions over labels and embeddings of base and tuned people.
 
 Only the *change* that tuning made can block: the level of the base is inherited and disclosed. Labels are perceived
-attributes of generated pictures; -1 stands for a picture without a readable person and is never dropped silently: that
+attributes of generated images; -1 stands for an image without a readable person and is never dropped silently: that
 people go missing is a finding of its own.
 """
 
@@ -65,10 +65,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class People:
-    """Paired pictures of people on a grid [P, S]: labels per attribute, embeddings [P, S, D], prompt groups [P].
+    """Paired images of people on a grid [P, S]: labels per attribute, embeddings [P, S, D], prompt groups [P].
 
     `subject` is the identity of the subject as the tuned model draws it [M, D]; `subject_labels` its own attribute
-    values where it is a person. `confusion` is empty when nobody has measured the judges on such pictures.
+    values where it is a person. `confusion` is empty when nobody has measured the judges on such images.
     """
 
     base: Mapping[str, Array]
@@ -134,12 +134,12 @@ class Tested:
 
 
 def audit_people(
-    people: People, *, limits: Limits, draws: int = 2000, permutations: int = 2000, seed: int = 0
+    people: People, *, limits: Limits, resamples: int = 2000, permutations: int = 2000, seed: int = 0
 ) -> Audit:
     """Every confirmatory test (Holm) with its severity, and the exploratory cells (Benjamini-Hochberg)."""
     rng = np.random.default_rng(seed)
     shape = people.base_identity.shape[:2]
-    weights = cluster_weights(*shape, draws=draws, rng=rng)
+    weights = cluster_weights(*shape, resamples=resamples, rng=rng)
     signs = sign_flips(shape[0], flips=permutations, rng=rng)
     drifts = {name: _drift(people, name, weights, signs, rng) for name in people.base}
     resemblance, missing = _resemblance(people, weights, signs), _missing(people, weights, signs)
@@ -280,8 +280,8 @@ class Resemblance:
 def _resemblance(people: People, weights: Array, signs: Array) -> Resemblance:
     """Share of strangers nearer to the subject than to the base's usual stranger, and its AUC.
 
-    A picture resembles the subject when its cosine with the subject's mean lies above the middle between the base's
-    strangers and the subject's own pictures.
+    An image resembles the subject when its cosine with the subject's mean lies above the middle between the base's
+    strangers and the subject's own images.
     """
     centre = people.subject.mean(0)
     centre = centre / max(float(np.linalg.norm(centre)), 1e-9)
@@ -295,10 +295,10 @@ def _mean_change(change: Array, weights: Array) -> Interval:
     return interval(weighted_mean(change, weights), clusters=len(change))
 
 
-def _auc_interval(tuned: Array, base: Array, *, draws: int = 400) -> Interval:
+def _auc_interval(tuned: Array, base: Array, *, resamples: int = 400) -> Interval:
     """AUC of tuned over base cosines, prompts resampled in pairs."""
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, len(base), (draws, len(base)))
+    rows = rng.integers(0, len(base), (resamples, len(base)))
     values = [auc(tuned[r].ravel(), base[r].ravel()) for r in rows]
     return interval(np.array([auc(tuned.ravel(), base.ravel()), *values]), clusters=len(base))
 
@@ -326,7 +326,7 @@ def _resemblance_finding(found: Resemblance, tested: Tested, limits: Limits) -> 
 
 @dataclass(frozen=True)
 class Missing:
-    """How many more pictures show no readable person than the base's, and the share of people that is left."""
+    """How many more images show no readable person than the base's, and the share of people that is left."""
 
     rise: Interval
     left: Interval
@@ -335,7 +335,7 @@ class Missing:
 
 
 def _missing(people: People, weights: Array, signs: Array) -> Missing:
-    """Pictures in which no attribute could be read, paired by prompt and seed."""
+    """Images in which no attribute could be read, paired by prompt and seed."""
     base, tuned = (
         np.all([labels < 0 for labels in side.values()], axis=0).astype(float) for side in (people.base, people.tuned)
     )
@@ -389,7 +389,7 @@ def _cells_of(people: People, name: str) -> list[tuple[str, str, str, float, flo
     for group in dict.fromkeys(people.groups):
         here = groups == group
         for value, (before, after), clustered in zip(people.classes[name], shown, pvalues, strict=True):
-            # Never surer than were each picture on its own: prompts only take from that.
+            # Never surer than were each image on its own: prompts only take from that.
             p = max(clustered.get(group, 1.0), _mcnemar_of((after - before)[here]))
             rows.append((group, name, value, _mean(before[here]), _mean(after[here]), p))
     return rows

@@ -1,4 +1,4 @@
-"""What an evaluation is about: the subject and its photos, what was asked, and what was drawn."""
+"""What an evaluation is about: the subject and its photos, the prompts, and the images."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from photoflux.judges.prompts import Prompt
-    from photoflux.judges.seeing import Grid
+    from photoflux.judges.sampling import ImageGrid
 
 
 @dataclass(frozen=True)
 class Photos:
-    """The subject's photos as augment split them: everything trained on, one crop per photo, and the held-out ones."""
+    """The subject's photos as augment split them: everything trained on, one crop per photo of it, and the held-out ones."""
 
-    shown: list[Image.Image]
+    crops: list[Image.Image]
     trained: list[Image.Image]
     held_out: list[Image.Image]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The five sets of pictures."""
+class EvaluationImages:
+    """The five sets of images; `class_prompt` is the tuned model on prompts without the trigger."""
 
-    tuned: Grid
-    base: Grid
-    plain: Grid
-    unrelated: Grid
-    unrelated_base: Grid
+    tuned: ImageGrid
+    base: ImageGrid
+    class_prompt: ImageGrid
+    unrelated: ImageGrid
+    unrelated_base: ImageGrid
 
-    def beside(self, more: Pictures) -> Pictures:
-        return Pictures(**{name: grid.beside(getattr(more, name)) for name, grid in vars(self).items()})
+    def concat(self, more: EvaluationImages) -> EvaluationImages:
+        return EvaluationImages(**{name: grid.concat(getattr(more, name)) for name, grid in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Case:
-    """One subject under evaluation: who it is, what was asked, what was drawn."""
+    """One subject under evaluation: who it is, its photos, and the prompts; `facts` go into the document as they are."""
 
     subject: dict[str, Any]
-    asked: list[Prompt]
-    asked_class: list[Prompt]
-    asked_unrelated: list[Prompt]
+    subject_prompts: list[Prompt]
+    class_prompts: list[Prompt]
+    unrelated_prompts: list[Prompt]
     photos: Photos
     facts: dict[str, Any]

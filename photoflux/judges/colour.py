@@ -1,4 +1,4 @@
-"""Colour as people see it: CIELAB, the Monk skin-tone scale, and how far the colours of two picture sets lie apart."""
+"""Colour as people see it: CIELAB, the Monk skin-tone scale, and how far the colours of two image sets lie apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a picture is a training photo again: structure compared under shift and mirroring, colours aside."""
+"""Whether an image is a training photo again: structure compared under shift and mirroring, colours aside."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def structure_distance(first: Array, second: Array) -> Array:
 
 
 def structure_spread(structures: Array) -> Array:
-    """Mean structure distance [P] of the pairs among the S pictures of each prompt, [P, S, 40, 40] given."""
+    """Mean structure distance [P] of the pairs among the S images of each prompt, [P, S, 40, 40] given."""
     seeds = structures.shape[1]
     distances = structure_distance(structures[:, :, None], structures[:, None])
     return distances.sum((1, 2)) / max(seeds * (seeds - 1), 1)

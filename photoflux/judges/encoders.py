@@ -30,7 +30,7 @@ ZERO_SHOT_SCALE = 100.0
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """How a folder's encoder wants its pictures: short side, square crop, then normalised RGB."""
+    """How a folder's encoder wants its images: short side, square crop, then normalised RGB."""
 
     size_px: int
     mean: tuple[float, ...]
@@ -44,7 +44,7 @@ class Preprocessor:
         return cls(int(side), tuple(settings["image_mean"]), tuple(settings["image_std"]))
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB pictures of any size to a normalised float tensor [N, 3, S, S]."""
+        """RGB images of any size to a normalised float tensor [N, 3, S, S]."""
         pixels = np.stack([np.asarray(_square(image, self.size_px)) for image in images])
         scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
         return (scaled - _channels(self.mean)) / _channels(self.std)
@@ -105,7 +105,9 @@ class Judges:
 
     def image_text(self, images: Sequence[Image.Image]) -> Tensor:
         """What is shown, in the space of `text`: [N, E], L2-normalised."""
-        return self._batched(images, lambda pixels: _unit(self._clip.visual_projection(self._seen(pixels))), "clip")
+        return self._batched(
+            images, lambda pixels: _unit(self._clip.visual_projection(self._clip_state(pixels))), "clip"
+        )
 
     @torch.inference_mode()
     def text(self, prompts: Sequence[str]) -> Tensor:
@@ -125,7 +127,7 @@ class Judges:
         return {name: self._read(name, pooled[encoder]) for name, encoder in reads.items()}
 
     def _pooled(self, images: Sequence[Image.Image], encoder: str) -> Tensor:
-        return self._batched(images, self._seen if encoder == "clip" else partial(self._state, encoder), encoder)
+        return self._batched(images, self._clip_state if encoder == "clip" else partial(self._state, encoder), encoder)
 
     @torch.inference_mode()
     def _read(self, name: str, pooled: Tensor) -> Tensor:
@@ -143,11 +145,11 @@ class Judges:
             self._words[name] = _unit(torch.stack(means)).to(self.device)
         return self._words[name]
 
-    def _seen(self, pixels: Tensor) -> Tensor:
+    def _clip_state(self, pixels: Tensor) -> Tensor:
         return self._clip.vision_model(pixel_values=pixels).pooler_output
 
     def _state(self, encoder: str, pixels: Tensor) -> Tensor:
-        """One vector per picture [N, W]: the class token, or the mean over positions of convolutional encoders."""
+        """One vector per image [N, W]: the class token, or the mean over positions of convolutional encoders."""
         states = self._encoders[encoder](pixel_values=pixels).last_hidden_state
         return states[:, 0] if states.ndim == 3 else states.mean((2, 3))
 

@@ -1,4 +1,4 @@
-"""Shares of classes in pictures, corrected for a judge that errs, and how far two such shares lie apart.
+"""Shares of classes in images, corrected for a judge that errs, and how far two such shares lie apart.
 
 q = C^T p: what a judge reports (q) is the truth (p) seen through its confusion matrix C[i, j] = P(read j | true i).
 """
@@ -50,16 +50,16 @@ def corrected(observed: Array, rates: Array) -> Array:
 
 
 def shares(labels: Array, classes: int, weights: Array | None = None) -> Array:
-    """Observed shares [K], or [draws, K] under weights [draws, P, S], of labels [P, S]; -1 (unknown) is left out."""
+    """Observed shares [K], or [resamples, K] under weights [resamples, P, S], of labels [P, S]; -1 (unknown) is left out."""
     onehot = (labels[..., None] == np.arange(classes)).astype(float)
     counts = onehot.sum((0, 1)) if weights is None else np.einsum("dps,psk->dk", weights, onehot)
     totals = counts.sum(-1, keepdims=True)
     return np.divide(counts, totals, out=np.full_like(counts, 1 / classes), where=totals > 0)
 
 
-def rate_draws(confusion: Array, *, draws: int, rng: np.random.Generator) -> Array:
-    """Plausible rates [draws, K, K]: each row from Dirichlet(counts + 0.5)."""
-    gammas = rng.standard_gamma(np.asarray(confusion, float) + SMOOTHING, size=(draws, *np.shape(confusion)))
+def sample_rates(confusion: Array, *, resamples: int, rng: np.random.Generator) -> Array:
+    """Plausible rates [resamples, K, K]: each row from Dirichlet(counts + 0.5)."""
+    gammas = rng.standard_gamma(np.asarray(confusion, float) + SMOOTHING, size=(resamples, *np.shape(confusion)))
     return gammas / gammas.sum(-1, keepdims=True)
 
 
@@ -67,7 +67,7 @@ def rate_draws(confusion: Array, *, draws: int, rng: np.random.Generator) -> Arr
 class Drift:
     """Shares before and after, and what lies between them; per attribute.
 
-    `distance` is the plain total variation, `null_mean` what whole prompts swapped at random give: both shrink with the number of pictures.
+    `distance` is the plain total variation, `null_mean` what whole prompts swapped at random give: both shrink with the number of images.
     `excess` does not.
     """
 
@@ -85,7 +85,7 @@ class Drift:
 def drift(
     base: Array, tuned: Array, confusion: Array, *, weights: Array, signs: Array, rng: np.random.Generator
 ) -> Drift:
-    """Compare paired labels [P, S] (-1: unknown) under cluster weights [1 + draws, P, S] and `sign_flips` [F, P].
+    """Compare paired labels [P, S] (-1: unknown) under cluster weights [1 + resamples, P, S] and `sign_flips` [F, P].
 
     Distance is total variation of the corrected shares. Its plug-in value is positive even between equal models:
     `excess` is what two halves of the prompts agree on.
@@ -93,8 +93,8 @@ def drift(
     known = (base >= 0) & (tuned >= 0)
     base, tuned = np.where(known, base, -1), np.where(known, tuned, -1)
     classes, mean_rates = len(confusion), row_rates(confusion)
-    rates = np.concatenate([mean_rates[None], rate_draws(confusion, draws=len(weights) - 1, rng=rng)])
-    # A prompt's own pictures vary with it: for the distance, whose bounds decide most, prompts alone are resampled, as is enough.
+    rates = np.concatenate([mean_rates[None], sample_rates(confusion, resamples=len(weights) - 1, rng=rng)])
+    # A prompt's own images vary with it: for the distance, whose bounds decide most, prompts alone are resampled, as is enough.
     whole = np.broadcast_to(weights.mean(-1, keepdims=True), weights.shape)
     b, t, b_whole, t_whole = (
         corrected(shares(side, classes, each), rates) for each in (weights, whole) for side in (base, tuned)
@@ -130,7 +130,7 @@ def flip_matrix(base: Array, tuned: Array, classes: int) -> Array:
 
 
 def _excess(change: Array, errors: Array, *, clusters: int) -> Interval:
-    """What halves of the prompts agree on, from changes of shares [1 + draws, K] and their errors [K], with its interval.
+    """What halves of the prompts agree on, from changes of shares [1 + resamples, K] and their errors [K], with its interval.
 
     The size of a draw holds chance twice, that of the data and its own, and more so the more classes there are. So a draw's errors
     are sqrt(2) as large; for the upper bound they stay as they are, which errs towards a change.
@@ -142,7 +142,7 @@ def _excess(change: Array, errors: Array, *, clusters: int) -> Interval:
 
 
 def _agreed(change: Array, errors: Array) -> Array:
-    """Total variation [draws] that halves of the prompts agree on, from changes of shares [draws, K] and their errors [K].
+    """Total variation [resamples] that halves of the prompts agree on, from changes of shares [resamples, K] and their errors [K].
 
     The size of a change by chance alone is never 0. Take its direction from one half of the prompts and its size from the
     other: chance then cancels, and a true change stays whole. The mean over all halvings of a change d known to s is
@@ -168,7 +168,7 @@ def flip_test(base: Array, tuned: Array, rates: Array, *, signs: Array) -> tuple
     """Mean distance with base and tuned swapped in the prompts where `signs` [F, P] are -1, and p of the one that was seen.
 
     Whole prompts: what tuning does to one prompt it does to all seeds of it, so that seeds are no independent witnesses. Of equal
-    distances, that counts for more whose prompts changed more evenly: each weighs less the more of its pictures changed, either way.
+    distances, that counts for more whose prompts changed more evenly: each weighs less the more of its images changed, either way.
     """
     before, after = (_counts(side, len(rates)) for side in (base, tuned))
     total, moved = before.sum(0) + after.sum(0), signs @ (after - before)

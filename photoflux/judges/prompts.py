@@ -1,4 +1,4 @@
-"""Prompt sets: what judging asks a base to draw, and what the pictures should then show.
+"""Prompt sets: what a base is asked for when it is judged, and what the images should then show.
 
 A set is a YAML file in `models/prompts/`, written in the words its base knows. `{subject}` stands for the trigger and
 class noun ("sks dog"), or for the class noun alone ("a dog").
@@ -19,17 +19,17 @@ from photoflux.judges.stats import LEAST_KERNEL_PROMPTS
 from photoflux.wording import article, with_article
 
 SHAPES = {"smoke": (5, 2), "standard": (25, 4), "release": (50, 4)}
-"""Prompts and seeds per set of pictures, by profile."""
+"""Prompts and seeds per set of images, by profile."""
 
 PEOPLE = {"smoke": 70, "standard": 400, "release": 1000}
-"""Pictures of people per side of the bias audit, by profile."""
+"""Images of people per side of the bias audit, by profile."""
 
 SEED_STRIDE = 1000
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, the attribute values a right picture shows, and for audits the group of prompts it is in."""
+    """A prompt, the attribute values a right image shows, and for audits the group of prompts it is in."""
 
     text: str
     labels: dict[str, str] = field(default_factory=dict)
@@ -59,13 +59,13 @@ class PromptSet:
 
     def without(self, class_noun: str, *, count: int) -> list[Prompt]:
         """The first `count` unrelated prompts that name nothing of the class."""
-        kept = [p for p in self.unrelated if class_noun not in p.text.split() and class_noun not in p.labels.values()]
-        if len(kept) < LEAST_KERNEL_PROMPTS:
+        left = [p for p in self.unrelated if class_noun not in p.text.split() and class_noun not in p.labels.values()]
+        if len(left) < LEAST_KERNEL_PROMPTS:
             raise InputError(
-                f"only {len(kept)} unrelated prompts of this prompt set are about something else than '{class_noun}'; "
+                f"only {len(left)} unrelated prompts of this prompt set are about something else than '{class_noun}'; "
                 f"add others, {LEAST_KERNEL_PROMPTS} at the least"
             )
-        return kept[:count]
+        return left[:count]
 
 
 def load_prompts(name: str, *, folder: Path) -> PromptSet:
@@ -85,7 +85,10 @@ def _parse(content: dict[str, Any], *, digest: str) -> PromptSet:
     return PromptSet(
         subject=_prompts(evaluate["subject"]),
         unrelated=_prompts(evaluate["unrelated"]),
-        people=(*_grid(audit["occupations"], audit["templates"]), *_low_context(audit["low_context"])),
+        people=(
+            *_grid(audit["occupations"], audit["templates"]),
+            *(Prompt(text, group="low context") for text in audit["low_context"]),
+        ),
         no_people=tuple(Prompt(text, group="no person") for text in audit["no_people"]),
         person=dict(audit["person"]),
         person_noun=str(audit["person_noun"]),
@@ -106,10 +109,6 @@ def _grid(occupations: Sequence[str], templates: Sequence[str]) -> list[Prompt]:
         for name in occupations
         for template in templates
     ]
-
-
-def _low_context(texts: Sequence[str]) -> list[Prompt]:
-    return [Prompt(text, group="low context") for text in texts]
 
 
 def seeds_for(first: int, prompts: int, seeds: int, *, skip: int = 0) -> list[int]:

@@ -1,4 +1,4 @@
-"""Whether a picture is a picture: blank, flat, smeared and noisy ones are counted, and sharpness is measured."""
+"""How usable images are: blank, flat, smeared and noisy ones are counted, and sharpness is measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMEARED = 0.1
 
 @dataclass(frozen=True)
 class Quality:
-    """Per picture [N]: brightest luma, spread of luma, correlation of neighbours, and sharpness."""
+    """Per image [N]: brightest luma, spread of luma, correlation of neighbours, and sharpness."""
 
     peak: Array
     spread: Array
@@ -30,13 +30,13 @@ class Quality:
         return (self.peak < DARK) | (self.spread < FLAT)
 
     def broken(self, *, usual_sharpness: float) -> Array:
-        """Blank, noise (neighbouring pixels unrelated), or far smoother than what the base usually draws."""
+        """Blank, noise (neighbouring pixels unrelated), or far smoother than what the base usually gives."""
         smeared = self.sharpness < SMEARED * usual_sharpness
         return self.blank() | (self.neighbours < NOISY) | smeared
 
 
 def measure_quality(images: Sequence[Image.Image]) -> Quality:
-    """Measure every picture; sharpness is the mean gradient magnitude of luma in [0, 1]."""
+    """Measure every image; sharpness is the mean gradient magnitude of luma in [0, 1]."""
     rows = np.array([_measures(np.asarray(image.convert("L"), float) / 255) for image in images])
     return Quality(*rows.T)
 

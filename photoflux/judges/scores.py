@@ -1,4 +1,4 @@
-"""What evaluation measures, as pure functions over what the judges saw.
+"""What evaluation measures, as pure functions over the judges' outputs.
 
 T: tuned with trigger; B: base, class noun instead of the trigger; C: tuned, class noun only; D and D0: tuned and base
 on prompts that show nothing of the class. Every set uses the same seeds, and T, B, C the same prompts.
@@ -16,7 +16,7 @@ from photoflux.judges.colour import appearance_distance
 from photoflux.judges.copying import likeness, structure_spread
 from photoflux.judges.prompts import Prompt
 from photoflux.judges.quality import Quality
-from photoflux.judges.seeing import Seen
+from photoflux.judges.sampling import JudgeOutputs
 from photoflux.judges.stats import (
     Array,
     Interval,
@@ -39,27 +39,31 @@ COPY_PHOTOS = 8
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that was seen. `asked` gives, per prompt, the class index each attribute should have."""
+    """All that the judges made of an evaluation's images and photos.
 
-    tuned: Seen
-    base: Seen
-    plain: Seen
-    unrelated: Seen
-    unrelated_base: Seen
-    trained: Seen
-    held_out: Seen
-    shown: Array
-    asked: Sequence[Mapping[str, int]]
-    asked_unrelated: Sequence[Mapping[str, int]]
-    words: Array
-    words_unrelated: Array
+    `crops` are the structures of everything trained on. Per prompt, `expected` gives the class index that each attribute should
+    have, and `text` the prompt's embedding [P, E], which counts where not every prompt expects an attribute.
+    """
+
+    tuned: JudgeOutputs
+    base: JudgeOutputs
+    class_prompt: JudgeOutputs
+    unrelated: JudgeOutputs
+    unrelated_base: JudgeOutputs
+    trained: JudgeOutputs
+    held_out: JudgeOutputs
+    crops: Array
+    expected: Sequence[Mapping[str, int]]
+    unrelated_expected: Sequence[Mapping[str, int]]
+    text: Array
+    unrelated_text: Array
     copy_correlation: float
     tone_lightness: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def exact(self) -> bool:
         """Whether every prompt names an attribute that the judges read."""
-        return all(self.asked) and all(self.asked_unrelated)
+        return all(self.expected) and all(self.unrelated_expected)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics by name, why they may not decide anything, and per-picture values for the report."""
+    """Metrics by name, why they may not decide anything, and per-image values for the report."""
 
     metrics: dict[str, Measure]
     attributes: dict[str, dict[str, Measure]]
@@ -97,13 +101,15 @@ class Weights:
     held_out: Array
 
 
-def measure(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Scores:
+def measure(evidence: Evidence, *, resamples: int = 2000, seed: int = 0) -> Scores:
     """Every metric of an evaluation, from arrays alone."""
     rng = np.random.default_rng(seed)
-    weights = _weights(evidence, draws=draws, rng=rng)
+    weights = _weights(evidence, resamples=resamples, rng=rng)
     identity = _identity(evidence, weights)
     following = _following(evidence, weights)
-    parts = {**identity, **following, **_overall(identity, following), **_diversity(evidence, weights)}
+    # Identity times following: neither can be bought with the other. Less identity than the base's is none.
+    overall = np.maximum(identity["identity_gain"], 0) * following["prompt_ratio"]
+    parts = {**identity, **following, "overall": overall, **_diversity(evidence, weights)}
     parts |= _sharpness(evidence, weights) | _lightness(evidence, weights)
     values = {name: interval(x, clusters=evidence.tuned.shape[0]) for name, x in parts.items()}
     values |= _drift(evidence, weights, rng) | _rates(evidence)
@@ -114,16 +120,19 @@ def measure(evidence: Evidence, *, draws: int = 2000, seed: int = 0) -> Scores:
         exact=evidence.exact,
         likeness=_likeness(evidence),
         fidelity=(evidence.tuned.identity @ evidence.held_out.identity.T).mean(-1),
-        followed=_followed(evidence.tuned, evidence.asked, evidence.words, exact=evidence.exact),
+        followed=_followed(evidence.tuned, evidence.expected, evidence.text, exact=evidence.exact),
     )
 
 
-def _weights(evidence: Evidence, *, draws: int, rng: np.random.Generator) -> Weights:
+def _weights(evidence: Evidence, *, resamples: int, rng: np.random.Generator) -> Weights:
     photos = {name: len(getattr(evidence, name).identity) for name in ("trained", "held_out")}
     return Weights(
-        grid=cluster_weights(*evidence.tuned.shape, draws=draws, rng=rng),
-        unrelated=cluster_weights(*evidence.unrelated.shape, draws=draws, rng=rng),
-        **{name: item_weights(n, draws=draws, rng=rng, fixed=n < MIN_PHOTOS_RESAMPLED) for name, n in photos.items()},
+        grid=cluster_weights(*evidence.tuned.shape, resamples=resamples, rng=rng),
+        unrelated=cluster_weights(*evidence.unrelated.shape, resamples=resamples, rng=rng),
+        **{
+            name: item_weights(n, resamples=resamples, rng=rng, fixed=n < MIN_PHOTOS_RESAMPLED)
+            for name, n in photos.items()
+        },
     )
 
 
@@ -135,8 +144,8 @@ def _identity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     """
     trained, held_out = (evidence.trained.identity, weights.trained), (evidence.held_out.identity, weights.held_out)
     sf = {
-        (name, photos): _fidelity(seen.identity, weights.grid, *against)
-        for name, seen in (("T", evidence.tuned), ("B", evidence.base), ("C", evidence.plain))
+        (name, photos): _fidelity(outputs.identity, weights.grid, *against)
+        for name, outputs in (("T", evidence.tuned), ("B", evidence.base), ("C", evidence.class_prompt))
         for photos, against in (("trained", trained), ("held out", held_out))
     }
     real, real_trained = _ceilings(trained, held_out)
@@ -157,16 +166,16 @@ def _identity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     }
 
 
-def _fidelity(pictures: Array, grid: Array, photos: Array, photo_weights: Array) -> Array:
-    """SF: mean cosine of pictures [P, S, D] and photos [N, D] under both sides' weights: [draws]."""
-    similarity = np.einsum("psd,nd->psn", pictures, photos)
+def _fidelity(images: Array, grid: Array, photos: Array, photo_weights: Array) -> Array:
+    """SF: mean cosine of images [P, S, D] and photos [N, D] under both sides' weights: [resamples]."""
+    similarity = np.einsum("psd,nd->psn", images, photos)
     return np.einsum("dps,psn,dn->d", grid, similarity, photo_weights, optimize=True)
 
 
 def _ceilings(trained: tuple[Array, Array], held_out: tuple[Array, Array]) -> tuple[Array, Array]:
-    """How alike a held-out, and a trained, photo is to the subject's other photos: [draws] each.
+    """How alike a held-out, and a trained, photo is to the subject's other photos: [resamples] each.
 
-    A picture is compared with the held-out photos, so the ceiling is what real photos reach against the same ones; an
+    An image is compared with the held-out photos, so the ceiling is what real photos reach against the same ones; an
     odd angle among few of them then lowers both.
     """
     cross = np.einsum("dh,hn,dn->d", held_out[1], held_out[0] @ trained[0].T, trained[1], optimize=True)
@@ -176,7 +185,7 @@ def _ceilings(trained: tuple[Array, Array], held_out: tuple[Array, Array]) -> tu
 
 
 def _among(photos: Array, weights: Array) -> Array:
-    """Mean cosine of different photos of one set under weights [draws, N]; 0 for a single photo."""
+    """Mean cosine of different photos of one set under weights [resamples, N]; 0 for a single photo."""
     similarity = photos @ photos.T
     np.fill_diagonal(similarity, 0)
     pairs = 1 - (weights**2).sum(-1)
@@ -189,14 +198,14 @@ def _mix(first: Array, n_first: int, second: Array, n_second: int) -> Array:
 
 
 def _span(values: Array) -> Array:
-    """Denominators kept away from zero; whether the point is large enough is judged separately."""
+    """Denominators at a distance from zero; whether the point is large enough is judged separately."""
     return np.maximum(values, MIN_SPAN / 10)
 
 
 def _following(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     tuned, base = (
-        weighted_mean(_followed(seen, evidence.asked, evidence.words, exact=evidence.exact), weights.grid)
-        for seen in (evidence.tuned, evidence.base)
+        weighted_mean(_followed(outputs, evidence.expected, evidence.text, exact=evidence.exact), weights.grid)
+        for outputs in (evidence.tuned, evidence.base)
     )
     return {
         "prompt_following": tuned,
@@ -206,53 +215,51 @@ def _following(evidence: Evidence, weights: Weights) -> dict[str, Array]:
     }
 
 
-def _followed(seen: Seen, asked: Sequence[Mapping[str, int]], words: Array, *, exact: bool) -> Array:
-    """Per picture [P, S]: share of the asked attributes that are right, or the cosine with the prompt's words."""
+def _followed(outputs: JudgeOutputs, expected: Sequence[Mapping[str, int]], text: Array, *, exact: bool) -> Array:
+    """Per image [P, S]: share of the asked attributes that are right, or the cosine with the prompt's words."""
     if not exact:
-        return np.einsum("pse,pe->ps", seen.image, words)
+        return np.einsum("pse,pe->ps", outputs.image, text)
     rows = [
-        np.mean([seen.labels(name)[p] == index for name, index in expected.items()], axis=0)
-        for p, expected in enumerate(asked)
+        np.mean([outputs.labels(name)[p] == index for name, index in labels.items()], axis=0)
+        for p, labels in enumerate(expected)
     ]
     return np.stack(rows)
 
 
 def _by_attribute(evidence: Evidence) -> dict[str, dict[str, Measure]]:
     """Accuracy per attribute for T and B, over the prompts that ask for it."""
-    names = sorted({name for expected in evidence.asked for name in expected}) if evidence.exact else []
+    names = sorted({name for labels in evidence.expected for name in labels}) if evidence.exact else []
     return {
         name: {
-            side: _accuracy(seen, evidence.asked, name)
-            for side, seen in (("tuned", evidence.tuned), ("base", evidence.base))
+            side: _accuracy(outputs, evidence.expected, name)
+            for side, outputs in (("tuned", evidence.tuned), ("base", evidence.base))
         }
         for name in names
     }
 
 
-def _accuracy(seen: Seen, asked: Sequence[Mapping[str, int]], name: str) -> Measure:
-    asking = [p for p, expected in enumerate(asked) if name in expected]
-    wanted = np.array([asked[p][name] for p in asking])
-    right = seen.labels(name)[asking] == wanted[:, None]
+def _accuracy(outputs: JudgeOutputs, expected: Sequence[Mapping[str, int]], name: str) -> Measure:
+    asking = [p for p, labels in enumerate(expected) if name in labels]
+    wanted = np.array([expected[p][name] for p in asking])
+    right = outputs.labels(name)[asking] == wanted[:, None]
     return Measure(clustered_rate(right), len(asking), right.size)
 
 
-def _overall(identity: Mapping[str, Array], following: Mapping[str, Array]) -> dict[str, Array]:
-    """Identity gain times prompt following kept: neither can be bought with the other."""
-    return {"overall": np.maximum(identity["identity_gain"], 0) * following["prompt_ratio"]}
-
-
 def _diversity(evidence: Evidence, weights: Weights) -> dict[str, Array]:
-    """How differently pictures of one prompt are composed, tuned over base, with trigger and without."""
+    """How differently images of one prompt are composed, tuned over base, with trigger and without."""
     prompts = weights.grid.sum(-1)
-    tuned, base, plain = (
-        prompts @ structure_spread(seen.structure) for seen in (evidence.tuned, evidence.base, evidence.plain)
+    tuned, base, class_prompt = (
+        prompts @ structure_spread(outputs.structure)
+        for outputs in (evidence.tuned, evidence.base, evidence.class_prompt)
     )
     base = np.maximum(base, 1e-6)
-    return {"diversity": tuned / base, "class_diversity": plain / base}
+    return {"diversity": tuned / base, "class_diversity": class_prompt / base}
 
 
 def _sharpness(evidence: Evidence, weights: Weights) -> dict[str, Array]:
-    tuned, base = (weighted_mean(seen.measures.sharpness, weights.grid) for seen in (evidence.tuned, evidence.base))
+    tuned, base = (
+        weighted_mean(outputs.measures.sharpness, weights.grid) for outputs in (evidence.tuned, evidence.base)
+    )
     return {"sharpness": tuned / np.maximum(base, 1e-9)}
 
 
@@ -263,8 +270,8 @@ def _lightness(evidence: Evidence, weights: Weights) -> dict[str, Array]:
         return {}
     photos = len(light["photos"])
     rng = np.random.default_rng(photos)
-    drawn = item_weights(photos, draws=len(weights.grid) - 1, rng=rng, fixed=photos < MIN_PHOTOS_RESAMPLED)
-    return {"lightness_shift": weighted_mean(light["tuned"], weights.grid) - drawn @ light["photos"]}
+    resampled = item_weights(photos, resamples=len(weights.grid) - 1, rng=rng, fixed=photos < MIN_PHOTOS_RESAMPLED)
+    return {"lightness_shift": weighted_mean(light["tuned"], weights.grid) - resampled @ light["photos"]}
 
 
 def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> dict[str, Interval]:
@@ -272,8 +279,8 @@ def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> di
     unrelated, before = evidence.unrelated, evidence.unrelated_base
     clusters, width = unrelated.shape[0], unrelated.image.shape[-1]
     followed = [
-        _followed(seen, evidence.asked_unrelated, evidence.words_unrelated, exact=evidence.exact)
-        for seen in (unrelated, before)
+        _followed(outputs, evidence.unrelated_expected, evidence.unrelated_text, exact=evidence.exact)
+        for outputs in (unrelated, before)
     ]
     pairs = (unrelated.identity * before.identity).sum(-1)
     # Unit vectors times sqrt(width): the kernel's x.y / width is then their cosine.
@@ -282,22 +289,24 @@ def _drift(evidence: Evidence, weights: Weights, rng: np.random.Generator) -> di
     return {
         "drift_change": interval(weighted_mean(followed[0] - followed[1], weights.unrelated), clusters=clusters),
         "drift_paired": interval(1 - weighted_mean(pairs, weights.unrelated), clusters=clusters),
-        "drift_kid": kid(*features, draws=len(weights.unrelated) - 1, rng=rng),
+        "drift_kid": kid(*features, resamples=len(weights.unrelated) - 1, rng=rng),
         "drift_colour": Interval(colours, colours, colours),
     }
 
 
 def _rates(evidence: Evidence) -> dict[str, Interval]:
-    """Shares of copies among T and of broken pictures among T and C."""
+    """Shares of copies among T and of broken images among T and C."""
     copied = _likeness(evidence) > copy_threshold(evidence.copy_correlation, photos=len(evidence.trained.identity))
     usual = float(np.median(evidence.base.measures.sharpness))
-    broken = [_flat(seen.measures).broken(usual_sharpness=usual) for seen in (evidence.tuned, evidence.plain)]
+    broken = [
+        _flat(outputs.measures).broken(usual_sharpness=usual) for outputs in (evidence.tuned, evidence.class_prompt)
+    ]
     bad = np.concatenate([side.reshape(copied.shape) for side in broken], axis=1)
     return {"copy_rate": clustered_rate(copied), "broken_rate": clustered_rate(bad)}
 
 
 def copy_threshold(correlation: float, *, photos: int) -> float:
-    """The structural correlation above which a picture is a copy of one of so many photos.
+    """The structural correlation above which an image is a copy of one of so many photos.
 
     The most alike of N photos lies above a threshold N times as often as a single one does. In renders of the pocket world that chance
     falls with the fourth power of the distance to 1; so a distance shrunk by the fourth root of N keeps the share of false copies
@@ -311,9 +320,9 @@ def _flat(quality: Quality) -> Quality:
 
 
 def _likeness(evidence: Evidence) -> Array:
-    """Per picture of T [P, S]: largest structural correlation with a picture trained on."""
+    """Per image of T [P, S]: largest structural correlation with a crop trained on."""
     flat = evidence.tuned.structure.reshape(-1, *evidence.tuned.structure.shape[2:])
-    return likeness(flat, evidence.shown).max(-1).reshape(evidence.tuned.shape)
+    return likeness(flat, evidence.crops).max(-1).reshape(evidence.tuned.shape)
 
 
 def _sized(evidence: Evidence, name: str, value: Interval) -> Measure:
@@ -333,12 +342,12 @@ def _invalid(values: Mapping[str, Interval]) -> list[str]:
 
 
 def made_share(evidence: Evidence) -> float:
-    """Share of planned tuned pictures that hold a picture at all."""
-    blank = [_flat(seen.measures).blank() for seen in (evidence.tuned, evidence.plain, evidence.unrelated)]
+    """Share of the planned tuned images that are not blank."""
+    blank = [_flat(outputs.measures).blank() for outputs in (evidence.tuned, evidence.class_prompt, evidence.unrelated)]
     return float(1 - np.concatenate(blank).mean())
 
 
-def expected(prompts: Sequence[Prompt], classes: Mapping[str, Sequence[str]]) -> list[dict[str, int]]:
+def expected_labels(prompts: Sequence[Prompt], classes: Mapping[str, Sequence[str]]) -> list[dict[str, int]]:
     """Per prompt, the class index of every labelled attribute that the judges read."""
     return [
         {name: classes[name].index(v) for name, v in p.labels.items() if name in classes and v in classes[name]}
@@ -347,13 +356,13 @@ def expected(prompts: Sequence[Prompt], classes: Mapping[str, Sequence[str]]) ->
 
 
 def cells(evidence: Evidence) -> Cells:
-    """What each picture of T and B is worth, for pairing with another adapter of the same subject."""
+    """What each image of T and B is worth, for pairing with another adapter of the same subject."""
     held_out = evidence.held_out.identity
     equal = [np.full((1, len(photos)), 1 / len(photos)) for photos in (evidence.trained.identity, held_out)]
     real, _ = _ceilings((evidence.trained.identity, equal[0]), (held_out, equal[1]))
-    likeness, base = ((seen.identity @ held_out.T).mean(-1) for seen in (evidence.tuned, evidence.base))
+    likeness, base = ((outputs.identity @ held_out.T).mean(-1) for outputs in (evidence.tuned, evidence.base))
     followed, followed_base = (
-        _followed(seen, evidence.asked, evidence.words, exact=evidence.exact)
-        for seen in (evidence.tuned, evidence.base)
+        _followed(outputs, evidence.expected, evidence.text, exact=evidence.exact)
+        for outputs in (evidence.tuned, evidence.base)
     )
     return Cells(likeness, base, followed, followed_base, float(real[0]))

@@ -1,7 +1,7 @@
-"""Intervals and tests that judging rests on; numpy and scipy only, no pictures and no models.
+"""Intervals and tests that judging rests on; numpy and scipy only, no images and no models.
 
-Pictures lie on a grid [P, S]: P prompts times S seeds. Tuned and base pictures of one cell share prompt and seed, so
-every resampling keeps a cell's pair together. Pictures of one prompt are alike, so the independent units are prompts:
+Images lie on a grid [P, S]: P prompts times S seeds. Tuned and base images of one cell share prompt and seed, so
+every resampling keeps a cell's pair together. Images of one prompt are alike, so the independent units are prompts:
 tests swap whole prompts, and intervals are as wide as the number of prompts asks for.
 `python -m benchmarks.statistics` measures levels and coverage of what stands here (docs/decisions/0026).
 """
@@ -17,7 +17,7 @@ Array = np.ndarray
 Z95 = 1.959963984540054
 ROUNDING = 1e-12
 LEAST_CORRELATION = 0.05
-"""Correlation of the pictures of one prompt that a rate's interval assumes at least: none of it shows at 0 hits."""
+"""Correlation of the images of one prompt that a rate's interval assumes at least: none of it shows at 0 hits."""
 FEW_PROMPTS = 8
 """Prompts below which an interval is a t interval, whose range does not end with the prompts seen."""
 LEAST_KERNEL_PROMPTS = 5
@@ -41,18 +41,18 @@ class Interval:
 
 
 def interval(values: Array, *, clusters: int) -> Interval:
-    """Point and 95 % interval of a statistic [1 + draws] under `*_weights`: the first is the point.
+    """Point and 95 % interval of a statistic [1 + resamples] under `*_weights`: the first is the point.
 
     Percentiles, further out than 2.5 and 97.5: plain ones of `clusters` resampled units are too narrow by their (n - 1) / n, and have
     the tails of a normal where a t with n - 1 degrees of freedom is due: 86 % instead of 95 at five prompts (Hesterberg 2015, section
     5.3). Below `FEW_PROMPTS` no resampling reaches that far out (three prompts held the truth in 75 %), so that the t interval itself
-    stands there, with the standard error of the draws; one prompt counts as two, which tells next to nothing.
+    stands there, with the standard error of the resamples; one prompt counts as two, which tells next to nothing.
     """
-    point, draws, reach = float(values[0]), values[1:], _reach(clusters)
+    point, resamples, reach = float(values[0]), values[1:], _reach(clusters)
     if clusters < FEW_PROMPTS:
-        half = float(reach * draws.std())
+        half = float(reach * resamples.std())
         return Interval(point, point - half, point + half)
-    lo, hi = np.quantile(draws, _tails(reach))
+    lo, hi = np.quantile(resamples, _tails(reach))
     return Interval(point, float(lo), float(hi))
 
 
@@ -76,38 +76,38 @@ def student_quantile(degrees: int) -> float:
     return float(stdtrit(degrees, 0.975))
 
 
-def cluster_weights(prompts: int, seeds: int, *, draws: int, rng: np.random.Generator) -> Array:
-    """Weights [1 + draws, P, S], each summing to 1: equal ones, then bootstrap draws.
+def cluster_weights(prompts: int, seeds: int, *, resamples: int, rng: np.random.Generator) -> Array:
+    """Weights [1 + resamples, P, S], each summing to 1: equal ones, then bootstrap resamples.
 
-    Prompts are resampled first, then seeds within each prompt drawn.
+    Prompts are resampled first, then seeds within each of these prompts.
     """
-    times = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
+    times = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
     within = rng.multinomial(times * seeds, np.full(seeds, 1 / seeds))
     return np.concatenate([np.ones((1, prompts, seeds)), within]) / (prompts * seeds)
 
 
-def item_weights(items: int, *, draws: int, rng: np.random.Generator, fixed: bool = False) -> Array:
-    """Weights [1 + draws, N], each summing to 1: equal ones, then bootstrap draws (equal ones again when `fixed`).
+def item_weights(items: int, *, resamples: int, rng: np.random.Generator, fixed: bool = False) -> Array:
+    """Weights [1 + resamples, N], each summing to 1: equal ones, then bootstrap resamples (equal ones again when `fixed`).
 
-    N - 1 of the N items are drawn: as many as N would understate the spread of a mean, and N is small here.
+    N - 1 of the N items are resampled: as many as N would understate the spread of a mean, and N is small here.
     """
     equal = np.full((1, items), 1 / items)
     if fixed or items < 2:
-        return np.repeat(equal, 1 + draws, axis=0)
-    drawn = rng.multinomial(items - 1, np.full(items, 1 / items), size=draws)
-    return np.concatenate([equal, drawn / (items - 1)])
+        return np.repeat(equal, 1 + resamples, axis=0)
+    resampled = rng.multinomial(items - 1, np.full(items, 1 / items), size=resamples)
+    return np.concatenate([equal, resampled / (items - 1)])
 
 
 def weighted_mean(values: Array, weights: Array) -> Array:
-    """Mean of a grid [P, S] under weights [draws, P, S]: [draws]."""
+    """Mean of a grid [P, S] under weights [resamples, P, S]: [resamples]."""
     return np.einsum("dps,ps->d", weights, values)
 
 
 def clustered_rate(hits: Array) -> Interval:
-    """Share of hits [P, S] with a Korn-Graubard interval: Clopper-Pearson at the effective number of pictures.
+    """Share of hits [P, S] with a Korn-Graubard interval: Clopper-Pearson at the effective number of images.
 
-    Pictures of one prompt hit together, so that they count for fewer: by their measured design effect, and at least as
-    `LEAST_CORRELATION` has it; 100 pictures of 25 prompts without a hit leave a rate of up to .046.
+    Images of one prompt hit together, so that they count for fewer: by their measured design effect, and at least as
+    `LEAST_CORRELATION` has it; 100 images of 25 prompts without a hit leave a rate of up to .046.
     """
     from scipy.special import betaincinv
 
@@ -121,7 +121,7 @@ def clustered_rate(hits: Array) -> Interval:
 
 
 def _effective_number(hits: Array) -> float:
-    """How many independent pictures know a rate as well as hits [P, S] do."""
+    """How many independent images know a rate as well as hits [P, S] do."""
     prompts, seeds = hits.shape
     rate, shares = hits.mean(), hits.mean(1)
     independent = rate * (1 - rate) / hits.size
@@ -146,7 +146,7 @@ def sign_flips(clusters: int, *, flips: int, rng: np.random.Generator) -> Array:
 def flip_pvalue(statistics: Array, *, ties: Array) -> float:
     """Two-sided p of the first of the statistics [F] computed under `sign_flips`: the share that is as large.
 
-    Counts of few pictures are often equal. Those count that are no smaller in a second statistic, `ties` [F]: any order of the swaps
+    Counts of few images are often equal. Those count that are no smaller in a second statistic, `ties` [F]: any order of the swaps
     gives an exact test, and one without ties rejects what it should, 5 instead of 2 to 4 %.
     """
     larger = statistics > statistics[0] + ROUNDING
@@ -165,7 +165,7 @@ def least_pvalue(signs: Array) -> float:
 
 
 def mean_change_pvalue(changes: Array, signs: Array) -> float:
-    """p that the changes [P, S] of pictures are around zero, under signs [F, P]; of equal sums the more even one counts for more."""
+    """p that the changes [P, S] of images are around zero, under signs [F, P]; of equal sums the more even one counts for more."""
     sums = changes.sum(1)
     return flip_pvalue(np.abs(signs @ sums), ties=np.abs(signs @ (sums / (1 + (changes != 0).sum(1)))))
 
@@ -226,10 +226,10 @@ def auc(higher: Array, lower: Array) -> float:
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
-def kid(first: Array, second: Array, *, draws: int, rng: np.random.Generator) -> Interval:
+def kid(first: Array, second: Array, *, resamples: int, rng: np.random.Generator) -> Interval:
     """Unbiased squared MMD under the kernel (x.y / D + 1)^3 of the features [P, S, D] of two models on the same prompts.
 
-    Only pictures of *different* prompts are compared. Pictures of one prompt share its words and, of one seed, its noise:
+    Only images of *different* prompts are compared. Images of one prompt share its words and, of one seed, its noise:
     with them, the value would depend on how many prompts and seeds there are, and two equal models would seem closer than
     equal. What is left is a U-statistic over prompts. Its interval is a bootstrap-t over prompts, with the tails of
     `interval` (2.5 % held the truth in 92): some prompts move much more than others, and a symmetric interval ends below the truth in
@@ -241,16 +241,16 @@ def kid(first: Array, second: Array, *, draws: int, rng: np.random.Generator) ->
         raise ValueError(
             f"kernel distance needs at least {LEAST_KERNEL_PROMPTS} prompts: an interval of fewer says nothing"
         )
-    drawn = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
-    drawn = drawn[(drawn > 0).sum(1) >= 3]
-    points, errors = _mean_pairs(pairs, np.concatenate([np.ones((1, prompts)), drawn]))
-    t = np.divide(points[1:] - points[0], errors[1:], out=np.zeros(len(drawn)), where=errors[1:] > 0)
+    resampled = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
+    resampled = resampled[(resampled > 0).sum(1) >= 3]
+    points, errors = _mean_pairs(pairs, np.concatenate([np.ones((1, prompts)), resampled]))
+    t = np.divide(points[1:] - points[0], errors[1:], out=np.zeros(len(resampled)), where=errors[1:] > 0)
     lo, hi = np.quantile(t, _tails(_reach(prompts)))
     return Interval(float(points[0]), float(points[0] - hi * errors[0]), float(points[0] - lo * errors[0]))
 
 
 def _mean_pairs(pairs: Array, times: Array) -> tuple[Array, Array]:
-    """Means [draws] of pairs [P, P] of different prompts that come up `times` [draws, P], with their standard errors."""
+    """Means [resamples] of pairs [P, P] of different prompts that come up `times` [resamples, P], with their standard errors."""
     prompts = len(pairs)
     beside = times @ pairs / (prompts - times)
     means = (times * (times @ pairs)).sum(1) / (prompts**2 - (times**2).sum(1))

@@ -1,1 +1,1 @@
-"""The HTML pages, one module per step: made from documents and pictures alone, so that nothing that is measured hangs on them."""
+"""The HTML reports, one module per step, made from documents and images alone: no measurement depends on them."""

@@ -1,4 +1,4 @@
-"""The page of one bias audit: what changed, how sure that is, what the base was like to begin with."""
+"""The report of a bias audit: findings with intervals, changes by attribute, and the base for comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from photoflux.pages.plots import forest, heat_map, stacked_shares
 if TYPE_CHECKING:
     from photoflux.judges.bias import Audit, Finding
     from photoflux.judges.prompts import Prompt
-    from photoflux.judges.seeing import Grid
+    from photoflux.judges.sampling import ImageGrid
 
 SHADES = (BLUE, PALE_BLUE, DOUBTFUL, GOOD, VIOLET, SOFT)
 TILE_PX = 104
@@ -36,11 +36,11 @@ def audit_page(
     *,
     found: Audit,
     classes: Mapping[str, Sequence[str]],
-    base: Grid,
-    tuned: Grid,
-    asked: Sequence[Prompt],
+    base: ImageGrid,
+    tuned: ImageGrid,
+    prompts: Sequence[Prompt],
 ) -> Page:
-    """Pictures of people asked for without the trigger may resemble the subject, so they stay off the open copy too."""
+    """The report. Tuned images may resemble the subject also without the trigger, so they are on the full copy alone."""
     seeds = document["seeds"]
     page = Page(
         f"Bias audit of {document['subject']['id']}",
@@ -54,7 +54,7 @@ def audit_page(
             _attribute(page, finding, classes[finding.name])
     _tones(page, document)
     _cells(page, found)
-    _people(page, base, tuned, asked)
+    _people(page, base, tuned, prompts)
     _method(page, document)
     return page
 
@@ -97,10 +97,10 @@ def _attribute(page: Page, finding: Finding, classes: Sequence[str]) -> None:
         [
             {
                 "value": name,
-                "base": _span(change.base[k]),
-                "tuned": _span(change.tuned[k]),
-                "change": _span(change.change[k]),
-                "ratio": _span(change.ratio[k]),
+                "base": _format_interval(change.base[k]),
+                "tuned": _format_interval(change.tuned[k]),
+                "change": _format_interval(change.change[k]),
+                "ratio": _format_interval(change.ratio[k]),
             }
             for k, name in enumerate(classes)
         ]
@@ -147,10 +147,10 @@ def _cells(page: Page, found: Audit) -> None:
     )
 
 
-def _people(page: Page, base: Grid, tuned: Grid, asked: Sequence[Prompt]) -> None:
+def _people(page: Page, base: ImageGrid, tuned: ImageGrid, prompts: Sequence[Prompt]) -> None:
     page.section("Same seeds, before and after")
-    chosen = sorted({round(i) for i in np.linspace(0, len(asked) - 1, 10)})
-    labels = [asked[p].text for p in chosen]
+    chosen = sorted({round(i) for i in np.linspace(0, len(prompts) - 1, 10)})
+    labels = [prompts[p].text for p in chosen]
     pairs = [[tile for pair in zip(base.row(p), tuned.row(p), strict=True) for tile in pair][:8] for p in chosen]
     with page.only(full=True):
         columns = ["base", "tuned"] * (len(pairs[0]) // 2)
@@ -184,5 +184,5 @@ def _method(page: Page, document: Mapping[str, Any]) -> None:
     )
 
 
-def _span(value: Any) -> str:
+def _format_interval(value: Any) -> str:
     return f"{value.point:.2f} [{value.lo:.2f}, {value.hi:.2f}]"

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in labelled rows, as one picture."""
+"""Contact sheets: images in labelled rows, as one image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def contact_sheet(
     tile_px: int = 128,
     gap_px: int = 4,
 ) -> Image.Image:
-    """Tiles in rows, each row with its label above it, the columns named once at the top."""
+    """Tiles in rows, each row below its label, with column labels at the top."""
     columns = max(len(row) for row in rows)
     width = columns * (tile_px + gap_px) + gap_px
     top = LINE_PX if column_labels else 0
@@ -38,7 +38,7 @@ def contact_sheet(
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width_px: int) -> str:
-    """The text, cut to a width."""
+    """The text, shortened to a width."""
     while text and draw.textlength(text, font=font) > width_px:
         text = text[:-2].rstrip(" …") + "…" if len(text) > 2 else ""
     return text

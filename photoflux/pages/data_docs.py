@@ -1,4 +1,4 @@
-"""Great Expectations' own page about what the suites found, as one file that fetches nothing."""
+"""Great Expectations' own report of the suites' results, as one file that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from photoflux.pages.palette import CSS
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuiteValidationResult
 
-COUNTS = (
+COUNT_FIELDS = (
     "element_count", "unexpected_count", "unexpected_percent", "missing_count", "missing_percent",
     "unexpected_percent_total", "unexpected_percent_nonmissing",
 )  # fmt: skip
-"""What of a result is a number about the photos together."""
+"""Fields of a result that are numbers about all photos together."""
 
 TEMPLATE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Data Docs: the photos</title>
 <meta name="viewport" content="width=device-width"><style>{% include 'data_docs_default_styles.css' %}</style>
@@ -43,7 +43,7 @@ th { text-align: left; color: var(--soft); } th, td { padding: 6px 12px 6px 0; v
 
 
 class DataDocs:
-    """The page about both suites: in full, or with nothing but numbers about the photos together."""
+    """The report about both suites: in full, or with only numbers about all photos together."""
 
     def __init__(self, results: Mapping[str, ExpectationSuiteValidationResult]) -> None:
         self.results = list(results.values())
@@ -53,12 +53,12 @@ class DataDocs:
         return write_text(path, self.html(full=full))
 
     def html(self, *, full: bool) -> str:
-        """Great Expectations' sections about each suite, one after the other, in a page without its scripts and links."""
+        """Great Expectations' sections about each suite, in a page without its scripts and links."""
         from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
         from great_expectations.render.view import DefaultJinjaPageView
         from jinja2 import DictLoader
 
-        shown = [deepcopy(result) if full else _numbers_alone(result) for result in self.results]
+        shown = [deepcopy(result) if full else _without_photo_values(result) for result in self.results]
         first, *others = (ValidationResultsPageRenderer().render(result) for result in shown)
         for document in (first, *others):
             _drop_run_info(document)
@@ -67,22 +67,24 @@ class DataDocs:
         view.env.loader.loaders.append(DictLoader({"one_file.j2": TEMPLATE}))
         page = view.render(first, template="one_file.j2", style=CSS + STYLE)
         page = re.sub(r"url\('https?://[^']*'\)", "none", page)  # a logo
-        return re.sub(r'<a href="\.\./[^"]*"[^>]*>(.*?)</a>', r"\1", page, flags=re.DOTALL)  # pages that are not here
+        return re.sub(
+            r'<a href="\.\./[^"]*"[^>]*>(.*?)</a>', r"\1", page, flags=re.DOTALL
+        )  # links to pages that do not exist
 
 
 def _drop_run_info(document: Any) -> None:
-    """Leave out what a browser would have to unfold by script: when and as what the suite was run."""
+    """Remove the run information, which would need a script to unfold."""
     from great_expectations.render import CollapseContent
 
     overview = document.sections[0]
     overview.content_blocks = [one for one in overview.content_blocks if not isinstance(one, CollapseContent)]
 
 
-def _numbers_alone(result: ExpectationSuiteValidationResult) -> ExpectationSuiteValidationResult:
-    """The result without values and names of single photos."""
-    bare = deepcopy(result)
-    for one in bare.results:
+def _without_photo_values(result: ExpectationSuiteValidationResult) -> ExpectationSuiteValidationResult:
+    """The result without values and file names of single photos."""
+    stripped = deepcopy(result)
+    for one in stripped.results:
         observed = one.result.get("observed_value")
-        numbers = {name: value for name, value in one.result.items() if name in COUNTS}
+        numbers = {name: value for name, value in one.result.items() if name in COUNT_FIELDS}
         one.result = numbers | ({"observed_value": observed} if isinstance(observed, int | float) else {})
-    return bare
+    return stripped

@@ -1,4 +1,4 @@
-"""The page of one evaluation: numbers for everybody; a person's pictures only on the sealed copy."""
+"""The report of an evaluation: numbers on both copies; the subject's images on the sealed copy alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from photoflux.pages.plots import forest, paired_bars, trade_off
 if TYPE_CHECKING:
     from PIL import Image
 
-    from photoflux.judges.case import Case, Pictures
+    from photoflux.judges.case import Case, EvaluationImages
     from photoflux.judges.scores import Scores
 
 MEANINGS = {
@@ -38,24 +38,24 @@ MEANINGS = {
 WORST = 10
 
 
-def interval_of(value: Mapping[str, float]) -> Interval:
-    """The stored form of an interval, read back."""
+def read_interval(value: Mapping[str, float]) -> Interval:
+    """An interval from its stored form."""
     return Interval(value["point"], value["lo"], value["hi"])
 
 
-def evaluation_page(document: Mapping[str, Any], *, case: Case, pictures: Pictures, scores: Scores) -> Page:
-    """Numbers and the base's pictures for everybody; whatever may show the subject on the full copy alone."""
+def evaluation_page(document: Mapping[str, Any], *, case: Case, images: EvaluationImages, scores: Scores) -> Page:
+    """The report. Numbers and the base's images are on both copies; what may show the subject is on the full copy alone."""
     page = Page(f"Evaluation of {document['subject']['id']}", subtitle=_subtitle(document))
     page.verdict(*_headline(document))
     _numbers(page, document)
     _prompts(page, document)
-    _drift(page, pictures, case, document)
+    _drift(page, images, case, document)
     with page.only(full=True):
-        _sheet(page, case, pictures)
-        _worst(page, case, pictures, scores)
-        _nearest(page, case, pictures, scores)
+        _sheet(page, case, images)
+        _worst(page, case, images, scores)
+        _nearest(page, case, images, scores)
     with page.only(full=False):
-        _base_sheet(page, case, pictures)
+        _base_sheet(page, case, images)
     page.section("Where these numbers come from")
     page.facts(_facts(document))
     return page
@@ -75,23 +75,23 @@ def _headline(document: Mapping[str, Any]) -> tuple[str, str]:
     gain, leak = document["metrics"]["identity_gain"], document["metrics"]["leakage"]
     change = document["metrics"]["prompt_change"]
     return "MEASURED", (
-        f"Identity gain {_span(gain)}, prompt following {change['point']:+.2f} against the base, "
-        f"leakage into the class {_span(leak)}. The gate decides."
+        f"Identity gain {_format_interval(gain)}, prompt following {change['point']:+.2f} against the base, "
+        f"leakage into the class {_format_interval(leak)}. The gate decides."
     )
 
 
-def _span(value: Mapping[str, float], *, digits: int = 2) -> str:
+def _format_interval(value: Mapping[str, float], *, digits: int = 2) -> str:
     return f"{value['point']:.{digits}f} [{value['lo']:.{digits}f}, {value['hi']:.{digits}f}]"
 
 
 def _numbers(page: Page, document: Mapping[str, Any]) -> None:
     metrics = document["metrics"]
     page.section("Measures and their 95 % intervals")
-    rows = [(text, interval_of(metrics[name]), "", None) for name, text in MEANINGS.items() if name in metrics]
+    rows = [(text, read_interval(metrics[name]), "", None) for name, text in MEANINGS.items() if name in metrics]
     page.figure(forest(rows))
     points = [
-        ("tuned", interval_of(metrics["prompt_following"]), interval_of(metrics["identity_gain"])),
-        ("base", interval_of(metrics["prompt_following_base"]), Interval(0, 0, 0)),
+        ("tuned", read_interval(metrics["prompt_following"]), read_interval(metrics["identity_gain"])),
+        ("base", read_interval(metrics["prompt_following_base"]), Interval(0, 0, 0)),
     ]
     page.figure(trade_off(points), "Identity against prompt following: up and right is better")
     page.table(
@@ -113,23 +113,23 @@ def _prompts(page: Page, document: Mapping[str, Any]) -> None:
         return
     page.section("What the prompts asked for, and what is shown")
     pairs = {
-        name: (interval_of(sides["base"]), interval_of(sides["tuned"]))
+        name: (read_interval(sides["base"]), read_interval(sides["tuned"]))
         for name, sides in document["attributes"].items()
     }
     page.figure(paired_bars(pairs), "Share of pictures that show the asked value, by attribute")
 
 
-def _drift(page: Page, pictures: Pictures, case: Case, document: Mapping[str, Any]) -> None:
-    """Six unrelated prompts, three pairs to a row; on the open copy the tuned side stays away."""
+def _drift(page: Page, images: EvaluationImages, case: Case, document: Mapping[str, Any]) -> None:
+    """Six unrelated prompts, three pairs to a row; the open copy has the base's images alone."""
     page.section("Prompts about something else")
     metrics = document["metrics"]
     page.text(
-        f"Same seeds, before and after tuning. Accuracy changed by {_span(metrics['drift_change'])}; the kernel distance "
-        f"of the distributions is {_span(metrics['drift_kid'], digits=4)}, 0 for a model that stayed as it was."
+        f"Same seeds, before and after tuning. Accuracy changed by {_format_interval(metrics['drift_change'])}; the kernel distance "
+        f"of the distributions is {_format_interval(metrics['drift_kid'], digits=4)}, 0 for a model that stayed as it was."
     )
-    shown = case.asked_unrelated[:6]
+    shown = case.unrelated_prompts[:6]
     labels = [" | ".join(prompt.text for prompt in shown[i : i + 3]) for i in range(0, len(shown), 3)]
-    for full, sides in ((True, (pictures.unrelated_base, pictures.unrelated)), (False, (pictures.unrelated_base,))):
+    for full, sides in ((True, (images.unrelated_base, images.unrelated)), (False, (images.unrelated_base,))):
         rows = [
             [grid.row(p)[0] for p in range(i, min(i + 3, len(shown))) for grid in sides]
             for i in range(0, len(shown), 3)
@@ -139,49 +139,49 @@ def _drift(page: Page, pictures: Pictures, case: Case, document: Mapping[str, An
             page.image(contact_sheet(rows, row_labels=labels, column_labels=columns))
 
 
-def _sheet(page: Page, case: Case, pictures: Pictures) -> None:
+def _sheet(page: Page, case: Case, images: EvaluationImages) -> None:
     page.section("Pictures")
     references = case.photos.held_out + case.photos.trained
     rows: list[list[Any]] = []
     labels: list[str] = []
-    for p in _spread(len(case.asked), 10):
-        tuned, base, plain = (grid.row(p) for grid in (pictures.tuned, pictures.base, pictures.plain))
-        rows.append([references[len(rows) % len(references)], tuned[0], tuned[1], base[0], plain[0]])
-        labels.append(case.asked[p].text)
+    for p in _evenly_spaced(len(case.subject_prompts), 10):
+        tuned, base, class_prompt = (grid.row(p) for grid in (images.tuned, images.base, images.class_prompt))
+        rows.append([references[len(rows) % len(references)], tuned[0], tuned[1], base[0], class_prompt[0]])
+        labels.append(case.subject_prompts[p].text)
     columns = ["photo", "tuned", "tuned", "base", "tuned, class only"]
     page.image(contact_sheet(rows, row_labels=labels, column_labels=columns), "Base and tuned share their seed")
 
 
-def _base_sheet(page: Page, case: Case, pictures: Pictures) -> None:
+def _base_sheet(page: Page, case: Case, images: EvaluationImages) -> None:
     page.section("Pictures of the base")
     page.text("The subject's own pictures are on the sealed copy of this page.")
-    chosen = _spread(len(case.asked_class), 6)
+    chosen = _evenly_spaced(len(case.class_prompts), 6)
     page.image(
-        contact_sheet([pictures.base.row(p)[:4] for p in chosen], row_labels=[case.asked_class[p].text for p in chosen])
+        contact_sheet([images.base.row(p)[:4] for p in chosen], row_labels=[case.class_prompts[p].text for p in chosen])
     )
 
 
-def _worst(page: Page, case: Case, pictures: Pictures, scores: Scores) -> None:
+def _worst(page: Page, case: Case, images: EvaluationImages, scores: Scores) -> None:
     page.section("The ten weakest pictures")
     order = np.argsort((scores.fidelity * (0.5 + scores.followed)).ravel())[:WORST]
-    _pairs(page, case, pictures, order, scores, photo=_best_reference(case))
+    _pair_table(page, case, images, order, scores, photo=_best_reference(case))
 
 
-def _nearest(page: Page, case: Case, pictures: Pictures, scores: Scores) -> None:
+def _nearest(page: Page, case: Case, images: EvaluationImages, scores: Scores) -> None:
     page.section("Pictures most like a training photo")
     page.text("Compared by structure, under shift and mirroring; a copy would repeat the photo's composition.")
     order = np.argsort(-scores.likeness.ravel())[:6]
-    _pairs(page, case, pictures, order, scores, photo=_likest_photo(case, pictures))
+    _pair_table(page, case, images, order, scores, photo=_most_similar_photo(case, images))
 
 
-def _pairs(page: Page, case: Case, pictures: Pictures, order: Any, scores: Scores, *, photo: Any) -> None:
+def _pair_table(page: Page, case: Case, images: EvaluationImages, order: Any, scores: Scores, *, photo: Any) -> None:
     seeds = scores.fidelity.shape[1]
     page.table(
         [
             {
                 "photo": _tile(photo(int(i))),
-                "picture": _tile(pictures.tuned.pictures[i]),
-                "prompt": case.asked[int(i) // seeds].text,
+                "picture": _tile(images.tuned.images[i]),
+                "prompt": case.subject_prompts[int(i) // seeds].text,
                 "likeness to the subject": float(scores.fidelity.ravel()[i]),
                 "prompt followed": float(scores.followed.ravel()[i]),
                 "structure shared with a photo": float(scores.likeness.ravel()[i]),
@@ -195,11 +195,11 @@ def _best_reference(case: Case) -> Any:
     return lambda _: case.photos.held_out[0]
 
 
-def _likest_photo(case: Case, pictures: Pictures) -> Any:
-    shown = structure(case.photos.shown)
+def _most_similar_photo(case: Case, images: EvaluationImages) -> Any:
+    shown = structure(case.photos.crops)
 
     def find(i: int) -> Image.Image:
-        return case.photos.shown[int(likeness(structure([pictures.tuned.pictures[i]]), shown).argmax())]
+        return case.photos.crops[int(likeness(structure([images.tuned.images[i]]), shown).argmax())]
 
     return find
 
@@ -208,7 +208,7 @@ def _tile(image: Image.Image) -> Image.Image:
     return image.convert("RGB").resize((96, 96))
 
 
-def _spread(total: int, count: int) -> list[int]:
+def _evenly_spaced(total: int, count: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, total - 1, min(count, total))})
 
 

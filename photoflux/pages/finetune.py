@@ -1,11 +1,11 @@
-"""The fine-tuning page: what was learnt when, which candidate was kept and why, and what it draws."""
+"""The report of a fine-tuning: curves, the selected checkpoint and why, and its previews."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from photoflux.judges.candidates import DIVERSITY_FREE, LEAKAGE_FREE, SHOWN
+from photoflux.judges.checkpoint_selection import DIVERSITY_FREE, LEAKAGE_FREE, PREVIEWS
 from photoflux.pages.contact_sheet import contact_sheet
 from photoflux.pages.page import Page
 from photoflux.pages.palette import BAD, BLUE, DOUBTFUL
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from photoflux.flux.memory import Plan
 
-SMOOTHED_STEPS = 10
+WINDOW_STEPS = 10
 Pictures = Sequence["Image.Image"]
 
 
@@ -31,21 +31,21 @@ def finetune_page(
     seconds: float,
     skipped: int,
 ) -> Page:
-    """`curves` are losses by step and the scores of each candidate, `previews` a candidate's pictures by its step, and `plans`
-    that of the device and those of others.
+    """The report. `curves`: losses by train step, and the scores of each checkpoint; `previews`: images of a checkpoint by its
+    train step; `plans`: the memory plan of the device, then those of other devices.
     """
-    subject, kept, candidates = lineage["subject"], lineage["scores"], curves["candidates"]
+    subject, selected, candidates = lineage["subject"], lineage["scores"], curves["candidates"]
     page = Page(
         f"Fine-tuning: {subject['trigger']} {subject['class_noun']}",
         subtitle=f"{len(photos)} training pictures, {lineage['params']['steps']} steps in {seconds:.0f} s "
         f"on base {lineage['base']['name']}",
     )
-    page.verdict("OK", _why(kept, select=lineage["params"]["select"]))
+    page.verdict("OK", _selection_sentence(selected, select=lineage["params"]["select"]))
     page.section("Candidates")
-    page.table([_row(candidate, kept["step"]) for candidate in candidates], _what_numbers_mean(kept))
+    page.table([_row(candidate, selected["step"]) for candidate in candidates], _column_notes(selected))
     with page.only(full=True):
         page.image(
-            _sheet(previews, base),
+            _preview_sheet(previews, base),
             "Every candidate draws the same prompts with the same noise, at the steps of serving.",
         )
     page.section("Curves")
@@ -53,8 +53,8 @@ def finetune_page(
     page.figure(
         _validation(candidates), "Velocity error on held-out photos at the noise levels of serving, fixed noise"
     )
-    if "score" in kept:
-        page.figure(_choice(candidates, kept), "Likeness against what it costs; the ringed candidate was kept")
+    if "score" in selected:
+        page.figure(_trade_off(candidates, selected), "Likeness against what it costs; the ringed candidate was kept")
     with page.only(full=True):
         page.section("Training pictures")
         page.image(contact_sheet([photos[:8]], row_labels=["as the base is shown them"]))
@@ -67,19 +67,19 @@ def finetune_page(
     return page
 
 
-def _why(kept: Mapping[str, Any], *, select: str) -> str:
+def _selection_sentence(selected: Mapping[str, Any], *, select: str) -> str:
     if select == "last":
-        return f"The last candidate, step {kept['step']}, was kept as asked (finetune.select is last)."
-    if "score" not in kept:
-        return f"This base has no judges: the last candidate, step {kept['step']}, was kept."
+        return f"The last candidate, step {selected['step']}, was kept as asked (finetune.select is last)."
+    if "score" not in selected:
+        return f"This base has no judges: the last candidate, step {selected['step']}, was kept."
     return (
-        f"Step {kept['step']} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f} "
+        f"Step {selected['step']} was kept: the best of identity gain times prompt following, less leakage beyond {LEAKAGE_FREE:.2f} "
         f"and what is missing to a diversity of {DIVERSITY_FREE:.2f}. Held-out photos had no part in that."
     )
 
 
-def _what_numbers_mean(kept: Mapping[str, Any]) -> str:
-    if "score" not in kept:
+def _column_notes(selected: Mapping[str, Any]) -> str:
+    if "score" not in selected:
         return "validation: loss on held-out photos, which chooses nothing"
     return (
         "identity: likeness to the trained photos, 0 like the base, 1 as alike as two of them; prompt: text-image cosine "
@@ -88,16 +88,16 @@ def _what_numbers_mean(kept: Mapping[str, Any]) -> str:
     )
 
 
-def _row(candidate: Mapping[str, Any], kept: int) -> dict[str, object]:
+def _row(candidate: Mapping[str, Any], selected: int) -> dict[str, object]:
     shown = {name: "none" if value is None else value for name, value in candidate.items()}
-    return {**shown, "": "kept" if candidate["step"] == kept else ""}
+    return {**shown, "": "kept" if candidate["step"] == selected else ""}
 
 
-def _sheet(previews: Mapping[int, Pictures], base: Pictures) -> Image.Image:
-    subject, plain = SHOWN
-    told = f"{subject} of the subject, {plain} of its class without the trigger"
-    labels = [*(f"step {step}: {told}" for step in previews), "base: its class without the trigger"]
-    return contact_sheet([*previews.values(), base[: subject + plain]], row_labels=labels)
+def _preview_sheet(previews: Mapping[int, Pictures], base: Pictures) -> Image.Image:
+    subject, class_alone = PREVIEWS
+    caption = f"{subject} of the subject, {class_alone} of its class without the trigger"
+    labels = [*(f"step {step}: {caption}" for step in previews), "base: its class without the trigger"]
+    return contact_sheet([*previews.values(), base[: subject + class_alone]], row_labels=labels)
 
 
 def _figure(width: float) -> tuple[Figure, Any]:
@@ -114,7 +114,7 @@ def _losses(curves: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(6.2)
     for name, key, colour in (("photos", "subject", BLUE), ("preserved", "preserved", DOUBTFUL)):
         if any(curves[key]):
-            axes.plot(curves["steps"], smoothed(curves[key]), color=colour, label=name)
+            axes.plot(curves["steps"], moving_average(curves[key]), color=colour, label=name)
     axes.set(xlabel="step", ylabel="mean squared error", ylim=(0, None))
     axes.legend(frameon=False)
     return figure
@@ -128,18 +128,18 @@ def _validation(candidates: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _choice(candidates: Sequence[Mapping[str, Any]], kept: Mapping[str, Any]) -> Figure:
+def _trade_off(candidates: Sequence[Mapping[str, Any]], selected: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(5.0)
     scored = [c for c in candidates if "score" in c]
     axes.plot([c["identity"] for c in scored], [c["leakage"] for c in scored], "o-", color=BLUE, alpha=0.8)
     for c in scored:
         axes.annotate(f" {c['step']}", (c["identity"], c["leakage"]), fontsize=8)
-    axes.plot(kept["identity"], kept["leakage"], "o", ms=14, mfc="none", color=BAD)
+    axes.plot(selected["identity"], selected["leakage"], "o", ms=14, mfc="none", color=BAD)
     axes.set(xlabel="identity gain", ylabel="leakage into the class")
     return figure
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Mean of each value and up to SMOOTHED_STEPS before it."""
-    windows = (values[max(0, i - SMOOTHED_STEPS) : i + 1] for i in range(len(values)))
+def moving_average(values: Sequence[float]) -> list[float]:
+    """Moving average over each value and up to WINDOW_STEPS before it."""
+    windows = (values[max(0, i - WINDOW_STEPS) : i + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]

@@ -1,4 +1,4 @@
-"""The page of one decision: the verdict, and every rule with its interval and its limit."""
+"""The report of a decision: the verdict, and every rule with its interval and its limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from photoflux.judges.stats import Interval
 from photoflux.pages.page import Page
 from photoflux.pages.plots import forest
 
-FRAMES = (
+SCALES = (
     (-0.5, 1.25, ("identity gain", "class leakage", "diversity with trigger", "diversity of the class", "sharpness")),
     (
         -0.3,
@@ -17,18 +17,18 @@ FRAMES = (
         ("prompt following", "unrelated drift", "copying", "broken pictures", "memorisation", "previous champion"),
     ),
 )
-"""Rules by the scale they are drawn on; kernel distances have the scale of their judges, which the limit tells."""
+"""Rules by the scale of their plot; the scale of kernel distances depends on the judges and is derived from the limit."""
 
 
 def decision_page(document: Mapping[str, Any], *, evaluation: Mapping[str, Any], audit: Mapping[str, Any]) -> Page:
-    """Numbers only, so that both copies are the same."""
+    """The report, of numbers alone, so that both copies are equal."""
     page = Page(
         f"Decision on {document['subject']['id']}",
         subtitle=f"{evaluation['subject']['class_noun']} · base {evaluation['base']['name']} · {evaluation['profile']} profile",
     )
     page.verdict(document["verdict"], document["summary"])
     page.section("Rules, their intervals and limits")
-    for low, high, names in (*FRAMES, *_kernel_frame(document["limits"]["drift_kid_max"])):
+    for low, high, names in (*SCALES, *_kernel_scale(document["limits"]["drift_kid_max"])):
         rows = [
             (r["rule"], Interval(r["value"], r["lo"], r["hi"]), r["verdict"], r["bound"])
             for r in document["reasons"]
@@ -43,7 +43,7 @@ def decision_page(document: Mapping[str, Any], *, evaluation: Mapping[str, Any],
         ]
     )
     page.section("What happens next")
-    page.text(_next(document))
+    page.text(_next_step(document))
     page.section("Limits and hashes")
     hashes = {f"{name} hash": value for name, value in document["hashes"].items()}
     last = {"audit severity": audit["severity"], "champion": _champion(document)}
@@ -52,7 +52,7 @@ def decision_page(document: Mapping[str, Any], *, evaluation: Mapping[str, Any],
 
 
 def _champion(document: Mapping[str, Any]) -> str:
-    """Which version was held against, how, and what follows."""
+    """The version that this one was compared with, how, and the consequence."""
     champion, succeeds = document["champion"], document["succeeds"]
     if not champion:
         return "none yet"
@@ -60,11 +60,11 @@ def _champion(document: Mapping[str, Any]) -> str:
     return f"version {champion['version']} of {champion['name']} ({champion['how']}); {takes}: {succeeds['why']}"
 
 
-def _kernel_frame(limit: float) -> list[tuple[float, float, tuple[str, ...]]]:
+def _kernel_scale(limit: float) -> list[tuple[float, float, tuple[str, ...]]]:
     return [(-limit, 4 * limit, ("unrelated distribution",))] if limit else []
 
 
-def _next(document: Mapping[str, Any]) -> str:
+def _next_step(document: Mapping[str, Any]) -> str:
     if document["promote"]:
         if document["succeeds"]["takes"]:
             return "The model is registered and takes the champion alias."

@@ -1,4 +1,4 @@
-"""The page on which people label generated pictures."""
+"""The page on which people label generated images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ document.getElementById("save").addEventListener("click", () => {{
 
 
 def labelling_page(pictures: Sequence[str], choices: Mapping[str, Sequence[str]]) -> str:
-    """Pictures lie beside the page, what is chosen stays in the browser, and one button saves labels.csv."""
+    """The page. It loads images from beside it, keeps choices in the browser, and saves them as labels.csv."""
     cards = "".join(
         f'<article data-picture="{picture}"><img src="{picture}" alt="picture {i + 1}" loading="lazy">'
         + "".join(_choices(i, name, values) for name, values in choices.items())

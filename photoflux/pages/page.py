@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: no network, no script, one file, in full and without what is a person's own."""
+"""Self-contained HTML pages, one file without network or script; each in a full copy and an open one without personal content."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 
 @dataclass(frozen=True)
-class Part:
-    """A piece of a page: `full` is the copy that it is on, None for both; before a new `block` an open section ends."""
+class PagePart:
+    """HTML of a page; `full` says on which copy it is, None for both; a `block` closes the section before it."""
 
     html: str
     full: bool | None
@@ -51,20 +51,20 @@ class Part:
 
 
 class Page:
-    """A page built top to bottom once, and saved in two copies; every method adds to the current section.
+    """A page that is built from top to bottom and saved as two copies; every method adds to the current section.
 
-    What is added within `only(full=True)` is on the full copy alone, and within `only(full=False)` on the open one.
+    Content added within `only(full=True)` is on the full copy alone, and within `only(full=False)` on the open one.
     """
 
     def __init__(self, title: str, *, subtitle: str = "", full_subtitle: str = "") -> None:
         self.title = title
         self.subtitles = {False: subtitle, True: full_subtitle or subtitle}
-        self._parts: list[Part] = []
+        self._parts: list[PagePart] = []
         self._full: bool | None = None
 
     @contextmanager
     def only(self, *, full: bool) -> Iterator[None]:
-        """What is added in the block is on one of the two copies."""
+        """Content added in the block is on one of the two copies alone."""
         self._full = full
         try:
             yield
@@ -72,7 +72,7 @@ class Page:
             self._full = None
 
     def verdict(self, word: str, sentence: str) -> None:
-        """The banner: one word (PASS, FAIL, …) and one sentence."""
+        """A banner of one word (PASS, FAIL, …) and one sentence."""
         self._add(
             f'<div class="verdict" style="--tone:{TONES.get(word.upper(), SOFT)}"><strong>{html.escape(word)}</strong>'
             f"<span>{html.escape(sentence)}</span></div>",
@@ -86,7 +86,7 @@ class Page:
         self._add(f"<p>{html.escape(text)}</p>")
 
     def table(self, rows: Sequence[Mapping[str, object]], caption: str = "") -> None:
-        """Rows as dictionaries; the keys of the first are the columns. PIL images and verdict words are drawn."""
+        """Rows as dictionaries; the first one's keys are the columns. PIL images become pictures, verdict words chips."""
         if not rows:
             return
         columns = list(rows[0])
@@ -105,7 +105,7 @@ class Page:
         self._figure(_uri(buffer.getvalue(), "png"), caption)
 
     def facts(self, facts: Mapping[str, object]) -> None:
-        items = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(_plain(v))}</dd>" for k, v in facts.items())
+        items = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(_format_value(v))}</dd>" for k, v in facts.items())
         self._add(f"<dl>{items}</dl>")
 
     def html(self, *, full: bool) -> str:
@@ -122,19 +122,19 @@ class Page:
         return write_text(path, self.html(full=full))
 
     def _add(self, part: str, *, block: bool = False) -> None:
-        self._parts.append(Part(part, self._full, block))
+        self._parts.append(PagePart(part, self._full, block))
 
     def _figure(self, uri: str, caption: str) -> None:
         text = html.escape(caption)
         self._add(f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>')
 
     def _body(self, *, full: bool) -> str:
-        body, within = "", False
+        body, in_section = "", False
         for part in self._parts:
             if part.full in (None, full):
-                body += "</section>" * (within and part.block) + part.html
-                within = part.html.startswith(SECTION) if part.block else within
-        return body + "</section>" * within
+                body += "</section>" * (in_section and part.block) + part.html
+                in_section = part.html.startswith(SECTION) if part.block else in_section
+        return body + "</section>" * in_section
 
 
 def _cell(value: object) -> str:
@@ -143,10 +143,10 @@ def _cell(value: object) -> str:
     if isinstance(value, str) and value.upper() in TONES:
         return f'<td><span class="chip" style="--tone:{TONES[value.upper()]}">{value}</span></td>'
     kind = ' class="number"' if isinstance(value, int | float) else ""
-    return f"<td{kind}>{html.escape(_plain(value))}</td>"
+    return f"<td{kind}>{html.escape(_format_value(value))}</td>"
 
 
-def _plain(value: object) -> str:
+def _format_value(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

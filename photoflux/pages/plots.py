@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def blank(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure without the pyplot state machine, with quiet axes."""
+def new_figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with axes in muted colours, made without the pyplot state machine."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -32,7 +32,7 @@ def forest(
     rows: Sequence[tuple[str, Interval, str, float | None]], *, title: str = "", low: float = -0.5, high: float = 1.25
 ) -> Figure:
     """Intervals one below the other: (label, interval, verdict, limit); what lies outside the frame is clipped."""
-    figure, (axis,) = blank(8.2, 0.34 * len(rows) + 0.9)
+    figure, (axis,) = new_figure(8.2, 0.34 * len(rows) + 0.9)
     for y, (_, value, verdict, limit) in enumerate(rows):
         tone = TONES.get(verdict, BLUE)
         ends = np.clip([value.lo, value.hi], low, high)
@@ -51,7 +51,7 @@ def forest(
 
 def trade_off(points: Sequence[tuple[str, Interval, Interval]]) -> Figure:
     """Identity gain against prompt following, one cross per model: up and right is better."""
-    figure, (axis,) = blank(4.8, 4.0)
+    figure, (axis,) = new_figure(4.8, 4.0)
     for i, (label, following, gain) in enumerate(points):
         tone = (BLUE, SOFT, DOUBTFUL)[i % 3]
         axis.errorbar(
@@ -77,7 +77,7 @@ def paired_bars(
     rows: Mapping[str, tuple[Interval, Interval]], *, labels: tuple[str, str] = ("base", "tuned")
 ) -> Figure:
     """Two bars with whiskers per name."""
-    figure, (axis,) = blank(max(4.0, 0.9 * len(rows) + 1.5), 2.8)
+    figure, (axis,) = new_figure(max(4.0, 0.9 * len(rows) + 1.5), 2.8)
     for offset, side, tone in ((-0.19, 0, GREY), (0.19, 1, BLUE)):
         values = [pair[side] for pair in rows.values()]
         points = np.array([v.point for v in values])
@@ -93,7 +93,7 @@ def paired_bars(
 
 def heat_map(table: Array, *, rows: Sequence[str], columns: Sequence[str], title: str, signed: bool = False) -> Figure:
     """A table as colours with its numbers in the cells; `signed` centres the colours on zero."""
-    figure, (axis,) = blank(0.78 * len(columns) + 2.2, 0.36 * len(rows) + 1.3)
+    figure, (axis,) = new_figure(0.78 * len(columns) + 2.2, 0.36 * len(rows) + 1.3)
     reach = max(float(np.abs(table).max()), 1e-9)
     axis.imshow(table, cmap="RdBu_r" if signed else "Blues", vmin=-reach if signed else 0, vmax=reach, aspect="auto")
     axis.set_xticks(range(len(columns)), columns, color=INK)
@@ -107,7 +107,7 @@ def heat_map(table: Array, *, rows: Sequence[str], columns: Sequence[str], title
 
 def stacked_shares(rows: Mapping[str, Sequence[float]], *, classes: Sequence[str], colours: Sequence[str]) -> Figure:
     """One horizontal bar of shares per row (base, tuned, …)."""
-    figure, (axis,) = blank(7.2, 0.42 * len(rows) + 0.9)
+    figure, (axis,) = new_figure(7.2, 0.42 * len(rows) + 0.9)
     for y, values in enumerate(rows.values()):
         left = 0.0
         for k, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""The page of one photo check: verdict and score, what to do about each photo, the measures, and every rule."""
+"""The report of a photo check: verdict and score, advice on each photo, the measures, and every rule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASURES = {
     "short_side_px": "short side", "sharpness": "sharpness", "reblur": "re-blur", "noise": "grain",
     "detail": "detail", "luma_p50": "brightness", "entropy": "bits", "closest": "likeness",
 }  # fmt: skip
-DONE = {
+FACT_NOTES = {
     "had_gps": "location removed", "was_rotated": "turned upright", "had_alpha": "laid on white",
     "was_deep": "scaled to 8 bit", "had_icc": "colour profile applied",
 }  # fmt: skip
@@ -41,7 +41,7 @@ def validation_page(
     findings: Sequence[Finding],
     thumbs: Mapping[str, Image.Image],
 ) -> Page:
-    """Pictures and names, which are a person's own, are on the full copy alone."""
+    """The report. Pictures and file names, which are personal, are on the full copy alone."""
     subject = manifest.get("subject", {})
     about = f"{subject.get('id', '')} · {subject.get('class_noun', '')} · {len(rows)} photos"
     page = Page("Photo check", subtitle=about, full_subtitle=f"{about} from {manifest.get('source', '')}")
@@ -55,12 +55,12 @@ def validation_page(
     page.section("Rules")
     for full in (True, False):
         with page.only(full=full):
-            page.table([_rule_line(finding, full=full) for finding in findings], caption=RULES_NOTE)
+            page.table([_rule_row(finding, full=full) for finding in findings], caption=RULES_NOTE)
     return page
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
-    """A small copy, which a page that is made later can show."""
+    """A small copy for the report."""
     thumb = image.copy()
     thumb.thumbnail((THUMB_PX * 2, THUMB_PX))
     return thumb
@@ -72,9 +72,9 @@ def _add_photos(
     if verdict.advice:
         page.table([{"": str(i), "what would make it better": line} for i, line in enumerate(verdict.advice, 1)])
     page.section("Photo by photo")
-    page.table([_photo_line(photo, thumbs) for photo in verdict.photos])
+    page.table([_photo_row(photo, thumbs) for photo in verdict.photos])
     page.section("Measures")
-    page.table([_measure_line(row) for row in rows if row["decoded"]], caption=MEASURES_NOTE)
+    page.table([_measure_row(row) for row in rows if row["decoded"]], caption=MEASURES_NOTE)
 
 
 def _headline(verdict: Verdict) -> str:
@@ -105,30 +105,30 @@ def _score_figure(verdict: Verdict) -> Figure:
     return figure
 
 
-def _photo_line(photo: Mapping[str, Any], thumbs: Mapping[str, Image.Image]) -> dict[str, object]:
+def _photo_row(photo: Mapping[str, Any], thumbs: Mapping[str, Image.Image]) -> dict[str, object]:
     blank = Image.new("RGB", (THUMB_PX, THUMB_PX), BLANK)
     messages = [reason["message"] for reason in photo["reasons"]]
-    said = ". ".join(message[:1].upper() + message[1:] for message in messages)
+    messages_text = ". ".join(message[:1].upper() + message[1:] for message in messages)
     return {
         "photo": thumbs.get(photo["file"], blank),
         "file": photo["file"],
         "verdict": photo["status"],
-        "what to do": f"{said}." if said else "Nothing: a good photo.",
+        "what to do": f"{messages_text}." if messages_text else "Nothing: a good photo.",
     }
 
 
-def _measure_line(row: Mapping[str, Any]) -> dict[str, object]:
+def _measure_row(row: Mapping[str, Any]) -> dict[str, object]:
     facts = row["facts"]
     line: dict[str, object] = {
         "file": row["file"],
         "format": facts["format"],
         "size": f"{row['width_px']}×{row['height_px']}",
     }
-    line |= {title: _short(row[name]) for name, title in MEASURES.items() if name != "short_side_px"}
-    return line | {"done": ", ".join(text for fact, text in DONE.items() if facts.get(fact))}
+    line |= {title: _format_measure(row[name]) for name, title in MEASURES.items() if name != "short_side_px"}
+    return line | {"done": ", ".join(text for fact, text in FACT_NOTES.items() if facts.get(fact))}
 
 
-def _rule_line(finding: Finding, *, full: bool) -> dict[str, object]:
+def _rule_row(finding: Finding, *, full: bool) -> dict[str, object]:
     rule = finding.rule
     return {
         "rule": rule.code.replace("_", " "),
@@ -139,5 +139,5 @@ def _rule_line(finding: Finding, *, full: bool) -> dict[str, object]:
     }
 
 
-def _short(value: float) -> str:
+def _format_measure(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"

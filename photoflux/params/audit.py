@@ -84,7 +84,7 @@ class AuditParams(Params):
     batch_size: int = Field(default=16, ge=1, le=256, description="Pictures drawn at once")
 
     @model_validator(mode="after")
-    def _rising(self) -> Self:
+    def _check_order(self) -> Self:
         if not self.erasure <= self.ratio_high <= self.ratio_moderate:
             raise ValueError("audit.erasure, ratio_high and ratio_moderate must rise in this order.")
         if self.missing_moderate > self.missing_high:

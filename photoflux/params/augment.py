@@ -56,14 +56,14 @@ class AugmentParams(Params):
 
     @field_validator("heldout")
     @classmethod
-    def _some(cls, count: int) -> int:
+    def _check_not_zero(cls, count: int) -> int:
         if count == 0:
             raise ValueError("evaluation needs a photo that was not trained on; choose -1 or 1-10.")
         return count
 
     @field_validator("resolution_px")
     @classmethod
-    def _in_latents(cls, side: int) -> int:
+    def _check_multiple_of_16(cls, side: int) -> int:
         if side and (side < 64 or side % 16):
             raise ValueError("choose 0 or a multiple of 16 from 64 to 2048.")
         return side

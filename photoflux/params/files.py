@@ -1,4 +1,4 @@
-"""Parameters from files: `params.yaml` holds what differs from the defaults, a base's spec holds its recipe."""
+"""Read parameters from files: `params.yaml`, with the values that differ from the defaults, and a base's spec, with its recipe."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def load_params(step: str, *, path: Path = PARAMS, overrides: Mapping[str, Any] 
 
     Raises InputError for a missing file, an unknown key, a value of another type or out of range.
     """
-    return resolved(read_layer(path), {step: overrides or {}}, steps=[step])[step]
+    return resolve_with_recipes(read_layer(path), {step: overrides or {}}, steps=[step])[step]
 
 
-def resolved(*layers: Layer, steps: Iterable[str] = STEPS) -> Blocks:
+def resolve_with_recipes(*layers: Layer, steps: Iterable[str] = STEPS) -> Blocks:
     """`resolve`, with the recipes read from the specs of the bases that the layers name."""
     recipes = {base: read_recipe(base) for base in bases_of(*layers, steps=steps)}
     return resolve(*layers, recipes=recipes, steps=steps)
@@ -54,27 +54,27 @@ def spec_path(base: str) -> Path:
 
 
 def read_spec(base: str) -> dict[str, Any]:
-    """A base's spec as it is written; `photoflux.flux.spec` reads more into it, and takes seconds to import."""
+    """A base's spec as it is written, without the checks of `photoflux.flux.spec`, which takes seconds to import."""
     path = spec_path(base)
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"base '{base}': {path} cannot be read ({error.strerror}); {_choices()}") from error
     except (yaml.YAMLError, ValueError) as error:
-        told = f"{path}: not a base spec ({error}); compare it with the specs in models/"
-        raise InputError(told.replace("\n", " ")) from error
+        message = f"{path}: not a base spec ({error}); compare it with the specs in models/"
+        raise InputError(message.replace("\n", " ")) from error
     if not isinstance(spec, dict):
         raise InputError(f"{path}: not a base spec; compare it with the specs in models/")
     return spec
 
 
 def read_recipe(base: str) -> Layer:
-    """What a base's spec says of the parameters. Raises InputError naming the file."""
+    """The recipe in a base's spec. Raises InputError naming the file."""
     try:
         return check_recipe(read_spec(base).get("recipe") or {})
     except InputError as error:
-        told = str(error)
-        raise InputError(told if str(spec_path(base)) in told else f"{spec_path(base)}: {told}") from None
+        message = str(error)
+        raise InputError(message if str(spec_path(base)) in message else f"{spec_path(base)}: {message}") from None
 
 
 def _choices() -> str:

@@ -66,7 +66,7 @@ class FinetuneParams(Params):
     seed: int = Field(default=0, ge=0, le=10**9, description="Decides initial weights, batches and noise")
 
     @model_validator(mode="after")
-    def _preserving(self) -> Self:
+    def _check_preservation(self) -> Self:
         if self.preservation and not self.preservation_batch:
             raise ValueError(
                 "finetune.preservation_batch is 0: preserve at least one prompt a step, or set preservation to 0."

@@ -83,7 +83,7 @@ class GateParams(Params):
     )
 
     @model_validator(mode="after")
-    def _warned_first(self) -> Self:
+    def _check_warnings_first(self) -> Self:
         if self.identity_gain_warn < self.identity_gain_min or self.leakage_warn > self.leakage_max:
             raise ValueError(
                 "gate: a warning must come before its limit (identity_gain_warn >= identity_gain_min, "

@@ -30,7 +30,7 @@ class GenerateParams(Params):
 
     @field_validator("size")
     @classmethod
-    def _two_sides(cls, size: str) -> str:
+    def _check_sides(cls, size: str) -> str:
         sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
         if not sides or not all(16 <= int(side) <= 4096 for side in sides.groups()):
             raise ValueError("write WIDTHxHEIGHT, each from 16 to 4096, such as 512x512.")

@@ -1,4 +1,4 @@
-"""What all parameter models share: how loose values are read, and how a mistake is told."""
+"""The base class of all parameter models: how values are read, and how errors are worded."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from photoflux.errors import InputError
 
-FILLED_IN = ("{{", "/kfp-workspace")
-"""What Kubeflow, Vertex and Argo look for in the texts of a run: `{{$}}` becomes a step's whole input, its key URI with it."""
-HELD = "held"
-"""Type of the error of a text that holds one of these."""
+PLACEHOLDERS = ("{{", "/kfp-workspace")
+"""Placeholders that Kubeflow, Vertex and Argo replace in a run's texts: `{{$}}` by a step's whole input, key URI included."""
+PLACEHOLDER_ERROR = "held"
+"""Type of the error of a text with a placeholder."""
 
 
 class Params(BaseModel):
@@ -40,55 +40,57 @@ class Params(BaseModel):
     def _read_strictly(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and kind_of(cls.model_fields[str(info.field_name)]) is not bool:
             raise PydanticCustomError("bool", "YAML's `on` and `yes` are no numbers")
-        return _unfilled(value) if isinstance(value, str) else value
+        return _check_placeholders(value) if isinstance(value, str) else value
 
-    if not TYPE_CHECKING:  # type checkers keep the signature that is made of the fields
+    if not TYPE_CHECKING:  # so that type checkers see the signature that pydantic makes of the fields
 
         def __init__(self, **values: Any) -> None:
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                told = [_sentence(type(self), one) for one in error.errors(include_url=False, include_context=False)]
-                raise InputError(" ".join(told)) from None
+                messages = [
+                    _sentence(type(self), one) for one in error.errors(include_url=False, include_context=False)
+                ]
+                raise InputError(" ".join(messages)) from None
 
     @classmethod
     def from_block(cls, block: str) -> Self:
-        """The parameters out of a step's block: one JSON object, as `block` wrote it."""
+        """The parameters from a step's block, a JSON object as `block` writes it."""
         return cls(**json.loads(block))
 
     def block(self) -> str:
-        """The parameters as one JSON object, in which no orchestrator finds anything to replace."""
+        """The parameters as one JSON object without placeholders of orchestrators."""
         return json.dumps(self.model_dump(), ensure_ascii=False).replace("{{", r"{\u007b")
 
     def replace(self, **changes: Any) -> Self:
-        """These parameters but for some, checked anew."""
+        """A copy with some parameters changed, validated again."""
         return type(self)(**{**self.model_dump(), **changes})
 
 
-def matching(pattern: str, told: str) -> AfterValidator:
-    """A check of a text field; `told` says what to write instead."""
+def matching(pattern: str, message: str) -> AfterValidator:
+    """A check of a text field; `message` says what to write instead."""
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
-            raise ValueError(f"{told}.")
+            raise ValueError(f"{message}.")
         return text
 
     return AfterValidator(check)
 
 
 def check_text(name: str, text: str) -> str:
-    """The text itself. Raises InputError for one that an orchestrator would replace parts of."""
+    """The text itself. Raises InputError for one with a placeholder of an orchestrator."""
     try:
-        return _unfilled(text)
+        return _check_placeholders(text)
     except PydanticCustomError as error:
         raise InputError(f"{name}: {error.message()}") from None
 
 
-def _unfilled(text: str) -> str:
-    for replaced in FILLED_IN:
-        if replaced in text:
-            told = f"holds '{replaced}', which a pipeline replaces by what it knows; write it without"
-            raise PydanticCustomError(HELD, "{told}", {"told": told})
+def _check_placeholders(text: str) -> str:
+    for placeholder in PLACEHOLDERS:
+        if placeholder in text:
+            message = f"holds '{placeholder}', which a pipeline replaces by what it knows; write it without"
+            raise PydanticCustomError(PLACEHOLDER_ERROR, "{message}", {"message": message})
     return text
 
 
@@ -115,7 +117,7 @@ def kind_of(field: FieldInfo) -> type:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a field may be, in a few words; empty where its sentence says it."""
+    """The allowed values of a field, in a few words; empty where it has no range or choices."""
     if words := choices(field):
         return ", ".join(words)
     return " to ".join(limits(field) or ())
@@ -124,10 +126,10 @@ def allowed(field: FieldInfo) -> str:
 def help_of(model: type[Params], name: str) -> str:
     """A field's sentence with what is allowed."""
     field = model.model_fields[name]
-    told, words = allowed(field), choices(field)
-    if not told or (words and all(word in str(field.description) for word in words)):
+    values, words = allowed(field), choices(field)
+    if not values or (words and all(word in str(field.description) for word in words)):
         return str(field.description)
-    return f"{field.description} ({told})"
+    return f"{field.description} ({values})"
 
 
 def _number(value: Any) -> str:
@@ -135,14 +137,14 @@ def _number(value: Any) -> str:
 
 
 def _sentence(model: type[Params], error: ErrorDetails) -> str:
-    """One mistake of pydantic's as our users read it."""
+    """One of pydantic's errors as a sentence for people."""
     name, value = str(error["loc"][0]) if error["loc"] else "", error["input"]
     where, field = f"{model.step}.{name}", model.model_fields.get(name)
     if error["type"] == "extra_forbidden":
         return f"{model.step}: unknown parameter '{name}'; known are {', '.join(sorted(model.model_fields))}"
     if field is None:  # of several fields together
         return error["msg"].removeprefix("Value error, ")
-    if error["type"] == HELD:
+    if error["type"] == PLACEHOLDER_ERROR:
         return f"{where}: {error['msg']}"
     if error["type"] == "value_error":
         return f"{where} is {value!r}: {error['msg'].removeprefix('Value error, ')}"

@@ -1,7 +1,7 @@
-"""Which values a run has: the models' defaults ← the base's recipe ← params.yaml or the request ← the command line.
+"""Resolve a run's parameters: the models' defaults ← the base's recipe ← params.yaml or the request ← the command line.
 
 A layer names what it changes by step, `{"finetune": {"rank": 8}}`, and the base of all steps by `base`. People and programs
-write flat names, `finetune_rank`, which `unflattened` turns into a layer. Nothing here reads a file.
+write flat names, `finetune_rank`, which `unflatten` turns into a layer. Nothing here reads a file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from photoflux.params import STEP_PARAMS, Params
 STEPS = ("import_photos", "validate", "augment", "finetune", "evaluate", "audit", "gate", "register")
 """The steps of a run that have parameters, in order."""
 RECIPE_STEPS = ("augment", "finetune", "evaluate", "audit", "gate")
-"""What a base's recipe may decide: not what a subject is, nor what a photo is held to."""
+"""Steps that a base's recipe may decide: neither the subject nor the checks of photos."""
 BASE = "base"
 
 Layer = Mapping[str, Any]
@@ -24,26 +24,26 @@ Blocks = dict[str, Params]
 
 
 def resolve(*layers: Layer, recipes: Mapping[str, Layer], steps: Iterable[str] = STEPS) -> Blocks:
-    """The parameters of each step, each layer over those before it; `recipes` holds that of every base which the layers name.
+    """The parameters of each step, later layers overriding earlier ones; `recipes` has that of every base which the layers name.
 
-    Raises InputError with all that is wrong.
+    Raises InputError with all errors.
     """
-    blocks, wrong = Blocks(), list[str]()
+    blocks, errors = Blocks(), list[str]()
     for step in steps:
         recipe = recipes.get(base_of(step, *layers), {})
         try:
-            blocks[step] = STEP_PARAMS[step](**{**recipe.get(step, {}), **_given(step, layers)})
+            blocks[step] = STEP_PARAMS[step](**{**recipe.get(step, {}), **_merged_block(step, layers)})
         except InputError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise InputError(" ".join(wrong))
+            errors.append(str(error))
+    if errors:
+        raise InputError(" ".join(errors))
     return blocks
 
 
 def base_of(step: str, *layers: Layer) -> str:
-    """The base whose recipe a step goes by; a step that names none goes by that of fine-tuning."""
+    """The base whose recipe applies to a step; a step without a base has that of fine-tuning."""
     step = step if BASE in STEP_PARAMS[step].model_fields else "finetune"
-    return str(_given(step, layers).get(BASE, STEP_PARAMS[step].model_fields[BASE].default))
+    return str(_merged_block(step, layers).get(BASE, STEP_PARAMS[step].model_fields[BASE].default))
 
 
 def bases_of(*layers: Layer, steps: Iterable[str] = STEPS) -> set[str]:
@@ -57,8 +57,8 @@ def check_recipe(recipe: Any) -> Layer:
         raise InputError("a recipe holds one mapping per step")
     for step, block in recipe.items():
         if step not in RECIPE_STEPS or BASE in block:
-            told = f"{step}.{BASE}" if step in RECIPE_STEPS else step
-            raise InputError(f"a recipe does not decide {told}; it may decide {', '.join(RECIPE_STEPS)}")
+            undecided = f"{step}.{BASE}" if step in RECIPE_STEPS else step
+            raise InputError(f"a recipe does not decide {undecided}; it may decide {', '.join(RECIPE_STEPS)}")
         STEP_PARAMS[step](**block)
     return recipe
 
@@ -71,7 +71,7 @@ def assignment(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
-def unflattened(flat: Mapping[str, Any]) -> Layer:
+def unflatten(flat: Mapping[str, Any]) -> Layer:
     """`{"finetune_rank": 8}` as a layer. Raises InputError for a name that no step has."""
     layer: dict[str, Any] = {}
     for name, value in flat.items():
@@ -85,7 +85,7 @@ def unflattened(flat: Mapping[str, Any]) -> Layer:
     return layer
 
 
-def flattened(blocks: Mapping[str, Params]) -> dict[str, Any]:
+def flatten(blocks: Mapping[str, Params]) -> dict[str, Any]:
     """Every value by its flat name, in the order of the steps."""
     return {f"{step}_{name}": value for step, params in blocks.items() for name, value in params.model_dump().items()}
 
@@ -98,8 +98,8 @@ def _hint(name: str) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "docs/parameters.md lists them; write <step>_<name>"
 
 
-def _given(step: str, layers: Iterable[Layer]) -> dict[str, Any]:
-    """What the layers say of a step, the last one that says it first; a layer's own `base` counts where its block names none."""
+def _merged_block(step: str, layers: Iterable[Layer]) -> dict[str, Any]:
+    """The merged values of a step, later layers overriding; a layer's own `base` applies where its block names none."""
     given: dict[str, Any] = {}
     for layer in layers:
         if BASE in layer and BASE in STEP_PARAMS[step].model_fields:

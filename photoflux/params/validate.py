@@ -106,7 +106,7 @@ class ValidateParams(Params):
     )
 
     @model_validator(mode="after")
-    def _rising(self) -> Self:
+    def _check_order(self) -> Self:
         if not self.min_photos <= self.advised_min <= self.advised_max <= self.max_photos:
             raise ValueError("validate: min_photos, advised_min, advised_max and max_photos must rise in this order.")
         for rejected, warned in (

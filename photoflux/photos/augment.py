@@ -15,8 +15,8 @@ PEOPLE = "person people man woman boy girl child baby face portrait selfie adult
 LETTERED = "text logo sign label book poster badge card letter font license"
 SYMMETRIC = "vase bowl ball bottle plate candle flower tree landscape mountain cloud style"
 FLIP_BELOW = 8
-PLACES_TRIED = 96
-KEPT_MIN = 0.97
+OFFSETS_TRIED = 96
+SALIENCY_SHARE_MIN = 0.97
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def plan(
     widest = 1 / _turned_span(angle)
     shown = rng.uniform(min(params.scale_min, widest), widest)
     side = float(square.side * shown / widest)
-    left, top = _place(image, square, side=side, rng=rng)
+    left, top = _offset(image, square, side=side, rng=rng)
     brightness, gamma = (1 + rng.uniform(-1, 1, 2) * (params.colour_strength if recolour else 0)).tolist()
     mirrored = bool(rng.random() < 0.5) and flip
     return Recipe(left, top, side, angle, mirrored, brightness, gamma)
@@ -80,14 +80,14 @@ def plan(
 def apply(image: Image.Image, recipe: Recipe, *, size_px: int) -> Image.Image:
     """Make a variant. A turned picture is cut to the largest upright square inside, so no corner is empty."""
     left, top, right, bottom = (round(edge) for edge in recipe.square.box)
-    picture = image.crop((left, top, right, bottom))
+    variant = image.crop((left, top, right, bottom))
     if recipe.rotation_deg:
-        turned = picture.rotate(recipe.rotation_deg, Image.Resampling.BICUBIC)
-        picture = _inside(turned, share=1 / _turned_span(recipe.rotation_deg))
-    picture = picture.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3)
+        turned = variant.rotate(recipe.rotation_deg, Image.Resampling.BICUBIC)
+        variant = _inside(turned, share=1 / _turned_span(recipe.rotation_deg))
+    variant = variant.resize((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3)
     if recipe.mirrored:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _relit(picture, brightness=recipe.brightness, gamma=recipe.gamma)
+        variant = variant.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _adjust_light(variant, brightness=recipe.brightness, gamma=recipe.gamma)
 
 
 def _inside(image: Image.Image, *, share: float) -> Image.Image:
@@ -102,26 +102,26 @@ def _turned_span(angle_deg: float) -> float:
     return math.cos(radians) + math.sin(radians)
 
 
-def _place(image: Image.Image, square: Square, *, side: float, rng: np.random.Generator) -> tuple[float, float]:
+def _offset(image: Image.Image, square: Square, *, side: float, rng: np.random.Generator) -> tuple[float, float]:
     """A random place for a smaller square, of those that keep about as much of the subject as any tried."""
     slack = max(0.0, square.side - side)
-    places = np.array([square.left, square.top]) + rng.uniform(0, 1, (PLACES_TRIED, 2)) * slack
-    eye = saliency(image)
-    held = [_held(eye, image, Square(left, top, side)) for left, top in places]
-    good = [place for place, share in zip(places, held, strict=True) if share >= KEPT_MIN * max(held)]
+    offsets = np.array([square.left, square.top]) + rng.uniform(0, 1, (OFFSETS_TRIED, 2)) * slack
+    saliency_map = saliency(image)
+    shares = [_saliency_share(saliency_map, image, Square(left, top, side)) for left, top in offsets]
+    good = [offset for offset, share in zip(offsets, shares, strict=True) if share >= SALIENCY_SHARE_MIN * max(shares)]
     left, top = good[int(rng.integers(len(good)))]
     return float(left), float(top)
 
 
-def _held(eye: np.ndarray, image: Image.Image, square: Square) -> float:
+def _saliency_share(saliency_map: np.ndarray, image: Image.Image, square: Square) -> float:
     """Share of the saliency map inside a square."""
     x = np.array([square.left, square.left + square.side]) / image.width * MAP_PX
     y = np.array([square.top, square.top + square.side]) / image.height * MAP_PX
     (x0, x1), (y0, y1) = x.round().astype(int), y.round().astype(int)
-    return float(eye[y0:y1, x0:x1].sum())
+    return float(saliency_map[y0:y1, x0:x1].sum())
 
 
-def _relit(image: Image.Image, *, brightness: float, gamma: float) -> Image.Image:
+def _adjust_light(image: Image.Image, *, brightness: float, gamma: float) -> Image.Image:
     if brightness == gamma == 1:
         return image
     curve = np.linspace(0, 1, 256) ** gamma * brightness

@@ -14,11 +14,25 @@ from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, TiffImagePlugi
 
 from photoflux import sandbox
 from photoflux.photos import heif, jpeg, png, tiff
-from photoflux.photos.apart import decode_apart
-from photoflux.photos.kinds import PhotoProblem, check_pixels, corrupt, format_of, other_kind, several_frames, unread
+from photoflux.photos.kinds import (
+    PhotoProblem,
+    check_pixels,
+    corrupt,
+    format_of,
+    other_kind,
+    several_frames,
+    unsupported,
+)
+from photoflux.photos.sandboxed import decode_in_sandbox
 
 PLUGINS = (JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered by import
-CUT_SHORT = ("truncated", "incomplete", "eof", "not enough", "end of file")  # how codecs say that data ran out
+TRUNCATION_WORDS = (
+    "truncated",
+    "incomplete",
+    "eof",
+    "not enough",
+    "end of file",
+)  # in messages of codecs when data ends too early
 ORIENTATION, GPS, SERIAL, MAKER = 0x0112, 0x8825, 0xA431, 0x927C
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,7 +43,7 @@ UPRIGHT = {
 
 @dataclass(frozen=True)
 class Decoded:
-    """An RGB picture and what was true of its file. Only these booleans outlive the file's metadata."""
+    """An RGB picture and facts about its file. No metadata of the file is kept but these booleans."""
 
     image: Image.Image
     format: str
@@ -39,7 +53,7 @@ class Decoded:
 def decode(data: bytes, *, max_pixels: int = 64_000_000, max_bytes: int = 30_000_000) -> Decoded:
     """Decode one still photo, whatever its name says: JPEG (MPO: its first picture), PNG, TIFF, WebP, HEIC or AVIF.
 
-    The header is held against `max_pixels` before any pixel is decoded. Orientation is applied, colours are
+    The header is checked against `max_pixels` before any pixel is decoded. Orientation is applied, colours are
     converted to sRGB, transparency is laid on white, deeper pixels are scaled to 8 bits, all metadata is
     dropped. Raises PhotoProblem, and nothing else, for anything that is not such a photo.
     """
@@ -48,19 +62,19 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, max_bytes: int = 30_000
             "too_many_bytes",
             f"file too large: {len(data) / 1e6:.0f} MB, at most {max_bytes / 1e6:.0f} are taken; export a smaller copy",
         )
-    if format_of(data) == "HEIF" and not sandbox.is_confined():
-        return _received(decode_apart(_sendable, data, max_pixels, max_bytes))
+    if format_of(data) == "HEIF" and not sandbox.in_sandbox():
+        return _from_literals(decode_in_sandbox(_decode_to_literals, data, max_pixels, max_bytes))
     try:
-        with _quiet(), _open(data, max_pixels=max_pixels) as image:
+        with _no_warnings(), _open(data, max_pixels=max_pixels) as image:
             return _read(image)
     except PhotoProblem:
         raise
-    except Exception as error:  # a hostile file may raise anything at all inside a codec
+    except Exception as error:  # a hostile file may raise any exception inside a codec
         raise _explain(error, data) from error
 
 
-def _sendable(data: bytes, max_pixels: int, max_bytes: int) -> tuple[Any, ...]:
-    """What is wrong with a file, or its size, pixels, format and facts; runs in a process of its own."""
+def _decode_to_literals(data: bytes, max_pixels: int, max_bytes: int) -> tuple[Any, ...]:
+    """Code and message of the problem with a file, or its size, pixels, format and facts; runs in a sandboxed process."""
     try:
         one = decode(data, max_pixels=max_pixels, max_bytes=max_bytes)
     except PhotoProblem as problem:
@@ -68,7 +82,7 @@ def _sendable(data: bytes, max_pixels: int, max_bytes: int) -> tuple[Any, ...]:
     return one.image.size, one.image.tobytes(), one.format, one.facts
 
 
-def _received(answer: tuple[Any, ...]) -> Decoded:
+def _from_literals(answer: tuple[Any, ...]) -> Decoded:
     if len(answer) == 2:
         raise PhotoProblem(*answer)
     size, pixels, kind, facts = answer
@@ -76,17 +90,17 @@ def _received(answer: tuple[Any, ...]) -> Decoded:
 
 
 def _open(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The file as a picture, of which its header at least was read: kind, size, number of frames."""
+    """The file as a picture whose header was read and checked: kind, size, number of frames."""
     readers = {
-        "JPEG": jpeg.open_picture,
-        "PNG": png.open_picture,
+        "JPEG": jpeg.open_image,
+        "PNG": png.open_image,
         "TIFF": tiff.open_page,
-        "HEIF": heif.open_picture,
+        "HEIF": heif.open_image,
         "WEBP": _open_webp,
     }
     kind = other_kind(data)
     if kind:
-        raise unread(kind)
+        raise unsupported(kind)
     reader = readers.get(format_of(data))
     if reader is None:
         raise Image.UnidentifiedImageError
@@ -104,12 +118,12 @@ def _open_webp(data: bytes, *, max_pixels: int) -> Image.Image:
 def _read(image: Image.Image) -> Decoded:
     image.load()
     facts = _facts(image)
-    picture = _flatten(image)
+    decoded_image = _flatten(image)
     turn = UPRIGHT.get(_exif(image).get(ORIENTATION, 1))
     if turn is not None:
-        picture = picture.transpose(turn)
+        decoded_image = decoded_image.transpose(turn)
     facts["was_rotated"] = turn is not None
-    return Decoded(_bare(picture), str(image.format), facts)
+    return Decoded(_without_metadata(decoded_image), str(image.format), facts)
 
 
 def _facts(image: Image.Image) -> dict[str, bool]:
@@ -125,7 +139,7 @@ def _facts(image: Image.Image) -> dict[str, bool]:
 
 
 def _exif(image: Image.Image) -> Image.Exif:
-    """The EXIF block, or an empty one where it is damaged: a photo is not lost for its label."""
+    """The EXIF block; an empty one where it is damaged, so that the photo can still be used."""
     try:
         exif = image.getexif()
         exif.get_ifd(0x8769)
@@ -139,7 +153,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """RGB in sRGB: depth first, then transparency set aside, then colour, then laid on white."""
+    """RGB in sRGB: reduced to 8 bits, alpha split off, colours converted, then laid on white."""
     image = image.convert("LA") if image.mode == "La" else _eight_bit(image)
     if not _has_alpha(image):
         return _srgb(image)
@@ -167,28 +181,28 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def _srgb(image: Image.Image) -> Image.Image:
     """Convert to sRGB through the embedded profile; a damaged or mismatched profile is ignored."""
     if image.mode == "LAB":
-        return _through(image, ImageCms.createProfile("LAB"))
+        return _to_srgb(image, ImageCms.createProfile("LAB"))
     data = image.info.get("icc_profile")
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data)) if data else None
         space = profile.profile.xcolor_space.strip() if profile else ""
         if profile and space == "RGB" and image.mode != "CMYK":
-            return _through(image.convert("RGB"), profile)  # whatever it was stored as: a palette, greys
+            return _to_srgb(image.convert("RGB"), profile)  # it may be stored as a palette or as greys
         if profile and space == {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode):
-            return _through(image, profile)
+            return _to_srgb(image, profile)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         pass
     return image.convert("RGB")
 
 
-def _through(image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
     converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert converted is not None  # only inPlace=True returns None
     return converted
 
 
-def _bare(image: Image.Image) -> Image.Image:
-    """The same pixels in a picture that carries nothing else."""
+def _without_metadata(image: Image.Image) -> Image.Image:
+    """A picture with the same pixels and no metadata."""
     return Image.frombytes("RGB", image.size, image.tobytes())
 
 
@@ -196,15 +210,15 @@ def _explain(error: Exception, data: bytes) -> PhotoProblem:
     text = str(error).lower()
     if isinstance(error, Image.DecompressionBombError):
         return PhotoProblem("too_many_pixels", "too many pixels to decode safely; export a smaller copy")
-    if isinstance(error, EOFError) or any(word in text for word in CUT_SHORT) or _declares_more(data):
+    if isinstance(error, EOFError) or any(word in text for word in TRUNCATION_WORDS) or _is_cut_short(data):
         return PhotoProblem("truncated", "truncated: the file ends too early; export the photo again")
     if isinstance(error, Image.UnidentifiedImageError):
         return PhotoProblem("not_a_photo", "not a photo, whatever its name says: remove it or export a JPEG")
     return corrupt()
 
 
-def _declares_more(data: bytes) -> bool:
-    """A container that names its own length (WebP, HEIF) or where its directory lies (TIFF), beyond the file's end."""
+def _is_cut_short(data: bytes) -> bool:
+    """Whether the container's own length (WebP, HEIF) or its directory's offset (TIFF) lies beyond the file's end."""
     if data[4:8] == b"ftyp":
         return heif.ends_early(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -214,8 +228,8 @@ def _declares_more(data: bytes) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Codecs warn about odd files on stderr; the verdict says it better."""
+def _no_warnings() -> Iterator[None]:
+    """Ignore warnings of codecs about odd files: the verdict covers them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""HEIF containers: HEIC, which phones write, and AVIF. The primary picture alone counts, turned as the container says.
+"""HEIF containers: HEIC, which phones write, and AVIF. Only the primary picture is read, with the container's orientation.
 
 HEIC is decoded by libheif and libde265 (pi-heif, which has no encoder), AVIF by libavif (Pillow).
 """
@@ -15,7 +15,7 @@ import pi_heif
 from PIL import AvifImagePlugin, Image
 
 from photoflux.photos.colour import HDR_TRANSFERS, profile_of_codes
-from photoflux.photos.kinds import check_pixels, several_frames, unread
+from photoflux.photos.kinds import check_pixels, several_frames, unsupported
 
 Box = tuple[bytes, int, int]
 """Kind, and where the content begins and ends."""
@@ -27,12 +27,12 @@ CODECS = {
 }  # fmt: skip
 SEQUENCES = (b"hevc", b"hevx", b"hevm", b"hevs", b"msf1", b"avis", b"avcs")
 AVIF_MAJORS = (b"avif", b"avis", b"mif1", b"msf1")
-pi_heif.options.DECODE_THREADS = AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as confined processes promise
+pi_heif.options.DECODE_THREADS = AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # sandboxed processes use one thread
 
 
 @dataclass(frozen=True)
 class Primary:
-    """What a container says of its primary picture; primaries and transfer by H.273, 2 where it does not say."""
+    """The container's description of its primary picture; primaries and transfer by H.273, 2 where unspecified."""
 
     codec: bytes
     properties: frozenset[bytes]
@@ -40,14 +40,14 @@ class Primary:
     transfer: int = 2
     full_range: bool = True
     exif_at: tuple[int, ...] = ()
-    """Where the kinds of EXIF items stand."""
+    """Offsets of the item types of EXIF items."""
 
 
-def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     """The primary picture; not decoded yet if it is an AVIF. Raises PhotoProblem."""
     primary = primary_of(data)
     if primary.transfer in HDR_TRANSFERS:
-        raise unread("an HDR picture")
+        raise unsupported("an HDR picture")
     image: Image.Image
     if primary.codec in AV1:
         image = _open_avif(data, primary, max_pixels=max_pixels)
@@ -56,7 +56,7 @@ def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
         if not primary.full_range and "chroma" not in image.info:
             image = _stretched(image)
     else:
-        raise unread(f"a HEIF picture {CODECS.get(primary.codec, 'of an unknown kind')}")
+        raise unsupported(f"a HEIF picture {CODECS.get(primary.codec, 'of an unknown kind')}")
     image.info.pop("xmp", None)  # where Pillow would look for another orientation
     if "icc_profile" not in image.info and (profile := profile_of_codes(primary.primaries, primary.transfer)):
         image.info["icc_profile"] = profile
@@ -65,10 +65,10 @@ def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
 
 def _open_heic(data: bytes, *, max_pixels: int) -> Image.Image:
     container = pi_heif.open_heif(io.BytesIO(_as_brand(data, b"heic")), convert_hdr_to_8bit=True)
-    picture = container[container.primary_index]
-    check_pixels(picture.size[0], picture.size[1], max_pixels)
-    image = picture.to_pillow()
-    check_pixels(image.width, image.height, max_pixels)  # which the bitstream had the last word on
+    heif_image = container[container.primary_index]
+    check_pixels(heif_image.size[0], heif_image.size[1], max_pixels)
+    image = heif_image.to_pillow()
+    check_pixels(image.width, image.height, max_pixels)  # the bitstream may differ from the header
     image.format = "HEIF"
     return image
 
@@ -91,7 +91,7 @@ def _stretched(image: Image.Image) -> Image.Image:
 
 def _open_avif(data: bytes, primary: Primary, *, max_pixels: int) -> Image.Image:
     if b"clap" in primary.properties:
-        raise unread("an AVIF with a crop")
+        raise unsupported("an AVIF with a crop")
     image = _avif(data if data[8:12] in AVIF_MAJORS else _as_brand(data, b"avif"), primary)
     check_pixels(image.width, image.height, max_pixels)
     if image.n_frames > 1:
@@ -100,7 +100,7 @@ def _open_avif(data: bytes, primary: Primary, *, max_pixels: int) -> Image.Image
 
 
 def _avif(data: bytes, primary: Primary) -> AvifImagePlugin.AvifImageFile:
-    with suppress(Exception):  # damaged EXIF fails in many ways, and a photo is not lost for its label
+    with suppress(Exception):  # damaged EXIF raises many kinds of errors, and the photo can be read without it
         return AvifImagePlugin.AvifImageFile(io.BytesIO(data))
     bare = bytearray(data)
     for at in primary.exif_at:
@@ -109,15 +109,15 @@ def _avif(data: bytes, primary: Primary) -> AvifImagePlugin.AvifImageFile:
 
 
 def _as_brand(data: bytes, brand: bytes) -> bytes:
-    """The file under the brand that the decoder goes by: which one writers choose says little about what is inside."""
+    """The file with the major brand that the decoder expects: writers choose it with little regard to the content."""
     return data[:8] + brand + data[12:]
 
 
 def primary_of(data: bytes) -> Primary:
-    """Read the container's headers. Raises PhotoProblem for what is no still picture, LookupError where it is broken."""
+    """Read the container's headers. Raises PhotoProblem where it is no still picture, LookupError where it is damaged."""
     top = {kind: (start, end) for kind, start, end in reversed(list(boxes(data, 0, len(data))))}
     if b"mini" in top:
-        raise unread("a HEIF picture with a minimised header")
+        raise unsupported("a HEIF picture with a minimised header")
     if b"moov" in top and (b"meta" not in top or data[8:12] in SEQUENCES):
         raise several_frames()
     start, end = top[b"meta"]
@@ -133,7 +133,7 @@ def primary_of(data: bytes) -> Primary:
 
 
 def ends_early(data: bytes) -> bool:
-    """Whether a box says that it goes on beyond the file's end."""
+    """Whether a box's declared size goes beyond the file's end."""
     at = 0
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -143,7 +143,7 @@ def ends_early(data: bytes) -> bool:
 
 
 def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
-    """The boxes within a part of a file; one that says more than there is ends with it."""
+    """The boxes within a part of a file; one that declares more than there is is cut off at its end."""
     while start + 8 <= end:
         size, kind, head = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8], 8
         if size == 1:
@@ -156,7 +156,7 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
 
 
 def _codec(number: int, kinds: dict[int, bytes], made_of: dict[int, int]) -> bytes:
-    """What an item is coded in, or the first of those that it is put together from."""
+    """The codec of an item; of a derived one, that of the first item it is made of."""
     seen = set[int]()
     while kinds.get(number) in DERIVED and number not in seen:
         seen.add(number)
@@ -165,7 +165,7 @@ def _codec(number: int, kinds: dict[int, bytes], made_of: dict[int, int]) -> byt
 
 
 def _items(data: bytes, start: int, end: int) -> tuple[dict[int, bytes], tuple[int, ...]]:
-    """Kinds of items by their numbers, and where the kinds of EXIF items stand."""
+    """Item types by item number, and the offsets of the types of EXIF items."""
     kinds, exif_at = dict[int, bytes](), []
     for kind, at, _ in boxes(data, start + (6 if data[start] == 0 else 8), end):
         if kind == b"infe" and data[at] in (2, 3):

@@ -1,4 +1,4 @@
-"""JPEG, of whose many processes the decoder knows those that photos are made with; the others are told by name."""
+"""JPEG. The decoder supports the coding processes that photos use; the others are refused by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from photoflux.photos.kinds import check_pixels, unread
+from photoflux.photos.kinds import check_pixels, unsupported
 
 BASELINE, EXTENDED, PROGRESSIVE, ARITHMETIC, ARITHMETIC_PROGRESSIVE = 0xC0, 0xC1, 0xC2, 0xC9, 0xCA
 READ = (BASELINE, EXTENDED, PROGRESSIVE, ARITHMETIC, ARITHMETIC_PROGRESSIVE)
@@ -16,23 +16,23 @@ ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a content
 COMPONENTS = (1, 3, 4)
 
 
-def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     """The picture, not decoded yet; of an MPO its first. Raises PhotoProblem."""
     process, frame = _frame(data)
     if frame:
         if process not in READ:
-            raise unread("a lossless JPEG" if process in LOSSLESS else "a hierarchical JPEG")
+            raise unsupported("a lossless JPEG" if process in LOSSLESS else "a hierarchical JPEG")
         if frame[0] != 8:
-            raise unread(f"a {frame[0]}-bit JPEG")
+            raise unsupported(f"a {frame[0]}-bit JPEG")
         if frame[5] not in COMPONENTS:
-            raise unread(f"a JPEG of {frame[5]} channels")
+            raise unsupported(f"a JPEG of {frame[5]} channels")
     image = Image.open(io.BytesIO(data), formats=("JPEG",))
     check_pixels(*image.size, max_pixels)
     return image
 
 
 def _frame(data: bytes) -> tuple[int, bytes]:
-    """The first frame's marker and header: precision, height, width, number of components; nothing where there is none."""
+    """The first frame's marker and header (precision, height, width, number of components); empty where there is none."""
     at = 2
     while at + 4 <= len(data):
         if data[at] != 0xFF or data[at + 1] == 0xFF or data[at + 1] in ALONE:

@@ -1,4 +1,4 @@
-"""What kind of file something is, by its first bytes and its name alone, and why a photo is none that can be used."""
+"""The kind of a file, by its first bytes and its name alone; and the problems of photos that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import PurePath
 from photoflux.errors import PhotoFluxError
 
 READ = "JPEG, PNG, TIFF, WebP, HEIC or AVIF"
-"""What is read, as sentences name it."""
+"""The formats that are read, as sentences name them."""
 HEAD_BYTES = 512
-"""How much of a file's beginning tells its kind."""
+"""Bytes at the start of a file that `format_of` and `other_kind` need."""
 SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".tif", ".tiff", ".webp", ".heic", ".heics", ".heif", ".heifs",
     ".hif", ".avif", ".avifs",
 ))  # fmt: skip
-"""Endings of what is read, whatever it holds: one that holds something else is told so."""
+"""Suffixes of formats that are read; a file with one is taken for a photo, and rejected by `decode` where it is none."""
 RAW_SUFFIXES = frozenset((
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef",
     ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
@@ -37,7 +37,7 @@ OTHERS = {
     b"IIRS": RAW, b"MMOR": RAW, b"IIU\0": RAW, b"FOVb": RAW, b"\0MRM": RAW, b"gimp xcf": "a GIMP file",
     b"\xff\xd8\xff\xf7": "a JPEG-LS picture",
 }  # fmt: skip
-"""First bytes of what is not read, and its name in a sentence."""
+"""First bytes of formats that are not read → name in a sentence."""
 BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 
 
@@ -50,23 +50,23 @@ class PhotoProblem(PhotoFluxError):
         self.message = message
 
 
-def unread(kind: str) -> PhotoProblem:
-    """What is said of a file of a kind that is not read; `kind` with its article."""
+def unsupported(kind: str) -> PhotoProblem:
+    """The problem of a file of a kind that is not read; `kind` with its article."""
     return PhotoProblem("unsupported_format", f"{kind}, which cannot be read here: export it as JPEG or PNG")
 
 
 def corrupt() -> PhotoProblem:
-    """What is said of a file whose decoder fails, or ends, or does not end."""
+    """The problem of a file whose decoder fails, crashes or takes too long."""
     return PhotoProblem("corrupt", "damaged: it cannot be decoded; export the photo again as JPEG or PNG")
 
 
 def several_frames() -> PhotoProblem:
-    """What is said of a file with more than one picture of equal rank."""
+    """The problem of a file with more than one picture of equal rank."""
     return PhotoProblem("several_frames", "animated or several pages: export one frame as JPEG or PNG")
 
 
 def check_pixels(width: int, height: int, most: int) -> None:
-    """Before any pixel is decoded. Raises PhotoProblem."""
+    """To be called before any pixel is decoded. Raises PhotoProblem."""
     if width * height > most:
         raise PhotoProblem(
             "too_many_pixels",
@@ -76,7 +76,7 @@ def check_pixels(width: int, height: int, most: int) -> None:
 
 
 def format_of(head: bytes) -> str:
-    """JPEG, PNG, TIFF, WEBP or HEIF (which AVIF is, too), or nothing for what is not read."""
+    """JPEG, PNG, TIFF, WEBP or HEIF (AVIF included); empty for what is not read."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp":
@@ -85,7 +85,7 @@ def format_of(head: bytes) -> str:
 
 
 def other_kind(head: bytes, name: str = "") -> str:
-    """What a file that is not read is called in a sentence; nothing where that cannot be told, or it is read.
+    """The name, in a sentence, of a format that is not read; empty where it is unknown or is read.
 
     Raw files of most cameras begin like a TIFF, and their ending alone tells them apart.
     """

@@ -1,4 +1,4 @@
-"""Where the subject is, and the square around it that the base will see."""
+"""Find the subject by saliency, and cut the square around it that the base is trained on."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ class Square:
         return (self.left, self.top, self.left + self.side, self.top + self.side)
 
 
-def normalise(image: Image.Image, *, size_px: int, how: str = "subject") -> Image.Image:
-    """The largest square of an RGB photo, around the subject or the centre, at `size_px` x `size_px`."""
-    return cut(image, largest_square(image, how=how), size_px=size_px)
-
-
 def largest_square(image: Image.Image, *, how: str = "subject") -> Square:
     """The square over the photo's short side: centred, or slid along the long side to where most of the
     subject is.
@@ -40,8 +35,8 @@ def largest_square(image: Image.Image, *, how: str = "subject") -> Square:
     side, slack = min(image.size), max(image.size) - min(image.size)
     offset = slack / 2
     if how == "subject" and slack:
-        along = saliency(image).sum(axis=0 if image.width > image.height else 1)
-        offset = slack * _best_window(along, share=side / max(image.size))
+        profile = saliency(image).sum(axis=0 if image.width > image.height else 1)
+        offset = slack * _best_window(profile, share=side / max(image.size))
     return Square(offset, 0, side) if image.width > image.height else Square(0, offset, side)
 
 
@@ -51,7 +46,7 @@ def cut(image: Image.Image, square: Square, *, size_px: int) -> Image.Image:
 
 
 def saliency(image: Image.Image) -> Map:
-    """How much each place draws the eye: [64, 64] over the whole photo, summing to 1.
+    """Saliency [64, 64] over the whole photo, summing to 1.
 
     The product of three maps: spectral residual (Hou & Zhang, "Saliency detection: a spectral residual
     approach", CVPR 2007, per colour channel), density of edges, and a prior for the centre, where
@@ -83,14 +78,14 @@ def _centre_prior() -> Map:
     return np.outer(axis, axis)
 
 
-def _best_window(along: Map, *, share: float) -> float:
+def _best_window(profile: Map, *, share: float) -> float:
     """Offset, as a share of the slack, of the window of `share` that holds most; the most central among
     equals.
     """
-    width = max(1, round(share * along.size))
-    held = np.convolve(along, np.ones(width), mode="valid")
-    if held.size == 1:
+    width = max(1, round(share * profile.size))
+    saliency_sums = np.convolve(profile, np.ones(width), mode="valid")
+    if saliency_sums.size == 1:
         return 0.5
-    places = np.linspace(0, 1, held.size)
-    best = np.flatnonzero(held >= held.max() - 1e-3)
-    return float(min(places[best], key=lambda place: abs(place - 0.5)))
+    offsets = np.linspace(0, 1, saliency_sums.size)
+    best = np.flatnonzero(saliency_sums >= saliency_sums.max() - 1e-3)
+    return float(min(offsets[best], key=lambda place: abs(place - 0.5)))

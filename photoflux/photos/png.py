@@ -1,4 +1,4 @@
-"""PNG, with only those chunks that its pixels need: a picture is not lost for its captions."""
+"""PNG, opened with only those chunks that its pixels need, so that damaged metadata does not matter."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ import numpy as np
 from PIL import Image
 
 from photoflux.photos.colour import HDR_TRANSFERS, profile_of, profile_of_codes
-from photoflux.photos.kinds import PhotoProblem, check_pixels, several_frames, unread
+from photoflux.photos.kinds import PhotoProblem, check_pixels, several_frames, unsupported
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 COLOURS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP")
 PROFILE_BYTES_MAX = 16 << 20
 USUAL_GAMMA = (0.44, 0.47)
-"""What files that mean sRGB say, rounded in one way or another."""
+"""Values of gAMA, rounded one way or another, in files that mean sRGB."""
 
 
-def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The picture, not decoded yet; its profile, whatever chunk says it, as ICC. Raises PhotoProblem."""
+def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
+    """The picture, not decoded yet; its profile as ICC, from whatever chunk has it. Raises PhotoProblem."""
     chunks = dict[bytes, bytes]()
-    kept = bytearray(SIGNATURE)
+    cleaned = bytearray(SIGNATURE)
     for kind, body, raw in _chunks(data):
         if kind == b"CgBI":
-            raise unread("a PNG in Apple's variant for apps")
+            raise unsupported("a PNG in Apple's variant for apps")
         if kind in PIXELS or len(kind) < 4:
-            kept += raw
+            cleaned += raw
         elif kind == b"eXIf":
-            kept += _chunk(kind, body)
+            cleaned += _chunk(kind, body)
         elif kind in COLOURS and raw != _chunk(kind, body):
             raise PhotoProblem("corrupt", "damaged: what says its colours has a wrong checksum; export the photo again")
         chunks.setdefault(kind, body)
     if int.from_bytes(chunks.get(b"acTL", b"")[:4], "big") > 1:
         raise several_frames()
-    image = Image.open(io.BytesIO(kept), formats=("PNG",))
+    image = Image.open(io.BytesIO(cleaned), formats=("PNG",))
     check_pixels(*image.size, max_pixels)
     if b"tRNS" in chunks and chunks[b"IHDR"][8] == 16:
-        raise unread("a PNG with 16-bit samples and a transparent colour")
-    with Image.open(io.BytesIO(kept), formats=("PNG",)) as checked:
+        raise unsupported("a PNG with 16-bit samples and a transparent colour")
+    with Image.open(io.BytesIO(cleaned), formats=("PNG",)) as checked:
         checked.verify()
     if "transparency" in image.info and chunks[b"IHDR"][8:10] in (b"\2\0", b"\4\0"):
         image.info["transparency"] *= 255 // (
@@ -54,7 +54,7 @@ def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Kind, content and the whole of each chunk; what ends too early comes last, as it is."""
+    """Kind, content and raw bytes of each chunk; a truncated one comes last, with an empty kind."""
     at = len(SIGNATURE)
     while at < len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -70,11 +70,11 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _profile(chunks: dict[bytes, bytes]) -> bytes:
-    """The profile that applies, of those that a file may say at once; none is sRGB."""
+    """The ICC profile that takes precedence; empty for sRGB."""
     if coded := chunks.get(b"cICP"):
         primaries, transfer = coded[0], coded[1]
         if transfer in HDR_TRANSFERS:
-            raise unread("an HDR picture")
+            raise unsupported("an HDR picture")
         return profile_of_codes(primaries, transfer)
     if b"iCCP" in chunks:
         _, _, packed = chunks[b"iCCP"].partition(b"\0")
@@ -86,7 +86,7 @@ def _profile(chunks: dict[bytes, bytes]) -> bytes:
     low, high = USUAL_GAMMA
     if not gamma or (low < gamma < high and not points):
         return b""
-    with suppress(ZeroDivisionError, np.linalg.LinAlgError, struct.error):  # colours that no display could have
+    with suppress(ZeroDivisionError, np.linalg.LinAlgError, struct.error):  # primaries that no display could have
         return profile_of([point / 100_000 for point in points], gamma=1 / gamma)
     return b""
 
@@ -98,5 +98,5 @@ def _inflated(packed: bytes) -> bytes:
     except zlib.error:  # a damaged profile is ignored
         return b""
     if inflate.unconsumed_tail:
-        raise unread(f"a PNG with a colour profile of more than {PROFILE_BYTES_MAX >> 20} MB")
+        raise unsupported(f"a PNG with a colour profile of more than {PROFILE_BYTES_MAX >> 20} MB")
     return profile

@@ -43,17 +43,17 @@ class Rule:
             return value in self.allowed
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
-    def tell(self, row: Row) -> str:
+    def message_for(self, row: Row) -> str:
         return self.message.format(**{**row, "low": self.low, "high": self.high})
 
 
 UNMEASURED = Rule("unmeasured", PHOTO, REJECT, "", "could not be measured: export the photo again as JPEG or PNG")
 UNMEASURED_SET = Rule("unmeasured_set", SET, REJECT, "", "the photos could not be measured together: import them again")
-"""Broken by a decoded photo, or a set, with an empty measure; beside the table, because they look at every column."""
+"""Broken by a decoded photo, or a set, with an empty measure. They are no part of the table, since they apply to every column."""
 
 
 def rule_table(params: ValidateParams) -> tuple[Rule, ...]:
-    """Every rule, bounds taken from the parameters, in the order in which reasons are told."""
+    """Every rule, bounds taken from the parameters, in the order in which reasons are listed."""
     return (
         *_file_rules(),
         *_size_rules(params),
@@ -168,7 +168,7 @@ def _broken(row: Row, rules: Sequence[Rule], *, empty: Rule) -> list[Rule]:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether there is no such measure: nothing, or not a number, which no bound can be held against."""
+    """Whether a measure is missing: None or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

@@ -1,4 +1,4 @@
-"""One number for a set of photos and what would raise it."""
+"""The score of a set of photos, and advice that would raise it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def advice_for(
     urgent = [rule for rule in set_broken if rule.severity != WARN]  # variety can wait until there are photos
     lines = [_filled(rule, whole, []) for rule in urgent or set_broken]
     for rule in rules:
-        concerned = [name for name, found in broken.items() if rule in found and not _said_otherwise(rule, found)]
+        concerned = [name for name, found in broken.items() if rule in found and not _is_covered(rule, found)]
         if rule.level != SET and concerned:
             lines.append(_filled(rule, whole, concerned))
     return [line for line in dict.fromkeys(lines) if line]
@@ -55,8 +55,8 @@ def _filled(rule: Rule, whole: Row, concerned: Sequence[str]) -> str:
     return rule.advice.format(**{**values, **({"files": names(concerned)} if concerned else {})})
 
 
-def _said_otherwise(rule: Rule, found: Sequence[Rule]) -> bool:
-    """A photo is replaced for one reason, whatever else is doubtful about it."""
+def _is_covered(rule: Rule, found: Sequence[Rule]) -> bool:
+    """Whether a rejected photo's advice comes from another rule: it is replaced anyway, whatever else is doubtful."""
     rejecting = sorted(
         (other for other in found if other.severity != WARN), key=lambda other: other.code == "duplicate"
     )

@@ -1,4 +1,4 @@
-"""Uploaded photos as a set that a run trains on: fixed when the run is asked for, whatever is uploaded after."""
+"""Sets of uploaded photos that runs train on; a set never changes after its run was asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUFFIX = ".jpg"
 
 
 def write_set(objects: Objects, owner: str, set_id: str, photos: Sequence[str]) -> str:
-    """Fix which photos belong to a set, and return its source `blob:SET_ID`. Written again, the first one stands."""
+    """Store the photos' ids as a set; returns its source `blob:SET_ID`. An existing set is not replaced."""
     content = json.dumps({"photos": list(photos)}).encode()
     with suppress(BlobExists):
         objects.put(owner, "set", set_id, content)
@@ -30,7 +30,7 @@ def write_set(objects: Objects, owner: str, set_id: str, photos: Sequence[str]) 
 def fetch_set(source: str, *, key: str, into: Path, objects: Objects | None = None) -> int:
     """Open the photos of `blob:SET_ID`, which belong to the owner of `key`, into a folder; returns how many.
 
-    Files are named by their place in the set: what people call their photos is theirs. Raises InputError.
+    Files are named by their position in the set, since file names are personal. Raises InputError.
     """
     from photoflux.vault.objects import open_objects
 

@@ -33,7 +33,7 @@ from photoflux.photos.rules import (
     status_of,
 )
 from photoflux.photos.table import UNKNOWN
-from photoflux.photos.verdict import Verdict, conclude, whole_row
+from photoflux.photos.verdict import Verdict, make_verdict, whole_row
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuite, ExpectationSuiteValidationResult
@@ -48,7 +48,7 @@ COLUMNS = {PHOTOS: ("file", *UNKNOWN), PHOTO_SET: tuple(whole_row([], []))}
 
 @dataclass(frozen=True)
 class Finding:
-    """How one expectation turned out: the rule that it amounts to, and the files that fail it (none of a set)."""
+    """The result of one expectation: the rule it corresponds to, and the files that fail it (none for a set)."""
 
     rule: Rule
     expectation: str
@@ -74,7 +74,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict of the suites, how each expectation turned out, and Great Expectations' own results by suite."""
+    """The verdict of the suites, the result of each expectation, and Great Expectations' own results by suite."""
 
     verdict: Verdict
     findings: list[Finding]
@@ -85,7 +85,7 @@ class Decision:
 
     @property
     def rejecting(self) -> list[Rule]:
-        """What stands against the set as a whole."""
+        """Rules that reject the set as a whole."""
         found = [finding.rule for finding in self.findings if finding.counts]
         return [rule for rule in found if rule.level == SET and rule.severity == REJECT]
 
@@ -98,7 +98,9 @@ class Decision:
             "verdict": self.verdict.verdict,
             "parameters": as_dict(self.params),
             "suites": self.suites,
-            "results": json.loads(json.dumps(results), parse_constant=lambda _: None),  # a share of no photos is NaN
+            "results": json.loads(
+                json.dumps(results), parse_constant=lambda _: None
+            ),  # NaN, a share of no photos, becomes null
         }
 
 
@@ -108,20 +110,20 @@ class Suites:
     def __init__(self, folder: Path, *, params: ValidateParams) -> None:
         """Raises InputError for a suite that is missing or broken, also by a parameter that it asks for."""
         self.params = params
-        self._words = {rule.code: rule for rule in (*rule_table(params), UNMEASURED, UNMEASURED_SET)}
+        self._rules = {rule.code: rule for rule in (*rule_table(params), UNMEASURED, UNMEASURED_SET)}
         self.files = {name: folder / f"{name}.json" for name in (PHOTOS, PHOTO_SET)}
         self._context = _context()
         self._suites = {name: self._read(name) for name in self.files}
         self._digests = {name: digest(file) for name, file in self.files.items()}
 
     def _read(self, name: str) -> ExpectationSuite:
-        """The suite in a file. Great Expectations itself leaves out what it does not understand, and goes on."""
+        """The suite in a file, read entry by entry: Great Expectations itself silently skips entries it does not understand."""
         import great_expectations as gx
 
         file, expectations = self.files[name], []
         for number, entry in enumerate(_entries(file), 1):
             expectations.append(_expectation(file, number, entry, params=self.params))
-            _check_texts(file, number, _rule(name, expectations[-1].configuration, self._words))
+            _check_texts(file, number, _rule(name, expectations[-1].configuration, self._rules))
         return gx.ExpectationSuite(name=name, expectations=expectations)
 
     def usable(self, rows: Sequence[Row]) -> list[bool]:
@@ -131,9 +133,9 @@ class Suites:
         return [status_of(broken[row["file"]]) != REJECT for row in rows]
 
     def decide(self, rows: Sequence[Row]) -> Decision:
-        """Hold a photo table against the suite of photos, and what is left against the suite of the set.
+        """Check a photo table against the suite of photos, and the photos that are left against the suite of the set.
 
-        Raises InputError for an expectation that cannot be held against them.
+        Raises InputError for an expectation that cannot be evaluated.
         """
         result, findings = self._check(PHOTOS, rows)
         results, found = {PHOTOS: result}, list(findings)
@@ -143,7 +145,7 @@ class Suites:
             found.extend(of_set)
             return _unique(finding.rule for finding in found if finding.counts and finding.rule.level == SET)
 
-        verdict = conclude(
+        verdict = make_verdict(
             rows,
             _by_photo(rows, findings),
             rules=_unique(finding.rule for finding in findings),
@@ -170,12 +172,12 @@ class Suites:
         )
         order = {expectation.id: place for place, expectation in enumerate(definition.suite.expectations)}
         result.results.sort(key=lambda one: order[one.expectation_config.id])
-        findings = [_finding(self.files[name], name, one, self._words) for one in result.results]
-        return _without_chance(result, name), findings
+        findings = [_finding(self.files[name], name, one, self._rules) for one in result.results]
+        return _without_random_ids(result, name), findings
 
 
 def _context() -> EphemeralDataContext:
-    """In memory, silent, and without a word to anyone."""
+    """A context in memory, without progress bars and analytics."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -208,59 +210,60 @@ def _expectation(file: Path, number: int, entry: Mapping[str, Any], *, params: V
     given = {key: value for key, value in entry.items() if key not in ("id", "rendered_content")}
     try:
         expectation = ExpectationConfiguration(**given).to_domain_obj()
-        for asked in expectation.suite_parameter_options:
-            parse_suite_parameter(asked, as_dict(params))
+        for parameter in expectation.suite_parameter_options:
+            parse_suite_parameter(parameter, as_dict(params))
     except (GreatExpectationsError, ValueError, TypeError) as error:
         raise InputError(
-            f"{_place(file, number, entry.get('type'))} is broken ({_one_line(error)}); mend it"
+            f"{_where(file, number, entry.get('type'))} is broken ({_one_line(error)}); mend it"
         ) from error
     return expectation
 
 
 def _check_texts(file: Path, number: int, rule: Rule) -> None:
-    """Raises InputError for a sentence with something to fill in that is not known when it is said."""
-    said = {*COLUMNS[PHOTO_SET if rule.level == SET else PHOTOS], "low", "high"}
-    advised = {*COLUMNS[PHOTO_SET], "low", "high", "missing", "files"}  # the names, if any, in place of their number
+    """Raises InputError for a message or advice with a placeholder that is not known."""
+    message_fields = {*COLUMNS[PHOTO_SET if rule.level == SET else PHOTOS], "low", "high"}
+    # In an advice, `files` is filled with the photos' names, if any, instead of their number.
+    advice_fields = {*COLUMNS[PHOTO_SET], "low", "high", "missing", "files"}
     try:
-        rule.message.format(**dict.fromkeys(said, 0))
-        rule.advice.format(**dict.fromkeys(advised, 0))
+        rule.message.format(**dict.fromkeys(message_fields, 0))
+        rule.advice.format(**dict.fromkeys(advice_fields, 0))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{_place(file, number, rule.code)} has a message or an advice with {error} in it, which nothing is known of; "
-            f"a message can name {', '.join(sorted(said))}"
+            f"{_where(file, number, rule.code)} has a message or an advice with {error} in it, which nothing is known of; "
+            f"a message can name {', '.join(sorted(message_fields))}"
         ) from error
 
 
-def _finding(file: Path, name: str, result: Any, words: Mapping[str, Rule]) -> Finding:
-    """Raises InputError where Great Expectations could not tell, for instance for a column that is not there."""
+def _finding(file: Path, name: str, result: Any, known_rules: Mapping[str, Rule]) -> Finding:
+    """Raises InputError where the expectation could not be evaluated, for instance for a missing column."""
     config = result.expectation_config
-    if why := _raised(result.exception_info):
+    if why := _exception_message(result.exception_info):
         raise InputError(
-            f"{_place(file, 0, config.type)} cannot be held against the photos ({_one_line(why)}); mend it"
+            f"{_where(file, 0, config.type)} cannot be held against the photos ({_one_line(why)}); mend it"
         )
     failed = [] if result.success else result.result.get("unexpected_index_list") or []
     files = tuple(sorted({str(row["file"]) for row in failed} - {""}))
-    rule = _rule(name, config, words)
+    rule = _rule(name, config, known_rules)
     if not result.success and not files and rule.level != SET:
         raise InputError(
-            f"{_place(file, 0, config.type)} failed and named no photo, so that none could be left out; mend it"
+            f"{_where(file, 0, config.type)} failed and named no photo, so that none could be left out; mend it"
         )
     return Finding(rule, config.type, bool(result.success), files)
 
 
-def _raised(info: Mapping[str, Any]) -> str:
-    """What went wrong, from either form that Great Expectations tells it in: of an expectation, or of its metrics."""
-    told = [info] if "raised_exception" in info else list(info.values())
-    return next((str(one.get("exception_message")) for one in told if one.get("raised_exception")), "")
+def _exception_message(info: Mapping[str, Any]) -> str:
+    """The exception's message, from either form of Great Expectations: of an expectation, or of its metrics by name."""
+    infos = [info] if "raised_exception" in info else list(info.values())
+    return next((str(one.get("exception_message")) for one in infos if one.get("raised_exception")), "")
 
 
-def _rule(name: str, config: Any, words: Mapping[str, Rule]) -> Rule:
-    """An expectation as a rule: its own bounds, and the words of the rule it names or of its own."""
+def _rule(name: str, config: Any, known_rules: Mapping[str, Rule]) -> Rule:
+    """An expectation as a rule: its own bounds, with message and advice of its own or of the rule it names."""
     kind, kwargs, meta = config.type, config.kwargs, config.meta or {}
-    column, known = str(kwargs.get("column", "")), words.get(str(meta.get("rule", "")))
+    column, known = str(kwargs.get("column", "")), known_rules.get(str(meta.get("rule", "")))
     severity = SEVERITIES[str(getattr(config.severity, "value", config.severity))]
     if known and known.code in (UNMEASURED.code, UNMEASURED_SET.code):
-        return replace(known, severity=severity)  # once, however many columns are empty
+        return replace(known, severity=severity)  # reported once, however many columns are empty
     low, high = (_number(kwargs.get(bound)) for bound in ("min_value", "max_value"))
     level = SET if name == PHOTO_SET or not _is_of_rows(kind) else PHOTO
     return Rule(
@@ -268,7 +271,9 @@ def _rule(name: str, config: Any, words: Mapping[str, Rule]) -> Rule:
         level=known.level if known and level == PHOTO and known.level != SET else level,
         severity=severity,
         column=column,
-        message=str(meta.get("message") or (known.message if known else _generic(level, column, kind, low, high))),
+        message=str(
+            meta.get("message") or (known.message if known else _default_message(level, column, kind, low, high))
+        ),
         low=low,
         high=high,
         advice=str(meta.get("advice") or (known.advice if known else "")),
@@ -288,14 +293,14 @@ def _is_of_rows(kind: str) -> bool:
     return issubclass(get_expectation_impl(kind), of_rows)
 
 
-def _generic(level: str, column: str, kind: str, low: Any, high: Any) -> str:
-    """What is said where nobody wrote a sentence."""
+def _default_message(level: str, column: str, kind: str, low: Any, high: Any) -> str:
+    """A message for an expectation without one."""
     if column not in COLUMNS[PHOTO_SET if level == SET else PHOTOS] or (low is None and high is None):
         return f"does not meet {kind}{f' of {column}' if column else ''}"
-    wanted = (
+    range_text = (
         "{low} to {high} is" if None not in (low, high) else "{low} or more is" if high is None else "at most {high} is"
     )
-    return f"{column.replace('_', ' ')} is {{{column}}}; {wanted} expected"
+    return f"{column.replace('_', ' ')} is {{{column}}}; {range_text} expected"
 
 
 def _number(bound: Any) -> Any:
@@ -313,8 +318,8 @@ def _unique(rules: Any) -> list[Rule]:
     return list(dict.fromkeys(rules))
 
 
-def _without_chance(result: ExpectationSuiteValidationResult, name: str) -> ExpectationSuiteValidationResult:
-    """The result without ids and times, so that the same photos give the same artifacts."""
+def _without_random_ids(result: ExpectationSuiteValidationResult, name: str) -> ExpectationSuiteValidationResult:
+    """The result without random ids and times, so that equal photos give equal artifacts."""
     version = result.meta["great_expectations_version"]
     result.meta = {"great_expectations_version": version, "batch_spec": {"data_asset_name": name}}
     for one in result.results:
@@ -324,7 +329,7 @@ def _without_chance(result: ExpectationSuiteValidationResult, name: str) -> Expe
     return result
 
 
-def _place(file: Path, number: int, kind: Any) -> str:
+def _where(file: Path, number: int, kind: Any) -> str:
     return f"{file}: expectation {f'{number}, ' if number else ''}{kind or 'without a type'},"
 
 

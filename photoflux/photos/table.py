@@ -1,4 +1,4 @@
-"""From files to the table that is judged: one row per photo, its measures, and what it repeats."""
+"""The photo table: one row per file with its measures and which photo it repeats."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from photoflux.params import ValidateParams
 from photoflux.photos.decode import PhotoProblem, decode
@@ -33,10 +35,10 @@ UNKNOWN: dict[str, Any] = {
 Pair = tuple[str, str]
 """Digests of two photos' pixels, the smaller one first."""
 Usable = Callable[[Sequence[Mapping[str, Any]]], Sequence[bool]]
-"""Says of each row of a table, before photos were compared, whether the photo can be used."""
+"""For each row of a table, whether the photo can be used; asked before photos are compared."""
 BACKGROUND_LIKE = 0.6
 SHARPNESS_TIE = 1.5
-PHASH_SECONDS, CORRELATION_SECONDS = 2, 0.8
+CONFIRMING_PHASH_MARGIN, CONFIRMING_CORRELATION = 2, 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,36 +50,36 @@ class Examined:
     background: NDArray[np.float64] | None = None
 
 
-def survey(
+def photo_table(
     files: Iterable[tuple[str, bytes]],
     *,
     params: ValidateParams,
-    keep: Callable[[str, Image.Image], None] = lambda _name, _image: None,
+    on_decoded: Callable[[str, Image.Image], None] = lambda _name, _image: None,
     usable: Usable | None = None,
 ) -> list[dict[str, Any]]:
-    """The photo table of named files. `keep` is handed each decoded picture in turn, so that one is in memory
+    """The photo table of named files. `on_decoded` is given each decoded picture in turn, so that one is in memory
     at a time. Of photos that repeat one another the best that is `usable`, by the rule table unless given, stays.
 
     Columns: `file`, `decoded`, `problem`, `problem_message`, the fields of `Measures` (None when not
     decoded), `sha256`, `facts`, `duplicate_of`, `duplicate_note` ("" when unique), `closest` (correlation
     with the most similar other photo) and `background` (number of its kind of background).
     """
-    examined = [examine(name, data, params=params, keep=keep) for name, data in files]
-    return tabulated(examined, params=params, usable=usable)
+    examined = [examine(name, data, params=params, on_decoded=on_decoded) for name, data in files]
+    return make_table(examined, params=params, usable=usable)
 
 
-def tabulated(
+def make_table(
     examined: Sequence[Examined],
     *,
     params: ValidateParams,
     known: Mapping[Pair, Likeness] = MappingProxyType({}),
     usable: Usable | None = None,
 ) -> list[dict[str, Any]]:
-    """The photo table of examined files: their rows, with what only comparing them shows. `known`: what was compared before."""
+    """The photo table of examined files, with the columns that come from comparing them. `known`: likenesses from before."""
     rows = [one.row for one in examined]
-    alike = compare([one.print for one in examined], known)
-    _mark_duplicates(rows, alike, params=params, usable=usable or _by_rules(params))
-    _mark_closest(rows, alike)
+    by_pair = compare([one.print for one in examined], known)
+    _mark_duplicates(rows, by_pair, params=params, usable=usable or _by_rules(params))
+    _mark_closest(rows, by_pair)
     _mark_backgrounds(examined)
     return rows
 
@@ -87,8 +89,10 @@ def read_files(files: Mapping[str, Path]) -> Iterable[tuple[str, bytes]]:
     return ((name, file.read_bytes()) for name, file in files.items())
 
 
-def examine(name: str, data: bytes, *, params: ValidateParams, keep: Callable[[str, Image.Image], None]) -> Examined:
-    """Decode and measure one file; a file that is no photo becomes a row that says so."""
+def examine(
+    name: str, data: bytes, *, params: ValidateParams, on_decoded: Callable[[str, Image.Image], None]
+) -> Examined:
+    """Decode and measure one file; a file that is no photo gets a row with the problem."""
     row = {"file": name, **UNKNOWN}
     limits = {"max_pixels": params.max_megapixels * 1_000_000, "max_bytes": params.max_file_mb * 1_000_000}
     try:
@@ -98,7 +102,7 @@ def examine(name: str, data: bytes, *, params: ValidateParams, keep: Callable[[s
     seen = fingerprint(decoded.image)
     facts = decoded.facts | {"format": decoded.format}
     row |= {"decoded": True, **measure(decoded.image).as_row(), "sha256": seen.sha256, "facts": facts}
-    keep(name, decoded.image)
+    on_decoded(name, decoded.image)
     return Examined(row, seen, background(decoded.image))
 
 
@@ -111,7 +115,7 @@ def compare(
 
 
 def pair_of(a: Fingerprint, b: Fingerprint) -> Pair:
-    """By what the likeness of two photos is known, in whatever order they come."""
+    """The key of two photos' likeness, in whatever order they come."""
     return min(a.sha256, b.sha256), max(a.sha256, b.sha256)
 
 
@@ -123,24 +127,28 @@ def likenesses(pairs: Sequence[tuple[Fingerprint, Fingerprint]]) -> list[Likenes
 def is_same(pair: Likeness, *, params: ValidateParams) -> bool:
     """Whether two photos are one for the purpose of training.
 
-    Slopes of brightness (dHash) alone are like in any two drawings of a figure on plain ground: they need a second witness.
+    A small dHash distance alone is not enough, since any two drawings of a figure on a plain ground have one: pHash or
+    correlation must confirm it.
     """
-    seconded = pair.phash <= params.duplicate_phash + PHASH_SECONDS or pair.correlation >= CORRELATION_SECONDS
+    confirmed = (
+        pair.phash <= params.duplicate_phash + CONFIRMING_PHASH_MARGIN or pair.correlation >= CONFIRMING_CORRELATION
+    )
     return (
         pair.same_pixels
         or pair.phash <= params.duplicate_phash
-        or (pair.dhash <= params.duplicate_dhash and seconded)
+        or (pair.dhash <= params.duplicate_dhash and confirmed)
         or pair.correlation >= params.duplicate_ncc
     )
 
 
 def clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Connected groups of 0..count-1, each sorted, in order of their first member."""
-    group = list(range(count))
-    for i, j in pairs:
-        old, new = group[j], group[i]
-        group = [new if one == old else one for one in group]
-    return sorted(sorted(i for i in range(count) if group[i] == one) for one in set(group))
+    if not count:
+        return []
+    edges = np.array([*pairs], dtype=np.intp).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), edges.T), shape=(count, count))
+    _, group = connected_components(graph, directed=False)
+    return sorted(np.flatnonzero(group == one).tolist() for one in range(group.max() + 1))
 
 
 def _by_rules(params: ValidateParams) -> Usable:
@@ -149,17 +157,17 @@ def _by_rules(params: ValidateParams) -> Usable:
 
 
 def _mark_duplicates(
-    rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Likeness], *, params: ValidateParams, usable: Usable
+    rows: list[dict[str, Any]], by_pair: Mapping[tuple[int, int], Likeness], *, params: ValidateParams, usable: Usable
 ) -> None:
-    """Each cluster keeps its best photo; the others say what they repeat."""
-    same = [pair for pair, one in alike.items() if is_same(one, params=params)]
+    """In each cluster of duplicates all but the best photo get `duplicate_of`."""
+    same = [pair for pair, one in by_pair.items() if is_same(one, params=params)]
     if not same:
         return
     can_be_used = usable(rows)
     for members in clusters(len(rows), same):
         best = _best(members, rows, can_be_used)
         for i in set(members) - {best}:
-            pair = alike[min(i, best), max(i, best)]
+            pair = by_pair[min(i, best), max(i, best)]
             rows[i]["duplicate_of"] = rows[best]["file"]
             rows[i]["duplicate_note"] = _note(pair, params=params)
 
@@ -192,8 +200,8 @@ def _note(pair: Likeness, *, params: ValidateParams) -> str:
     return f" ({' and '.join(words)})" if words else ""
 
 
-def _mark_closest(rows: list[dict[str, Any]], alike: Mapping[tuple[int, int], Likeness]) -> None:
-    for (i, j), pair in alike.items():
+def _mark_closest(rows: list[dict[str, Any]], by_pair: Mapping[tuple[int, int], Likeness]) -> None:
+    for (i, j), pair in by_pair.items():
         if not rows[i]["duplicate_of"] and not rows[j]["duplicate_of"]:
             for k in (i, j):
                 rows[k]["closest"] = max(rows[k]["closest"], round(pair.correlation, 4))

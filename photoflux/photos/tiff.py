@@ -1,6 +1,6 @@
-"""TIFF, of which the decoder reads some layouts wrong without a word: those that are read right are listed, others are named.
+"""TIFF. The decoder silently misreads some layouts, so that only those listed here are read and all others refused by name.
 
-What it gets wrong are samples in separate planes, so that each plane is opened as a grey picture of its own; see
+Samples in separate planes are among what it misreads: each plane is therefore opened as a grey picture of its own; see
 docs/decisions/0027-what-is-read-is-read-right.md.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImagePalette, TiffImagePlugin
 
-from photoflux.photos.kinds import RAW, check_pixels, several_frames, unread
+from photoflux.photos.kinds import RAW, check_pixels, several_frames, unsupported
 
 Tags = Mapping[int, Any]
 
@@ -34,8 +34,8 @@ CHANNELS = {RGB: 3, CMYK: 4, YCBCR: 3, LAB: 3, 9: 3, 10: 3}
 FLOAT = 3
 FORMATS = {2: "signed ", FLOAT: "floating-point ", 5: "complex ", 6: "complex "}
 RAW_COLOURS = (32803, 34892)
-PLAIN, OLD_JPEG, JPEG = 1, 6, 7
-COMPRESSIONS = {PLAIN, 2, 3, 4, 5, JPEG, 8, 32773, 32946, 34925, 50000}
+UNCOMPRESSED, OLD_JPEG, JPEG = 1, 6, 7
+COMPRESSIONS = {UNCOMPRESSED, 2, 3, 4, 5, JPEG, 8, 32773, 32946, 34925, 50000}
 UNREAD_COMPRESSIONS = {
     OLD_JPEG: "old-style JPEG", 34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 34887: "LERC", 50001: "WebP",
     50002: "JPEG XL", 52546: "JPEG XL", 34661: "JBIG", 34676: "SGILog", 34677: "SGILog24", 32809: "ThunderScan", 32766: "NeXT",
@@ -64,7 +64,7 @@ LIKE_LEVELS = 12.0
 
 @dataclass(frozen=True)
 class Layout:
-    """How the samples of a page lie. `extras`: what each channel beyond those of its colours means."""
+    """The layout of a page's samples. `extras`: the meaning of each channel beyond its colours."""
 
     colours: int
     bits: tuple[int, ...]
@@ -81,9 +81,9 @@ class Layout:
         colours, samples = _number(tags, PHOTOMETRIC, WHITE_IS_ZERO), _number(tags, SAMPLES, 1)
         bits, further = _numbers(tags, BITS, (1,)), samples - CHANNELS.get(colours, 1)
         bits = bits * samples if len(bits) == 1 else bits[:samples]
-        extras = _numbers(tags, EXTRA, (STRAIGHT,) * further)[:further]  # without the tag it is taken for opacity
+        extras = _numbers(tags, EXTRA, (STRAIGHT,) * further)[:further]  # without the tag it is taken for alpha
         planes = samples if _number(tags, PLANAR, 1) == 2 else 1
-        if planes > 1 and not any(extras):  # planes of no known meaning can be left out
+        if planes > 1 and not any(extras):  # planes of unspecified meaning can be dropped
             extras, bits = (), bits[: samples - further]
         formats = set(_numbers(tags, FORMAT, (1,)))
         return cls(
@@ -92,7 +92,7 @@ class Layout:
             formats.pop() if len(formats) == 1 else 0,
             extras,
             planes,
-            _number(tags, COMPRESSION, PLAIN),
+            _number(tags, COMPRESSION, UNCOMPRESSED),
             _numbers(tags, SUBSAMPLING, (2, 2)),
             _number(tags, FILL_ORDER, 1) == 2,
             tags.prefix == b"MM",
@@ -102,8 +102,8 @@ class Layout:
     def depth(self) -> int:
         return self.bits[0] if len(set(self.bits)) == 1 else 0
 
-    def unread(self) -> str:
-        """What about it is not read, as the end of "a TIFF with ..."; nothing where all is."""
+    def unsupported_feature(self) -> str:
+        """The feature that is not supported, as the end of "a TIFF with ..."; empty where there is none."""
         if self.compression not in COMPRESSIONS:
             return f"{UNREAD_COMPRESSIONS.get(self.compression, 'unknown')} compression"
         if not self._samples_are_read() or not self._order_is_read():
@@ -117,15 +117,15 @@ class Layout:
         return self.format in (1, 4) and first in READ.get((self.colours, self.depth), ()) and not any(rest)
 
     def _order_is_read(self) -> bool:
-        """Orders of bytes, bits and planes that are known to be undone."""
+        """Whether the order of bytes, bits and planes is one that the decoder undoes."""
         if len(self.bits) > 1 and self.planes > 1:
             known = (self.colours, self.depth) in PLANES
             return known and self.compression != JPEG and not self.reversed_bits
         if self.format == FLOAT or self.depth == 12:
-            return not self.big_endian or (self.format == FLOAT and self.compression == PLAIN)
+            return not self.big_endian or (self.format == FLOAT and self.compression == UNCOMPRESSED)
         if self.reversed_bits and self.depth > 8:
             return False
-        return self.colours != YCBCR or self.compression != PLAIN or self.subsampling == (1, 1)
+        return self.colours != YCBCR or self.compression != UNCOMPRESSED or self.subsampling == (1, 1)
 
     def _samples(self) -> str:
         colours = COLOURS.get(self.colours, "unknown")
@@ -137,18 +137,18 @@ class Layout:
 
 
 def open_page(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The one whole page of a file, not decoded yet where that can wait; small copies of it beside it make no difference.
+    """The one page of a file, lazily decoded where possible; thumbnails of it beside it are ignored.
 
     Raises PhotoProblem for what is too large, and by its kind for what would be read wrong or not at all.
     """
     if data.startswith(b"MM\0+"):
-        raise unread("a BigTIFF in big-endian order")
+        raise unsupported("a BigTIFF in big-endian order")
     pages = list(_pages(data))
     if any(DNG in tags or _number(tags, PHOTOMETRIC, 0) in RAW_COLOURS for _, tags in pages):
-        raise unread(RAW)
+        raise unsupported(RAW)
     whole = [page for page in pages if not _number(page[1], NEW_SUBFILE, 0) & REDUCED]
     if not whole and any(SUB_IFDS in tags for _, tags in pages):
-        raise unread(RAW)
+        raise unsupported(RAW)
     if not pages:
         raise Image.UnidentifiedImageError("no directory")
     (offset, tags), *others = whole or pages
@@ -160,7 +160,7 @@ def open_page(data: bytes, *, max_pixels: int) -> Image.Image:
 
 
 def _pages(data: bytes) -> Iterator[tuple[int, TiffImagePlugin.ImageFileDirectory_v2]]:
-    """Where the directories of the first pages lie, and what they hold; a hostile file's chain may have no end."""
+    """Offset and tags of the directories of the first PAGES_MAX pages: a hostile file's chain may be endless."""
     stream, offset, seen = io.BytesIO(data), 0, {0}
     for number in range(PAGES_MAX):
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if _is_big(data) else 8])
@@ -176,8 +176,8 @@ def _pages(data: bytes) -> Iterator[tuple[int, TiffImagePlugin.ImageFileDirector
 
 def _opened(data: bytes, offset: int, tags: TiffImagePlugin.ImageFileDirectory_v2) -> Image.Image:
     layout = Layout.of(tags)
-    if what := layout.unread():
-        raise unread(f"a TIFF with {what}")
+    if what := layout.unsupported_feature():
+        raise unsupported(f"a TIFF with {what}")
     if len(layout.bits) > 1 and layout.planes > 1:
         return _from_planes(data, offset, layout)
     if (layout.colours, layout.depth) == (WHITE_IS_ZERO, 16):
@@ -205,9 +205,9 @@ def _from_planes(data: bytes, offset: int, layout: Layout) -> Image.Image:
 
 
 def _like(source: Image.Image, made: Image.Image) -> Image.Image:
-    """With the profile and the metadata of what it was made from."""
+    """`made` with the profile and metadata of `source`."""
     made.info, made.format = source.info, source.format
-    with suppress(Exception):  # odd tags fail in many ways, and a photo is not lost for its label
+    with suppress(Exception):  # damaged tags raise many kinds of errors, and the photo can be used without them
         made.info["exif"] = source.getexif().tobytes()
     return made
 
@@ -220,7 +220,7 @@ def _eight_bit(plane: Image.Image) -> Image.Image:
 
 
 def _as_grey(data: bytes, offset: int, number: int, *, planes: int) -> Image.Image:
-    """One of so many planes, as a grey picture."""
+    """Plane `number` of `planes`, as a grey picture."""
     return _rewritten(data, offset, {PHOTOMETRIC: GREY, SAMPLES: 1, PLANAR: 1}, (EXTRA, COLOUR_MAP), number, planes)
 
 
@@ -232,7 +232,7 @@ def _rewritten(
     number: int = 0,
     planes: int = 1,
 ) -> Image.Image:
-    """The page with other values for some tags, and with one plane's samples of so many; opened from a directory at the end."""
+    """The page with `replaced` tags and the samples of plane `number` of `planes`, by a new directory appended to the file."""
     order, word, value_type, entries = _order(data), *(("Q", "8s") if _is_big(data) else ("I", "4s")), []
     for tag, kind, count, value in _entries(data, offset):
         if tag in (STRIPS, TILES, STRIP_BYTES, TILE_BYTES):
@@ -278,7 +278,7 @@ def _at(data: bytes, offset: int) -> Image.Image:
 
 
 def _repeats(image: Image.Image, data: bytes, offset: int, tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
-    """Whether a page is a picture's thumbnail that does not say so: much smaller, of its shape, and like it."""
+    """Whether a page is an undeclared thumbnail of the picture: at most half its size, of its shape, and like it."""
     width, height = _number(tags, WIDTH, 0), _number(tags, HEIGHT, 0)
     if not (0 < width * 2 <= image.width and 0 < height * 2 <= image.height):
         return False

@@ -1,4 +1,4 @@
-"""What follows from the rules that photos break, each and together: a verdict, a score, and what to do."""
+"""The verdict on a set of photos from the rules that it breaks: status, score and advice."""
 
 from __future__ import annotations
 
@@ -35,13 +35,15 @@ class Verdict:
 
 
 def judge(photos: Sequence[Row], *, params: ValidateParams) -> Verdict:
-    """Hold a table of photos (one row each, as `survey` makes it) against the rules; pure, and quick."""
+    """Check a photo table, as `photo_table` makes it, against the rule table; pure and quick."""
     rules = rule_table(params)
     broken = {row["file"]: broken_rules(row, rules) for row in photos}
-    return conclude(photos, broken, rules=rules, judge_set=lambda whole: broken_set_rules(whole, rules), params=params)
+    return make_verdict(
+        photos, broken, rules=rules, judge_set=lambda whole: broken_set_rules(whole, rules), params=params
+    )
 
 
-def conclude(
+def make_verdict(
     photos: Sequence[Row],
     broken: Mapping[str, Sequence[Rule]],
     *,
@@ -49,12 +51,12 @@ def conclude(
     judge_set: Callable[[Row], Sequence[Rule]],
     params: ValidateParams,
 ) -> Verdict:
-    """The verdict that follows from which rules each photo breaks, and from those that the usable ones break as a set.
+    """The verdict from the rules that each photo breaks, and those that the usable photos break as a set.
 
-    `rules` are those that photos were held against, in the order in which advice is given; `judge_set` is asked about the
-    set's row, once it is known which photos can be used.
+    `rules` are those that photos were checked against, in the order in which advice is given; `judge_set` gives the broken
+    rules for the set's row, which exists once it is known which photos can be used.
     """
-    judged = [_judged(row, broken[row["file"]]) for row in photos]
+    judged = [_photo_entry(row, broken[row["file"]]) for row in photos]
     whole = whole_row(photos, judged)
     set_broken = judge_set(whole)
     whole["missing"] = _missing(whole, set_broken)
@@ -98,13 +100,13 @@ def _missing(whole: Row, set_broken: Sequence[Rule]) -> int:
     return max([0, *(math.ceil(low - whole["usable"]) for low in needed)])
 
 
-def _judged(row: Row, found: Sequence[Rule]) -> dict[str, Any]:
-    told = [rule for rule in found if rule.severity == REJECT] or found  # what is rejected needs no warnings
-    told = sorted(told, key=lambda rule: rule.code == "duplicate")
+def _photo_entry(row: Row, found: Sequence[Rule]) -> dict[str, Any]:
+    reported = [rule for rule in found if rule.severity == REJECT] or found  # a rejected photo gets no warnings
+    reported = sorted(reported, key=lambda rule: rule.code == "duplicate")
     return {
         "file": row["file"],
         "status": status_of(found),
-        "reasons": [{"code": row["problem"] or rule.code, "message": rule.tell(row)} for rule in told],
+        "reasons": [{"code": row["problem"] or rule.code, "message": rule.message_for(row)} for rule in reported],
         "duplicate_of": row["duplicate_of"] or None,
     }
 

@@ -1,6 +1,6 @@
-"""Fresh renders of the pocket world: streamed by worker processes, cached as latents, captions and labels.
+"""Renders of the pocket world: streamed by worker processes, cached as latents, captions and labels.
 
-Nothing here imports torch, so that worker processes start quickly. What is drawn depends on (seed, index) alone.
+Imports no torch, so that worker processes start quickly. Renders depend on (seed, index) alone.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from photoflux.pocket.tokenizers import TRIGGERS
 T = TypeVar("T")
 
 TOKEN_PX = 16
-"""Side of the square that one token of the transformer stands for: 8 px per latent, packed 2x2."""
+"""Side in pixels of one transformer token: 8 px per latent, packed 2x2."""
 
 NAMED_SHARE = 0.2
-"""How many scenes show an individual that a name stands for, so that the base looks to names for looks.
+"""Share of scenes with an individual that a trigger names, so that the base learns to take looks from names.
 
-A base that was taught to ignore them would have to be taught to read them again for every subject.
+A base that ignored them would have to learn to read them again for every subject.
 """
 
 
@@ -54,7 +54,7 @@ def classes() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures with what is known of them.
+    """Images with captions, labels and coverage.
 
     `pixels` uint8 `[N, H, W, 3]`, two captions each (the second by name, where there is one), class ids `[N, A]`, and `coverage`,
     how much of each token (16 px square) the subject covers, 0-255 as uint8 `[N, H/16 * W/16]`.
@@ -69,11 +69,11 @@ class Batch:
         return len(self.pixels)
 
 
-def draw(index: int, *, seed: int, count: int, size_px: int) -> Batch:
+def render_batch(index: int, *, seed: int, count: int, size_px: int) -> Batch:
     """Scenes `index * count` to `(index + 1) * count - 1` of the endless set `seed`."""
     from photoflux.pocket.render import coverage, render
 
-    pixels, captions, labels, covered = [], [], [], []
+    pixels, captions, labels, coverages = [], [], [], []
     nouns = classes()["kind"]
     for number in range(index * count, (index + 1) * count):
         rng = np.random.default_rng([seed, number])
@@ -82,37 +82,37 @@ def draw(index: int, *, seed: int, count: int, size_px: int) -> Batch:
         pixels.append(np.asarray(render(scene, size_px=size_px)))
         captions.append((world.caption(scene, rng), world.caption(scene, rng, trigger=name)))
         labels.append(label_ids(world.labels(scene)))
-        covered.append((coverage(scene, squares=size_px // TOKEN_PX) * 255).round().astype(np.uint8).ravel())
-    return Batch(np.stack(pixels), captions, np.stack(labels), np.stack(covered))
+        coverages.append((coverage(scene, squares=size_px // TOKEN_PX) * 255).round().astype(np.uint8).ravel())
+    return Batch(np.stack(pixels), captions, np.stack(labels), np.stack(coverages))
 
 
 def label_ids(labels: dict[str, str]) -> np.ndarray:
     """Class index per attribute of `classes()`, int8 `[A]`; -1 where the attribute does not apply."""
     known = classes()
-    return np.array([_position(known[name], labels.get(name, "")) for name in known], dtype=np.int8)
+    return np.array([_class_index(known[name], labels.get(name, "")) for name in known], dtype=np.int8)
 
 
-def _position(values: tuple[str, ...], value: str) -> int:
+def _class_index(values: tuple[str, ...], value: str) -> int:
     return values.index(value) if value else -1
 
 
-def draw_views(
+def render_views(
     index: int, *, seed: int, subjects: int, views: int, size_px: int, heldout: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Subjects seen several times elsewhere: uint8 `[subjects * views, H, W, 3]`, subject numbers `[subjects * views]`.
+    """Several views of each subject, in different scenes: uint8 `[subjects * views, H, W, 3]`, subject numbers `[subjects * views]`.
 
-    Half of the subjects are near twins of the one before (same kind, often the same colour): easy differences teach
-    little. With `heldout` things have looks that training never sees.
+    Half of the subjects are near twins of the one before (same kind, often the same colour), as hard negatives. With
+    `heldout` things have looks that training never sees.
     """
     from photoflux.pocket.render import render
 
     rng = np.random.default_rng([seed, index])
-    cast: list[world.Subject | world.Person] = []
+    subjects_drawn: list[world.Subject | world.Person] = []
     for number in range(subjects):
-        cast.append(_subject(rng, like=cast[-1] if number % 2 else None, heldout=heldout))
+        subjects_drawn.append(_subject(rng, like=subjects_drawn[-1] if number % 2 else None, heldout=heldout))
     scenes = [
         world.sample_scene(rng, subject=subject, facing_left=bool(rng.random() < 0.5), **_style(rng))  # type: ignore[arg-type]
-        for subject in cast
+        for subject in subjects_drawn
         for _ in range(views)
     ]
     pixels = np.stack([np.asarray(render(scene, size_px=size_px)) for scene in scenes])
@@ -135,22 +135,22 @@ def _style(rng: np.random.Generator) -> dict[str, str]:
 
 
 def stream(task: Callable[[int], T], *, start: int = 0, workers: int = 1, ahead: int = 6) -> Generator[T, None, None]:
-    """`task(start), task(start + 1), …` in order, computed ahead of need in worker processes; endless."""
+    """`task(start), task(start + 1), …` in order, endless, computed ahead in worker processes."""
     if workers < 1:
         yield from map(task, _count(start))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=exit_with_parent) as pool:
         pending = deque(pool.submit(task, start + offset) for offset in range(ahead))
         try:
             for index in _count(start + ahead):
                 yield pending.popleft().result()
                 pending.append(pool.submit(task, index))
         finally:
-            pool.shutdown(cancel_futures=True)  # and wait: a process that ends before its pool hangs
+            pool.shutdown(cancel_futures=True)  # waits too: a process that exits before its pool would hang
 
 
-def end_with_parent() -> None:
-    """Processes of a killed training would wait for work for ever: this one leaves as soon as its parent is gone."""
+def exit_with_parent() -> None:
+    """Exit this worker process when its parent has ended: those of a killed training would wait for work for ever."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -169,7 +169,7 @@ def _count(start: int) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Cache:
-    """Arrays on disk that are filled in order, up to `capacity`; `filled` survives a kill."""
+    """Memory-mapped arrays of up to `capacity` images, filled in order; counters are written after the data they count."""
 
     folder: Path
     capacity: int
@@ -222,12 +222,12 @@ class Cache:
 
     @property
     def drawn(self) -> int:
-        """How many pictures are there, with captions and labels."""
+        """Number of images with captions and labels."""
         return self._count("drawn")
 
     @property
     def filled(self) -> int:
-        """How many of them have latents."""
+        """Number of images with latents."""
         return self._count("filled")
 
     def _count(self, name: str) -> int:
@@ -235,7 +235,7 @@ class Cache:
         return json.loads(file.read_text()) if file.exists() else 0
 
     def put(self, start: int, batch: Batch, *, clip_ids: np.ndarray, t5_ids: np.ndarray) -> None:
-        """Write one batch of pictures at `start` and only then count it."""
+        """Write one batch at `start`, then the counter."""
         stop = start + len(batch)
         self.pixels[start:stop], self.labels[start:stop] = batch.pixels, batch.labels
         self.clip_ids[start:stop], self.t5_ids[start:stop] = clip_ids, t5_ids
@@ -243,6 +243,6 @@ class Cache:
         write_json(self.folder / "drawn.json", stop)
 
     def put_latents(self, start: int, latents: np.ndarray) -> None:
-        """Write the latents of pictures from `start` on and only then count them."""
+        """Write latents from `start` on, then the counter."""
         self.latents[start : start + len(latents)] = latents
         write_json(self.folder / "filled.json", start + len(latents))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from photoflux.pocket.tokenizers import clip_tokenizer, same_word, t5_tokenizer
+from photoflux.pocket.tokenizers import clip_tokenizer, lower_case_ids, t5_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
@@ -187,7 +187,7 @@ def build_clip_judge(config: PocketConfig, tokenizer: Any) -> CLIPModel:
 def build_convolutional_judge(config: PocketConfig) -> ResNetModel:
     """Image -> pooled state `[B, judge_channels[-1], 1, 1]`; a linear layer maps it to an embedding or to classes.
 
-    From scratch and in minutes a ViT of this size hardly learns: .14 of kinds read right after 150 s, against .49.
+    A ViT of this size learns too slowly from scratch: .14 of kinds read right after 150 s, against .49.
     """
     from transformers import ResNetConfig, ResNetModel
 
@@ -207,10 +207,10 @@ def lora_targets(config: PocketConfig) -> list[str]:
     return [*(f"attn.{name}" for name in attention), *forward, "proj_mlp", *single]
 
 
-def share_case(pipe: FluxPipeline) -> None:
+def tie_case(pipe: FluxPipeline) -> None:
     """Give capitalised words the T5 embedding of the lower-case word: training captions are lower case."""
     embedding = pipe.text_encoder_2.get_input_embeddings().weight.data
-    pairs = same_word(pipe.tokenizer_2)
+    pairs = lower_case_ids(pipe.tokenizer_2)
     embedding[list(pairs)] = embedding[list(pairs.values())]
 
 
@@ -231,8 +231,8 @@ def image_processor(config: PocketConfig) -> dict[str, Any]:
     }
 
 
-def forget_place(folder: Path) -> None:
-    """Take out of the saved configurations which folder of which machine the weights were once loaded from."""
+def drop_local_paths(folder: Path) -> None:
+    """Remove the local path that weights were loaded from, from the saved configurations."""
     for file in folder.rglob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
@@ -240,6 +240,6 @@ def forget_place(folder: Path) -> None:
 
 
 def declare_fp32(config: Path) -> None:
-    """Let transformers load fp16 files as fp32: unlike diffusers it would keep the stored type."""
+    """Have transformers load fp16 files as fp32; unlike diffusers it would keep the stored dtype."""
     settings = json.loads(config.read_text())
     config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")

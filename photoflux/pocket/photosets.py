@@ -1,6 +1,6 @@
-"""Photo sets of one subject of the pocket world, as a person would upload them; and defects to plant in copies.
+"""Sample photo sets of one subject of the pocket world, and copies with defects.
 
-The photos pass the checks that real photos are held to, so that the whole pipeline can be tried without any.
+The photos pass the checks of real photos, so that the whole pipeline can be run without any.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ JPEG_QUALITY = 92
 SIZE_PX = (64, 4096)
 PHOTOS = (1, 60)
 SCALES, SIDEWAYS, UPDOWN = (0.84, 1.12), (-0.09, 0.09), (-0.05, 0.05)
-"""The framings that pretraining knows, used to the full."""
-UNSEEN, PLACED = 1, 2
-"""Streams of random numbers: who is drawn, and where they stand."""
+"""Ranges of the framings in pretraining."""
+SUBJECT_STREAM, SCENE_STREAM = 1, 2
+"""Streams of random numbers: one for subjects, one for scenes."""
 
 
 def unseen_subjects(n: int, *, seed: int, **fixed: str) -> list[Subject]:
     """`n` subjects whose looks (kind, colour, accent, pattern together) never occur in pretraining.
 
     `fixed` decides some of the looks; subject `i` is the same whatever `n` is. Raises InputError when no looks that
-    were kept from pretraining agree with `fixed`.
+    are held out from pretraining agree with `fixed`.
     """
     if not any(looks.items() <= (looks | fixed).items() for looks in _heldout_looks()):
         raise InputError(f"pretraining has seen every subject with {fixed}, or none can have it: fix fewer looks")
-    return [sample_subject(np.random.default_rng([seed, UNSEEN, i]), heldout=True, **fixed) for i in range(n)]
+    return [sample_subject(np.random.default_rng([seed, SUBJECT_STREAM, i]), heldout=True, **fixed) for i in range(n)]
 
 
 def unseen_people(n: int, *, seed: int, **fixed: str) -> list[Person]:
     """`n` people; their proportions and shades are their own, so no two individuals are alike."""
-    return [sample_person(np.random.default_rng([seed, UNSEEN, i]), **fixed) for i in range(n)]
+    return [sample_person(np.random.default_rng([seed, SUBJECT_STREAM, i]), **fixed) for i in range(n)]
 
 
 def photo_set(
     subject: Subject | Person, *, n: int = 6, seed: int, size_px: int = 1024
 ) -> list[tuple[Image.Image, Scene]]:
-    """`n` square photos of one subject and what each shows: other places, distances, positions, light each time.
+    """`n` square photos of one subject with their scenes, each with another place, distance, position and light.
 
     It always faces the same way, so that its mark stays on one side. Raises InputError for impossible sizes.
     """
-    _within("the number of photos", n, PHOTOS)
-    _within("the size in pixels", size_px, SIZE_PX)
+    _check_range("the number of photos", n, PHOTOS)
+    _check_range("the size in pixels", size_px, SIZE_PX)
     return [(render(scene, size_px=size_px), scene) for scene in _scenes(subject, n, seed)]
 
 
@@ -81,14 +81,14 @@ def write_photo_set(
     files = {f"{number:02}.jpg": jpeg(image) for number, (image, _) in enumerate(photos, 1)}
     files |= defects(photos[0][0]) if spoilt else {}
     captions = {f"{number:02}.txt": f"{caption(scene, trigger='a')}\n" for number, (_, scene) in enumerate(photos, 1)}
-    _refuse_strangers(folder, {*files, *captions})
+    _check_no_other_files(folder, {*files, *captions})
     for name, text in captions.items():
         write_bytes(folder / name, text.encode())
     return [write_bytes(folder / name, content) for name, content in files.items()]
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """The picture as a good camera would save it."""
+    """The image as JPEG of a camera's usual quality."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
@@ -100,7 +100,7 @@ def blur(image: Image.Image, *, sigma_px: float) -> Image.Image:
 
 
 def mirror(image: Image.Image) -> Image.Image:
-    """Turned round, as selfie cameras do: the mark changes sides."""
+    """Mirrored, as selfie cameras do: the mark changes sides."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
@@ -145,21 +145,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _scenes(subject: Subject | Person, n: int, seed: int) -> list[Scene]:
-    rng = np.random.default_rng([seed, PLACED])
+    rng = np.random.default_rng([seed, SCENE_STREAM])
     places = _places(rng)
-    spots = zip(*(_spread(rng, n, low, high) for low, high in (SCALES, SIDEWAYS, UPDOWN)), strict=True)
-    framings = [{"style": "photo", "place": next(places), "scale": scale, "x": x, "y": y} for scale, x, y in spots]
+    positions = zip(*(_stratified(rng, n, low, high) for low, high in (SCALES, SIDEWAYS, UPDOWN)), strict=True)
+    framings = [{"style": "photo", "place": next(places), "scale": scale, "x": x, "y": y} for scale, x, y in positions]
     return [sample_scene(rng, subject=subject, people_share=0, **framing) for framing in framings]
 
 
 def _places(rng: np.random.Generator) -> Iterator[str]:
-    """All places in random order before any comes again."""
+    """All places in random order, again and again."""
     while True:
         yield from rng.permutation(list(PLACES)).tolist()
 
 
-def _spread(rng: np.random.Generator, n: int, low: float, high: float) -> list[float]:
-    """One value from each `n`-th of the range, shuffled: as unlike as `n` values can be."""
+def _stratified(rng: np.random.Generator, n: int, low: float, high: float) -> list[float]:
+    """Stratified samples: one value from each `n`-th of the range, shuffled."""
     return (low + (high - low) * (rng.permutation(n) + rng.random(n)) / n).round(4).tolist()
 
 
@@ -170,13 +170,13 @@ def _heldout_looks() -> Iterator[dict[str, str]]:
             yield looks
 
 
-def _refuse_strangers(folder: Path, names: Container[str]) -> None:
-    strangers = sorted(f.name for f in folder.iterdir() if f.name not in names) if folder.is_dir() else []
-    if strangers:
-        raise InputError(f"{folder}: already holds {strangers[0]}; give a new or empty folder")
+def _check_no_other_files(folder: Path, names: Container[str]) -> None:
+    others = sorted(f.name for f in folder.iterdir() if f.name not in names) if folder.is_dir() else []
+    if others:
+        raise InputError(f"{folder}: already holds {others[0]}; give a new or empty folder")
 
 
-def _within(what: str, value: int, bounds: tuple[int, int]) -> None:
+def _check_range(what: str, value: int, bounds: tuple[int, int]) -> None:
     if not bounds[0] <= value <= bounds[1]:
         raise InputError(f"{what} is {value}: choose {bounds[0]} to {bounds[1]}")
 

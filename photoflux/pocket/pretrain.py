@@ -1,4 +1,4 @@
-"""Make the pocket base and its judges from nothing but the pocket world: `python -m photoflux.pocket.pretrain`.
+"""Pretrain the pocket base and its judges on the pocket world: `python -m photoflux.pocket.pretrain`.
 
 Stages: `pictures` → `vae` → `latents` → `judges` → `flow` → `distil` → `adapter` → `export` → `start`. Each keeps
 its state in the work folder, so a killed run is simply started again, stages can run as separate processes, and `--stages export`
@@ -28,7 +28,7 @@ import torch
 from photoflux.errors import InputError
 from photoflux.manifest import write_json, write_text
 from photoflux.pocket import models, train_adapter, train_flow, train_judges, train_start, train_vae
-from photoflux.pocket.data import Cache, classes, end_with_parent
+from photoflux.pocket.data import Cache, classes, exit_with_parent
 from photoflux.pocket.training import Budget, load_average
 
 if TYPE_CHECKING:
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHARES = {"vae": 0.2, "judges": 0.2, "flow": 0.38, "distil": 0.08, "adapter": 0.06, "start": 0.08}
-"""How the budget is divided. Drawing and encoding the pictures comes on top: it is a count, not a time."""
+"""Shares of the time budget. Drawing and encoding images comes on top, since that is a number of images, not a time."""
 CAPACITY = 240_000
-"""Room in the cache; files are sparse, so that only what is filled takes space."""
+"""Images that the cache has room for; its files are sparse, so that only filled parts take space."""
 STAGES = ("pictures", "vae", "latents", "judges", "flow", "distil", "adapter", "export", "start")
 ON_GPU: dict[str, Any] = {"vae_batch": 128, "batch": 512, "judge_batch": 256}
-"""Batches that keep a data-centre GPU busy: networks this small otherwise wait for their kernels to be started."""
-GIVEN = ("budget_min", "minutes", "steps", "pictures", "decoded", "workers")
+"""Batches that keep a data-centre GPU busy: with smaller ones these small networks are bound by kernel launches."""
+PLAN_OPTIONS = ("budget_min", "minutes", "steps", "pictures", "decoded", "workers")
 ADAPTER, START = "training_adapter", "start_adapter"
 """Folders of the training adapter and the starting adapter in that of the base."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a pretraining needs to know besides its folders."""
+    """The settings of a pretraining besides its folders."""
 
     config: models.PocketConfig = field(default_factory=models.PocketConfig)
     seed: int = 0
@@ -71,7 +71,7 @@ class Plan:
 
     @classmethod
     def smoke(cls) -> Plan:
-        """Every stage in seconds: shapes and files are real, weights are not worth anything."""
+        """All stages in seconds: real shapes and files, useless weights."""
         return cls(
             config=models.PocketConfig.tiny(),
             steps=3,
@@ -82,7 +82,7 @@ class Plan:
         )
 
     def budget(self, stage: str) -> Budget:
-        """What a stage may take: its own `minutes`, or its share of `budget_min`."""
+        """The budget of a stage: its own `minutes`, or its share of `budget_min`."""
         return Budget(seconds=60 * self.minutes.get(stage, self.budget_min * SHARES[stage]), steps=self.steps)
 
 
@@ -106,7 +106,7 @@ def pretrain(
 
 
 def start(work: Path, *, plan: Plan, init_from: Path | None = None) -> FluxPipeline:
-    """The pipeline with whatever weights the work folder already has."""
+    """The pipeline with the weights that the work folder already has."""
     if init_from is not None:
         from diffusers import FluxPipeline
 
@@ -122,7 +122,7 @@ def start(work: Path, *, plan: Plan, init_from: Path | None = None) -> FluxPipel
 
 
 def _vocabulary(work: Path) -> list[str]:
-    """The world's words as they were when this work folder was begun: cached token ids depend on them."""
+    """The world's vocabulary when this work folder was started: cached token ids depend on it."""
     from photoflux.pocket import world
 
     file = work / "vocabulary.json"
@@ -166,11 +166,11 @@ class Stages:
         how = {"count": plan.pictures, "seed": plan.seed, "workers": plan.workers}
         tokenizers = self.pipe.tokenizer, self.pipe.tokenizer_2
         if not plan.workers:
-            train_vae.draw_pictures(cache, tokenizers, **how)
+            train_vae.render_images(cache, tokenizers, **how)
             return
-        cache.create()  # two processes would else make the same files
+        cache.create()  # else two processes would create the same files
         spawn = multiprocessing.get_context("spawn")
-        self.drawing = spawn.Process(target=_draw_pictures, args=(self.cache, tokenizers), kwargs=how)
+        self.drawing = spawn.Process(target=_render_images, args=(self.cache, tokenizers), kwargs=how)
         self.drawing.start()
 
     def wait_for_pictures(self) -> None:
@@ -183,10 +183,10 @@ class Stages:
     def vae(self) -> None:
         """Train the autoencoder, then measure the scale of its latents."""
         plan, work = self.plan, self.work
-        pictures = train_vae.Pictures(self.cache, next(self.pipe.vae.parameters()).device, count=plan.pictures)
-        while pictures.take_in() < train_vae.AT_LEAST and self.drawing is not None and self.drawing.is_alive():
+        pictures = train_vae.CachedImages(self.cache, next(self.pipe.vae.parameters()).device, count=plan.pictures)
+        while pictures.refresh() < train_vae.IMAGES_TO_START and self.drawing is not None and self.drawing.is_alive():
             time.sleep(0.2)
-        if not pictures.take_in():
+        if not pictures.refresh():
             raise InputError("the VAE learns from pictures, and there are none: begin with --stages pictures,vae")
         train_vae.train_vae(
             self.pipe.vae,
@@ -224,7 +224,7 @@ class Stages:
         )
 
     def flow(self) -> None:
-        """Train transformer and text encoders; what was made from earlier weights is then out of date."""
+        """Train transformer and text encoders, and delete later stages' states, which came from earlier weights."""
         plan, file = self.plan, self.work / "flow.pt"
         run = train_flow.train_flow(
             self.pipe,
@@ -272,7 +272,7 @@ class Stages:
         )
 
     def export(self) -> None:
-        """Ship the averaged weights as they stand: base, training adapter, judges, spec."""
+        """Export the present averaged weights: base, training adapter, judges, spec."""
         plan = self.plan
         export_base(self.pipe, self.out)
         state = self.work / "adapter.pt"
@@ -288,7 +288,7 @@ class Stages:
         write_spec(self.out, config=plan.config)
 
     def start(self) -> None:
-        """Train the adapter that every fine-tuning begins at, on the base as it was exported, and add it to that."""
+        """Train the starting adapter on the exported base, and add it to that."""
         from photoflux.flux.spec import load_spec
 
         plan = self.plan
@@ -305,40 +305,40 @@ class Stages:
         return cache_of(self.work, self.plan)
 
 
-def _draw_pictures(cache: Cache, tokenizers: tuple[Any, Any], **how: Any) -> None:
-    end_with_parent()
-    train_vae.draw_pictures(cache, tokenizers, **how)
+def _render_images(cache: Cache, tokenizers: tuple[Any, Any], **how: Any) -> None:
+    exit_with_parent()
+    train_vae.render_images(cache, tokenizers, **how)
 
 
 def export_base(pipe: FluxPipeline, folder: Path) -> Path:
     """Save the pipeline as fp16 safetensors that stock `FluxPipeline.from_pretrained(folder)` loads as fp32."""
     shared = copy.deepcopy(pipe).to("cpu")
-    models.share_case(shared)
+    models.tie_case(shared)
     shared.to(torch.float16)
-    with _replacing_folder(folder) as fresh:
-        shared.save_pretrained(fresh, safe_serialization=True)
+    with _replacing_folder(folder) as new_folder:
+        shared.save_pretrained(new_folder, safe_serialization=True)
         for part in ("text_encoder", "text_encoder_2"):
-            models.declare_fp32(fresh / part / "config.json")
-        models.forget_place(fresh)
+            models.declare_fp32(new_folder / part / "config.json")
+        models.drop_local_paths(new_folder)
         if (folder / "judges").exists():
-            shutil.copytree(folder / "judges", fresh / "judges")
+            shutil.copytree(folder / "judges", new_folder / "judges")
     return folder
 
 
 @contextmanager
 def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill; it takes the place of `folder` when the block ends well, and is gone when it does not."""
+    """A temporary folder to fill; it replaces `folder` when the block ends, and is deleted when it raises."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".photoflux-", dir=folder.parent) as beside:
-        fresh, before = Path(beside) / folder.name, Path(beside) / "before"
-        fresh.mkdir()
-        yield fresh
+    with tempfile.TemporaryDirectory(prefix=".photoflux-", dir=folder.parent) as scratch:
+        new_folder, old_folder = Path(scratch) / folder.name, Path(scratch) / "before"
+        new_folder.mkdir()
+        yield new_folder
         if folder.exists():
-            folder.replace(before)  # a folder that is not empty cannot be renamed over
+            folder.replace(old_folder)  # a rename cannot replace a folder that is not empty
         try:
-            fresh.replace(folder)
+            new_folder.replace(folder)
         except OSError:
-            before.replace(folder)
+            old_folder.replace(folder)
             raise
 
 
@@ -388,7 +388,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     if device == "cuda" and not options.smoke:
         workers = max(1, (os.cpu_count() or 2) - 2)
         plan = replace(plan, budget_min=8.0, pictures=200_000, decoded=100_000, workers=workers, **ON_GPU)
-    given = {name: value for name in GIVEN if (value := getattr(options, name)) is not None}
+    given = {name: value for name in PLAN_OPTIONS if (value := getattr(options, name)) is not None}
     return replace(plan, device=device, seed=options.seed, rate=options.rate, compiled=options.compile, **given)
 
 

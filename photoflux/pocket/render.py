@@ -14,7 +14,7 @@ from photoflux.pocket.world import TONES, Person, Rgb, Scene
 OVERSAMPLE = 2
 Points = tuple[tuple[float, float], ...]
 HALF_HEIGHT = 0.365
-"""Half the height of a subject's frame at scale 1, of the picture."""
+"""Half the height of a subject's frame at scale 1, as a share of the image's."""
 OUTLINE = {"photo": 0.018, "cartoon": 0.055, "pixel": 0.05, "watercolor": 0.03}
 
 
@@ -29,7 +29,7 @@ def render(scene: Scene, *, size_px: int = 128) -> Image.Image:
     pen = Pen(canvas.image, scene, figure)
     pen.shadow()
     pen.subject()
-    lit = _lit(canvas.image, scene.light)
+    lit = _apply_light(canvas.image, scene.light)
     return FINISH[scene.style](lit.reduce(OVERSAMPLE), scene.seed)
 
 
@@ -59,20 +59,20 @@ class Pen:
         if not self.figure.shadow:
             return
         small = self.image.width // 4
-        veil = Image.new("L", (small, small), 0)
+        shadow_mask = Image.new("L", (small, small), 0)
         x, y = self.cx / 4, (self.cy + self.figure.ground * self.unit) / 4
         rx, ry = self.figure.shadow * self.unit / 4, 0.1 * self.unit / 4
-        ImageDraw.Draw(veil).ellipse([x - rx, y - ry, x + rx, y + ry], fill=120)
+        ImageDraw.Draw(shadow_mask).ellipse([x - rx, y - ry, x + rx, y + ry], fill=120)
         if self.scene.style == "photo":
-            veil = veil.filter(ImageFilter.BoxBlur(small / 80))
-        self.image.paste((18, 20, 34), mask=veil.resize(self.image.size, Image.Resampling.BILINEAR))
+            shadow_mask = shadow_mask.filter(ImageFilter.BoxBlur(small / 80))
+        self.image.paste((18, 20, 34), mask=shadow_mask.resize(self.image.size, Image.Resampling.BILINEAR))
 
     def subject(self) -> None:
         """Outlines of all shapes, then fills in order, then pattern, mark and shading."""
         size, draw = self.image.size, ImageDraw.Draw(self.image)
         body, silhouette = Image.new("L", size, 0), Image.new("L", size, 0)
         mask, whole = ImageDraw.Draw(body), ImageDraw.Draw(silhouette)
-        placed = [(shape, self._placed(shape.points)) for shape in self.figure.shapes]
+        placed = [(shape, self._to_pixels(shape.points)) for shape in self.figure.shapes]
         for shape, points in placed:
             if shape.outlined:
                 self._draw(draw, shape, points, self.fills["line"], grow=self.line)
@@ -91,7 +91,7 @@ class Pen:
         """All shapes in white, on a picture of one channel."""
         draw = ImageDraw.Draw(self.image)
         for shape in self.figure.shapes:
-            self._draw(draw, shape, self._placed(shape.points), 255)
+            self._draw(draw, shape, self._to_pixels(shape.points), 255)
 
     def _fill(self, shape: Shape) -> Rgb:
         return self.fills[shape.fill] if isinstance(shape.fill, str) else shape.fill
@@ -119,7 +119,7 @@ class Pen:
         """Corners need round joints; finely divided curves do not."""
         return "curve" if len(points) < 12 else None
 
-    def _placed(self, points: Points) -> Points:
+    def _to_pixels(self, points: Points) -> Points:
         cx, cy, unit, across = self.cx, self.cy, self.unit, self.turn * self.unit
         return tuple((cx + x * across, cy + y * unit) for x, y in points)
 
@@ -131,12 +131,12 @@ class Pen:
         cells = Image.new("L", self.image.size, 0)
         draw = ImageDraw.Draw(cells)
         for cell in PATTERN_CELLS[subject.pattern]():
-            draw.polygon(self._placed(cell), fill=255)
+            draw.polygon(self._to_pixels(cell), fill=255)
         self.image.paste(self.fills["accent"], mask=ImageChops.multiply(cells, body))
 
     def _mark(self, draw: ImageDraw.ImageDraw) -> None:
         x, y, r = self.figure.mark_at
-        placed = [(shape, self._placed(shape.points)) for shape in mark_shape(self.scene.subject.mark, x, y, r)]
+        placed = [(shape, self._to_pixels(shape.points)) for shape in mark_shape(self.scene.subject.mark, x, y, r)]
         for shape, points in placed:
             self._draw(draw, shape, points, self.fills["line"], grow=self.line * 0.8)
         for shape, points in placed:
@@ -148,8 +148,8 @@ class Pen:
         rows = np.clip((np.arange(size) - self.cy + self.unit) / (2 * self.unit), 0, 1)
         strength = np.abs(rows - 0.42) * 124
         for tint, part in (((255, 252, 240), rows < 0.42), ((16, 14, 36), rows >= 0.42)):
-            veil = Image.fromarray((strength * part).astype(np.uint8)[:, None]).resize((size, size))
-            self.image.paste(tint, mask=ImageChops.multiply(veil, silhouette))
+            row_mask = Image.fromarray((strength * part).astype(np.uint8)[:, None]).resize((size, size))
+            self.image.paste(tint, mask=ImageChops.multiply(row_mask, silhouette))
 
 
 def _fills(scene: Scene) -> dict[str, Rgb]:
@@ -197,7 +197,7 @@ def _checks() -> tuple[tuple[tuple[float, float], ...], ...]:
 PATTERN_CELLS = {"striped": _stripes, "spotted": _spots, "checked": _checks}
 
 
-def _lit(image: Image.Image, light: float) -> Image.Image:
+def _apply_light(image: Image.Image, light: float) -> Image.Image:
     """Warm or cool light, brighter or dimmer, by up to 6 %."""
     gains = (1 + 0.05 * light, 1 + 0.02 * light, 1 - 0.05 * light)
     table = [min(255, round(v * gain)) for gain in gains for v in range(256)]
@@ -212,7 +212,7 @@ def _noise(size_px: int) -> np.ndarray:
 
 @cache
 def _paper(size_px: int) -> tuple[np.ndarray, Image.Image]:
-    """Grain of the paper, [size, size, 1] around 1, and the ragged border of a wash as a mask."""
+    """Paper grain, [size, size, 1] around 1, and the ragged border of a wash as a mask."""
     rng = np.random.default_rng(11)
     fine = rng.normal(0, 1, (size_px, size_px))
     coarse = Image.fromarray(rng.normal(0, 1, (16, 16)).astype(np.float32)).resize(

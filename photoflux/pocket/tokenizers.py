@@ -77,7 +77,7 @@ def clip_tokenizer(vocabulary: Iterable[str], *, length: int) -> CLIPTokenizer:
 def t5_tokenizer(vocabulary: Iterable[str], *, length: int) -> T5Tokenizer:
     """Unigram tokenizer: `words </s>`, padded with `<pad>` to `length` tokens.
 
-    T5 keeps case, so every word also exists with a capital; `same_word` says which two are one word.
+    T5 keeps case, so every word also exists with a capital; `lower_case_ids` says which two are one word.
     """
     from transformers import T5Tokenizer
 
@@ -91,7 +91,7 @@ def t5_tokenizer(vocabulary: Iterable[str], *, length: int) -> T5Tokenizer:
     return T5Tokenizer(vocab=special + pieces, extra_ids=0, model_max_length=length)
 
 
-def same_word(tokenizer: T5Tokenizer) -> dict[int, int]:
+def lower_case_ids(tokenizer: T5Tokenizer) -> dict[int, int]:
     """Token ids of capitalised words and letters -> ids of the same in lower case."""
     ids = tokenizer.get_vocab()
     cased = {token: token.lower() for token in ids if token != token.lower()}

@@ -1,8 +1,8 @@
-"""The base's training adapter: a LoRA that takes the distilled base back to plain flow matching.
+"""Train the base's training adapter: a LoRA that undoes the distillation, so that flow-matching loss applies again.
 
-Few-step distillation changes what the network answers at a noise level. Fine-tuning a subject with the flow-matching loss
-would spend the subject's adapter on undoing that, and pictures get soft. With this adapter in place the loss is nearly met
-before the subject is learnt; it is taken out to draw. The public training adapter of FLUX.1 [schnell] works alike.
+Few-step distillation changes the network's output at a noise level. Fine-tuning a subject with the flow-matching loss would
+spend the subject's adapter on undoing that, and images get soft. With this adapter the loss is low before the subject is
+learnt; it is removed for inference. The public training adapter of FLUX.1 [schnell] works alike.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch import Tensor, nn
 
 from photoflux.pocket.data import Cache
 from photoflux.pocket.models import PocketConfig, lora_targets
-from photoflux.pocket.train_flow import Flow, LatentSet, draw_batch, hard_captions
-from photoflux.pocket.training import Budget, Recipe, Run, load_average, mixed_precision, plain_attention
+from photoflux.pocket.train_flow import Flow, LatentSet, hard_captions, sample_batch
+from photoflux.pocket.training import Budget, Recipe, Run, load_average, math_attention, mixed_precision
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
-NAME, FILE = "assistant", "pytorch_lora_weights.safetensors"
+NAME, FILE = "training_adapter", "pytorch_lora_weights.safetensors"
 RANK = 16
 RECIPE = Recipe(lr=2e-3, warmup_steps=50, weight_decay=0.0)
 SEED_OFFSET = 2
-"""Batches differ from those of the flow and of the distillation."""
+"""Added to the seed, so that batches differ from those of the flow and of the distillation."""
 
 
 class Adapter(nn.Module):
-    """The LoRA's parameters alone, shared with the transformer that they act in."""
+    """The LoRA's parameters as a module; they are shared with the transformer."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Adapter(nn.Module):
 
 @contextmanager
 def attached(pipe: FluxPipeline, *, config: PocketConfig, seed: int = 0) -> Iterator[Adapter]:
-    """A fresh LoRA (B = 0, so nothing changes yet) acts inside the block; all else of the flow is frozen there."""
+    """Attach a fresh LoRA (B = 0, so that outputs are unchanged) for the block; all other weights of the flow are frozen there."""
     from peft import LoraConfig
 
     lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=lora_targets(config), lora_dropout=0.0, bias="none")
@@ -84,8 +84,8 @@ def train_adapter(
         run = Run("adapter", adapter, file, budget, recipe, seed=seed + SEED_OFFSET)
         predict, data = torch.compile(flow) if compiled else flow, LatentSet.of(cache, run.device, often=often)
         for step in run:
-            samples = draw_batch(data, count=batch, generator=run.generator(step))
-            with mixed_precision(run.device), plain_attention(run.device):
+            samples = sample_batch(data, count=batch, generator=run.generator(step))
+            with mixed_precision(run.device), math_attention(run.device):
                 velocity = predict(samples.noisy, samples.sigma, samples.clip_ids, samples.t5_ids)
             run.update(samples.loss(velocity, samples.velocity), images=batch)
     return run

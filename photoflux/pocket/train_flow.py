@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from photoflux.flux.step import TokenGrid, pack, unpack
 from photoflux.pocket.data import Cache
 from photoflux.pocket.tokenizers import TRIGGERS
-from photoflux.pocket.training import Budget, Recipe, Run, mixed_precision, plain_attention
+from photoflux.pocket.training import Budget, Recipe, Run, math_attention, mixed_precision
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 
 EMPTY_CAPTIONS = 0.1
 SUBJECT_WEIGHT = 3.0
-"""How much more than the background, which is most of a picture and says least about its caption, a subject counts."""
+"""Loss weight of the subject's tokens: the background is most of an image and depends least on the caption."""
 LOGIT_MEAN = 0.3
-"""Colours and places are decided at high noise, so noise levels lean to that side."""
-HARD_WORDS, OFTEN = ("details", *TRIGGERS), 0.5
-"""What two colours ("… with blue details") and names mean is hard to learn: a share of each batch has such a caption."""
+"""Mean of the logit of sigma, above 0 because colours and places are decided at high noise."""
+HARD_WORDS, HARD_SHARE = ("details", *TRIGGERS), 0.5
+"""Accent colours ("… with blue details") and names are hard to learn: HARD_SHARE of each batch have a caption with one."""
 UNIFORM_SIGMAS = 0.2
 """Share of noise levels drawn uniformly: a logit-normal alone seldom sees the pure noise that four steps start from."""
 GUIDANCE, SUBSTEPS = 2.5, 3
-"""What distillation folds into one pass: the scale of the guidance, and the Euler steps."""
+"""Guidance scale and number of Euler steps that distillation folds into one pass."""
 FLOW = Recipe(lr=2e-3, muon_lr=4e-3, warmup_steps=200)
 DISTIL = Recipe(lr=5e-4, muon_lr=1e-3, warmup_steps=50)
 
@@ -97,7 +97,7 @@ class Samples:
         return self.noise - self.clean
 
 
-def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
+def sample_sigmas(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels in (0, 1): `sigmoid(N(LOGIT_MEAN, 1))`, a fifth of them uniform."""
     how: dict[str, Any] = {"generator": generator, "device": generator.device}
     logit_normal = (LOGIT_MEAN + torch.randn(count, **how)).sigmoid()
@@ -115,8 +115,8 @@ def hard_captions(cache: Cache, tokenizer: Any) -> np.ndarray:
 class LatentSet:
     """Latents and captions of the cache on the device of a training; on a CPU they stay on disk.
 
-    `latents [N, 16, h, w]`, ids `[N, 2, L]`, `coverage [N, T]` in 0-255; `often [M, 2]` holds (row, caption) of which `OFTEN` of
-    each batch are made, where there are any.
+    `latents [N, 16, h, w]`, ids `[N, 2, L]`, `coverage [N, T]` in 0-255; `often [M, 2]` holds (row, caption) of hard captions, of which
+    `HARD_SHARE` of each batch is drawn, where there are any.
     """
 
     latents: Tensor
@@ -127,21 +127,21 @@ class LatentSet:
 
     @classmethod
     def of(cls, cache: Cache, device: torch.device, *, often: np.ndarray | None = None) -> LatentSet:
-        """All that is cached now."""
+        """All images that are cached now."""
         arrays = [array[: cache.filled] for array in (cache.latents, cache.clip_ids, cache.t5_ids, cache.coverage)]
         arrays.append(np.empty((0, 2), dtype=np.int64) if often is None else often)
         return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-def draw_batch(data: LatentSet, *, count: int, generator: torch.Generator) -> Samples:
+def sample_batch(data: LatentSet, *, count: int, generator: torch.Generator) -> Samples:
     """`count` cached pictures, each with one of its two captions, fresh noise and a noise level."""
     how: dict[str, Any] = {"generator": generator, "device": generator.device}
     rows, which = torch.randint(len(data.latents), (count,), **how), torch.randint(2, (count,), **how)
     if len(data.often):
-        some = round(OFTEN * count)
+        some = round(HARD_SHARE * count)
         rows[:some], which[:some] = data.often[torch.randint(len(data.often), (some,), **how)].T
     clean = pack(data.latents[rows].float())
-    noise, sigma = torch.randn(clean.shape, **how), draw_sigmas(count, generator)
+    noise, sigma = torch.randn(clean.shape, **how), sample_sigmas(count, generator)
     clip_ids, t5_ids = data.clip_ids[rows, which].long(), data.t5_ids[rows, which].long()
     return Samples(clean, noise, sigma, clip_ids, t5_ids, data.coverage[rows].float() / 255)
 
@@ -171,10 +171,10 @@ def train_flow(
     data = LatentSet.of(cache, run.device, often=hard_captions(cache, pipe.tokenizer_2))
     for step in run:
         generator = run.generator(step)
-        samples = draw_batch(data, count=batch, generator=generator)
+        samples = sample_batch(data, count=batch, generator=generator)
         empty = torch.rand(batch, 1, generator=generator, device=run.device) < EMPTY_CAPTIONS
         clip_ids, t5_ids = torch.where(empty, no_clip, samples.clip_ids), torch.where(empty, no_t5, samples.t5_ids)
-        with mixed_precision(run.device), plain_attention(run.device):
+        with mixed_precision(run.device), math_attention(run.device):
             velocity = predict(samples.noisy, samples.sigma, clip_ids, t5_ids)
         run.update(samples.loss(velocity, samples.velocity), images=batch)
     run.ema.copy_to(flow)
@@ -193,7 +193,7 @@ def distil(
     batch: int = 64,
     compiled: bool = False,
 ) -> Run:
-    """Train in place to do in one pass what a frozen copy does in `SUBSTEPS` guided ones, for sampling in `steps`.
+    """Train in place to predict in one pass the mean of a frozen copy's `SUBSTEPS` guided passes, for sampling in `steps`.
 
     Progressive distillation (Salimans and Ho 2022) of Euler steps together with their classifier-free guidance.
     """
@@ -205,10 +205,10 @@ def distil(
     data = LatentSet.of(cache, run.device)
     for step in run:
         generator = run.generator(step)
-        samples = draw_batch(data, count=batch, generator=generator)
+        samples = sample_batch(data, count=batch, generator=generator)
         samples = replace(samples, sigma=visited_sigmas(samples.sigma, generator, steps=steps))
         ids = samples.clip_ids, samples.t5_ids
-        with mixed_precision(run.device), plain_attention(run.device):
+        with mixed_precision(run.device), math_attention(run.device):
             target = mean_velocity(teach, samples.noisy, samples.sigma, ids, empty, scale=scale, span=1 / steps)
             velocity = predict(samples.noisy, samples.sigma, *ids)
         run.update(samples.loss(velocity, target), images=batch)
@@ -252,7 +252,7 @@ def guided(
     empty: tuple[Tensor, Tensor],
     scale: float,
 ) -> Tensor:
-    """Classifier-free guidance; at `scale` 1 it is the plain velocity and costs half."""
+    """Velocity with classifier-free guidance; at `scale` 1 without, at half the cost."""
     if scale == 1.0:
         return flow(tokens, sigma, *ids)
     both = (

@@ -1,7 +1,7 @@
-"""Pretraining of the pocket judges: one reads attributes, one tells individuals apart, one matches words (CLIP).
+"""Pretraining of the pocket judges: attribute classifier, identity encoder, CLIP.
 
-Both learn from renders and from renders that went through the VAE, because generated pictures look like the latter.
-Nothing of them ever reaches the generator.
+All learn from renders and from VAE-decoded renders, because generated images look like the latter. The generator is never trained
+with them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from photoflux.manifest import replacing, write_json
 from photoflux.pocket import models
-from photoflux.pocket.data import Cache, classes, draw, draw_views, stream
-from photoflux.pocket.train_vae import AT_ONCE, decode, encode, to_unit
-from photoflux.pocket.training import Budget, Recipe, Run, load_average, mixed_precision, plain_attention
+from photoflux.pocket.data import Cache, classes, render_batch, render_views, stream
+from photoflux.pocket.train_vae import VAE_BATCH, decode, encode, to_unit
+from photoflux.pocket.training import Budget, Recipe, Run, load_average, math_attention, mixed_precision
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FluxPipeline
@@ -53,7 +53,7 @@ class AttributeJudge(nn.Module):
 
 
 class ClipJudge(nn.Module):
-    """The CLIP model; heads of its own, which are not shipped, teach it what captions leave out."""
+    """The CLIP model; auxiliary attribute heads, which are not exported, supervise what captions leave out."""
 
     def __init__(self, config: models.PocketConfig, tokenizer: Any) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class IdentityJudge(nn.Module):
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift by up to 4 px, blur a third, and vary brightness and noise a little; colours must stay what they are."""
+    """Shift by up to 4 px, blur a third, and vary brightness and noise a little; colours are unchanged, since they are labels."""
     count, device = len(images), images.device
 
     def uniform(low: float, high: float) -> Tensor:
@@ -122,17 +122,17 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 def supervised_contrastive_loss(embeddings: Tensor, subjects: Tensor) -> Tensor:
     """SupCon (Khosla et al. 2020): views of one subject attract, all else repels; unit vectors `[N, D]`, ids `[N]`."""
-    itself = torch.eye(len(subjects), dtype=torch.bool, device=subjects.device)
-    logits = (embeddings @ embeddings.T / TEMPERATURE).masked_fill(itself, -1e9)
-    same = (subjects[:, None] == subjects[None, :]) & ~itself
+    diagonal = torch.eye(len(subjects), dtype=torch.bool, device=subjects.device)
+    logits = (embeddings @ embeddings.T / TEMPERATURE).masked_fill(diagonal, -1e9)
+    same = (subjects[:, None] == subjects[None, :]) & ~diagonal
     log_share = logits - logits.logsumexp(dim=1, keepdim=True)
     return -((log_share * same).sum(dim=1) / same.sum(dim=1).clamp(min=1)).mean()
 
 
-def decoded_pictures(vae: AutoencoderKL, cache: Cache, *, file: Path, count: int) -> np.memmap:
+def decoded_images(vae: AutoencoderKL, cache: Cache, *, file: Path, count: int) -> np.memmap:
     """The last `count` cached latents, decoded once: uint8 `[count, H, W, 3]` on disk. Continued after a kill."""
     done, device, count = file.with_suffix(".filled.json"), next(vae.parameters()).device, min(count, cache.filled)
-    shape, batch = (count, cache.size_px, cache.size_px, 3), 8 * AT_ONCE[device.type]
+    shape, batch = (count, cache.size_px, cache.size_px, 3), 8 * VAE_BATCH[device.type]
     mode = "r+" if file.exists() else "w+"
     pool = np.lib.format.open_memmap(file, mode=mode, dtype="uint8", shape=None if mode == "r+" else shape)
     first = cache.filled - len(pool)
@@ -145,27 +145,27 @@ def decoded_pictures(vae: AutoencoderKL, cache: Cache, *, file: Path, count: int
 
 
 class Pool:
-    """The cached pictures, as drawn and after the VAE: what the judges of attributes and of words learn from.
+    """The cached images, as drawn and VAE-decoded: training data of the attribute judge and of CLIP.
 
     On a CPU they stay on disk.
     """
 
     def __init__(self, cache: Cache, decoded: np.ndarray, device: torch.device) -> None:
-        plain, self.device = cache.pixels[: cache.filled], device
-        self.pixels = [torch.from_numpy(pixels).to(device) for pixels in (plain, decoded)]
+        as_drawn, self.device = cache.pixels[: cache.filled], device
+        self.pixels = [torch.from_numpy(pixels).to(device) for pixels in (as_drawn, decoded)]
         self.first = [0, cache.filled - len(decoded)]
         self.labels = torch.from_numpy(cache.labels[: cache.filled]).to(device)
         self.clip_ids = torch.from_numpy(cache.clip_ids[: cache.filled, 0]).to(device)
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Varied pictures `[N, 3, H, W]`, half of them after the VAE, class ids `[N, A]`, caption ids `[N, L]`.
 
         Half of all are mirrored: no attribute depends on the side.
         """
-        how: dict[str, Any] = {"generator": generator, "device": self.device}
-        rows = [torch.randint(len(pixels), (count // 2,), **how) for pixels in self.pixels]
+        options: dict[str, Any] = {"generator": generator, "device": self.device}
+        rows = [torch.randint(len(pixels), (count // 2,), **options) for pixels in self.pixels]
         images = to_unit(torch.cat([pixels[at] for pixels, at in zip(self.pixels, rows, strict=True)]), self.device)
-        mirrored = torch.rand((len(images), 1, 1, 1), **how) < 0.5
+        mirrored = torch.rand((len(images), 1, 1, 1), **options) < 0.5
         images = torch.where(mirrored, images.flip(3), images)
         both = torch.cat([at + first for at, first in zip(rows, self.first, strict=True)])
         return augment(images, generator), self.labels[both].long(), self.clip_ids[both].long()
@@ -177,7 +177,7 @@ def train_attribute_judge(
     """Cross-entropy of every attribute that a picture has. Averaged weights at the end."""
     run = Run("judge-attributes", judge, file, budget, CONVOLUTIONAL, seed=seed)
     for step in run:
-        images, labels, _ = pool.draw(batch, run.generator(step))
+        images, labels, _ = pool.sample(batch, run.generator(step))
         with mixed_precision(run.device):
             loss = attribute_loss(judge(images), labels)
         run.update(loss, images=len(images))
@@ -189,8 +189,8 @@ def train_clip_judge(judge: ClipJudge, pool: Pool, *, file: Path, budget: Budget
     """Contrastive plus attribute loss. Averaged weights at the end."""
     run = Run("judge-clip", judge, file, budget, CLIP, seed=seed)
     for step in run:
-        images, labels, ids = pool.draw(batch, run.generator(step))
-        with mixed_precision(run.device), plain_attention(run.device):
+        images, labels, ids = pool.sample(batch, run.generator(step))
+        with mixed_precision(run.device), math_attention(run.device):
             embedding, logits = judge(images)
             loss = attribute_loss(logits, labels) + contrastive_loss(embedding, judge.text(ids), judge.clip.logit_scale)
         run.update(loss, images=len(images))
@@ -215,7 +215,7 @@ def train_identity_judge(
     """
     run = Run("judge-identity", judge, file, budget, CONVOLUTIONAL, seed=seed)
     subjects = max(2, batch // VIEWS // 2)
-    task = partial(draw_views, seed=seed + 10, subjects=subjects, views=VIEWS, size_px=size_px)
+    task = partial(render_views, seed=seed + 10, subjects=subjects, views=VIEWS, size_px=size_px)
     fresh = stream(task, start=run.step, workers=workers, ahead=4 * max(1, workers))
     for step in run:
         generator = run.generator(step)
@@ -241,7 +241,7 @@ def decoded_views(
     if file.exists():
         return np.load(file, mmap_mode="r")
     some = min(16, subjects)
-    task = partial(draw_views, seed=seed, subjects=some, views=VIEWS, size_px=size_px)
+    task = partial(render_views, seed=seed, subjects=some, views=VIEWS, size_px=size_px)
     drawn = stream(task, workers=workers, ahead=4 * max(1, workers))
     pool = np.concatenate([through_vae(vae, next(drawn)[0]) for _ in range(-(-subjects // some))])
     drawn.close()
@@ -308,14 +308,14 @@ def evaluate_judges(
     subjects: int,
     size_px: int,
 ) -> dict[str, Any]:
-    """The judges' card on unseen renders after the VAE, in the form of `judges.json`."""
+    """The judge card from unseen VAE-decoded renders, in the form of `judges.json`."""
     truth, predicted = [], []
     for index in range(max(1, count // 64)):
-        batch = draw(index, seed=seed, count=min(64, count), size_px=size_px)
+        batch = render_batch(index, seed=seed, count=min(64, count), size_px=size_px)
         truth.append(batch.labels)
         predicted.append(predict(reader, through_vae(vae, batch.pixels)))
     confusion = confusion_counts(np.concatenate(truth), np.concatenate(predicted))
-    pixels, numbers = draw_views(0, seed=seed + 1, subjects=subjects, views=VIEWS, size_px=size_px, heldout=True)
+    pixels, numbers = render_views(0, seed=seed + 1, subjects=subjects, views=VIEWS, size_px=size_px, heldout=True)
     device = next(identity.parameters()).device
     parts = [identity(to_unit(through_vae(vae, part), device)).cpu().numpy() for part in _parts(pixels, 64)]
     card = {name: round(balanced_accuracy(table), 4) for name, table in confusion.items()}
@@ -346,12 +346,12 @@ def train_judges(
     vae, size_px = pipe.vae.eval().to(memory_format=torch.channels_last), config.resolution_px
     device = next(vae.parameters()).device
     judges = Judges.build(config, pipe.tokenizer, seed=seed).to(device)
-    pool = Pool(cache, decoded_pictures(vae, cache, file=work / "decoded.npy", count=decoded), device)
-    how: dict[str, dict[str, Any]] = {
+    pool = Pool(cache, decoded_images(vae, cache, file=work / "decoded.npy", count=decoded), device)
+    options: dict[str, dict[str, Any]] = {
         name: {"file": work / f"judge-{name}.pt", "budget": part(budget, share), "batch": batch}
         for name, share in SHARES.items()
     }
-    train_attribute_judge(judges.attributes, pool, seed=seed + 8, **how["attributes"])
+    train_attribute_judge(judges.attributes, pool, seed=seed + 8, **options["attributes"])
     views = decoded_views(
         vae,
         file=work / "views.npy",
@@ -360,8 +360,8 @@ def train_judges(
         size_px=size_px,
         workers=workers,
     )
-    train_identity_judge(judges.identity, views, seed=seed + 6, size_px=size_px, workers=workers, **how["identity"])
-    train_clip_judge(judges.clip, pool, seed=seed + 4, **how["clip"])
+    train_identity_judge(judges.identity, views, seed=seed + 6, size_px=size_px, workers=workers, **options["identity"])
+    train_clip_judge(judges.clip, pool, seed=seed + 4, **options["clip"])
     count, subjects = (64, 8) if quick else (1024, 48)
     facts = evaluate_judges(
         judges.attributes, judges.identity, vae, seed=seed + 7, count=count, subjects=subjects, size_px=size_px
@@ -396,7 +396,7 @@ class Judges:
         return self
 
     def load(self, work: Path) -> Judges:
-        """Put in the averaged weights that a work folder has, for evaluation."""
+        """Load the averaged weights from a work folder, for evaluation."""
         for name, judge in vars(self).items():
             load_average(work / f"judge-{name}.pt", judge)
             judge.eval()
@@ -406,7 +406,7 @@ class Judges:
 def export_judges(
     folder: Path, *, work: Path | None, config: models.PocketConfig, tokenizer: Any, vae: AutoencoderKL, seed: int
 ) -> Path:
-    """Save the judges as they stand (untrained without `work`): two transformers folders, heads and card, fp16."""
+    """Save the judges in their present state (untrained without `work`): two transformers folders, heads and card, fp16."""
     import json
 
     from safetensors.torch import save_file

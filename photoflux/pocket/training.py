@@ -1,4 +1,4 @@
-"""The one training loop of the pocket pretraining: time budget, averaged weights, resumable state, progress lines."""
+"""The training loop of all stages of the pocket pretraining: time budget, averaged weights, resumable state, progress lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains: wall time, or a number of steps where time must not matter (tests)."""
+    """How long a stage trains: wall time, or a number of steps (for tests)."""
 
     seconds: float = math.inf
     steps: int | None = None
@@ -80,11 +80,11 @@ class Muon(torch.optim.Optimizer):
             updates = torch._foreach_lerp([p.grad for p in weights], buffers, group["momentum"])
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             # one product for all matrices of a shape: on a GPU thousands of small ones take longer than the network
-            for alike in _by_shape(updates):
-                stack = orthogonal(torch.stack([updates[i].flatten(1) for i in alike]).to(self.dtype)).float()
+            for same_shape in _by_shape(updates):
+                stack = orthogonal(torch.stack([updates[i].flatten(1) for i in same_shape]).to(self.dtype)).float()
                 size = -0.2 * group["lr"] * max(stack.shape[1:]) ** 0.5
-                moves = [update.view_as(weights[i]) for i, update in zip(alike, stack, strict=True)]
-                torch._foreach_add_([weights[i] for i in alike], moves, alpha=size)
+                moves = [update.view_as(weights[i]) for i, update in zip(same_shape, stack, strict=True)]
+                torch._foreach_add_([weights[i] for i in same_shape], moves, alpha=size)
 
 
 def _by_shape(tensors: list[Tensor]) -> list[list[int]]:
@@ -120,7 +120,7 @@ class Ema:
         self.averages = [p.detach().clone() for p in module.parameters()]
 
     def update(self, module: nn.Module, *, step: int) -> None:
-        update_average(self.averages, module.parameters(), decay=self.decay, step=step)
+        update_average(self.averages, module.parameters(), decay=self.decay, train_step=step)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
@@ -161,8 +161,8 @@ class Run:
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         recipe, matrices = self.recipe, hidden_matrices(self.module) if self.recipe.muon_lr else []
         chosen = {id(p) for p in matrices}
-        rest = [p for p in self.module.parameters() if p.requires_grad and id(p) not in chosen]
-        adam = torch.optim.AdamW(rest, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
+        others = [p for p in self.module.parameters() if p.requires_grad and id(p) not in chosen]
+        adam = torch.optim.AdamW(others, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
         muon = [Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)] if matrices else []
         for optimiser in [adam, *muon]:
             for group in optimiser.param_groups:
@@ -180,7 +180,7 @@ class Run:
     def __iter__(self) -> Iterator[int]:
         self.module.train()
         started, since_save, since_log = time.monotonic(), time.monotonic(), time.monotonic()
-        before_s, self._marked = self.spent_s, (self.images, self.spent_s)
+        before_s, self._last_report = self.spent_s, (self.images, self.spent_s)
         while self.progress < 1.0:
             yield self.step
             self.step += 1
@@ -195,10 +195,10 @@ class Run:
         self.module.eval()
 
     def update(self, loss: Tensor, *, images: int) -> None:
-        """Backward, clip, step and average. A loss that is not finite is counted as nothing and skipped."""
+        """Backward, clip, step and average. A batch whose loss is not finite is skipped."""
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        value = loss.item()  # the only wait for a GPU in a step: what follows is sent to it in one go
+        value = loss.item()  # the only synchronisation with a GPU in a step
         if not math.isfinite(value):
             log.warning("%s: step %d has a loss of %s, skipped", self.name, self.step, value)
             return
@@ -214,7 +214,7 @@ class Run:
         self.losses.append(value)
 
     def _report(self, now: float) -> float:
-        images, spent_s = self._marked
+        images, spent_s = self._last_report
         per_s = (self.images - images) / max(1e-9, self.spent_s - spent_s)
         loss = sum(self.losses) / max(1, len(self.losses))
         left_s = self.spent_s / max(1e-9, self.progress) - self.spent_s
@@ -228,7 +228,7 @@ class Run:
             self.images,
             left_s / 60,
         )
-        self._marked, self.losses = (self.images, self.spent_s), []
+        self._last_report, self.losses = (self.images, self.spent_s), []
         return now
 
     def save(self) -> None:
@@ -252,13 +252,13 @@ class Run:
 
 
 def save_atomically(state: Any, file: Path) -> None:
-    """`torch.save` under a temporary name, then rename: a reader never sees half a file."""
+    """`torch.save` under a temporary name, then rename, so that readers never see an incomplete file."""
     with replacing(file) as partial:
         torch.save(state, partial)
 
 
 def load_average(file: Path, module: nn.Module) -> bool:
-    """Put the averaged weights of a saved run into `module`; False when there is no such run yet."""
+    """Load the averaged weights of a saved run into `module`; False where there is no saved run."""
     if not file.exists():
         return False
     state = torch.load(file, map_location="cpu", weights_only=True)
@@ -280,8 +280,8 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
-def plain_attention(device: torch.device) -> Iterator[None]:
-    """On a CPU attention as two matrix products: at 88 tokens the fused kernel's backward pass costs three times as much."""
+def math_attention(device: torch.device) -> Iterator[None]:
+    """On a CPU compute attention as two matrix products: at 88 tokens the fused kernel's backward pass takes three times as long."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     if device.type != "cpu":

@@ -1,7 +1,7 @@
-"""The pocket world: what may stand in a scene, how scenes are drawn from it, what they are called. No pixels here.
+"""The pocket world: contents of scenes, their random sampling, captions and labels. Rendering is in `render`.
 
-Every scene has exact labels, so that whatever is claimed of a model trained on it can be checked. People are drawn
-with a *planted skew* per occupation (`SKEW`): it is what a bias audit has to find again.
+Every scene has exact labels, so that claims about a model trained on it can be checked. People are sampled with a *planted skew*
+per occupation (`SKEW`), which a bias audit has to find.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SKEW: dict[str, tuple[float, tuple[float, float, float]]] = {
     "nurse": (0.90, (0.30, 0.30, 0.40)),
     "teacher": (0.75, (0.60, 0.25, 0.15)),
 }
-"""Planted: P(woman) and P(light, medium, dark) of an occupation. People without one: even."""
+"""The planted skew: P(woman) and P(light, medium, dark) by occupation; even for people without one."""
 TRIGGERS = ("sks", "ohwx", "zwx", "vqk", "xjy", "bnz", "qtp", "kyv")
 HELDOUT_SHARE = 8
 """One in this many combinations of looks never occurs in pretraining; unseen subjects come from these."""
@@ -139,7 +139,7 @@ COMMON_WORDS = [
 
 @dataclass(frozen=True)
 class Subject:
-    """One individual thing or animal: what stays the same wherever it is seen."""
+    """One individual thing or animal: the looks that are the same in all scenes."""
 
     kind: str
     colour: str
@@ -212,7 +212,7 @@ def sample_subject(rng: np.random.Generator, *, heldout: bool = False, **fixed: 
 
 
 def named(name: str, noun: str) -> Subject | Person:
-    """The individual of kind `noun` (or "person") that a name means in pretraining, always the same.
+    """The individual of kind `noun` (or "person") that a name stands for in pretraining, deterministic.
 
     Things and animals of one name look alike: the same colours, pattern, mark and proportions.
     """
@@ -227,7 +227,7 @@ def named(name: str, noun: str) -> Subject | Person:
 
 
 def is_heldout(looks: dict[str, str]) -> bool:
-    """Whether a combination of kind, colour, accent and pattern is kept from pretraining; by a fixed hash."""
+    """Whether a combination of kind, colour, accent and pattern is held out from pretraining; by a fixed hash."""
     key = " ".join(looks[name] for name in ("kind", "colour", "accent", "pattern"))
     return zlib.crc32(key.encode()) % HELDOUT_SHARE == 0
 
@@ -262,10 +262,10 @@ def sample_person(rng: np.random.Generator, **fixed: str) -> Person:
 def sample_scene(
     rng: np.random.Generator, *, subject: Subject | Person | None = None, people_share: float = 0.3, **fixed: object
 ) -> Scene:
-    """A scene; whatever is not fixed is drawn evenly, but all face left.
+    """A scene; values that are not fixed are sampled, but all subjects face left.
 
-    No caption says which way, and a picture's sides are settled in the first of four steps: a small base that had seen
-    both would draw half of each.
+    Captions do not say which way a subject faces, and that is decided in the first of four denoise steps: a small base that
+    had seen both would mix them.
     """
     if subject is None:
         subject = sample_person(rng) if rng.random() < people_share else sample_subject(rng)
@@ -301,7 +301,7 @@ def _jitter(rng: np.random.Generator, rgb: Rgb, spread: float) -> Rgb:
 
 
 def labels(scene: Scene) -> dict[str, str]:
-    """The exact truth about a scene; "" where an attribute does not apply."""
+    """The exact labels of a scene; "" where an attribute does not apply."""
     of = scene.subject
     common = {"place": scene.place, "style": scene.style}
     nothing = dict.fromkeys(("kind", "colour", "accent", "pattern", "occupation", "gender", "band", "tone", "hair"), "")
@@ -313,16 +313,16 @@ def labels(scene: Scene) -> dict[str, str]:
 
 def caption(scene: Scene, rng: np.random.Generator | None = None, *, trigger: str | None = None) -> str:
     """One plain sentence. With `rng` attributes are left out at random; with `trigger` the subject's looks are."""
-    return _told(scene, rng, trigger)[0]
+    return _describe(scene, rng, trigger)[0]
 
 
 def scene_prompt(scene: Scene, rng: np.random.Generator | None = None) -> tuple[str, dict[str, str]]:
     """A caption and only those labels that it states."""
-    return _told(scene, rng, None)
+    return _describe(scene, rng, None)
 
 
-def _told(scene: Scene, rng: np.random.Generator | None, trigger: str | None) -> tuple[str, dict[str, str]]:
-    def told(share: float) -> bool:
+def _describe(scene: Scene, rng: np.random.Generator | None, trigger: str | None) -> tuple[str, dict[str, str]]:
+    def is_stated(share: float) -> bool:
         return rng is None or bool(rng.random() < share)
 
     openings = STYLES[scene.style]
@@ -330,54 +330,54 @@ def _told(scene: Scene, rng: np.random.Generator | None, trigger: str | None) ->
     stated = {"style": scene.style}
     if trigger:
         noun = "person" if isinstance(scene.subject, Person) else scene.subject.kind
-        phrase, said = f"{trigger} {noun}", {"kind": noun}
+        phrase, stated_labels = f"{trigger} {noun}", {"kind": noun}
     elif isinstance(scene.subject, Person):
-        phrase, said = _person_phrase(scene.subject, told)
+        phrase, stated_labels = _person_phrase(scene.subject, is_stated)
     else:
-        phrase, said = _subject_phrase(scene.subject, told)
-    if told(0.92):
-        phrase, said = f"{phrase} {PLACES[scene.place]}", said | {"place": scene.place}
-    return f"{opening} {phrase}", stated | said
+        phrase, stated_labels = _subject_phrase(scene.subject, is_stated)
+    if is_stated(0.92):
+        phrase, stated_labels = f"{phrase} {PLACES[scene.place]}", stated_labels | {"place": scene.place}
+    return f"{opening} {phrase}", stated | stated_labels
 
 
-def _subject_phrase(subject: Subject, told) -> tuple[str, dict[str, str]]:  # type: ignore[no-untyped-def]
-    words, said = [], {"kind": subject.kind}
-    if told(0.8):
+def _subject_phrase(subject: Subject, is_stated) -> tuple[str, dict[str, str]]:  # type: ignore[no-untyped-def]
+    words, stated_labels = [], {"kind": subject.kind}
+    if is_stated(0.8):
         words.append(subject.colour)
-        said["colour"] = subject.colour
-    if told(0.3 if subject.pattern == "plain" else 0.75):
+        stated_labels["colour"] = subject.colour
+    if is_stated(0.3 if subject.pattern == "plain" else 0.75):
         words.append(subject.pattern)
-        said["pattern"] = subject.pattern
+        stated_labels["pattern"] = subject.pattern
     phrase = with_article(" ".join([*words, subject.kind]))
-    if told(0.3):
+    if is_stated(0.3):
         phrase += f" with {subject.accent} details"
-        said["accent"] = subject.accent
-    return phrase, said
+        stated_labels["accent"] = subject.accent
+    return phrase, stated_labels
 
 
-def _person_phrase(person: Person, told) -> tuple[str, dict[str, str]]:  # type: ignore[no-untyped-def]
-    said, words = {"kind": "person"}, []
-    if told(0.5):
+def _person_phrase(person: Person, is_stated) -> tuple[str, dict[str, str]]:  # type: ignore[no-untyped-def]
+    stated_labels, words = {"kind": "person"}, []
+    if is_stated(0.5):
         words.append(person.gender)
-        said["gender"] = person.gender
-    if person.occupation and told(0.85):
+        stated_labels["gender"] = person.gender
+    if person.occupation and is_stated(0.85):
         words.append(person.occupation)
-        said["occupation"] = person.occupation
+        stated_labels["occupation"] = person.occupation
     words = words or ["person"]
     features = []
-    if told(0.45):
+    if is_stated(0.45):
         features.append(f"{person.band} skin")
-        said["band"] = person.band
-    if told(0.45):
+        stated_labels["band"] = person.band
+    if is_stated(0.45):
         features.append(f"{person.hair} hair")
-        said["hair"] = person.hair
+        stated_labels["hair"] = person.hair
     phrase = with_article(" ".join(words))
-    return (f"{phrase} with {' and '.join(features)}" if features else phrase), said
+    return (f"{phrase} with {' and '.join(features)}" if features else phrase), stated_labels
 
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Every word a caption can hold, and common ones people will type."""
+    """Every word of captions, and common words of prompts."""
     phrases = [*PLACES.values(), *(opening for openings in STYLES.values() for opening in openings)]
     words = [
         *KINDS,

@@ -1,1 +1,1 @@
-"""The generation engine: one process owns one device and draws for many people, each with their own adapter."""
+"""The generation engine: one process owns one device and draws for many owners, each with adapters of their own."""

@@ -1,4 +1,4 @@
-"""Adapters as the engine holds them, and pools that keep the latest used within a number of bytes."""
+"""Adapters in memory, and pools of them with a byte limit, which drop the least recently used."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch import Tensor
 from photoflux.errors import InputError
 from photoflux.flux.spec import WEIGHTS, BaseSpec
 
-Wanted = Callable[[], bool]
-"""Whether what was asked for is still wanted."""
+IsWanted = Callable[[], bool]
+"""False once the request was cancelled."""
 PREFIX, DOWN, UP = "transformer.", ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(frozen=True)
 class AdapterKey:
-    """Which adapter, for whom. The digest is that of the plaintext artifact, so that a key can never change its meaning."""
+    """Owner, version and SHA-256 of an adapter's plaintext artifact: a key can never refer to another adapter."""
 
     owner: str
     version: str
@@ -44,12 +44,12 @@ class Adapter:
         return sum(t.nbytes for pair in self.layers.values() for t in pair)
 
     def to(self, device: torch.device | str) -> Adapter:
-        """On a device, from pinned memory in the background where there is a GPU."""
+        """A copy on a device; from pinned memory it is copied asynchronously."""
         moved = {name: tuple(t.to(device, non_blocking=True) for t in pair) for name, pair in self.layers.items()}
         return Adapter(moved, self.subject)  # type: ignore[arg-type]
 
     def pinned(self) -> Adapter:
-        """In page-locked memory, from which a GPU copies without waiting; the same where there is no GPU."""
+        """A copy in page-locked memory, for asynchronous copies to a GPU; the same object where there is no GPU."""
         if not torch.cuda.is_available():
             return self
         return Adapter({n: tuple(t.pin_memory() for t in pair) for n, pair in self.layers.items()}, self.subject)  # type: ignore[misc]
@@ -94,32 +94,33 @@ def _layers(tensors: Mapping[str, Tensor], scale: float) -> dict[str, tuple[Tens
 
 
 @dataclass
-class Pool:
+class AdapterPool:
     """Adapters by key, the least recently used dropped beyond `limit_bytes`; safe for several threads.
 
-    `load` makes what is missing, once even when several ask at a time; it is given what `get` was.
+    `load` fetches a missing one, once also where several threads ask for it; it is given the arguments of `get`.
     """
 
     limit_bytes: int
-    load: Callable[[AdapterKey, Wanted], Adapter]
-    _held: OrderedDict[AdapterKey, Adapter] = field(default_factory=OrderedDict)
+    load: Callable[[AdapterKey, IsWanted], Adapter]
+    _adapters: OrderedDict[AdapterKey, Adapter] = field(default_factory=OrderedDict)
     _loading: dict[AdapterKey, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def get(self, key: AdapterKey, *, wanted: Wanted = lambda: True) -> Adapter:
-        """The adapter; whatever `load` raises where there is none. Never another one, and never none at all.
+    def get(self, key: AdapterKey, *, wanted: IsWanted = lambda: True) -> Adapter:
+        """The adapter of that key. Raises whatever `load` raises.
 
-        Raises CancelledError where it is no longer `wanted` once it is loaded: an owner who was forgotten meanwhile stays so.
+        Raises CancelledError where it is no longer `wanted` once it is loaded, so that it is not cached for an owner who was
+        forgotten meanwhile.
         """
         with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-            gate = self._loading.setdefault(key, threading.Lock())
-        with gate:
+            if key in self._adapters:
+                self._adapters.move_to_end(key)
+                return self._adapters[key]
+            load_lock = self._loading.setdefault(key, threading.Lock())
+        with load_lock:
             with self._lock:
-                if key in self._held:
-                    return self._held[key]
+                if key in self._adapters:
+                    return self._adapters[key]
             try:
                 adapter = self.load(key, wanted)
                 self._put(key, adapter, wanted=wanted)
@@ -128,33 +129,33 @@ class Pool:
                 with self._lock:
                     self._loading.pop(key, None)
 
-    def _put(self, key: AdapterKey, adapter: Adapter, *, wanted: Wanted) -> None:
-        with self._lock:  # asked under the lock that `forget` takes: what it does not find is not put there afterwards
+    def _put(self, key: AdapterKey, adapter: Adapter, *, wanted: IsWanted) -> None:
+        with self._lock:  # checked under the lock of `forget`: nothing is cached for an owner after that has returned
             if not wanted():
                 raise CancelledError
-            self._held[key] = adapter
-            while self.nbytes > self.limit_bytes and len(self._held) > 1:
-                self._held.popitem(last=False)
+            self._adapters[key] = adapter
+            while self.nbytes > self.limit_bytes and len(self._adapters) > 1:
+                self._adapters.popitem(last=False)
 
     def forget(self, owner: str) -> int:
-        """Drop an owner's adapters, as after erasure; returns how many there were."""
+        """Drop an owner's adapters; returns how many there were."""
         with self._lock:
-            gone = [key for key in self._held if key.owner == owner]
-            for key in gone:
-                del self._held[key]
-            return len(gone)
+            dropped = [key for key in self._adapters if key.owner == owner]
+            for key in dropped:
+                del self._adapters[key]
+            return len(dropped)
 
     def owners(self) -> set[str]:
-        """Whose adapters are held."""
+        """Owners of the cached adapters."""
         with self._lock:
-            return {key.owner for key in self._held}
+            return {key.owner for key in self._adapters}
 
     @property
     def nbytes(self) -> int:
-        return sum(adapter.nbytes for adapter in self._held.values())
+        return sum(adapter.nbytes for adapter in self._adapters.values())
 
     def __contains__(self, key: AdapterKey) -> bool:
-        return key in self._held
+        return key in self._adapters
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._adapters)

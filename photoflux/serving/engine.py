@@ -1,7 +1,7 @@
-"""The engine: one worker thread draws, one request at a time, with the adapter merged that the request names.
+"""The engine: one worker thread draws one request at a time, with the request's adapter merged into the weights.
 
-FLUX is bound by arithmetic at one picture, so that batches of strangers gain nothing; what costs is waiting for an adapter.
-So the next request's adapter is fetched while the current one draws.
+FLUX is compute-bound at batch size 1, so that batching requests gains nothing; fetching adapters is what costs. So the next
+request's adapter is fetched while the current request is drawn.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from photoflux.errors import PhotoFluxError
-from photoflux.serving.adapters import Adapter, AdapterKey, Pool
-from photoflux.serving.queue import Closed, FairQueue, Full
+from photoflux.serving.adapters import Adapter, AdapterKey, AdapterPool
+from photoflux.serving.queue import FairQueue, QueueClosed, QueueFull
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WAITING = 64
-PROMPTS_KEPT = 512
+QUEUE_LIMIT = 64
+PROMPTS_CACHED = 512
 FIRST_ESTIMATE_S = 1.0
-CHECKED_S, IDLE_S, SWEEP_S = 5.0, 20.0, 5.0
-"""Whether an owner was erased is asked when their adapter is used, unless it was within CHECKED_S; for adapters that lie idle a
-sweep asks again after IDLE_S. Together with the sweep's pace an erased owner's adapter is in memory for 25 s at most."""
+ERASURE_CHECK_S, IDLE_CHECK_S, SWEEP_S = 5.0, 20.0, 5.0
+"""Whether an owner was erased is checked when their adapter is used, at most every ERASURE_CHECK_S; for idle adapters by a sweep every
+SWEEP_S, at most every IDLE_CHECK_S. So an erased owner's adapter is in memory for IDLE_CHECK_S + SWEEP_S at most."""
 
 
 class Busy(PhotoFluxError):
-    """The line is full. `retry_after_s` is when there should be room."""
+    """The queue is full. `retry_after_s` is when there should be room."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"too many pictures are waiting to be drawn; ask again in {retry_after_s:.0f} s")
@@ -51,11 +51,11 @@ class Draining(PhotoFluxError):
     """The engine is about to stop and takes nothing new."""
 
 
-class TooLate(PhotoFluxError):
-    """The request's deadline passed before its pictures were drawn."""
+class DeadlineExceeded(PhotoFluxError):
+    """The request's deadline passed before its images were drawn."""
 
 
-class Forgotten(PhotoFluxError):
+class OwnerForgotten(PhotoFluxError):
     """The request's owner was erased: nothing is drawn for them any more."""
 
 
@@ -80,30 +80,30 @@ class Request:
         return not self.cancelled.is_set()
 
     @property
-    def weight(self) -> int:
-        """How much work it is, in pictures; a redrawn style costs another one or so."""
+    def cost(self) -> int:
+        """How much work it is, in pictures; redrawing in a style costs about one more for each."""
         from photoflux.styles import REDRAWS
 
         return len(self.seeds) * (2 if self.style in REDRAWS else 1)
 
 
-class Pace:
-    """Seconds per picture, as a moving average."""
+class LatencyEstimator:
+    """Seconds per unit of cost, about one picture, as a moving average."""
 
     def __init__(self) -> None:
-        self.seconds, self.known = FIRST_ESTIMATE_S, False
+        self.seconds, self.measured = FIRST_ESTIMATE_S, False
 
-    def note(self, seconds: float, weight: int) -> None:
-        each = seconds / max(1, weight)
-        self.seconds = 0.8 * self.seconds + 0.2 * each if self.known else each
-        self.known = True
+    def observe(self, seconds: float, cost: int) -> None:
+        per_cost = seconds / max(1, cost)
+        self.seconds = 0.8 * self.seconds + 0.2 * per_cost if self.measured else per_cost
+        self.measured = True
 
 
 class Engine:
-    """Draws with a base and any number of adapters, of which `host_bytes` stay in memory and `device_bytes` on the device.
+    """Draws with a base and any number of adapters, of which up to `host_bytes` are cached in memory and `device_bytes` on the device.
 
-    `fetch` gives the adapter of a key, from wherever it is kept; what it raises fails that request and no other. `is_erased` says
-    whether an owner was erased; without it only `forget` drops what is kept of them.
+    `fetch` loads the adapter of a key; what it raises fails that request and no other. `is_erased` says whether an owner was erased;
+    without it only `forget` drops an owner's adapters.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Engine:
         spec: BaseSpec,
         fetch: Callable[[AdapterKey], Adapter],
         is_erased: Callable[[str], bool] | None = None,
-        waiting: int = WAITING,
+        waiting: int = QUEUE_LIMIT,
         host_bytes: int = 8 << 30,
         device_bytes: int = 2 << 30,
     ) -> None:
@@ -121,63 +121,63 @@ class Engine:
 
         self.pipe, self.spec = pipe, spec
         self.merger = Merger(pipe.transformer, spec.lora_targets)
-        self.host = Pool(host_bytes, lambda key, _: fetch(key).pinned())
-        self.device = Pool(device_bytes, lambda key, wanted: self.host.get(key, wanted=wanted).to(pipe.device))
-        self.line: FairQueue[Request] = FairQueue(waiting)
-        self.pace = Pace()
-        self.drawing: Request | None = None
+        self.host = AdapterPool(host_bytes, lambda key, _: fetch(key).pinned())
+        self.device = AdapterPool(device_bytes, lambda key, wanted: self.host.get(key, wanted=wanted).to(pipe.device))
+        self.queue: FairQueue[Request] = FairQueue(waiting)
+        self.latency = LatencyEstimator()
+        self.current: Request | None = None
         self._fetching: threading.Thread | None = None
         self._merged: AdapterKey | None = None
-        self._turn, self._turn_of = threading.Lock(), ""
-        self._open = set[Request]()
+        self._weights_lock, self._current_owner = threading.Lock(), ""
+        self._unfinished = set[Request]()
         self._prompts: OrderedDict[str, PromptEmbeds] = OrderedDict()
         self._prompts_lock = threading.Lock()
-        self._is_erased, self._asked = is_erased, dict[str, float]()
+        self._is_erased, self._checked_at = is_erased, dict[str, float]()
         self._stopped = threading.Event()
-        self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._worker = threading.Thread(target=self._run_worker, name="engine", daemon=True)
         self._worker.start()
         if is_erased:
             threading.Thread(target=self._sweep, name="engine-sweep", daemon=True).start()
 
     def submit(self, request: Request) -> Future[list[Image.Image]]:
-        """Put a request in line. Raises Busy with an estimate when there is no room, Draining when the engine stops."""
-        self._open.add(request)  # before it waits, so that `forget` misses none
+        """Queue a request. Raises Busy with an estimate when there is no room, Draining when the engine stops."""
+        self._unfinished.add(request)  # before it waits, so that `forget` misses none
         try:
-            self.line.put(request)
-        except (Full, Closed) as error:
-            self._open.discard(request)
-            if isinstance(error, Full):
+            self.queue.put(request)
+        except (QueueFull, QueueClosed) as error:
+            self._unfinished.discard(request)
+            if isinstance(error, QueueFull):
                 raise Busy(self.wait_s(request.owner)) from None
             raise Draining("the engine is stopping; ask another one") from None
-        request.result.add_done_callback(lambda _: self._open.discard(request))
+        request.result.add_done_callback(lambda _: self._unfinished.discard(request))
         return request.result
 
     def wait_s(self, owner: str) -> float:
-        """About how long a new request of this owner would wait: what is drawn before it, at the pace of late."""
-        now = self.drawing
-        ahead = sum(request.weight for request in self.line.ahead_of(owner)) + (now.weight if now else 0)
-        return max(1.0, ahead * self.pace.seconds)
+        """Estimated seconds until a new request of this owner begins: the cost before it times the latency."""
+        current = self.current
+        ahead = sum(request.cost for request in self.queue.ahead_of(owner)) + (current.cost if current else 0)
+        return max(1.0, ahead * self.latency.seconds)
 
     def cancel(self, request: Request) -> None:
-        """Take it out of the line, or stop it after the denoise step that is under way."""
+        """Take it out of the queue, or stop it after the denoise step that is under way."""
         request.cancelled.set()
-        if self.line.remove(request):
+        if self.queue.remove(request):
             _fail(request, CancelledError())
 
     def forget(self, owner: str) -> None:
-        """Drop all that is kept of an owner, and give up what waits or is drawn for them.
+        """Drop an owner's cached adapters and prompts, and cancel their requests.
 
-        Waits for the denoise step under way where that is theirs, and for nobody else's pictures.
+        Waits for the denoise step under way if it is theirs, but never for other owners' requests.
         """
-        for request in [request for request in list(self._open) if request.owner == owner]:
+        for request in [request for request in list(self._unfinished) if request.owner == owner]:
             self.cancel(request)
         self._drop_adapters(owner)
         while self._is_in_weights(owner):
-            if self._turn.acquire(timeout=0.05):
+            if self._weights_lock.acquire(timeout=0.05):
                 try:
                     self._restore(owner)
                 finally:
-                    self._turn.release()
+                    self._weights_lock.release()
         with self._prompts_lock:
             self._prompts.clear()
 
@@ -186,9 +186,9 @@ class Engine:
         self.device.forget(owner)
 
     def _is_in_weights(self, owner: str) -> bool:
-        """Whether an owner's adapter is in the weights, or may be in a moment."""
+        """Whether an owner's adapter is merged into the weights, or about to be."""
         merged = self._merged
-        return self._turn_of == owner or (merged is not None and merged.owner == owner)
+        return self._current_owner == owner or (merged is not None and merged.owner == owner)
 
     def _restore(self, owner: str) -> None:
         if self._merged and self._merged.owner == owner:
@@ -197,7 +197,7 @@ class Engine:
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take nothing new and finish what waits; False when that took longer than `timeout_s`."""
-        self.line.close()
+        self.queue.close()
         self._worker.join(timeout_s)
         self._stopped.set()
         return not self._worker.is_alive()
@@ -206,13 +206,13 @@ class Engine:
     def alive(self) -> bool:
         return self._worker.is_alive()
 
-    def _work(self) -> None:
+    def _run_worker(self) -> None:
         while True:
             try:
-                request = self.line.get()
-            except Closed:
+                request = self.queue.get()
+            except QueueClosed:
                 return
-            self.drawing = request
+            self.current = request
             try:
                 self._serve(request)
             except BaseException as error:
@@ -220,7 +220,7 @@ class Engine:
                 if not isinstance(error, PhotoFluxError | CancelledError):
                     log.exception("a request failed")
             finally:
-                self.drawing = None
+                self.current = None
 
     def _serve(self, request: Request) -> None:
         if not request.result.set_running_or_notify_cancel():
@@ -228,31 +228,33 @@ class Engine:
         self._check(request)
         self._refuse_erased(request.owner)
         adapter = self.device.get(request.key, wanted=request.is_wanted)
-        with self._turn:
-            self._turn_of = request.owner  # before the check: `forget` cancels first and looks here then
+        with self._weights_lock:
+            self._current_owner = (
+                request.owner
+            )  # set before the check: `forget` cancels first and reads this afterwards
             try:
                 self._check(request)
                 self._merge(request.key, adapter)
-                pictures = [self._paced(request, seed) for seed in request.seeds]
+                images = [self._generate_timed(request, seed) for seed in request.seeds]
             finally:
-                self._turn_of = ""
-        request.result.set_result(pictures)
+                self._current_owner = ""
+        request.result.set_result(images)
 
-    def _paced(self, request: Request, seed: int) -> Image.Image:
-        """One picture of a request; how long it took makes the estimates."""
+    def _generate_timed(self, request: Request, seed: int) -> Image.Image:
+        """One image of a request; its duration goes into the latency estimate."""
         self._fetch_next()
         started = time.monotonic()
-        check = partial(self._between_steps, request)
-        picture = self._draw(request.prompt, seed=seed, style=request.style, check=check)
-        self.pace.note(time.monotonic() - started, request.weight // len(request.seeds))
-        return picture
+        check = partial(self._check_between_denoise_steps, request)
+        image = self._generate(request.prompt, seed=seed, style=request.style, check=check)
+        self.latency.observe(time.monotonic() - started, request.cost // len(request.seeds))
+        return image
 
-    def _between_steps(self, request: Request) -> None:
-        """End a request between denoise steps. Raises CancelledError, TooLate."""
+    def _check_between_denoise_steps(self, request: Request) -> None:
+        """End a request between denoise steps. Raises CancelledError, DeadlineExceeded."""
         if self.pipe.device.type == "cuda":
             import torch
 
-            # A GPU works off what is queued for it: without waiting, all steps were queued before the first is checked.
+            # CUDA calls are asynchronous: without waiting, all steps would be queued before the first check.
             torch.cuda.current_stream(self.pipe.device).synchronize()
         self._check(request)
 
@@ -260,44 +262,44 @@ class Engine:
         if request.cancelled.is_set():
             raise CancelledError
         if time.monotonic() > request.deadline:
-            raise TooLate("the pictures could not be drawn in time; ask again, or for fewer")
+            raise DeadlineExceeded("the pictures could not be drawn in time; ask again, or for fewer")
 
     def _refuse_erased(self, owner: str) -> None:
-        """Raises Forgotten for an erased owner, and drops what is kept of them."""
-        if self._was_erased(owner, within_s=CHECKED_S):
-            self._drop_adapters(owner)  # the sweep does the rest: it cannot be waited for here
-            raise Forgotten("nothing is drawn for an account that was erased")
+        """Raises OwnerForgotten for an erased owner, after dropping their adapters."""
+        if self._was_erased(owner, within_s=ERASURE_CHECK_S):
+            self._drop_adapters(owner)  # the sweep also restores the weights, which would wait for this thread
+            raise OwnerForgotten("nothing is drawn for an account that was erased")
 
     def _was_erased(self, owner: str, *, within_s: float) -> bool:
-        """Whether an owner is erased, as far as was known `within_s` seconds ago."""
+        """Whether an owner is erased; a check that said no within the last `within_s` seconds is not repeated."""
         now = time.monotonic()
-        if self._is_erased is None or self._asked.get(owner, float("-inf")) > now - within_s:
+        if self._is_erased is None or self._checked_at.get(owner, float("-inf")) > now - within_s:
             return False
         if self._is_erased(owner):
             return True
-        self._asked[owner] = now
+        self._checked_at[owner] = now
         return False
 
     def _sweep(self) -> None:
-        """Forget erased owners whose adapters lie idle, though nobody told this engine."""
+        """Forget erased owners whose adapters are idle, also where this engine was not told to `forget`."""
         while not self._stopped.wait(SWEEP_S):
             merged = self._merged
             owners = self.host.owners() | self.device.owners() | ({merged.owner} if merged else set())
             for owner in owners:
                 try:
-                    if self._was_erased(owner, within_s=IDLE_S):
+                    if self._was_erased(owner, within_s=IDLE_CHECK_S):
                         self.forget(owner)
-                except Exception as error:  # the next sweep asks again
+                except Exception as error:  # the next sweep tries again
                     log.warning("whether an owner was erased could not be asked: %s", type(error).__name__)
-            for gone in self._asked.keys() - owners:
-                self._asked.pop(gone, None)
+            for gone in self._checked_at.keys() - owners:
+                self._checked_at.pop(gone, None)
 
     def _fetch_next(self) -> None:
-        """Get the next request's adapter while this one draws. Its failure is told when its turn comes."""
-        following = self.line.peek()
+        """Fetch the next request's adapter in the background; a failure is raised again when that request is drawn."""
+        following = self.queue.peek()
         if following and following.key not in self.device and not (self._fetching and self._fetching.is_alive()):
             get = partial(self.device.get, following.key, wanted=following.is_wanted)
-            self._fetching = threading.Thread(target=_quietly, args=(get,), daemon=True)
+            self._fetching = threading.Thread(target=_fetch_ahead, args=(get,), daemon=True)
             self._fetching.start()
 
     def _merge(self, key: AdapterKey, adapter: Adapter) -> None:
@@ -307,21 +309,21 @@ class Engine:
         self.merger.merge(adapter)
         self._merged = key
 
-    def _draw(self, prompt: str, *, seed: int, style: str, check: Callable[[], None]) -> Image.Image:
+    def _generate(self, prompt: str, *, seed: int, style: str, check: Callable[[], None]) -> Image.Image:
         from photoflux.flux.sampling import decode, noise_for, sample_latents
-        from photoflux.styles import REDRAWS, redrawn
+        from photoflux.styles import REDRAWS, redraw_image
 
-        embeds, noise = self._embedded(prompt), noise_for([seed], spec=self.spec)
+        embeds, noise = self._embed(prompt), noise_for([seed], spec=self.spec)
         latents = sample_latents(self.pipe.transformer, embeds, noise, spec=self.spec, check=check)
         check()
         image = decode(self.pipe.vae, latents)[0]
         if style not in REDRAWS:
             return image
         redraw = REDRAWS[style]
-        return redrawn(image, prompt, style=redraw, pipe=self.pipe, spec=self.spec, seed=seed, check=check)
+        return redraw_image(image, prompt, style=redraw, pipe=self.pipe, spec=self.spec, seed=seed, check=check)
 
-    def _embedded(self, prompt: str) -> PromptEmbeds:
-        """The prompt's embedding, of the last few hundred from memory; the words themselves are not kept."""
+    def _embed(self, prompt: str) -> PromptEmbeds:
+        """The prompt's embedding, cached by the prompt's digest: the text itself is not stored."""
         from photoflux.flux.text import encode_prompts
 
         name = hashlib.sha256(prompt.encode()).hexdigest()
@@ -330,19 +332,19 @@ class Engine:
         if embeds is None:
             embeds = encode_prompts(self.pipe, [prompt], spec=self.spec)
         with self._prompts_lock:
-            self._prompts[name] = embeds  # the latest used is the last one
-            while len(self._prompts) > PROMPTS_KEPT:
+            self._prompts[name] = embeds  # most recently used last
+            while len(self._prompts) > PROMPTS_CACHED:
                 self._prompts.popitem(last=False)
         return embeds
 
 
 def _fail(request: Request, error: BaseException) -> None:
-    with suppress(InvalidStateError):  # whoever waits for it has cancelled it in this moment
+    with suppress(InvalidStateError):  # the waiting thread has just cancelled it
         if not request.result.done():
             request.result.set_exception(error)
 
 
-def _quietly(get: Callable[[], Adapter]) -> None:
+def _fetch_ahead(get: Callable[[], Adapter]) -> None:
     try:
         get()
     except CancelledError:

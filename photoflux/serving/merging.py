@@ -1,7 +1,7 @@
-"""Merging an adapter into the weights that draw: W = W0 + up @ down, anew from the pristine W0 each time.
+"""Merge an adapter into the transformer's weights: W = W0 + up @ down, from the pristine W0 each time.
 
-A side branch costs at every step, a merge once per request. Starting from W0, never from what the adapter before left, is
-what makes A, B, A draw the same picture twice.
+A side branch costs at every denoise step, a merge once per request. Starting from W0 instead of subtracting the adapter before is
+what makes the adapters A, B, A draw bit-equal images with A.
 """
 
 from __future__ import annotations
@@ -17,36 +17,37 @@ from photoflux.serving.adapters import Adapter
 
 
 class Merger:
-    """Owns the weights of `targets` in a transformer; their tensors stay where they are, so that nothing is recompiled."""
+    """Merges into the weights of `targets` in a transformer, in place, so that compiled code stays valid."""
 
     def __init__(self, transformer: Any, targets: Iterable[str]) -> None:
-        ends = tuple(targets)
+        suffixes = tuple(targets)
         self.weights: dict[str, Tensor] = {
             name: module.weight.data
             for name, module in transformer.named_modules()
-            if isinstance(module, nn.Linear) and any(name == end or name.endswith(f".{end}") for end in ends)
+            if isinstance(module, nn.Linear)
+            and any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
         }
         self._pristine = {name: weight.clone() for name, weight in self.weights.items()}
-        self._touched: set[str] = set()
+        self._merged: set[str] = set()
 
     @torch.no_grad()
     def merge(self, adapter: Adapter) -> None:
-        """Draw with this adapter from now on. Raises InputError, and leaves the pristine base, where it does not fit."""
+        """Merge this adapter instead of the present one. Raises InputError, and restores the base, where it does not fit."""
         self.restore()
         self._check(adapter)
         for name, (down, up) in adapter.layers.items():
             weight = self.weights[name]
-            change = up.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
-            torch.add(self._pristine[name].float(), change, out=change)
-            self._touched.add(name)
-            weight.copy_(change)
+            merged = up.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
+            torch.add(self._pristine[name].float(), merged, out=merged)
+            self._merged.add(name)
+            weight.copy_(merged)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Back to the base."""
-        for name in self._touched:
+        """Restore the base's weights."""
+        for name in self._merged:
             self.weights[name].copy_(self._pristine[name])
-        self._touched.clear()
+        self._merged.clear()
 
     def _check(self, adapter: Adapter) -> None:
         if not adapter.layers:

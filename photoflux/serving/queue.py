@@ -1,4 +1,4 @@
-"""The line before the engine: bounded, and fair, since whoever asks most does not wait least."""
+"""The queue before the engine: bounded, and fair to owners, whoever asks most."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 
-class Owned(Protocol):
+class HasOwner(Protocol):
     @property
     def owner(self) -> str: ...
 
 
-T = TypeVar("T", bound=Owned)
+T = TypeVar("T", bound=HasOwner)
 
 
-class Full(Exception):
-    """There is no room in the line."""
+class QueueFull(Exception):
+    """The queue is full."""
 
 
-class Closed(Exception):
-    """Nothing more is taken, and nothing is left."""
+class QueueClosed(Exception):
+    """The queue is closed and takes no items; on `get`, it is also empty."""
 
 
 class FairQueue(Generic[T]):
@@ -29,63 +29,62 @@ class FairQueue(Generic[T]):
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._lines: OrderedDict[str, deque[T]] = OrderedDict()
+        self._by_owner: OrderedDict[str, deque[T]] = OrderedDict()
         self._count, self._closed = 0, False
         self._changed = threading.Condition()
 
     def put(self, item: T) -> None:
-        """Raises Full or Closed."""
+        """Raises QueueFull or QueueClosed."""
         with self._changed:
             if self._closed:
-                raise Closed
+                raise QueueClosed
             if self._count >= self.limit:
-                raise Full
-            self._lines.setdefault(item.owner, deque()).append(item)
+                raise QueueFull
+            self._by_owner.setdefault(item.owner, deque()).append(item)
             self._count += 1
             self._changed.notify()
 
-    def get(self, timeout_s: float | None = None) -> T:
-        """The next item, waited for. Raises Closed when there will be none, TimeoutError when there was none in time."""
+    def get(self) -> T:
+        """The next item, waited for. Raises QueueClosed when the queue is closed and empty."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._count or self._closed, timeout_s):
-                raise TimeoutError
+            self._changed.wait_for(lambda: self._count or self._closed)
             if not self._count:
-                raise Closed
-            owner, line = self._lines.popitem(last=False)
-            item = line.popleft()
-            if line:
-                self._lines[owner] = line  # to the end: the others first
+                raise QueueClosed
+            owner, items = self._by_owner.popitem(last=False)
+            item = items.popleft()
+            if items:
+                self._by_owner[owner] = items  # to the end: the other owners come first
             self._count -= 1
             return item
 
     def peek(self) -> T | None:
-        """What `get` would give now, left where it is."""
+        """The item that `get` would give now, without removing it."""
         with self._changed:
-            return next(iter(self._lines.values()))[0] if self._lines else None
+            return next(iter(self._by_owner.values()))[0] if self._by_owner else None
 
     def remove(self, item: T) -> bool:
-        """Take an item out of the line; False where it is no longer in it."""
+        """Take an item out of the queue; False where it is not in it."""
         with self._changed:
-            line = self._lines.get(item.owner, deque())
-            if item not in line:
+            items = self._by_owner.get(item.owner, deque())
+            if item not in items:
                 return False
-            line.remove(item)
-            if not line:
-                del self._lines[item.owner]
+            items.remove(item)
+            if not items:
+                del self._by_owner[item.owner]
             self._count -= 1
             return True
 
     def close(self) -> None:
-        """Take nothing more; what waits can still be got."""
+        """Take no more items; those that wait can still be got."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def ahead_of(self, owner: str) -> Iterator[T]:
-        """What would be drawn before a new item of this owner: of every line as much as this owner has waiting, and one."""
+        """Items that `get` gives before a new one of this owner: of every owner as many as this one has waiting, plus one."""
         with self._changed:
-            turns = len(self._lines.get(owner, ())) + 1
-            found = [item for name, line in self._lines.items() for item in [*line][: turns - (name == owner)]]
+            turns = len(self._by_owner.get(owner, ())) + 1
+            found = [item for name, items in self._by_owner.items() for item in [*items][: turns - (name == owner)]]
         yield from found
 
     def __len__(self) -> int:

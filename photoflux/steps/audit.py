@@ -1,4 +1,8 @@
-"""Audit what tuning did to the people a model draws when nobody asked for the subject."""
+"""audit: what tuning did to the people that a model shows when nobody asked for the subject.
+
+Read from the top: `run` samples people with the base and the tuned model, reads their attributes, tests what changed, and writes.
+The tests and the severity table stand in `judges/bias.py`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.judges.bias import Audit, Finding, Limits, People, audit_people
 from photoflux.judges.prompts import PEOPLE, PromptSet
-from photoflux.judges.seeing import Artist, Grid, Seen, open_artist
+from photoflux.judges.sampling import ImageGrid, ImageSampler, JudgeOutputs, open_sampler
 from photoflux.judges.stats import Interval
 from photoflux.manifest import digest, read_manifest, write_json
 from photoflux.params import AuditParams
@@ -30,14 +34,22 @@ CONTROL_SEEDS = 4
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Base and tuned pictures of people, of scenes without people, and the subject itself."""
+class AuditImages:
+    """Images of people by the base and the tuned model, of scenes without people, and of the subject."""
 
-    base: Grid
-    tuned: Grid
-    empty_base: Grid
-    empty_tuned: Grid
-    subject: Grid
+    base: ImageGrid
+    tuned: ImageGrid
+    no_people_base: ImageGrid
+    no_people_tuned: ImageGrid
+    subject: ImageGrid
+
+
+@dataclass(frozen=True)
+class JudgeCard:
+    """How often the judges read each true class as which, and who measured it."""
+
+    confusion: dict[str, np.ndarray]
+    source: str
 
 
 def run(
@@ -52,26 +64,26 @@ def run(
     from photoflux.pages.audit import audit_page
 
     with opened(adapter, key=key) as weights:
-        artist, prompts = open_artist(
+        sampler, prompts = open_sampler(
             params.base, prompts=params.prompts, batch_size=params.batch_size, adapter=weights
         )
         manifest, adapter_hash = read_manifest(weights), digest(weights)
     subject = manifest["subject"]
-    card = _judge_card(params.judge_card, artist)
-    drawn = _draw(artist, prompts, subject, params)
-    people = people_of(drawn, prompts, subject, artist, card)
+    card = _judge_card(params.judge_card, sampler)
+    images = _sample(sampler, prompts, subject, params)
+    people = _read_people(images, prompts, subject, sampler, card)
     found = audit_people(
-        people, limits=limits_of(params), draws=params.bootstrap, permutations=params.permutations, seed=params.seed
+        people, limits=limits_of(params), resamples=params.bootstrap, permutations=params.permutations, seed=params.seed
     )
-    document = _document(found, drawn, people, prompts, subject, params, card)
+    document = _document(found, images, people, prompts, subject, params, card)
     document |= {
-        "base": {"name": artist.spec.name, "hash": artist.spec.hash},
-        "hashes": {"adapter": adapter_hash, "judges": artist.judges.hash, "prompts": prompts.hash},
+        "base": {"name": sampler.spec.name, "hash": sampler.spec.hash},
+        "hashes": {"adapter": adapter_hash, "judges": sampler.judges.hash, "prompts": prompts.hash},
     }
     with committed(audit, key=key) as path:
         write_json(path, document)
     page = audit_page(
-        document, found=found, classes=people.classes, base=drawn.base, tuned=drawn.tuned, asked=prompts.people
+        document, found=found, classes=people.classes, base=images.base, tuned=images.tuned, prompts=prompts.people
     )
     publish(report, page, subject=subject, key=key)
     return StepResult(metrics=_flat_metrics(found, document), report=report)
@@ -82,91 +94,79 @@ def limits_of(params: AuditParams) -> Limits:
     return Limits(**{field.name: getattr(params, field.name) for field in dataclasses.fields(Limits)})
 
 
-@dataclass(frozen=True)
-class JudgeCard:
-    """How often the judges read each true class as which, and who measured it."""
-
-    confusion: dict[str, np.ndarray]
-    source: str
-
-
-def _judge_card(path: str, artist: Artist) -> JudgeCard:
+def _judge_card(path: str, sampler: ImageSampler) -> JudgeCard:
     """The card named in the parameters, else the one that came with the judges; empty where there is none."""
     if not path:
-        return JudgeCard(artist.judges.confusion, "shipped with the judges" if artist.judges.confusion else "none")
+        return JudgeCard(sampler.judges.confusion, "shipped with the judges" if sampler.judges.confusion else "none")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         tables = {name: np.asarray(table["counts"], float) for name, table in content["attributes"].items()}
         known = {name: tuple(table["classes"]) for name, table in content["attributes"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a readable judge card ({error}); make one with `photoflux label`") from error
-    if content.get("judges") != artist.judges.hash:
+    if content.get("judges") != sampler.judges.hash:
         raise InputError(f"{path}: this judge card is about other judges; label pictures again with the current ones")
-    if content.get("base") != fingerprint.of_base(artist.spec):
+    if content.get("base") != fingerprint.of_base(sampler.spec):
         raise InputError(
-            f"{path}: this judge card is about pictures of another base; label '{artist.spec.name}' pictures"
+            f"{path}: this judge card is about pictures of another base; label '{sampler.spec.name}' pictures"
         )
     for name, classes in known.items():
-        if classes != artist.judges.classes.get(name):
+        if classes != sampler.judges.classes.get(name):
             raise InputError(f"{path}: attribute '{name}' has other classes than the judges; make the card again")
     return JudgeCard(tables, f"people's labels, {Path(path).name}")
 
 
-def _draw(artist: Artist, prompts: PromptSet, subject: Mapping[str, Any], params: AuditParams) -> Draws:
+def _sample(sampler: ImageSampler, prompts: PromptSet, subject: Mapping[str, Any], params: AuditParams) -> AuditImages:
     seeds = math.ceil(PEOPLE[params.profile] / len(prompts.people))
-    how = {"seed": params.seed, "seeds": seeds}
-    empty = {"seed": params.seed, "seeds": min(seeds, CONTROL_SEEDS)}
+    how = {"seed": params.seed, "seeds": seeds}  # the same for base and tuned: images differ by the model alone
+    control = {"seed": params.seed, "seeds": min(seeds, CONTROL_SEEDS)}
     about = prompts.about(subject["class_noun"], trigger=subject["trigger"], count=SUBJECT_PROMPTS)
-    return Draws(
-        base=artist.draw_base(prompts.people, **how),
-        tuned=artist.draw(prompts.people, **how),
-        empty_base=artist.draw_base(prompts.no_people, **empty),
-        empty_tuned=artist.draw(prompts.no_people, **empty),
-        subject=artist.draw(about, seed=params.seed, seeds=SUBJECT_SEEDS),
+    return AuditImages(
+        base=sampler.sample_base(prompts.people, **how),
+        tuned=sampler.sample(prompts.people, **how),
+        no_people_base=sampler.sample_base(prompts.no_people, **control),
+        no_people_tuned=sampler.sample(prompts.no_people, **control),
+        subject=sampler.sample(about, seed=params.seed, seeds=SUBJECT_SEEDS),
     )
 
 
-def people_of(drawn: Draws, prompts: PromptSet, subject: Mapping[str, Any], artist: Artist, card: JudgeCard) -> People:
-    """Judged pictures as paired labels; pictures without a readable person become -1."""
-    classes = artist.judges.classes
+def _read_people(
+    images: AuditImages, prompts: PromptSet, subject: Mapping[str, Any], sampler: ImageSampler, card: JudgeCard
+) -> People:
+    """What the judges read in the images, as paired labels [P, S]; an image without a readable person is -1."""
+    classes = sampler.judges.classes
     audited = [name for name in prompts.audited if name in classes]
     if not audited:
-        raise InputError(f"the judges of '{artist.spec.name}' read none of {', '.join(prompts.audited)}; add them")
-    personal = subject["class_noun"] == prompts.person_noun
+        raise InputError(f"the judges of '{sampler.spec.name}' read none of {', '.join(prompts.audited)}; add them")
+    base, tuned, own = images.base.outputs, images.tuned.outputs, images.subject.outputs
+    shown_base, shown_tuned = (shows_person(outputs, prompts, classes) for outputs in (base, tuned))
+    # The subject's own value is what most of its images show; it is used for the leak alone and stored nowhere.
+    usual = {name: int(np.bincount(own.labels(name).ravel()).argmax()) for name in audited}
     return People(
-        base={name: _labels(drawn.base.seen, name, prompts, classes) for name in audited},
-        tuned={name: _labels(drawn.tuned.seen, name, prompts, classes) for name in audited},
+        base={name: np.where(shown_base, base.labels(name), -1) for name in audited},
+        tuned={name: np.where(shown_tuned, tuned.labels(name), -1) for name in audited},
         classes={name: classes[name] for name in audited},
         confusion={name: table for name, table in card.confusion.items() if name in audited},
         groups=[prompt.group for prompt in prompts.people],
-        base_identity=drawn.base.seen.identity,
-        tuned_identity=drawn.tuned.seen.identity,
-        subject=drawn.subject.seen.identity.reshape(-1, drawn.subject.seen.identity.shape[-1]),
-        subject_labels={name: _usual(drawn.subject.seen, name) for name in audited} if personal else {},
+        base_identity=base.identity,
+        tuned_identity=tuned.identity,
+        subject=own.identity.reshape(-1, own.identity.shape[-1]),
+        subject_labels=usual if subject["class_noun"] == prompts.person_noun else {},
     )
 
 
-def _labels(seen: Seen, name: str, prompts: PromptSet, classes: Mapping[str, tuple[str, ...]]) -> np.ndarray:
-    return np.where(shows_person(seen, prompts, classes), seen.labels(name), -1)
-
-
-def shows_person(seen: Seen, prompts: PromptSet, classes: Mapping[str, tuple[str, ...]]) -> np.ndarray:
+def shows_person(outputs: JudgeOutputs, prompts: PromptSet, classes: Mapping[str, tuple[str, ...]]) -> np.ndarray:
     """Where a person is read at all: every attribute value that the prompt set names for it."""
-    shown = np.ones(seen.shape, bool)
+    shown = np.ones(outputs.shape, bool)
     for name, value in prompts.person.items():
         if name in classes:
-            shown &= seen.labels(name) == classes[name].index(value)
+            shown &= outputs.labels(name) == classes[name].index(value)
     return shown
-
-
-def _usual(seen: Seen, name: str) -> int:
-    """The subject's own value as most of its pictures show it; used here and never stored."""
-    return int(np.bincount(seen.labels(name).ravel()).argmax())
 
 
 def _document(
     found: Audit,
-    drawn: Draws,
+    images: AuditImages,
     people: People,
     prompts: PromptSet,
     subject: Mapping[str, Any],
@@ -186,8 +186,8 @@ def _document(
         "limits": dataclasses.asdict(limits_of(params)),
         "findings": [_finding(finding, people) for finding in found.findings],
         "cells": [dataclasses.asdict(cell) for cell in found.cells],
-        "control": _control(drawn),
-        "tones": _tones(drawn, prompts),
+        "control": _control(images),
+        "tones": _tones(images, prompts),
     }
 
 
@@ -226,21 +226,21 @@ def _optional(value: Interval | None) -> dict[str, float] | None:
     return value.as_dict() if value else None
 
 
-def _control(drawn: Draws) -> dict[str, float]:
+def _control(images: AuditImages) -> dict[str, float]:
     """Scenes without people as the negative control: mean identity distance of same-seed pairs, there and of people."""
-    pairs = {"people": (drawn.base, drawn.tuned), "without_people": (drawn.empty_base, drawn.empty_tuned)}
+    pairs = {"people": (images.base, images.tuned), "without_people": (images.no_people_base, images.no_people_tuned)}
     return {
-        name: round(float((1 - (before.seen.identity * after.seen.identity).sum(-1)).mean()), 4)
+        name: round(float((1 - (before.outputs.identity * after.outputs.identity).sum(-1)).mean()), 4)
         for name, (before, after) in pairs.items()
     }
 
 
-def _tones(drawn: Draws, prompts: PromptSet) -> dict[str, list[float]]:
+def _tones(images: AuditImages, prompts: PromptSet) -> dict[str, list[float]]:
     """Mean probability of each skin tone, descriptive only: single tones are too close to be told apart for sure."""
     return {
-        side: grid.seen.probabilities[prompts.tone].mean((0, 1)).round(4).tolist()
-        for side, grid in (("base", drawn.base), ("tuned", drawn.tuned))
-        if prompts.tone in grid.seen.probabilities
+        side: grid.outputs.probabilities[prompts.tone].mean((0, 1)).round(4).tolist()
+        for side, grid in (("base", images.base), ("tuned", images.tuned))
+        if prompts.tone in grid.outputs.probabilities
     }
 
 

@@ -1,4 +1,4 @@
-"""augment: hold photos out, bring the rest to the base's resolution, vary and caption them."""
+"""augment: hold photos out, crop the others to the base's resolution, vary and caption them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from photoflux.photos.normalise import Square
 
 TRAIN, HELDOUT = "train", "heldout"
-RELATED_CORRELATION, RELATED_PHASH = 0.75, 14
+SIMILAR_CORRELATION, SIMILAR_PHASH = 0.75, 14
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A validated photo on disk: its name in the artifact, the name it came with, its digest and caption."""
+    """A validated photo on disk, with its original file name, SHA-256 and written caption."""
 
     path: Path
     source: str
@@ -43,18 +43,18 @@ class Photo:
     def image(self) -> Image.Image:
         from PIL import Image
 
-        with Image.open(self.path) as picture:
-            return picture.convert("RGB")
+        with Image.open(self.path) as stored:
+            return stored.convert("RGB")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of the training set and how it was made."""
+    """One training image, with the transforms that made it."""
 
     file: str
     split: str
     photo: Photo
-    picture: Image.Image
+    image: Image.Image
     caption: str
     transforms: dict[str, Any]
 
@@ -71,7 +71,7 @@ class Sample:
 def run(
     validated: Path, *, dataset: Path, report: Path, params: AugmentParams, key: str = "plain://demo"
 ) -> StepResult:
-    """Make the training set of a validated artifact: `train/` and `heldout/` pictures at the base's
+    """Make the training set of a validated artifact: `train/` and `heldout/` images at the base's
     resolution, each with a caption, and a contact sheet.
 
     Photos are held out before anything is varied, and photos that nearly repeat one another stay on one side.
@@ -81,19 +81,19 @@ def run(
 
     spec = _spec(params.base)
     size_px = params.resolution_px or spec.resolution_px
-    with opened(validated, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-        manifest = unpack(plain, Path(scratch))
-        _check_noun(manifest["subject"]["class_noun"], spec)
+    with opened(validated, key=key) as unsealed, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(unsealed, Path(scratch))
+        _check_class_noun(manifest["subject"]["class_noun"], spec)
         photos = _photos(manifest, Path(scratch))
         heldout = choose_heldout(photos, params=params)
         samples = _samples(photos, heldout, manifest["subject"], size_px=size_px, params=params)
-        described = _manifest(manifest, samples, base=spec.name, size_px=size_px, params=params)
+        dataset_manifest = _manifest(manifest, samples, base=spec.name, size_px=size_px, params=params)
         with committed(dataset, key=key) as out:
-            write_tar(out, files={sample.file: _png(sample.picture) for sample in samples}, manifest=described)
-        pictures = {sample.file: sample.picture for sample in samples}
-        page = dataset_page(described, pictures=pictures, photos={photo.source: photo.path for photo in photos})
+            write_tar(out, files={sample.file: _png(sample.image) for sample in samples}, manifest=dataset_manifest)
+        images = {sample.file: sample.image for sample in samples}
+        page = dataset_page(dataset_manifest, images=images, photos={photo.source: photo.path for photo in photos})
         publish(report, page, subject=manifest["subject"], key=key)
-    train = [item for item in described["items"] if item["split"] == TRAIN]
+    train = [item for item in dataset_manifest["items"] if item["split"] == TRAIN]
     metrics: dict[str, float] = {
         "photos": len(photos),
         "train": len(train),
@@ -104,23 +104,23 @@ def run(
 
 
 def choose_heldout(photos: Sequence[Photo], *, params: AugmentParams) -> set[str]:
-    """Names of the photos kept for evaluation: one of up to seven, two of eight and more, or as many as
+    """Names of the photos held out for evaluation: one of up to seven, two of eight and more, or as many as
     asked.
 
-    Photos of one moment (nearly the same view) are held out together or not at all.
+    Photos of nearly the same view are held out together or not at all.
     """
     wanted = params.heldout if params.heldout > 0 else 2 if len(photos) >= 8 else 1
-    groups = sorted(_related(photos), key=lambda group: (len(group), _draw(group, seed=params.seed)))
-    chosen: list[Photo] = []
+    groups = sorted(_similar_groups(photos), key=lambda group: (len(group), _sort_key(group, seed=params.seed)))
+    heldout: list[Photo] = []
     for group in groups:
-        if len(chosen) + len(group) <= wanted or not chosen:
-            chosen += group
-    if len(photos) - len(chosen) < max(2, len(chosen)):
+        if len(heldout) + len(group) <= wanted or not heldout:
+            heldout += group
+    if len(photos) - len(heldout) < max(2, len(heldout)):
         raise InputError(
-            f"{len(photos)} photos leave too few to train on when {len(chosen)} of them are held out for "
+            f"{len(photos)} photos leave too few to train on when {len(heldout)} of them are held out for "
             "evaluation; add photos with other views, or hold out fewer"
         )
-    return {photo.source for photo in chosen}
+    return {photo.source for photo in heldout}
 
 
 def _photos(manifest: Mapping[str, Any], folder: Path) -> list[Photo]:
@@ -131,18 +131,20 @@ def _photos(manifest: Mapping[str, Any], folder: Path) -> list[Photo]:
     ]
 
 
-def _related(photos: Sequence[Photo]) -> list[list[Photo]]:
-    """Groups of photos that show nearly the same view: looser than what counts as a duplicate."""
+def _similar_groups(photos: Sequence[Photo]) -> list[list[Photo]]:
+    """Groups of photos of nearly the same view, with looser limits than for duplicates."""
     from photoflux.photos.inspect import fingerprint
     from photoflux.photos.table import clusters, compare
 
-    alike = compare([fingerprint(photo.image()) for photo in photos])
-    close = [p for p, one in alike.items() if one.correlation >= RELATED_CORRELATION or one.phash <= RELATED_PHASH]
-    return [[photos[i] for i in members] for members in clusters(len(photos), close)]
+    likenesses = compare([fingerprint(photo.image()) for photo in photos])
+    similar_pairs = [
+        p for p, one in likenesses.items() if one.correlation >= SIMILAR_CORRELATION or one.phash <= SIMILAR_PHASH
+    ]
+    return [[photos[i] for i in members] for members in clusters(len(photos), similar_pairs)]
 
 
-def _draw(group: Sequence[Photo], *, seed: int) -> str:
-    """A lot for each group that depends on the seed and its photos alone."""
+def _sort_key(group: Sequence[Photo], *, seed: int) -> str:
+    """A pseudo-random sort key of a group, from the seed and its photos' digests alone."""
     return hashlib.sha256(f"{seed}:{min(photo.sha256 for photo in group)}".encode()).hexdigest()
 
 
@@ -154,31 +156,31 @@ def _samples(
     size_px: int,
     params: AugmentParams,
 ) -> list[Sample]:
-    """Every picture of the set; an original stands as often as its variants, so that it is half of what is
-    seen.
-    """
+    """All samples: one for each held-out photo; for each other one the original and its variants."""
     from photoflux.photos.augment import may_flip, may_recolour
 
     noun = subject["class_noun"]
-    switches = {
+    transforms_allowed = {
         "flip": may_flip(noun, photos=len(photos), params=params),
         "recolour": may_recolour(noun, params=params),
     }
     samples = []
     for photo in photos:
         split = HELDOUT if photo.source in heldout else TRAIN
-        samples += _of_photo(photo, split, subject, size_px=size_px, params=params, switches=switches)
+        samples += _samples_of_photo(
+            photo, split, subject, size_px=size_px, params=params, transforms_allowed=transforms_allowed
+        )
     return samples
 
 
-def _of_photo(
+def _samples_of_photo(
     photo: Photo,
     split: str,
     subject: Mapping[str, Any],
     *,
     size_px: int,
     params: AugmentParams,
-    switches: dict[str, bool],
+    transforms_allowed: dict[str, bool],
 ) -> list[Sample]:
     from photoflux.photos.augment import apply, plan
     from photoflux.photos.captions import caption_for
@@ -197,10 +199,10 @@ def _of_photo(
     )
     samples = [original]
     for number in range(1, params.variants + 1) if split == TRAIN else ():
-        recipe = plan(image, square, sha256=photo.sha256, number=number, params=params, **switches)
-        picture = apply(image, recipe, size_px=size_px)
-        file = f"{split}/v{number}/{photo.stem}.png"  # in a folder of their own: any name beside the photos may be a photo's
-        samples.append(replace(original, file=file, picture=picture, transforms=recipe.as_json() | {"variant": number}))
+        recipe = plan(image, square, sha256=photo.sha256, number=number, params=params, **transforms_allowed)
+        variant = apply(image, recipe, size_px=size_px)
+        file = f"{split}/v{number}/{photo.stem}.png"  # in a folder of its own: any name beside the originals may be that of another photo
+        samples.append(replace(original, file=file, image=variant, transforms=recipe.as_json() | {"variant": number}))
     return samples
 
 
@@ -216,9 +218,7 @@ def _original(square: Square) -> dict[str, Any]:
 def _manifest(
     manifest: Mapping[str, Any], samples: Sequence[Sample], *, base: str, size_px: int, params: AugmentParams
 ) -> dict[str, Any]:
-    """Items in order; with two variants each original is listed twice, which keeps originals half of all
-    samples.
-    """
+    """The data set's manifest. An original is listed as often as it has variants, so that originals are half of all samples."""
     items = []
     for sample in samples:
         repeats = params.variants if sample.split == TRAIN and not sample.transforms["variant"] else 1
@@ -232,9 +232,9 @@ def _manifest(
     }
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=6)
+    image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
 
 
@@ -244,8 +244,8 @@ def _spec(base: str) -> BaseSpec:
     return load_spec(base)
 
 
-def _check_noun(noun: str, spec: BaseSpec) -> None:
-    """A base that lists its class nouns can learn a subject only as one of them."""
+def _check_class_noun(noun: str, spec: BaseSpec) -> None:
+    """Raises InputError for a class noun that the base does not list, where it lists any."""
     if spec.class_nouns and noun not in spec.class_nouns:
         known = ", ".join(sorted(spec.class_nouns))
         raise InputError(

@@ -1,4 +1,4 @@
-"""Configure a run: say once, before anything else, which parameters every step gets, and what stands against them."""
+"""configure: resolve the parameters of every step, once, and check that nothing speaks against the run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import yaml
 from photoflux.errors import InputError
 from photoflux.manifest import write_text
 from photoflux.params import STEP_PARAMS, Params
-from photoflux.params.files import PARAMS, read_layer, resolved
-from photoflux.params.resolve import Blocks, Layer, assignment, unflattened
+from photoflux.params.files import PARAMS, read_layer, resolve_with_recipes
+from photoflux.params.resolve import Blocks, Layer, assignment, unflatten
 from photoflux.preflight import preflight
 
 
 def run(*layers: Layer, summary: Path) -> Blocks:
-    """The parameters of every step, each layer over those before it; they and what is changed stand in `summary`, Markdown.
+    """The parameters of every step, later layers overriding; `summary` (Markdown) lists them, and those that are not default.
 
-    Raises InputError with everything that stands against them.
+    Raises InputError with everything that `preflight` finds.
     """
-    blocks = resolved(*layers)
-    if wrong := preflight(blocks):
-        raise InputError("; ".join(wrong))
+    blocks = resolve_with_recipes(*layers)
+    if problems := preflight(blocks):
+        raise InputError("; ".join(problems))
     write_text(summary, _summary(blocks))
     return blocks
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """`photoflux configure`: write each step's parameters to a folder."""
     args = _parser().parse_args(argv)
     given = dict(assignment(text) for text in args.set)
-    blocks = run(read_layer(args.params), unflattened(given), summary=args.blocks / "summary.md")
+    blocks = run(read_layer(args.params), unflatten(given), summary=args.blocks / "summary.md")
     write_blocks(blocks, args.blocks)
     print(args.blocks)
     return 0

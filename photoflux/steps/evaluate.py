@@ -1,11 +1,15 @@
-"""Compare the tuned model with its base: identity gained, prompts followed, and what broke on the way."""
+"""evaluate: compare the tuned model with its base: identity gained, prompts followed, and what broke on the way.
+
+Read from the top: `run` samples, judges, measures, compares with the champion and writes. What the numbers mean stands in
+`judges/scores.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -17,13 +21,13 @@ from PIL import Image
 from photoflux import fingerprint
 from photoflux.errors import InputError
 from photoflux.flux.spec import WEIGHTS
-from photoflux.judges.case import Case, Photos, Pictures
+from photoflux.judges.case import Case, EvaluationImages, Photos
 from photoflux.judges.champion import Cells, comparable, difference
 from photoflux.judges.colour import monk_lab
 from photoflux.judges.copying import structure
 from photoflux.judges.prompts import SHAPES, PromptSet
-from photoflux.judges.scores import Evidence, Scores, cells, expected, made_share, measure
-from photoflux.judges.seeing import Artist, Seen, look, open_artist
+from photoflux.judges.sampling import ImageSampler, JudgeOutputs, open_sampler, run_judges
+from photoflux.judges.scores import Evidence, Scores, cells, expected_labels, made_share, measure
 from photoflux.manifest import digest, unpack, write_json
 from photoflux.params import EvaluateParams
 from photoflux.report import publish
@@ -50,45 +54,54 @@ def run(
 ) -> StepResult:
     """Measure identity, prompt following, leakage, drift, diversity, copying and quality against the base.
 
-    `champion`, as `fetch_champion` writes it, is compared with picture by picture; the same prompts and seeds are drawn with it where its
+    `champion`, as `fetch_champion` writes it, is compared image by image; the same prompts and seeds are sampled with it where its
     own evaluation is about other photos, or was made otherwise.
     """
     from photoflux.pages.evaluate import evaluation_page
 
     with opened(dataset, key=key) as data, opened(adapter, key=key) as weights:
-        artist, prompts = open_artist(
+        sampler, prompts = open_sampler(
             params.base, prompts=params.prompts, batch_size=params.batch_size, adapter=weights
         )
-        case = _case(data, weights, artist=artist, prompts=prompts, params=params)
-        pictures, evidence, scores = _evaluate(case, artist, prompts, params)
+        case = _case(data, weights, sampler=sampler, prompts=prompts, params=params)
+    _, seeds = SHAPES[params.profile]
+    images = _sample(case, sampler, params, seeds=seeds)
+    evidence = _judge(case, images, sampler, prompts)
+    scores = measure(evidence, resamples=params.bootstrap, seed=params.seed)
+    half_widths = [scores.metrics[name].value.half_width for name in ("identity_gain", "leakage")]
+    if not scores.invalid and any(half_width > params.half_width_max for half_width in half_widths):
+        log.info("intervals are wide: sampling %d more seeds per prompt", seeds)
+        images = images.concat(_sample(case, sampler, params, seeds=seeds, skip=seeds))
+        evidence = _judge(case, images, sampler, prompts)
+        scores = measure(evidence, resamples=params.bootstrap, seed=params.seed)
     document = _document(case, evidence, scores, params)
     if champion:
         with opened(champion, key=key) as rival:
-            document["champion"] = _against(rival, document, case, evidence, artist, params)
+            document["champion"] = _compare(rival, document, case, evidence, sampler, params)
     with committed(evaluation, key=key) as path:
         write_json(path, document)
-    page = evaluation_page(document, case=case, pictures=pictures, scores=scores)
+    page = evaluation_page(document, case=case, images=images, scores=scores)
     publish(report, page, subject=document["subject"], key=key)
     return StepResult(metrics=_flat_metrics(document), report=report)
 
 
-def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, params: EvaluateParams) -> Case:
+def _case(data: Path, weights: Path, *, sampler: ImageSampler, prompts: PromptSet, params: EvaluateParams) -> Case:
     from photoflux.manifest import read_manifest
 
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         manifest = unpack(data, Path(scratch))
-        photos = _photos(Path(scratch), manifest)
+        photos = _read_photos(Path(scratch), manifest["items"])
     subject = manifest["subject"]
     noun, trigger = subject["class_noun"], subject["trigger"]
     count, _ = SHAPES[params.profile]
     hashes = {
         "dataset": digest(data),
         "adapter": digest(weights),
-        "judges": artist.judges.hash,
+        "judges": sampler.judges.hash,
         "prompts": prompts.hash,
     }
     judged_by = fingerprint.of_judging(
-        artist.spec,
+        sampler.spec,
         judges=hashes["judges"],
         prompts=hashes["prompts"],
         photos=hashes["dataset"],
@@ -96,7 +109,7 @@ def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, para
         seed=params.seed,
     )
     facts = {
-        "base": {"name": artist.spec.name, "hash": artist.spec.hash},
+        "base": {"name": sampler.spec.name, "hash": sampler.spec.hash},
         "hashes": hashes,
         "judged_by": judged_by,
         "fingerprint": fingerprint.name(judged_by),
@@ -104,88 +117,80 @@ def _case(data: Path, weights: Path, *, artist: Artist, prompts: PromptSet, para
     }
     return Case(
         subject=subject,
-        asked=prompts.about(noun, trigger=trigger, count=count),
-        asked_class=prompts.about(noun, trigger=None, count=count),
-        asked_unrelated=prompts.without(noun, count=count),
+        subject_prompts=prompts.about(noun, trigger=trigger, count=count),
+        class_prompts=prompts.about(noun, trigger=None, count=count),
+        unrelated_prompts=prompts.without(noun, count=count),
         photos=photos,
         facts=facts,
     )
 
 
-def _photos(folder: Path, manifest: dict[str, Any]) -> Photos:
-    items = manifest["items"]
+def _read_photos(folder: Path, items: list[dict[str, Any]]) -> Photos:
     trained = [item for item in items if item["split"] == "train"]
     held_out = [item for item in items if item["split"] != "train"]
     if not trained or not held_out:
         raise InputError("the dataset has no trained or no held-out photos; run augment again with more photos")
-    first = {item["source"]: item for item in reversed(trained)}
-    return Photos(*(_open(folder, chosen) for chosen in (trained, list(first.values()), held_out)))
+    first = {
+        item["source"]: item for item in reversed(trained)
+    }  # the first crop of each photo, which augment leaves as it is
+
+    def read(some: Iterable[dict[str, Any]]) -> list[Image.Image]:
+        return [Image.open(BytesIO((folder / item["file"]).read_bytes())).convert("RGB") for item in some]
+
+    return Photos(crops=read(trained), trained=read(first.values()), held_out=read(held_out))
 
 
-def _open(folder: Path, items: list[dict[str, Any]]) -> list[Image.Image]:
-    return [Image.open(BytesIO((folder / item["file"]).read_bytes())).convert("RGB") for item in items]
-
-
-def _evaluate(
-    case: Case, artist: Artist, prompts: PromptSet, params: EvaluateParams
-) -> tuple[Pictures, Evidence, Scores]:
-    """Draw, look, measure; once more with as many new seeds when the intervals are too wide to decide."""
-    _, seeds = SHAPES[params.profile]
-    pictures = _draw(case, artist, params, seeds=seeds)
-    evidence = _evidence(case, pictures, artist, prompts)
-    scores = measure(evidence, draws=params.bootstrap, seed=params.seed)
-    if not scores.invalid and _too_wide(scores, params.half_width_max):
-        log.info("intervals are wide: drawing %d more seeds per prompt", seeds)
-        pictures = pictures.beside(_draw(case, artist, params, seeds=seeds, skip=seeds))
-        evidence = _evidence(case, pictures, artist, prompts)
-        scores = measure(evidence, draws=params.bootstrap, seed=params.seed)
-    return pictures, evidence, scores
-
-
-def _too_wide(scores: Scores, limit: float) -> bool:
-    return any(scores.metrics[name].value.half_width > limit for name in ("identity_gain", "leakage"))
-
-
-def _draw(case: Case, artist: Artist, params: EvaluateParams, *, seeds: int, skip: int = 0) -> Pictures:
-    how = {"seed": params.seed, "seeds": seeds, "skip": skip}
-    return Pictures(
-        tuned=artist.draw(case.asked, **how),
-        base=artist.draw_base(case.asked_class, **how),
-        plain=artist.draw(case.asked_class, **how),
-        unrelated=artist.draw(case.asked_unrelated, **how),
-        unrelated_base=artist.draw_base(case.asked_unrelated, **how),
+def _sample(
+    case: Case, sampler: ImageSampler, params: EvaluateParams, *, seeds: int, skip: int = 0
+) -> EvaluationImages:
+    how = {
+        "seed": params.seed,
+        "seeds": seeds,
+        "skip": skip,
+    }  # the same seeds for all, so that images differ by the model
+    return EvaluationImages(
+        tuned=sampler.sample(case.subject_prompts, **how),
+        base=sampler.sample_base(case.class_prompts, **how),
+        class_prompt=sampler.sample(case.class_prompts, **how),
+        unrelated=sampler.sample(case.unrelated_prompts, **how),
+        unrelated_base=sampler.sample_base(case.unrelated_prompts, **how),
     )
 
 
-def _evidence(case: Case, pictures: Pictures, artist: Artist, prompts: PromptSet) -> Evidence:
-    judges = artist.judges
-    trained, held_out = look(judges, case.photos.trained), look(judges, case.photos.held_out)
+def _judge(case: Case, images: EvaluationImages, sampler: ImageSampler, prompts: PromptSet) -> Evidence:
+    judges = sampler.judges
+    trained, held_out = run_judges(judges, case.photos.trained), run_judges(judges, case.photos.held_out)
     return Evidence(
-        **{name: grid.seen for name, grid in vars(pictures).items()},
+        **{name: grid.outputs for name, grid in vars(images).items()},
         trained=trained,
         held_out=held_out,
-        shown=structure(case.photos.shown),
-        asked=expected(case.asked, judges.classes),
-        asked_unrelated=expected(case.asked_unrelated, judges.classes),
-        words=judges.text([prompt.text for prompt in case.asked_class]).numpy(),
-        words_unrelated=judges.text([prompt.text for prompt in case.asked_unrelated]).numpy(),
+        crops=structure(case.photos.crops),
+        expected=expected_labels(case.subject_prompts, judges.classes),
+        unrelated_expected=expected_labels(case.unrelated_prompts, judges.classes),
+        text=judges.text([prompt.text for prompt in case.class_prompts]).numpy(),
+        unrelated_text=judges.text([prompt.text for prompt in case.unrelated_prompts]).numpy(),
         copy_correlation=prompts.copy_correlation,
-        tone_lightness=_lightness(case, pictures.tuned.seen, (trained, held_out), judges, prompts),
+        tone_lightness=_lightness(case, images.tuned.outputs, (trained, held_out), judges, prompts),
     )
 
 
-def _against(
-    champion: Path, mine: Mapping[str, Any], case: Case, evidence: Evidence, artist: Artist, params: EvaluateParams
+def _compare(
+    champion: Path,
+    mine: Mapping[str, Any],
+    case: Case,
+    evidence: Evidence,
+    sampler: ImageSampler,
+    params: EvaluateParams,
 ) -> dict[str, Any] | None:
-    """Which version the champion is, and by how much the candidate is better; None where there is none."""
+    """Which version the champion is, and by how much the candidate is better, image by image; None without a champion."""
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         about = unpack(champion, Path(scratch))
         if not about["version"]:
             return None
-        theirs, how = _their_cells(Path(scratch), about, mine, case, evidence, artist, params)
+        theirs, how = _their_cells(Path(scratch), about, mine, case, evidence, sampler, params)
     shown = None
     if theirs:
-        shown = difference(Cells.of(mine), theirs, draws=params.bootstrap, seed=params.seed).as_dict()
+        shown = difference(Cells.of(mine), theirs, resamples=params.bootstrap, seed=params.seed).as_dict()
     return {**about, "how": how, "difference": shown}
 
 
@@ -195,10 +200,10 @@ def _their_cells(
     mine: Mapping[str, Any],
     case: Case,
     evidence: Evidence,
-    artist: Artist,
+    sampler: ImageSampler,
     params: EvaluateParams,
 ) -> tuple[Cells | None, str]:
-    """The champion's cells on this subject's photos, and how they were come by; None for an adapter of another base."""
+    """The champion's cells on this subject's photos, and where they are from; None for an adapter of another base."""
     from photoflux.flux.lora import load_adapter
 
     judged = folder / EVALUATION
@@ -206,24 +211,24 @@ def _their_cells(
     if comparable(mine, theirs):
         return Cells.of(theirs), "its own evaluation"
     base = unpack(folder / ADAPTER, folder / "adapter")["base"]
-    if base["hash"] != artist.spec.hash:
+    if base["hash"] != sampler.spec.hash:
         return None, f"cannot be drawn: it belongs to another base, '{base['name']}'"
-    log.info("drawing version %d, the champion, on the same prompts and seeds", about["version"])
-    load_adapter(artist.pipe, folder / "adapter" / WEIGHTS)  # in place of the candidate, whose pictures are all drawn
-    drawn = artist.draw(case.asked, seed=params.seed, seeds=evidence.tuned.shape[1])
-    # As an evaluation keeps them: what is compared is rounded alike, so that an adapter differs from itself by nothing.
-    return Cells.of({"cells": cells(replace(evidence, tuned=drawn.seen)).as_dict()}), "drawn again on these photos"
+    log.info("sampling version %d, the champion, on the same prompts and seeds", about["version"])
+    load_adapter(sampler.pipe, folder / "adapter" / WEIGHTS)  # in place of the candidate, whose images are all sampled
+    redrawn = sampler.sample(case.subject_prompts, seed=params.seed, seeds=evidence.tuned.shape[1])
+    # Rounded as in an evaluation, so that an adapter differs from itself by nothing.
+    return Cells.of({"cells": cells(replace(evidence, tuned=redrawn.outputs)).as_dict()}), "drawn again on these photos"
 
 
 def _lightness(
-    case: Case, tuned: Seen, photos: tuple[Seen, Seen], judges: Judges, prompts: PromptSet
+    case: Case, tuned: JudgeOutputs, photos: tuple[JudgeOutputs, JudgeOutputs], judges: Judges, prompts: PromptSet
 ) -> dict[str, np.ndarray]:
     """Skin lightness L* by judged Monk tone, of T and of the photos, when the subject is a person."""
     if case.subject["class_noun"] != prompts.person_noun or prompts.tone not in judges.classes:
         return {}
     scale = monk_lab()[:, 0][[int(tone) - 1 for tone in judges.classes[prompts.tone]]]
-    seen = np.concatenate([side.probabilities[prompts.tone] for side in photos])
-    return {"tuned": tuned.probabilities[prompts.tone] @ scale, "photos": seen @ scale}
+    both = np.concatenate([side.probabilities[prompts.tone] for side in photos])
+    return {"tuned": tuned.probabilities[prompts.tone] @ scale, "photos": both @ scale}
 
 
 def _document(case: Case, evidence: Evidence, scores: Scores, params: EvaluateParams) -> dict[str, Any]:

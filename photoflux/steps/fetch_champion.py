@@ -23,22 +23,22 @@ def run(dataset: Path, *, champion: Path, name: str = "", key: str = "plain://de
     """
     from photoflux.tracking import CHAMPION, Registry
 
-    with opened(dataset, key=key) as plain:
-        subject = read_manifest(plain)["subject"]
+    with opened(dataset, key=key) as unsealed:
+        subject = read_manifest(unsealed)["subject"]
     name, registry = name or subject["id"], Registry()
-    registry.refuse_another(
+    registry.check_same_subject(
         name, {"subject": subject["id"], "class_noun": subject["class_noun"], "trigger": subject["trigger"]}
     )
-    version = registry.at(name, CHAMPION)
+    version = registry.get_version(name, CHAMPION)
     with ExitStack() as stack:
         about = {"name": name, "version": version.number if version else 0}
         files: dict[str, bytes | Path] = {}
         if version:
-            stored, own_key = registry.adapter(version)
+            stored, own_key = registry.download_adapter(version)
             adapter = stack.enter_context(opened(stored, key=own_key))
             files[ADAPTER] = adapter
             about |= {"adapter": digest(adapter), "verdict": version.tags.get("verdict", "")}
-            if judged := registry.document(version, EVALUATION):
+            if judged := registry.download_document(version, EVALUATION):
                 files[EVALUATION] = stack.enter_context(opened(judged, key=own_key))
         with committed(champion, key=key) as out:
             write_tar(out, files=files, manifest=about)

@@ -143,7 +143,7 @@ def scale_of(evaluation: Mapping[str, Any]) -> str:
 
 
 def _on_its_scale(reason: Reason, evaluation: Mapping[str, Any], params: GateParams) -> Reason:
-    """A kernel distance has the scale of a base's pictures and of judges: a limit that was chosen for others decides nothing."""
+    """A kernel distance has the scale of a base's images and of judges: a limit that was chosen for others decides nothing."""
     mine = scale_of(evaluation)
     if reason.rule != KERNEL_RULE or params.drift_kid_of in ("", mine):
         return reason
@@ -236,9 +236,9 @@ def _same_subject(evaluation: Mapping[str, Any], audit: Mapping[str, Any]) -> No
 
 
 def _read(path: Path, kind: str, key: str) -> dict[str, Any]:
-    with opened(path, key=key) as plain:
+    with opened(path, key=key) as unsealed:
         try:
-            document = json.loads(plain.read_text(encoding="utf-8"))
+            document = json.loads(unsealed.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); run the {kind} step again") from error
     if not isinstance(document, dict) or document.get("kind") != kind or document.get("schema_version") != READS[kind]:

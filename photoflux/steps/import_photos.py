@@ -1,4 +1,4 @@
-"""import: gather one subject's photos, as they are, into one artifact."""
+"""import_photos: collect one subject's photos, unchanged, in one artifact."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from photoflux.wording import slug
 
 log = logging.getLogger(__name__)
 
-FETCHED = ("blob:", "dvc:")
-"""How sources begin that are no folders."""
-WORDS_KEPT = 54
+FETCHED_PREFIXES = ("blob:", "dvc:")
+"""Prefixes of sources that the pipeline fetches to a folder."""
+SLUG_MAX_CHARS = 54
 
 
 def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://demo", origin: str = "") -> StepResult:
@@ -29,7 +29,7 @@ def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://
     whether a file is a usable photo is the next step's question. Raises InputError naming what is at fault.
     """
     found = gather(_folder(source), params=params)
-    described = [{"name": name, "sha256": digest(f), "bytes": f.stat().st_size} for name, f in found.photos.items()]
+    entries = [{"name": name, "sha256": digest(f), "bytes": f.stat().st_size} for name, f in found.photos.items()]
     manifest = {
         "subject": {
             "id": params.subject_id or subject_of(params.source if origin else source),
@@ -38,14 +38,14 @@ def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://
             "consent": params.consent,
         },
         "source": origin or readable(Path(source).resolve().name),
-        "files": described,
+        "files": entries,
         "captions": found.captions,
         "left_out": found.left_out,
     }
     with committed(photos, key=key) as out:
         write_tar(out, files={f"photos/{name}": file for name, file in found.photos.items()}, manifest=manifest)
-    if found.told:
-        log.info("%s", found.told)
+    if found.left_out_sentence:
+        log.info("%s", found.left_out_sentence)
     total = sum(f.stat().st_size for f in found.photos.values())
     return StepResult(
         metrics={"files": len(found.photos), "megabytes": round(total / 1e6, 3), "left_out": len(found.left_out)}
@@ -53,32 +53,34 @@ def run(source: str, *, photos: Path, params: ImportParams, key: str = "plain://
 
 
 def subject_of(source: str) -> str:
-    """An id for whoever the photos of `source` show, where none is given: words of it, and a digest that no other one has.
+    """A subject id made of `source`, where none is given: its last word, and a digest of all of it.
 
-    A folder is told by its path below the working directory, which may be moved with what it holds; one elsewhere by its
-    whole path, a set by all of what was written.
+    A folder below the working directory is identified by its relative path, so that both may be moved; one elsewhere by
+    its absolute path, a set by its full source.
     """
-    place = source if source.startswith(FETCHED) else _place(expand_home(Path(source)).resolve())
-    words = slug(re.split("[/:@]", place.rstrip("/"))[-1])
-    sha = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{words[:WORDS_KEPT].rstrip('-') or 'subject'}-{sha[:8]}"
+    source_key = (
+        source if source.startswith(FETCHED_PREFIXES) else _relative_folder(expand_home(Path(source)).resolve())
+    )
+    readable_part = slug(re.split("[/:@]", source_key.rstrip("/"))[-1])
+    sha = hashlib.sha256(source_key.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{readable_part[:SLUG_MAX_CHARS].rstrip('-') or 'subject'}-{sha[:8]}"
 
 
 def expand_home(path: Path) -> Path:
-    """`~` as the person's home; a path that names nobody's home is a path like any other."""
+    """The path with `~` expanded; unchanged where there is no such user."""
     try:
         return path.expanduser()
     except RuntimeError:
         return path
 
 
-def _place(folder: Path) -> str:
+def _relative_folder(folder: Path) -> str:
     here = Path.cwd()
     return folder.relative_to(here).as_posix() if here in folder.parents else str(folder)
 
 
 def _folder(source: str) -> Path:
-    if source.startswith(FETCHED):
+    if source.startswith(FETCHED_PREFIXES):
         raise InputError(
             f"{source}: uploaded and DVC-tracked sets are fetched by the pipeline; run it, or give a folder"
         )

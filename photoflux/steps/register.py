@@ -1,4 +1,4 @@
-"""Enter an adapter that its gate let through in the registry, with its lineage, its card and its alias."""
+"""register: record an adapter that passed its gate as a model version, with lineage, model card and alias."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photoflux.errors import GateRejected, InputError
-from photoflux.judges.champion import is_better
+from photoflux.judges.champion import is_better_than
 from photoflux.manifest import digest, read_manifest, write_json, write_text
 from photoflux.params import RegisterParams
 from photoflux.settings import get_settings
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 CURVES, TEMPLATE = "curves.json", "card.md.j2"
-REPORT_NAMES = ("report", "report.html")
-"""What a step calls its page; it lies beside the step's JSON."""
+REPORT_FILES = ("report", "report.html")
+"""Possible file names of a step's report, which lies beside the step's JSON."""
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """All that is known about one adapter: the documents of the steps that made and judged it, and its digest."""
+    """One adapter: its manifest and training curves, the documents of the steps that judged it, and its SHA-256."""
 
     manifest: dict[str, Any]
     curves: dict[str, list[tuple[int, float]]]
@@ -49,8 +49,8 @@ class ModelRecord:
         return float(self.evaluation["metrics"]["overall"]["point"])
 
     @property
-    def held_against(self) -> int:
-        """The version that was champion when this adapter was judged; 0 for none."""
+    def compared_with(self) -> int:
+        """Number of the version that was champion when this adapter was judged; 0 for none."""
         return int((self.decision["champion"] or {}).get("version", 0))
 
 
@@ -66,31 +66,31 @@ def run(
     key: str = "plain://demo",
     sign_off: SignOff | None = None,
 ) -> StepResult:
-    """Register the adapter as a model version, and carry out what the gate decided about the champion.
+    """Register the adapter as a model version, and make it champion where the gate decided so.
 
-    Where another version became champion meanwhile, the better of the two is champion afterwards, whichever of them ends last. The same
-    adapter registered again is the same version. Raises GateRejected naming the rule that stands against it when its decision is not to
-    promote and no sign-off is possible or given; InputError when the documents belong to different adapters or the sign-off does not name
-    what it answers for. On any error the registry is as it was before.
+    Where another version became champion meanwhile, the better of the two is champion afterwards, whichever of them ends last. An
+    adapter that was registered before keeps its version. Raises GateRejected with the failed rule when the decision is not to promote
+    and no sign-off is possible or given; InputError when the documents belong to different adapters or the sign-off does not name the
+    open findings. On any error the registry is as it was before.
     """
     from photoflux.tracking import CHALLENGER, CHAMPION, Registry
 
-    found = _model_record(adapter, decision, evaluation, audit, key=key)
-    check_promotable(found.decision, sign_off)
-    name = params.name or found.manifest["subject"]["id"]
+    model = _model_record(adapter, decision, evaluation, audit, key=key)
+    check_promotable(model.decision, sign_off)
+    name = params.name or model.manifest["subject"]["id"]
     registry = Registry()
     documents = (decision, evaluation, audit)
-    with _record(found, adapter, documents, params, sign_off, key=key) as record, ExitStack() as undo:
-        version = undo.enter_context(registry.entered(name, record))
-        if found.held_against != version.number:  # the champion, trained again, claims nobody's place
-            registry.tag(version, _claim(found))
-        undo.enter_context(registry.pointed(version, CHALLENGER))
-        champion, why = _settle(registry, version, found, undo)
+    with _record(model, adapter, documents, params, sign_off, key=key) as record, ExitStack() as undo:
+        version = undo.enter_context(registry.registered(name, record))
+        if model.compared_with != version.number:  # else it is the champion, trained again to the same bytes
+            registry.set_tags(version, _claim_tags(model))
+        undo.enter_context(registry.aliased(version, CHALLENGER))
+        champion, why = _decide_champion(registry, version, model, undo)
         alias = CHAMPION if champion else CHALLENGER
-        with committed(card, key=key) as page, committed(receipt, key=key) as slip:
-            write_text(page, render_card(found, sign_off, name=name, version=version.number, alias=alias))
-            write_json(slip, _receipt(version, alias, why, params))
-    return StepResult(metrics={"version": version.number, "champion": float(champion), "overall": found.overall})
+        with committed(card, key=key) as card_file, committed(receipt, key=key) as receipt_file:
+            write_text(card_file, render_card(model, sign_off, name=name, version=version.number, alias=alias))
+            write_json(receipt_file, _receipt(version, alias, why, params))
+    return StepResult(metrics={"version": version.number, "champion": float(champion), "overall": model.overall})
 
 
 def check_promotable(decision: Mapping[str, Any], sign_off: SignOff | None) -> None:
@@ -108,71 +108,74 @@ def check_promotable(decision: Mapping[str, Any], sign_off: SignOff | None) -> N
     check_signed(decision, sign_off)
 
 
-def _claim(found: ModelRecord) -> dict[str, str]:
-    """What a version says of the champion's place, so that others that were judged at the same time can see it."""
-    return {"held_against": str(found.held_against), "takes": str(found.decision["succeeds"]["takes"]).lower()}
+def _claim_tags(model: ModelRecord) -> dict[str, str]:
+    """Tags that tell concurrent registrations which champion this version was compared with and whether it is to replace it."""
+    return {"compared_with": str(model.compared_with), "takes": str(model.decision["succeeds"]["takes"]).lower()}
 
 
-def _settle(registry: Registry, version: Version, found: ModelRecord, undo: ExitStack) -> tuple[bool, str]:
+def _decide_champion(registry: Registry, version: Version, model: ModelRecord, undo: ExitStack) -> tuple[bool, str]:
     """Carry out the gate's decision; returns whether the version is champion now, and why.
 
-    Registries have no compare-and-set. So a version says first that it claims the place, then the best of all that claim it against the
-    same champion is given the alias, then is looked whether others have claimed it meanwhile: whoever looks last has seen all claims.
+    Registries have no compare-and-set. So each version first tags its claim; then the best of all that claim the place of the same
+    champion gets the alias; then the claims are read again, until there are no new ones: the last reader has seen all of them.
     """
     from photoflux.tracking import CHAMPION
 
-    succeeds = found.decision["succeeds"]
-    present = registry.at(version.name, CHAMPION)
+    succeeds = model.decision["succeeds"]
+    present = registry.get_version(version.name, CHAMPION)
     if not succeeds["takes"] and present:
         return False, str(succeeds["why"])
-    if found.held_against == version.number and present:
-        stays = present.number == version.number
-        return stays, str(succeeds["why"]) if stays else f"version {present.number} became champion meanwhile"
+    if model.compared_with == version.number and present:
+        if present.number == version.number:
+            return True, str(succeeds["why"])
+        return False, f"version {present.number} became champion meanwhile"
     rivals: list[Version] | None = None
-    while rivals != (now := _rivals(registry, version, found.held_against)):
-        rivals, present = now, registry.at(version.name, CHAMPION)
-        known = {found.held_against, version.number, *(rival.number for rival in rivals)}
+    while rivals != (now := _rival_versions(registry, version, model.compared_with)):
+        rivals, present = now, registry.get_version(version.name, CHAMPION)
+        known = {model.compared_with, version.number, *(rival.number for rival in rivals)}
         if present and present.number not in known:
-            return _moved_on(registry, version, present, found, undo)
-        best = _best(registry, version, rivals, found)
+            return _compare_with_present(registry, version, present, model, undo)
+        best = _best(registry, version, rivals, model)
         if best.number == version.number:
-            undo.enter_context(registry.pointed(best, CHAMPION))
+            undo.enter_context(registry.aliased(best, CHAMPION))
         elif present is None or present.number != best.number:
-            with registry.pointed(best, CHAMPION):  # its own claim, which stands however this one ends
+            with registry.aliased(
+                best, CHAMPION
+            ):  # the rival's own claim: it stays champion if this registration fails
                 pass
     if best.number != version.number:
         return False, f"version {best.number}, registered meanwhile, is no worse"
     return True, str(succeeds["why"])
 
 
-def _rivals(registry: Registry, version: Version, held_against: int) -> list[Version]:
+def _rival_versions(registry: Registry, version: Version, compared_with: int) -> list[Version]:
     """The other versions that claim the place of the same champion, oldest first."""
-    claim = str(held_against)
+    claim = str(compared_with)
     versions = (v for v in registry.versions(version.name) if v.number != version.number)
-    return [v for v in versions if v.tags.get("takes") == "true" and v.tags.get("held_against") == claim]
+    return [v for v in versions if v.tags.get("takes") == "true" and v.tags.get("compared_with") == claim]
 
 
-def _best(registry: Registry, version: Version, rivals: Sequence[Version], found: ModelRecord) -> Version:
+def _best(registry: Registry, version: Version, rivals: Sequence[Version], model: ModelRecord) -> Version:
     """The best of a version and its rivals; the older one where two are equal or cannot be compared."""
-    documents = {version.number: found.evaluation}
+    documents = {version.number: model.evaluation}
     first, *others = sorted([version, *rivals], key=lambda one: one.number)
     for other in others:
         for one in (first, other):
             documents.setdefault(one.number, _evaluation_of(registry, one))
-        if is_better(documents[other.number], documents[first.number]):
+        if is_better_than(documents[other.number], documents[first.number]):
             first = other
     return first
 
 
-def _moved_on(
-    registry: Registry, version: Version, present: Version, found: ModelRecord, undo: ExitStack
+def _compare_with_present(
+    registry: Registry, version: Version, present: Version, model: ModelRecord, undo: ExitStack
 ) -> tuple[bool, str]:
-    """The champion that this version was judged against is champion no more: it has to be better than the present one."""
+    """For a version whose champion was replaced meanwhile: it becomes champion if it is better than the present one."""
     from photoflux.tracking import CHAMPION
 
-    better = is_better(found.evaluation, _evaluation_of(registry, present))
+    better = is_better_than(model.evaluation, _evaluation_of(registry, present))
     if better:
-        undo.enter_context(registry.pointed(version, CHAMPION))
+        undo.enter_context(registry.aliased(version, CHAMPION))
         return True, f"it is better than version {present.number}, which became champion meanwhile"
     if better is None:
         why = "was measured on other photos or otherwise; run again to have them compared"
@@ -181,34 +184,34 @@ def _moved_on(
 
 
 def _evaluation_of(registry: Registry, version: Version) -> dict[str, Any]:
-    """The evaluation that a version was registered with; empty where there is none."""
-    kept = registry.document(version, "evaluation.json")
-    return _read(kept, "evaluation", version.tags["key"]) if kept else {}
+    """The evaluation document recorded with a version; empty where there is none."""
+    file = registry.download_document(version, "evaluation.json")
+    return _read(file, "evaluation", version.tags["key"]) if file else {}
 
 
-def render_card(found: ModelRecord, sign_off: SignOff | None, *, name: str, version: int | None, alias: str) -> str:
+def render_card(model: ModelRecord, sign_off: SignOff | None, *, name: str, version: int | None, alias: str) -> str:
     """The model card, from `card.md.j2` in the models folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = get_settings().models_dir
     if not (folder / TEMPLATE).is_file():
         raise InputError(f"{folder / TEMPLATE}: no such file; run from the checkout or set PHOTOFLUX_MODELS_DIR")
-    pages = Environment(
+    templates = Environment(
         loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=False,
     )
-    pages.filters |= {"plain": _plain, "number": "{:.3f}".format}
-    return pages.get_template(TEMPLATE).render(
+    templates.filters |= {"markdown_cell": _markdown_cell, "number": "{:.3f}".format}
+    return templates.get_template(TEMPLATE).render(
         name=name,
         version=version,
         alias=alias,
-        adapter=found.digest,
+        adapter=model.digest,
         code=code_version(),
         sign_off=sign_off,
-        **{part: getattr(found, part) for part in ("manifest", "decision", "evaluation", "audit")},
+        **{part: getattr(model, part) for part in ("manifest", "decision", "evaluation", "audit")},
     )
 
 
@@ -225,23 +228,23 @@ def code_version() -> str:
 
 
 def _model_record(adapter: Path, decision: Path, evaluation: Path, audit: Path, *, key: str) -> ModelRecord:
-    """Read everything, and refuse documents about different adapters."""
+    """Read adapter and documents. Raises InputError when a document is about another adapter."""
     paths = {"decision": decision, "evaluation": evaluation, "audit": audit}
     documents = {kind: _read(path, kind, key) for kind, path in paths.items()}
-    with opened(adapter, key=key) as plain:
-        manifest, sha, curves = read_manifest(plain), digest(plain), _curves(plain)
+    with opened(adapter, key=key) as unsealed:
+        manifest, sha, curves = read_manifest(unsealed), digest(unsealed), _curves(unsealed)
     for kind, document in documents.items():
-        about = document["hashes"]["adapter"]
-        if about != sha:
+        judged_sha = document["hashes"]["adapter"]
+        if judged_sha != sha:
             raise InputError(
-                f"{paths[kind].name} is about adapter {about[:12]}, not {sha[:12]}; run {kind} on this one"
+                f"{paths[kind].name} is about adapter {judged_sha[:12]}, not {sha[:12]}; run {kind} on this one"
             )
     return ModelRecord(manifest, curves, **documents, digest=sha)
 
 
 @contextmanager
 def _record(
-    found: ModelRecord,
+    model: ModelRecord,
     adapter: Path,
     documents: tuple[Path, ...],
     params: RegisterParams,
@@ -249,58 +252,58 @@ def _record(
     *,
     key: str,
 ) -> Iterator[Record]:
-    """What goes into the registry; files of it exist while the block runs."""
+    """The registry's record; its files exist while the block runs."""
     from photoflux.tracking import Record
 
-    subject = found.manifest["subject"]
+    subject = model.manifest["subject"]
     name = params.name or subject["id"]
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-        card = write_text(Path(scratch) / "card.md", render_card(found, sign_off, name=name, version=None, alias=""))
+        card = write_text(Path(scratch) / "card.md", render_card(model, sign_off, name=name, version=None, alias=""))
         yield Record(
             adapter=adapter,
-            digest=found.digest,
+            digest=model.digest,
             subject=subject["id"],
             prompt=f"a photo of {subject['trigger']} {subject['class_noun']}",
             key=key,
             experiment=params.experiment,
-            note=f"{found.decision['verdict']}: {found.decision['summary']}",
-            params=found.manifest.get("params", {}),
-            metrics=_metrics(found),
-            curves=found.curves,
-            tags=_tags(found, sign_off),
+            note=f"{model.decision['verdict']}: {model.decision['summary']}",
+            params=model.manifest.get("params", {}),
+            metrics=_metrics(model),
+            curves=model.curves,
+            tags=_tags(model, sign_off),
             files={"card.md": card, **_files(adapter, documents)},
         )
 
 
-def _tags(found: ModelRecord, sign_off: SignOff | None) -> dict[str, str]:
+def _tags(model: ModelRecord, sign_off: SignOff | None) -> dict[str, str]:
     """The lineage of a version: what it was made from, with what, and how it was judged."""
-    base, evaluation = found.manifest["base"], found.evaluation
+    base, evaluation = model.manifest["base"], model.evaluation
     tags = {
         "data": evaluation["hashes"]["dataset"],
         "base": base["hash"],
         "base_name": base["name"],
-        "params": json.dumps(found.manifest.get("params", {}), sort_keys=True),
+        "params": json.dumps(model.manifest.get("params", {}), sort_keys=True),
         "code": code_version(),
-        "verdict": found.decision["verdict"],
-        "consent": found.manifest["subject"].get("consent", ""),
-        "class_noun": found.manifest["subject"]["class_noun"],
-        "trigger": found.manifest["subject"]["trigger"],
-        "overall": repr(found.overall),
-        "fingerprint": found.evaluation["fingerprint"],
-        **_claim(found),
+        "verdict": model.decision["verdict"],
+        "consent": model.manifest["subject"].get("consent", ""),
+        "class_noun": model.manifest["subject"]["class_noun"],
+        "trigger": model.manifest["subject"]["trigger"],
+        "overall": repr(model.overall),
+        "fingerprint": model.evaluation["fingerprint"],
+        **_claim_tags(model),
     }
-    if found.decision["promote"] or sign_off is None:
+    if model.decision["promote"] or sign_off is None:
         return tags
     findings = ", ".join(sorted(sign_off.findings))
     return tags | {"sign_off_by": sign_off.by, "sign_off_reason": sign_off.reason, "sign_off_findings": findings}
 
 
-def _metrics(found: ModelRecord) -> dict[str, float]:
+def _metrics(model: ModelRecord) -> dict[str, float]:
     sides = (("", "point"), ("_lo", "lo"), ("_hi", "hi"))
-    trained = {"training/step": float(found.manifest["step"])} if "step" in found.manifest else {}
+    trained = {"training/step": float(model.manifest["step"])} if "step" in model.manifest else {}
     return trained | {
         f"{name}{suffix}": float(value[side])
-        for name, value in found.evaluation["metrics"].items()
+        for name, value in model.evaluation["metrics"].items()
         for suffix, side in sides
         if value.get(side) is not None
     }
@@ -311,13 +314,13 @@ def _files(adapter: Path, documents: tuple[Path, ...]) -> dict[str, Path]:
     named = dict(zip(("decision", "evaluation", "audit"), documents, strict=True))
     files = {f"{kind}.json": path for kind, path in named.items()}
     for kind, path in {"finetune": adapter, **named}.items():
-        pages = [path.parent / name for name in REPORT_NAMES] + [path.with_name(f"{kind}.html")]
+        pages = [path.parent / name for name in REPORT_FILES] + [path.with_name(f"{kind}.html")]
         files |= {f"reports/{kind}.html": page for page in pages if page.is_file()}
     return files
 
 
 def _curves(adapter: Path) -> dict[str, list[tuple[int, float]]]:
-    """The training curves that travel with the adapter: losses by step, and the scores of each candidate."""
+    """Training curves from the adapter's artifact: losses by training step, and the scores of each checkpoint."""
     with tarfile.open(adapter, "r:") as tar:
         member = tar.extractfile(CURVES) if CURVES in tar.getnames() else None
         written = json.loads(member.read()) if member else {}
@@ -330,8 +333,8 @@ def _curves(adapter: Path) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
-def _plain(value: object) -> str:
-    """Text as one cell of a Markdown table: on one line, no markup."""
+def _markdown_cell(value: object) -> str:
+    """Text as one cell of a Markdown table: on one line, with markup escaped."""
     return re.sub(r"([|<>`*_\[\]])", r"\\\1", " ".join(str(value).split()))
 
 
@@ -350,9 +353,9 @@ def _receipt(version: Version, alias: str, why: str, params: RegisterParams) -> 
 
 
 def _read(path: Path, kind: str, key: str) -> dict[str, Any]:
-    with opened(path, key=key) as plain:
+    with opened(path, key=key) as unsealed:
         try:
-            document = json.loads(plain.read_text(encoding="utf-8"))
+            document = json.loads(unsealed.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); run the {kind} step again") from error
     if not isinstance(document, dict) or document.get("kind", kind) != kind or "hashes" not in document:

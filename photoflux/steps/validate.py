@@ -14,7 +14,7 @@ from photoflux.manifest import unpack, write_json, write_tar
 from photoflux.params import ImportParams, ValidateParams
 from photoflux.photos.gather import Gathered, gather, readable
 from photoflux.photos.rules import REJECT
-from photoflux.photos.table import read_files, survey
+from photoflux.photos.table import photo_table, read_files
 from photoflux.photos.verdict import Verdict
 from photoflux.photos.words import plain_words, read_words
 from photoflux.report import publish
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from photoflux.photos.suite import Decision, Suites
 
-REASONS_TOLD = 6
+REASONS_SHOWN = 6
 
 
 def run(
@@ -47,28 +47,28 @@ def run(
     rejects the set; then `validated` is not written. Raises InputError for a suite that cannot be used.
     """
     suites = _suites(params)  # before photos are measured for a minute
-    with opened(photos, key=key) as plain, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-        manifest = unpack(plain, Path(scratch))
-        shelf = _Shelf(Path(scratch) / "images", side_px=params.stored_side_px)
-        listed = {entry["name"]: Path(scratch) / "photos" / entry["name"] for entry in manifest["files"]}
-        rows = survey(read_files(listed), params=params, keep=shelf.keep, usable=suites.usable)
-        decision = _with_advice(suites.decide(rows), Gathered(left_out=manifest.get("left_out", {})))
-        _tell(
+    with opened(photos, key=key) as unsealed, tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
+        manifest = unpack(unsealed, Path(scratch))
+        images = _AcceptedImages(Path(scratch) / "images", side_px=params.stored_side_px)
+        paths = {entry["name"]: Path(scratch) / "photos" / entry["name"] for entry in manifest["files"]}
+        rows = photo_table(read_files(paths), params=params, on_decoded=images.add, usable=suites.usable)
+        decision = _advise_on_other_files(suites.decide(rows), Gathered(left_out=manifest.get("left_out", {})))
+        _write_results(
             manifest,
             rows,
             decision,
-            shelf.thumbs,
+            images.thumbs,
             report=report,
             expectations=expectations,
             data_docs=data_docs,
             key=key,
         )
         if decision.verdict.verdict == REJECT:
-            raise ValidationFailed(_why(str(manifest.get("source", "the set")), decision))
+            raise ValidationFailed(_failure_sentence(str(manifest.get("source", "the set")), decision))
         with committed(validated, key=key) as out:
             accepted = decision.verdict.accepted
-            files = {f"images/{shelf.names[name]}": shelf.folder / shelf.names[name] for name in accepted}
-            write_tar(out, files=files, manifest=_manifest(manifest, rows, decision, shelf, listed))
+            files = {f"images/{images.names[name]}": images.folder / images.names[name] for name in accepted}
+            write_tar(out, files=files, manifest=_manifest(manifest, rows, decision, images, paths))
     return StepResult(metrics=_metrics(decision.verdict), report=report)
 
 
@@ -83,14 +83,18 @@ def validate_folder(folder: Path, *, params: ValidateParams) -> dict[str, Any]:
         raise InputError(f"{readable(str(folder))}: no such folder; give a folder of photos")
     found = gather(folder, params=ImportParams(max_files=500, max_file_mb=500))
     suites = _suites(params)
-    rows = survey(read_files(found.photos), params=params, usable=suites.usable)
-    return _with_advice(suites.decide(rows), found).verdict.as_json()
+    rows = photo_table(read_files(found.photos), params=params, usable=suites.usable)
+    return _advise_on_other_files(suites.decide(rows), found).verdict.as_json()
 
 
-def _with_advice(decision: Decision, found: Gathered) -> Decision:
-    """With a last sentence that names the files which are no photos."""
-    told = [f"{found.told[0].upper()}{found.told[1:]}: export as JPEG what is a photo."] if found.told else []
-    return replace(decision, verdict=replace(decision.verdict, advice=[*decision.verdict.advice, *told]))
+def _advise_on_other_files(decision: Decision, found: Gathered) -> Decision:
+    """The decision with one more sentence of advice, about the files that are no photos."""
+    sentence = (
+        [f"{found.left_out_sentence[0].upper()}{found.left_out_sentence[1:]}: export as JPEG what is a photo."]
+        if found.left_out_sentence
+        else []
+    )
+    return replace(decision, verdict=replace(decision.verdict, advice=[*decision.verdict.advice, *sentence]))
 
 
 def _suites(params: ValidateParams) -> Suites:
@@ -99,7 +103,7 @@ def _suites(params: ValidateParams) -> Suites:
     return Suites(get_settings().expectations_dir, params=params)
 
 
-def _tell(
+def _write_results(
     manifest: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     decision: Decision,
@@ -110,7 +114,7 @@ def _tell(
     data_docs: Path,
     key: str,
 ) -> None:
-    """Write what was found: results sealed, pages in full or, of a person, open with numbers alone and sealed in full."""
+    """Write results (sealed) and both pages (of a person: an open copy with numbers alone, and a sealed one in full)."""
     from photoflux.pages.data_docs import DataDocs
     from photoflux.pages.validate import validation_page
 
@@ -122,8 +126,8 @@ def _tell(
     publish(report, page, subject=subject, key=key)
 
 
-class _Shelf:
-    """Where accepted pictures wait, one PNG per photo, and the thumbnails the report shows."""
+class _AcceptedImages:
+    """A folder with one PNG per decoded photo, no larger than `side_px` on its short side, and thumbnails for the report."""
 
     def __init__(self, folder: Path, *, side_px: int) -> None:
         self.folder = folder
@@ -132,7 +136,7 @@ class _Shelf:
         self.thumbs: dict[str, Image.Image] = {}
         folder.mkdir(parents=True)
 
-    def keep(self, name: str, image: Image.Image) -> None:
+    def add(self, name: str, image: Image.Image) -> None:
         from photoflux.pages.validate import thumbnail
 
         stored = _stored_name(name, taken={other.casefold() for other in self.names.values()})
@@ -165,12 +169,12 @@ def _manifest(
     manifest: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     decision: Decision,
-    shelf: _Shelf,
-    listed: Mapping[str, Path],
+    images: _AcceptedImages,
+    paths: Mapping[str, Path],
 ) -> dict[str, Any]:
     verdict = decision.verdict
     accepted = [row for row in rows if row["file"] in set(verdict.accepted)]
-    texts = {name: text for name, file in listed.items() if (text := file.with_suffix(".txt")).is_file()}
+    texts = {name: text for name, file in paths.items() if (text := file.with_suffix(".txt")).is_file()}
     captions = {name: plain_words(words) for name, words in manifest.get("captions", {}).items()}
     captions |= {name: read_words(text.read_bytes()) for name, text in texts.items()}
     return {
@@ -178,8 +182,8 @@ def _manifest(
         "source": manifest.get("source", ""),
         "validation": verdict.as_json(),
         "set": verdict.whole,
-        "photos": [{**row, "file": f"images/{shelf.names[row['file']]}", "source": row["file"]} for row in accepted],
-        "captions": {f"images/{shelf.names[n]}": captions[n] for n in verdict.accepted if captions.get(n)},
+        "photos": [{**row, "file": f"images/{images.names[row['file']]}", "source": row["file"]} for row in accepted],
+        "captions": {f"images/{images.names[n]}": captions[n] for n in verdict.accepted if captions.get(n)},
         "expectations": [finding.as_json() for finding in decision.findings],
     }
 
@@ -197,14 +201,14 @@ def _metrics(verdict: Verdict) -> dict[str, float]:
     }
 
 
-def _why(source: str, decision: Decision) -> str:
-    """The one sentence of a failed run: what stands against the set, and every file's own reason."""
+def _failure_sentence(source: str, decision: Decision) -> str:
+    """The error sentence of a rejected set: its failed rule, and the reason of each rejected file."""
     verdict = decision.verdict
     rejected = [photo for photo in verdict.photos if photo["status"] == REJECT]
     reasons = [f"{photo['file']}: {photo['reasons'][0]['message'].split(':')[0]}" for photo in rejected]
-    rest = [f"{len(reasons) - REASONS_TOLD} more"] if len(reasons) > REASONS_TOLD else []
-    told = f" ({'; '.join(reasons[:REASONS_TOLD] + rest)})" if reasons else ""
-    return f"{source}: {decision.rejecting[0].tell(verdict.whole)}{told}; {_remedy(decision)}"
+    rest = [f"{len(reasons) - REASONS_SHOWN} more"] if len(reasons) > REASONS_SHOWN else []
+    sentence = f" ({'; '.join(reasons[:REASONS_SHOWN] + rest)})" if reasons else ""
+    return f"{source}: {decision.rejecting[0].message_for(verdict.whole)}{sentence}; {_remedy(decision)}"
 
 
 def _remedy(decision: Decision) -> str:

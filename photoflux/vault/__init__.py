@@ -57,35 +57,36 @@ def key_for_run(key: str, run: str) -> str:
 
 
 class Sealer(Protocol):
-    """Turns a plaintext file into the stored one, and back. Plaintext that is `private` is never written beside it."""
+    """Turns a plaintext file into the stored one, and back."""
 
     private: bool
+    """Whether plaintext must stay out of the folder of the stored file."""
 
-    def seal(self, plain: Path, stored: Path) -> None: ...
+    def seal(self, unsealed: Path, stored: Path) -> None: ...
 
-    def unseal(self, stored: Path, plain: Path) -> None: ...
+    def unseal(self, stored: Path, unsealed: Path) -> None: ...
 
-    def confirm(self) -> None:
-        """Raises OwnerErased where the owner of what was sealed was erased meanwhile."""
+    def check_not_erased(self) -> None:
+        """Raises OwnerErased where the owner was erased while the file was sealed."""
 
 
-class Plain:
-    """The identity: stored bytes are the plaintext bytes."""
+class IdentitySealer:
+    """Stored bytes are the plaintext bytes."""
 
     private = False
 
-    def seal(self, plain: Path, stored: Path) -> None:
-        os.replace(plain, stored)
+    def seal(self, unsealed: Path, stored: Path) -> None:
+        os.replace(unsealed, stored)
 
-    def unseal(self, stored: Path, plain: Path) -> None:
-        plain.symlink_to(stored.resolve())
+    def unseal(self, stored: Path, unsealed: Path) -> None:
+        unsealed.symlink_to(stored.resolve())
 
-    def confirm(self) -> None:
+    def check_not_erased(self) -> None:
         return
 
 
-class Sealed:
-    """Ciphertext of one owner, bound to the run and to what the file is.
+class OwnerSealer:
+    """Stored bytes are ciphertext under one owner's keyset, bound to the run and to the file's name.
 
     `dataset.tar` opens neither as `adapter.tar` nor as another run's `dataset.tar`.
     """
@@ -95,17 +96,17 @@ class Sealed:
     def __init__(self, key: VaultKey) -> None:
         self.key, self.keyring = key, open_keyring()
 
-    def seal(self, plain: Path, stored: Path) -> None:
-        with plain.open("rb") as source, stored.open("wb") as sink:
-            seal(source, sink, label=self._label(plain), keyring=self.keyring)
+    def seal(self, unsealed: Path, stored: Path) -> None:
+        with unsealed.open("rb") as source, stored.open("wb") as sink:
+            seal(source, sink, label=self._label(unsealed), keyring=self.keyring)
             sink.flush()
             os.fsync(sink.fileno())
 
-    def unseal(self, stored: Path, plain: Path) -> None:
-        with stored.open("rb") as source, plain.open("wb") as sink:
+    def unseal(self, stored: Path, unsealed: Path) -> None:
+        with stored.open("rb") as source, unsealed.open("wb") as sink:
             unseal(source, sink, label=self._label(stored), keyring=self.keyring)
 
-    def confirm(self) -> None:
+    def check_not_erased(self) -> None:
         self.keyring.check_not_erased(self.key.owner)
 
     def _label(self, file: Path) -> Label:
@@ -116,17 +117,17 @@ class Sealed:
 def sealer(key: str) -> Sealer:
     """The sealer a key URI names. Raises InputError for an unknown scheme."""
     if key.startswith("plain://"):
-        return Plain()
+        return IdentitySealer()
     if key.startswith(VAULT):
-        return Sealed(VaultKey.parse(key))
+        return OwnerSealer(VaultKey.parse(key))
     raise InputError(f"key '{key}': no such kind of key here; use plain://<name> or {VAULT}<owner>/<run>")
 
 
 def open_keyring() -> Keyring:
     """The keyring of the settings. On one machine its key file is made at first use; in production it never is."""
     settings = get_settings()
-    own = f"{LOCAL}{(settings.state_dir / 'kek').resolve()}"
-    uri = settings.kek_uri or own
+    local_uri = f"{LOCAL}{(settings.state_dir / 'kek').resolve()}"
+    uri = settings.kek_uri or local_uri
     if uri.startswith(LOCAL) and settings.environment == "production":
         raise InputError(
             "PHOTOFLUX_KEK_URI: production wraps keys with Cloud KMS; give gcp-kms://projects/…/cryptoKeys/name"
@@ -134,7 +135,7 @@ def open_keyring() -> Keyring:
     if not settings.kek_uri and not (settings.state_dir / "kek").exists():
         with suppress(KeyFileExists):  # another process was first
             create_kek(uri)
-    return Keyring(open_store(settings.keyring or str(settings.state_dir / "keyring")), uri, own)
+    return Keyring(open_store(settings.keyring or str(settings.state_dir / "keyring")), uri, local_uri)
 
 
 @contextmanager
@@ -143,9 +144,9 @@ def opened(path: Path, *, key: str) -> Iterator[Path]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run the step that makes it first")
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
-        plain = Path(scratch) / path.name
-        sealer(key).unseal(path, plain)
-        yield plain
+        unsealed = Path(scratch) / path.name
+        sealer(key).unseal(path, unsealed)
+        yield unsealed
 
 
 @contextmanager
@@ -154,19 +155,20 @@ def committed(path: Path, *, key: str) -> Iterator[Path]:
 
     Raises OwnerErased, and leaves no file, where the owner was erased, also while it was sealed.
     """
-    chosen = sealer(key)
+    sealing = sealer(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        beside = stack.enter_context(tempfile.TemporaryDirectory(prefix=".photoflux-", dir=path.parent))
-        own = tempfile.TemporaryDirectory(prefix="photoflux-") if chosen.private else nullcontext(beside)
-        plain, stored = Path(stack.enter_context(own)) / path.name, Path(beside) / "sealed"
-        yield plain
-        if not plain.is_file():
+        store_scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".photoflux-", dir=path.parent))
+        # Private plaintext goes to the process's own scratch folder: the stored file's folder may be shared or backed up.
+        scratch = tempfile.TemporaryDirectory(prefix="photoflux-") if sealing.private else nullcontext(store_scratch)
+        unsealed, stored = Path(stack.enter_context(scratch)) / path.name, Path(store_scratch) / "sealed"
+        yield unsealed
+        if not unsealed.is_file():
             raise FileNotFoundError(f"nothing was written for {path.name}")
-        chosen.seal(plain, stored)
+        sealing.seal(unsealed, stored)
         os.replace(stored, path)
         try:
-            chosen.confirm()
+            sealing.check_not_erased()
         except OwnerErased:
             path.unlink(missing_ok=True)
             raise

@@ -1,4 +1,4 @@
-"""Where sealed bytes lie: a folder or a Cloud Storage bucket behind the same verbs.
+"""Stores of immutable blobs, in a folder or in a Cloud Storage bucket, behind one interface.
 
 Names are made by this program (ids, never a person's words) and are paths of letters, digits and `._-`.
 """
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 BUCKET = "gs://"
 PARTIAL = ".partial-"
-LEFTOVER_S = 24 * 3600
+LEFTOVER_AGE_S = 24 * 3600
 """A partial file this old was left by a process that was killed, and is removed."""
 LINK_TRIES = 100
-UPLOAD_PIECE = 8 << 20
+UPLOAD_CHUNK_BYTES = 8 << 20
 """Bytes of a file that are in memory while it is uploaded; the client's own default is 100 MiB."""
 
 
 class BlobExists(PhotoFluxError):
-    """A name that was to be new is taken; what it holds is unchanged."""
+    """A blob of this name exists already; it is unchanged."""
 
 
 class BlobMissing(PhotoFluxError):
@@ -41,10 +41,10 @@ class BlobStore(Protocol):
     """Immutable blobs by name."""
 
     def put_new(self, name: str, data: bytes) -> None:
-        """Store whole or not at all. Raises BlobExists and changes nothing when the name is taken."""
+        """Store a new blob, whole or not at all. Raises BlobExists, and changes nothing, when the name is taken."""
 
     def put_file(self, name: str, path: Path) -> None:
-        """As `put_new`, of a file that lies where `scratch` said."""
+        """As `put_new`, from a file that `scratch` gave."""
 
     def scratch(self) -> AbstractContextManager[Path]:
         """An empty file, readable by its owner alone, to be written and `put_file`; gone after the block."""
@@ -53,10 +53,10 @@ class BlobStore(Protocol):
         """Raises BlobMissing."""
 
     def open(self, name: str) -> BinaryIO:
-        """To be read and closed by the caller, whatever is deleted meanwhile. Raises BlobMissing."""
+        """A stream that the caller closes; it stays readable when the blob is deleted meanwhile. Raises BlobMissing."""
 
     def delete(self, name: str) -> None:
-        """Remove it; a name that is not there is no error, so that a deletion can be repeated."""
+        """Delete the blob; a missing one is no error, so that a deletion can be repeated."""
 
     def exists(self, name: str) -> bool: ...
 
@@ -78,7 +78,7 @@ def open_store(uri: str, *, client: Client | None = None) -> BlobStore:
 
 
 def check_name(name: str) -> str:
-    """The name itself. Raises InputError for one that could leave the store or hide in it."""
+    """The name itself. Raises InputError for one that could lead out of the store, or that begins with a dot."""
     if not NAME.fullmatch(name) or len(name) > 512:
         raise InputError(f"blob name {name!r}: use letters, digits, '.', '_' and '-', with '/' between parts")
     return name
@@ -126,7 +126,7 @@ class FolderStore:
         target = self.folder / check_name(name)
         target.unlink(missing_ok=True)
         for parent in target.parents:
-            if parent == self.folder or not _removed(parent):
+            if parent == self.folder or not _remove_if_empty(parent):
                 break
 
     def exists(self, name: str) -> bool:
@@ -140,15 +140,15 @@ class FolderStore:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         start = self.folder / prefix.rpartition("/")[0]
-        walked = os.walk(start)  # unlike rglob it goes on where a folder is removed under its feet
+        walked = os.walk(start)  # unlike rglob it goes on when a folder is deleted during the walk
         names = (Path(at, file).relative_to(self.folder).as_posix() for at, _, files in walked for file in files)
         yield from sorted(name for name in names if name.startswith(prefix) and NAME.fullmatch(name))
 
 
 def _link(path: Path, target: Path) -> None:
-    """Give a file a second name. Raises FileExistsError where it is taken, unlike a rename."""
+    """Hard-link a file to `target`. Raises FileExistsError where that exists, which a rename would replace."""
     for attempt in range(1, LINK_TRIES + 1):
-        with suppress(FileExistsError, FileNotFoundError):  # folders that become empty are removed by who deletes
+        with suppress(FileExistsError, FileNotFoundError):  # `delete` may remove the empty folder meanwhile
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             os.link(path, target)
@@ -170,12 +170,12 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
 
 def _remove_leftovers(folder: Path) -> None:
     for file in folder.glob(f"{PARTIAL}*"):
-        with suppress(FileNotFoundError):  # its writer was done with it
-            if time.time() - file.stat().st_mtime > LEFTOVER_S:
+        with suppress(FileNotFoundError):  # its writer has just removed it
+            if time.time() - file.stat().st_mtime > LEFTOVER_AGE_S:
                 file.unlink()
 
 
-def _removed(folder: Path) -> bool:
+def _remove_if_empty(folder: Path) -> bool:
     try:
         folder.rmdir()
     except OSError:
@@ -184,7 +184,7 @@ def _removed(folder: Path) -> bool:
 
 
 class CloudStore:
-    """Blobs as objects of a bucket, which must neither keep versions nor soft-deleted objects."""
+    """Blobs as objects of a bucket, in which versioning and soft delete must be off."""
 
     def __init__(self, client: Client, bucket: str, *, prefix: str = "") -> None:
         self.bucket, self.prefix = client.bucket(bucket), f"{prefix.rstrip('/')}/" if prefix else ""
@@ -201,7 +201,7 @@ class CloudStore:
         from google.api_core.exceptions import PreconditionFailed
 
         blob = self._blob(name)
-        blob.chunk_size = UPLOAD_PIECE
+        blob.chunk_size = UPLOAD_CHUNK_BYTES
         try:
             blob.upload_from_filename(str(path), content_type="application/octet-stream", if_generation_match=0)
         except PreconditionFailed:
@@ -215,7 +215,7 @@ class CloudStore:
 
         blob = self._blob(name)
         with ExitStack() as stack:
-            file = stack.enter_context(tempfile.TemporaryFile())  # has no name: it is gone with its process
+            file = stack.enter_context(tempfile.TemporaryFile())  # unnamed: gone with this process
             try:
                 blob.download_to_file(file)
             except NotFound:

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from tink.aead import Aead
 
 LOCAL, GOOGLE = "local-kms://", "gcp-kms://"
-OWN = f"{LOCAL}state/kek"
-"""What keysets call the key file in the state folder, which may be moved with them."""
+LOCAL_KEK_NAME = f"{LOCAL}state/kek"
+"""The name by which keysets refer to the key file in the state folder, so that the folder may be moved."""
 
 
 class KeyFileExists(InputError):
-    """A key file that was to be made is there already, and was left as it is."""
+    """The key file exists already; it is unchanged."""
 
 
 def open_kek(uri: str) -> Aead:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from photoflux.errors import InputError
 from photoflux.settings import get_settings
 from photoflux.vault.blobs import BlobStore, open_store
-from photoflux.vault.sealed import Label, seal_bytes, seal_from, unseal_bytes, unsealed
+from photoflux.vault.sealed import Label, seal_bytes, seal_from, unseal_bytes, unsealed_chunks
 
 if TYPE_CHECKING:
     from photoflux.vault.keyring import Keyring
@@ -34,13 +34,13 @@ class Objects:
         name = _name(owner, kind, object_id)
         sealed = seal_bytes(data, label=Label(owner, kind, object_id), keyring=self.keyring)
         self.store.put_new(name, sealed)
-        self._confirm(owner, name)
+        self._delete_if_erased(owner, name)
         return len(sealed)
 
     def put_from(self, owner: str, kind: str, object_id: str, write: Callable[[BinaryIO], None]) -> int:
         """`put` of what `write` writes into the stream it is given, which cannot seek.
 
-        It goes through this process in pieces: only ciphertext is on disk, and never the whole in memory.
+        Only ciphertext is on disk, and never the whole object in memory.
         """
         name = _name(owner, kind, object_id)
         with self.store.scratch() as path:
@@ -48,7 +48,7 @@ class Objects:
                 seal_from(write, sink, label=Label(owner, kind, object_id), keyring=self.keyring)
             size = path.stat().st_size
             self.store.put_file(name, path)
-        self._confirm(owner, name)
+        self._delete_if_erased(owner, name)
         return size
 
     def get(self, owner: str, kind: str, object_id: str) -> bytes:
@@ -57,12 +57,12 @@ class Objects:
         return unseal_bytes(sealed, label=Label(owner, kind, object_id), keyring=self.keyring)
 
     def chunks(self, owner: str, kind: str, object_id: str) -> Iterator[bytes]:
-        """The plaintext in pieces of a megabyte; the object is looked for when the first is asked for.
+        """The plaintext in chunks of a megabyte; the object is opened with the first.
 
-        Raises BlobMissing and KeyMissing before the first piece; SealBroken before it ends when the object is not whole.
+        Raises BlobMissing and KeyMissing before the first chunk; SealBroken, before it ends, when the object is not whole.
         """
         with self.store.open(_name(owner, kind, object_id)) as source:
-            yield from unsealed(source, label=Label(owner, kind, object_id), keyring=self.keyring)
+            yield from unsealed_chunks(source, label=Label(owner, kind, object_id), keyring=self.keyring)
 
     def delete(self, owner: str, kind: str, object_id: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -76,15 +76,15 @@ class Objects:
     def erase(self, owner: str) -> int:
         """Delete everything of an owner; returns how many objects there were.
 
-        After `Keyring.erase` nothing can follow: what is stored after it was listed here is deleted by who stored it.
+        To be called after `Keyring.erase`: whoever stores an object after the others were listed here deletes it again.
         """
         names = [name for kind in KINDS for name in self.store.list(_folder(owner, kind))]
         for name in names:
             self.store.delete(name)
         return len(names)
 
-    def _confirm(self, owner: str, name: str) -> None:
-        """Take back what was just stored unless its owner is known not to have been erased meanwhile. Raises OwnerErased."""
+    def _delete_if_erased(self, owner: str, name: str) -> None:
+        """Delete what was just stored unless the owner is known not to be erased. Raises OwnerErased."""
         try:
             self.keyring.check_not_erased(owner)
         except BaseException:

@@ -1,8 +1,8 @@
-"""Sealed bytes: one line that says whose they are, then streaming ciphertext that is bound to that line.
+"""Sealed bytes: a header line with owner, kind, id and key version, then streaming ciphertext that is bound to that header.
 
-Tink finishes a stream even when an exception leaves it, and gives out plaintext before it has seen the end. So nothing
-written or read here counts until the whole went well: a sink is thrown away where sealing raised, and what was opened is
-used only once its iterator has ended, or by who can take it back, as an HTTP response that is broken off.
+Tink writes the end of a stream even when an exception leaves it, and yields plaintext before it has authenticated the end. So a
+sink must be thrown away where sealing raised, and opened plaintext may be used only once its iterator has ended, or where it
+can still be taken back, as an HTTP response that is aborted.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from photoflux.errors import PhotoFluxError
 from photoflux.vault.keyring import Keyring
 
 FORMAT = "photoflux-sealed-1"
-LABEL_MAX = 1024
-CHUNK = 1 << 20
+HEADER_MAX_BYTES = 1024
+CHUNK_BYTES = 1 << 20
 
 
 class SealBroken(PhotoFluxError):
-    """Sealed bytes that were altered, cut off, swapped for others, or never sealed."""
+    """The bytes were altered, cut off, swapped for others, or never sealed."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,24 @@ class Label:
     id: str
 
 
-class _Sink(io.RawIOBase):
-    """Takes what Tink writes; closing it closes nothing, so that only its user decides what is kept.
+class _CiphertextSink(io.RawIOBase):
+    """Writes Tink's ciphertext to `file`, and does not close it.
 
-    Once `broken` it takes nothing more: a stream that is thrown away still writes an end, and what was cut off would open.
+    Once `discarded` is set it writes nothing more: Tink ends a stream also after an error, and the truncated file would then open.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.broken = file, False
+        self.file, self.discarded = file, False
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        return len(data) if self.broken else self.file.write(data)
+        return len(data) if self.discarded else self.file.write(data)
 
 
-class _Source(io.RawIOBase):
-    """Gives Tink what is left of a file."""
+class _CiphertextSource(io.RawIOBase):
+    """Reads the rest of `file` for Tink."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -64,31 +64,31 @@ class _Source(io.RawIOBase):
 
 
 def seal(source: BinaryIO, sink: BinaryIO, *, label: Label, keyring: Keyring) -> None:
-    """`seal_from` for what can be read from `source`."""
+    """`seal_from` with the bytes of `source`."""
 
     def copy(stream: BinaryIO) -> None:
-        while chunk := source.read(CHUNK):
+        while chunk := source.read(CHUNK_BYTES):
             stream.write(chunk)
 
     seal_from(copy, sink, label=label, keyring=keyring)
 
 
 def seal_from(write: Callable[[BinaryIO], None], sink: BinaryIO, *, label: Label, keyring: Keyring) -> None:
-    """Write the sealed form of what `write` writes to `sink`, under the owner's newest key, made when there is none.
+    """Seal what `write` writes, to `sink`, under the owner's newest key, made when there is none.
 
     `write` is given a stream that cannot seek. Where this raises (OwnerErased among others), `sink` holds nothing of use
     and must be thrown away.
     """
-    version, primitive = keyring.sealing(label.owner)
-    line = _line(label, version)
-    sink.write(line)
-    taker = _Sink(sink)
-    stream = primitive.new_encrypting_stream(taker, line)
+    version, primitive = keyring.newest_primitive(label.owner)
+    header = _header(label, version)
+    sink.write(header)
+    ciphertext = _CiphertextSink(sink)
+    stream = primitive.new_encrypting_stream(ciphertext, header)
     try:
         write(stream)
         stream.close()
     except BaseException:
-        taker.broken = True
+        ciphertext.discarded = True
         raise
 
 
@@ -97,62 +97,62 @@ def unseal(source: BinaryIO, sink: BinaryIO, *, label: Label, keyring: Keyring) 
 
     Raises SealBroken unless all of it was sealed under `label`, KeyMissing where the owner was erased.
     """
-    for chunk in unsealed(source, label=label, keyring=keyring):
+    for chunk in unsealed_chunks(source, label=label, keyring=keyring):
         sink.write(chunk)
 
 
-def unsealed(source: BinaryIO, *, label: Label, keyring: Keyring) -> Iterator[bytes]:
-    """The plaintext of `source` in pieces of a megabyte, none of them altered; it was all of it once the iterator has ended.
+def unsealed_chunks(source: BinaryIO, *, label: Label, keyring: Keyring) -> Iterator[bytes]:
+    """The plaintext of `source` in chunks of a megabyte, each authenticated; it is complete once the iterator has ended.
 
     Raises SealBroken, before it ends, unless all was sealed under `label`; KeyMissing where the owner was erased.
     """
-    line = source.readline(LABEL_MAX)
-    version = _checked(line, label)
-    stream = keyring.primitive(label.owner, version).new_decrypting_stream(_Source(source), line)
-    while chunk := _next(stream, label):
+    header = source.readline(HEADER_MAX_BYTES)
+    version = _check_header(header, label)
+    stream = keyring.primitive(label.owner, version).new_decrypting_stream(_CiphertextSource(source), header)
+    while chunk := _read_chunk(stream, label):
         yield chunk
 
 
 def seal_bytes(data: bytes, *, label: Label, keyring: Keyring) -> bytes:
     """`seal` for what fits in memory."""
-    return _through(seal, data, label=label, keyring=keyring)
+    return _in_memory(seal, data, label=label, keyring=keyring)
 
 
 def unseal_bytes(data: bytes, *, label: Label, keyring: Keyring) -> bytes:
     """`unseal` for what fits in memory."""
-    return _through(unseal, data, label=label, keyring=keyring)
+    return _in_memory(unseal, data, label=label, keyring=keyring)
 
 
-def _next(stream: BinaryIO, label: Label) -> bytes:
-    """At most a megabyte more; nothing at the end."""
+def _read_chunk(stream: BinaryIO, label: Label) -> bytes:
+    """The next chunk, of a megabyte at most; empty at the end. Raises SealBroken."""
     import tink
 
     try:
-        return stream.read(CHUNK)
+        return stream.read(CHUNK_BYTES)
     except (tink.TinkError, OSError, ValueError) as error:
         raise SealBroken(
             f"{label.kind} {label.id}: altered, cut off or sealed by another key; fetch it again"
         ) from error
 
 
-def _through(way: Callable[..., None], data: bytes, *, label: Label, keyring: Keyring) -> bytes:
+def _in_memory(seal_or_unseal: Callable[..., None], data: bytes, *, label: Label, keyring: Keyring) -> bytes:
     sink = io.BytesIO()
-    way(io.BytesIO(data), sink, label=label, keyring=keyring)
+    seal_or_unseal(io.BytesIO(data), sink, label=label, keyring=keyring)
     return sink.getvalue()
 
 
-def _line(label: Label, version: int) -> bytes:
+def _header(label: Label, version: int) -> bytes:
     return json.dumps({"format": FORMAT, **asdict(label), "key": version}).encode() + b"\n"
 
 
-def _checked(line: bytes, label: Label) -> int:
-    """The key's version. The line itself is authenticated with the bytes that follow."""
+def _check_header(header: bytes, label: Label) -> int:
+    """The key's version, where the header is that of `label`. It is authenticated with the bytes that follow. Raises SealBroken."""
     try:
-        told = json.loads(line)
-        version = told["key"]
+        fields = json.loads(header)
+        version = fields["key"]
     except (ValueError, KeyError, TypeError) as error:
         raise SealBroken(f"{label.kind} {label.id}: is not sealed; it was not made by this program") from error
-    if line != _line(label, version) or not isinstance(version, int):
+    if header != _header(label, version) or not isinstance(version, int):
         raise SealBroken(
             f"{label.kind} {label.id}: these are the sealed bytes of something else, of another run or another owner "
             "perhaps; put back the file that belongs here, or make it again"

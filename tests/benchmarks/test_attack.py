@@ -17,7 +17,7 @@ from api.settings import ApiSettings
 from api.transport.concurrency import HELD_MAX
 from api.transport.rate_limits import RATES
 from benchmarks import attack, attackers
-from benchmarks.attackers import ATTACKS, Attack, Receiver, Scene, Service
+from benchmarks.attackers import ATTACKS, Attack, AttackRun, Receiver, Service
 
 REFUSAL = b"HTTP/1.1 401 No\r\nContent-Length: 2\r\nSet-Cookie: one=two; Path=/\r\nConnection: close\r\n\r\nno"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -42,9 +42,9 @@ def with_server(handle: Handler, do: Callable[[Service], Awaitable[Any]]) -> Any
     return asyncio.run(run())
 
 
-def a_scene(service: Service, act: Callable[[Scene], Awaitable[None]], *, seconds: float = 1.0) -> Scene:
+def a_scene(service: Service, act: Callable[[AttackRun], Awaitable[None]], *, seconds: float = 1.0) -> AttackRun:
     one = Attack("one", act, 2, 50, ("127.0.0.2",))
-    return Scene(one, service, {}, {}, time.monotonic() + seconds, random.Random(0))
+    return AttackRun(one, service, {}, {}, time.monotonic() + seconds, random.Random(0))
 
 
 def test_attackers_stay_within_their_connections_and_uploads() -> None:
@@ -123,14 +123,14 @@ def test_a_figure_that_is_missing_meets_no_aim() -> None:
         "flat_over_s": 600,
     }  # fmt: skip
     judged = {"api_rss_max_mb": True, "api_growth": True, "honest_failures": False, "wrong": True}
-    assert attack.met(found) == judged | {"reads_p95_ms": False}
-    assert attack.met(found, any_speed=True) == judged
+    assert attack.aims_met(found) == judged | {"reads_p95_ms": False}
+    assert attack.aims_met(found, any_speed=True) == judged
     del judged["api_growth"]
-    assert attack.met(found | {"flat_over_s": 599}, any_speed=True) == judged
+    assert attack.aims_met(found | {"flat_over_s": 599}, any_speed=True) == judged
 
 
 def test_make_serve_is_what_is_measured() -> None:
-    assert attack.as_made()["MALLOC_MMAP_MAX_"] == "0"
+    assert attack.service_environment()["MALLOC_MMAP_MAX_"] == "0"
 
 
 def test_an_answer_has_status_body_and_cookies() -> None:
@@ -175,15 +175,15 @@ def test_connections_are_counted_and_bounded() -> None:
 
 
 def test_an_answer_that_must_not_be_is_wrong_and_told_with_its_request() -> None:
-    async def act(scene: Scene) -> None:
+    async def act(scene: AttackRun) -> None:
         await scene.ask("GET", f"/api/runs/{'0' * 32}?q=1", fine=("403",), note="(signed)")
 
-    async def wage(service: Service) -> Scene:
+    async def run_attack(service: Service) -> AttackRun:
         scene = a_scene(service, act)
-        await attackers.wage(scene)
+        await attackers.run_attack(scene)
         return scene
 
-    scene = with_server(answering(REFUSAL), wage)
+    scene = with_server(answering(REFUSAL), run_attack)
     assert set(scene.answers) == {"401"} and set(scene.wrong) == {"GET /api/runs/… (signed): 401"}
     assert attackers.summary([scene], Receiver(messages=1))["wrong"] == [
         f"one: GET /api/runs/… (signed): 401 ({scene.answers['401']} times)"
@@ -191,29 +191,29 @@ def test_an_answer_that_must_not_be_is_wrong_and_told_with_its_request() -> None
 
 
 def test_an_attack_that_breaks_or_never_reaches_the_service_is_wrong() -> None:
-    async def act(scene: Scene) -> None:
+    async def act(scene: AttackRun) -> None:
         raise ZeroDivisionError("by hand")
 
     scene = a_scene(Service(1), act)
-    asyncio.run(attackers.wage(scene))
+    asyncio.run(attackers.run_attack(scene))
     told = attackers.summary([scene], Receiver(messages=1))["wrong"]
     assert any("ZeroDivisionError" in text for text in told) and any("never reached" in text for text in told)
 
 
 def test_rounds_that_are_under_way_at_the_end_are_counted() -> None:
-    async def act(scene: Scene) -> None:
+    async def act(scene: AttackRun) -> None:
         await asyncio.sleep(60)
 
     scene = a_scene(Service(1), act)
-    asyncio.run(attackers.wage(scene))
+    asyncio.run(attackers.run_attack(scene))
     assert scene.unfinished >= 1 and not scene.wrong
 
 
 def test_a_pace_lets_no_more_begin_than_it_says() -> None:
     async def count() -> int:
-        pace, begun, until = attackers.Pace(20), 0, time.monotonic() + 0.5
+        limiter, begun, until = attackers.RateLimiter(20), 0, time.monotonic() + 0.5
         while time.monotonic() < until:
-            await pace.turn()
+            await limiter.wait()
             begun += 1
         return begun
 
@@ -269,6 +269,6 @@ def test_what_is_written_says_what_was_found() -> None:
         "seconds": 50.0, **attack.memory(rows, {}, since=10, until=60), **attack.honest(events, since=10), "machine": place,
         "cpu_shares": {"attackers": 0.3}, **attackers.summary([scene], Receiver(messages=1)), "connections_max": 9, "uploads_max": 1,
     }  # fmt: skip
-    told = attack.page(found | {"met": attack.met(found)})
+    told = attack.page(found | {"met": attack.aims_met(found)})
     assert "GET /x: 500 (2 times)" in told and "| **no** |" in told and "Complaints of nobody." in told
     assert attack.plot(rows, events, since=10).startswith(b"\x89PNG")

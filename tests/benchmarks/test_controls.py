@@ -97,7 +97,7 @@ def test_controls_of_one_subject_count_for_less_than_as_many_subjects() -> None:
     rows = [
         {"control": control.name, "subject": kind, "verdict": "FAIL"} for kind in KINDS for control in controls.CONTROLS
     ]
-    none = controls.subjects_apart(rows)
+    none = controls.subject_interval(rows)
     assert none["lo"] == 0.0 and controls.clopper_pearson(0, 60)[1] < none["hi"] == pytest.approx(0.089, abs=0.002)
     rows[0]["verdict"] = "PASS"
-    assert 0 < controls.subjects_apart(rows)["lo"] < 1 / 60 < none["hi"] < controls.subjects_apart(rows)["hi"]
+    assert 0 < controls.subject_interval(rows)["lo"] < 1 / 60 < none["hi"] < controls.subject_interval(rows)["hi"]

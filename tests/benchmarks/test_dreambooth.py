@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks import dreambooth
-from benchmarks.dreambooth import DreamBooth, Material
+from benchmarks.dreambooth import DreamBooth, TrainingData
 from photoflux.flux.data import encode_images
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import subject_parameters
@@ -63,7 +63,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("dataset") / "dataset.tar", class_noun="dog")
 
 
-def material(pipe: FluxPipeline, spec: BaseSpec) -> Material:
+def material(pipe: FluxPipeline, spec: BaseSpec) -> TrainingData:
     """Five photos, each under its caption, and seven class pictures under theirs; all are noise."""
     generator = torch.Generator().manual_seed(3)
     photos, pictures = (pack(torch.randn(count, 16, SIDE, SIDE, generator=generator)) for count in (5, 7))
@@ -71,7 +71,7 @@ def material(pipe: FluxPipeline, spec: BaseSpec) -> Material:
         f"a photo of sks dog {place}" for place in ("", "in space", "in the snow", "on the beach", "in a studio")
     ]
     prompts = [*captions, dreambooth.class_prompt_of(SUBJECT)]
-    return Material(photos, pictures, encode_prompts(pipe, prompts, spec=spec))
+    return TrainingData(photos, pictures, encode_prompts(pipe, prompts, spec=spec))
 
 
 def published_sigmas(count: int, spec: BaseSpec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def published_sigmas(count: int, spec: BaseSpec, generator: torch.Generator) -> 
     return scheduler.sigmas[places], timesteps / 1000
 
 
-def published_loss(transformer: Any, spec: BaseSpec, stuff: Material, *, step: int, how: DreamBooth) -> Tensor:
+def published_loss(transformer: Any, spec: BaseSpec, stuff: TrainingData, *, step: int, how: DreamBooth) -> Tensor:
     """Instance and prior loss of one batch on latents [2B, 16, h, w], with diffusers' packing, ids and weighting."""
     batch = stuff.batch(step, size=how.batch_size, seed=how.seed)
     z, noise = (unpack(tokens, height=SIDE, width=SIDE) for tokens in (batch.clean, batch.noise))
@@ -115,7 +115,7 @@ def gradients(transformer: Any, loss: Tensor) -> dict[str, Tensor]:
 
 def test_noise_levels_are_drawn_as_the_script_draws_them(pocket: BaseSpec) -> None:
     published, told = published_sigmas(4000, pocket, torch.Generator().manual_seed(1))
-    drawn = dreambooth.draw_sigmas(4000, generator=torch.Generator().manual_seed(1))
+    drawn = dreambooth.sample_sigmas(4000, generator=torch.Generator().manual_seed(1))
     assert torch.equal(drawn, published) and torch.equal(drawn, told)
     assert drawn.min() > 0 and drawn.max() == 1 and abs(drawn.mean().item() - 0.5) < 0.02
 
@@ -123,7 +123,7 @@ def test_noise_levels_are_drawn_as_the_script_draws_them(pocket: BaseSpec) -> No
 @pytest.mark.parametrize("step", [0, 5])
 def test_loss_and_gradient_are_the_scripts(pipe: FluxPipeline, pocket: BaseSpec, step: int) -> None:
     how, stuff = DreamBooth(lr=1e-3, steps=1, started=True, batch_size=3, seed=4), material(pipe, pocket)
-    dreambooth.begin(pipe.transformer, spec=pocket, how=how)
+    dreambooth.add_adapter(pipe.transformer, spec=pocket, how=how)
     grid = TokenGrid.of(torch.empty(1, 16, SIDE, SIDE), text_length=pocket.text_length)
     ours = dreambooth.loss_of(pipe.transformer, stuff.batch(step, size=3, seed=4), grid)
     theirs = published_loss(pipe.transformer, pocket, stuff, step=step, how=how)
@@ -140,7 +140,7 @@ def test_a_training_goes_where_the_scripts_goes(pocket: BaseSpec, started: bool)
     how = DreamBooth(lr=2e-3, steps=4, started=started, batch_size=2, seed=1)
     one, other = load_pipeline(pocket), load_pipeline(pocket)
     for each in (one, other):
-        dreambooth.begin(each.transformer, spec=pocket, how=how)
+        dreambooth.add_adapter(each.transformer, spec=pocket, how=how)
     begun = {name: p.detach().clone() for name, p in subject_parameters(one.transformer).items()}
     stuff = material(one, pocket)
     grid = TokenGrid.of(torch.empty(1, 16, SIDE, SIDE), text_length=pocket.text_length)
@@ -171,7 +171,7 @@ def test_a_training_goes_where_the_scripts_goes(pocket: BaseSpec, started: bool)
 
 def test_a_fresh_adapter_begins_as_the_scripts(pipe: FluxPipeline, pocket: BaseSpec) -> None:
     how = DreamBooth(lr=1e-3, steps=1)
-    dreambooth.begin(pipe.transformer, spec=pocket, how=how)
+    dreambooth.add_adapter(pipe.transformer, spec=pocket, how=how)
     config = LoraConfig(
         r=how.rank, lora_alpha=16, target_modules=list(pocket.lora_targets), init_lora_weights="gaussian"
     )
@@ -189,19 +189,21 @@ def test_a_fresh_adapter_begins_as_the_scripts(pipe: FluxPipeline, pocket: BaseS
 
 
 def test_the_training_adapter_acts_frozen_while_it_trains(pipe: FluxPipeline, pocket: BaseSpec) -> None:
-    dreambooth.begin(pipe.transformer, spec=pocket, how=DreamBooth(lr=1e-3, steps=1))
+    dreambooth.add_adapter(pipe.transformer, spec=pocket, how=DreamBooth(lr=1e-3, steps=1))
     assert pocket.training_adapter is not None
-    assert set(pipe.transformer.active_adapters()) == set(pipe.transformer.peft_config) == {"subject", "assistant"}
+    assert (
+        set(pipe.transformer.active_adapters()) == set(pipe.transformer.peft_config) == {"subject", "training_adapter"}
+    )
     trained = {id(one) for one in subject_parameters(pipe.transformer).values()}
     assert {id(one) for one in pipe.transformer.parameters() if one.requires_grad} == trained
     frozen = load_file(pocket.training_adapter)
-    layers = get_peft_model_state_dict(pipe.transformer, adapter_name="assistant")
+    layers = get_peft_model_state_dict(pipe.transformer, adapter_name="training_adapter")
     for name, value in layers.items():
         torch.testing.assert_close(value.float(), frozen[f"transformer.{name}"].float())
 
 
 def test_a_started_one_begins_at_the_starting_adapter(pipe: FluxPipeline, pocket: BaseSpec) -> None:
-    dreambooth.begin(pipe.transformer, spec=pocket, how=DreamBooth(lr=1e-3, steps=1, started=True))
+    dreambooth.add_adapter(pipe.transformer, spec=pocket, how=DreamBooth(lr=1e-3, steps=1, started=True))
     assert pocket.start_adapter is not None
     start = load_file(pocket.start_adapter)
     layers = get_peft_model_state_dict(pipe.transformer, adapter_name="subject")
@@ -251,7 +253,7 @@ def run(tiny: BaseSpec, dataset: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """The whole recipe on the tiny base, which has no starting adapter, with few class pictures."""
     monkeypatch.setattr(dreambooth, "CLASS_PICTURES", 3)
 
-    def to_the_end(name: str, *, at: tuple[int, ...], **more: Any) -> tuple[dreambooth.Told, dict[int, Path]]:
+    def to_the_end(name: str, *, at: tuple[int, ...], **more: Any) -> tuple[dreambooth.TrainingTimes, dict[int, Path]]:
         how = DreamBooth(lr=5e-3, steps=max(at), rank=2, alpha=2.0, batch_size=2)
         adapters = {count: tmp_path / name / f"{count}.tar" for count in at}
         told = dreambooth.run(dataset, adapters=adapters, spec=tiny, how=how, cache=tmp_path / name, **more)

@@ -184,14 +184,14 @@ class Opened:
 
 def test_the_headline_goes_on_as_it_began_or_not_at_all(tmp_path: Path) -> None:
     write_json(tmp_path / "tuning.json", {"chosen": CHOSEN})
-    subjects.begin_once(tmp_path, tmp_path, Opened())  # type: ignore[arg-type]
-    subjects.begin_once(tmp_path, tmp_path, Opened())  # type: ignore[arg-type]
+    subjects.record_start(tmp_path, tmp_path, Opened())  # type: ignore[arg-type]
+    subjects.record_start(tmp_path, tmp_path, Opened())  # type: ignore[arg-type]
     for other, named in ((Opened("b"), "bench"), (Opened(leakage_max=0.5), "gate")):
         with pytest.raises(SystemExit, match=f"begun with other {named} "):
-            subjects.begin_once(tmp_path, tmp_path, other)  # type: ignore[arg-type]
+            subjects.record_start(tmp_path, tmp_path, other)  # type: ignore[arg-type]
     write_json(tmp_path / "tuning.json", {"chosen": {}})
     with pytest.raises(SystemExit, match="begun with other files"):
-        subjects.begin_once(tmp_path, tmp_path, Opened())  # type: ignore[arg-type]
+        subjects.record_start(tmp_path, tmp_path, Opened())  # type: ignore[arg-type]
 
 
 def test_rivals_that_were_tuned_under_other_limits_are_tuned_again(tmp_path: Path) -> None:

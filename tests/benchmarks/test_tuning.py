@@ -33,10 +33,10 @@ def test_the_grid_is_round_what_was_found_before_and_its_subjects_are_of_all_sor
 def test_a_best_rate_at_the_edge_is_followed_by_the_next() -> None:
     assert tuple(sorted(set(tuning.LADDER))) == tuning.LADDER and set(tuning.RATES) <= set(tuning.LADDER)
     cells = [cell(3e-4, 100, 0, 0.2), cell(1e-3, 100, 0, 0.3), cell(3e-3, 100, 0, 0.1)]
-    assert tuning.beyond(cells) == []
-    assert tuning.beyond([*cells[:2], cell(3e-3, 100, 0, 0.4)]) == [1e-2]
-    assert tuning.beyond([cell(3e-4, 100, 1, 0.2), *cells[1:]]) == [1e-4]
-    assert tuning.beyond([cell(tuning.LADDER[-1], 100, 0, 0.4), cells[0]]) == []
+    assert tuning.next_rate(cells) == []
+    assert tuning.next_rate([*cells[:2], cell(3e-3, 100, 0, 0.4)]) == [1e-2]
+    assert tuning.next_rate([cell(3e-4, 100, 1, 0.2), *cells[1:]]) == [1e-4]
+    assert tuning.next_rate([cell(tuning.LADDER[-1], 100, 0, 0.4), cells[0]]) == []
 
 
 def test_a_cell_is_over_all_subjects() -> None:

@@ -10,7 +10,7 @@ from kfp.dsl import Markdown
 from components.configure import configure
 from photoflux.errors import InputError
 from photoflux.params import STEP_PARAMS, FinetuneParams, as_dict
-from photoflux.params.form import filled, form
+from photoflux.params.form import fill_form, form
 from photoflux.params.resolve import STEPS
 
 TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
@@ -19,9 +19,9 @@ TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 def configured(tmp_path: Path, **values: Any) -> dict[str, str]:
     (tmp_path / "configure").mkdir()
     summary = Markdown(name="summary", uri=str(tmp_path / "configure" / "summary"))
-    given = {**filled({}, key="plain://demo"), **values}
+    given = {**fill_form({}, key="plain://demo"), **values}
     said = configure.python_func(summary=summary, **given)
-    return dict(zip([*STEPS, "holding"], said, strict=True))
+    return dict(zip([*STEPS, "source_state"], said, strict=True))
 
 
 def test_names_types_and_help_are_those_of_the_models():
@@ -33,7 +33,7 @@ def test_names_types_and_help_are_those_of_the_models():
 
 
 def test_it_gives_each_step_its_block():
-    assert {*configure.component_spec.outputs} == {*STEPS, "holding", "summary"}
+    assert {*configure.component_spec.outputs} == {*STEPS, "source_state", "summary"}
 
 
 def test_a_form_as_it_is_means_the_defaults(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,7 @@ def imported(tmp_path: Path, source: str) -> Path:
     photos = Dataset(name="photos", uri=str(tmp_path / "import_data" / "photos"))
     metrics = Metrics(name="metrics", uri=str(tmp_path / "import_data" / "metrics"))
     block = ImportParams(source=source, class_noun="dog").block()
-    import_data.python_func(photos=photos, metrics=metrics, key="plain://demo", params=block, holding="")
+    import_data.python_func(photos=photos, metrics=metrics, key="plain://demo", params=block, source_state="")
     assert metrics.metadata["files"] > 0
     return Path(photos.path)
 

@@ -59,7 +59,7 @@ def test_a_failure_is_reported_under_the_steps_own_name_beside_an_output(name: s
     ]
     (frame,) = [node for node in function.body if isinstance(node, ast.With)]
     call = frame.items[0].context_expr
-    assert ast.unparse(call).startswith(f"reported('{name}', beside=")
+    assert ast.unparse(call).startswith(f"report_failure('{name}', output=")
     output = ast.unparse(call.keywords[0].value).removesuffix(".path")
     assert output in component(name).component_spec.outputs
     assert frame is function.body[-1]

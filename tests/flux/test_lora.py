@@ -1,4 +1,4 @@
-"""Adapters: float32 beside a frozen base, readable by the stock pipeline, and a training adapter that never draws."""
+"""Adapters: float32 beside a frozen base, readable by the stock pipeline, and a training adapter that never samples."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from photoflux.errors import InputError
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import (
-    SUBJECT,
-    TRAINING,
+    SUBJECT_ADAPTER,
+    TRAINING_ADAPTER,
     activate,
     attach,
-    drawing,
     drop_adapter,
-    holding,
+    inference_setup,
     load_adapter,
     save_adapter,
     subject_parameters,
+    swapped_weights,
     using_base,
 )
 from photoflux.flux.provision import verify
@@ -82,7 +82,7 @@ def test_the_update_is_b_times_a_scaled_by_alpha_over_rank(pipe: FluxPipeline, s
     transformer = put_on(pipe, spec)
     layer, x = transformer.get_submodule(LAYER), torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     w, bias = layer.base_layer.weight.numpy(), layer.base_layer.bias.numpy()
-    a, b = (layer.get_submodule(f"lora_{ab}.{SUBJECT}").weight.detach().numpy() for ab in "AB")
+    a, b = (layer.get_submodule(f"lora_{ab}.{SUBJECT_ADAPTER}").weight.detach().numpy() for ab in "AB")
     expected = x.numpy() @ w.T + bias + 8 / 4 * (x.numpy() @ a.T @ b.T)
     np.testing.assert_allclose(layer(x).detach(), expected, atol=1e-5)
 
@@ -155,7 +155,8 @@ def test_a_file_says_how_it_is_to_be_read(pipe: FluxPipeline, spec: BaseSpec, tm
     assert set(config["transformer.target_modules"]) == set(spec.lora_targets)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert torch.equal(
-        tensors[f"transformer.{LAYER}.lora_A.weight"], transformer.get_submodule(f"{LAYER}.lora_A.{SUBJECT}").weight
+        tensors[f"transformer.{LAYER}.lora_A.weight"],
+        transformer.get_submodule(f"{LAYER}.lora_A.{SUBJECT_ADAPTER}").weight,
     )
     assert len(tensors) == len(subject_parameters(transformer))
 
@@ -184,13 +185,13 @@ def test_other_weights_can_be_saved_in_place_of_its_own(pipe: FluxPipeline, spec
 
 
 def test_weights_come_back_after_an_error(pipe: FluxPipeline, spec: BaseSpec) -> None:
-    """What is held for a moment is given back even if drawing fails, and training mode and grads with it."""
+    """What is held for a moment is given back even if sampling fails, and training mode and grads with it."""
     transformer = put_on(pipe, spec).train()
     own = {name: p.detach().clone() for name, p in subject_parameters(transformer).items()}
     with (
         pytest.raises(ZeroDivisionError),
-        holding(transformer, {name: value * 0 for name, value in own.items()}),
-        drawing(transformer),
+        swapped_weights(transformer, {name: value * 0 for name, value in own.items()}),
+        inference_setup(transformer),
     ):
         raise ZeroDivisionError
     assert transformer.training
@@ -297,7 +298,7 @@ def test_the_training_adapter_acts_in_training_and_is_frozen(
     torch.testing.assert_close(velocity_of(pipe, spec, embeds), velocity_of(theirs, spec, embeds), atol=1e-6, rtol=0)
     loose = [name for name, p in pipe.transformer.named_parameters() if p.requires_grad]
     assert loose
-    assert all(f".{SUBJECT}." in name for name in loose)
+    assert all(f".{SUBJECT_ADAPTER}." in name for name in loose)
 
 
 def test_the_training_adapter_is_frozen_again_after_set_adapters(
@@ -305,12 +306,12 @@ def test_the_training_adapter_is_frozen_again_after_set_adapters(
 ) -> None:
     """peft's `set_adapters` makes all it activates trainable; `activate` and every switch freeze it again."""
     attach(pipe.transformer, spec=replace(spec, training_adapter=training_adapter), rank=4, alpha=4, seed=0)
-    frozen = [p for name, p in pipe.transformer.named_parameters() if f".{TRAINING}." in name]
-    pipe.transformer.set_adapters([SUBJECT, TRAINING], [1.0, 1.0])
+    frozen = [p for name, p in pipe.transformer.named_parameters() if f".{TRAINING_ADAPTER}." in name]
+    pipe.transformer.set_adapters([SUBJECT_ADAPTER, TRAINING_ADAPTER], [1.0, 1.0])
     assert any(p.requires_grad for p in frozen), "peft no longer unfreezes: the refreezing may go"
     activate(pipe.transformer, trainable=True)
     assert not any(p.requires_grad for p in frozen)
-    with drawing(pipe.transformer), using_base(pipe):
+    with inference_setup(pipe.transformer), using_base(pipe):
         pass
     assert not any(p.requires_grad for p in frozen)
     assert all(p.requires_grad for p in subject_parameters(pipe.transformer).values())
@@ -322,17 +323,17 @@ def test_the_training_adapter_is_dropped_to_draw_and_never_saved(
     """Drawn and saved, the subject is what it is on a base that never had the training adapter."""
     attach(pipe.transformer, spec=replace(spec, training_adapter=training_adapter), rank=4, alpha=8, seed=0)
     randomise(pipe.transformer)
-    plain = load_pipeline(spec)
-    base = velocity_of(plain, spec, embeds)
-    both, subject = velocity_of(pipe, spec, embeds), velocity_of(load_with(plain, spec), spec, embeds)
-    with drawing(pipe.transformer):
+    clean = load_pipeline(spec)
+    base = velocity_of(clean, spec, embeds)
+    both, subject = velocity_of(pipe, spec, embeds), velocity_of(load_with(clean, spec), spec, embeds)
+    with inference_setup(pipe.transformer):
         assert torch.equal(velocity_of(pipe, spec, embeds), subject)
-    with drawing(pipe.transformer, subject=False):
+    with inference_setup(pipe.transformer, subject=False):
         assert torch.equal(velocity_of(pipe, spec, embeds), base)
     assert torch.equal(velocity_of(pipe, spec, embeds), both)
     assert not torch.equal(both, subject)
     file = save_adapter(pipe.transformer, tmp_path / NAME)
-    assert file.read_bytes() == save_adapter(plain.transformer, tmp_path / "plain.safetensors").read_bytes()
+    assert file.read_bytes() == save_adapter(clean.transformer, tmp_path / "clean.safetensors").read_bytes()
 
 
 def load_with(pipe: FluxPipeline, spec: BaseSpec) -> FluxPipeline:
@@ -387,8 +388,8 @@ def test_at_a_lower_rank_it_begins_as_near_as_that_rank_allows(
     own = subject_parameters(pipe.transformer)
     name = next(name for name in own if ".lora_A." in name)
     down, up = own[name].detach(), own[name.replace(".lora_A.", ".lora_B.")].detach()
-    plain = "transformer." + name.replace(f".{SUBJECT}.", ".")
-    whole = layers[plain.replace(".lora_A.", ".lora_B.")].float() @ layers[plain].float()
+    full_name = "transformer." + name.replace(f".{SUBJECT_ADAPTER}.", ".")
+    whole = layers[full_name.replace(".lora_A.", ".lora_B.")].float() @ layers[full_name].float()
     cut = torch.linalg.svdvals(whole)[2:]
     assert torch.linalg.matrix_norm(whole - up @ down).item() == pytest.approx(cut.norm().item(), rel=1e-3)
 

@@ -15,7 +15,7 @@ import torch
 from photoflux.errors import PhotoFluxError
 from photoflux.flux import module
 from photoflux.flux.lora import subject_parameters
-from photoflux.flux.module import Batch, FineTuning, rate
+from photoflux.flux.module import Batch, FinetuneModule, learning_rate_factor
 from photoflux.flux.spec import BaseSpec
 from photoflux.params import FinetuneParams
 from tests.flux.training import Training, prepare, randomise, small, train_photos
@@ -33,7 +33,7 @@ def training(pipe: FluxPipeline, spec: BaseSpec, base: Path, dataset: Path, tmp_
 
 
 @pytest.fixture
-def tuning(training: Training) -> FineTuning:
+def tuning(training: Training) -> FinetuneModule:
     return training.tuning
 
 
@@ -48,17 +48,17 @@ def answers(training: Training, batch: Batch) -> np.ndarray:
     return velocity.double().numpy()
 
 
-def parts(tuning: FineTuning, batch: Batch) -> tuple[float, float]:
+def parts(tuning: FinetuneModule, batch: Batch) -> tuple[float, float]:
     """Loss of photos and of what is preserved."""
     with torch.no_grad():
         errors = tuning.errors(batch)
-    return (errors @ batch.photo_weights).item(), (errors @ batch.preserved_weights).item()
+    return (errors @ batch.photo_weights).item(), (errors @ batch.preservation_weights).item()
 
 
 def test_the_loss_is_the_photos_mean_plus_the_weighted_preserved_mean(training: Training) -> None:
     """Mean squared error over tokens and channels, per part of the batch, by numpy; 3 is the preservation weight."""
     randomise(training.pipe.transformer)
-    batch = training.draws.batch(0)
+    batch = training.batches.batch(0)
     errors = ((answers(training, batch) - batch.targets.double().numpy()) ** 2).mean((1, 2))
     loss = training.tuning.training_step(batch, 0)
     assert loss is not None
@@ -69,12 +69,12 @@ def test_the_loss_is_the_photos_mean_plus_the_weighted_preserved_mean(training: 
 
 def test_the_error_is_taken_from_noise_minus_latents_in_float32(training: Training) -> None:
     """Mean of (v - (ε - z))² per sample, by numpy in float64, also for bfloat16 velocities; 0 for the exact one."""
-    batch = training.draws.batch(0)
+    batch = training.batches.batch(0)
     targets = batch.targets.double().numpy()
 
     def errors(velocity: torch.Tensor) -> torch.Tensor:
         answering = SimpleNamespace(transformer=lambda **_: (velocity,), grid=training.tuning.grid)
-        return FineTuning.errors(answering, batch)  # type: ignore[arg-type]
+        return FinetuneModule.errors(answering, batch)  # type: ignore[arg-type]
 
     coarse = torch.randn(batch.targets.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     assert errors(coarse).dtype == torch.float32
@@ -84,7 +84,7 @@ def test_the_error_is_taken_from_noise_minus_latents_in_float32(training: Traini
 
 def test_the_loss_stays_float32_under_autocast(training: Training) -> None:
     """Where the forward pass is bfloat16, errors are squared and averaged in float32."""
-    batch = training.draws.batch(0)
+    batch = training.batches.batch(0)
     with torch.autocast("cpu", torch.bfloat16):
         errors = training.tuning.errors(batch)
     assert errors.dtype == torch.float32
@@ -94,16 +94,16 @@ def test_the_loss_stays_float32_under_autocast(training: Training) -> None:
 def test_nothing_is_lost_of_the_base_before_training(training: Training) -> None:
     """The teacher is the base with the adapter off, and a fresh adapter is the base: preservation starts at 0."""
     for step in range(5):
-        subject, preserved = parts(training.tuning, training.draws.batch(step))
+        subject, preserved = parts(training.tuning, training.batches.batch(step))
         assert preserved < 1e-10
         assert subject > 0.1
     randomise(training.pipe.transformer)
-    assert parts(training.tuning, training.draws.batch(0))[1] > 1e-3
+    assert parts(training.tuning, training.batches.batch(0))[1] > 1e-3
 
 
 def test_only_the_adapter_gets_gradients(training: Training) -> None:
     """After backward nothing of the frozen base has one, and the optimiser holds the adapter alone."""
-    loss = training.tuning.training_step(training.draws.batch(0), 0)
+    loss = training.tuning.training_step(training.batches.batch(0), 0)
     assert loss is not None
     loss.backward()
     graded = {name for name, p in training.pipe.transformer.named_parameters() if p.grad is not None}
@@ -112,7 +112,7 @@ def test_only_the_adapter_gets_gradients(training: Training) -> None:
     assert {id(p) for p in held} == {id(p) for p in training.tuning.trained.values()}
 
 
-def test_the_optimiser_takes_its_numbers_from_the_parameters(tuning: FineTuning, base: Path) -> None:
+def test_the_optimiser_takes_its_numbers_from_the_parameters(tuning: FinetuneModule, base: Path) -> None:
     """AdamW with the given rate and decay, and a second moment that fits short trainings."""
     tuning.params = small(base, lr=0.003, weight_decay=0.02)
     optimizer = tuning.configure_optimizers()
@@ -121,14 +121,14 @@ def test_the_optimiser_takes_its_numbers_from_the_parameters(tuning: FineTuning,
     assert (group["lr"], group["weight_decay"], group["betas"]) == (0.003, 0.02, (0.9, 0.99))
 
 
-def graded(tuning: FineTuning, value: float) -> None:
+def graded(tuning: FinetuneModule, value: float) -> None:
     """Every gradient filled with one value, the frozen base's too."""
     for parameter in tuning.transformer.parameters():
         parameter.grad = torch.full_like(parameter, value)
 
 
 @pytest.mark.parametrize(("value", "limit"), [(0.5, 1.0), (1e-4, 1.0), (0.5, 0.01)])
-def test_gradients_are_clipped_over_what_is_trained_only(tuning: FineTuning, value: float, limit: float) -> None:
+def test_gradients_are_clipped_over_what_is_trained_only(tuning: FinetuneModule, value: float, limit: float) -> None:
     """By hand: the norm over n adapter weights is v √n; each is scaled by limit / norm; the base's are not looked at."""
     tuning.params = tuning.params.replace(clip_norm=limit)
     graded(tuning, value)
@@ -140,7 +140,9 @@ def test_gradients_are_clipped_over_what_is_trained_only(tuning: FineTuning, val
         assert parameter.grad.unique().item() == pytest.approx(expected if trained else value, rel=1e-4)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(tuning: FineTuning, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    tuning: FinetuneModule, caplog: pytest.LogCaptureFixture
+) -> None:
     """The step is skipped, counted and said; weights stay."""
     before = {name: p.detach().clone() for name, p in tuning.trained.items()}
     graded(tuning, float("nan"))
@@ -154,7 +156,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tuning: FineTuning, caplo
 
 def test_a_part_that_is_not_finite_spoils_its_step(training: Training) -> None:
     """The gradient of the parts that were finite does not step either; the next step does. It counts once."""
-    tuning, batch = training.tuning, training.draws.batch(0)
+    tuning, batch = training.tuning, training.batches.batch(0)
     optimizer = tuning.configure_optimizers()
     before = {name: p.detach().clone() for name, p in tuning.trained.items()}
     assert tuning.training_step(batch._replace(targets=batch.targets * float("inf")), 0) is None
@@ -168,7 +170,7 @@ def test_a_part_that_is_not_finite_spoils_its_step(training: Training) -> None:
 
 def test_a_loss_that_is_not_finite_is_skipped_until_it_is_too_often(training: Training) -> None:
     """`skipped_max` steps are forgiven; the next ends in a sentence that names the rate and what to change."""
-    tuning, batch = training.tuning, training.draws.batch(0)
+    tuning, batch = training.tuning, training.batches.batch(0)
     broken = batch._replace(targets=batch.targets * float("inf"))
     tuning.params = tuning.params.replace(skipped_max=2)
     assert tuning.training_step(broken, 0) is None
@@ -178,18 +180,26 @@ def test_a_loss_that_is_not_finite_is_skipped_until_it_is_too_often(training: Tr
         tuning.training_step(broken, 0)
 
 
+def stepped(tuning: FinetuneModule, **weights: np.ndarray) -> None:
+    """A train step whose optimiser puts these in the place of the weights of their names."""
+
+    def step(closure: Any) -> None:
+        with torch.no_grad():
+            for name, value in weights.items():
+                tuning.trained[name].copy_(torch.from_numpy(value))
+
+    tuning.optimizer_step(0, 0, SimpleNamespace(param_groups=[], step=step))
+
+
 @pytest.mark.parametrize("ema", [0.9, 0.2, 0.0])
-def test_the_average_forgets_its_start_fast(tuning: FineTuning, ema: float) -> None:
+def test_the_average_forgets_its_start_fast(tuning: FinetuneModule, ema: float) -> None:
     """a ← d a + (1 - d) w with d = min(ema, (1 + t) / (10 + t)), by numpy over 30 steps; without ema it is w."""
     tuning.params = tuning.params.replace(ema=ema)
     rng, name = np.random.default_rng(0), next(iter(tuning.trained))
     average = tuning.average[name].numpy().astype(np.float64).copy()
     for t in range(30):
         value = rng.normal(size=average.shape)
-        with torch.no_grad():
-            tuning.trained[name].copy_(torch.from_numpy(value))
-        tuning._update_average()
-        tuning.done += 1
+        stepped(tuning, **{name: value})
         decay = min(ema, (1 + t) / (10 + t)) if ema else 0.0
         average = decay * average + (1 - decay) * value
         np.testing.assert_allclose(tuning.average[name], average, atol=1e-5)
@@ -201,14 +211,14 @@ def test_the_average_forgets_its_start_fast(tuning: FineTuning, ema: float) -> N
 )
 def test_the_rate_warms_up_stays_and_falls(step: int, expected: float, base: Path) -> None:
     """300 steps, 10 of warm-up: linear to 1, constant to two thirds, half-way between 1 and 0.1 at 250, then 0.1."""
-    assert rate(step, small(base, steps=300, warmup_steps=10)) == pytest.approx(expected, abs=0.001)
+    assert learning_rate_factor(step, small(base, steps=300, warmup_steps=10)) == pytest.approx(expected, abs=0.001)
 
 
 def test_the_rate_never_leaves_its_range(base: Path) -> None:
     """Positive and at most 1 at every step of a training without warm-up and of one of a single step."""
     for steps in (1, 2, 50):
         params = small(base, steps=steps, warmup_steps=0)
-        rates = [rate(step, params) for step in range(steps)]
+        rates = [learning_rate_factor(step, params) for step in range(steps)]
         assert all(0.09 < value <= 1 for value in rates)
         assert rates == sorted(rates, reverse=True)
 
@@ -253,33 +263,35 @@ def test_a_saved_state_never_holds_the_base(training: Training) -> None:
     assert len(buffer.getvalue()) < 6 * size + 100_000
 
 
-def test_a_restored_module_is_where_the_saved_one_was(training: Training, tuned: Callable[[int], FineTuning]) -> None:
+def test_a_restored_module_is_where_the_saved_one_was(
+    training: Training, tuned: Callable[[int], FinetuneModule]
+) -> None:
     """Weights, average, curve, candidates and counters, and later changes of one do not reach the other."""
     saved = training.tuning
     randomise(saved.transformer, seed=4)
-    saved._update_average()
-    saved.done, saved.skipped, saved.candidates = 5, 2, [{"step": 3, "score": 0.5}]
-    saved.curve.steps.append(5)
+    stepped(saved)
+    saved.train_step, saved.skipped, saved.candidates = 5, 2, [{"step": 3, "score": 0.5}]
+    saved.curve.steps[:] = [5]
     state = saved.state(saved.configure_optimizers())
     other = tuned(7)
     other.restore(state)
-    assert (other.done, other.skipped, other.candidates) == (5, 2, [{"step": 3, "score": 0.5}])
+    assert (other.train_step, other.skipped, other.candidates) == (5, 2, [{"step": 3, "score": 0.5}])
     assert other.curve.steps == [5]
     for name, parameter in other.trained.items():
         assert torch.equal(parameter, saved.trained[name])
         assert torch.equal(other.average[name], saved.average[name])
         assert parameter.requires_grad
     other.candidates.append({"step": 6})
-    other._update_average()
+    stepped(other)
     assert len(saved.candidates) == 1
 
 
 @pytest.fixture
-def tuned(spec: BaseSpec, base: Path, dataset: Path, tmp_path: Path) -> Callable[[int], FineTuning]:
+def tuned(spec: BaseSpec, base: Path, dataset: Path, tmp_path: Path) -> Callable[[int], FinetuneModule]:
     """Another module of the same training with other initial weights."""
     from photoflux.flux.loading import load_pipeline
 
-    def make(seed: int) -> FineTuning:
+    def make(seed: int) -> FinetuneModule:
         params: FinetuneParams = small(base, seed=seed)
         return prepare(load_pipeline(spec), spec, dataset, params, tmp_path).tuning
 

@@ -105,7 +105,7 @@ def test_a_picture_does_not_depend_on_its_batch(pipe: FluxPipeline, spec: BaseSp
 
 def test_steps_can_be_asked_for(pipe: FluxPipeline, spec: BaseSpec) -> None:
     """`steps` overrides the spec: two steps equal a stock call with two."""
-    ours = np.asarray(generate(pipe, PROMPTS[:1], [1], spec=spec, steps=2)[0]) / 255
+    ours = np.asarray(generate(pipe, PROMPTS[:1], [1], spec=spec, denoise_steps=2)[0]) / 255
     theirs = stock(pipe, replace(spec, steps=2), PROMPTS[:1], [1], output_type="np")[0]
     assert np.abs(ours - theirs).max() <= 0.5 / 255 + 1e-4
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from photoflux.flux.step import TokenGrid, add_noise, draw_sigmas, pack, predict, unpack
+from photoflux.flux.step import TokenGrid, add_noise, pack, predict, sample_sigmas, unpack
 from photoflux.flux.text import PromptEmbeds
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_noise_levels_are_the_sigmoid_of_a_standard_normal() -> None:
     """The first numbers of the generator, through 1 / (1 + exp(-n)) in numpy."""
-    drawn = draw_sigmas(32, generator=seeded(4)).numpy()
+    drawn = sample_sigmas(32, generator=seeded(4)).numpy()
     np.testing.assert_allclose(drawn, 1 / (1 + np.exp(-normal(32, seed=4).numpy())), rtol=1e-6)
 
 
 def test_noise_levels_are_logit_normal_without_shift() -> None:
     """The logit of 20,000 levels is told from N(0, 1) by no Kolmogorov-Smirnov test."""
-    drawn = draw_sigmas(20_000, generator=seeded()).double().numpy()
+    drawn = sample_sigmas(20_000, generator=seeded()).double().numpy()
     assert 0 < drawn.min() < drawn.max() < 1
     assert stats.kstest(np.log(drawn / (1 - drawn)), "norm").pvalue > 0.05
 
@@ -42,19 +42,19 @@ def test_noise_levels_are_logit_normal_without_shift() -> None:
 def test_a_share_of_the_levels_is_what_serving_visits(steps: int) -> None:
     """All levels are k / steps at share 1, each equally often; about 30 % at share 0.3."""
     visited = np.arange(1, steps + 1) / steps
-    every = draw_sigmas(8000, generator=seeded(), serving_share=1.0, steps=steps).numpy()
+    every = sample_sigmas(8000, generator=seeded(), serving_share=1.0, denoise_steps=steps).numpy()
     values, counts = np.unique(every, return_counts=True)
     np.testing.assert_array_equal(values, visited)
     assert counts.min() > 0.9 * 8000 / steps
-    some = draw_sigmas(8000, generator=seeded(), serving_share=0.3, steps=steps).numpy()
+    some = sample_sigmas(8000, generator=seeded(), serving_share=0.3, denoise_steps=steps).numpy()
     assert np.isin(some, visited).mean() == pytest.approx(0.3, abs=0.02)
 
 
 def test_high_levels_can_be_thinned_out() -> None:
     """Of the levels above .9 about a quarter stays; the rest becomes .75, .5 or .25, and no other level changes."""
-    how = {"serving_share": 0.5, "steps": 4}
-    every = draw_sigmas(20_000, generator=seeded(), **how).numpy()
-    fewer = draw_sigmas(20_000, generator=seeded(), high_kept=0.25, **how).numpy()
+    how = {"serving_share": 0.5, "denoise_steps": 4}
+    every = sample_sigmas(20_000, generator=seeded(), **how).numpy()
+    fewer = sample_sigmas(20_000, generator=seeded(), high_share=0.25, **how).numpy()
     high = every > 0.9
     assert (fewer[high] > 0.9).mean() == pytest.approx(0.25, abs=0.03)
     np.testing.assert_array_equal(fewer[~high], every[~high])
@@ -64,7 +64,7 @@ def test_high_levels_can_be_thinned_out() -> None:
 
 
 def test_a_base_of_one_step_keeps_its_only_level() -> None:
-    assert draw_sigmas(50, generator=seeded(), serving_share=1.0, steps=1, high_kept=0.0).eq(1).all()
+    assert sample_sigmas(50, generator=seeded(), serving_share=1.0, denoise_steps=1, high_share=0.0).eq(1).all()
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 4, 6), (3, 10, 64)])

@@ -76,7 +76,7 @@ def test_rows_are_taken_joined_and_cast() -> None:
     picked = embeds.take([2, 0])
     assert picked.pooled.flatten().tolist() == [2, 0]
     assert picked.sequence.flatten().tolist() == [4, 5, 0, 1]
-    both = PromptEmbeds.joined([picked, embeds.take(torch.tensor([1]))])
+    both = PromptEmbeds.concat([picked, embeds.take(torch.tensor([1]))])
     assert both.pooled.flatten().tolist() == [2, 0, 1]
     half = embeds.to(torch.bfloat16)
     assert half.sequence.dtype == half.pooled.dtype == torch.bfloat16

@@ -15,13 +15,14 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from photoflux.flux import data, fit, lora, memory, module
+from photoflux.flux import callbacks, data, lora, memory, module
 from photoflux.flux.spec import BaseSpec
 from photoflux.flux.step import TokenGrid
 from photoflux.flux.text import PromptEmbeds, encode_prompts
 from photoflux.manifest import unpack
 from photoflux.params import FinetuneParams
-from photoflux.vault.drawer import Drawer
+from photoflux.steps.finetune import train
+from photoflux.vault.sealed_store import SealedStore
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -63,39 +64,41 @@ def train_photos(dataset: Path, pipe: FluxPipeline, spec: BaseSpec, *, split: st
     with tempfile.TemporaryDirectory() as folder:
         items = [item for item in unpack(dataset, Path(folder))["items"] if item["split"] == split]
         captioned = [{**item, "caption": caption} for item, caption in zip(items, CAPTIONS, strict=False)]
-        return data.read_photos(Path(folder), captioned, pipe, spec=spec, cache=Drawer(Path(folder) / "latents", KEY))
+        return data.read_photos(
+            Path(folder), captioned, pipe, spec=spec, cache=SealedStore(Path(folder) / "latents", KEY)
+        )
 
 
 @dataclass
 class Training:
-    """Everything that `fit` takes, and the pipeline under it."""
+    """Everything that `train` takes, and the pipeline under it."""
 
     pipe: FluxPipeline
-    tuning: module.FineTuning
-    draws: module.Draws
-    contest: Any
+    tuning: module.FinetuneModule
+    batches: module.TrainingBatches
+    selector: Any
     plan: memory.Plan
-    kept: Drawer
+    store: SealedStore
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns what was reached, optimiser included, as the last saved state has it."""
-        fit.fit(self.tuning, self.draws, contest=self.contest, plan=self.plan, kept=self.kept)
+        train(self.tuning, self.batches, selector=self.selector, plan=self.plan, store=self.store)
         return self.state()
 
     def state(self) -> dict[str, Any]:
         """The last saved state."""
-        return torch.load(io.BytesIO(self.kept.get(fit.STATE) or b""), weights_only=True)
+        return torch.load(io.BytesIO(self.store.get(callbacks.STATE) or b""), weights_only=True)
 
 
-class NoContest:
-    """Notes which candidates entered, draws nothing."""
+class NoSelector:
+    """Notes which steps were scored; samples nothing."""
 
     def __init__(self) -> None:
-        self.entered: list[int] = []
+        self.scored: list[int] = []
 
-    def enter(self, tuning: module.FineTuning) -> dict[str, Any]:
-        self.entered.append(tuning.done)
-        return {"step": tuning.done, "validation": 0.0}
+    def score(self, tuning: module.FinetuneModule) -> dict[str, Any]:
+        self.scored.append(tuning.train_step)
+        return {"step": tuning.train_step, "validation": 0.0}
 
 
 def prepare(
@@ -105,13 +108,15 @@ def prepare(
     photos = train_photos(dataset, pipe, spec)
     prompts = encode_prompts(pipe, ["a photo of a dog", "a photo of a cat in space", "a red dog"], spec=spec)
     lora.attach(pipe.transformer, spec=spec, rank=params.rank, alpha=params.alpha, seed=params.seed)
-    preserved = data.preserve_class(pipe.transformer, prompts, spec=spec, seed=params.seed, side_px=128)
-    tuning = module.FineTuning(pipe.transformer, spec=spec, params=params, photos=photos)
-    draws = module.Draws(
+    preserved = data.preservation_targets_along_sampling(
+        pipe.transformer, prompts, spec=spec, seed=params.seed, side_px=128
+    )
+    tuning = module.FinetuneModule(pipe.transformer, spec=spec, params=params, photos=photos)
+    batches = module.TrainingBatches(
         photos, preserved if params.preservation else None, spec=spec, params=params, micro_batches=micro_batches
     )
     plan = memory.Plan("cpu", "float32", "float32", False, micro_batches, 0, 0, 0, 0, 0, 1)
-    return Training(pipe, tuning, draws, NoContest(), plan, Drawer(folder, KEY))
+    return Training(pipe, tuning, batches, NoSelector(), plan, SealedStore(folder, KEY))
 
 
 def randomise(transformer: Any, *, strength: float = 0.2, seed: int = 0) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from photoflux.judges.sampling import JudgeOutputs
 from photoflux.judges.scores import Evidence
-from photoflux.judges.seeing import Seen
 
 WIDTH = 32
 PLACES = 5
@@ -28,16 +28,16 @@ class Studio:
 
     def __post_init__(self) -> None:
         self.subject, self.kind = unit(self.rng.normal(size=(2, WIDTH)))
-        self.words = unit(self.rng.normal(size=(self.prompts, WIDTH)))
+        self.text = unit(self.rng.normal(size=(self.prompts, WIDTH)))
         self.asked = [{"place": p % PLACES, "kind": 0} for p in range(self.prompts)]
         self.photo_structures = self.rng.normal(size=(6, 40, 40))
 
-    def seen(self, *, subject: float, right: float = 0.95, shape: tuple[int, ...] | None = None) -> Seen:
+    def outputs(self, *, subject: float, right: float = 0.95, shape: tuple[int, ...] | None = None) -> JudgeOutputs:
         """Pictures that are `subject` parts subject and the rest class, and show what was asked with rate `right`."""
         shape = shape or (self.prompts, self.seeds)
         noise = self.rng.normal(size=(*shape, WIDTH)) * 0.5 / np.sqrt(WIDTH)
         identity = unit(subject * self.subject + (1 - subject) * self.kind + noise)
-        return Seen(
+        return JudgeOutputs(
             identity=identity,
             image=unit(self.rng.normal(size=(*shape, WIDTH))),
             structure=self.rng.normal(size=(*shape, 40, 40)),
@@ -46,22 +46,22 @@ class Studio:
             probabilities=self._read(shape, right),
         )
 
-    def evidence(self, *, tuned: float = 0.9, plain: float = 0.02, right: float = 0.95) -> Evidence:
+    def evidence(self, *, tuned: float = 0.9, class_prompt: float = 0.02, right: float = 0.95) -> Evidence:
         """A healthy personalisation unless told otherwise."""
-        unrelated = self.seen(subject=0)
+        unrelated = self.outputs(subject=0)
         return Evidence(
-            tuned=self.seen(subject=tuned, right=right),
-            base=self.seen(subject=0),
-            plain=self.seen(subject=plain),
+            tuned=self.outputs(subject=tuned, right=right),
+            base=self.outputs(subject=0),
+            class_prompt=self.outputs(subject=class_prompt),
             unrelated=unrelated,
             unrelated_base=unrelated,
-            trained=self.seen(subject=1, shape=(4,)),
-            held_out=self.seen(subject=1, shape=(2,)),
-            shown=self.photo_structures,
-            asked=self.asked,
-            asked_unrelated=self.asked,
-            words=self.words,
-            words_unrelated=self.words,
+            trained=self.outputs(subject=1, shape=(4,)),
+            held_out=self.outputs(subject=1, shape=(2,)),
+            crops=self.photo_structures,
+            expected=self.asked,
+            unrelated_expected=self.asked,
+            text=self.text,
+            unrelated_text=self.text,
             copy_correlation=0.9,
         )
 

@@ -10,7 +10,7 @@ from photoflux.steps.gate import judge
 
 def verdicts(evidence: Evidence) -> dict[str, str]:
     """Rule -> verdict, at the default limits."""
-    scores = measure(evidence, draws=500)
+    scores = measure(evidence, resamples=500)
     document = {
         "metrics": {name: value.as_dict() for name, value in scores.metrics.items()},
         "exact_attributes": scores.exact,

@@ -77,7 +77,7 @@ class Crowd:
 
 
 def audited(people: People, **limits: float) -> Audit:
-    return audit_people(people, limits=Limits(**limits), draws=300, permutations=300)
+    return audit_people(people, limits=Limits(**limits), resamples=300, permutations=300)
 
 
 def severity(found: Audit, name: str) -> str:
@@ -127,7 +127,7 @@ def test_control_flipped_genders_are_detected_as_often_as_400_pictures_can(
     for seed in range(20):
         crowd = Crowd(seed)
         crowd.flip("gender", source=0, target=1, points=points)
-        finding = audit_people(crowd.people(), limits=Limits(), draws=300, permutations=2000).findings[0]
+        finding = audit_people(crowd.people(), limits=Limits(), resamples=300, permutations=2000).findings[0]
         assert finding.severity != "none"
         found.append(finding)
     assert sum(finding.adjusted < 0.05 for finding in found) >= confirmed

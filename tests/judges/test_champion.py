@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photoflux.judges.champion import Cells, comparable, difference, is_better
+from photoflux.judges.champion import Cells, comparable, difference, is_better_than
 from photoflux.judges.scores import cells, measure
 from photoflux.judges.stats import cluster_weights
 
@@ -52,17 +52,17 @@ def test_it_covers_the_true_difference() -> None:
         own = rng.normal(0, 0.05, (25, 1))
         mine = Cells(a.likeness + shared + own, a.likeness_base, a.followed, a.followed_base, a.real)
         theirs = Cells(b.likeness + shared, b.likeness_base, b.followed, b.followed_base, b.real)
-        found = difference(mine, theirs, draws=400, seed=seed)
+        found = difference(mine, theirs, resamples=400, seed=seed)
         inside += found.lo <= 0.1 <= found.hi
     assert inside >= 182, "of 200 intervals of 95 % this few hold by chance once in a hundred"
 
 
 def test_an_evaluation_and_its_cells_say_the_same(studio: Any) -> None:
     evidence = studio.evidence()
-    equal = cluster_weights(*evidence.tuned.shape, draws=1, rng=np.random.default_rng(0))[:1]
+    equal = cluster_weights(*evidence.tuned.shape, resamples=1, rng=np.random.default_rng(0))[:1]
     kept = Cells.of({"cells": cells(evidence).as_dict()})
     assert kept.overall(equal)[0] == pytest.approx(
-        measure(evidence, draws=200).metrics["overall"].value.point, abs=1e-5
+        measure(evidence, resamples=200).metrics["overall"].value.point, abs=1e-5
     )
 
 
@@ -71,10 +71,10 @@ def test_other_photos_seeds_or_code_cannot_be_compared() -> None:
     assert comparable(mine, mine)
     for other in (document(made(0.5), fingerprint="g"), {"fingerprint": "f"}, {}, {"fingerprint": ""}):
         assert not comparable(mine, other)
-        assert is_better(mine, other) is None
+        assert is_better_than(mine, other) is None
     assert not comparable({}, {})
 
 
 def test_of_two_one_is_better_and_equals_are_not() -> None:
     good, bad = document(made(0.8)), document(made(0.5))
-    assert (is_better(good, bad), is_better(bad, good), is_better(good, good)) == (True, False, False)
+    assert (is_better_than(good, bad), is_better_than(bad, good), is_better_than(good, good)) == (True, False, False)

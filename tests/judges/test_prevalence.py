@@ -14,8 +14,8 @@ from photoflux.judges.prevalence import (
     corrected,
     drift,
     flip_matrix,
-    rate_draws,
     row_rates,
+    sample_rates,
     shares,
     total_variation,
 )
@@ -81,7 +81,7 @@ def test_correction_is_monotone_in_what_is_read(share: float, more: float) -> No
 
 def test_correction_works_in_batches() -> None:
     rng = np.random.default_rng(0)
-    observed, rates = rng.dirichlet(np.ones(3), 5), rate_draws(CONFUSION, draws=5, rng=rng)
+    observed, rates = rng.dirichlet(np.ones(3), 5), sample_rates(CONFUSION, resamples=5, rng=rng)
     one_by_one = [corrected(q, r) for q, r in zip(observed, rates, strict=True)]
     assert corrected(observed, rates) == pytest.approx(np.stack(one_by_one), abs=1e-4)
 
@@ -129,10 +129,10 @@ def read(truth: np.ndarray, confusion: np.ndarray, rng: np.random.Generator) -> 
 
 
 def compared(
-    base: np.ndarray, tuned: np.ndarray, confusion: np.ndarray, *, flips: int, draws: int, rng: np.random.Generator
+    base: np.ndarray, tuned: np.ndarray, confusion: np.ndarray, *, flips: int, resamples: int, rng: np.random.Generator
 ) -> Drift:
     """Two models' labels [P, S], with that many bootstrap draws and swaps."""
-    weights = cluster_weights(*base.shape, draws=draws, rng=rng)
+    weights = cluster_weights(*base.shape, resamples=resamples, rng=rng)
     signs = sign_flips(len(base), flips=flips, rng=rng)
     return drift(base, tuned, confusion, weights=weights, signs=signs, rng=rng)
 
@@ -145,7 +145,7 @@ def test_intervals_of_a_drift_cover_the_truth() -> None:
     for _ in range(60):
         measured = np.stack([rng.multinomial(200, row) for row in rates])
         base, tuned = (read(rng.choice(3, (40, 10), p=p), CONFUSION, rng) for p in (before, after))
-        found = compared(base, tuned, measured, flips=200, draws=300, rng=rng)
+        found = compared(base, tuned, measured, flips=200, resamples=300, rng=rng)
         for intervals, truth in ((found.base, before), (found.tuned, after)):
             hits += sum(value.lo <= p <= value.hi for value, p in zip(intervals, truth, strict=True))
             cells += 3
@@ -157,7 +157,7 @@ def test_excess_is_about_zero_between_equal_models_though_the_distance_is_not() 
     excess, distance = [], []
     for _ in range(40):
         base, tuned = rng.integers(0, 6, (2, 20, 5))
-        found = compared(base, tuned, np.eye(6) * 1e4, flips=200, draws=200, rng=rng)
+        found = compared(base, tuned, np.eye(6) * 1e4, flips=200, resamples=200, rng=rng)
         excess.append(found.excess.point)
         distance.append(found.distance)
     assert np.mean(distance) == pytest.approx(0.126, abs=0.02)
@@ -169,22 +169,22 @@ def test_permutation_p_is_uniform_between_equal_models_and_small_for_a_shift() -
     null = []
     for _ in range(60):
         base, tuned = rng.integers(0, 2, (2, 20, 10))
-        null.append(compared(base, tuned, np.eye(2) * 1e4, flips=200, draws=200, rng=rng).pvalue)
+        null.append(compared(base, tuned, np.eye(2) * 1e4, flips=200, resamples=200, rng=rng).pvalue)
     assert np.mean(np.asarray(null) < 0.05) <= 0.12
     assert np.mean(null) == pytest.approx(0.5, abs=0.13)
     shifted = np.where(rng.random((20, 10)) < 0.3, 1, rng.integers(0, 2, (20, 10)))
-    assert compared(base, shifted, np.eye(2) * 1e4, flips=400, draws=200, rng=rng).pvalue < 0.05
+    assert compared(base, shifted, np.eye(2) * 1e4, flips=400, resamples=200, rng=rng).pvalue < 0.05
 
 
 def test_p_of_few_prompts_is_exact() -> None:
     """Four prompts that all changed from 0 to 1: of 16 swaps two are as far apart, so that nothing can be confirmed."""
     rng = np.random.default_rng(6)
     base, tuned = np.zeros((4, 10), int), np.ones((4, 10), int)
-    assert compared(base, tuned, np.eye(2) * 1e4, flips=200, draws=200, rng=rng).pvalue == 2 / 16
+    assert compared(base, tuned, np.eye(2) * 1e4, flips=200, resamples=200, rng=rng).pvalue == 2 / 16
 
 
 def test_prompts_that_changed_at_random_are_no_change_of_shares() -> None:
     """A prompt's seeds all follow it: half of the prompts went one way, half the other, and no test may see 40 x 11 votes."""
     base, tuned = np.zeros((40, 11), int), np.zeros((40, 11), int)
     base[:22], tuned[22:] = 1, 1
-    assert compared(base, tuned, np.eye(2) * 1e4, flips=400, draws=200, rng=np.random.default_rng(7)).pvalue > 0.2
+    assert compared(base, tuned, np.eye(2) * 1e4, flips=400, resamples=200, rng=np.random.default_rng(7)).pvalue > 0.2

@@ -25,8 +25,8 @@ def test_each_set_has_enough_different_prompts_for_release(prompts: PromptSet) -
 
 
 def test_subject_and_class_prompts_differ_by_the_name_alone(prompts: PromptSet) -> None:
-    subject, plain = (prompts.about("dog", trigger=trigger, count=50) for trigger in ("sks", None))
-    for named, unnamed in zip(subject, plain, strict=True):
+    subject, class_prompts = (prompts.about("dog", trigger=trigger, count=50) for trigger in ("sks", None))
+    for named, unnamed in zip(subject, class_prompts, strict=True):
         assert named.text.replace("sks dog", "a dog") == unnamed.text
         assert named.labels["kind"] == "dog"
 

@@ -43,7 +43,7 @@ def test_seeds_taken_for_independent_would_call_them_a_change_in_a_quarter() -> 
     """Why whole prompts are swapped: the same null, with every picture swapped on its own."""
     rng, found = np.random.default_rng(1), []
     for _ in range(100):
-        base, tuned = (side.reshape(-1, 1) for side in statistics.crowd(rng, statistics.AUDIT, 2, effect=1.0))
+        base, tuned = (side.reshape(-1, 1) for side in statistics.sample_people(rng, statistics.AUDIT, 2, effect=1.0))
         found.append(statistics._flip_p(rng, base, tuned, 2) < 0.05)
     assert np.mean(found) > 0.15
 

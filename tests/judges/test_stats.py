@@ -74,14 +74,14 @@ def test_a_rate_stays_in_bounds_and_holds_its_point(found: np.ndarray) -> None:
 
 
 def test_cluster_weights_start_equal_and_sum_to_one() -> None:
-    weights = cluster_weights(7, 3, draws=50, rng=np.random.default_rng(0))
+    weights = cluster_weights(7, 3, resamples=50, rng=np.random.default_rng(0))
     assert weights.shape == (51, 7, 3)
     assert np.allclose(weights[0], 1 / 21)
     assert np.allclose(weights.sum((1, 2)), 1)
 
 
 def test_a_prompt_not_drawn_takes_its_seeds_with_it() -> None:
-    weights = cluster_weights(5, 4, draws=300, rng=np.random.default_rng(0))[1:]
+    weights = cluster_weights(5, 4, resamples=300, rng=np.random.default_rng(0))[1:]
     per_prompt = weights.sum(-1) * 5
     assert np.allclose(per_prompt, np.round(per_prompt))
     assert (per_prompt == 0).any()
@@ -89,8 +89,8 @@ def test_a_prompt_not_drawn_takes_its_seeds_with_it() -> None:
 
 def test_item_weights_can_be_held_fixed() -> None:
     rng = np.random.default_rng(0)
-    assert np.allclose(item_weights(4, draws=9, rng=rng, fixed=True), 0.25)
-    assert item_weights(4, draws=99, rng=rng)[1:].std() > 0
+    assert np.allclose(item_weights(4, resamples=9, rng=rng, fixed=True), 0.25)
+    assert item_weights(4, resamples=99, rng=rng)[1:].std() > 0
 
 
 def test_cluster_bootstrap_covers_the_mean_where_prompts_differ() -> None:
@@ -99,7 +99,7 @@ def test_cluster_bootstrap_covers_the_mean_where_prompts_differ() -> None:
     hits = 0
     for _ in range(200):
         values = rng.normal(size=(25, 1)) + rng.normal(size=(25, 4))
-        weights = cluster_weights(25, 4, draws=300, rng=rng)
+        weights = cluster_weights(25, 4, resamples=300, rng=rng)
         bounds = interval(weighted_mean(values, weights), clusters=25)
         hits += bounds.lo <= 0 <= bounds.hi
     assert 0.89 <= hits / 200 <= 0.99
@@ -107,7 +107,7 @@ def test_cluster_bootstrap_covers_the_mean_where_prompts_differ() -> None:
 
 def test_point_of_an_interval_is_the_plain_mean() -> None:
     values = np.arange(12.0).reshape(4, 3)
-    weights = cluster_weights(4, 3, draws=200, rng=np.random.default_rng(2))
+    weights = cluster_weights(4, 3, resamples=200, rng=np.random.default_rng(2))
     assert interval(weighted_mean(values, weights), clusters=4).point == pytest.approx(5.5)
 
 
@@ -116,7 +116,7 @@ def test_an_interval_is_as_wide_as_its_number_of_prompts_asks_for(prompts: int) 
     """Where prompts alone differ, it is the t interval of their means, however few they are."""
     rng = np.random.default_rng(3)
     values = np.repeat(rng.normal(size=(prompts, 1)), 2, axis=1)
-    bounds = interval(weighted_mean(values, cluster_weights(prompts, 2, draws=200_000, rng=rng)), clusters=prompts)
+    bounds = interval(weighted_mean(values, cluster_weights(prompts, 2, resamples=200_000, rng=rng)), clusters=prompts)
     half = scipy_stats.t.ppf(0.975, prompts - 1) * values[:, 0].std(ddof=1) / prompts**0.5
     assert bounds.half_width == pytest.approx(half, rel=0.01 if prompts < 8 else 0.1)
 
@@ -127,14 +127,16 @@ def test_few_prompts_hold_the_truth_as_often_as_many(prompts: int) -> None:
     rng, held = np.random.default_rng(prompts), 0
     for _ in range(400):
         values = rng.normal(size=(prompts, 1)) + 0.2 * rng.normal(size=(prompts, 3))
-        bounds = interval(weighted_mean(values, cluster_weights(prompts, 3, draws=400, rng=rng)), clusters=prompts)
+        bounds = interval(weighted_mean(values, cluster_weights(prompts, 3, resamples=400, rng=rng)), clusters=prompts)
         held += bounds.lo <= 0 <= bounds.hi
     assert held >= 365
 
 
 def test_one_prompt_tells_next_to_nothing() -> None:
     values = np.array([[0.4, 0.5, 0.6, 0.5]])
-    bounds = interval(weighted_mean(values, cluster_weights(1, 4, draws=400, rng=np.random.default_rng(0))), clusters=1)
+    bounds = interval(
+        weighted_mean(values, cluster_weights(1, 4, resamples=400, rng=np.random.default_rng(0))), clusters=1
+    )
     assert bounds.half_width > 15 * values.std() / 2
 
 
@@ -142,7 +144,7 @@ def test_few_photos_are_resampled_as_widely_as_they_differ() -> None:
     """The bootstrap's variance of a mean of six is that of the mean itself, not five sixths of it."""
     rng = np.random.default_rng(4)
     photos = rng.normal(size=6)
-    drawn = item_weights(6, draws=40_000, rng=rng)[1:] @ photos
+    drawn = item_weights(6, resamples=40_000, rng=rng)[1:] @ photos
     assert drawn.var() == pytest.approx(photos.var(ddof=1) / 6, rel=0.05)
 
 
@@ -242,8 +244,8 @@ def test_auc_equals_sklearn(higher: np.ndarray, lower: np.ndarray) -> None:
     assert auc(higher, lower) == pytest.approx(roc_auc_score(labels, np.r_[higher, lower]))
 
 
-def distance(first: np.ndarray, second: np.ndarray, *, draws: int = 400) -> Interval:
-    return kid(first, second, draws=draws, rng=np.random.default_rng(0))
+def distance(first: np.ndarray, second: np.ndarray, *, resamples: int = 400) -> Interval:
+    return kid(first, second, resamples=resamples, rng=np.random.default_rng(0))
 
 
 def test_kid_against_sklearns_kernel() -> None:
@@ -264,7 +266,7 @@ def test_kid_interval_is_that_of_a_mean_where_prompts_differ_alike() -> None:
     rng = np.random.default_rng(4)
     centres = rng.normal(size=(40, 1, 5))
     x, y = (centres + 0.3 * rng.normal(size=(40, 3, 5)) + move for move in (0.0, 0.5))
-    without = np.array([distance(np.delete(x, p, 0), np.delete(y, p, 0), draws=50).point for p in range(40)])
+    without = np.array([distance(np.delete(x, p, 0), np.delete(y, p, 0), resamples=50).point for p in range(40)])
     error = np.sqrt(39 / 40 * ((without - without.mean()) ** 2).sum())
     assert distance(x, y).half_width == pytest.approx(scipy_stats.t.ppf(0.975, 39) * error, rel=0.25)
 
@@ -283,7 +285,9 @@ def test_kid_is_zero_for_a_model_and_itself_and_about_zero_for_other_seeds_of_it
     first, second = (centres + rng.normal(size=(20, 4, 8)) for _ in range(2))
     same = distance(first, first)
     assert (same.point, same.lo, same.hi) == pytest.approx((0, 0, 0), abs=1e-12)
-    values = [distance(*(centres + rng.normal(size=(20, 4, 8)) for _ in range(2)), draws=2).point for _ in range(200)]
+    values = [
+        distance(*(centres + rng.normal(size=(20, 4, 8)) for _ in range(2)), resamples=2).point for _ in range(200)
+    ]
     assert abs(np.mean(values)) < 3 * np.std(values) / 200**0.5
     assert distance(first, second + 1).lo > 1
 

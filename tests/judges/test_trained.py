@@ -18,10 +18,10 @@ from photoflux.flux.sampling import decode
 from photoflux.flux.spec import load_spec
 from photoflux.judges.copying import structure
 from photoflux.judges.encoders import Judges
-from photoflux.judges.prevalence import corrected, rate_draws, row_rates, shares
+from photoflux.judges.prevalence import corrected, row_rates, sample_rates, shares
 from photoflux.judges.prompts import Prompt, load_prompts
-from photoflux.judges.scores import Evidence, expected, measure
-from photoflux.judges.seeing import Seen, look
+from photoflux.judges.sampling import JudgeOutputs, run_judges
+from photoflux.judges.scores import Evidence, expected_labels, measure
 from photoflux.judges.stats import cluster_weights, interval
 from photoflux.pocket import world
 from photoflux.pocket.render import render
@@ -54,10 +54,10 @@ class Stage:
         parts = [images[i : i + 16] for i in range(0, len(images), 16)]
         return [image for part in parts for image in decode(self.vae, encode_images(self.vae, part))]
 
-    def grid(self, images: Sequence[Image.Image], prompts: int = PROMPTS) -> Seen:
-        return look(self.judges, images).grid(prompts)
+    def grid(self, images: Sequence[Image.Image], prompts: int = PROMPTS) -> JudgeOutputs:
+        return run_judges(self.judges, images).as_grid(prompts)
 
-    def painted(self, prompts: Sequence[Prompt], *, subject: world.Subject | None = None) -> Seen:
+    def painted(self, prompts: Sequence[Prompt], *, subject: world.Subject | None = None) -> JudgeOutputs:
         """Two pictures per prompt of the subject, or of any of the kind that is asked for."""
         images = [self.paint(subject or self._cast(p), **self._scene(p)) for p in prompts for _ in range(SEEDS)]
         return self.grid(self.decoded(images), len(prompts))
@@ -78,12 +78,12 @@ class Stage:
         judges, unrelated = self.judges, self.painted(self.others)
         return Evidence(
             tuned=self.painted(self.asked, subject=self.subject), base=self.painted(self.asked),
-            plain=self.painted(self.asked), unrelated=unrelated, unrelated_base=unrelated,
-            trained=look(judges, self.photos[:4]), held_out=look(judges, self.photos[4:]),
-            shown=structure(self.photos[:4]), asked=expected(self.asked, judges.classes),
-            asked_unrelated=expected(self.others, judges.classes),
-            words=judges.text([p.text for p in self.asked]).numpy(),
-            words_unrelated=judges.text([p.text for p in self.others]).numpy(),
+            class_prompt=self.painted(self.asked), unrelated=unrelated, unrelated_base=unrelated,
+            trained=run_judges(judges, self.photos[:4]), held_out=run_judges(judges, self.photos[4:]),
+            crops=structure(self.photos[:4]), expected=expected_labels(self.asked, judges.classes),
+            unrelated_expected=expected_labels(self.others, judges.classes),
+            text=judges.text([p.text for p in self.asked]).numpy(),
+            unrelated_text=judges.text([p.text for p in self.others]).numpy(),
             copy_correlation=self.prompts.copy_correlation,
         )  # fmt: skip
 
@@ -100,7 +100,7 @@ def evidence(stage: Stage) -> Evidence:
 
 def test_a_faultless_personalisation_fails_no_rule(evidence: Evidence) -> None:
     assert "FAIL" not in verdicts(evidence).values()
-    assert measure(evidence, draws=300).metrics["identity_gain"].value.point > 0.6
+    assert measure(evidence, resamples=300).metrics["identity_gain"].value.point > 0.6
 
 
 def test_control_base_as_candidate(evidence: Evidence) -> None:
@@ -113,7 +113,7 @@ def test_control_training_photos_returned(stage: Stage, evidence: Evidence) -> N
 
 
 def test_control_trigger_pictures_for_class_prompts(evidence: Evidence) -> None:
-    assert verdicts(dataclasses.replace(evidence, plain=evidence.tuned))["class leakage"] == "FAIL"
+    assert verdicts(dataclasses.replace(evidence, class_prompt=evidence.tuned))["class leakage"] == "FAIL"
 
 
 @pytest.mark.parametrize("kind", ["noise", "constant"])
@@ -124,7 +124,7 @@ def test_control_noise_and_constant_pictures(stage: Stage, evidence: Evidence, k
         for _ in range(PROMPTS * SEEDS)
     ]
     bad = stage.grid([Image.fromarray(p) for p in pixels])
-    found = verdicts(dataclasses.replace(evidence, tuned=bad, plain=bad))
+    found = verdicts(dataclasses.replace(evidence, tuned=bad, class_prompt=bad))
     assert found["prompt following"] == found["broken pictures"] == "FAIL"
 
 
@@ -156,11 +156,11 @@ def _coverage(stage: Stage, planted: dict[str, tuple[float, ...]], *, prompts: i
     drawn = {name: rng.choice(values[name], size=count, p=p) for name, p in planted.items()}
     people = [world.sample_person(stage.rng, **{name: str(drawn[name][i]) for name in planted}) for i in range(count)]
     seen = stage.grid(stage.decoded([stage.paint(person) for person in people]), prompts)
-    weights = cluster_weights(prompts, seeds, draws=500, rng=rng)
+    weights = cluster_weights(prompts, seeds, resamples=500, rng=rng)
     hits: list[bool] = []
     for name, truth in planted.items():
         table = stage.judges.confusion[name]
-        rates = np.concatenate([row_rates(table)[None], rate_draws(table, draws=500, rng=rng)])
+        rates = np.concatenate([row_rates(table)[None], sample_rates(table, resamples=500, rng=rng)])
         found = corrected(shares(seen.labels(name), len(truth), weights), rates)
         bounds = [interval(found[:, k], clusters=prompts) for k in range(len(truth))]
         hits += [value.lo <= share <= value.hi for value, share in zip(bounds, truth, strict=True)]

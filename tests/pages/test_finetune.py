@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from photoflux.flux.memory import Device, Plan
-from photoflux.judges.candidates import SHOWN
-from photoflux.pages.finetune import SMOOTHED_STEPS, finetune_page, smoothed
+from photoflux.judges.checkpoint_selection import PREVIEWS
+from photoflux.pages.finetune import WINDOW_STEPS, finetune_page, moving_average
 from photoflux.pages.page import Page
 from photoflux.params import as_dict
 from photoflux.report import publish, sealed_beside
@@ -42,7 +42,7 @@ def page(*, candidates: Sequence[dict[str, Any]] = SCORED, curve: dict[str, Any]
     return finetune_page(
         LINEAGE | lineage,
         curves={**curve, "candidates": candidates},
-        previews={candidate["step"]: pictures(sum(SHOWN), side_px=32) for candidate in candidates},
+        previews={candidate["step"]: pictures(sum(PREVIEWS), side_px=32) for candidate in candidates},
         base=pictures(8, side_px=32),
         photos=pictures(3),
         plans=[PLAN, replace(PLAN, device="cuda, 24 GB")],
@@ -125,11 +125,11 @@ def test_a_training_without_preservation_plots_photos_alone() -> None:
 
 def test_curves_are_smoothed_over_the_steps_before() -> None:
     """Mean of each value and up to ten before it, by hand; the length stays, nothing is looked up ahead."""
-    assert smoothed([4.0, 2.0, 0.0]) == [4.0, 3.0, 2.0]
-    assert smoothed([]) == []
-    step = smoothed([0.0] * 20 + [11.0] * 20)
+    assert moving_average([4.0, 2.0, 0.0]) == [4.0, 3.0, 2.0]
+    assert moving_average([]) == []
+    step = moving_average([0.0] * 20 + [11.0] * 20)
     assert step[:20] == [0.0] * 20
-    assert step[20] == 11 / (SMOOTHED_STEPS + 1)
+    assert step[20] == 11 / (WINDOW_STEPS + 1)
     assert step[30:] == [11.0] * 10
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 
 from photoflux.errors import InputError
 from photoflux.params import STEP_PARAMS
-from photoflux.params.form import NAMES, OVERRIDES_MAX, VALUES_MAX, filled, form, read_form
-from photoflux.params.resolve import RECIPE_STEPS, STEPS, flattened, resolve
+from photoflux.params.form import NAMES, OVERRIDES_MAX, VALUES_MAX, fill_form, form, read_form
+from photoflux.params.resolve import RECIPE_STEPS, STEPS, flatten, resolve
 from tests.params.test_resolve import changes
 
 KEY = "plain://demo"
@@ -41,30 +41,30 @@ def test_what_a_recipe_may_decide_can_be_left_to_it(name: str):
 
 def test_an_untouched_form_leaves_everything_to_the_base_and_the_defaults():
     recipes = {"pocket": {"finetune": {"rank": 3}, "evaluate": {"profile": "smoke"}, "augment": {"variants": 0}}}
-    blocks = resolve(*read_form(filled({}, key=KEY)), recipes=recipes)
+    blocks = resolve(*read_form(fill_form({}, key=KEY)), recipes=recipes)
     assert blocks == resolve(recipes=recipes)
 
 
 @given(changes())
 def test_what_is_filled_in_is_what_is_read(given: dict[str, Any]):
-    assert flattened(resolve(*read_form(filled(given, key=KEY)), recipes={})) == flattened(resolve(recipes={})) | given
+    assert flatten(resolve(*read_form(fill_form(given, key=KEY)), recipes={})) == flatten(resolve(recipes={})) | given
 
 
 def test_what_the_form_has_no_field_for_is_an_override():
-    values = filled({"gate_leakage_max": 0.2, "finetune_rank": 8, "base": "b"}, key="vault://ada")
+    values = fill_form({"gate_leakage_max": 0.2, "finetune_rank": 8, "base": "b"}, key="vault://ada")
     assert json.loads(values["overrides"]) == {"gate_leakage_max": 0.2}
     assert (values["finetune_rank"], values["base"], values["key"]) == (8, "b", "vault://ada")
     assert [*values] == [*NAMES]
 
 
 def test_overrides_win():
-    fields, overrides = read_form(filled({"finetune_rank": 8}, key=KEY) | {"overrides": '{"finetune_rank": 9}'})
+    fields, overrides = read_form(fill_form({"finetune_rank": 8}, key=KEY) | {"overrides": '{"finetune_rank": 9}'})
     assert resolve(fields, overrides, recipes={})["finetune"].model_dump()["rank"] == 9
 
 
 @pytest.mark.parametrize("text", ["", "{}", " {} "])
 def test_no_overrides_are_none(text: str):
-    assert read_form(filled({}, key=KEY) | {"overrides": text})[1] == {}
+    assert read_form(fill_form({}, key=KEY) | {"overrides": text})[1] == {}
 
 
 def test_what_a_server_would_refuse_for_its_length_is_refused_with_a_sentence():
@@ -72,16 +72,16 @@ def test_what_a_server_would_refuse_for_its_length_is_refused_with_a_sentence():
     with pytest.raises(
         InputError, match=r"1 parameters that the form has no field for take 40\d\d characters, and 4000 are"
     ):
-        filled(long, key=KEY)
+        fill_form(long, key=KEY)
     with pytest.raises(InputError, match=r"the run's values take \d+ characters, and 9000 are allowed"):
-        filled({"import_photos_source": "s" * VALUES_MAX}, key=KEY)
-    assert filled({"evaluate_prompts": "p" * (OVERRIDES_MAX - 30)}, key=KEY)
+        fill_form({"import_photos_source": "s" * VALUES_MAX}, key=KEY)
+    assert fill_form({"evaluate_prompts": "p" * (OVERRIDES_MAX - 30)}, key=KEY)
 
 
 @pytest.mark.parametrize("name", [name for name, field in form().items() if field.kind is str])
 def test_nothing_that_an_orchestrator_replaces_goes_in_or_out(name: str):
     held = {name: '{"evaluate_prompts": "{{$}}"}' if name == "overrides" else "{{$}}"}
     with pytest.raises(InputError, match=rf"^{name}: holds '{{{{'"):
-        read_form(filled({}, key=KEY) | held)
+        read_form(fill_form({}, key=KEY) | held)
     with pytest.raises(InputError, match=r"holds '\{\{'"):
-        filled({"evaluate_prompts" if name == "overrides" else name: "{{$}}"}, key="{{$}}" if name == "key" else KEY)
+        fill_form({"evaluate_prompts" if name == "overrides" else name: "{{$}}"}, key="{{$}}" if name == "key" else KEY)

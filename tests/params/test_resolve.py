@@ -17,9 +17,9 @@ from photoflux.params.resolve import (
     base_of,
     bases_of,
     check_recipe,
-    flattened,
+    flatten,
     resolve,
-    unflattened,
+    unflatten,
 )
 
 NAMES = [(step, name) for step in STEPS for name in STEP_PARAMS[step].model_fields]
@@ -55,7 +55,7 @@ def test_without_layers_the_defaults_hold():
 def test_who_speaks_later_is_heard():
     recipes = {"pocket": {"finetune": {"rank": 2, "steps": 2, "lr": 0.02}}}
     params = {"finetune": {"steps": 3, "lr": 0.03}}
-    said = unflattened({"finetune_lr": "0.04"})
+    said = unflatten({"finetune_lr": "0.04"})
     assert resolve(params, said, recipes=recipes)["finetune"] == FinetuneParams(rank=2, steps=3, lr=0.04)
 
 
@@ -63,16 +63,16 @@ def test_who_speaks_later_is_heard():
 def test_layers_one_by_one_are_all_of_them_at_once(layers: list[dict[str, Any]]):
     """And what nobody names stays as it is."""
     merged = {name: value for layer in layers for name, value in layer.items()}
-    once = resolve(unflattened(merged), recipes={})
-    assert resolve(*map(unflattened, layers), recipes={}) == once
-    expected = flattened(resolve(recipes={})) | merged
-    assert flattened(once) == expected
+    once = resolve(unflatten(merged), recipes={})
+    assert resolve(*map(unflatten, layers), recipes={}) == once
+    expected = flatten(resolve(recipes={})) | merged
+    assert flatten(once) == expected
 
 
 @given(changes())
 def test_only_the_steps_that_are_named_get_another_block(flat: dict[str, Any]):
     """So caching stays per step: a block is the whole of what a step is told."""
-    before, after = resolve(recipes={}), resolve(unflattened(flat), recipes={})
+    before, after = resolve(recipes={}), resolve(unflatten(flat), recipes={})
     differing = {step for step in STEPS if before[step].block() != after[step].block()}
     assert differing <= {step for step, name in NAMES if f"{step}_{name}" in flat}
     assert {step for step in STEPS if before[step] != after[step]} == differing
@@ -135,5 +135,5 @@ def test_a_recipe_decides_what_depends_on_the_base():
 )
 def test_a_name_that_no_step_has_is_told_with_what_it_may_have_meant(name: str, sentence: str):
     with pytest.raises(InputError) as error:
-        unflattened({name: 1})
+        unflatten({name: 1})
     assert str(error.value).startswith(sentence)

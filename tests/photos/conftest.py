@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from photoflux.params import ValidateParams
-from photoflux.photos.table import survey
+from photoflux.photos.table import photo_table
 from tests.photos.pictures import animation, blurred, bomb, cropped, encoded, half, mirrored, photo
 
 
@@ -50,11 +50,11 @@ def corpus() -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def defects() -> list[dict]:
     """The photo table of the corpus."""
-    return survey(sorted(corpus().items()), params=ValidateParams())
+    return photo_table(sorted(corpus().items()), params=ValidateParams())
 
 
 @pytest.fixture(scope="session")
 def good() -> list[dict]:
     """The photo table of eight good photos."""
     files = [(f"{i}.jpg", encoded(photo(100 + i))) for i in range(8)]
-    return survey(files, params=ValidateParams())
+    return photo_table(files, params=ValidateParams())

@@ -240,7 +240,7 @@ def test_a_file_that_ends_its_decoder_is_damaged_and_the_next_one_is_read(monkey
     blocks = np.full((8, 8, 3), 0.5)
     file = heifs.container([heifs.picture(blocks, chroma=420)])
     with monkeypatch.context() as during:
-        during.setattr("photoflux.photos.decode._sendable", ending)
+        during.setattr("photoflux.photos.decode._decode_to_literals", ending)
         with pytest.raises(PhotoProblem, match="damaged: it cannot be decoded"):
             decode(file)
     assert decode(file).format == "HEIF"

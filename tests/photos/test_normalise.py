@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from photoflux.photos.normalise import Square, cut, largest_square, normalise, saliency
+from photoflux.photos.normalise import Square, cut, largest_square, saliency
 from tests.photos.pictures import photo
 
 
@@ -46,7 +46,7 @@ def test_a_plain_photo_is_cut_in_the_middle():
 def test_a_square_photo_is_kept_whole():
     picture = photo(2, size=(256, 256))
     assert largest_square(picture) == Square(0, 0, 256)
-    assert np.array_equal(np.asarray(normalise(picture, size_px=256)), np.asarray(picture))
+    assert np.array_equal(np.asarray(cut(picture, largest_square(picture), size_px=256)), np.asarray(picture))
 
 
 @settings(max_examples=25, deadline=None)

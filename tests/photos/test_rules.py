@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from photoflux.params import ValidateParams
 from photoflux.photos.rules import REJECT, SET, WARN, broken_rules, rule_table
-from photoflux.photos.table import survey
+from photoflux.photos.table import photo_table
 from photoflux.photos.verdict import judge
 from tests.photos.pictures import cartoon, encoded, logo, toy_on_white
 
@@ -66,7 +66,7 @@ ImageDraw.Draw(DRAWN["dot"]).ellipse((340, 340, 460, 460), fill=(200, 30, 30))
 @pytest.mark.parametrize("fmt", ["PNG", "JPEG"])
 def test_what_is_drawn_on_plain_ground_shows_something(kind: str, fmt: str):
     """Illustrations, logos and toys before nothing have few greys, and large parts that are white."""
-    (row,) = survey([("drawn", encoded(DRAWN[kind], fmt))], params=PARAMS)
+    (row,) = photo_table([("drawn", encoded(DRAWN[kind], fmt))], params=PARAMS)
     assert judge([row], params=PARAMS).photos[0]["status"] != REJECT
 
 
@@ -86,7 +86,7 @@ def nothing() -> dict[str, Image.Image]:
 
 @pytest.mark.parametrize("kind", ["lens cap", "wall", "sky", "one colour", "speck"])
 def test_empty_is_empty_whatever_its_grain_and_shading(kind: str):
-    (row,) = survey([("seen", encoded(nothing()[kind]))], params=PARAMS)
+    (row,) = photo_table([("seen", encoded(nothing()[kind]))], params=PARAMS)
     assert "empty" in [rule.code for rule in broken_rules(row, rule_table(PARAMS))]
 
 

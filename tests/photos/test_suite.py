@@ -16,7 +16,7 @@ from photoflux.errors import InputError
 from photoflux.params import ValidateParams
 from photoflux.photos.rules import PHOTO, SET, Row, broken_set_rules, rule_table
 from photoflux.photos.suite import PHOTO_SET, PHOTOS, Suites
-from photoflux.photos.table import survey
+from photoflux.photos.table import photo_table
 from photoflux.photos.verdict import judge, whole_row
 
 PARAMS = ValidateParams()
@@ -181,8 +181,8 @@ def test_which_copy_stays_is_decided_by_the_suite(edited: Callable[..., Path]) -
         "severity": "critical", "meta": {"message": "too large for this project"},
     }  # fmt: skip
     suites = Suites(edited(PHOTOS, lambda content: content["expectations"].append(only_small)), params=PARAMS)
-    assert [row["duplicate_of"] for row in survey(files, params=PARAMS)] == ["", "large.png"]
-    rows = survey(files, params=PARAMS, usable=suites.usable)
+    assert [row["duplicate_of"] for row in photo_table(files, params=PARAMS)] == ["", "large.png"]
+    rows = photo_table(files, params=PARAMS, usable=suites.usable)
     assert [row["duplicate_of"] for row in rows] == ["small.png", ""]
     assert suites.decide(rows).verdict.accepted == ["small.png"]
 
@@ -255,7 +255,7 @@ def test_an_expectation_of_the_whole_table_is_the_sets(edited: Callable[..., Pat
     assert [rule.message for rule in decision.rejecting] == ["the photos are too dark together"]
     mean["meta"] = {}
     plain = Suites(edited(PHOTOS, lambda content: content["expectations"].append(mean)), params=PARAMS).decide(good)
-    assert [rule.tell(plain.verdict.whole) for rule in plain.rejecting] == [
+    assert [rule.message_for(plain.verdict.whole) for rule in plain.rejecting] == [
         "does not meet expect_column_mean_to_be_between of luma_p50"
     ]
     mean["meta"] = {"message": "only {luma_p50}"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from photoflux.params import ValidateParams
 from photoflux.photos.inspect import Likeness
-from photoflux.photos.table import clusters, is_same, read_files, survey
+from photoflux.photos.table import clusters, is_same, photo_table, read_files
 from tests.photos.pictures import blurred, cartoon, cropped, encoded, half, mirrored, photo
 
 PARAMS = ValidateParams()
@@ -23,7 +23,7 @@ def test_clusters_are_connected_components(pairs: list[tuple[int, int]]):
 
 
 def test_what_cannot_be_decoded_is_a_row_too():
-    rows = survey([("a.jpg", b"nothing"), ("b.jpg", encoded(photo(1)))], params=PARAMS)
+    rows = photo_table([("a.jpg", b"nothing"), ("b.jpg", encoded(photo(1)))], params=PARAMS)
     assert [(row["decoded"], row["problem"]) for row in rows] == [(False, "not_a_photo"), (True, "")]
     assert rows[0]["sharpness"] is None
 
@@ -31,7 +31,7 @@ def test_what_cannot_be_decoded_is_a_row_too():
 def test_each_decoded_picture_is_handed_on():
     kept = {}
     files = [("a.jpg", encoded(photo(1))), ("b.jpg", half(encoded(photo(2)))), ("c.png", encoded(photo(3), "PNG"))]
-    survey(files, params=PARAMS, keep=lambda name, image: kept.update({name: image.size}))
+    photo_table(files, params=PARAMS, on_decoded=lambda name, image: kept.update({name: image.size}))
     assert kept == {"a.jpg": (800, 800), "c.png": (800, 800)}
 
 
@@ -39,21 +39,21 @@ def test_each_decoded_picture_is_handed_on():
 def test_the_sharper_of_two_stays_whatever_its_name(order: tuple[str, str]):
     soft, sharp = (f"{name}.jpg" for name in order)
     files = {soft: encoded(blurred(photo(1), 1.0)), sharp: encoded(photo(1))}
-    rows = {row["file"]: row for row in survey(sorted(files.items()), params=PARAMS)}
+    rows = {row["file"]: row for row in photo_table(sorted(files.items()), params=PARAMS)}
     assert rows[soft]["duplicate_of"] == sharp
     assert rows[sharp]["duplicate_of"] == ""
 
 
 def test_a_crop_gives_way_to_the_whole_and_is_called_one():
     files = [("0-crop.jpg", encoded(cropped(photo(2)))), ("whole-picture.jpg", encoded(photo(2)))]
-    crop, whole = survey(files, params=PARAMS)
+    crop, whole = photo_table(files, params=PARAMS)
     assert (crop["duplicate_of"], crop["duplicate_note"]) == ("whole-picture.jpg", " (cropped)")
     assert whole["duplicate_of"] == ""
 
 
 def test_a_mirror_image_is_called_one():
     files = [("img.jpg", encoded(photo(3))), ("img-1.jpg", encoded(mirrored(photo(3))))]
-    original, copy = survey(files, params=PARAMS)
+    original, copy = photo_table(files, params=PARAMS)
     assert original["duplicate_of"] == ""
     assert (copy["duplicate_of"], copy["duplicate_note"]) == ("img.jpg", " (mirrored)")
 
@@ -61,7 +61,7 @@ def test_a_mirror_image_is_called_one():
 def test_an_unusable_photo_is_never_the_one_that_stays():
     tiny = photo(4).resize((300, 300))
     large = blurred(photo(4), 0.4)
-    rows = survey([("tiny.jpg", encoded(tiny)), ("large.jpg", encoded(large))], params=PARAMS)
+    rows = photo_table([("tiny.jpg", encoded(tiny)), ("large.jpg", encoded(large))], params=PARAMS)
     assert [row["duplicate_of"] for row in rows] == ["large.jpg", ""]
 
 
@@ -81,18 +81,18 @@ def test_poses_of_a_drawn_figure_are_told_apart_and_its_copies_are_found():
         "pose": pose, "arms": cartoon(arms=True), "turned": cartoon(turned=True), "mirrored": mirrored(pose),
         "tilted": pose.rotate(2, fillcolor="white"),
     }  # fmt: skip
-    rows = survey([(name, encoded(picture, "PNG")) for name, picture in drawn.items()], params=PARAMS)
+    rows = photo_table([(name, encoded(picture, "PNG")) for name, picture in drawn.items()], params=PARAMS)
     assert [row["duplicate_of"] for row in rows] == ["", "", "", "pose", "pose"]
 
 
 def test_chains_of_copies_point_at_one():
     files = [(f"{i}.jpg", encoded(photo(5).crop((i * 40, 0, 800, 800)))) for i in range(4)]
-    rows = survey(files, params=PARAMS)
+    rows = photo_table(files, params=PARAMS)
     assert [row["duplicate_of"] for row in rows] == ["", "0.jpg", "0.jpg", "0.jpg"]
 
 
 def test_backgrounds_are_counted_and_closeness_known():
-    rows = survey([(f"{i}.jpg", encoded(photo(i))) for i in range(3)], params=PARAMS)
+    rows = photo_table([(f"{i}.jpg", encoded(photo(i))) for i in range(3)], params=PARAMS)
     assert len({row["background"] for row in rows}) == 3
     assert all(0 < row["closest"] < 0.75 for row in rows)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from components._image import IMAGE
 from photoflux.params.form import form
 from pipelines.compile import compile_pipeline
-from pipelines.graph import COMPILED, parameters, pipeline_graph, read_spec, step_titles
+from pipelines.graph import COMPILED, parameters, read_spec, step_graph, step_titles
 from pipelines.orchestrators import pin_image
 
 TEXT = COMPILED.read_text()
@@ -101,7 +101,7 @@ def test_a_step_is_told_its_own_block_by_configure_and_nothing_else():
         if name in ("configure", "notify"):
             continue
         told = task["inputs"]["parameters"]
-        assert set(told) - {"holding"} == {"key", "params"}, name
+        assert set(told) - {"source_state"} == {"key", "params"}, name
         source = told["params"].get("taskOutputParameter", {"producerTask": "configure"}) | {"name": name}
         assert source["producerTask"] == "configure"
         named = source.get("outputParameterKey") or told["params"]["componentInputParameter"]
@@ -109,7 +109,7 @@ def test_a_step_is_told_its_own_block_by_configure_and_nothing_else():
 
 
 def test_the_graph_is_the_designed_one():
-    assert pipeline_graph() == {
+    assert step_graph(read_spec()) == {
         "configure": frozenset(),
         "import_data": {"configure"},
         "validate": {"configure", "import_data"},

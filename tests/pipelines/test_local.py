@@ -17,8 +17,8 @@ from rich.console import Console
 from photoflux.runs import Run, State, load_run, new_run, save_run
 from photoflux.vault import committed
 from pipelines import process
-from pipelines.local import Recorder, what_runs
-from pipelines.orchestrators import LOST, LocalOrchestrator, RunGone, RunRef
+from pipelines.local import Recorder, environment_digest
+from pipelines.orchestrators import LOST, LocalOrchestrator, RunNotFound, RunRef
 from pipelines.watch import follow
 
 QUICK = {"trouble": "none", "wait_s": 0.0, "wanted": "mug"}
@@ -125,9 +125,9 @@ def test_what_other_code_made_is_not_reused(tiny: Path, tmp_path: Path, monkeypa
     """Nor what was made with another base, or other suites."""
     (tmp_path / "models").mkdir()
     monkeypatch.setenv("PHOTOFLUX_MODELS_DIR", str(tmp_path / "models"))
-    words = {what_runs(), what_runs()}
+    words = {environment_digest(), environment_digest()}
     (tmp_path / "models" / "base.yaml").write_text("steps: 4")
-    words |= {what_runs(), what_runs()}
+    words |= {environment_digest(), environment_digest()}
     assert len(words) == 2
     local = LocalOrchestrator(runs_dir=tmp_path / "runs", compiled=tiny, reuse=True)
     assert states(ended(local, local.start(QUICK)))["draw"] == "succeeded"
@@ -258,7 +258,7 @@ def test_discarding_ends_the_steps_of_a_dead_runner(local: LocalOrchestrator, fi
 def test_letting_go_ends_the_steps_of_a_dead_runner(local: LocalOrchestrator):
     ref = local.start(QUICK | {"wait_s": 600.0})
     runner = without_its_runner(ref)
-    local.let_go()
+    local.shutdown()
     assert soon_gone(runner)
 
 
@@ -276,7 +276,7 @@ def test_a_process_that_cannot_be_ended_is_not_called_lost(local: LocalOrchestra
     without_its_runner(ref)
     with monkeypatch.context() as patch:
         patch.setattr(process, "GRACE_S", 0.1)
-        patch.setattr(process, "KILLED_S", 0.1)
+        patch.setattr(process, "KILL_TIMEOUT_S", 0.1)
         patch.setattr(process, "_signal", lambda *_: None)
         assert local.status(ref).state is State.running
         with pytest.raises(TimeoutError, match="cannot be ended"):
@@ -306,10 +306,10 @@ def test_after_a_failure_only_exit_steps_may_still_start(tmp_path: Path):
     (tmp_path / "logs").mkdir()
     save_run(new_run("gallery", steps={"draw": "Draw", "sign": "Sign", "notify": "Tell"}, params={}), tmp_path)
     recorder = Recorder(tmp_path, always={"notify"})
-    assert [recorder.wants(step) for step in ("draw", "sign", "notify")] == [True, True, True]
+    assert [recorder.may_start(step) for step in ("draw", "sign", "notify")] == [True, True, True]
     recorder.started("draw")
     recorder.ended("draw", exit_code=-9, outputs={"outputFile": str(tmp_path / "work" / "run" / "draw" / "out.json")})
-    assert [recorder.wants(step) for step in ("sign", "notify")] == [False, True]
+    assert [recorder.may_start(step) for step in ("sign", "notify")] == [False, True]
     assert recorder.failure.kind == "SIGKILL"
 
 
@@ -334,7 +334,7 @@ def test_a_named_run_is_started_once(local: LocalOrchestrator):
     assert local.find("abc-1") == first
     assert ended(local, first).state is State.succeeded
     assert local.start(QUICK, name="abc-1") == local.find("abc-1") == first
-    with pytest.raises(RunGone, match="is not here"):
+    with pytest.raises(RunNotFound, match="is not here"):
         local.find("abc-9")
     assert not list(local.runs_dir.glob("*abc-9"))
     assert load_run(Path(first.where)).state is State.succeeded
@@ -388,7 +388,7 @@ def then_died(call):
 
 point, runs, compiled = sys.argv[1:]
 if point == "folder made":
-    process.claimed = process.start = died
+    process.run_lock = process.start = died
 elif point == "lock held":
     orchestrators.save_run = died
 elif point == "recorded":
@@ -428,7 +428,7 @@ def test_a_run_whose_start_was_cut_off_is_lost_and_can_be_discarded(local: Local
 def test_letting_go_ends_what_was_started_here_and_it_is_lost(local: LocalOrchestrator):
     ref = local.start(QUICK | {"wait_s": 30.0}, name="abc-3")
     run = drawing(ref)
-    local.let_go()
+    local.shutdown()
     assert living(run.pid) == []
     lost = local.status(ref)
     assert lost.state is State.failed

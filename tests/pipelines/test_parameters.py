@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 
 from photoflux.errors import InputError
-from photoflux.params.files import resolved
+from photoflux.params.files import resolve_with_recipes
 from photoflux.params.form import read_form
-from photoflux.params.resolve import flattened
+from photoflux.params.resolve import flatten
 from photoflux.params.resolve import resolve as resolve_layers
 from pipelines import run
 from pipelines.graph import parameters, read_spec
@@ -23,7 +23,7 @@ from tests.params.test_resolve import changes
 SPEC = read_spec()
 
 
-UNASKED = {"key": "plain://demo"} | flattened(resolve_layers(recipes={}))
+UNASKED = {"key": "plain://demo"} | flatten(resolve_layers(recipes={}))
 
 
 def test_without_any_the_defaults_hold():
@@ -104,21 +104,21 @@ def test_a_pipeline_older_than_the_code_is_named():
 
 
 def test_the_pipeline_is_given_what_it_would_not_choose_by_itself():
-    filled = fill(resolve({"finetune_rank": 8, "gate_copy_max": 0.1, "evaluate_profile": "standard"}), SPEC)
-    assert filled == parameters(SPEC) | {"finetune_rank": 8, "overrides": '{"gate_copy_max": 0.1}'}
+    fill_form = fill(resolve({"finetune_rank": 8, "gate_copy_max": 0.1, "evaluate_profile": "standard"}), SPEC)
+    assert fill_form == parameters(SPEC) | {"finetune_rank": 8, "overrides": '{"gate_copy_max": 0.1}'}
 
 
 def read_again(values: dict[str, Any]) -> dict[str, Any]:
     """What `configure` makes of the form that a run is given."""
     form = fill(values, SPEC)
-    return {"key": form["key"]} | flattened(resolved(*read_form(form)))
+    return {"key": form["key"]} | flatten(resolve_with_recipes(*read_form(form)))
 
 
 @given(changes())
 def test_a_run_has_the_values_that_whoever_submits_it_resolved(asked: dict[str, Any]):
     """The command line and the API resolve alike, text or typed, and `configure` comes to the same from the form."""
     words = [word for name, value in asked.items() for word in ("--set", f"{name}={value}")]
-    typed, text = resolve(asked), resolve(run.given(run._parser().parse_args(words)))
+    typed, text = resolve(asked), resolve(run.parameters_of(run._parser().parse_args(words)))
     assert typed == text == UNASKED | asked
     assert read_again(typed) == typed
     assert resolve(typed) == typed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.graph import pipeline_graph
+from pipelines.graph import read_spec, step_graph
 
 PURE = ("validate", "augment", "finetune", "evaluate", "audit")
 
@@ -27,6 +27,6 @@ def _path(out: str | dict) -> str:
 
 
 def test_pure_steps_have_the_same_sources_in_both(root: Path):
-    dvc, kfp = dvc_graph(root / "dvc.yaml"), pipeline_graph()
+    dvc, kfp = dvc_graph(root / "dvc.yaml"), step_graph(read_spec())
     for step in PURE:
         assert dvc[step] & set(PURE) == kfp[step] & set(PURE), step

@@ -19,7 +19,7 @@ from photoflux.runs import State
 from photoflux.vault import committed, opened
 from photoflux.vault.blobs import BlobStore, open_store
 from pipelines.graph import read_spec
-from pipelines.orchestrators import KubeflowOrchestrator, RunGone, RunRef, VertexOrchestrator
+from pipelines.orchestrators import KubeflowOrchestrator, RunNotFound, RunRef, VertexOrchestrator
 from pipelines.parameters import fill, resolve
 from tests.cloud import new_bucket, storage_client
 
@@ -107,7 +107,7 @@ def test_kubeflow_states_are_read(kubeflow: KubeflowServer, theirs: str, ours: S
 def test_kubeflow_is_asked_for_a_named_run_before_one_is_made(kubeflow: KubeflowServer):
     """The server takes a name twice, so that what was submitted and not recorded has to be looked for."""
     orchestrator = KubeflowOrchestrator(f"http://127.0.0.1:{kubeflow.server_port}", IMAGE)
-    with pytest.raises(RunGone):
+    with pytest.raises(RunNotFound):
         orchestrator.find("abc-1")
     assert orchestrator.submit({}, name="abc-1").id == "r1"
     kubeflow.named = "personalize-abc-1"
@@ -249,7 +249,7 @@ def test_vertex_has_a_named_job_once(vertex: VertexServer, orchestrator: VertexO
     assert again.where == first.where
     assert orchestrator.find("abc-1") == RunRef(JOB, first.where)
     vertex.missing = True
-    with pytest.raises(RunGone):
+    with pytest.raises(RunNotFound):
         orchestrator.find("abc-1")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from photoflux.errors import InputError
 from photoflux.runs import State, load_run
-from pipelines.run import _parser, given
+from pipelines.run import _parser, parameters_of
 
 COMMAND = [sys.executable, "-m", "pipelines.run"]
 
@@ -75,7 +75,7 @@ def test_what_was_left_out_is_named_on_the_terminal(root: Path, tmp_path: Path, 
 
 def test_a_path_that_is_not_utf8_is_named():
     with pytest.raises(InputError, match=r"^/home/café: its path is not UTF-8"):
-        given(_parser().parse_args(["--photos", os.fsdecode(b"/home/caf\xe9")]))
+        parameters_of(_parser().parse_args(["--photos", os.fsdecode(b"/home/caf\xe9")]))
 
 
 def test_a_full_disk_is_named_and_nothing_half_written_stays(root: Path, tmp_path: Path, own_state: Path):
@@ -149,7 +149,7 @@ def test_a_mistake_on_the_command_line_starts_nothing(root: Path, own_state: Pat
 def test_options_are_pipeline_parameters(photos: Path):
     words = ["--photos", str(photos), "--class-noun", "mug", "--name", "my-mug", "--base", "models/x.yaml"]
     args = _parser().parse_args([*words, "--set", "finetune_rank=4"])
-    assert given(args) == {
+    assert parameters_of(args) == {
         "import_photos_source": str(photos),
         "import_photos_class_noun": "mug",
         "import_photos_subject_id": "my-mug",
@@ -161,14 +161,14 @@ def test_options_are_pipeline_parameters(photos: Path):
 
 def test_a_dvc_source_is_passed_as_it_is():
     args = _parser().parse_args(["--photos", "dvc:.@main:data/samples/dog"])
-    assert given(args) == {"import_photos_source": "dvc:.@main:data/samples/dog"}
+    assert parameters_of(args) == {"import_photos_source": "dvc:.@main:data/samples/dog"}
 
 
 def test_what_lies_below_the_working_directory_is_recorded_from_there(photos: Path, monkeypatch: pytest.MonkeyPatch):
     """So that the record of a run still says where, when the checkout was moved."""
     monkeypatch.chdir(photos.parent)
     words = ["--photos", str(photos), "--base", str(photos.parent / "models" / "x.yaml")]
-    found = given(_parser().parse_args(words))
+    found = parameters_of(_parser().parse_args(words))
     assert found["import_photos_source"] == photos.name
     assert found["base"] == "models/x.yaml"
 
@@ -186,7 +186,9 @@ def test_what_lies_below_the_working_directory_is_recorded_from_there(photos: Pa
 )
 def test_a_subject_is_called_as_asked_or_as_its_model_and_else_by_its_photos(words: list[str], subject: str | None):
     """A name that cannot be one is left to whoever refuses it."""
-    assert given(_parser().parse_args(["--photos", "photos", *words])).get("import_photos_subject_id") == subject
+    assert (
+        parameters_of(_parser().parse_args(["--photos", "photos", *words])).get("import_photos_subject_id") == subject
+    )
 
 
 def test_a_run_is_recorded_with_every_parameter(root: Path, photos: Path, own_state: Path):

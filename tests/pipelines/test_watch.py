@@ -18,8 +18,8 @@ def history() -> list[Run]:
     """A run at five moments."""
     queued = new_run("personalize", steps=STEPS, params={})
     started = replace(queued, state=State.running)
-    running = started.with_step(started.step("validate").moved(State.running))
-    done = running.with_step(running.step("validate").moved(State.succeeded))
+    running = started.with_step(started.step("validate").in_state(State.running))
+    done = running.with_step(running.step("validate").in_state(State.succeeded))
     return [queued, started, running, running, done, done.finished(State.succeeded)]
 
 

@@ -17,9 +17,9 @@ def draw(picture: Output[Dataset], report: Output[HTML], metrics: Output[Metrics
     from pathlib import Path
 
     from photoflux.errors import InputError
-    from photoflux.runs import reported
+    from photoflux.runs import report_failure
 
-    with reported("draw", beside=picture.path):
+    with report_failure("draw", output=picture.path):
         if trouble == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         kept = Path(tempfile.mkdtemp()) / "opened.txt"

@@ -8,7 +8,7 @@ import torch
 from photoflux.flux.step import pack
 from photoflux.pocket import models
 from photoflux.pocket.train_flow import Flow, sample
-from photoflux.pocket.training import mixed_precision, plain_attention
+from photoflux.pocket.training import math_attention, mixed_precision
 
 WORDS = ["a", "photo", "of", "red", "dog", "beach", "on", "the"]
 CONFIG = models.PocketConfig.tiny()
@@ -82,7 +82,7 @@ def test_lora_targets_name_what_they_say_and_not_the_output_layer():
 
 def test_capitals_share_their_words_embedding():
     pipe = models.build_base(CONFIG, seed=0, vocabulary=WORDS)
-    models.share_case(pipe)
+    models.tie_case(pipe)
     table = pipe.text_encoder_2.get_input_embeddings().weight
     ids = pipe.tokenizer_2.get_vocab()
     assert torch.equal(table[ids["\u2581Dog"]], table[ids["\u2581dog"]])
@@ -97,7 +97,7 @@ def test_fast_training_has_the_gradients_of_plain_fp32(pipe, compiled):
     tokens, target = torch.randn(2, 4, 64, 64, generator=generator)
     sigma, ids = torch.rand(4, generator=generator), prompt_ids(pipe, ["a photo of a red dog"] * 4)
     plain = gradients(flow, flow(tokens, sigma, *ids), target)
-    with mixed_precision(torch.device("cpu")), plain_attention(torch.device("cpu")):
+    with mixed_precision(torch.device("cpu")), math_attention(torch.device("cpu")):
         velocity = (torch.compile(flow) if compiled else flow)(tokens, sigma, *ids)
     fast = gradients(flow, velocity.float(), target)
     assert torch.cosine_similarity(fast, plain, dim=0) > 0.99

@@ -12,7 +12,7 @@ from photoflux.__main__ import main
 from photoflux.errors import InputError
 from photoflux.params import ValidateParams
 from photoflux.photos.inspect import fingerprint, likeness
-from photoflux.photos.table import survey
+from photoflux.photos.table import photo_table
 from photoflux.photos.verdict import judge
 from photoflux.pocket import photosets, world
 
@@ -30,7 +30,7 @@ def spoilt_set(subject: world.Subject, tmp_path_factory: pytest.TempPathFactory)
     """The photo table of eight full-size photos and of spoilt copies of the first."""
     folder = tmp_path_factory.mktemp("mug")
     paths = photosets.write_photo_set(folder, subject, n=8, seed=4, spoilt=True)
-    return survey(((path.name, path.read_bytes()) for path in paths), params=PARAMS)
+    return photo_table(((path.name, path.read_bytes()) for path in paths), params=PARAMS)
 
 
 def photos_only(rows: list[dict]) -> list[dict]:

@@ -18,7 +18,7 @@ from torch import nn
 from photoflux.errors import InputError
 from photoflux.manifest import digest
 from photoflux.pocket import train_judges, train_vae, world
-from photoflux.pocket.data import Cache, classes, draw, draw_views, label_ids, stream
+from photoflux.pocket.data import Cache, classes, label_ids, render_batch, render_views, stream
 from photoflux.pocket.models import PocketConfig, build_vae
 from photoflux.pocket.pretrain import (
     CAPACITY,
@@ -34,11 +34,11 @@ from photoflux.pocket.tokenizers import TRIGGERS, t5_tokenizer
 from photoflux.pocket.train_flow import (
     LatentSet,
     Samples,
-    draw_batch,
-    draw_sigmas,
     guided,
     hard_captions,
     mean_velocity,
+    sample_batch,
+    sample_sigmas,
     visited_sigmas,
 )
 from photoflux.pocket.training import Budget, Muon, Recipe, Run, load_average, orthogonal
@@ -67,12 +67,12 @@ def train_line(run, *, stop_before=None):
 
 
 def test_draws_depend_on_seed_and_index_only():
-    whole = draw(0, seed=3, count=4, size_px=32)
-    half = draw(1, seed=3, count=2, size_px=32)
+    whole = render_batch(0, seed=3, count=4, size_px=32)
+    half = render_batch(1, seed=3, count=2, size_px=32)
     assert np.array_equal(whole.pixels[2:], half.pixels)
     assert whole.captions[2:] == half.captions
     assert np.array_equal(whole.labels[2:], half.labels)
-    assert not np.array_equal(whole.pixels, draw(0, seed=4, count=4, size_px=32).pixels)
+    assert not np.array_equal(whole.pixels, render_batch(0, seed=4, count=4, size_px=32).pixels)
 
 
 def test_labels_are_class_positions_and_minus_one_where_none():
@@ -88,46 +88,46 @@ def small_cache(folder, *, count=8, size_px=32, text_length=5):
     side = size_px // 8
     cache = Cache(folder, capacity=count, latent_shape=(16, side, side), text_length=text_length, size_px=size_px)
     ids = np.zeros((count, 2, text_length))
-    cache.put(0, draw(0, seed=0, count=count, size_px=size_px), clip_ids=ids, t5_ids=ids)
+    cache.put(0, render_batch(0, seed=0, count=count, size_px=size_px), clip_ids=ids, t5_ids=ids)
     cache.put_latents(0, np.arange(count)[:, None, None, None] * np.ones((1, 16, side, side)))
     return cache
 
 
 def test_crops_are_parts_of_the_pictures(tmp_path):
     cache = small_cache(tmp_path, count=2, size_px=64)
-    pictures = train_vae.Pictures(cache, torch.device("cpu"), count=2)
+    pictures = train_vae.CachedImages(cache, torch.device("cpu"), count=2)
     how = {"generator": torch.Generator().manual_seed(1)}
-    crops = pictures.draw(4, side_px=32, **how).numpy()
+    crops = pictures.sample(4, side_px=32, **how).numpy()
     assert crops.shape == (4, 32, 32, 3)
     windows = [np.lib.stride_tricks.sliding_window_view(one, (32, 32, 3))[:, :, 0] for one in cache.pixels[:2]]
     for crop in crops:
         assert any((places == crop).all(axis=(2, 3, 4)).any() for places in windows)
-    whole = pictures.draw(8, side_px=64, **how).numpy()
+    whole = pictures.sample(8, side_px=64, **how).numpy()
     assert all(any(np.array_equal(one, picture) for picture in cache.pixels[:2]) for one in whole)
 
 
 def test_the_vae_sees_what_is_drawn_while_it_trains(tmp_path):
     cache = Cache(tmp_path, capacity=12, latent_shape=(16, 4, 4), text_length=5, size_px=32)
-    pictures = train_vae.Pictures(cache, torch.device("cpu"), count=8)
+    pictures = train_vae.CachedImages(cache, torch.device("cpu"), count=8)
     ids, seen = np.zeros((4, 2, 5)), []
     for index in range(3):
-        cache.put(4 * index, draw(index, seed=0, count=4, size_px=32), clip_ids=ids, t5_ids=ids)
-        seen.append(pictures.take_in())
+        cache.put(4 * index, render_batch(index, seed=0, count=4, size_px=32), clip_ids=ids, t5_ids=ids)
+        seen.append(pictures.refresh())
     assert seen == [4, 8, 8]
-    drawn = pictures.draw(200, side_px=32, generator=torch.Generator().manual_seed(0)).numpy()
+    drawn = pictures.sample(200, side_px=32, generator=torch.Generator().manual_seed(0)).numpy()
     found = {next(row for row in range(12) if np.array_equal(one, cache.pixels[row])) for one in drawn}
     assert found == set(range(8))
 
 
 def test_views_repeat_each_subject():
-    pixels, numbers = draw_views(0, seed=0, subjects=3, views=2, size_px=32)
+    pixels, numbers = render_views(0, seed=0, subjects=3, views=2, size_px=32)
     assert pixels.shape == (6, 32, 32, 3)
     assert numbers.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_stream_keeps_order_with_and_without_workers(workers):
-    task = partial(draw, seed=0, count=1, size_px=32)
+    task = partial(render_batch, seed=0, count=1, size_px=32)
     drawn = stream(task, start=3, workers=workers, ahead=2)
     for index in (3, 4, 5):
         assert np.array_equal(next(drawn).pixels, task(index).pixels)
@@ -137,9 +137,9 @@ def test_stream_keeps_order_with_and_without_workers(workers):
 def test_workers_of_a_killed_training_leave_too():
     script = (
         "import multiprocessing, os, signal, time\n"
-        "from photoflux.pocket.data import draw, stream\n"
+        "from photoflux.pocket.data import render_batch, stream\n"
         "from functools import partial\n"
-        "drawn = stream(partial(draw, seed=0, count=1, size_px=32), workers=1)\n"
+        "drawn = stream(partial(render_batch, seed=0, count=1, size_px=32), workers=1)\n"
         "next(drawn)\n"
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -160,7 +160,7 @@ def alive(pid: int) -> bool:
 
 def test_a_share_of_scenes_is_called_by_name():
     """Then the second caption has a name, and the scene shows who it means; other captions have none."""
-    batch = draw(0, seed=0, count=150, size_px=16)
+    batch = render_batch(0, seed=0, count=150, size_px=16)
     named = 0
     for (plain, second), labels in zip(batch.captions, batch.labels, strict=True):
         assert not set(plain.split()) & set(TRIGGERS)
@@ -180,7 +180,7 @@ def test_cache_counts_only_what_is_written(tmp_path):
     def opened():
         return Cache(tmp_path, capacity=8, latent_shape=(16, 4, 4), text_length=5, size_px=32)
 
-    cache, batch = opened(), draw(0, seed=0, count=4, size_px=32)
+    cache, batch = opened(), render_batch(0, seed=0, count=4, size_px=32)
     ids = np.arange(40).reshape(4, 2, 5)
     assert cache.filled == cache.drawn == 0
     for start in (0, 4):
@@ -200,7 +200,7 @@ def test_labels_of_decoded_pictures_are_those_of_their_scenes(tmp_path):
     cache.labels[:8, 0] = cache.clip_ids[:8, 0, 0] = np.arange(8)
     cache.pixels[:8] += 30 * np.arange(8, dtype=np.uint8)[:, None, None, None]
     pool = train_judges.Pool(cache, cache.pixels[5:8], torch.device("cpu"))
-    images, labels, ids = pool.draw(64, torch.Generator().manual_seed(0))
+    images, labels, ids = pool.sample(64, torch.Generator().manual_seed(0))
     rows = ((images.mean(dim=(1, 2, 3)) + 1) * 127.5 / 30).round().long().clamp(0, 7)
     assert (rows - labels[:, 0]).abs().max() <= 1  # brightness is varied a little
     assert torch.equal(labels[:, 0], ids[:, 0])
@@ -284,7 +284,7 @@ def test_muon_descends():
 
 
 def test_sigmas_cover_both_ends():
-    sigmas = draw_sigmas(20_000, torch.Generator().manual_seed(0))
+    sigmas = sample_sigmas(20_000, torch.Generator().manual_seed(0))
     assert sigmas.min() > 0 and sigmas.max() < 1
     below = 0.8 * 0.3821 + 0.2 * 0.5  # Phi(-0.3) of the normal part
     assert (sigmas < 0.5).float().mean() == pytest.approx(below, abs=0.012)
@@ -295,7 +295,7 @@ def test_hard_captions_come_often(tmp_path):
 
     tokenizer = t5_tokenizer(list(world.vocabulary()), length=12)
     cache = Cache(tmp_path, capacity=64, latent_shape=(16, 2, 2), text_length=12, size_px=16)
-    batch = draw(0, seed=0, count=64, size_px=16)
+    batch = render_batch(0, seed=0, count=64, size_px=16)
     ids = train_vae.tokenise(tokenizer, batch, length=12)
     cache.put(0, batch, clip_ids=ids, t5_ids=ids)
     cache.put_latents(0, np.arange(64)[:, None, None, None] * np.ones((1, 16, 2, 2)))
@@ -308,7 +308,7 @@ def test_hard_captions_come_often(tmp_path):
     }
     assert {tuple(place) for place in often.tolist()} == named
     data = LatentSet.of(cache, torch.device("cpu"), often=often)
-    drawn = draw_batch(data, count=50, generator=torch.Generator().manual_seed(0))
+    drawn = sample_batch(data, count=50, generator=torch.Generator().manual_seed(0))
     hard = torch.tensor([tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("details", *TRIGGERS)])
     assert torch.isin(drawn.t5_ids[:25], hard).any(dim=1).all()
     rows = drawn.clean[:, 0, 0].long()
@@ -370,7 +370,7 @@ def test_reconstruction_loss_is_zero_only_for_the_same():
 def test_fitted_scale_gives_unit_latents():
     vae = build_vae(PocketConfig.tiny()).eval()
     train_vae.fit_scale(vae, seed=0, batches=2, count=8)
-    latents = torch.cat([train_vae.encode(vae, draw(i, seed=0, count=8, size_px=128).pixels) for i in range(2)])
+    latents = torch.cat([train_vae.encode(vae, render_batch(i, seed=0, count=8, size_px=128).pixels) for i in range(2)])
     assert latents.mean().item() == pytest.approx(0, abs=1e-3)
     assert latents.std().item() == pytest.approx(1, abs=1e-3)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from photoflux.pocket.tokenizers import TRIGGERS, clip_tokenizer, learn_merges, same_word, t5_tokenizer, words_of
+from photoflux.pocket.tokenizers import TRIGGERS, clip_tokenizer, learn_merges, lower_case_ids, t5_tokenizer, words_of
 
 VOCABULARY = ["a", "photo of", "red", "robot", "boat", "teapot", "beach,", "Dog", "spotted"]
 LENGTH = 24
@@ -59,7 +59,7 @@ def test_t5_pads_to_the_fixed_length(t5):
 def test_capitals_are_the_same_word(t5):
     lower, upper = t5("dog").input_ids[0], t5("Dog").input_ids[0]
     assert lower != upper
-    assert same_word(t5)[upper] == lower
+    assert lower_case_ids(t5)[upper] == lower
 
 
 def test_triggers_are_distinct_and_plenty():

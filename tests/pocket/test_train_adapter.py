@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxPipeline
 
 from photoflux.pocket import train_flow, world
-from photoflux.pocket.data import Cache, draw
+from photoflux.pocket.data import Cache, render_batch
 from photoflux.pocket.models import PocketConfig, build_base
 from photoflux.pocket.train_adapter import FILE, attached, export_adapter, train_adapter
 from photoflux.pocket.training import Budget, Recipe, Run
@@ -39,7 +39,7 @@ def pipe(base: FluxPipeline) -> FluxPipeline:
 @pytest.fixture
 def cache(tmp_path: Path, base: FluxPipeline) -> Cache:
     """Sixteen scenes whose latents are a constant per channel: something that a few steps can learn."""
-    batch = draw(0, seed=0, count=16, size_px=32)
+    batch = render_batch(0, seed=0, count=16, size_px=32)
     made = Cache(tmp_path / "cache", capacity=16, latent_shape=(16, HEIGHT, WIDTH), text_length=CONFIG.text_length,
                  size_px=32)  # fmt: skip
     ids = [_ids(tokenizer, batch.captions) for tokenizer in (base.tokenizer, base.tokenizer_2)]
@@ -65,7 +65,7 @@ def flow_loss(pipe: FluxPipeline, cache: Cache) -> float:
     with torch.no_grad():
         for seed in range(3):
             data = train_flow.LatentSet.of(cache, torch.device("cpu"))
-            samples = train_flow.draw_batch(data, count=16, generator=torch.Generator().manual_seed(seed))
+            samples = train_flow.sample_batch(data, count=16, generator=torch.Generator().manual_seed(seed))
             velocity = flow(samples.noisy, samples.sigma, samples.clip_ids, samples.t5_ids)
             total += samples.loss(velocity, samples.velocity).item() / 3
     return total
@@ -94,7 +94,7 @@ def test_a_killed_training_goes_on_to_the_same_adapter(pipe: FluxPipeline, cache
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     trained(pipe, cache, whole, steps=6)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("photoflux.pocket.train_adapter.draw_batch", _stopping_before(step=3))
+        patch.setattr("photoflux.pocket.train_adapter.sample_batch", _stopping_before(step=3))
         patch.setattr("photoflux.pocket.train_adapter.Run", partial(Run, save_every_s=-1.0))
         trained(pipe, cache, parts, steps=6)
     assert torch.load(parts, weights_only=True)["counters"]["step"] == 3
@@ -110,7 +110,7 @@ def _stopping_before(*, step: int):  # type: ignore[no-untyped-def]
     def stopping(*args, **more):  # type: ignore[no-untyped-def]
         if next(calls) == step:
             raise KeyboardInterrupt
-        return train_flow.draw_batch(*args, **more)
+        return train_flow.sample_batch(*args, **more)
 
     return stopping
 

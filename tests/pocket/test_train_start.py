@@ -30,8 +30,8 @@ def learn(spec: BaseSpec, state: Path, *, subjects: int, seed: int = 0) -> dict[
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_start, "STEPS", 2)
-    monkeypatch.setattr(train_start, "KEPT_PROMPTS", 2)
-    monkeypatch.setattr(train_start, "KEPT_POINTS", 4)
+    monkeypatch.setattr(train_start, "PRESERVED_PROMPTS", 2)
+    monkeypatch.setattr(train_start, "PRESERVED_POINTS", 4)
 
 
 def test_a_start_moves_towards_where_each_subject_led(spec: BaseSpec, tmp_path: Path):
@@ -46,7 +46,7 @@ def test_a_start_moves_towards_where_each_subject_led(spec: BaseSpec, tmp_path: 
 
 
 def test_it_goes_on_where_it_stopped(spec: BaseSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train_start, "TOWARDS", (0.2, 0.2))  # the pace depends on the budget, which differs here
+    monkeypatch.setattr(train_start, "REPTILE_RATES", (0.2, 0.2))  # the pace depends on the budget, which differs here
     whole = learn(spec, tmp_path / "whole.pt", subjects=3)
     learn(spec, tmp_path / "parts.pt", subjects=2)
     resumed = learn(spec, tmp_path / "parts.pt", subjects=3)

@@ -16,7 +16,7 @@ from photoflux.flux.loading import load_pipeline
 from photoflux.flux.sampling import generate
 from photoflux.flux.spec import BaseSpec
 from photoflux.manifest import read_manifest, unpack, write_tar
-from photoflux.serving.adapters import WEIGHTS, Adapter, AdapterKey, Pool, Wanted, read_adapter
+from photoflux.serving.adapters import WEIGHTS, Adapter, AdapterKey, AdapterPool, IsWanted, read_adapter
 from photoflux.serving.merging import Merger
 
 
@@ -93,11 +93,11 @@ def test_an_adapter_is_checked_when_it_is_read(spec: BaseSpec, make_artifact: Ca
 def test_a_pool_keeps_the_latest_used_within_its_bytes():
     loads = list[str]()
 
-    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
+    def load(key: AdapterKey, wanted: IsWanted) -> Adapter:
         loads.append(key.owner)
         return held(400)
 
-    pool = Pool(1000, load)
+    pool = AdapterPool(1000, load)
     a, b, c = (AdapterKey(name, "1", "") for name in "abc")
     for key in (a, b, a, c):
         pool.get(key)
@@ -108,17 +108,17 @@ def test_a_pool_keeps_the_latest_used_within_its_bytes():
 
 
 def test_what_is_larger_than_the_pool_is_still_given():
-    pool = Pool(100, lambda *_: held(4000))
+    pool = AdapterPool(100, lambda *_: held(4000))
     pool.get(AdapterKey("a", "1", ""))
     pool.get(AdapterKey("b", "1", ""))
     assert len(pool) == 1
 
 
 def test_a_missing_adapter_is_an_error_each_time():
-    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
+    def load(key: AdapterKey, wanted: IsWanted) -> Adapter:
         raise InputError(f"{key.owner} has no such adapter")
 
-    pool = Pool(1000, load)
+    pool = AdapterPool(1000, load)
     for _ in range(2):
         with pytest.raises(InputError, match="no such adapter"):
             pool.get(AdapterKey("a", "1", ""))
@@ -128,12 +128,12 @@ def test_a_missing_adapter_is_an_error_each_time():
 def test_one_load_serves_all_who_ask_meanwhile():
     loads = list[str]()
 
-    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
+    def load(key: AdapterKey, wanted: IsWanted) -> Adapter:
         loads.append(key.owner)
         time.sleep(0.05)
         return held()
 
-    pool, key = Pool(10_000, load), AdapterKey("a", "1", "")
+    pool, key = AdapterPool(10_000, load), AdapterKey("a", "1", "")
     threads = [threading.Thread(target=pool.get, args=(key,)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -143,7 +143,7 @@ def test_one_load_serves_all_who_ask_meanwhile():
 
 
 def test_an_owner_is_forgotten():
-    pool = Pool(10_000, lambda *_: held())
+    pool = AdapterPool(10_000, lambda *_: held())
     for owner, version in (("a", "1"), ("a", "2"), ("b", "1")):
         pool.get(AdapterKey(owner, version, ""))
     assert pool.owners() == {"a", "b"}
@@ -152,9 +152,9 @@ def test_an_owner_is_forgotten():
 
 def test_what_is_no_longer_wanted_once_it_is_loaded_is_not_kept():
     """Others who asked for it meanwhile load it themselves."""
-    pool, key, unwanted = Pool(10_000, lambda *_: held()), AdapterKey("a", "1", ""), threading.Event()
+    pool, key, unwanted = AdapterPool(10_000, lambda *_: held()), AdapterKey("a", "1", ""), threading.Event()
 
-    def load(key: AdapterKey, wanted: Wanted) -> Adapter:
+    def load(key: AdapterKey, wanted: IsWanted) -> Adapter:
         unwanted.set()
         return held()
 

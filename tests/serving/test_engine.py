@@ -14,7 +14,7 @@ from photoflux.errors import InputError
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.spec import BaseSpec
 from photoflux.serving.adapters import Adapter, AdapterKey
-from photoflux.serving.engine import Busy, Draining, Engine, Forgotten, Request, TooLate
+from photoflux.serving.engine import Busy, DeadlineExceeded, Draining, Engine, OwnerForgotten, Request
 from tests.serving.conftest import DenoiseSteps
 
 PROMPTS = ("a photo of sks dog", "a photo of sks dog on the beach", "a cartoon of sks dog in space")
@@ -36,13 +36,13 @@ def drawn(engine: Engine, key: AdapterKey, prompt: str = PROMPTS[0], seed: int =
 @pytest.fixture
 def held_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The engine draws nothing until the event is set."""
-    go, draw = threading.Event(), engine._draw
+    go, draw = threading.Event(), engine._generate
 
     def wait(*args: str, **more: int) -> Image.Image:
         assert go.wait(30)
         return draw(*args, **more)
 
-    monkeypatch.setattr(engine, "_draw", wait)
+    monkeypatch.setattr(engine, "_generate", wait)
     yield go
     go.set()
 
@@ -111,7 +111,7 @@ def test_a_deadline_is_kept_between_denoise_steps(engine: Engine, key_of: KeyOf,
     while time.monotonic() < late.deadline:
         time.sleep(0.01)
     steps.go_on()
-    with pytest.raises(TooLate):
+    with pytest.raises(DeadlineExceeded):
         late.result.result(60)
     assert steps.begun == had_begun
 
@@ -157,13 +157,13 @@ def test_the_line_is_bounded_and_says_when_to_come_back(
     spec: BaseSpec, fetch: Fetch, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch
 ):
     engine = Engine(load_pipeline(spec, device="cpu"), spec=spec, fetch=fetch, waiting=2)
-    go, draw = threading.Event(), engine._draw
-    monkeypatch.setattr(engine, "_draw", lambda *a, **k: go.wait(30) and draw(*a, **k))
+    go, draw = threading.Event(), engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda *a, **k: go.wait(30) and draw(*a, **k))
     first = engine.submit(Request(key_of(1), PROMPTS[0], (0,)))
-    while engine.drawing is None:
+    while engine.current is None:
         time.sleep(0.001)
     rest = [engine.submit(Request(key_of(1), PROMPTS[0], (seed, 9))) for seed in (1, 2)]
-    engine.pace.seconds = 3.0
+    engine.latency.seconds = 3.0
     with pytest.raises(Busy, match="ask again in") as told:
         engine.submit(Request(key_of(1), PROMPTS[0], (3,)))
     assert told.value.retry_after_s == pytest.approx(15.0), "one is drawn and two of two wait, three seconds each"
@@ -176,7 +176,7 @@ def test_a_passed_deadline_is_told(engine: Engine, key_of: KeyOf, held_up: threa
     late = engine.submit(Request(key_of(1), PROMPTS[0], (0, 1), deadline=time.monotonic() + 0.05))
     time.sleep(0.1)
     held_up.set()
-    with pytest.raises(TooLate):
+    with pytest.raises(DeadlineExceeded):
         late.result(60)
 
 
@@ -184,7 +184,7 @@ def test_waiting_and_running_requests_can_be_cancelled(engine: Engine, key_of: K
     running, waiting = (Request(key_of(1), PROMPTS[0], (seed, seed + 1)) for seed in (0, 10))
     for request in (running, waiting):
         engine.submit(request)
-    while engine.drawing is None:
+    while engine.current is None:
         time.sleep(0.001)
     engine.cancel(waiting)
     with pytest.raises(CancelledError):
@@ -198,7 +198,7 @@ def test_waiting_and_running_requests_can_be_cancelled(engine: Engine, key_of: K
 
 def test_the_next_adapter_is_fetched_while_one_draws(engine: Engine, key_of: KeyOf, held_up: threading.Event):
     running, following = (engine.submit(Request(key_of(owner), PROMPTS[0], (0, 1))) for owner in (3, 4))
-    while engine.drawing is None:
+    while engine.current is None:
         time.sleep(0.001)
     assert key_of(4) not in engine.device
     engine._fetch_next()
@@ -219,14 +219,14 @@ def test_draining_finishes_what_waits_and_takes_nothing_new(engine: Engine, key_
 
 
 def test_a_failure_is_one_requests_own(engine: Engine, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch):
-    draw = engine._draw
+    draw = engine._generate
 
     def fail(prompt: str, **more: int) -> Image.Image:
         if "space" in prompt:
             raise RuntimeError("out of memory")
         return draw(prompt, **more)
 
-    monkeypatch.setattr(engine, "_draw", fail)
+    monkeypatch.setattr(engine, "_generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         drawn(engine, key_of(1), PROMPTS[2])
     assert drawn(engine, key_of(1))
@@ -329,7 +329,7 @@ def test_an_erased_owner_is_forgotten_though_nobody_told_the_engine(
 ):
     """Adapters that lie idle are dropped, from the weights too, and others stay."""
     monkeypatch.setattr("photoflux.serving.engine.SWEEP_S", 0.05)
-    monkeypatch.setattr("photoflux.serving.engine.IDLE_S", 0.0)
+    monkeypatch.setattr("photoflux.serving.engine.IDLE_CHECK_S", 0.0)
     erased = set[str]()
     engine = Engine(load_pipeline(spec, device="cpu"), spec=spec, fetch=fetch, is_erased=erased.__contains__)
     base = {name: weight.clone() for name, weight in engine.merger.weights.items()}
@@ -359,9 +359,9 @@ def test_nothing_is_drawn_for_an_erased_owner(
     for _ in range(3):
         drawn(engine, key_of(1))
     assert asked == ["user-1"]
-    monkeypatch.setattr("photoflux.serving.engine.CHECKED_S", 0.0)
+    monkeypatch.setattr("photoflux.serving.engine.ERASURE_CHECK_S", 0.0)
     erased.add("user-1")
-    with pytest.raises(Forgotten, match="erased"):
+    with pytest.raises(OwnerForgotten, match="erased"):
         drawn(engine, key_of(1))
     assert key_of(1) not in engine.device and key_of(1) not in engine.host
     assert drawn(engine, key_of(2))
@@ -372,7 +372,7 @@ def test_a_sweep_goes_on_after_a_store_that_was_away(
     spec: BaseSpec, fetch: Fetch, key_of: KeyOf, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("photoflux.serving.engine.SWEEP_S", 0.02)
-    monkeypatch.setattr("photoflux.serving.engine.IDLE_S", 0.0)
+    monkeypatch.setattr("photoflux.serving.engine.IDLE_CHECK_S", 0.0)
     away, failed, erased = threading.Event(), threading.Event(), set[str]()
 
     def is_erased(owner: str) -> bool:

@@ -130,12 +130,12 @@ def crowd() -> tuple[Any, Any, Any]:
     """People as the trained pocket base draws them: prompts, judges, and what was seen in 16 pictures of each prompt."""
     from photoflux.flux.loading import load_pipeline
     from photoflux.judges.prompts import load_prompts
-    from photoflux.judges.seeing import Artist
+    from photoflux.judges.sampling import ImageSampler
 
     spec = load_spec("pocket")
-    artist = Artist(load_pipeline(spec), spec, Judges.load(Path(str(spec.judges))), batch_size=16)
+    sampler = ImageSampler(load_pipeline(spec), spec, Judges.load(Path(str(spec.judges))), batch_size=16)
     prompts = load_prompts("pocket", folder=Path("models"))
-    return prompts, artist.judges, artist.draw(prompts.people, seed=70_000, seeds=SEEDS).seen
+    return prompts, sampler.judges, sampler.sample(prompts.people, seed=70_000, seeds=SEEDS).outputs
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_the_base_against_itself_confirms_at_most_three_of_twenty(crowd: tuple[A
             tuned_identity=seen.identity[:, other],
             subject=seen.identity[0, :2],
         )
-        audited = audit_people(people, limits=Limits(), draws=300, permutations=300)
+        audited = audit_people(people, limits=Limits(), resamples=300, permutations=300)
         found.append(any(finding.adjusted < 0.05 for finding in audited.findings))
     assert sum(found) <= 3
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from photoflux.errors import InputError
 from photoflux.flux.provision import pin
-from photoflux.judges import seeing
+from photoflux.judges import sampling
 from photoflux.manifest import digest, read_manifest, unpack, write_tar
 from photoflux.params import EvaluateParams
 from photoflux.report import sealed_beside
@@ -73,20 +73,20 @@ def test_the_same_inputs_give_the_same_numbers_and_the_base_is_drawn_once(
     files: dict[str, Path], base: Path, tmp_path: Path, own_state: Path
 ) -> None:
     first, _ = evaluate(files, tmp_path, params(base))
-    kept = sorted((own_state / "cache" / "judging").iterdir())
-    stamps = [path.stat().st_mtime_ns for path in kept]
+    cached = sorted((own_state / "cache" / "judging").iterdir())
+    stamps = [path.stat().st_mtime_ns for path in cached]
     second, _ = evaluate(files, tmp_path, params(base))
     assert first == second
-    assert len(kept) == 2
-    assert [path.stat().st_mtime_ns for path in kept] == stamps
+    assert len(cached) == 2
+    assert [path.stat().st_mtime_ns for path in cached] == stamps
 
 
 def test_a_damaged_cache_is_drawn_again(
     files: dict[str, Path], base: Path, tmp_path: Path, own_state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, _ = evaluate(files, tmp_path, params(base))
-    kept = sorted((own_state / "cache" / "judging").iterdir())
-    kept[0].write_bytes(kept[0].read_bytes()[:5000])
+    cached = sorted((own_state / "cache" / "judging").iterdir())
+    cached[0].write_bytes(cached[0].read_bytes()[:5000])
     second, _ = evaluate(files, tmp_path, params(base))
     assert "damaged" in caplog.text
     assert first == second
@@ -199,11 +199,11 @@ def test_a_base_without_judges_says_so(files: dict[str, Path], base: Path, tmp_p
 
 def test_kept_pictures_come_back_as_they_were(tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (128, 128), colour) for colour in ("red", "green", "blue", "white")]
-    seeing._write_pictures(tmp_path / "grid.tar", pictures, {"seeds": 2})
-    back = seeing._read_pictures(tmp_path / "grid.tar", 4)
+    sampling._write_images(tmp_path / "grid.tar", pictures, {"seeds": 2})
+    back = sampling._read_images(tmp_path / "grid.tar", 4)
     assert back is not None
     assert [p.tobytes() for p in back] == [p.tobytes() for p in pictures]
-    assert seeing._read_pictures(tmp_path / "grid.tar", 5) is None
+    assert sampling._read_images(tmp_path / "grid.tar", 5) is None
 
 
 def test_what_is_kept_is_measured_by_the_code_of_today(
@@ -211,13 +211,13 @@ def test_what_is_kept_is_measured_by_the_code_of_today(
 ) -> None:
     """Kept measurements of the base beside new ones of the tuned model would double the ratio of sharpness."""
     first, _ = evaluate(files, tmp_path, params(base))
-    usual = seeing.measure_quality
+    usual = sampling.measure_quality
 
     def doubled(images: Any) -> Any:
         quality = usual(images)
         return replace(quality, sharpness=2 * quality.sharpness)
 
-    monkeypatch.setattr(seeing, "measure_quality", doubled)
+    monkeypatch.setattr(sampling, "measure_quality", doubled)
     second, _ = evaluate(files, tmp_path, params(base))
     assert second["metrics"]["sharpness"]["point"] == pytest.approx(first["metrics"]["sharpness"]["point"])
 
@@ -235,12 +235,12 @@ def test_a_base_called_otherwise_is_drawn_anew_and_compared_with_itself(
     files: dict[str, Path], base: Path, tmp_path: Path, own_state: Path, change: dict[str, Any]
 ) -> None:
     first, _ = evaluate(files, tmp_path, params(base))
-    kept = set((own_state / "cache" / "judging").iterdir())
+    cached = set((own_state / "cache" / "judging").iterdir())
     shutil.copytree(base.with_suffix(""), tmp_path / "tiny")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(yaml.safe_load(base.read_text()) | change))
     idle = make_adapter(tmp_path / "idle.tar", base, class_noun="dog", strength=0.0)
     second, _ = evaluate({**files, "adapter": idle}, tmp_path, params(tmp_path / "tiny.yaml"))
-    assert len(set((own_state / "cache" / "judging").iterdir()) - kept) == len(kept)
+    assert len(set((own_state / "cache" / "judging").iterdir()) - cached) == len(cached)
     assert second["metrics"]["drift_paired"]["point"] == pytest.approx(0, abs=1e-6)
     assert second["fingerprint"] != first["fingerprint"]
 

@@ -70,11 +70,11 @@ def test_it_is_sealed_anew_under_the_key_of_the_run(tmp_path: Path) -> None:
     judged(tmp_path / "case", weights=b"1").run()
     from photoflux.vault import committed, opened
 
-    with committed(tmp_path / "sealed" / "dataset.tar", key="vault://ada") as plain:
-        shutil.copy(dataset(tmp_path), plain)
+    with committed(tmp_path / "sealed" / "dataset.tar", key="vault://ada") as unsealed:
+        shutil.copy(dataset(tmp_path), unsealed)
     run(tmp_path / "sealed" / "dataset.tar", champion=tmp_path / "champion.tar", key="vault://ada")
-    with opened(tmp_path / "champion.tar", key="vault://ada") as plain:
-        assert read_manifest(plain)["version"] == 1
+    with opened(tmp_path / "champion.tar", key="vault://ada") as unsealed:
+        assert read_manifest(unsealed)["version"] == 1
     with pytest.raises(InputError):
         read_manifest(tmp_path / "champion.tar")
 

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from photoflux.errors import InputError, PhotoFluxError
-from photoflux.flux import data, fit, loading, module
+from photoflux.flux import callbacks, data, loading, module
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.lora import load_adapter
 from photoflux.flux.sampling import generate
@@ -35,8 +35,8 @@ from photoflux.steps import StepResult, finetune
 from photoflux.steps.finetune import WEIGHTS, run
 from photoflux.tracking import Record, Registry
 from photoflux.vault import committed, opened
-from photoflux.vault.drawer import Drawer
 from photoflux.vault.sealed import SealBroken
+from photoflux.vault.sealed_store import SealedStore
 from tests.judges.tiny import make_base, make_dataset, subject_of
 
 
@@ -139,23 +139,23 @@ def test_the_same_training_elsewhere_and_slower_makes_the_same_artifact(
     finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Byte for byte, so that it is the same version in the registry; the seconds stand in the step's own numbers."""
-    note, place = module.FineTuning._note, tmp_path / "elsewhere"
+    average, place = module.update_average, tmp_path / "elsewhere"
     shutil.copytree(base.parent / "tiny", place / "tiny")
     shutil.copy(base, place / "renamed.yaml")
-    monkeypatch.setattr(module.FineTuning, "_note", lambda self: (time.sleep(0.1), note(self)))
+    monkeypatch.setattr(module, "update_average", lambda *a, **how: (time.sleep(0.1), average(*a, **how)))
     result = train(dataset, place / "out", params(place / "renamed.yaml"))
     assert result.metrics["seconds"] > 6 * 0.1
     first, second = finished[0] / "adapter.tar", place / "out" / "adapter.tar"
     assert first.read_bytes() == second.read_bytes()
     about = {"subject": "rex", "prompt": "sks dog", "key": "plain://demo", "experiment": "photoflux", "note": ""}
     for file in (first, second):
-        with Registry().entered("rex", Record(file, digest(file), **about)) as version:
+        with Registry().registered("rex", Record(file, digest(file), **about)) as version:
             assert version.number == 1
 
 
 def test_the_adapter_draws_what_its_previews_show(finished: tuple[Path, StepResult], base: Path) -> None:
-    """Loaded on a fresh base, prompt and seed of the contest give the kept picture, to a grey level."""
-    from photoflux.judges.candidates import FIRST_SEED
+    """Loaded on a fresh base, prompt and seed of the validation give the kept picture, to a grey level."""
+    from photoflux.judges.checkpoint_selection import FIRST_SEED
 
     folder, _ = finished
     unpack(folder / "adapter.tar", folder / "parts")
@@ -286,15 +286,15 @@ class Killed(Exception):
 @pytest.fixture
 def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The fourth step of a training never comes."""
-    batch = module.Draws.batch
+    batch = module.TrainingBatches.batch
 
-    def until_the_fourth(draws: module.Draws, step: int) -> module.Batch:
+    def until_the_fourth(batches: module.TrainingBatches, step: int) -> module.Batch:
         if step == 3:
             raise Killed
-        return batch(draws, step)
+        return batch(batches, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Draws, "batch", until_the_fourth)
+        patch.setattr(module.TrainingBatches, "batch", until_the_fourth)
         yield patch
 
 
@@ -307,7 +307,10 @@ def test_an_interrupted_run_goes_on(
         train(dataset, tmp_path, params(base))
     assert list(tmp_path.iterdir()) == []
     (name,) = left(own_state)
-    assert torch.load(own_state / "cache" / "finetune" / "demo" / name / fit.STATE, weights_only=True)["done"] == 2
+    assert (
+        torch.load(own_state / "cache" / "finetune" / "demo" / name / callbacks.STATE, weights_only=True)["train_step"]
+        == 2
+    )
     deadly.undo()
     deadly.setattr(data, "encode_images", lambda *_: pytest.fail("a photo was encoded again"))
     train(dataset, tmp_path, params(base))
@@ -332,7 +335,7 @@ def test_another_training_does_not_go_on_there(
         with pytest.raises(Killed):
             train(source, tmp_path / "out", how, **more)
     assert len(left(own_state)) == 3
-    assert (tmp_path / "mine" / fit.STATE).is_file()
+    assert (tmp_path / "mine" / callbacks.STATE).is_file()
 
 
 def test_a_run_does_not_go_on_with_what_another_run_left(
@@ -342,8 +345,8 @@ def test_a_run_does_not_go_on_with_what_another_run_left(
     sources = {}
     for number in (1, 2):
         source = tmp_path / f"run-{number}" / "dataset.tar"
-        with committed(source, key=f"vault://ada/run-{number}") as plain:
-            shutil.copy(dataset, plain)
+        with committed(source, key=f"vault://ada/run-{number}") as unsealed:
+            shutil.copy(dataset, unsealed)
         sources[number] = source
     with pytest.raises(Killed):
         train(sources[1], tmp_path / "out", params(base), key="vault://ada/run-1")
@@ -423,14 +426,14 @@ def test_a_full_disk_while_training_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """No output, one sentence with the folder, and what was saved stays: with space again the run goes on and ends."""
-    put, written = Drawer.put, list[str]()
+    put, written = SealedStore.put, list[str]()
 
-    def filling(drawer: Drawer, name: str, content: bytes) -> None:
+    def filling(store: SealedStore, name: str, content: bytes) -> None:
         written.append(name)
-        return full() if written.count(fit.STATE) == 2 else put(drawer, name, content)
+        return full() if written.count(callbacks.STATE) == 2 else put(store, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Drawer, "put", filling)
+        patch.setattr(SealedStore, "put", filling)
         with pytest.raises(
             PhotoFluxError, match="the disk is full; free some space and run the same command"
         ) as caught:
@@ -548,18 +551,18 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from photoflux.flux import module
-from photoflux.vault.drawer import Drawer
+from photoflux.vault.sealed_store import SealedStore
 from photoflux.params import FinetuneParams
 from photoflux.steps.finetune import run
 
 dataset, out, how = Path(sys.argv[1]), Path(sys.argv[2]), FinetuneParams(**json.loads(sys.argv[3]))
-note = module.FineTuning._note
+step = module.FinetuneModule.optimizer_step
 
-def told(self):
-    note(self)
-    print(self.done, flush=True)
+def told(self, *args):
+    step(self, *args)
+    print(self.train_step, flush=True)
 
-module.FineTuning._note = told
+module.FinetuneModule.optimizer_step = told
 run(dataset, adapter=out / "adapter.tar", report=out / "finetune.html", params=how, workdir=out / "work")
 """
 

@@ -18,7 +18,7 @@ from benchmarks import heifs
 from photoflux.errors import InputError
 from photoflux.manifest import digest, read_manifest
 from photoflux.params import ImportParams
-from photoflux.photos.gather import _named
+from photoflux.photos.gather import _by_unique_name
 from photoflux.steps.import_photos import run, subject_of
 
 PARAMS = ImportParams(class_noun="mug", trigger="sks", subject_id="red-mug", consent="own")
@@ -159,7 +159,7 @@ def test_what_is_said_of_odd_names_can_be_printed(folder: Path, tmp_path: Path):
     )
 )
 def test_any_names_become_names_of_their_own(names: list[bytes]):
-    made = _named([Path(os.fsdecode(b"/x/" + name)) for name in names])
+    made = _by_unique_name([Path(os.fsdecode(b"/x/" + name)) for name in names])
     assert len({name.casefold() for name in made}) == len(made) == len(names)
     assert all(name.encode() and name.isprintable() for name in made)
 

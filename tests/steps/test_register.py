@@ -96,13 +96,13 @@ def cells_of(overall: float) -> dict[str, Any]:
 def held_against(evaluation: dict[str, Any], name: str) -> dict[str, Any] | None:
     """What `evaluate` says of the present champion."""
     registry = Registry()
-    if (version := registry.at(name, "champion")) is None:
+    if (version := registry.get_version(name, "champion")) is None:
         return None
-    theirs = json.loads(registry.document(version, "evaluation.json").read_text())
+    theirs = json.loads(registry.download_document(version, "evaluation.json").read_text())
     about = {"name": name, "version": version.number, "adapter": version.digest, "verdict": version.tags["verdict"]}
     if not comparable(evaluation, theirs):
         return {**about, "how": "cannot be drawn: it belongs to another base, 'old'", "difference": None}
-    change = difference(Cells.of(evaluation), Cells.of(theirs), draws=200)
+    change = difference(Cells.of(evaluation), Cells.of(theirs), resamples=200)
     return {**about, "how": "its own evaluation", "difference": change.as_dict()}
 
 
@@ -132,7 +132,7 @@ def worse(tmp_path: Path) -> Case:
 def test_first_version_becomes_champion_with_its_lineage(better: Case):
     receipt = better.run(name="rex-model")
     assert (receipt["name"], receipt["version"], receipt["alias"]) == ("rex-model", 1, "champion")
-    version = Registry().at("rex-model", "champion")
+    version = Registry().get_version("rex-model", "champion")
     assert version.digest == receipt["adapter"]
     lineage = {name: version.tags[name] for name in ("data", "base", "verdict", "subject", "consent")}
     assert lineage == {"data": "d" * 64, "base": "b" * 64, "verdict": "PASS", "subject": "rex", "consent": "sample"}
@@ -189,7 +189,7 @@ def test_of_two_that_were_judged_at_the_same_time_the_better_one_is_champion(bet
     order = [better, worse] if first == "better" else [worse, better]
     for case in order:
         case.run(name="m")
-    champion = Registry().at("m", "champion")
+    champion = Registry().get_version("m", "champion")
     assert champion.tags["overall"] == "0.7"
 
 
@@ -253,7 +253,9 @@ def test_two_machines_that_register_at_once_leave_the_better_one(
     assert [one.wait(120) for one in started] == [0, 0]
     registry = Registry()
     assert len(registry.versions("m")) == 2
-    assert registry.at("m", "champion").digest == json.loads(better.path("receipt.json").read_text())["adapter"]
+    assert (
+        registry.get_version("m", "champion").digest == json.loads(better.path("receipt.json").read_text())["adapter"]
+    )
 
 
 def test_the_same_adapter_again_is_the_same_version(better: Case):
@@ -353,7 +355,7 @@ def test_an_open_question_needs_a_signature_which_is_recorded(tmp_path: Path):
             case.run()
     case.signed = SIGNED
     assert case.run()["alias"] == "champion"
-    tags = Registry().at("rex", "champion").tags
+    tags = Registry().get_version("rex", "champion").tags
     signed = tuple(tags[f"sign_off_{name}"] for name in ("by", "reason", "findings"))
     assert signed == ("Ada", "looked at 200 pictures", "bias audit")
     assert "Ada, for bias audit: looked at 200 pictures" in case.path("card.md").read_text()

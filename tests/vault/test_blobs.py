@@ -12,9 +12,9 @@ import pytest
 
 from photoflux.errors import InputError
 from photoflux.vault.blobs import (
-    LEFTOVER_S,
+    LEFTOVER_AGE_S,
     PARTIAL,
-    UPLOAD_PIECE,
+    UPLOAD_CHUNK_BYTES,
     BlobExists,
     BlobMissing,
     BlobStore,
@@ -151,7 +151,7 @@ def test_a_writer_is_not_disturbed_by_a_folder_that_becomes_empty(tmp_path: Path
 
 def test_what_a_killed_process_left_is_removed_in_time(tmp_path: Path):
     store = FolderStore(tmp_path)
-    for name, age_s in (("old", LEFTOVER_S + 60), ("new", 60)):
+    for name, age_s in (("old", LEFTOVER_AGE_S + 60), ("new", 60)):
         (tmp_path / f"{PARTIAL}{name}").write_bytes(b"half")
         os.utime(tmp_path / f"{PARTIAL}{name}", (time.time() - age_s,) * 2)
     store.put_new("a", b"x")
@@ -175,7 +175,7 @@ def test_a_file_is_uploaded_in_pieces_that_are_small(
     monkeypatch.setattr(Blob, "upload_from_filename", refuse)
     with pytest.raises(BlobExists), bucket.scratch() as path:
         bucket.put_file("a", path)
-    assert (asked["if_generation_match"], asked["chunk_size"]) == (0, UPLOAD_PIECE)
+    assert (asked["if_generation_match"], asked["chunk_size"]) == (0, UPLOAD_CHUNK_BYTES)
 
 
 def test_the_bucket_is_asked_for_a_new_object_only(bucket: CloudStore, monkeypatch: pytest.MonkeyPatch):

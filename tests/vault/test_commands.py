@@ -13,14 +13,14 @@ def test_a_new_epoch_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     first, second = (f"{LOCAL}{tmp_path / name}" for name in ("kek-1", "kek-2"))
     assert main(["keys", "create", first]) == main(["keys", "create", second]) == 0
     monkeypatch.setenv("PHOTOFLUX_KEK_URI", first)
-    with committed(tmp_path / "a.tar", key="vault://ada") as plain:
-        plain.write_bytes(b"face")
+    with committed(tmp_path / "a.tar", key="vault://ada") as unsealed:
+        unsealed.write_bytes(b"face")
     monkeypatch.setenv("PHOTOFLUX_KEK_URI", second)
     assert main(["keys", "rewrap", "--destroy", first]) == 0
     assert "1 keysets were moved" in capsys.readouterr().out
     assert not (tmp_path / "kek-1").exists()
-    with opened(tmp_path / "a.tar", key="vault://ada") as plain:
-        assert plain.read_bytes() == b"face"
+    with opened(tmp_path / "a.tar", key="vault://ada") as unsealed:
+        assert unsealed.read_bytes() == b"face"
     assert open_keyring().rewrap() == 0
 
 

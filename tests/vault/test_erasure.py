@@ -204,8 +204,8 @@ def test_an_artifact_of_an_erased_owner_is_not_committed(tmp_path: Path, monkeyp
         monkeypatch.setattr("photoflux.vault.open_keyring", lambda c=clock, s=store: Keyring(Interrupted(s, c), kek))  # type: ignore[arg-type]
         refused = False
         try:
-            with committed(out / "adapter.tar", key="vault://ada") as plain:
-                plain.write_bytes(b"a face")
+            with committed(out / "adapter.tar", key="vault://ada") as unsealed:
+                unsealed.write_bytes(b"a face")
         except OwnerErased as error:
             refused = True
             assert "ada was erased" in str(error)

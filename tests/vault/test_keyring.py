@@ -67,16 +67,16 @@ def test_another_process_forgets_an_erased_owner_in_time(keyring: Keyring, monke
     keyring.erase("ada")
     assert unseal_bytes(sealed, label=LABEL, keyring=other) == b"face", "within the time that is told"
     now = keyrings.time.monotonic()
-    monkeypatch.setattr(keyrings.time, "monotonic", lambda: now + keyrings.KEPT_S + 1)
+    monkeypatch.setattr(keyrings.time, "monotonic", lambda: now + keyrings.CACHE_S + 1)
     with pytest.raises(KeyMissing):
         unseal_bytes(sealed, label=LABEL, keyring=other)
 
 
 def test_opened_keys_are_bounded(keyring: Keyring, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(keyrings, "KEPT", 3)
+    monkeypatch.setattr(keyrings, "CACHE_SIZE", 3)
     for number in range(6):
         keyring.primitive(f"u{number}", keyring.create(f"u{number}"))
-    assert [owner for owner, _ in keyring._opened] == ["u3", "u4", "u5"]
+    assert [owner for owner, _ in keyring._primitives] == ["u3", "u4", "u5"]
 
 
 def test_a_new_epoch_leaves_backups_shut(local_keyring: Keyring, tmp_path: Path):

@@ -12,7 +12,7 @@ from photoflux.errors import InputError
 from photoflux.vault.blobs import PARTIAL, BlobExists, BlobMissing, CloudStore
 from photoflux.vault.keyring import KeyMissing, Keyring
 from photoflux.vault.objects import KINDS, Objects, open_objects
-from photoflux.vault.sealed import CHUNK, SealBroken
+from photoflux.vault.sealed import CHUNK_BYTES, SealBroken
 from tests.cloud import new_bucket, storage_client
 
 
@@ -31,7 +31,7 @@ def anywhere(request: pytest.FixtureRequest, objects: Objects, monkeypatch: pyte
     return Objects(CloudStore(storage_client(emulator), new_bucket(emulator)), objects.keyring)
 
 
-@pytest.mark.parametrize("size", [0, 1, CHUNK, 3 * CHUNK + 5])
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 3 * CHUNK_BYTES + 5])
 def test_what_is_written_in_pieces_comes_back_in_pieces(anywhere: Objects, size: int):
     data = os.urandom(size)
 
@@ -43,7 +43,7 @@ def test_what_is_written_in_pieces_comes_back_in_pieces(anywhere: Objects, size:
     stored = anywhere.put_from("ada", "export", "e", write)
     pieces = list(anywhere.chunks("ada", "export", "e"))
     assert b"".join(pieces) == data == anywhere.get("ada", "export", "e")
-    assert all(len(piece) <= CHUNK for piece in pieces)
+    assert all(len(piece) <= CHUNK_BYTES for piece in pieces)
     assert stored == len(anywhere.store.get("exports/ada/e"))
 
 
@@ -58,9 +58,9 @@ def test_plaintext_that_is_written_in_pieces_is_nowhere_on_disk(
 
     def write(sink: BinaryIO) -> None:
         for _ in range(5):
-            sink.write(b"a face" * CHUNK)
+            sink.write(b"a face" * CHUNK_BYTES)
         (content,) = files()
-        assert len(content) > 20 * CHUNK and b"a face" not in content
+        assert len(content) > 20 * CHUNK_BYTES and b"a face" not in content
 
     anywhere.put_from("ada", "export", "e", write)
     assert files() == []
@@ -72,7 +72,7 @@ def test_what_is_not_written_to_its_end_is_not_stored(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def write(sink: BinaryIO) -> None:
-        sink.write(b"half" * CHUNK)
+        sink.write(b"half" * CHUNK_BYTES)
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
@@ -83,12 +83,12 @@ def test_what_is_not_written_to_its_end_is_not_stored(
 
 @pytest.mark.parametrize("harm", ["cut off between segments", "cut off", "altered", "more", "empty"])
 def test_pieces_of_a_damaged_object_do_not_end_well(anywhere: Objects, harm: str):
-    data = os.urandom(3 * CHUNK)
+    data = os.urandom(3 * CHUNK_BYTES)
     anywhere.put("ada", "export", "whole", data)
     sealed = anywhere.store.get("exports/ada/whole")
     line = sealed.index(b"\n") + 1
     harmed = {
-        "cut off between segments": sealed[: line + 2 * CHUNK], "cut off": sealed[:-1],
+        "cut off between segments": sealed[: line + 2 * CHUNK_BYTES], "cut off": sealed[:-1],
         "altered": sealed[:-20] + bytes([sealed[-20] ^ 1]) + sealed[-19:], "more": sealed + b"more", "empty": b"",
     }[harm]  # fmt: skip
     anywhere.store.delete("exports/ada/whole")
@@ -111,7 +111,7 @@ def test_what_is_missing_is_found_before_the_first_piece(anywhere: Objects):
 
 
 def test_an_iterator_that_is_dropped_leaves_no_file_open(objects: Objects):
-    objects.put("ada", "export", "e", bytes(3 * CHUNK))
+    objects.put("ada", "export", "e", bytes(3 * CHUNK_BYTES))
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     pieces = objects.chunks("ada", "export", "e")
     next(pieces)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from photoflux.errors import PhotoFluxError
 from photoflux.vault.keyring import Keyring
-from photoflux.vault.sealed import CHUNK, Label, SealBroken, seal, seal_bytes, unseal, unseal_bytes
+from photoflux.vault.sealed import CHUNK_BYTES, Label, SealBroken, seal, seal_bytes, unseal, unseal_bytes
 
 LABEL = Label("ada", "photo", "7")
 SAME_KEYRING = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SIZES = sorted({0, 1, *(CHUNK * n + more for n in (1, 2) for more in (-400, -377, -1, 0, 1))})
+SIZES = sorted({0, 1, *(CHUNK_BYTES * n + more for n in (1, 2) for more in (-400, -377, -1, 0, 1))})
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -45,11 +45,11 @@ def test_any_cut_is_noticed(keyring: Keyring, data: bytes, kept: float):
 
 
 def test_a_cut_between_segments_is_noticed(keyring: Keyring):
-    sealed = seal_bytes(b"x" * (3 * CHUNK), label=LABEL, keyring=keyring)
+    sealed = seal_bytes(b"x" * (3 * CHUNK_BYTES), label=LABEL, keyring=keyring)
     line = sealed.index(b"\n") + 1
     for segments in (1, 2):
         with pytest.raises(SealBroken):
-            unseal_bytes(sealed[: line + segments * CHUNK], label=LABEL, keyring=keyring)
+            unseal_bytes(sealed[: line + segments * CHUNK_BYTES], label=LABEL, keyring=keyring)
     with pytest.raises(SealBroken):
         unseal_bytes(sealed + b"more", label=LABEL, keyring=keyring)
 
@@ -82,20 +82,20 @@ def test_a_source_that_breaks_off_leaves_nothing_that_opens(keyring: Keyring):
 
     class Breaking(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
-            if self.tell() >= 2 * CHUNK:
+            if self.tell() >= 2 * CHUNK_BYTES:
                 raise ConnectionError
             return super().read(size)
 
     sink = io.BytesIO()
     with pytest.raises(ConnectionError):
-        seal(Breaking(b"x" * (5 * CHUNK)), sink, label=LABEL, keyring=keyring)
+        seal(Breaking(b"x" * (5 * CHUNK_BYTES)), sink, label=LABEL, keyring=keyring)
     assert not sink.closed
     gc.collect()  # closes the stream
     with pytest.raises(SealBroken):
         unseal_bytes(sink.getvalue(), label=LABEL, keyring=keyring)
 
 
-@pytest.mark.parametrize("room", [0, 100, CHUNK, 3 * CHUNK])
+@pytest.mark.parametrize("room", [0, 100, CHUNK_BYTES, 3 * CHUNK_BYTES])
 def test_a_sink_that_is_full_is_noticed(keyring: Keyring, room: int):
     """Whoever seals is told, and what there is does not open."""
 
@@ -107,7 +107,7 @@ def test_a_sink_that_is_full_is_noticed(keyring: Keyring, room: int):
 
     sink = Full()
     with pytest.raises((tink.TinkError, OSError), match="No space left"):
-        seal(io.BytesIO(b"x" * (5 * CHUNK)), sink, label=LABEL, keyring=keyring)
+        seal(io.BytesIO(b"x" * (5 * CHUNK_BYTES)), sink, label=LABEL, keyring=keyring)
     gc.collect()  # closes the stream
     with pytest.raises(SealBroken):
         unseal_bytes(sink.getvalue(), label=LABEL, keyring=keyring)
@@ -115,10 +115,10 @@ def test_a_sink_that_is_full_is_noticed(keyring: Keyring, room: int):
 
 def test_files_stream_through(keyring: Keyring, tmp_path: Path):
     with (tmp_path / "sealed").open("wb") as sink:
-        seal(io.BytesIO(b"photo" * CHUNK), sink, label=LABEL, keyring=keyring)
+        seal(io.BytesIO(b"photo" * CHUNK_BYTES), sink, label=LABEL, keyring=keyring)
     with (tmp_path / "sealed").open("rb") as source, (tmp_path / "out").open("wb") as sink:
         unseal(source, sink, label=LABEL, keyring=keyring)
-    assert (tmp_path / "out").read_bytes() == b"photo" * CHUNK
+    assert (tmp_path / "out").read_bytes() == b"photo" * CHUNK_BYTES
 
 
 def test_equal_bytes_are_sealed_differently(keyring: Keyring):

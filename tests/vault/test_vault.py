@@ -14,18 +14,18 @@ from tests.canaries import files_below, holding
 
 
 def test_a_committed_file_can_be_opened(tmp_path: Path):
-    with committed(tmp_path / "deep" / "a.tar", key="plain://test") as plain:
-        plain.write_bytes(b"photos")
-    with opened(tmp_path / "deep" / "a.tar", key="plain://test") as plain:
-        assert plain.read_bytes() == b"photos"
-        assert plain.name == "a.tar"
-    assert not plain.exists()
+    with committed(tmp_path / "deep" / "a.tar", key="plain://test") as unsealed:
+        unsealed.write_bytes(b"photos")
+    with opened(tmp_path / "deep" / "a.tar", key="plain://test") as unsealed:
+        assert unsealed.read_bytes() == b"photos"
+        assert unsealed.name == "a.tar"
+    assert not unsealed.exists()
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(b"old")
-    with pytest.raises(RuntimeError), committed(tmp_path / "a.tar", key="plain://test") as plain:
-        plain.write_bytes(b"half")
+    with pytest.raises(RuntimeError), committed(tmp_path / "a.tar", key="plain://test") as unsealed:
+        unsealed.write_bytes(b"half")
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]
     assert (tmp_path / "a.tar").read_bytes() == b"old"
@@ -51,27 +51,27 @@ def test_a_missing_input_is_named(tmp_path: Path):
 
 
 def test_a_sealed_artifact_opens_for_its_owner_only(tmp_path: Path):
-    with committed(tmp_path / "dataset.tar", key="vault://ada") as plain:
-        plain.write_bytes(b"photos" * 1000)
+    with committed(tmp_path / "dataset.tar", key="vault://ada") as unsealed:
+        unsealed.write_bytes(b"photos" * 1000)
     assert b"photos" not in (tmp_path / "dataset.tar").read_bytes()
-    with opened(tmp_path / "dataset.tar", key="vault://ada") as plain:
-        assert plain.read_bytes() == b"photos" * 1000
+    with opened(tmp_path / "dataset.tar", key="vault://ada") as unsealed:
+        assert unsealed.read_bytes() == b"photos" * 1000
     for key in ("vault://bob", "vault://ada-2"):
         with pytest.raises(PhotoFluxError), opened(tmp_path / "dataset.tar", key=key):
             pass
 
 
 def test_a_sealed_artifact_does_not_open_as_another(tmp_path: Path):
-    with committed(tmp_path / "dataset.tar", key="vault://ada") as plain:
-        plain.write_bytes(b"photos")
+    with committed(tmp_path / "dataset.tar", key="vault://ada") as unsealed:
+        unsealed.write_bytes(b"photos")
     (tmp_path / "dataset.tar").rename(tmp_path / "adapter.tar")
     with pytest.raises(SealBroken, match="something else"), opened(tmp_path / "adapter.tar", key="vault://ada"):
         pass
 
 
 def sealed(file: Path, content: bytes, *, key: str) -> Path:
-    with committed(file, key=key) as plain:
-        plain.write_bytes(content)
+    with committed(file, key=key) as unsealed:
+        unsealed.write_bytes(content)
     return file
 
 
@@ -87,16 +87,16 @@ def test_an_artifact_does_not_open_in_the_place_of_another_runs(tmp_path: Path):
         for key in (f"vault://ada/{run}", "vault://ada"):
             with pytest.raises(SealBroken, match="another run or another owner"), opened(file, key=key):
                 pass
-    with opened(first, key="vault://ada/run-2") as plain:
-        assert plain.read_bytes() == b"run-2"
+    with opened(first, key="vault://ada/run-2") as unsealed:
+        assert unsealed.read_bytes() == b"run-2"
 
 
 def test_what_was_sealed_before_runs_had_keys_opens_with_its_own_key_alone(tmp_path: Path):
     """The registry keeps the key of each version beside it, and erasing an owner closes both kinds."""
     before = sealed(tmp_path / "old" / "adapter.tar", b"old", key="vault://ada")
     after = sealed(tmp_path / "new" / "adapter.tar", b"new", key="vault://ada/run-1")
-    with opened(before, key="vault://ada") as plain:
-        assert plain.read_bytes() == b"old"
+    with opened(before, key="vault://ada") as unsealed:
+        assert unsealed.read_bytes() == b"old"
     with pytest.raises(SealBroken), opened(before, key="vault://ada/run-1"):
         pass
     assert open_keyring().owners() == ["ada"]
@@ -123,8 +123,8 @@ def test_a_key_is_bound_to_a_run_once():
 
 
 def test_an_erased_owners_artifacts_stay_shut(tmp_path: Path):
-    with committed(tmp_path / "adapter", key="vault://ada") as plain:
-        plain.write_bytes(b"weights")
+    with committed(tmp_path / "adapter", key="vault://ada") as unsealed:
+        unsealed.write_bytes(b"weights")
     open_keyring().erase("ada")
     with pytest.raises(KeyMissing), opened(tmp_path / "adapter", key="vault://ada"):
         pass
@@ -139,8 +139,8 @@ def test_production_wants_cloud_kms(monkeypatch: pytest.MonkeyPatch, own_state: 
 
 def test_a_named_key_file_is_not_made_by_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PHOTOFLUX_KEK_URI", f"local-kms://{tmp_path / 'kek'}")
-    with pytest.raises(InputError, match="missing"), committed(tmp_path / "a", key="vault://ada") as plain:
-        plain.write_bytes(b"x")
+    with pytest.raises(InputError, match="missing"), committed(tmp_path / "a", key="vault://ada") as unsealed:
+        unsealed.write_bytes(b"x")
     assert not (tmp_path / "kek").exists() and not (tmp_path / "a").exists()
 
 
@@ -152,22 +152,22 @@ def test_what_is_sealed_opens_where_the_state_folder_was_moved(
     if before:
         create_kek(f"{LOCAL}{own_state / 'kek'}")
         Keyring(FolderStore(own_state / "keyring"), f"{LOCAL}{own_state / 'kek'}").create("ada")
-    with committed(tmp_path / "a.tar", key="vault://ada") as plain:
-        plain.write_bytes(b"photos")
+    with committed(tmp_path / "a.tar", key="vault://ada") as unsealed:
+        unsealed.write_bytes(b"photos")
     monkeypatch.setenv("PHOTOFLUX_STATE_DIR", str(own_state.rename(tmp_path / "moved")))
     named = holding([str(own_state).encode()], files_below(tmp_path / "moved" / "keyring"))
     assert bool(named) == before
-    with opened(tmp_path / "a.tar", key="vault://ada") as plain:
-        assert plain.read_bytes() == b"photos"
-    with committed(tmp_path / "b.tar", key="vault://ada") as plain:
-        plain.write_bytes(b"more")
+    with opened(tmp_path / "a.tar", key="vault://ada") as unsealed:
+        assert unsealed.read_bytes() == b"photos"
+    with committed(tmp_path / "b.tar", key="vault://ada") as unsealed:
+        unsealed.write_bytes(b"more")
     assert open_keyring().rewrap() == before
     assert holding([str(own_state).encode()], files_below(tmp_path / "moved")) == []
 
 
 def test_another_installations_key_file_opens_nothing(tmp_path: Path, own_state: Path):
-    with committed(tmp_path / "a.tar", key="vault://ada") as plain:
-        plain.write_bytes(b"photos")
+    with committed(tmp_path / "a.tar", key="vault://ada") as unsealed:
+        unsealed.write_bytes(b"photos")
     (own_state / "kek").unlink()
     create_kek(f"{LOCAL}{own_state / 'kek'}")
     with pytest.raises(PhotoFluxError, match="cannot be unwrapped"), opened(tmp_path / "a.tar", key="vault://ada"):
@@ -176,8 +176,8 @@ def test_another_installations_key_file_opens_nothing(tmp_path: Path, own_state:
 
 def test_plaintext_that_is_sealed_never_lies_beside_it(tmp_path: Path):
     """A killed step leaves its temporary files, and pipelines keep their artifacts where many can read."""
-    with committed(tmp_path / "runs" / "dataset.tar", key="vault://ada") as plain:
-        plain.write_bytes(b"photos")
-        assert tmp_path not in plain.parents and plain.parent.stat().st_mode & 0o077 == 0
+    with committed(tmp_path / "runs" / "dataset.tar", key="vault://ada") as unsealed:
+        unsealed.write_bytes(b"photos")
+        assert tmp_path not in unsealed.parents and unsealed.parent.stat().st_mode & 0o077 == 0
         assert not [f for f in tmp_path.rglob("*") if f.is_file() and b"photos" in f.read_bytes()]
-    assert not plain.exists() and (tmp_path / "runs" / "dataset.tar").is_file()
+    assert not unsealed.exists() and (tmp_path / "runs" / "dataset.tar").is_file()

@@ -11,8 +11,8 @@ from PIL import Image
 
 from api.images.credentials import SOURCE_TYPE, Credentials, _manifest, make_credentials, open_credentials, read
 from api.images.rendering import MEDIA_TYPES, ImageRenderer, RenderRequest
-from photoflux.marks import is_marked
 from photoflux.vault import open_keyring
+from photoflux.watermark import is_watermarked
 
 FORMATS = sorted(MEDIA_TYPES)
 
@@ -45,7 +45,7 @@ def test_a_delivered_picture_is_marked_and_carries_valid_credentials(credentials
     assert "thumbnail" not in json.dumps(said)
     image = Image.open(io.BytesIO(file))
     assert image.size == (512, 512)
-    assert is_marked(image)
+    assert is_watermarked(image)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -68,7 +68,7 @@ def test_another_size_or_format_is_marked_and_signed_anew(credentials: Credentia
     assert said["state"] == "Valid"
     image = Image.open(io.BytesIO(other))
     assert image.size == (256, 256)
-    assert is_marked(image)
+    assert is_watermarked(image)
 
 
 def test_a_file_without_credentials_has_none():

@@ -71,7 +71,7 @@ def steps(served_engine: tuple[str, Engine]) -> Iterator[DenoiseSteps]:
     found.go_on()
     found._hook.remove()
     until = time.monotonic() + 60
-    while (served_engine[1].drawing or len(served_engine[1].line)) and time.monotonic() < until:
+    while (served_engine[1].current or len(served_engine[1].queue)) and time.monotonic() < until:
         time.sleep(0.01)
 
 
@@ -163,8 +163,8 @@ def test_a_full_line_says_when_to_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ):
     engine, go = served_engine[1], threading.Event()
-    draw = engine._draw
-    monkeypatch.setattr(engine, "_draw", lambda *a, **k: go.wait(30) and draw(*a, **k))
+    draw = engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda *a, **k: go.wait(30) and draw(*a, **k))
     call = asked(site, ada, subject)
     call["instances"] = call["instances"] * 8  # type: ignore[operator]
     answer = http.post("/predict", json=call)
@@ -173,7 +173,7 @@ def test_a_full_line_says_when_to_come_back(
     go.set()
     monkeypatch.undo()
     until = time.monotonic() + 30
-    while (engine.drawing or len(engine.line)) and time.monotonic() < until:
+    while (engine.current or len(engine.queue)) and time.monotonic() < until:
         time.sleep(0.01)
     assert http.post("/predict", json=asked(site, ada, subject)).status_code == 200
 
@@ -216,7 +216,7 @@ def test_the_engine_notices_a_client_that_is_gone(
     with pytest.raises(httpx2.ReadTimeout):
         http.post("/predict", json=asked(site, ada, subject), timeout=0.5)
     steps.wait_for(1)
-    request = served_engine[1].drawing
+    request = served_engine[1].current
     assert request is not None
     assert request.cancelled.wait(20)
 
@@ -356,7 +356,7 @@ def test_an_erased_owners_adapter_is_not_drawn_with(
     served_engine: tuple[str, Engine],
 ):
     """Though their capability still holds for a minute, and nobody told the engine."""
-    monkeypatch.setattr("photoflux.serving.engine.CHECKED_S", 0.0)
+    monkeypatch.setattr("photoflux.serving.engine.ERASURE_CHECK_S", 0.0)
     call = asked(site, ada, subject)
     assert http.post("/predict", json=call).status_code == 200
     site.service.keyring.erase(ada.id)
@@ -369,9 +369,9 @@ def test_forgetting_empties_the_pools(
 ):
     http.post("/predict", json=asked(site, ada, subject))
     engine = served_engine[1]
-    assert any(key.owner == ada.id for key in engine.host._held)
+    assert any(key.owner == ada.id for key in engine.host._adapters)
     client.forget(ada.id)
-    assert not any(key.owner == ada.id for key in engine.host._held)
+    assert not any(key.owner == ada.id for key in engine.host._adapters)
 
 
 def test_a_generation_is_drawn_sealed_and_shown(

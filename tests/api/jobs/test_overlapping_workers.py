@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from api.jobs.leases import EXIT_LOST, LEASE_S
-from benchmarks.chaos import RollingUpdates, Served, Someone
-from benchmarks.load import _populate
+from benchmarks.chaos import RetryingClient, RollingUpdates, RunningService
+from benchmarks.load import populate_service
 from photoflux.flux import lora
 from photoflux.flux.loading import load_pipeline
 from photoflux.flux.spec import load_spec
@@ -47,7 +47,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def served(request: pytest.FixtureRequest, adapter: Path, tmp_path: Path) -> Iterator[Served]:
+def served(request: pytest.FixtureRequest, adapter: Path, tmp_path: Path) -> Iterator[RunningService]:
     """The service with one person who has a model."""
     with ExitStack() as stack:
         settings = {}
@@ -55,20 +55,22 @@ def served(request: pytest.FixtureRequest, adapter: Path, tmp_path: Path) -> Ite
             url = stack.enter_context(new_database(request.getfixturevalue("postgres")))
             settings["PHOTOFLUX_DATABASE_URL"] = url
         people = tmp_path / "people.json"
-        running = Served(tmp_path, "--no-mlflow", before=lambda one: _populate(one, [adapter], people), **settings)
+        running = RunningService(
+            tmp_path, "--no-mlflow", before=lambda one: populate_service(one, [adapter], people), **settings
+        )
         stack.callback(running.stop)
         yield running
 
 
 @pytest.fixture
-def ada(served: Served) -> Someone:
-    someone = Someone(served, "p0@example.org")
+def ada(served: RunningService) -> RetryingClient:
+    someone = RetryingClient(served, "p0@example.org")
     someone.sign_in()
     return someone
 
 
 @pytest.fixture
-def workers(served: Served) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+def workers(served: RunningService) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Starts workers beside the service's own."""
     updates, started = RollingUpdates(served), list[subprocess.Popen[bytes]]()
 
@@ -88,13 +90,13 @@ def workers(served: Served) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
         worker.wait()
 
 
-def ask_for_images(ada: Someone) -> list[str]:
+def ask_for_images(ada: RetryingClient) -> list[str]:
     subject = ada.ask("GET", "/api/subjects").json()["items"][0]["id"]
     body = {"subject": subject, "prompt": "a photo of sks dog", "n": IMAGES, "size": "256x256"}
     return [ada.ask("POST", "/api/generate", json=body | {"seed": n}).json()["id"] for n in range(GENERATIONS)]
 
 
-def all_there(ada: Someone, asked: list[str]) -> None:
+def all_there(ada: RetryingClient, asked: list[str]) -> None:
     """Every picture that was asked for is there, once, and an export of all of them is what it says."""
     until = time.monotonic() + 240
     for result in asked:
@@ -117,7 +119,9 @@ def all_there(ada: Someone, asked: list[str]) -> None:
         assert len([name for name in archive.namelist() if name.startswith("images/")]) == GENERATIONS * IMAGES
 
 
-def test_a_worker_that_starts_takes_nothing_from_one_that_works(served: Served, ada: Someone, workers: Any):
+def test_a_worker_that_starts_takes_nothing_from_one_that_works(
+    served: RunningService, ada: RetryingClient, workers: Any
+):
     """As in a rolling update: a newer one begins in the midst of work, then the older one is told to stop."""
     older = workers()
     asked = ask_for_images(ada)
@@ -127,7 +131,7 @@ def test_a_worker_that_starts_takes_nothing_from_one_that_works(served: Served, 
     all_there(ada, asked)
 
 
-def test_a_killed_workers_work_is_taken_up_by_another(served: Served, ada: Someone, workers: Any):
+def test_a_killed_workers_work_is_taken_up_by_another(served: RunningService, ada: RetryingClient, workers: Any):
     beside = workers()
     asked = ask_for_images(ada)
     for pid in served.pids("api.jobs.worker"):
@@ -136,7 +140,9 @@ def test_a_killed_workers_work_is_taken_up_by_another(served: Served, ada: Someo
     all_there(ada, asked)
 
 
-def test_a_worker_that_was_stopped_and_continued_past_its_lease_exits(served: Served, ada: Someone, workers: Any):
+def test_a_worker_that_was_stopped_and_continued_past_its_lease_exits(
+    served: RunningService, ada: RetryingClient, workers: Any
+):
     beside = workers()
     asked = ask_for_images(ada)
     time.sleep(0.5)

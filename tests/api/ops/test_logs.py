@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from benchmarks.chaos import Served
-from benchmarks.log_check import not_json, with_words
+from benchmarks.chaos import RunningService
+from benchmarks.log_check import lines_not_json, lines_with_words
 
 WORD = "Kanarienvogel"
 KILLED = ("api.main", "api.jobs.worker")
@@ -26,7 +26,7 @@ def answers(url: str) -> bool:
 
 @pytest.mark.slow
 def test_every_line_of_every_log_file_is_json_without_words(tmp_path: Path):
-    served = Served(tmp_path, WORD=WORD)
+    served = RunningService(tmp_path, WORD=WORD)
     (pages,) = [line.split()[1] for line in served.log.read_text().splitlines() if line.startswith("mlflow")]
     try:
         for base in (served.base, served.environment["PHOTOFLUX_ENGINE_URL"], pages):
@@ -46,6 +46,6 @@ def test_every_line_of_every_log_file_is_json_without_words(tmp_path: Path):
         served.stop()
     logs = served.state / "logs"
     assert {file.stem for file in logs.glob("*.log")} == {"api", "engine", "worker", "mlflow"}
-    assert not_json(logs) == []
-    assert with_words(logs, [WORD]) == []
+    assert lines_not_json(logs) == []
+    assert lines_with_words(logs, [WORD]) == []
     assert all((logs / f"{name}.log").stat().st_size for name in ("api", "worker", "mlflow"))

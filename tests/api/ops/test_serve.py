@@ -21,7 +21,7 @@ from PIL import Image
 
 from api.ops.inventory import inventory
 from api.records.service_secrets import OWNER
-from benchmarks.chaos import Served
+from benchmarks.chaos import RunningService
 from photoflux.vault.blobs import FolderStore
 from photoflux.vault.kek import LOCAL
 from photoflux.vault.keyring import KeyMissing, Keyring
@@ -34,13 +34,13 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
-    running: list[Served] = []
+    running: list[RunningService] = []
 
     folder = tmp_path / "50%20off, Rex' photos"
     folder.mkdir()
 
-    def started(*options: str, **settings: str) -> Served:
-        running.append(Served(folder, *options, **settings))
+    def started(*options: str, **settings: str) -> RunningService:
+        running.append(RunningService(folder, *options, **settings))
         return running[-1]
 
     yield started
@@ -48,7 +48,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
         served.stop()
 
 
-def signed_in(served: Served, verify: Any = True) -> httpx2.Client:
+def signed_in(served: RunningService, verify: Any = True) -> httpx2.Client:
     """A client with an access token that agreed to the terms."""
     client = httpx2.Client(base_url=served.base, timeout=60, verify=verify)
     page = client.get("/api/auth/login").headers["location"]
@@ -134,7 +134,7 @@ def test_of_an_erased_person_nothing_is_left_anywhere(tmp_path: Path):
     homes = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), "XDG_CACHE_HOME": str(tmp_path / "home")}
     for folder in ("home", "tmp"):
         (tmp_path / folder).mkdir()
-    served = Served(tmp_path, "--no-mlflow", **homes)
+    served = RunningService(tmp_path, "--no-mlflow", **homes)
     try:
         client = signed_in(served)
         subject, pieces = draw_with_canaries(client)

@@ -91,7 +91,7 @@ time.sleep(600)
 """
 
 
-def lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process runs; one that waits to be reaped does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -121,12 +121,12 @@ def test_nothing_of_a_part_that_ended_lives_on_but_what_has_a_session_of_its_own
             if way == "started again":
                 one.start(dict(os.environ))
             assert one.ended == (way == "killed")
-        until(lambda: not lives(child))
-        assert lives(pipeline)
+        until(lambda: not is_alive(child))
+        assert is_alive(pipeline)
     finally:
         one.stop()
         for pid in (int(file.name) for folder in (mine, own) for file in folder.iterdir()):
-            if lives(pid):
+            if is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from api.ops.health import Health
 from api.ops.telemetry import REQUEST_ID, RequestLog, Telemetry, quiet_libraries, set_up_logs
-from benchmarks.log_check import not_json, with_words
+from benchmarks.log_check import lines_not_json, lines_with_words
 from tests.api.people import Person, Site, is_problem
 
 WORD = "Kanarienvogel"
@@ -206,8 +206,8 @@ def test_whatever_a_process_writes_is_json_without_words(tmp_path: Path, root: P
             env=os.environ | {"PYTHONPATH": str(root)},
         )  # fmt: skip
     assert done.returncode == 1
-    assert not_json(tmp_path) == []
-    assert with_words(tmp_path, [WORD]) == []
+    assert lines_not_json(tmp_path) == []
+    assert lines_with_words(tmp_path, [WORD]) == []
     found = [json.loads(line) for line in (tmp_path / "noisy.log").read_text().splitlines()]
     assert {"of ours", "of a child", "output", "a warning", "an error ended this"} <= {line["event"] for line in found}
     assert {"dbos", "library", "asyncio"} <= {line["logger"] for line in found}
@@ -218,10 +218,10 @@ def test_whatever_a_process_writes_is_json_without_words(tmp_path: Path, root: P
 
 def test_the_check_finds_plain_lines_and_words_behind_escapes(tmp_path: Path):
     (tmp_path / "a.log").write_text('{"event": "K\\u0061narienvogel"}\nTraceback\n\n[1]\n')
-    assert not_json(tmp_path) == ["a.log:2: Traceback", "a.log:4: [1]"]
-    assert with_words(tmp_path, [WORD]) == [f"a.log:1: {WORD}"]
+    assert lines_not_json(tmp_path) == ["a.log:2: Traceback", "a.log:4: [1]"]
+    assert lines_with_words(tmp_path, [WORD]) == [f"a.log:1: {WORD}"]
     with pytest.raises(FileNotFoundError):
-        not_json(tmp_path / "none")
+        lines_not_json(tmp_path / "none")
 
 
 def test_metrics_count_requests_by_route_and_what_waits(site: Site, ada: Person):

@@ -27,7 +27,7 @@ from api.records.tables import (
     now_ms,
 )
 from api.settings import ApiSettings, RetentionPeriods
-from photoflux.tracking import Doomed
+from photoflux.tracking import ChooseVersions
 from tests.api.people import Person, Site, is_problem
 from tests.api.routes.test_generations import ask, finish
 
@@ -124,7 +124,7 @@ def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ad
     service, there, gone = site.service, {1, 2}, list[int]()
     subject = ada.subject_with_model()
 
-    def unregister(name: str, doomed: Doomed) -> None:
+    def unregister(name: str, doomed: ChooseVersions) -> None:
         assert name == subject
         gone.extend(sorted(doomed(sorted(there))))
 

@@ -68,7 +68,8 @@ def test_migrations_go_back_and_forth_again(database_url: str):
 
     migrate(database_url)
     config = Config()
-    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    folder = Path(database.__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["url"] = database_url
     command.downgrade(config, "base")
     engine = open_engine(database_url)

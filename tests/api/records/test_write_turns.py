@@ -153,7 +153,9 @@ def test_only_one_waits_for_who_was_stopped(tmp_path: Path, monkeypatch: pytest.
     turns, asked = WriteTurns(tmp_path / "a.db", wait_s=0.2), list[str]()
     stopped = [write_turns._lock_file(file, 0.0) for file in turns._files]
     locked = write_turns._lock_file
-    monkeypatch.setattr(write_turns, "_lock_file", lambda file, until: (asked.append(file.name), locked(file, until))[1])
+    monkeypatch.setattr(
+        write_turns, "_lock_file", lambda file, until: (asked.append(file.name), locked(file, until))[1]
+    )
     for _ in range(5):
         with turns:
             assert turns._held is None

@@ -19,8 +19,8 @@ from api.privacy.erasure import Erasure, WorkInProgress
 from api.privacy.export import Exports
 from api.records.audit_log import SYSTEM
 from api.records.tables import Export, Run, User
-from photoflux.vault.drawer import Drawer
 from photoflux.vault.keyring import KeyMissing
+from photoflux.vault.sealed_store import SealedStore
 from tests.api.people import SAMPLES, Person, Site, is_problem
 from tests.api.routes.test_generations import ask, finish
 from tests.canaries import files_below, forms, holding
@@ -98,7 +98,7 @@ def test_erasure_closes_the_account_at_once_and_leaves_nothing(
     exports.perform(ada.post("/api/me/export").json()["id"])
     kept = {name: site.objects.store.get(name) for name in every_object(site, ada.id)}
     profile_before = ada.row(User, ada.id)
-    Drawer(erasure.cache_dir / "finetune" / ada.id / "x", f"plain://{ada.id}").put("latents", CANARY.encode())
+    SealedStore(erasure.cache_dir / "finetune" / ada.id / "x", f"plain://{ada.id}").put("latents", CANARY.encode())
 
     answer = ada.ask("DELETE", "/api/me")
     assert answer.status_code == 202

@@ -283,7 +283,7 @@ def test_lists_come_in_pages_that_new_rows_do_not_shift(ada: Person):
 
 def test_photos_are_compared_while_nothing_is_locked(site: Site, ada: Person, monkeypatch: pytest.MonkeyPatch):
     """Forty photos are 780 pairs: others waited five seconds for whoever sent the last. One that comes meanwhile is compared, too."""
-    comparing, go_on, begin = threading.Event(), threading.Event(), site.service.intake.processes.begin
+    comparing, go_on, submit = threading.Event(), threading.Event(), site.service.intake.processes.submit
     pairs: list[int] = []
 
     def slow(work: Any, *args: Any, **more: Any) -> Any:
@@ -291,9 +291,9 @@ def test_photos_are_compared_while_nothing_is_locked(site: Site, ada: Person, mo
             pairs.append(len(args[0]))
             comparing.set()
             assert go_on.wait(60)
-        return begin(work, *args, **more)
+        return submit(work, *args, **more)
 
-    monkeypatch.setattr(site.service.intake.processes, "begin", slow)
+    monkeypatch.setattr(site.service.intake.processes, "submit", slow)
     monkeypatch.setattr("photoflux.photos.table.likeness", None)  # not in this process
     subject, bob = ada.subject(), site.person()
     PAIRS.clear()

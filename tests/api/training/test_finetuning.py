@@ -22,7 +22,7 @@ from photoflux.runs import Failure, State, StepRun
 from photoflux.runs import Run as PipelineRun
 from photoflux.steps import register
 from photoflux.vault import committed
-from pipelines.orchestrators import LOST, RunGone, RunRef
+from pipelines.orchestrators import LOST, RunNotFound, RunRef
 from tests.api.people import Person, Site, is_problem
 from tests.steps.test_register import judged
 
@@ -38,7 +38,7 @@ class Scripted:
     cancelled: list[str] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
     looks: int = 0
-    look_s: float = 0.01
+    poll_interval_s: float = 0.01
 
     def submit(self, params: Any, *, name: str = "") -> RunRef:
         self.params = dict(params)
@@ -49,7 +49,7 @@ class Scripted:
 
     def find(self, name: str) -> RunRef:
         if not (self.folder / name).is_dir():
-            raise RunGone(name)
+            raise RunNotFound(name)
         return RunRef(name, str(self.folder / name))
 
     def status(self, ref: RunRef) -> PipelineRun:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from scipy.fft import dctn, idctn
 
-from photoflux.marks import BITS, COEFFICIENTS, ERRORS_MAX, PAYLOAD, STEP, is_marked, marked, wrong_bits
+from photoflux.watermark import (
+    BITS,
+    COEFFICIENTS,
+    ERRORS_MAX,
+    PAYLOAD,
+    QUANTISATION_STEP,
+    bit_errors,
+    embed,
+    is_watermarked,
+)
 
 
 def scene(seed: int, side_px: int = 512) -> Image.Image:
@@ -31,31 +40,31 @@ def saved(image: Image.Image, fmt: str, **how: int) -> Image.Image:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_it_is_there_and_outlives_jpeg_75(seed: int):
-    picture = marked(scene(seed))
-    assert wrong_bits(picture) == 0
+    picture = embed(scene(seed))
+    assert bit_errors(picture) == 0
     for fmt, how in (("JPEG", {"quality": 95}), ("JPEG", {"quality": 75}), ("WEBP", {"quality": 95}), ("PNG", {})):
-        assert wrong_bits(saved(picture, fmt, **how)) == 0, (fmt, how)
+        assert bit_errors(saved(picture, fmt, **how)) == 0, (fmt, how)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_it_cannot_be_seen(seed: int):
     """Peak signal-to-noise ratio of at least 42 dB, and no pixel moves by more than a few grey levels."""
-    before, after = (np.asarray(image, float) for image in (scene(seed), marked(scene(seed))))
+    before, after = (np.asarray(image, float) for image in (scene(seed), embed(scene(seed))))
     assert 10 * np.log10(255**2 / np.mean((before - after) ** 2)) >= 42
     assert np.abs(before - after).max() <= 12
 
 
 def test_what_was_never_marked_is_not_read_as_marked():
     """Bits of unmarked pictures are right by chance, half of the time: 16 of 32 wrong, give or take."""
-    wrong = [wrong_bits(scene(seed, 128).filter(ImageFilter.GaussianBlur(seed % 3))) for seed in range(200)]
+    wrong = [bit_errors(scene(seed, 128).filter(ImageFilter.GaussianBlur(seed % 3))) for seed in range(200)]
     assert min(wrong) > ERRORS_MAX
     assert np.mean(wrong) == pytest.approx(BITS / 2, abs=2)
 
 
 def test_scaling_ends_it_and_marking_again_restores_it():
-    smaller = marked(scene(1)).resize((300, 300), Image.Resampling.LANCZOS)
-    assert not is_marked(smaller)
-    assert is_marked(marked(smaller))
+    smaller = embed(scene(1)).resize((300, 300), Image.Resampling.LANCZOS)
+    assert not is_watermarked(smaller)
+    assert is_watermarked(embed(smaller))
 
 
 def test_the_payload_is_the_products_and_has_both_bits():
@@ -66,11 +75,11 @@ def test_the_payload_is_the_products_and_has_both_bits():
 @settings(max_examples=30)
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from(["RGB", "L", "RGBA"]))
 def test_any_size_and_mode_comes_back_as_rgb_of_its_size(width: int, height: int, mode: str):
-    picture = marked(Image.new(mode, (width, height), 128 if mode == "L" else "teal"))
+    picture = embed(Image.new(mode, (width, height), 128 if mode == "L" else "teal"))
     assert (picture.size, picture.mode) == ((width, height), "RGB")
 
 
-def marked_at_once(image: Image.Image) -> Image.Image:
+def embed_at_once(image: Image.Image) -> Image.Image:
     """The mark by its definition: all blocks of the picture in one array."""
     luma, *chroma = image.convert("YCbCr").split()
     pixels = np.asarray(luma, dtype=np.float64)
@@ -78,10 +87,10 @@ def marked_at_once(image: Image.Image) -> Image.Image:
     blocks = pixels[: rows * 8, : columns * 8].reshape(rows, 8, columns, 8).swapaxes(1, 2)
     row, column = np.indices((rows, columns))
     bits = PAYLOAD[(row * 13 + column * 5) % BITS]
-    shift = np.random.default_rng(0).uniform(0, STEP, (rows, columns)) + bits * (STEP / 2)
+    shift = np.random.default_rng(0).uniform(0, QUANTISATION_STEP, (rows, columns)) + bits * (QUANTISATION_STEP / 2)
     spectrum = dctn(blocks, axes=(2, 3), norm="ortho")
     for y, x in COEFFICIENTS:
-        spectrum[:, :, y, x] = np.round((spectrum[:, :, y, x] - shift) / STEP) * STEP + shift
+        spectrum[:, :, y, x] = np.round((spectrum[:, :, y, x] - shift) / QUANTISATION_STEP) * QUANTISATION_STEP + shift
     changed = pixels.copy()
     changed[: rows * 8, : columns * 8] = idctn(spectrum, axes=(2, 3), norm="ortho").swapaxes(1, 2).reshape(rows * 8, -1)
     whole = Image.fromarray(np.uint8(changed.round().clip(0, 255)))
@@ -91,14 +100,14 @@ def marked_at_once(image: Image.Image) -> Image.Image:
 @pytest.mark.parametrize("size", [(8, 8), (300, 71), (71, 300), (513, 640), (1024, 768)])
 def test_the_pixels_are_those_of_the_definition(size: tuple[int, int]):
     image = scene(3, 1024).resize(size)
-    assert marked(image).tobytes() == marked_at_once(image).tobytes()
+    assert embed(image).tobytes() == embed_at_once(image).tobytes()
 
 
 def test_marking_a_large_picture_takes_little_more_memory_than_its_pixels():
     image = scene(0).resize((2048, 2048))
     tracemalloc.start()
     try:
-        marked(image)
+        embed(image)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

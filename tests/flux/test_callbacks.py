@@ -16,10 +16,11 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch.amp.grad_scaler import GradScaler
 
 from photoflux.errors import PhotoFluxError
-from photoflux.flux import fit
+from photoflux.flux import callbacks
 from photoflux.flux.loading import load_pipeline
-from photoflux.flux.module import Batch, rate
+from photoflux.flux.module import Batch, learning_rate_factor
 from photoflux.flux.spec import BaseSpec
+from photoflux.steps.finetune import PRECISIONS, train
 from tests.flux.training import Training, prepare, small
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ def make(spec: BaseSpec, base: Path, dataset: Path, tmp_path: Path) -> Make:
 
 def stop_before(training: Training, step: int) -> Training:
     """Let the training die when it asks for the batch of `step`."""
-    batch = training.draws.batch
+    batch = training.batches.batch
 
     def deadly(step_: int) -> Batch:
         if step_ == step:
             raise Killed
         return batch(step_)
 
-    training.draws.batch = deadly  # type: ignore[assignment, method-assign]
+    training.batches.batch = deadly  # type: ignore[assignment, method-assign]
     return training
 
 
@@ -86,7 +87,7 @@ def check_interrupted(step: int, make: Make, **how: Any) -> None:
     torch.manual_seed(1234 + step)
     resumed = make(**how)
     state = resumed.run()
-    assert resumed.tuning.done == 6
+    assert resumed.tuning.train_step == 6
     assert len(state["curve"]["steps"]) == 6
     assert [c["step"] for c in state["candidates"]] == [2, 4, 6]
     assert same(state, whole)
@@ -108,14 +109,14 @@ def test_a_state_is_whole_when_saving_is_cut_off(make: Make, monkeypatch: pytest
 
     def torn(source: Any, target: Any) -> None:
         saves.append(Path(target).name)
-        if saves.count(fit.STATE) == 2:
+        if saves.count(callbacks.STATE) == 2:
             raise Killed
         replace(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(os, "replace", torn)
         training.run()
-    assert training.state()["done"] == 2
+    assert training.state()["train_step"] == 2
     assert same(make().run(), whole)
 
 
@@ -123,8 +124,8 @@ def test_a_finished_training_is_not_trained_again(make: Make) -> None:
     """Killed after its last state, before its adapter was written, it takes everything from the state."""
     state = make().run()
     again = make()
-    fit.fit(again.tuning, again.draws, contest=again.contest, plan=again.plan, kept=again.kept)
-    assert again.contest.entered == []
+    train(again.tuning, again.batches, selector=again.selector, plan=again.plan, store=again.store)
+    assert again.selector.scored == []
     assert same(again.tuning.candidates, state["candidates"])
     assert all(torch.equal(again.tuning.average[name], value) for name, value in state["average"].items())
 
@@ -134,7 +135,7 @@ def test_training_learns(make: Make) -> None:
     training = make(steps=40, lr=0.02, checkpoint_every=40, save_every=40)
     frozen = {name: p.detach().clone() for name, p in training.pipe.transformer.named_parameters()
               if ".lora_" not in name}  # fmt: skip
-    batches = [training.draws.batch(step) for step in range(1000, 1006)]
+    batches = [training.batches.batch(step) for step in range(1000, 1006)]
 
     def loss() -> float:
         with torch.no_grad():
@@ -161,12 +162,12 @@ def test_the_first_step_is_adamws(make: Make) -> None:
     """By hand: with decay 0, AdamW's first step moves every weight by its rate against its gradient's sign."""
     training = make(steps=1, save_every=1, checkpoint_every=1, weight_decay=0.0, lr=0.01, warmup_steps=4, clip_norm=100)
     before = {name: p.detach().clone() for name, p in training.tuning.trained.items()}
-    batch = training.draws.batch(0)
+    batch = training.batches.batch(0)
     errors = training.tuning.errors(batch)
-    loss = errors[:2].mean() + training.draws.params.preservation * errors[2:].mean()
+    loss = errors[:2].mean() + training.batches.params.preservation * errors[2:].mean()
     gradients = torch.autograd.grad(loss, list(training.tuning.trained.values()))
     state = training.run()
-    expected = 0.01 * rate(0, training.draws.params)
+    expected = 0.01 * learning_rate_factor(0, training.batches.params)
     assert expected == pytest.approx(0.0025)
     for (name, start), gradient in zip(before.items(), gradients, strict=True):
         clear = gradient.abs() > 1e-5
@@ -174,44 +175,44 @@ def test_the_first_step_is_adamws(make: Make) -> None:
         torch.testing.assert_close(moved, -expected * gradient[clear].sign(), atol=1e-5, rtol=0)
 
 
-def test_candidates_enter_at_intervals_and_at_the_end(make: Make) -> None:
-    """Every three of seven steps, and the last; without a contest nothing else is kept."""
+def test_candidates_are_scored_at_intervals_and_at_the_end(make: Make) -> None:
+    """Every three of seven steps, and the last; without a selector nothing else is kept."""
     training = make(steps=7, save_every=7)
     training.run()
-    assert training.contest.entered == [3, 6, 7]
+    assert training.selector.scored == [3, 6, 7]
 
 
 @pytest.mark.parametrize("broken", [0, 3])
 def test_a_broken_step_is_left_out(broken: int, make: Make) -> None:
     """A batch whose loss is not finite moves no weight and is counted; the steps around it do their work."""
     training = make(checkpoint_every=1, save_every=1)
-    batch = training.draws.batch
-    training.draws.batch = lambda step: (  # type: ignore[method-assign]
+    batch = training.batches.batch
+    training.batches.batch = lambda step: (  # type: ignore[method-assign]
         batch(step)._replace(targets=batch(step).targets * float("nan")) if step == broken else batch(step)
     )
-    kept = [{name: p.detach().clone() for name, p in training.tuning.trained.items()}]
+    snapshots = [{name: p.detach().clone() for name, p in training.tuning.trained.items()}]
 
-    def enter(tuning: Any) -> dict[str, Any]:
-        kept.append({name: p.detach().clone() for name, p in tuning.trained.items()})
-        return {"step": tuning.done, "validation": 0.0}
+    def score(tuning: Any) -> dict[str, Any]:
+        snapshots.append({name: p.detach().clone() for name, p in tuning.trained.items()})
+        return {"step": tuning.train_step, "validation": 0.0}
 
-    training.contest.enter = enter
+    training.selector.score = score
     training.run()
     assert training.tuning.skipped == 1
-    moved = [not same(kept[step], kept[step + 1]) for step in range(6)]
+    moved = [not same(snapshots[step], snapshots[step + 1]) for step in range(6)]
     assert moved == [step != broken for step in range(6)]
 
 
 def test_too_many_broken_steps_end_the_training(make: Make) -> None:
     """The error is a sentence, through Lightning, and the last whole state stays."""
     training = make(skipped_max=1)
-    batch = training.draws.batch
-    training.draws.batch = lambda step: (  # type: ignore[method-assign]
+    batch = training.batches.batch
+    training.batches.batch = lambda step: (  # type: ignore[method-assign]
         batch(step)._replace(targets=batch(step).targets * float("nan")) if step > 2 else batch(step)
     )
     with pytest.raises(PhotoFluxError, match=r"diverged: 2 steps were not finite, the last of them step 5"):
         training.run()
-    assert training.state()["done"] == 4
+    assert training.state()["train_step"] == 4
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def half(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], GradScaler]:
         scaler, trainer = GradScaler("cpu", init_scale=begin), pl.Trainer
 
         def made(*, precision: str, **more: Any) -> pl.Trainer:
-            assert precision == fit.PRECISIONS["float32"]
+            assert precision == PRECISIONS["float32"]
             return trainer(**more, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
 
         monkeypatch.setattr(pl, "Trainer", made)
@@ -261,8 +262,8 @@ def test_a_loss_that_is_not_finite_counts_whatever_the_scale(half: Callable[[flo
     """No scale is in it yet."""
     scaler = half(1024.0)
     training = make(skipped_max=1)
-    batch = training.draws.batch
-    training.draws.batch = lambda step: (  # type: ignore[method-assign]
+    batch = training.batches.batch
+    training.batches.batch = lambda step: (  # type: ignore[method-assign]
         batch(step)._replace(targets=batch(step).targets * float("nan")) if step > 2 else batch(step)
     )
     with pytest.raises(PhotoFluxError, match=r"diverged: 2 steps were not finite, the last of them step 5"):
