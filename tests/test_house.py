@@ -141,6 +141,47 @@ def test_what_the_readme_names_exists():
     assert [link for link in linked if not (ROOT / link).exists()] == []
 
 
+DOCS_PATH = re.compile(r"(?:(?<![\w/.-])|(?<=\./))docs/(\w[\w./-]*)")
+"""A path below `docs/` in any text, from the checkout or relative to a file; `/docs/...` is an address of the API."""
+
+
+def docs_missing(text: str) -> set[str]:
+    """What a text names below `docs/` and is not there; a page of decisions may be named by its number."""
+    named = {name.rstrip("./-") for name in DOCS_PATH.findall(text)}
+    return {name for name in named if not (ROOT / "docs" / name).exists() and not _decision(name)}
+
+
+def _decision(name: str) -> bool:
+    """Whether `decisions/0023` is the number of one page."""
+    number = re.fullmatch(r"decisions/(\d{4})", name)
+    return bool(number) and len(list((ROOT / "docs" / "decisions").glob(f"{number[1]}-*.md"))) == 1
+
+
+def test_every_page_of_docs_that_is_named_exists():
+    """In code, tests, configuration and texts alike."""
+    named = {path: docs_missing(path.read_text(errors="ignore")) for path in tracked()}
+    assert {str(path.relative_to(ROOT)): sorted(missing) for path, missing in named.items() if missing} == {}
+
+
+def test_every_link_between_texts_leads_somewhere():
+    """Of every Markdown file, relative to where it lies; of another's headings the file alone."""
+    texts = [path for path in tracked() if path.suffix == ".md"]
+    links = [
+        (path, link)
+        for path in texts
+        for link in re.findall(r"\]\((?![a-z]+:|#|/)([^)#\s]+)", path.read_text(encoding="utf-8"))
+    ]
+    assert links, "no text links another"
+    assert [f"{path.relative_to(ROOT)}: {link}" for path, link in links if not (path.parent / link).exists()] == []
+
+
+def test_every_decision_is_in_the_list():
+    """Once each, in order."""
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^\| \[\d{4}\]\(([^)]+)\)", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == sorted(page.name for page in folder.glob("[0-9]*.md"))
+
+
 def test_no_machine_path_and_no_registry_host_is_tracked():
     machine = [
         f"{folder}/" for folder in (Path.home(), ROOT.parent) if len(folder.parts) > 1 and folder != Path("/tmp")
