@@ -413,3 +413,19 @@ def table_ends(tree: ast.Module) -> Iterator[int]:
             yield from (one.end_lineno for one in node.body if isinstance(one, ast.Assign | ast.AnnAssign))
         elif isinstance(node, ast.FunctionDef) and node.name.endswith("rules"):
             yield from (one.end_lineno for one in node.body if isinstance(one, ast.Return))
+
+
+def test_what_a_page_names_as_holding_it_exists():
+    """Tests as `tests/….py::test_…`, and files of results."""
+    missing = []
+    for page in (path for path in tracked() if path.suffix == ".md"):
+        text = page.read_text(encoding="utf-8")
+        named = [(file, name) for file, name in re.findall(r"\b(tests/[\w/]+\.py)(?:::(\w+))?", text)]
+        named += [(file, "") for file in re.findall(r"\b((?:benchmarks/results|metrics)/\w+\.\w+)", text)]
+        missing += [f"{page.relative_to(ROOT)}: {file} {name}" for file, name in named if not _is_there(file, name)]
+    assert missing == []
+
+
+def _is_there(file: str, test: str) -> bool:
+    path = ROOT / file
+    return path.is_file() and (not test or re.search(rf"^(async )?def {test}\(", path.read_text(), re.M) is not None)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +189,12 @@ def test_the_skew_is_worth_finding():
         shares = [bands[band] for _, bands in world.SKEW.values()]
         assert max(shares) - min(shares) >= 0.3
     assert all(sum(bands) == pytest.approx(1) for _, bands in world.SKEW.values())
+
+
+def test_the_page_tells_the_planted_skew(root: Path):
+    page = (root / "docs/pocket.md").read_text(encoding="utf-8")
+    for occupation, (women, bands) in world.SKEW.items():
+        assert f"| {occupation} | " + " | ".join(f"{share:.2f}"[1:] for share in (women, *bands)) + " |" in page
 
 
 def test_scenes_hold_everything_and_the_asked_share_of_people():
