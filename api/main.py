@@ -96,18 +96,32 @@ def make_service(settings: ApiSettings) -> Service:
     collection = PhotoCollection(objects, key, checks, settings.photos_max, intake.compare)
     run_starter = RunStarter(settings, objects, collection, queue, audit_log)
     return Service(
-        settings=settings, records=records, keyring=keyring,
+        settings=settings,
+        records=records,
+        keyring=keyring,
         tokens=Tokens(records, keyring, issuer=public, access_s=settings.access_token_s),
-        login_sessions=LoginSessions(records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")),
+        login_sessions=LoginSessions(
+            records, lifetime_days=settings.session_days, key=service_secret(keyring, "refresh")
+        ),
         identities=Identities(records, keyring, provider, redirect_uri=f"{public}{CALLBACK_PATH}"),
-        objects=objects, collection=collection, intake=intake,
-        audit_log=audit_log, heads=AuditHeads(records, objects, audit_log), queue=queue, subscriptions=subscriptions,
-        run_starter=run_starter, generation_starter=GenerationStarter(settings, keyring, run_starter, queue, audit_log),
-        rate_limiter=RateLimiter(settings.limits, rates=settings.rates), renderer=ImageRenderer(open_credentials(keyring)),
-        moderator=open_moderator(settings), health=Health(records, objects), held_requests=HeldRequests(),
+        objects=objects,
+        collection=collection,
+        intake=intake,
+        audit_log=audit_log,
+        heads=AuditHeads(records, objects, audit_log),
+        queue=queue,
+        subscriptions=subscriptions,
+        run_starter=run_starter,
+        generation_starter=GenerationStarter(settings, keyring, run_starter, queue, audit_log),
+        rate_limiter=RateLimiter(settings.limits, rates=settings.rates),
+        renderer=ImageRenderer(open_credentials(keyring)),
+        moderator=open_moderator(settings),
+        health=Health(records, objects),
+        held_requests=HeldRequests(),
         dns_lookups=FairLimiter(DNS_LOOKUPS, per_person=1, wait_s=DNS_WAIT_S, busy_message=DNS_BUSY),
-        class_nouns=class_nouns(settings.base), trigger=load_params("import_photos").trigger,
-    )  # fmt: skip
+        class_nouns=class_nouns(settings.base),
+        trigger=load_params("import_photos").trigger,
+    )
 
 
 def class_nouns(base: str) -> tuple[str, ...]:
@@ -202,8 +216,12 @@ def _add_probes(app: FastAPI, telemetry: Telemetry, settings: ApiSettings) -> No
         return Response(status_code=204)
 
     @app.get(
-        "/metrics", operation_id="metrics", tags=["health"], response_class=PlainTextResponse, responses=problem_responses(401, 403)
-    )  # fmt: skip
+        "/metrics",
+        operation_id="metrics",
+        tags=["health"],
+        response_class=PlainTextResponse,
+        responses=problem_responses(401, 403),
+    )
     def metrics(request: Request, authorization: Annotated[str, Header()] = "") -> Response:
         """How the service does, for Prometheus; with the token of the settings, or from this machine where there is none."""
         token = settings.metrics_token.get_secret_value()
@@ -227,11 +245,14 @@ def main() -> int:
     log_warnings(settings)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     serve(
-        make_app(settings), host=settings.listen,
+        make_app(settings),
+        host=settings.listen,
         port=urlsplit(settings.public_url).port or (443 if settings.secure else 80),
-        per_address=settings.connections_per_address, proxies=settings.trusted_proxies.strip(),
-        tls_cert=settings.tls_cert, tls_key=settings.tls_key,
-    )  # fmt: skip
+        per_address=settings.connections_per_address,
+        proxies=settings.trusted_proxies.strip(),
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+    )
     return 0
 
 

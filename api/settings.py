@@ -190,9 +190,11 @@ class ApiSettings(Settings):
     def _exposed_settings(self) -> list[str]:
         """The settings by which something answers, or is asked, beyond loopback."""
         hosts = {
-            "PUBLIC_URL": self.public_host, "LISTEN": self.listen, "ENGINE_HOST": self.engine_host,
+            "PUBLIC_URL": self.public_host,
+            "LISTEN": self.listen,
+            "ENGINE_HOST": self.engine_host,
             "ENGINE_URL": _host(self.engine_url),
-        }  # fmt: skip
+        }
         if self.tracking_uri.lower().startswith(("http:", "https:")):
             hosts["TRACKING_URI"] = _host(self.tracking_uri)
         return [f"PHOTOFLUX_{name}" for name, host in hosts.items() if not is_loopback(host)]

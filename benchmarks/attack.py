@@ -79,9 +79,7 @@ async def prepare(served: RunningService, adapters: Sequence[Path], scratch: Pat
     port = int(served.base.rsplit(":", 1)[1])
     service = Service(port)
     honest: list[dict[str, Any]] = [{"email": f"p{n}@example.org", "adapter": str(adapters[n])} for n in range(HONEST)]
-    abusers: dict[str, dict[str, Any]] = {
-        role: {"email": f"p{HONEST + n}@example.org"} for n, role in enumerate(ROLES)
-    }  # fmt: skip
+    abusers: dict[str, dict[str, Any]] = {role: {"email": f"p{HONEST + n}@example.org"} for n, role in enumerate(ROLES)}
     for role, adapter in zip(WITH_MODEL, adapters[HONEST:], strict=True):
         abusers[role]["adapter"] = str(adapter)
     accounts: dict[str, Account] = {}
@@ -90,9 +88,12 @@ async def prepare(served: RunningService, adapters: Sequence[Path], scratch: Pat
         accounts[role] = Account(service, str(one["email"]), password, address)
         await prepare_account(accounts[role], one, photos=6 if role in ("runs", "exports") else 2)
     plan: dict[str, Any] = {
-        "port": port, "password": password, "photo": base64.b64encode(PHOTOS[0].read_bytes()).decode(), "honest": honest,
+        "port": port,
+        "password": password,
+        "photo": base64.b64encode(PHOTOS[0].read_bytes()).decode(),
+        "honest": honest,
         "attackers": abusers,
-    }  # fmt: skip
+    }
     plan = run_in_service(served, "insert_rows", plan, scratch)
     for role in WITH_MODEL:
         plan["attackers"][role]["result"] = await draw_large(accounts[role], plan["attackers"][role])
@@ -153,16 +154,33 @@ def insert_rows(plan_file: str) -> None:
     objects, rng, roles = open_objects(keyring), random.Random(0), plan["attackers"]
 
     def generation(one: Mapping[str, Any], prompt: str, state: str) -> Any:
-        row = Generation(id=new_id(), user_id=one["user"], subject_id=one["subject"], n=1, seed=0, size="512x512", format="png",
-                         style="none", state=state)  # fmt: skip
+        row = Generation(
+            id=new_id(),
+            user_id=one["user"],
+            subject_id=one["subject"],
+            n=1,
+            seed=0,
+            size="512x512",
+            format="png",
+            style="none",
+            state=state,
+        )
         row.prompt = seal_bytes(prompt.encode(), label=prompt_label(row), keyring=keyring)
         return row
 
     with records.writing() as session:
         for one in (*plan["honest"], *(roles[role] for role in WITH_MODEL)):
             _insert_model(session, objects, one)
-        endless = Run(id=new_id(), user_id=roles["streams"]["user"], subject_id=roles["streams"]["other"], state="running",
-                      params={}, orchestrator="local", estimate={}, steps=[])  # fmt: skip
+        endless = Run(
+            id=new_id(),
+            user_id=roles["streams"]["user"],
+            subject_id=roles["streams"]["other"],
+            state="running",
+            params={},
+            orchestrator="local",
+            estimate={},
+            steps=[],
+        )
         waiting = generation(roles["polls"], "a photo that never comes", "queued")
         asked = [generation(roles["suggestions"], crafted(rng, 500), "cancelled") for _ in range(PROMPTS)]
         session.add_all([endless, waiting, *asked])
@@ -175,11 +193,33 @@ def _insert_model(session: Any, objects: Any, one: Mapping[str, Any]) -> None:
 
     run, model, adapter = new_id(), new_id(), Path(one["adapter"])
     objects.put(one["user"], "adapter", model, adapter.read_bytes())
-    session.add(Run(id=run, user_id=one["user"], subject_id=one["subject"], state="succeeded", params={}, orchestrator="local",
-                    estimate={}, steps=[]))  # fmt: skip
+    session.add(
+        Run(
+            id=run,
+            user_id=one["user"],
+            subject_id=one["subject"],
+            state="succeeded",
+            params={},
+            orchestrator="local",
+            estimate={},
+            steps=[],
+        )
+    )
     session.flush()
-    session.add(Model(id=model, user_id=one["user"], subject_id=one["subject"], run_id=run, number=1, registry_version="1",
-                      registry_name=one["subject"], adapter_sha256=digest(adapter), verdict="PASS", metrics={}))  # fmt: skip
+    session.add(
+        Model(
+            id=model,
+            user_id=one["user"],
+            subject_id=one["subject"],
+            run_id=run,
+            number=1,
+            registry_version="1",
+            registry_name=one["subject"],
+            adapter_sha256=digest(adapter),
+            verdict="PASS",
+            metrics={},
+        )
+    )
     session.get_one(Subject, one["subject"]).champion_id = model
 
 
@@ -199,9 +239,11 @@ class HonestUser:
     async def run_until(self, seconds: float) -> None:
         """Everything that people do, at their own paces, until the time is over."""
         doings = (
-            (self.read, READ_EVERY_S), (self.generate, GENERATE_EVERY_S), (self.upload, UPLOAD_EVERY_S),
+            (self.read, READ_EVERY_S),
+            (self.generate, GENERATE_EVERY_S),
+            (self.upload, UPLOAD_EVERY_S),
             (self.sign_in, SIGN_IN_EVERY_S),
-        )  # fmt: skip
+        )
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(self._repeat(do, every_s) for do, every_s in doings))
@@ -219,8 +261,16 @@ class HonestUser:
     async def read(self) -> None:
         """A list, a subject, a thumbnail or a picture as it is; asked for once, whatever is answered."""
         subject = self.about["subject"]
-        paths = ["/api/subjects", "/api/results?limit=10", "/api/models", "/api/runs?limit=10", "/api/auth/me",
-                 f"/api/subjects/{subject}", f"/api/subjects/{subject}/photos", *self.pictures[-2:]]  # fmt: skip
+        paths = [
+            "/api/subjects",
+            "/api/results?limit=10",
+            "/api/models",
+            "/api/runs?limit=10",
+            "/api/auth/me",
+            f"/api/subjects/{subject}",
+            f"/api/subjects/{subject}/photos",
+            *self.pictures[-2:],
+        ]
         target = self.rng.choice(paths)
         await self.account.bearer()  # refreshing is no read
         started = time.monotonic()
@@ -390,14 +440,19 @@ def memory(
         own, started = ([row[key] for row in attacked if key in row] for key in (name, f"{name} children"))
         if own:
             table[name] = {
-                "first_mb": round(own[0], 1), "mean_mb": round(float(np.mean(own)), 1), "last_mb": round(own[-1], 1),
-                "max_mb": round(max([*own, peaks.get(name, 0.0)]), 1), "children_max_mb": round(max(started), 1),
-            }  # fmt: skip
+                "first_mb": round(own[0], 1),
+                "mean_mb": round(float(np.mean(own)), 1),
+                "last_mb": round(own[-1], 1),
+                "max_mb": round(max([*own, peaks.get(name, 0.0)]), 1),
+                "children_max_mb": round(max(started), 1),
+            }
     rises = growth([row["t"] for row in late], [row["api.main"] for row in late])
     return {
-        "api_rss_max_mb": table["api.main"]["max_mb"], "api_growth": round(rises, 4), "flat_over_s": round(until - first),
+        "api_rss_max_mb": table["api.main"]["max_mb"],
+        "api_growth": round(rises, 4),
+        "flat_over_s": round(until - first),
         "memory": table,
-    }  # fmt: skip
+    }
 
 
 def honest(events: Iterable[Sequence[Any]], *, since: float, seconds: float = 0.0) -> dict[str, Any]:
@@ -428,15 +483,17 @@ def honest(events: Iterable[Sequence[Any]], *, since: float, seconds: float = 0.
     reads = [ms for (kind, when), all_ms in times.items() if kind in READS and when == "attacked" for ms in all_ms]
     must_not = sum(count for text, count in failed.items() if text.split(":")[0] in REQUIRED)
     return {
-        "reads_p95_ms": _spread(reads)["p95_ms"] if reads else None, "honest_failures": must_not, "failures": dict(failed),
+        "reads_p95_ms": _spread(reads)["p95_ms"] if reads else None,
+        "honest_failures": must_not,
+        "failures": dict(failed),
         "by_kind": table,
-    }  # fmt: skip
+    }
 
 
 def _spread(all_ms: Sequence[float]) -> dict[str, float]:
     return {
         f"p{share}_ms": round(float(np.percentile(all_ms, share, method="higher")), 1) for share in (50, 95, 99)
-    } | {"max_ms": round(max(all_ms), 1)}  # fmt: skip
+    } | {"max_ms": round(max(all_ms), 1)}
 
 
 def aims_met(found: Mapping[str, Any], *, any_speed: bool = False) -> dict[str, bool]:
@@ -507,22 +564,30 @@ def page(result: Mapping[str, Any]) -> str:
     place, aims = result["machine"], []
     told = {**result, "wrong": len(result["wrong"])}
     names = {
-        "api_rss_max_mb": "most resident memory of the API, MB", "reads_p95_ms": "honest people's reads, p95 ms",
+        "api_rss_max_mb": "most resident memory of the API, MB",
+        "reads_p95_ms": "honest people's reads, p95 ms",
         "api_growth": f"growth of that memory in the last {result['flat_over_s']} s, of its mean",
-        "honest_failures": "honest requests that failed", "wrong": "things that must not be",
-    }  # fmt: skip
+        "honest_failures": "honest requests that failed",
+        "wrong": "things that must not be",
+    }
     for name, most in AIMS.items():
         cell = {True: "yes", False: "**no**", None: "not judged"}[result["met"].get(name)]
         aims.append((names[name], f"{most:g}", f"{told[name]}", cell))
     kinds = [
         (kind, str(one["count"]), *(_p95(one.get(when)) for when in ("quiet", "attacked")))
         for kind, one in result["by_kind"].items()
-    ]  # fmt: skip
+    ]
     abuses = [
-        (name, one["does"], f"{one['at_once']} at once, {one['per_s']:g}/s",
-         ", ".join(f"{answer} × {count}" for answer, count in (one["answers"] | {"at the end": one["unfinished"]}).items()))
+        (
+            name,
+            one["does"],
+            f"{one['at_once']} at once, {one['per_s']:g}/s",
+            ", ".join(
+                f"{answer} × {count}" for answer, count in (one["answers"] | {"at the end": one["unfinished"]}).items()
+            ),
+        )
         for name, one in result["attacks"].items()
-    ]  # fmt: skip
+    ]
     wrong = "\n".join(f"- {text}" for text in result["wrong"]) or "Nothing."
     failures = "\n".join(f"- {text} ({count} times)" for text, count in result["failures"].items()) or "Nothing."
     return f"""# The service under attack
@@ -604,11 +669,14 @@ def run(served: RunningService, plan: Mapping[str, Any], *, seconds: float, seed
     ]
     cpu_s = {"attackers": found.pop("cpu_s"), **{name: after[name] - before.get(name, 0.0) for name in after}}
     return {
-        "seconds": seconds, **memory(monitor.rows, monitor.peaks, since=since, until=since + seconds),
-        **honest(events, since=since, seconds=seconds), "wrong": wrong,
-        "cpu_shares": {name: round(spent / seconds, 3) for name, spent in cpu_s.items()}, **found,
+        "seconds": seconds,
+        **memory(monitor.rows, monitor.peaks, since=since, until=since + seconds),
+        **honest(events, since=since, seconds=seconds),
+        "wrong": wrong,
+        "cpu_shares": {name: round(spent / seconds, 3) for name, spent in cpu_s.items()},
+        **found,
         "figure": plot(monitor.rows, events, since=since),
-    }  # fmt: skip
+    }
 
 
 def _start_ready(module: str, name: str, *given: object) -> subprocess.Popen[str]:
@@ -662,9 +730,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             served.stop()
     figure = found.pop("figure")
     result = {
-        "kind": "benchmark-attack", "schema_version": 1, "machine": machine(), "aims": AIMS,
-        "met": aims_met(found, any_speed=options.any_speed), **found,
-    }  # fmt: skip
+        "kind": "benchmark-attack",
+        "schema_version": 1,
+        "machine": machine(),
+        "aims": AIMS,
+        "met": aims_met(found, any_speed=options.any_speed),
+        **found,
+    }
     write_json(options.out / "attack.json", result)
     write_bytes(options.out / "attack.png", figure)
     write_text(options.out / "attack.md", page(result))

@@ -143,9 +143,16 @@ class Service:
                 self.uploads -= 1
 
     async def ask(
-        self, method: str, target: str, *, address: str = HOST, headers: Headers | None = None, body: Body | None = None,
-        most: int = 1 << 20, within_s: float = ANSWER_S,
-    ) -> Answer:  # fmt: skip
+        self,
+        method: str,
+        target: str,
+        *,
+        address: str = HOST,
+        headers: Headers | None = None,
+        body: Body | None = None,
+        most: int = 1 << 20,
+        within_s: float = ANSWER_S,
+    ) -> Answer:
         """An answer, of whose body at most so many bytes are kept. A body that is longer than its place is sent all the same."""
         started = time.perf_counter()
         try:
@@ -452,8 +459,15 @@ async def stall_uploads(scene: AttackRun) -> None:
         await asyncio.sleep(ANSWER_S)
 
     async with scene.service.uploading():
-        await scene.ask("POST", "/api/upload", me=scene.me, headers=headers, body=stalling(), note="(stalled)",
-                        fine=("408", *BUSY, "closed"))  # fmt: skip
+        await scene.ask(
+            "POST",
+            "/api/upload",
+            me=scene.me,
+            headers=headers,
+            body=stalling(),
+            note="(stalled)",
+            fine=("408", *BUSY, "closed"),
+        )
 
 
 async def drip_bodies(scene: AttackRun) -> None:
@@ -466,8 +480,15 @@ async def drip_bodies(scene: AttackRun) -> None:
             await asyncio.sleep(3)
 
     target, me = scene.rng.choice(("/api/complaints", "/api/subjects", "/api/generate")), scene.me
-    await scene.ask("POST", target, me=me, headers=headers, body=dripping(), note="(a byte every 3 s)",
-                    fine=("401", "408", "422", *BUSY, "closed"))  # fmt: skip
+    await scene.ask(
+        "POST",
+        target,
+        me=me,
+        headers=headers,
+        body=dripping(),
+        note="(a byte every 3 s)",
+        fine=("401", "408", "422", *BUSY, "closed"),
+    )
 
 
 def one_colour(width: int = 8000, height: int = 6250) -> list[bytes]:
@@ -494,8 +515,16 @@ async def upload_bombs(scene: AttackRun) -> None:
     files += [next(scene.state["damaged"]) for _ in range(scene.rng.choice((20, 20, 20, 21)) - bombs)]
     headers, body = form_body({"subject": scene.mine("subject")}, files)
     async with scene.service.uploading():
-        await scene.ask("POST", "/api/upload", me=scene.me, headers=headers, body=body, note=f"({bombs} bombs)", within_s=BOMBS_S,
-                        fine=("201", "400", "408", "409", "413", "422", *BUSY))  # fmt: skip
+        await scene.ask(
+            "POST",
+            "/api/upload",
+            me=scene.me,
+            headers=headers,
+            body=body,
+            note=f"({bombs} bombs)",
+            within_s=BOMBS_S,
+            fine=("201", "400", "408", "409", "413", "422", *BUSY),
+        )
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------------
@@ -665,11 +694,19 @@ async def repeat_keys(scene: AttackRun) -> None:
     me, key = scene.me, {"Idempotency-Key": os.urandom(16).hex()}
     first, second = (form_body({"subject": scene.mine(name)}, [scene.about["photo"]]) for name in ("subject", "other"))
     async with scene.service.uploading():
-        answer = await scene.ask("POST", "/api/upload", me=me, headers=first[0] | key, body=first[1],
-                                 fine=("201", "409", *BUSY))  # fmt: skip
+        answer = await scene.ask(
+            "POST", "/api/upload", me=me, headers=first[0] | key, body=first[1], fine=("201", "409", *BUSY)
+        )
         taken = answer.outcome == "201"
-        await scene.ask("POST", "/api/upload", me=me, headers=second[0] | key, body=second[1], note="(same key, other subject)",
-                        fine=("422", "409", *BUSY) if taken else ("201", "422", "409", *BUSY))  # fmt: skip
+        await scene.ask(
+            "POST",
+            "/api/upload",
+            me=me,
+            headers=second[0] | key,
+            body=second[1],
+            note="(same key, other subject)",
+            fine=("422", "409", *BUSY) if taken else ("201", "422", "409", *BUSY),
+        )
 
 
 # --- signing in -----------------------------------------------------------------------------------------------------------
@@ -715,9 +752,12 @@ async def reuse_refresh_tokens(scene: AttackRun) -> None:
     if not me.refresh_token:
         await me.sign_in()
     cookie = {"Cookie": f"photoflux_refresh={me.refresh_token}"}
-    answers = await asyncio.gather(*(
-        scene.ask("POST", "/api/auth/refresh", address=me.address, headers=cookie, fine=("200", "401", *BUSY)) for _ in range(8)
-    ))  # fmt: skip
+    answers = await asyncio.gather(
+        *(
+            scene.ask("POST", "/api/auth/refresh", address=me.address, headers=cookie, fine=("200", "401", *BUSY))
+            for _ in range(8)
+        )
+    )
     successors = {one.cookie("photoflux_refresh") for one in answers} - {""}
     if {"200", "401"} <= {one.outcome for one in answers}:
         scene.wrong["a refresh token was refused within its grace"] += 1
@@ -730,10 +770,12 @@ def forged(real: str, kid: str, rng: random.Random) -> str:
     head, body, signature = real.split(".")
     claims = json.loads(_unpacked(body)) | {"role": "operator", "exp": int(time.time()) + 9999}
     kinds: list[dict[str, Any]] = [
-        {"alg": "none", "typ": "at+jwt"}, {"alg": "HS256", "typ": "at+jwt", "kid": kid},
-        {"alg": "ES256", "typ": "at+jwt", "kid": kid}, {"alg": "ES256", "typ": "at+jwt", "kid": os.urandom(16).hex()},
+        {"alg": "none", "typ": "at+jwt"},
+        {"alg": "HS256", "typ": "at+jwt", "kid": kid},
+        {"alg": "ES256", "typ": "at+jwt", "kid": kid},
+        {"alg": "ES256", "typ": "at+jwt", "kid": os.urandom(16).hex()},
         {"alg": "ES256", "kid": kid, "jwk": {"kty": "oct", "k": "AA"}},
-    ]  # fmt: skip
+    ]
     chosen = rng.choice(kinds)
     said = f"{_packed(json.dumps(chosen).encode())}.{_packed(json.dumps(claims).encode())}"
     mac = hmac.new(kid.encode(), said.encode(), hashlib.sha256).digest()
@@ -823,8 +865,15 @@ async def drip_uploads(scene: AttackRun) -> None:
             await asyncio.sleep(4)
 
     async with scene.service.uploading():
-        await scene.ask("POST", "/api/upload", me=scene.me, headers=headers, body=dripping(), note="(a byte every 4 s)",
-                        fine=("408", "411", "413", *BUSY, "closed"))  # fmt: skip
+        await scene.ask(
+            "POST",
+            "/api/upload",
+            me=scene.me,
+            headers=headers,
+            body=dripping(),
+            note="(a byte every 4 s)",
+            fine=("408", "411", "413", *BUSY, "closed"),
+        )
 
 
 # --- what goes elsewhere --------------------------------------------------------------------------------------------------
@@ -889,9 +938,9 @@ async def flood_webhooks(scene: AttackRun) -> None:
             f"http://{HOST}:9/dead",
             *(f"http://{HOST}:{scene.about['receiver']}/{one}" for one in ("drip", "redirect")),
         ]
-        await asyncio.gather(*(
-            scene.post("/api/webhooks", {"url": urls[n % 3]}, me=me, fine=("201", "409", *BUSY)) for n in range(20)
-        ))  # fmt: skip
+        await asyncio.gather(
+            *(scene.post("/api/webhooks", {"url": urls[n % 3]}, me=me, fine=("201", "409", *BUSY)) for n in range(20))
+        )
         answer = await scene.ask("GET", "/api/webhooks", me=me, fine=("200", *BUSY))
         found = answer.json() if answer.outcome == "200" else []
         webhooks = found["items"] if isinstance(found, dict) else found
@@ -925,8 +974,9 @@ async def come_by_other_names(scene: AttackRun) -> None:
 async def complain(scene: AttackRun) -> None:
     """Complaints of nobody."""
     address = scene.address
-    answer = await scene.post("/api/complaints", {"reason": "other", "text": crafted(scene.rng, 3000)}, address=address,
-                              fine=("201", *BUSY))  # fmt: skip
+    answer = await scene.post(
+        "/api/complaints", {"reason": "other", "text": crafted(scene.rng, 3000)}, address=address, fine=("201", *BUSY)
+    )
     if answer.outcome == "201":
         scene.state[address] = scene.state.get(address, 0) + 1
         scene.too_many("complaints an hour of an address", scene.state[address], COMPLAINTS_AN_HOUR)
@@ -1015,9 +1065,11 @@ async def attack(plan: Mapping[str, Any], *, seconds: float, seed: int) -> dict[
     service, receiver = Service(plan["port"]), Receiver()
     await receiver.start()
     about = {
-        **plan["attackers"], "emails": [one["email"] for one in plan["honest"]], "receiver": receiver.port,
+        **plan["attackers"],
+        "emails": [one["email"] for one in plan["honest"]],
+        "receiver": receiver.port,
         "photo": base64.b64decode(plan["photo"]),
-    }  # fmt: skip
+    }
     accounts = {
         role: Account(service, one["email"], plan["password"], address_of(role))
         for role, one in plan["attackers"].items()
@@ -1052,11 +1104,15 @@ def summary(scenes: Sequence[AttackRun], receiver: Receiver) -> dict[str, Any]:
         wrong.append(f"webhook floods: a delivery was held for {receiver.longest_s:.0f} s by an answer that drips")
     attacks = {
         one.attack.name: {
-            "does": " ".join((one.attack.act.__doc__ or "").split()), "at_once": one.attack.at_once, "per_s": one.attack.per_s,
-            "answers": dict(one.answers.most_common()), "unfinished": one.unfinished, "slowest_ms": round(one.slowest_ms),
+            "does": " ".join((one.attack.act.__doc__ or "").split()),
+            "at_once": one.attack.at_once,
+            "per_s": one.attack.per_s,
+            "answers": dict(one.answers.most_common()),
+            "unfinished": one.unfinished,
+            "slowest_ms": round(one.slowest_ms),
         }
         for one in scenes
-    }  # fmt: skip
+    }
     webhooks = {"received": receiver.messages, "longest_s": round(receiver.longest_s, 1)}
     return {"attacks": attacks, "wrong": wrong, "webhooks": webhooks}
 

@@ -74,18 +74,24 @@ class RunningService:
         self.folder, self.state, tls = folder, folder / "state", "--tls" in options
         self.base = f"{'https' if tls else 'http'}://127.0.0.1:{free_port()}"
         self.environment = os.environ | {
-            "PHOTOFLUX_STATE_DIR": str(self.state), "PHOTOFLUX_RUNS_DIR": str(folder / "runs"),
-            "PHOTOFLUX_PUBLIC_URL": self.base, "PHOTOFLUX_ENGINE_URL": f"http://127.0.0.1:{free_port()}", **settings,
-        }  # fmt: skip
+            "PHOTOFLUX_STATE_DIR": str(self.state),
+            "PHOTOFLUX_RUNS_DIR": str(folder / "runs"),
+            "PHOTOFLUX_PUBLIC_URL": self.base,
+            "PHOTOFLUX_ENGINE_URL": f"http://127.0.0.1:{free_port()}",
+            **settings,
+        }
         self._add_accounts(people)
         if before:
             before(self)
         self.log = folder / "serve.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "api.ops.serve", *options], cwd=ROOT, env=self.environment, stdout=log,
+                [sys.executable, "-m", "api.ops.serve", *options],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
                 stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            )
         self._wait_until_ready()
 
     def _add_accounts(self, count: int) -> None:
@@ -302,9 +308,14 @@ class RollingUpdates:
         scratch.mkdir()
         with (self.served.state / "logs" / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "api.jobs.worker"], cwd=ROOT, env=self.served.environment | {"TMPDIR": str(scratch)},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-m", "api.jobs.worker"],
+                cwd=ROOT,
+                env=self.served.environment | {"TMPDIR": str(scratch)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     @staticmethod
     def _stop(worker: subprocess.Popen[bytes]) -> None:
@@ -393,10 +404,16 @@ def run_day(served: RunningService, *, people: int, kills: int, seed: int = 0, p
     if updates.count < 2:
         wrong.append("no worker was replaced by a newer one")
     return {
-        "people": people, "kills": dict(killed), "killed": sum(killed.values()), "rolling_updates": updates.count,
-        "erased": sum(day.erases for day in days), "wrong": wrong, "states": dict(states),
-        "retries": sum(day.someone.retries for day in days), "seconds": round(time.monotonic() - started, 1),
-    }  # fmt: skip
+        "people": people,
+        "kills": dict(killed),
+        "killed": sum(killed.values()),
+        "rolling_updates": updates.count,
+        "erased": sum(day.erases for day in days),
+        "wrong": wrong,
+        "states": dict(states),
+        "retries": sum(day.someone.retries for day in days),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def _day(served: RunningService, number: int) -> UserDay:

@@ -223,8 +223,14 @@ def _row(place: ControlSubject, control: Control) -> dict[str, Any]:
         write_json(done, {"metrics": {name: measured["metrics"][name] for name in MEASURED}})
     row = {"subject": place.subject.kind, "control": control.name, "folder": folder.name, **(read(done) or {})}
     row |= judged(folder, place.bench.params["gate"])
-    log.info("%s, %s: %s, identity gain %.2f, leakage %.2f", row["subject"], control.name, row["verdict"],
-             point(row, "identity_gain"), point(row, "leakage"))  # fmt: skip
+    log.info(
+        "%s, %s: %s, identity gain %.2f, leakage %.2f",
+        row["subject"],
+        control.name,
+        row["verdict"],
+        point(row, "identity_gain"),
+        point(row, "leakage"),
+    )
     return row
 
 
@@ -236,8 +242,14 @@ def counted(rows: Sequence[Mapping[str, Any]], control: str | None = None) -> di
         name for row in own for name, rule in row["rules"].items() if rule["verdict"] in ("FAIL", "INVALID")
     )
     lo, hi = clopper_pearson(passed, len(own))
-    return {"count": len(own), "passed": passed, "lo": lo, "hi": hi, "verdicts": dict(Counter(row["verdict"] for row in own)),
-            "stopped_by": dict(stopped.most_common())}  # fmt: skip
+    return {
+        "count": len(own),
+        "passed": passed,
+        "lo": lo,
+        "hi": hi,
+        "verdicts": dict(Counter(row["verdict"] for row in own)),
+        "stopped_by": dict(stopped.most_common()),
+    }
 
 
 def subject_interval(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

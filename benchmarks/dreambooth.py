@@ -258,9 +258,15 @@ def class_pictures(pipe: FluxPipeline, subject: Mapping[str, Any], *, spec: Base
 
 
 def _write(
-    adapter: Path, dataset: Path, subject: Mapping[str, Any], transformer: Any, *, spec: BaseSpec, how: DreamBooth,
+    adapter: Path,
+    dataset: Path,
+    subject: Mapping[str, Any],
+    transformer: Any,
+    *,
+    spec: BaseSpec,
+    how: DreamBooth,
     step: int,
-) -> None:  # fmt: skip
+) -> None:
     """The adapter as it is now, as an artifact that evaluation reads like any other."""
     with tempfile.TemporaryDirectory(prefix="photoflux-") as scratch:
         weights = save_adapter(transformer, Path(scratch) / WEIGHTS)

@@ -43,10 +43,13 @@ def measure_waits(served: RunningService, *, count: int) -> dict[str, Any]:
         picture(me, subject, PROMPTS[seed % len(PROMPTS)], seed=seed)
         waits.append(time.monotonic() - begun)
     return {
-        "upload_s": round(uploaded - started, 2), "first_picture_s": round(first - started, 1), "pictures": count,
+        "upload_s": round(uploaded - started, 2),
+        "first_picture_s": round(first - started, 1),
+        "pictures": count,
         "picture_p50_s": round(statistics.median(waits), 3),
-        "picture_p95_s": round(statistics.quantiles(waits, n=20)[-1], 3), "picture_max_s": round(max(waits), 3),
-    }  # fmt: skip
+        "picture_p95_s": round(statistics.quantiles(waits, n=20)[-1], 3),
+        "picture_max_s": round(max(waits), 3),
+    }
 
 
 def picture(me: RetryingClient, subject: str, prompt: str, *, seed: int) -> bytes:

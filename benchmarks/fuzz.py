@@ -48,14 +48,31 @@ def seeds() -> list[bytes]:
     exif[0x0112], exif[0x010E] = 6, "a description"
     frames: dict[str, Any] = {"save_all": True, "append_images": [rgb.rotate(90), rgb.rotate(180)]}
     kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
-        (rgb, "JPEG", {"exif": exif}), (rgb, "JPEG", {"progressive": True, "quality": 30}), (grey, "JPEG", {}),
-        (rgb.convert("CMYK"), "JPEG", {}), (rgb, "PNG", {}), (rgb.convert("P"), "PNG", {}), (grey.convert("1"), "PNG", {}),
-        (rgb.convert("RGBA"), "PNG", {"exif": exif}), (grey.convert("I;16"), "PNG", {}), (rgb, "PNG", frames),
-        (rgb, "TIFF", {}), (rgb, "TIFF", {"compression": "tiff_lzw"}), (rgb, "TIFF", {"compression": "tiff_adobe_deflate"}),
-        (rgb, "TIFF", {"compression": "jpeg"}), (rgb, "TIFF", frames), (grey.convert("1"), "TIFF", {"compression": "group4"}),
-        (grey.convert("I;16"), "TIFF", {}), (grey.convert("F"), "TIFF", {}), (rgb, "WEBP", {}), (rgb, "WEBP", {"lossless": True}),
-        (rgb.convert("RGBA"), "WEBP", frames), (rgb.convert("P"), "GIF", {}), (rgb, "BMP", {}), (rgb, "PPM", {}),
-    ]  # fmt: skip
+        (rgb, "JPEG", {"exif": exif}),
+        (rgb, "JPEG", {"progressive": True, "quality": 30}),
+        (grey, "JPEG", {}),
+        (rgb.convert("CMYK"), "JPEG", {}),
+        (rgb, "PNG", {}),
+        (rgb.convert("P"), "PNG", {}),
+        (grey.convert("1"), "PNG", {}),
+        (rgb.convert("RGBA"), "PNG", {"exif": exif}),
+        (grey.convert("I;16"), "PNG", {}),
+        (rgb, "PNG", frames),
+        (rgb, "TIFF", {}),
+        (rgb, "TIFF", {"compression": "tiff_lzw"}),
+        (rgb, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        (rgb, "TIFF", {"compression": "jpeg"}),
+        (rgb, "TIFF", frames),
+        (grey.convert("1"), "TIFF", {"compression": "group4"}),
+        (grey.convert("I;16"), "TIFF", {}),
+        (grey.convert("F"), "TIFF", {}),
+        (rgb, "WEBP", {}),
+        (rgb, "WEBP", {"lossless": True}),
+        (rgb.convert("RGBA"), "WEBP", frames),
+        (rgb.convert("P"), "GIF", {}),
+        (rgb, "BMP", {}),
+        (rgb, "PPM", {}),
+    ]
     return [_saved(*kind) for kind in kinds] + heif_seeds()
 
 
@@ -69,14 +86,20 @@ def heif_seeds() -> list[bytes]:
     heic = [
         [heifs.picture(blocks, chroma=420, more=turned), heifs.exif(exif.tobytes())],
         [heifs.picture(blocks, chroma=444, bits=10), heifs.alpha(blocks[..., 0])],
-        [heifs.picture(grey, chroma=400)], [heifs.picture(blocks, chroma=422, colour=heifs.nclx(12, 13, 6))],
-        heifs.grid(blocks, tile=16, more=turned), [heifs.picture(blocks, chroma=420, more=[heifs.icc(srgb())])],
+        [heifs.picture(grey, chroma=400)],
+        [heifs.picture(blocks, chroma=422, colour=heifs.nclx(12, 13, 6))],
+        heifs.grid(blocks, tile=16, more=turned),
+        [heifs.picture(blocks, chroma=420, more=[heifs.icc(srgb())])],
         *([heifs.noisy(64, seed=n, chroma=chroma, bits=bits)] for n, (chroma, bits) in enumerate(NOISY)),
-    ]  # fmt: skip
+    ]
     rgb = Image.fromarray(np.uint8(blocks * 255))
     avif: list[dict[str, Any]] = [
-        {}, {"exif": exif}, {"quality": 100, "subsampling": "4:4:4"}, {"icc_profile": srgb()}, {"tile_cols": 1, "autotiling": False},
-    ]  # fmt: skip
+        {},
+        {"exif": exif},
+        {"quality": 100, "subsampling": "4:4:4"},
+        {"icc_profile": srgb()},
+        {"tile_cols": 1, "autotiling": False},
+    ]
     opaque = rgb.copy()
     opaque.putalpha(rgb.convert("L"))
     frames: dict[str, Any] = {"save_all": True, "append_images": [rgb.rotate(90)]}
@@ -165,11 +188,17 @@ def take_all(count: int, *, seed: int = 0, heif: bool = False) -> dict[str, Any]
     resident, peaks = zip(*sizes, strict=True)
     early = resident[len(resident) // 10]
     return {
-        "files": count, "crashed": len(crashed), "outcomes": dict(sorted(outcomes.items())), "memory_cap_bytes": MEMORY_BYTES,
-        "peak_bytes": max(peaks), "resident_bytes_after_a_tenth": early, "resident_bytes_at_the_end": resident[-1],
-        "growth": round(resident[-1] / early - 1, 4), "seconds": round(time.monotonic() - started, 1),
+        "files": count,
+        "crashed": len(crashed),
+        "outcomes": dict(sorted(outcomes.items())),
+        "memory_cap_bytes": MEMORY_BYTES,
+        "peak_bytes": max(peaks),
+        "resident_bytes_after_a_tenth": early,
+        "resident_bytes_at_the_end": resident[-1],
+        "growth": round(resident[-1] / early - 1, 4),
+        "seconds": round(time.monotonic() - started, 1),
         "examples": [data[:64].hex() for data in crashed[:5]],
-    }  # fmt: skip
+    }
 
 
 def _outcome(upload: DecodedUpload) -> str:

@@ -62,8 +62,11 @@ def _stream(sps: bytes, pps: bytes, coded: bytes, *, chroma: int, bits: int) -> 
         struct.pack(">BHH", 0x80 | kind, 1, len(nal)) + nal for kind, nal in zip((32, 33, 34), headers, strict=True)
     )
     idc = SUBSAMPLING[chroma][0]
-    config = b"\x01" + PROFILE + struct.pack(">HBBBBHBB", 0xF000, 0xFC, 0xFC | idc, 0xF8 | bits - 8, 0xF8 | bits - 8,
-                                                    0, 0x0F, 3)  # fmt: skip
+    config = (
+        b"\x01"
+        + PROFILE
+        + struct.pack(">HBBBBHBB", 0xF000, 0xFC, 0xFC | idc, 0xF8 | bits - 8, 0xF8 | bits - 8, 0, 0x0F, 3)
+    )
     return config + arrays, struct.pack(">I", len(coded)) + coded
 
 
@@ -275,11 +278,16 @@ def container(items: Sequence[Item], *, major: bytes = b"heic", brands: Sequence
             places += struct.pack(">HHHII", n, 0, 1, at, len(item.data))
             at += len(item.data)
         return full(
-            b"meta", 0, 0, full(b"hdlr", 0, 0, bytes(4), b"pict", bytes(13)), full(b"pitm", 0, 0, b"\0\1"),
+            b"meta",
+            0,
+            0,
+            full(b"hdlr", 0, 0, bytes(4), b"pict", bytes(13)),
+            full(b"pitm", 0, 0, b"\0\1"),
             full(b"iloc", 0, 0, b"\x44\0", struct.pack(">H", len(items)), places),
-            full(b"iinf", 0, 0, struct.pack(">H", len(items)), *infos), props,
+            full(b"iinf", 0, 0, struct.pack(">H", len(items)), *infos),
+            props,
             full(b"iref", 0, 0, refers) if refers else b"",
-        )  # fmt: skip
+        )
 
     before = len(ftyp) + len(meta(0)) + 8
     return ftyp + meta(before) + box(b"mdat", *(item.data for item in items))

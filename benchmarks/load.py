@@ -99,11 +99,33 @@ def populate_state(adapters: Sequence[str], out: str) -> None:
                 Subject(id=subject, user_id=user, class_noun=noun, trigger="sks", depicts=depicts, champion_id=model)
             )
             session.flush()
-            session.add(Run(id=run, user_id=user, subject_id=subject, state="succeeded", params={}, orchestrator="local",
-                            estimate={}, steps=[]))  # fmt: skip
+            session.add(
+                Run(
+                    id=run,
+                    user_id=user,
+                    subject_id=subject,
+                    state="succeeded",
+                    params={},
+                    orchestrator="local",
+                    estimate={},
+                    steps=[],
+                )
+            )
             session.flush()
-            session.add(Model(id=model, user_id=user, subject_id=subject, run_id=run, number=1, registry_name=subject,
-                              registry_version="1", adapter_sha256=digest(adapter), verdict="PASS", metrics={}))  # fmt: skip
+            session.add(
+                Model(
+                    id=model,
+                    user_id=user,
+                    subject_id=subject,
+                    run_id=run,
+                    number=1,
+                    registry_name=subject,
+                    registry_version="1",
+                    adapter_sha256=digest(adapter),
+                    verdict="PASS",
+                    metrics={},
+                )
+            )
         objects.put(user, "adapter", model, adapter.read_bytes())
         people.append({"email": email, "password": PASSWORD, "subject": subject, "noun": noun})
     write_json(Path(out), people)
@@ -113,9 +135,24 @@ def run_locust(served: RunningService, people: Path, *, count: int, seconds: int
     """Run Locust and read its figures."""
     out = scratch / "locust"
     command = [
-        sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py")), "--headless", "--only-summary",
-        "-u", str(count), "-r", str(SPAWN_PER_S), "-t", f"{seconds}s", "--host", served.base, "--json-file", str(out),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(Path(__file__).with_name("locustfile.py")),
+        "--headless",
+        "--only-summary",
+        "-u",
+        str(count),
+        "-r",
+        str(SPAWN_PER_S),
+        "-t",
+        f"{seconds}s",
+        "--host",
+        served.base,
+        "--json-file",
+        str(out),
+    ]
     environment = os.environ | {"PHOTOFLUX_PEOPLE": str(people)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     file = out.with_suffix(".json") if out.with_suffix(".json").is_file() else out
@@ -130,18 +167,22 @@ def figures(rows: Sequence[dict[str, Any]], *, seconds: int, said: str) -> dict[
     for row in rows:
         times = {int(float(ms)): count for ms, count in row["response_times"].items()}
         table[row["name"]] = {
-            "count": row["num_requests"], "failures": row["num_failures"],
+            "count": row["num_requests"],
+            "failures": row["num_failures"],
             **{f"p{share}_ms": percentile(times, share / 100) for share in (50, 95, 99)},
-        }  # fmt: skip
+        }
         if row["name"].startswith("read"):
             for ms, count in times.items():
                 reads[ms] = reads.get(ms, 0) + count
     total = sum(one["count"] for name, one in table.items() if name != "generation")
     return {
-        "failures": sum(one["failures"] for one in table.values()), "reads_p95_ms": percentile(reads, 0.95),
-        "generation_p95_ms": table.get("generation", {}).get("p95_ms"), "requests_per_s": round(total / seconds, 1),
-        "by_name": table, "said": said if any(one["failures"] for one in table.values()) else "",
-    }  # fmt: skip
+        "failures": sum(one["failures"] for one in table.values()),
+        "reads_p95_ms": percentile(reads, 0.95),
+        "generation_p95_ms": table.get("generation", {}).get("p95_ms"),
+        "requests_per_s": round(total / seconds, 1),
+        "by_name": table,
+        "said": said if any(one["failures"] for one in table.values()) else "",
+    }
 
 
 def percentile(times: dict[int, int], share: float) -> int | None:
@@ -172,9 +213,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             served.stop()
     met = {name: found[name] is not None and found[name] <= aim for name, aim in AIMS.items()}
     result = {
-        "kind": "benchmark-load", "schema_version": 1, "machine": machine(), "people": options.people,
-        "seconds": options.seconds, "aims": AIMS, "met": met, **found,
-    }  # fmt: skip
+        "kind": "benchmark-load",
+        "schema_version": 1,
+        "machine": machine(),
+        "people": options.people,
+        "seconds": options.seconds,
+        "aims": AIMS,
+        "met": met,
+        **found,
+    }
     write_json(options.out / "load.json", result)
     print(json.dumps(result, indent=2))
     return 0 if all(met.values()) else 1

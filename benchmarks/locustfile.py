@@ -71,9 +71,13 @@ class ServiceUser(FastHttpUser):
         if not error:
             self.client.get(state["images"][0]["url"], headers=self.headers, name="read /api/media/images/{id}")
         self.environment.events.request.fire(
-            request_type="", name="generation", response_time=1000 * (time.perf_counter() - started), response_length=0,
-            exception=error, context={},
-        )  # fmt: skip
+            request_type="",
+            name="generation",
+            response_time=1000 * (time.perf_counter() - started),
+            response_length=0,
+            exception=error,
+            context={},
+        )
 
     def upload(self) -> None:
         files = {"photos": (f"{random.random()}.jpg", PHOTO, "image/jpeg")}

@@ -65,10 +65,15 @@ def generate_images(pipe: Any, prompts: list[str], *, spec: dict[str, Any], step
         part = prompts[start : start + batch]
         seeds = [torch.Generator().manual_seed(start + offset) for offset in range(len(part))]
         output = pipe(
-            part, height=spec["resolution_px"], width=spec["resolution_px"], num_inference_steps=steps,
-            guidance_scale=spec["guidance_scale"], max_sequence_length=spec["text_length"], generator=seeds,
+            part,
+            height=spec["resolution_px"],
+            width=spec["resolution_px"],
+            num_inference_steps=steps,
+            guidance_scale=spec["guidance_scale"],
+            max_sequence_length=spec["text_length"],
+            generator=seeds,
             output_type="np",
-        )  # fmt: skip
+        )
         pictures.append((output.images * 255).round().astype(np.uint8))
     return np.concatenate(pictures)
 
@@ -140,8 +145,9 @@ def showcase(pipe: Any, spec: dict[str, Any], file: Path, *, tile_px: int = 192)
     prompts = [prompt for row in SHOWCASE for prompt in row]
     drawn = generate_images(pipe, prompts, spec=spec, steps=spec["steps"])
     columns, text_px, gap_px = len(SHOWCASE[0]), 36, 8
-    sheet = Image.new("RGB", (columns * (tile_px + gap_px) + gap_px,
-                              len(SHOWCASE) * (tile_px + text_px + gap_px) + gap_px), "white")  # fmt: skip
+    sheet = Image.new(
+        "RGB", (columns * (tile_px + gap_px) + gap_px, len(SHOWCASE) * (tile_px + text_px + gap_px) + gap_px), "white"
+    )
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for number, (prompt, picture) in enumerate(zip(prompts, drawn, strict=True)):
         x = gap_px + number % columns * (tile_px + gap_px)
@@ -173,9 +179,12 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="also draw the README's picture into this file")
     options = parser.parse_args()
     facts = evaluate_base(
-        options.base, prompts=options.prompts, many_steps=options.many_steps, results=options.results,
+        options.base,
+        prompts=options.prompts,
+        many_steps=options.many_steps,
+        results=options.results,
         picture=options.picture,
-    )  # fmt: skip
+    )
     print(table(facts))
 
 

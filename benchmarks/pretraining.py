@@ -114,9 +114,12 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if not options.prompts:
         return facts
     facts["quality"] = evaluate_base(
-        options.work / "pocket", prompts=20 if options.smoke else options.prompts, many_steps=24,
-        results=options.out / "pocket_base.json", picture=options.out / "showcase.png",
-    )  # fmt: skip
+        options.work / "pocket",
+        prompts=20 if options.smoke else options.prompts,
+        many_steps=24,
+        results=options.out / "pocket_base.json",
+        picture=options.out / "showcase.png",
+    )
     return facts
 
 

@@ -146,8 +146,9 @@ def rivals(file: Path, params: Any, *, steps: int | None = None) -> list[Recipe]
         )
     return [
         replace(rival, rival=settings(rival, params, lr=chosen["lr"], steps=steps or chosen["steps"]))
-        for rival in RIVALS for chosen in (tuned["chosen"][rival.name],)
-    ]  # fmt: skip
+        for rival in RIVALS
+        for chosen in (tuned["chosen"][rival.name],)
+    ]
 
 
 def settings(rival: Recipe, params: Any, *, lr: float, steps: int) -> DreamBooth:
@@ -179,9 +180,15 @@ def open_bench(params: Mapping[str, Any], *, seed: int) -> Bench:
     judges = Judges.load(Path(spec.judges), device=get_settings().device or None)
     code = fingerprint.code_digest(*(f"photoflux.steps.{step}" for step in STEPS), "photoflux.pocket.photosets")
     subjects = {"photos": PHOTOS, "fresh": (FRESH, FRESH_PX, FRESH_SEED), "seed": seed}
-    about = {"base": fingerprint.of_generation(spec), "code": code, "judges": judges.hash,
-             "prompts": digest(prompts_file(params)), "machine": machine(), "subjects": subjects,
-             "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"}}  # fmt: skip
+    about = {
+        "base": fingerprint.of_generation(spec),
+        "code": code,
+        "judges": judges.hash,
+        "prompts": digest(prompts_file(params)),
+        "machine": machine(),
+        "subjects": subjects,
+        "params": {step: as_dict(params[step]) for step in STEPS if step != "gate"},
+    }
     return Bench(params, spec, judges, Path(".cache/bench") / short_hash(about), seed)
 
 
@@ -231,9 +238,13 @@ def make_dataset(folder: Path, subject: Subject, *, seed: int, params: Mapping[s
     photos, validated = folder / "photos.tar", folder / "validated.tar"
     import_photos.run(str(folder / "photos"), photos=photos, params=about)
     validate.run(
-        photos, validated=validated, report=folder / "validate.html", expectations=folder / "expectations.json",
-        data_docs=folder / "data_docs.html", params=params["validate"],
-    )  # fmt: skip
+        photos,
+        validated=validated,
+        report=folder / "validate.html",
+        expectations=folder / "expectations.json",
+        data_docs=folder / "data_docs.html",
+        params=params["validate"],
+    )
     augment.run(validated, dataset=dataset, report=folder / "augment.html", params=params["augment"])
     return dataset
 
@@ -253,8 +264,14 @@ def run_recipe(bench: Bench, home: Path, dataset: Path, recipe: Recipe, subject:
         write_json(done, measured_row(bench, folder, dataset, recipe, subject, seed))
     row = json.loads(done.read_text(encoding="utf-8"))
     row |= {"folder": recipe.folder, **judged(folder, bench.params["gate"])}
-    log.info("%s, %s: %s, identity gain %.2f, %.0f s", subject.kind, recipe.title, row["verdict"],
-             point(row, "identity_gain"), row["seconds"])  # fmt: skip
+    log.info(
+        "%s, %s: %s, identity gain %.2f, %.0f s",
+        subject.kind,
+        recipe.title,
+        row["verdict"],
+        point(row, "identity_gain"),
+        row["seconds"],
+    )
     return row
 
 
@@ -289,9 +306,12 @@ def finetuned(dataset: Path, adapter: Path, folder: Path, params: Any) -> dict[s
         report, workdir = folder / "finetune.html", folder / "training"
         metrics = finetune.run(dataset, adapter=adapter, report=report, params=params, workdir=workdir).metrics
     return {
-        "seconds": metrics["seconds"], "prepared_s": watch.prepared_s, "trained_s": watch.trained_s,
-        "kept_step": metrics["step"], "curve": watch.curve,
-    }  # fmt: skip
+        "seconds": metrics["seconds"],
+        "prepared_s": watch.prepared_s,
+        "trained_s": watch.trained_s,
+        "kept_step": metrics["step"],
+        "curve": watch.curve,
+    }
 
 
 def rival_trained(bench: Bench, dataset: Path, adapter: Path, folder: Path, how: DreamBooth) -> dict[str, Any]:
@@ -300,12 +320,22 @@ def rival_trained(bench: Bench, dataset: Path, adapter: Path, folder: Path, how:
 
     every = max(min(JUDGED_AT_LEAST, how.steps), how.steps // JUDGED_TIMES)
     judged_at = {*range(every, how.steps, every), how.steps}
-    told = dreambooth.run(dataset, adapters={how.steps: adapter}, spec=bench.spec, how=how, cache=folder / "latents",
-                          judges=bench.judges, judged=judged_at)  # fmt: skip
+    told = dreambooth.run(
+        dataset,
+        adapters={how.steps: adapter},
+        spec=bench.spec,
+        how=how,
+        cache=folder / "latents",
+        judges=bench.judges,
+        judged=judged_at,
+    )
     return {
-        "seconds": told.seconds, "prepared_s": told.prepared_s, "trained_s": told.trained_s, "kept_step": how.steps,
+        "seconds": told.seconds,
+        "prepared_s": told.prepared_s,
+        "trained_s": told.trained_s,
+        "kept_step": how.steps,
         "curve": told.curve,
-    }  # fmt: skip
+    }
 
 
 def evaluated(dataset: Path, adapter: Path, folder: Path, params: Any) -> tuple[dict[str, Any], Case, EvaluationImages]:
@@ -382,8 +412,9 @@ def audited(bench: Bench, home: Path, dataset: Path) -> dict[str, Any]:
     if not found.is_file():
         log.info("%s: bias audit", dataset.parent.name)
         audit.run(folder / "adapter.tar", audit=found, report=folder / "audit.html", params=bench.params["audit"])
-    gate.run(folder / "evaluation.json", found, decision=decided, report=folder / "gate.html",
-             params=bench.params["gate"])  # fmt: skip
+    gate.run(
+        folder / "evaluation.json", found, decision=decided, report=folder / "gate.html", params=bench.params["gate"]
+    )
     decision = json.loads(decided.read_text(encoding="utf-8"))
     rows = {reason["rule"]: reason for reason in decision["reasons"]}
     return {"verdict": decision["verdict"], "summary": decision["summary"], "bias_audit": rows["bias audit"]}

@@ -343,15 +343,24 @@ def evidence(rng: np.random.Generator, shape: tuple[int, int], trained: Array, h
     common = scattered(rng, shape, 0.3, per_prompt=True) + scattered(rng, shape, 0.4, per_prompt=False)
     base = identities(rng, shape, 0.0, common)
     return scores.Evidence(
-        tuned=seen(identities(rng, shape, MODEL.tuned, common), structure=compositions(rng, shape, MODEL.closeness),
-                   read=right(rng, shape, MODEL.tuned_right)),
+        tuned=seen(
+            identities(rng, shape, MODEL.tuned, common),
+            structure=compositions(rng, shape, MODEL.closeness),
+            read=right(rng, shape, MODEL.tuned_right),
+        ),
         base=seen(base, structure=compositions(rng, shape, 1.0), read=right(rng, shape, MODEL.base_right)),
         class_prompt=seen(identities(rng, shape, MODEL.class_prompt, common), structure=compositions(rng, shape, 1.0)),
-        unrelated=seen(base), unrelated_base=seen(base), trained=seen(trained), held_out=seen(held_out),
-        crops=np.ones((1, 1, 1)), expected=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
+        unrelated=seen(base),
+        unrelated_base=seen(base),
+        trained=seen(trained),
+        held_out=seen(held_out),
+        crops=np.ones((1, 1, 1)),
+        expected=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
         unrelated_expected=[dict.fromkeys(ATTRIBUTES, 0)] * shape[0],
-        text=np.ones(1), unrelated_text=np.ones(1), copy_correlation=0.9,
-    )  # fmt: skip
+        text=np.ones(1),
+        unrelated_text=np.ones(1),
+        copy_correlation=0.9,
+    )
 
 
 def measured(
@@ -505,8 +514,12 @@ def evaluation_points(tries: int) -> list[Points]:
     """The metrics at every number of pictures, and of photos."""
     rng = np.random.default_rng(SEED + 5)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in TRUE_OF}
-    for shape, split in (*((shape, (6, 2)) for shape in SHAPES), (STANDARD, (4, 1)), (STANDARD, (18, 2)),
-                         (STANDARD, (18, 6))):  # fmt: skip
+    for shape, split in (
+        *((shape, (6, 2)) for shape in SHAPES),
+        (STANDARD, (4, 1)),
+        (STANDARD, (18, 2)),
+        (STANDARD, (18, 6)),
+    ):
         for _ in range(tries):
             case = evidence(rng, shape, *(photos(rng, count) for count in split))
             for name, value in measured(case, rng, resamples=2).items():
@@ -613,10 +626,13 @@ def compared(
 ) -> prevalence.Drift:
     base, tuned = sample_people(rng, shape, classes, **change)
     return prevalence.drift(
-        read(rng, base, classes), read(rng, tuned, classes), card(rng, classes),
+        read(rng, base, classes),
+        read(rng, tuned, classes),
+        card(rng, classes),
         weights=stats.cluster_weights(*shape, resamples=resamples, rng=rng),
-        signs=stats.sign_flips(shape[0], flips=200, rng=rng), rng=rng,
-    )  # fmt: skip
+        signs=stats.sign_flips(shape[0], flips=200, rng=rng),
+        rng=rng,
+    )
 
 
 def audit_coverage(tries: int) -> list[Claim]:
@@ -629,8 +645,12 @@ def audit_coverage(tries: int) -> list[Claim]:
             for _ in range(tries):
                 found = compared(rng, AUDIT, classes, effect=0.5, moved=moved)
                 case = f"{classes} classes, {moved:g} moved, {_name(AUDIT)}"
-                for about, values, truth in (("shares", found.base, share), ("shares", found.tuned, share + step),
-                                             ("changes", found.change, step), ("ratios", found.ratio, 1 + step / share)):  # fmt: skip
+                for about, values, truth in (
+                    ("shares", found.base, share),
+                    ("shares", found.tuned, share + step),
+                    ("changes", found.change, step),
+                    ("ratios", found.ratio, 1 + step / share),
+                ):
                     for value, true in zip(values, truth, strict=True):
                         tally.add(f"{about}, {case}", _holds(value, true))
                 tally.add(f"excess, {case}", _holds(found.excess, moved))
@@ -691,8 +711,9 @@ def audit_power(tries: int) -> list[Claim]:
                 stopped.add(f"no PASS, {case}", VERDICTS[audit.findings[0].severity] != "PASS")
             claimed = shape == AUDIT and moved == 0.2
             found += [
-                *confirmed.claims("whole audits", low=0.8 if claimed else 0.0), *stopped.claims("whole audits", low=0.8 if claimed else 0.0)
-            ]  # fmt: skip
+                *confirmed.claims("whole audits", low=0.8 if claimed else 0.0),
+                *stopped.claims("whole audits", low=0.8 if claimed else 0.0),
+            ]
     return found
 
 
@@ -729,12 +750,15 @@ def people(
     looks = scattered(rng, shape, 0.7, per_prompt=True) + scattered(rng, shape, 0.7, per_prompt=False)
     drawn = [unit(looks + effect * scattered(rng, shape, 0.7, per_prompt=True)) for _ in range(2)]
     return People(
-        base=sides[0], tuned=sides[1],
+        base=sides[0],
+        tuned=sides[1],
         classes={f"{classes} classes": [f"value {k}" for k in range(classes)] for classes in SHARES},
         confusion={f"{classes} classes": card(rng, classes) for classes in SHARES},
         groups=[*(f"group {p // 4}" for p in range(32)), *["low context"] * 6],
-        base_identity=drawn[0], tuned_identity=drawn[1], subject=unit(subject + 0.1 * rng.normal(size=(20, WIDTH))),
-    )  # fmt: skip
+        base_identity=drawn[0],
+        tuned_identity=drawn[1],
+        subject=unit(subject + 0.1 * rng.normal(size=(20, WIDTH))),
+    )
 
 
 def audited(some: People, *, flips: int = 200) -> Audit:
@@ -838,20 +862,30 @@ TITLES = {
 
 def _points_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        [row["metric"], f"{row['truth']:.4f}", "; ".join(f"{name}: {value:.4f}" for name, value in sorted(row["means"].items())),
-         _yes(row["holds"])]
+        [
+            row["metric"],
+            f"{row['truth']:.4f}",
+            "; ".join(f"{name}: {value:.4f}" for name, value in sorted(row["means"].items())),
+            _yes(row["holds"]),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     heads = ("metric", "truth", "mean by prompts × seeds", "the same")
     return f"## Points that do not depend on how much is looked at\n{_table(heads, lines)}"
 
 
 def _claims_table(title: str, rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        [row["about"], row["case"], f"{row['rate']:.3f}", f"{row['low']:g} to {row['high']:g}", str(row["tries"]),
-         _yes(row["holds"])]
+        [
+            row["about"],
+            row["case"],
+            f"{row['rate']:.3f}",
+            f"{row['low']:g} to {row['high']:g}",
+            str(row["tries"]),
+            _yes(row["holds"]),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return f"## {title}\n{_table(('what', 'case', 'share', 'should be', 'tries', 'holds'), lines)}"
 
 

@@ -237,10 +237,16 @@ def document(bench: Bench, recipes: Sequence[Recipe], rows: Sequence[dict[str, A
         "versions": {name: version(name) for name in PACKAGES} | {"photoflux": code_version()},
         "base": {"name": bench.spec.name, "hash": bench.spec.hash},
         "hashes": {
-            "judges": bench.judges.hash, "prompts": digest(prompts_file(bench.params)), "params": short_hash(params),
+            "judges": bench.judges.hash,
+            "prompts": digest(prompts_file(bench.params)),
+            "params": short_hash(params),
             "calibration": calibration(rows),
         },
-        "seeds": {"subjects": bench.seed, "evaluate": bench.params["evaluate"].seed, "finetune": bench.params["finetune"].seed},
+        "seeds": {
+            "subjects": bench.seed,
+            "evaluate": bench.params["evaluate"].seed,
+            "finetune": bench.params["finetune"].seed,
+        },
         "params": params,
         "recipes": {one.name: {"title": one.title} | (asdict(one.rival) if one.rival else {}) for one in recipes},
         "targets": targets(rows),
@@ -249,7 +255,7 @@ def document(bench: Bench, recipes: Sequence[Recipe], rows: Sequence[dict[str, A
         "margins": margins(rows, bench.params["gate"]),
         "fresh": FRESH,
         "subjects": list(rows),
-    }  # fmt: skip
+    }
 
 
 def calibration(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -273,12 +279,18 @@ def margins(rows: Sequence[Mapping[str, Any]], params: Any) -> list[dict[str, An
     for rule in rules({"exact_attributes": True}, params):
         judged = {recipe.name: [row[recipe.name]["rules"][rule.name] for row in rows] for recipe in among(rows[0])}
         bound = "value" if rule.point_only else "lo" if rule.floor else "hi"
-        found.append({
-            "rule": rule.name, "at_least": rule.floor, "limit": rule.bound,
-            "our_worst_bound": (min if rule.floor else max)(one[bound] for one in judged[OURS.name]),
-            "median": {rival.name: median(one["value"] for one in judged[rival.name]) for rival in among(rows[0], RIVALS)},
-            "not_passed": {name: sum(one["verdict"] != "PASS" for one in ones) for name, ones in judged.items()},
-        })  # fmt: skip
+        found.append(
+            {
+                "rule": rule.name,
+                "at_least": rule.floor,
+                "limit": rule.bound,
+                "our_worst_bound": (min if rule.floor else max)(one[bound] for one in judged[OURS.name]),
+                "median": {
+                    rival.name: median(one["value"] for one in judged[rival.name]) for rival in among(rows[0], RIVALS)
+                },
+                "not_passed": {name: sum(one["verdict"] != "PASS" for one in ones) for name, ones in judged.items()},
+            }
+        )
     return found
 
 
@@ -291,8 +303,10 @@ def severity_key(row: Mapping[str, Any]) -> tuple[int, float]:
 def summary(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, float]:
     """Passes, means over subjects, and the slowest fine-tuning."""
     each = [row[recipe.name] for row in rows]
-    means = {name: fmean(point(one, name) for one in each) for name in
-             ("identity_gain", "prompt_change", "leakage", "copy_rate", "overall")}  # fmt: skip
+    means = {
+        name: fmean(point(one, name) for one in each)
+        for name in ("identity_gain", "prompt_change", "leakage", "copy_rate", "overall")
+    }
     return {
         "subjects": len(each),
         "passes": sum(one["verdict"] == "PASS" for one in each),

@@ -127,8 +127,16 @@ def curves(result: Mapping[str, Any]) -> Figure:
     time = result["time_to_gain"]
     for axis, aim, side in zip(axes, (time["gain"], time["leakage"]), ("at least", "at most"), strict=True):
         axis.axhline(aim, color=INK, lw=1, ls="--", zorder=0)
-        axis.annotate(f"{side} {aim:g}", (1, aim), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-                      textcoords="offset points", ha="right", color=INK, fontsize=9)  # fmt: skip
+        axis.annotate(
+            f"{side} {aim:g}",
+            (1, aim),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            color=INK,
+            fontsize=9,
+        )
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside upper right", ncols=3)
     return figure
 
@@ -138,9 +146,13 @@ def _lines(axis: Axes, rows: Sequence[Mapping[str, Any]], recipe: Recipe, name: 
         axis.plot(*_with_start(row[recipe.name]["curve"], name), color=recipe.colour, lw=0.8, alpha=0.3)
     mean = mean_curve(rows, recipe)
     axis.plot(
-        *_with_start(mean, name), color=recipe.colour, lw=2.4, marker="o", ms=4,
+        *_with_start(mean, name),
+        color=recipe.colour,
+        lw=2.4,
+        marker="o",
+        ms=4,
         label=f"{recipe.title}: mean, and each subject",
-    )  # fmt: skip
+    )
 
 
 def mean_curve(rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> list[dict[str, float]]:
@@ -221,13 +233,26 @@ def _margins_table(result: Mapping[str, Any]) -> str:
     """What the gate's limits rest on."""
     known = among(result["subjects"][0], RIVALS)
     body = [
-        [one["rule"], f"{'≥' if one['at_least'] else '≤'} {one['limit']:g}", short(one["our_worst_bound"]),
-         str(one["not_passed"][OURS.name]),
-         *(text for rival in known for text in (short(one["median"][rival.name]), str(one["not_passed"][rival.name])))]
+        [
+            one["rule"],
+            f"{'≥' if one['at_least'] else '≤'} {one['limit']:g}",
+            short(one["our_worst_bound"]),
+            str(one["not_passed"][OURS.name]),
+            *(
+                text
+                for rival in known
+                for text in (short(one["median"][rival.name]), str(one["not_passed"][rival.name]))
+            ),
+        ]
         for one in result["margins"]
-    ]  # fmt: skip
-    heads = ("rule", "limit", f"{OURS.title}: worst bound", "not passed",
-             *(text for rival in known for text in (f"{rival.title}: median", "not passed")))  # fmt: skip
+    ]
+    heads = (
+        "rule",
+        "limit",
+        f"{OURS.title}: worst bound",
+        "not passed",
+        *(text for rival in known for text in (f"{rival.title}: median", "not passed")),
+    )
     return f"## The gate's limits (these subjects: `{result['hashes']['calibration']}`)\n{table(heads, body)}"
 
 
@@ -276,10 +301,15 @@ def _span(one: Mapping[str, Any], metric: str, *, sign: str = "") -> str:
 def _targets_table(result: Mapping[str, Any]) -> str:
     known = among(result["subjects"][0], RIVALS)
     body = [
-        [aim["target"], f"{'≥' if aim['at_least'] else '≤'} {aim['aim']:g}", short(aim["reached"]),
-         "yes" if aim["met"] else "**no**", *(short(aim["beside"][rival.name]) for rival in known)]
+        [
+            aim["target"],
+            f"{'≥' if aim['at_least'] else '≤'} {aim['aim']:g}",
+            short(aim["reached"]),
+            "yes" if aim["met"] else "**no**",
+            *(short(aim["beside"][rival.name]) for rival in known),
+        ]
         for aim in result["targets"]
-    ]  # fmt: skip
+    ]
     heads = (f"over {len(result['subjects'])} subjects", "target", OURS.title, "met", *(one.title for one in known))
     return f"## Means and targets\n{table(heads, body)}"
 
@@ -333,10 +363,19 @@ def tuning_text(tuned: Mapping[str, Any]) -> str:
     """How the rivals' rates and steps were chosen."""
     rows = tuned["grid"]
     body = [
-        [_rival(name).title, f"{one['lr']:g}", str(one["steps"]), f"{one['passes']} of {one['subjects']}",
-         short(one["score"]), short(one["identity_gain"]), short(one["leakage"]), "chosen" if _chosen(tuned, name, one) else ""]
-        for name in tuned["chosen"] for one in rows[name]
-    ]  # fmt: skip
+        [
+            _rival(name).title,
+            f"{one['lr']:g}",
+            str(one["steps"]),
+            f"{one['passes']} of {one['subjects']}",
+            short(one["score"]),
+            short(one["identity_gain"]),
+            short(one["leakage"]),
+            "chosen" if _chosen(tuned, name, one) else "",
+        ]
+        for name in tuned["chosen"]
+        for one in rows[name]
+    ]
     heads = ("recipe", "rate", "steps", "pass", "score", "identity gain", "leakage", "")
     kinds = ", ".join(tuned["subjects"])
     said = f"On {len(tuned['subjects'])} calibration subjects ({kinds}), {tuned['profile']} profile. {tuned['rule']}"
@@ -408,10 +447,17 @@ def _readme_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield fill(said, 120, break_on_hyphens=False, break_long_words=False)
     yield ""
     body = [
-        [recipe.title, f"{one['passes']} of {count}", short(one["identity_gain"]), short(one["leakage"]),
-         short(-one["prompt_change"]), short(one["seconds"])]
-        for recipe in RECIPES for one in (found[recipe.name],)
-    ]  # fmt: skip
+        [
+            recipe.title,
+            f"{one['passes']} of {count}",
+            short(one["identity_gain"]),
+            short(one["leakage"]),
+            short(-one["prompt_change"]),
+            short(one["seconds"]),
+        ]
+        for recipe in RECIPES
+        for one in (found[recipe.name],)
+    ]
     yield table(("", "pass", "identity gain", "leakage", "prompt accuracy lost", "seconds"), body)
 
 

@@ -314,9 +314,12 @@ class KubeflowOrchestrator:
             pinned = Path(scratch) / self.compiled.name
             pinned.write_text(pin_image(self.compiled.read_text(encoding="utf-8"), self.image), encoding="utf-8")
             created = self._client().create_run_from_pipeline_package(
-                str(pinned), arguments=run.params, run_name=run.id, namespace=self.namespace,
+                str(pinned),
+                arguments=run.params,
+                run_name=run.id,
+                namespace=self.namespace,
                 pipeline_root=self.pipeline_root or None,
-            )  # fmt: skip
+            )
         return self._ref(created.run_id)
 
     def find(self, name: str) -> RunRef:

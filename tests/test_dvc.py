@@ -117,9 +117,13 @@ def test_the_graph_is_a_line_that_ends_in_two_judges(root: Path):
         edges = {(maker.name, user.name) for user, maker in repo.index.graph.edges}
     steps = {edge for edge in edges if set(edge) <= set(PURE)}
     assert steps == {
-        ("import_photos", "validate"), ("validate", "augment"), ("augment", "finetune"), ("augment", "evaluate"),
-        ("finetune", "evaluate"), ("finetune", "audit"),
-    }  # fmt: skip
+        ("import_photos", "validate"),
+        ("validate", "augment"),
+        ("augment", "finetune"),
+        ("augment", "evaluate"),
+        ("finetune", "evaluate"),
+        ("finetune", "audit"),
+    }
     assert ("sample_data", "import_photos") in edges
     drawing = {"augment", "finetune", "evaluate", "audit"}
     assert {user for maker, user in edges if maker == "pretrain"} == {"configure", *drawing}

@@ -16,9 +16,18 @@ from photoflux.flux.spec import BaseSpec
 from photoflux.judges.encoders import folder_digest
 
 SPEC = BaseSpec(
-    name="b", folder="gs://b", resolution_px=128, steps=4, guidance_scale=0.0, text_length=24, dtype="float32",
-    lora_targets=("attn.to_q",), class_nouns=("dog",), judges=Path("judges"), manifest={"vae/x": "1", "judges/y": "2"},
-)  # fmt: skip
+    name="b",
+    folder="gs://b",
+    resolution_px=128,
+    steps=4,
+    guidance_scale=0.0,
+    text_length=24,
+    dtype="float32",
+    lora_targets=("attn.to_q",),
+    class_nouns=("dog",),
+    judges=Path("judges"),
+    manifest={"vae/x": "1", "judges/y": "2"},
+)
 
 
 def names(spec: BaseSpec = SPEC, **given: Any) -> dict[str, str]:

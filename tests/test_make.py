@@ -254,18 +254,26 @@ def test_a_run_and_its_pictures_from_a_folder_of_an_unlucky_name(clone: Path, ba
     words = [word for name, value in SHORT.items() for word in ("--set", f"{name}={value}")]
     args = shlex.join(["--name", "rex", "--consent", "sample", *words])
     done = subprocess.run(
-        ["make", "run", f"PHOTOS={photos.name}", "CLASS=dog", f"ARGS={args}"], cwd=clone, env=bare, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        ["make", "run", f"PHOTOS={photos.name}", "CLASS=dog", f"ARGS={args}"],
+        cwd=clone,
+        env=bare,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) <= 40
     assert re.search(r"^verdict  \w+$", done.stdout, re.MULTILINE)
     (adapter,) = clone.glob("runs/*/artifacts/finetune/adapter.tar")
     prompt = 'sks dog\'s "house", 100% $5'
     done = subprocess.run(
-        ["make", "generate", f"MODEL={adapter}", f"PROMPT={prompt}", "N=2"], cwd=clone, env=bare, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        ["make", "generate", f"MODEL={adapter}", f"PROMPT={prompt}", "N=2"],
+        cwd=clone,
+        env=bare,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr.splitlines() == ["picture 1 of 2", "picture 2 of 2"]
     pictures = [Path(line) for line in done.stdout.splitlines()[1:]]
@@ -279,9 +287,14 @@ def served(clone: Path, environment: dict[str, str]) -> Iterator[str]:
     log = clone / "serve.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            ["make", "serve"], cwd=clone, env=environment, stdout=out, stderr=out, start_new_session=True,
+            ["make", "serve"],
+            cwd=clone,
+            env=environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        )
     try:
         until = time.monotonic() + 180
         while "ready; " not in log.read_text():

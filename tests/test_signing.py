@@ -27,8 +27,12 @@ def run_of(case: Case, folder: Path) -> str:
     steps = {"finetune": "Train", "evaluate": "Evaluate", "audit": "Audit", "gate": "Decide", "register": "Register"}
     params = {"register_name": "rex", "register_experiment": "photoflux", "key": "plain://demo"}
     run = new_run("personalize", steps=steps, params=params, name="r").finished(State.succeeded)
-    written = (("finetune", "adapter", "adapter.tar"), ("evaluate", "evaluation", "evaluation.json"),
-               ("audit", "audit", "audit.json"), ("gate", "decision", "decision.json"))  # fmt: skip
+    written = (
+        ("finetune", "adapter", "adapter.tar"),
+        ("evaluate", "evaluation", "evaluation.json"),
+        ("audit", "audit", "audit.json"),
+        ("gate", "decision", "decision.json"),
+    )
     for step, name, file in written:
         kept = folder / run.id / "artifacts" / step / name
         kept.parent.mkdir(parents=True)

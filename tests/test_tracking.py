@@ -254,9 +254,12 @@ def test_what_cannot_be_a_name_is_said_before_the_registry_is_asked(name: str):
     """As registering says it: by the pattern, in one sentence."""
     registry = Registry()
     asks = (
-        lambda: registry.get_version(name, CHAMPION), lambda: registry.find_version(name, "0" * 64), lambda: registry.aliases(name),
-        lambda: registry.erase(name), lambda: parse_model(f"{name}@champion"),
-    )  # fmt: skip
+        lambda: registry.get_version(name, CHAMPION),
+        lambda: registry.find_version(name, "0" * 64),
+        lambda: registry.aliases(name),
+        lambda: registry.erase(name),
+        lambda: parse_model(f"{name}@champion"),
+    )
     for ask in asks:
         with pytest.raises(InputError, match=r"no model is called .* names are 1-63 of a-z, 0-9, - and _"):
             ask()

@@ -86,5 +86,10 @@ def test_all_databases_open_from_a_checkout_and_an_environment_of_an_unlucky_nam
     assert {file.name for file in state.iterdir() if file.suffix == ".db"} == {"mlflow.db", "photoflux.db"}
     assert {file.name for file in tmp_path.iterdir()} == {UNLUCKY}
     assert {file.name for file in checkout.iterdir()} == {
-        "api", "components", "photoflux", "pipelines", "site-packages", ".photoflux",
-    }  # fmt: skip
+        "api",
+        "components",
+        "photoflux",
+        "pipelines",
+        "site-packages",
+        ".photoflux",
+    }

@@ -250,10 +250,16 @@ def _grant(provider: ProviderServer) -> type[AuthorizationCodeGrant]:
             data = request.payload.data
             provider.codes.put(
                 AuthorizationCode(
-                    request.user, request.payload.redirect_uri, request.scope, data.get("nonce"),
-                    data["code_challenge"], data["code_challenge_method"], code, time.monotonic() + CODE_S,
+                    request.user,
+                    request.payload.redirect_uri,
+                    request.scope,
+                    data.get("nonce"),
+                    data["code_challenge"],
+                    data["code_challenge_method"],
+                    code,
+                    time.monotonic() + CODE_S,
                 )
-            )  # fmt: skip
+            )
 
         def query_authorization_code(self, code: str, client: OAuthClient) -> AuthorizationCode | None:  # noqa: ARG002
             return provider.codes.take(code)

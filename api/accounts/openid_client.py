@@ -70,9 +70,15 @@ class Provider:
         """An OAuth client of this provider; public when there is no secret."""
         method = "client_secret_basic" if self.client_secret else "none"
         return OAuth2Client(
-            self.client_id, self.client_secret or None, token_endpoint_auth_method=method, scope=SCOPE,
-            redirect_uri=redirect_uri, code_challenge_method="S256", timeout=TIMEOUT_S, verify=self.verify,
-        )  # fmt: skip
+            self.client_id,
+            self.client_secret or None,
+            token_endpoint_auth_method=method,
+            scope=SCOPE,
+            redirect_uri=redirect_uri,
+            code_challenge_method="S256",
+            timeout=TIMEOUT_S,
+            verify=self.verify,
+        )
 
     def endpoint(self, name: str) -> str:
         """An endpoint, by the name it has in the provider's discovery document."""
@@ -127,9 +133,11 @@ class Identities:
         try:
             with self.provider.client(self.redirect_uri) as client:
                 tokens = client.fetch_token(
-                    self.provider.endpoint("token_endpoint"), grant_type="authorization_code", code=code,
+                    self.provider.endpoint("token_endpoint"),
+                    grant_type="authorization_code",
+                    code=code,
                     code_verifier=flow.verifier,
-                )  # fmt: skip
+                )
         except (OAuthError, httpx2.HTTPError, ValueError) as error:
             raise SignInFailed("the sign-in provider refused; sign in again") from error
         return self._verified_identity(str(tokens.get("id_token", "")), nonce=flow.nonce)
@@ -152,10 +160,14 @@ class Identities:
             kid = extract_compact(token.encode()).headers().get("kid")
             claims = jwt.decode(token, self.provider.keys(kid=kid), algorithms=ALGORITHMS).claims
             jwt.JWTClaimsRegistry(
-                leeway=LEEWAY_S, iss={"essential": True, "values": issuers}, sub={"essential": True},
-                aud={"essential": True, "value": self.provider.client_id}, exp={"essential": True},
-                iat={"essential": True}, nonce={"essential": True, "value": nonce},
-            ).validate(claims)  # fmt: skip
+                leeway=LEEWAY_S,
+                iss={"essential": True, "values": issuers},
+                sub={"essential": True},
+                aud={"essential": True, "value": self.provider.client_id},
+                exp={"essential": True},
+                iat={"essential": True},
+                nonce={"essential": True, "value": nonce},
+            ).validate(claims)
         except (JoseError, ValueError, TypeError, KeyError) as error:
             raise SignInFailed("the sign-in provider's answer cannot be believed; sign in again") from error
         if claims.get("azp", self.provider.client_id) != self.provider.client_id:

@@ -83,9 +83,13 @@ class TokenVerifier:
         try:
             decoded = jwt.decode(token, self._verifier(token), algorithms=[ALGORITHM])
             jwt.JWTClaimsRegistry(
-                leeway=LEEWAY_S, iss={"essential": True, "value": self.issuer}, exp={"essential": True},
-                aud={"essential": True, "value": audience}, sub={"essential": True}, iat={"essential": True},
-            ).validate(decoded.claims)  # fmt: skip
+                leeway=LEEWAY_S,
+                iss={"essential": True, "value": self.issuer},
+                exp={"essential": True},
+                aud={"essential": True, "value": audience},
+                sub={"essential": True},
+                iat={"essential": True},
+            ).validate(decoded.claims)
         except (JoseError, ValueError, TypeError, KeyError) as error:
             raise BadToken("the token is not valid; sign in again") from error
         if decoded.header.get("typ") != TYPES[audience]:

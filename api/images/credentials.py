@@ -73,9 +73,10 @@ def read(file: bytes, media_type: str) -> dict[str, Any] | None:
 
 def _manifest(media_type: str) -> dict[str, Any]:
     action = {
-        "action": "c2pa.created", "digitalSourceType": SOURCE_TYPE,
+        "action": "c2pa.created",
+        "digitalSourceType": SOURCE_TYPE,
         "softwareAgent": {"name": "PhotoFlux", "version": __version__},
-    }  # fmt: skip
+    }
     return {
         "claim_generator_info": [{"name": "PhotoFlux", "version": __version__}],
         "format": media_type,
@@ -112,9 +113,7 @@ def make_credentials() -> Credentials:
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
     leaf = _certificate("PhotoFlux", own, "PhotoFlux content authority", authority, ca=False, usage=usage)
     chain = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in (leaf, root))
-    key = own.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )  # fmt: skip
+    key = own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return Credentials(chain.decode(), key.decode())
 
 
@@ -131,14 +130,17 @@ def _certificate(name: str, key: Any, issuer: str, signer: Any, *, ca: bool, usa
     now = datetime.datetime.now(datetime.UTC)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(named(name)).issuer_name(named(issuer)).public_key(key.public_key())
+        .subject_name(named(name))
+        .issuer_name(named(issuer))
+        .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5)).not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .add_extension(_key_usage(x509, ca=ca), critical=True)
-    )  # fmt: skip
+    )
     if usage is not None:
         builder = builder.add_extension(usage, critical=False)
     return builder.sign(signer, hashes.SHA256())
@@ -146,6 +148,13 @@ def _certificate(name: str, key: Any, issuer: str, signer: Any, *, ca: bool, usa
 
 def _key_usage(x509: Any, *, ca: bool) -> Any:
     return x509.KeyUsage(
-        digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+        digital_signature=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

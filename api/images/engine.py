@@ -109,9 +109,14 @@ def open_engine(settings: ApiSettings) -> Engine:
     pipe = load_pipeline(spec, device=settings.device or None)
     objects = open_objects()
     return Engine(
-        pipe, spec=spec, fetch=fetcher(objects, spec), is_erased=objects.keyring.is_erased,
-        waiting=settings.engine_waiting, host_bytes=settings.engine_host_bytes, device_bytes=settings.engine_device_bytes,
-    )  # fmt: skip
+        pipe,
+        spec=spec,
+        fetch=fetcher(objects, spec),
+        is_erased=objects.keyring.is_erased,
+        waiting=settings.engine_waiting,
+        host_bytes=settings.engine_host_bytes,
+        device_bytes=settings.engine_device_bytes,
+    )
 
 
 def make_app(
@@ -128,9 +133,13 @@ def make_app(
 
     telemetry = Telemetry("engine")
     app = FastAPI(
-        title="PhotoFlux engine", lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=telemetry.config,
+        title="PhotoFlux engine",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=telemetry.config,
         max_body_size=BODY_BYTES,
-    )  # fmt: skip
+    )
     missing = (404, "model-missing")
     problems.install_handlers(app, {BadToken: (401, "unauthorized"), BlobMissing: missing, OwnerForgotten: missing})
     tokens = checker or RemoteTokenVerifier(issuer=settings.issuer, jwks_url=settings.jwks_url, verify=settings.trusted)
@@ -219,9 +228,14 @@ def main() -> int:
     set_up_logs("engine")
     log_warnings(settings)
     config = uvicorn.Config(
-        make_app(settings), host=settings.engine_host, port=settings.engine_port, log_level="warning",
-        timeout_graceful_shutdown=round(DRAIN_S), access_log=False, log_config=None,
-    )  # fmt: skip
+        make_app(settings),
+        host=settings.engine_host,
+        port=settings.engine_port,
+        log_level="warning",
+        timeout_graceful_shutdown=round(DRAIN_S),
+        access_log=False,
+        log_config=None,
+    )
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()
     return 0

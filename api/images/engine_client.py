@@ -100,9 +100,11 @@ class EngineClient:
     def _predict(self, request: EngineRequest, is_wanted: Callable[[], bool]) -> httpx2.Response | None:
         """The engine's answer; None where it cannot be reached, went away or answers without end. Raises Cancelled."""
         one = {
-            "model": request.model_id, "adapter_sha256": request.adapter_sha256, "prompt": request.prompt,
+            "model": request.model_id,
+            "adapter_sha256": request.adapter_sha256,
+            "prompt": request.prompt,
             "style": request.style,
-        }  # fmt: skip
+        }
         capability = self.tokens.capability_token(Capability(request.owner, request.adapter_sha256))
         body = {
             "instances": [one | {"seed": seed} for seed in request.seeds],

@@ -80,10 +80,15 @@ class ImageGenerator:
                 file, object_id = self.renderer.render(png, request), f"{row.id}.{position}.{attempt}"
                 rows.append(
                     GeneratedImage(
-                        user_id=row.user_id, generation_id=row.id, position=position, object_id=object_id, seed=seed,
-                        sha256=hashlib.sha256(file).hexdigest(), stored_bytes=len(file),
+                        user_id=row.user_id,
+                        generation_id=row.id,
+                        position=position,
+                        object_id=object_id,
+                        seed=seed,
+                        sha256=hashlib.sha256(file).hexdigest(),
+                        stored_bytes=len(file),
                     )
-                )  # fmt: skip
+                )
                 self.objects.put(row.user_id, "image", object_id, file)
         except Exception:
             self._delete_stored(row, rows)
@@ -130,6 +135,9 @@ def provenance(model: Model, *, seed: int, style: str) -> dict[str, str]:
     from photoflux import __version__
 
     return {
-        "model": f"{model.registry_version}", "adapter": model.adapter_sha256, "seed": str(seed), "style": style,
+        "model": f"{model.registry_version}",
+        "adapter": model.adapter_sha256,
+        "seed": str(seed),
+        "style": style,
         "software": f"PhotoFlux {__version__}",
-    }  # fmt: skip
+    }

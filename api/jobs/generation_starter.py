@@ -43,9 +43,16 @@ class GenerationStarter:
         self._check_quota(session, subject.user_id)
         check_storage(session, subject.user_id, limit=self.settings.stored_bytes_max)
         row = Generation(
-            id=new_id(), user_id=subject.user_id, subject_id=subject.id, model_id=subject.champion_id, n=asked.n, seed=asked.seed,
-            size=asked.size, format=asked.format, style=asked.style,
-        )  # fmt: skip
+            id=new_id(),
+            user_id=subject.user_id,
+            subject_id=subject.id,
+            model_id=subject.champion_id,
+            n=asked.n,
+            seed=asked.seed,
+            size=asked.size,
+            format=asked.format,
+            style=asked.style,
+        )
         row.prompt = seal_bytes(asked.prompt.encode(), label=prompt_label(row), keyring=self.keyring)
         if row.model_id is None:
             active = session.scalar(
@@ -64,9 +71,11 @@ class GenerationStarter:
         waiting = waiting.where(Generation.user_id == user_id, Generation.state.in_(ACTIVE))
         if (session.scalar(waiting) or 0) >= self.settings.generations_waiting:
             raise Problem(
-                429, "quota", "So many of your pictures are waiting already; ask again when some are drawn.",
+                429,
+                "quota",
+                "So many of your pictures are waiting already; ask again when some are drawn.",
                 headers={"Retry-After": "5"},
-            )  # fmt: skip
+            )
 
 
 def _check(prompt: str, *, person: bool) -> None:

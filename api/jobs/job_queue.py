@@ -153,9 +153,17 @@ class JobQueue:
         self._client.destroy()
 
     def enqueue(
-        self, session: Session, queue: str, workflow: str, workflow_id: str, *, owner: str = "", priority: int = 1,
-        args: tuple[Any, ...] = (), delay_s: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        session: Session,
+        queue: str,
+        workflow: str,
+        workflow_id: str,
+        *,
+        owner: str = "",
+        priority: int = 1,
+        args: tuple[Any, ...] = (),
+        delay_s: float = 0.0,
+    ) -> None:
         """Enqueue a workflow by name, under an id of its own, when the transaction of `session` commits."""
         session.flush()
         options: Any = {"queue_name": queue, "workflow_name": workflow, "workflow_id": workflow_id}

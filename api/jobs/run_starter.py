@@ -74,12 +74,16 @@ class RunStarter:
         if unknown := sorted(changes.keys() - set(TUNABLE)):
             raise Problem(422, "invalid", f"{unknown[0]}: cannot be changed here; what can are {', '.join(TUNABLE)}.")
         given = {
-            "base": self.settings.base, **self.settings.run_defaults, **changes,
-            "import_photos_source": f"blob:{run_id}", "import_photos_class_noun": subject.class_noun,
-            "import_photos_trigger": subject.trigger, "import_photos_subject_id": subject.id,
+            "base": self.settings.base,
+            **self.settings.run_defaults,
+            **changes,
+            "import_photos_source": f"blob:{run_id}",
+            "import_photos_class_noun": subject.class_noun,
+            "import_photos_trigger": subject.trigger,
+            "import_photos_subject_id": subject.id,
             "import_photos_consent": "granted" if subject.depicts == "consenting_adult" else "own",
             "register_name": subject.id,
-        }  # fmt: skip
+        }
         resolved = resolve(given)
         del resolved["key"]  # follows from owner and run, and is never stored with the parameters
         return resolved

@@ -75,8 +75,13 @@ class WebhookSubscriptions:
     def enqueue(self, session: Session, webhook: Webhook, event: str, object_id: str, outcome: str) -> WebhookDelivery:
         """Record a delivery and enqueue it."""
         delivery = WebhookDelivery(
-            id=new_id(), user_id=webhook.user_id, webhook_id=webhook.id, event=event, object_id=object_id, outcome=outcome
-        )  # fmt: skip
+            id=new_id(),
+            user_id=webhook.user_id,
+            webhook_id=webhook.id,
+            event=event,
+            object_id=object_id,
+            outcome=outcome,
+        )
         session.add(delivery)
         self.queue.enqueue_delivery(session, delivery)
         return delivery
@@ -211,10 +216,13 @@ class WebhookSender:
         secret = unseal_bytes(webhook.secret, label=_label(webhook, "webhook-secret"), keyring=self.keyring).decode()
         body, now = message(delivery), self.clock()
         headers = {
-            "webhook-id": delivery.id, "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": Signer(secret).sign(delivery.id, now, body), "content-type": "application/json",
-            "host": parts.netloc, "user-agent": "PhotoFlux",
-        }  # fmt: skip
+            "webhook-id": delivery.id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": Signer(secret).sign(delivery.id, now, body),
+            "content-type": "application/json",
+            "host": parts.netloc,
+            "user-agent": "PhotoFlux",
+        }
         where = urlunsplit((parts.scheme, _netloc(ip, parts.port), parts.path or "/", parts.query, ""))
         try:
             return asyncio.run(self._request(where, body, headers, str(parts.hostname)))

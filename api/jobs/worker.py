@@ -46,9 +46,12 @@ def open_orchestrator(settings: ApiSettings) -> Orchestrator:
     """What runs the pipeline, by the settings."""
     if settings.orchestrator == "vertex":
         return VertexOrchestrator(
-            settings.gcp_project, settings.gcp_location, settings.pipeline_root, settings.pipeline_image,
+            settings.gcp_project,
+            settings.gcp_location,
+            settings.pipeline_root,
+            settings.pipeline_image,
             settings.pipeline_account,
-        )  # fmt: skip
+        )
     if settings.orchestrator == "kubeflow":
         return KubeflowOrchestrator(
             settings.kubeflow_host, settings.pipeline_image, pipeline_root=settings.pipeline_root
@@ -131,29 +134,53 @@ def make_services(
     queue = JobQueue(url)
     audit_log = AuditLog(pepper(keyring), on_entry=WebhookSubscriptions(queue).on_entry)
     return workflows.WorkerServices(
-        records=records, queue=queue,
+        records=records,
+        queue=queue,
         runs=FinetuningRuns(
-            records, objects, orchestrator, audit_log, enqueue_generation=queue.enqueue_generation, price_per_hour=settings.price_per_hour,
-            limit_s=3600 * settings.run_hours, require=lease.require,
+            records,
+            objects,
+            orchestrator,
+            audit_log,
+            enqueue_generation=queue.enqueue_generation,
+            price_per_hour=settings.price_per_hour,
+            limit_s=3600 * settings.run_hours,
+            require=lease.require,
             discard=lambda session, run: queue.enqueue_deletion(session, DeletionPlan(run.user_id, runs=[run.id])),
-            unregister=unregister, recorded=heads.store,
+            unregister=unregister,
+            recorded=heads.store,
         ),
         generator=ImageGenerator(
             records, objects, engine, audit_log, ImageRenderer(open_credentials(keyring)), open_moderator(settings)
         ),
         erasure=Erasure(
-            records, objects, keyring, audit_log, engine.forget, unregister, orchestrator.discard, settings.cache_dir,
-            require=lease.require, is_idle=queue.drain, recorded=heads.store,
+            records,
+            objects,
+            keyring,
+            audit_log,
+            engine.forget,
+            unregister,
+            orchestrator.discard,
+            settings.cache_dir,
+            require=lease.require,
+            is_idle=queue.drain,
+            recorded=heads.store,
         ),
         exports=Exports(records, objects, audit_log),
         webhooks=WebhookSender(
             records, keyring, private=settings.one_machine, redeliver=queue.enqueue_redelivery, require=lease.require
         ),
         retention=Retention(
-            records, objects, audit_log, tokens, settings.retention, orchestrator.discard, queue.enqueue_deletion, queue.delete_ended,
+            records,
+            objects,
+            audit_log,
+            tokens,
+            settings.retention,
+            orchestrator.discard,
+            queue.enqueue_deletion,
+            queue.delete_ended,
             heads=heads,
         ),
-    )  # fmt: skip
+    )
 
 
 def unregister(name: str, doomed: ChooseVersions) -> int:

@@ -303,18 +303,25 @@ def launch(records_url: str, with_these: WorkerServices, *, worker_id: str, runs
     global services
     services = with_these
     config: DBOSConfig = {
-        "name": NAME, "system_database_url": system_url(records_url), "application_version": VERSION,
-        "executor_id": worker_id, "serializer": Json(), "log_level": "WARNING", "run_migrations": True,
-    }  # fmt: skip
+        "name": NAME,
+        "system_database_url": system_url(records_url),
+        "application_version": VERSION,
+        "executor_id": worker_id,
+        "serializer": Json(),
+        "log_level": "WARNING",
+        "run_migrations": True,
+    }
     with process_lock(records_url, "durable"):
         DBOS(config=config)
         DBOS.launch()
     DBOS.register_queue(RUNS, global_concurrency=runs_at_once, polling_interval_sec=POLL_S[RUNS])
     for queue, concurrency in WORKER_CONCURRENCY.items():
         DBOS.register_queue(
-            queue, worker_concurrency=concurrency, polling_interval_sec=POLL_S[queue],
+            queue,
+            worker_concurrency=concurrency,
+            polling_interval_sec=POLL_S[queue],
             partition_worker_concurrency=OWNER_CONCURRENCY.get(queue),
-        )  # fmt: skip
+        )
     DBOS.apply_schedules(
         [{"schedule_name": "retention", "workflow_fn": apply_retention, "schedule": RETENTION_CRON, "context": None}]
     )

@@ -40,8 +40,10 @@ class Health:
 
     def _probe(self) -> str:
         needed: dict[str, Callable[[], object]] = {
-            "The records": self._check_records, "The objects": self._check_objects, "The keys": self._check_keys
-        }  # fmt: skip
+            "The records": self._check_records,
+            "The objects": self._check_objects,
+            "The keys": self._check_keys,
+        }
         for name, check in needed.items():
             try:
                 check()

@@ -62,21 +62,32 @@ def page(retention: RetentionPeriods) -> str:
     """The record of processing activities as Markdown, with the periods of `retention`."""
     found = inventory()
     parts = [
-        "# Record of processing activities", "",
+        "# Record of processing activities",
+        "",
         "Written by `python -m api.ops.inventory` from [api/ops/inventory.yaml](../api/ops/inventory.yaml); tests hold it against the",
-        "tables, objects and files that there are.", "", f"**Controller.** {found.controller}", "",
-        f"**Processors.** {'; '.join(found.processors)}.", "", f"**Transfers.** {found.transfers}", "",
+        "tables, objects and files that there are.",
+        "",
+        f"**Controller.** {found.controller}",
+        "",
+        f"**Processors.** {'; '.join(found.processors)}.",
+        "",
+        f"**Transfers.** {found.transfers}",
+        "",
         f"**Measures.** {found.measures}",
-    ]  # fmt: skip
+    ]
     for one in found.activities:
         places = [*(f"table `{name}`" for name in one.tables), *(f"objects `{name}`" for name in one.objects)]
         places += [f"files `{name}`" for name in one.files]
         rows = {
-            "Purpose": one.purpose, "Legal ground": one.legal_basis, "People": one.people, "Data": one.data,
-            "Kept": one.retention.format(retention=retention), "Erased": one.erased,
+            "Purpose": one.purpose,
+            "Legal ground": one.legal_basis,
+            "People": one.people,
+            "Data": one.data,
+            "Kept": one.retention.format(retention=retention),
+            "Erased": one.erased,
             "Where": ", ".join(places) or "with the library's tables",
             "Sealed columns": ", ".join(f"`{name}`" for name in one.sealed) or "none",
-        }  # fmt: skip
+        }
         parts += ["", f"## {one.title}", "| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
     return "\n".join(parts) + "\n"
 

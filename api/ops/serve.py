@@ -69,9 +69,13 @@ class ManagedProcess:
         environment = environment | dict(self.settings) | {"TMPDIR": str(self.scratch)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                list(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                list(self.command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         if self.niceness:
             lower_priority(self.process.pid, self.niceness)
         self.started, self.killed = time.monotonic(), False
@@ -213,11 +217,15 @@ def make_supervisor(settings: ApiSettings, *, mlflow: bool = True) -> Supervisor
     for managed in processes:
         managed.log, managed.scratch = logs / f"{managed.name}.log", scratch / managed.name
     environment = {
-        "GOMP_SPINCOUNT": "2000", **os.environ, **_environment(settings),
+        "GOMP_SPINCOUNT": "2000",
+        **os.environ,
+        **_environment(settings),
         "PHOTOFLUX_STATE_DIR": str(settings.state_dir.absolute()),
-        "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_CONFIGURE_LOGGING": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_CONFIGURE_LOGGING": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")])),
-    }  # fmt: skip
+    }
     return Supervisor(settings, processes, environment)
 
 
@@ -250,9 +258,11 @@ def with_certificate(settings: ApiSettings) -> ApiSettings:
         key.touch(mode=0o600)
         issued.private_key_pem.write_to_path(key)
     changes: dict[str, Any] = {
-        "public_url": urlunsplit(("https", address.netloc, "", "", "")), "tls_cert": str(cert.absolute()),
-        "tls_key": str(key.absolute()), "ca_file": str(authority.absolute()),
-    }  # fmt: skip
+        "public_url": urlunsplit(("https", address.netloc, "", "", "")),
+        "tls_cert": str(cert.absolute()),
+        "tls_key": str(key.absolute()),
+        "ca_file": str(authority.absolute()),
+    }
     return ApiSettings(**changes)
 
 

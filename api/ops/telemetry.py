@@ -95,10 +95,15 @@ class JsonLines(structlog.stdlib.ProcessorFormatter):
 
     def __init__(self, service: str) -> None:
         before: list[Any] = [
-            structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(EXTRA_FIELDS), structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"), _add_trace,
-            _add_exception, lambda *args: {**args[2], "service": service},
-        ]  # fmt: skip
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ExtraAdder(EXTRA_FIELDS),
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            _add_trace,
+            _add_exception,
+            lambda *args: {**args[2], "service": service},
+        ]
         meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
         super().__init__(foreign_pre_chain=before, processors=[meta, structlog.processors.JSONRenderer()])
 
@@ -241,9 +246,12 @@ class Telemetry:
     def config(self) -> Any:
         """For FastAPI: its own spans and durations by route. Exporters come from the OTEL_* environment."""
         return {
-            "tracer_provider": self.traces, "meter_provider": self.meters, "logs": False, "operation_spans": False,
+            "tracer_provider": self.traces,
+            "meter_provider": self.meters,
+            "logs": False,
+            "operation_spans": False,
             "auto_configure": True,
-        }  # fmt: skip
+        }
 
     def observe_work(self, records: Records) -> None:
         """Add gauges of queued and running work, and of its age; the database is asked when metrics are."""

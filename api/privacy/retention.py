@@ -71,12 +71,18 @@ class Retention:
     def perform(self) -> dict[str, int]:
         """Delete what is past its period or left over; returns counts by kind."""
         deleted = {
-            "photos": self._old_photos(), "models": self._idle_models(), "images": self._old_images(),
-            "exports": self._old_exports(), "rows": self._old_rows(), "objects": self._orphans(),
-            "runs": self._old_runs(), "keysets": self._lost_keysets(),
-            "signing keys": self._old_signing_key(), "heads": self.heads.thin_out(older_than_ms=_cutoff_ms(HEADS_KEPT_DAYS)),
+            "photos": self._old_photos(),
+            "models": self._idle_models(),
+            "images": self._old_images(),
+            "exports": self._old_exports(),
+            "rows": self._old_rows(),
+            "objects": self._orphans(),
+            "runs": self._old_runs(),
+            "keysets": self._lost_keysets(),
+            "signing keys": self._old_signing_key(),
+            "heads": self.heads.thin_out(older_than_ms=_cutoff_ms(HEADS_KEPT_DAYS)),
             "work": self.forget(_cutoff_ms(self.periods.work)) if self.periods.work else 0,
-        }  # fmt: skip
+        }
         return {name: count for name, count in deleted.items() if count}
 
     def _old_photos(self) -> int:
@@ -218,8 +224,9 @@ class Retention:
             return True
         row_id = object_id.partition(".")[0]
         whole: dict[str, tuple[Any, Any]] = {
-            "image": (GeneratedImage, GeneratedImage.generation_id), "export": (Export, Export.id)
-        }  # fmt: skip
+            "image": (GeneratedImage, GeneratedImage.generation_id),
+            "export": (Export, Export.id),
+        }
         tables: dict[str, Any] = {"photo": Photo, "thumbnail": Photo, "set": Run, "report": Run, "adapter": Model}
         with self.records.reading() as session:
             if kind in whole:

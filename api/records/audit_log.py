@@ -64,9 +64,14 @@ class AuditLog:
             session.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         last = session.scalar(select(AuditEntry).order_by(AuditEntry.number.desc()).limit(1))
         entry = AuditEntry(
-            number=last.number + 1 if last else 1, at_ms=now_ms(), actor=actor, action=action, object=obj,
-            outcome=outcome, previous_digest=last.digest if last else GENESIS_DIGEST,
-        )  # fmt: skip
+            number=last.number + 1 if last else 1,
+            at_ms=now_ms(),
+            actor=actor,
+            action=action,
+            object=obj,
+            outcome=outcome,
+            previous_digest=last.digest if last else GENESIS_DIGEST,
+        )
         entry.digest = self.digest_of(entry)
         session.add(entry)
         session.flush()

@@ -48,8 +48,11 @@ def open_engine(url: str) -> Engine:
     if parsed.get_backend_name() != "sqlite":
         limits = f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}"  # of a process that was stopped
         return create_engine(
-            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10, connect_args={"options": limits}
-        )  # fmt: skip
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            pool_size=10,
+            connect_args={"options": limits},
+        )
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     pool: dict[str, Any] = {"pool_size": CONNECTIONS, "pool_use_lifo": True} if parsed.database else {}

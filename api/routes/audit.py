@@ -49,11 +49,16 @@ def list_audit_entries(
     with records.reading() as session:
         found = [
             AuditEntryPublic(
-                number=e.number, at=utc(e.at_ms), actor=e.actor, action=e.action, object=e.object,
-                outcome=e.outcome, digest=e.digest,
+                number=e.number,
+                at=utc(e.at_ms),
+                actor=e.actor,
+                action=e.action,
+                object=e.object,
+                outcome=e.outcome,
+                digest=e.digest,
             )
             for e in session.scalars(query)
-        ]  # fmt: skip
+        ]
     entries = found[:limit]
     return Page(items=entries, next=str(entries[-1].number) if len(found) > limit else None)
 

@@ -60,9 +60,12 @@ def login(request: Request, identities: IdentitiesDep, rate_limiter: RateLimiter
 
 
 @router.get(
-    "/callback", operation_id="callback", status_code=302, response_class=RedirectResponse,
+    "/callback",
+    operation_id="callback",
+    status_code=302,
+    response_class=RedirectResponse,
     responses=problem_responses(400, 401, 422, 429),
-)  # fmt: skip
+)
 def callback(
     request: Request,
     identities: IdentitiesDep,

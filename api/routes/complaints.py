@@ -139,6 +139,12 @@ def close_complaint(
 def _to_public(keyring: Keyring, row: Complaint) -> ComplaintPublic:
     details = read_details(row, keyring)
     return ComplaintPublic(
-        id=row.id, reason=row.reason, adapter=row.adapter_sha256, text=details["text"], contact=details["contact"], state=row.state,  # type: ignore[arg-type]
-        created=utc(row.created_ms), closed=utc(row.closed_ms),
-    )  # fmt: skip
+        id=row.id,
+        reason=row.reason,
+        adapter=row.adapter_sha256,
+        text=details["text"],
+        contact=details["contact"],
+        state=row.state,  # type: ignore[arg-type]
+        created=utc(row.created_ms),
+        closed=utc(row.closed_ms),
+    )

@@ -184,7 +184,19 @@ def to_public(session: Session, keyring: Keyring, row: Generation) -> Generation
         for p in rows
     ]
     return GenerationPublic(
-        id=row.id, subject=row.subject_id, state=row.state, prompt=prompt, n=row.n, seed=row.seed, size=row.size,  # type: ignore[arg-type]
-        format=row.format, style=row.style, model=row.model_id, run=row.run_id, images=images,
-        error=failure(GenerationFailure, row.error_code, row.error), created=utc(row.created_ms), finished=utc(row.finished_ms),
-    )  # fmt: skip
+        id=row.id,
+        subject=row.subject_id,
+        state=row.state,
+        prompt=prompt,
+        n=row.n,
+        seed=row.seed,
+        size=row.size,  # type: ignore[arg-type]
+        format=row.format,
+        style=row.style,
+        model=row.model_id,
+        run=row.run_id,
+        images=images,
+        error=failure(GenerationFailure, row.error_code, row.error),
+        created=utc(row.created_ms),
+        finished=utc(row.finished_ms),
+    )

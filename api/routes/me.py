@@ -107,9 +107,11 @@ def get_export(export_id: Id, records: RecordsDep, current_user: CurrentUser) ->
 
 
 @router.get(
-    "/media/exports/{export_id}", operation_id="downloadExport", response_class=Response,
+    "/media/exports/{export_id}",
+    operation_id="downloadExport",
+    response_class=Response,
     responses=ZIP | problem_responses(*SIGNED_IN, 404, 422),
-)  # fmt: skip
+)
 def download_export(export_id: Id, records: RecordsDep, objects: ObjectsDep, current_user: MediaUser) -> Response:
     """The ZIP, for a week after it was packed or until a newer one is.
 
@@ -162,7 +164,12 @@ def _with_first(pieces: Iterator[bytes]) -> Iterator[bytes]:
 def _to_public(row: Export) -> ExportPublic:
     ready = row.state == "succeeded"
     return ExportPublic(
-        id=row.id, state=row.state, sha256=row.sha256, bytes=row.stored_bytes,  # type: ignore[arg-type]
-        error=failure(ExportFailure, row.error_code, row.error), url=f"/api/media/exports/{row.id}" if ready else None,
-        created=utc(row.created_ms), expires=utc(row.expires_ms),
-    )  # fmt: skip
+        id=row.id,
+        state=row.state,
+        sha256=row.sha256,
+        bytes=row.stored_bytes,  # type: ignore[arg-type]
+        error=failure(ExportFailure, row.error_code, row.error),
+        url=f"/api/media/exports/{row.id}" if ready else None,
+        created=utc(row.created_ms),
+        expires=utc(row.expires_ms),
+    )

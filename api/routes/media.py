@@ -57,9 +57,12 @@ async def _limit_downloads(renderer: RendererDep, current_user: MediaUser) -> As
 
 
 @router.get(
-    "/images/{result_id}.{position}", operation_id="getImage", response_class=Response, responses=IMAGES | problem_responses(503),
+    "/images/{result_id}.{position}",
+    operation_id="getImage",
+    response_class=Response,
+    responses=IMAGES | problem_responses(503),
     dependencies=[Depends(_limit_downloads)],
-)  # fmt: skip
+)
 async def get_image(
     request: Request,
     result_id: Id,
@@ -123,9 +126,10 @@ def get_report(
         records, objects, current_user, run_id, step, missing="This step wrote no report, or has not ended."
     )
     return Response(
-        page, media_type="text/html; charset=utf-8",
+        page,
+        media_type="text/html; charset=utf-8",
         headers={"Cache-Control": PRIVATE, "Content-Security-Policy": PAGE_POLICY},
-    )  # fmt: skip
+    )
 
 
 @router.get("/cards/{run_id}", operation_id="getCard", response_class=Response, responses=CARDS)

@@ -55,8 +55,15 @@ def to_public(session: Session, model: Model) -> ModelPublic:
     """A model for its owner."""
     champion = session.get_one(Subject, model.subject_id).champion_id == model.id
     return ModelPublic(
-        id=model.id, subject=model.subject_id, run=model.run_id, number=model.number, verdict=model.verdict,
-        champion=champion, metrics=model.metrics, adapter_sha256=model.adapter_sha256,
+        id=model.id,
+        subject=model.subject_id,
+        run=model.run_id,
+        number=model.number,
+        verdict=model.verdict,
+        champion=champion,
+        metrics=model.metrics,
+        adapter_sha256=model.adapter_sha256,
         reports={step: f"/api/media/reports/{model.run_id}/{step}" for step in REPORTS},
-        card=f"/api/media/cards/{model.run_id}", created=utc(model.created_ms),
-    )  # fmt: skip
+        card=f"/api/media/cards/{model.run_id}",
+        created=utc(model.created_ms),
+    )

@@ -40,9 +40,7 @@ def make_provider(
     """The provider's pages, to be mounted at the path of `issuer`. Without `rate_limiter` it counts by itself."""
     provider = ProviderServer(issuer=issuer, redirect_uri=redirect_uri, accounts=accounts)
     checks = PasswordChecks(rate_limiter or RateLimiter("memory://"))
-    app = FastAPI(
-        title="PhotoFlux sign-in", docs_url=None, redoc_url=None, openapi_url=None, max_body_size=FORM_BYTES
-    )  # fmt: skip
+    app = FastAPI(title="PhotoFlux sign-in", docs_url=None, redoc_url=None, openapi_url=None, max_body_size=FORM_BYTES)
     problems.install_handlers(app)
     app.state.provider, app.state.checks = provider, checks
 

@@ -43,9 +43,10 @@ def _event(names: tuple[str, ...], data: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI schema of events of these names, whose `data` is JSON."""
     schema = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
     return {
-        "type": "object", "required": ["event", "data"],
+        "type": "object",
+        "required": ["event", "data"],
         "properties": {"event": {"type": "string", "enum": list(names)}, "data": schema},
-    }  # fmt: skip
+    }
 
 
 _RUN = {"$ref": f"#/components/schemas/{RunPublic.__name__}"}
@@ -167,7 +168,14 @@ def to_public(session: Session, run: Run) -> RunPublic:
     """A run for its owner."""
     model = session.scalar(select(Model.id).where(Model.run_id == run.id))
     return RunPublic(
-        id=run.id, subject=run.subject_id, state=run.state, steps=[StepPublic(**step) for step in run.steps or []],  # type: ignore[arg-type]
-        error=failure(RunFailure, run.error_code, run.error), estimate=run.estimate, actual=run.actual, model=model,
-        created=utc(run.created_ms), finished=utc(run.finished_ms),
-    )  # fmt: skip
+        id=run.id,
+        subject=run.subject_id,
+        state=run.state,
+        steps=[StepPublic(**step) for step in run.steps or []],  # type: ignore[arg-type]
+        error=failure(RunFailure, run.error_code, run.error),
+        estimate=run.estimate,
+        actual=run.actual,
+        model=model,
+        created=utc(run.created_ms),
+        finished=utc(run.finished_ms),
+    )

@@ -82,8 +82,9 @@ def create_subject(
             return stored
         consents.require_consents(session, current_user.user_id, person=body.depicts != consents.NO_PERSON)
         check_capacity(session, Subject, Subject.user_id == current_user.user_id, limit=limit, problem=full)
-        subject = Subject(id=new_id(), user_id=current_user.user_id, class_noun=body.class_noun, depicts=body.depicts,
-                          trigger=trigger)  # fmt: skip
+        subject = Subject(
+            id=new_id(), user_id=current_user.user_id, class_noun=body.class_noun, depicts=body.depicts, trigger=trigger
+        )
         if body.name:
             subject.name = collection.seal_name(current_user.user_id, "subject-name", subject.id, body.name)
         session.add(subject)
@@ -313,10 +314,15 @@ def to_public(session: Session, collection: PhotoCollection, subject: Subject) -
     """A subject for its owner."""
     photos = session.scalar(select(func.count()).select_from(Photo).where(Photo.subject_id == subject.id)) or 0
     return SubjectPublic(
-        id=subject.id, class_noun=subject.class_noun, depicts=subject.depicts,  # type: ignore[arg-type]
-        name=collection.open_name(subject.user_id, "subject-name", subject.id, subject.name), trigger=subject.trigger,
-        photos=photos, champion=subject.champion_id, created=utc(subject.created_ms),
-    )  # fmt: skip
+        id=subject.id,
+        class_noun=subject.class_noun,
+        depicts=subject.depicts,  # type: ignore[arg-type]
+        name=collection.open_name(subject.user_id, "subject-name", subject.id, subject.name),
+        trigger=subject.trigger,
+        photos=photos,
+        champion=subject.champion_id,
+        created=utc(subject.created_ms),
+    )
 
 
 def _upload_result(
@@ -347,19 +353,28 @@ def _upload_result(
 def _photo_public(collection: PhotoCollection, photo: Photo, verdict: dict[str, object]) -> PhotoPublic:
     reasons = [Reason.model_validate(reason) for reason in verdict["reasons"]]  # type: ignore[attr-defined]
     return PhotoPublic(
-        id=photo.id, name=collection.open_name(photo.user_id, "photo-name", photo.id, photo.name),
-        status=verdict["status"], reasons=reasons, width=photo.width, height=photo.height,  # type: ignore[arg-type]
+        id=photo.id,
+        name=collection.open_name(photo.user_id, "photo-name", photo.id, photo.name),
+        status=verdict["status"],
+        reasons=reasons,
+        width=photo.width,
+        height=photo.height,  # type: ignore[arg-type]
         thumbnail=f"/api/media/photos/{photo.id}",
-    )  # fmt: skip
+    )
 
 
 def _rejected_photo(collection: PhotoCollection, decoded: DecodedUpload | None, name: str) -> PhotoPublic:
     assert decoded is not None
     status, reasons = collection.photo_verdict(decoded)
     return PhotoPublic(
-        id=None, name=name, status=status, reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
-        width=0, height=0, thumbnail=None,
-    )  # fmt: skip
+        id=None,
+        name=name,
+        status=status,
+        reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
+        width=0,
+        height=0,
+        thumbnail=None,
+    )
 
 
 def _display_name(name: str) -> str:

@@ -138,6 +138,9 @@ def _to_public(session: Session, keyring: Keyring, row: Webhook, *, secret: str 
         .limit(1)
     )
     return WebhookPublic(
-        id=row.id, url=address_of(row, keyring), secret=secret, last=session.scalar(last),
+        id=row.id,
+        url=address_of(row, keyring),
+        secret=secret,
+        last=session.scalar(last),
         created=utc(row.created_ms),
-    )  # fmt: skip
+    )

@@ -292,10 +292,17 @@ class FinetuningRuns:
             with suppress(BlobExists):
                 self.objects.put(row.user_id, "adapter", model_id, adapter.read_bytes())
         return Model(
-            id=model_id, user_id=row.user_id, subject_id=row.subject_id, run_id=row.id, registry_name=receipt["name"],
-            registry_version=str(receipt["version"]), adapter_sha256=sha256, stored_bytes=stored, verdict=run.verdict,
+            id=model_id,
+            user_id=row.user_id,
+            subject_id=row.subject_id,
+            run_id=row.id,
+            registry_name=receipt["name"],
+            registry_version=str(receipt["version"]),
+            adapter_sha256=sha256,
+            stored_bytes=stored,
+            verdict=run.verdict,
             metrics=run.step("evaluate").metrics,
-        )  # fmt: skip
+        )
 
     def _store_reports(self, row: Run, run: PipelineRun, folder: Path) -> None:
         """Store the model's card and the reports, sealed: of two versions of a report the one with the subject's images."""
@@ -400,12 +407,15 @@ def steps_of(run: PipelineRun, logs: Path) -> list[dict[str, Any]]:
     """The steps as they are recorded; the running one with the last progress in its log."""
     return [
         {
-            "name": step.name, "title": step.title, "state": str(step.state), "started": step.started,
+            "name": step.name,
+            "title": step.title,
+            "state": str(step.state),
+            "started": step.started,
             "ended": step.ended,
             "progress": progress(logs / f"{step.name}.log") if step.state is State.running else "",
         }
         for step in run.steps
-    ]  # fmt: skip
+    ]
 
 
 def gate_refusal(verdict: str, decision: Mapping[str, Any] | None) -> str:
@@ -424,6 +434,8 @@ def estimate(session: Session, params: Mapping[str, Any], *, price_per_hour: flo
     seconds = sum(known) / len(known) if known else DEFAULT_DURATION_S
     ahead = session.scalar(select(func.count()).select_from(Run).where(Run.state.in_(ACTIVE))) or 0
     return {
-        "seconds": round(seconds), "waiting_seconds": round(ahead * seconds),
-        "cost": round(seconds / 3600 * price_per_hour, 4), "measured_runs": len(known),
-    }  # fmt: skip
+        "seconds": round(seconds),
+        "waiting_seconds": round(ahead * seconds),
+        "cost": round(seconds / 3600 * price_per_hour, 4),
+        "measured_runs": len(known),
+    }

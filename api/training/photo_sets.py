@@ -105,11 +105,18 @@ class PhotoCollection:
             raise Problem(409, "too-many-photos", f"A subject takes {self.photos_max} photos; delete some first.")
         status, reasons = self.photo_verdict(upload)
         photo = Photo(
-            id=photo_id, user_id=subject.user_id, subject_id=subject.id, fingerprint=self._fingerprint(subject, upload),
+            id=photo_id,
+            user_id=subject.user_id,
+            subject_id=subject.id,
+            fingerprint=self._fingerprint(subject, upload),
             name=self._sealed(subject.user_id, "photo-name", photo_id, name.encode()),
             measured=self._sealed(subject.user_id, "measured", photo_id, upload.measured),
-            width=upload.size[0], height=upload.size[1], stored_bytes=len(upload.photo), status=status, reasons=reasons,
-        )  # fmt: skip
+            width=upload.size[0],
+            height=upload.size[1],
+            stored_bytes=len(upload.photo),
+            status=status,
+            reasons=reasons,
+        )
         session.add(photo)
         session.flush()
         subject.verdict = None

@@ -18,11 +18,17 @@ ISATAP = (0x00005EFE, 0x02005EFE)
 """How an interface id begins that carries an IPv4 address (RFC 5214)."""
 UNICAST = IPv6Network("2000::/3")
 """All that is given out of IPv6; what lies beyond is local, reserved or a transition."""
-NOT_PUBLIC = tuple(ip_network(one) for one in (
-    "192.0.0.0/24", "192.88.99.0/24",  # protocol assignments (the nearest translator answers there), relays of 6to4
-    "2001::/23", "2002::/16",  # Teredo and other protocol assignments, 6to4
-    "2001:db8::/32", "3fff::/20",  # documentation, which older libraries take for public
-))  # fmt: skip
+NOT_PUBLIC = tuple(
+    ip_network(one)
+    for one in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",  # protocol assignments (the nearest translator answers there), relays of 6to4
+        "2001::/23",
+        "2002::/16",  # Teredo and other protocol assignments, 6to4
+        "2001:db8::/32",
+        "3fff::/20",  # documentation, which older libraries take for public
+    )
+)
 """Networks without public servers; `is_global` takes some of them for public."""
 
 

@@ -52,9 +52,11 @@ class HeldRequests:
         one, limit = (kind, person), self._limits[kind]
         if self._held[one] >= limit:
             raise Problem(
-                429, "too-many-streams", f"You have {limit} requests of this kind open; end one of them first.",
+                429,
+                "too-many-streams",
+                f"You have {limit} requests of this kind open; end one of them first.",
                 headers={"Retry-After": str(RETRY_S)},
-            )  # fmt: skip
+            )
         self._held[one] += 1
         try:
             yield

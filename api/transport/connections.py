@@ -303,11 +303,20 @@ def make_server(app: ASGIApp, *, proxies: str = "", tls_cert: str = "", tls_key:
     tls: dict[str, Any] = {"ssl_certfile": tls_cert, "ssl_keyfile": tls_key} if tls_cert else {}
     return Server(
         uvicorn.Config(
-            app, http=TimedProtocol, ws="none", loop=f"{__name__}:{EventLoop.__name__}", proxy_headers=bool(proxies),
-            forwarded_allow_ips=proxies, log_config=None, log_level="warning", access_log=False,
-            timeout_graceful_shutdown=STOP_S, limit_concurrency=CONNECTIONS_MAX, **tls,
+            app,
+            http=TimedProtocol,
+            ws="none",
+            loop=f"{__name__}:{EventLoop.__name__}",
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=STOP_S,
+            limit_concurrency=CONNECTIONS_MAX,
+            **tls,
         )
-    )  # fmt: skip
+    )
 
 
 def serve(

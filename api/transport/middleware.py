@@ -105,9 +105,7 @@ def _content_length(scope: Scope) -> int | None:
 
 def _is_json(message: Message) -> bool:
     headers = Headers(raw=message["headers"])
-    return (
-        message["status"] == 200 and media_type(headers) == "application/json" and "cache-control" not in headers
-    )  # fmt: skip
+    return message["status"] == 200 and media_type(headers) == "application/json" and "cache-control" not in headers
 
 
 class BodyLimits:

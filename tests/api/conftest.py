@@ -168,10 +168,12 @@ DECODED: dict[bytes, DecodedUpload] = {}
 def in_the_cloud(emulator: str) -> dict[str, str]:
     """Settings of a service whose objects and keysets lie in buckets, under a key of Cloud KMS."""
     return {
-        "STORAGE_EMULATOR_HOST": emulator, "GOOGLE_CLOUD_PROJECT": "test",
-        "PHOTOFLUX_BLOBS": f"gs://{new_bucket(emulator)}/objects", "PHOTOFLUX_KEYRING": f"gs://{new_bucket(emulator)}",
+        "STORAGE_EMULATOR_HOST": emulator,
+        "GOOGLE_CLOUD_PROJECT": "test",
+        "PHOTOFLUX_BLOBS": f"gs://{new_bucket(emulator)}/objects",
+        "PHOTOFLUX_KEYRING": f"gs://{new_bucket(emulator)}",
         "PHOTOFLUX_KEK_URI": f"gcp-kms://{GOOGLE_KEY}",
-    }  # fmt: skip
+    }
 
 
 def innermost(app: Any) -> Any:

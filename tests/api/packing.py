@@ -44,9 +44,14 @@ def with_pictures(site: Site, person: Person, count: int, *, size: int) -> list[
         session.add(row)
     for position in range(count):
         image = GeneratedImage(
-            user_id=person.id, generation_id=row.id, position=position, object_id=f"{row.id}.{position}.{new_id()}", seed=1,
-            sha256="ab" * 32, stored_bytes=size,
-        )  # fmt: skip
+            user_id=person.id,
+            generation_id=row.id,
+            position=position,
+            object_id=f"{row.id}.{position}.{new_id()}",
+            seed=1,
+            sha256="ab" * 32,
+            stored_bytes=size,
+        )
         objects.put(person.id, "image", image.object_id, os.urandom(size))
         with site.service.records.writing() as session:
             session.add(image)
@@ -93,12 +98,23 @@ async def downloaded(app: Any, token: str, path: str) -> tuple[int, str]:
     headers = [(b"host", b"127.0.0.1:8000"), (b"authorization", f"Bearer {token}".encode())]
     await app(
         {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1", "method": "GET",
-            "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-            "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000), "state": {},
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": headers,
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 8000),
+            "state": {},
         },
-        receive, send,
-    )  # fmt: skip
+        receive,
+        send,
+    )
     return length, digest.hexdigest()
 
 

@@ -91,15 +91,29 @@ class Person:
         subject = self.subject()
         with self.site.service.records.writing() as session:
             run = Run(
-                id=new_id(), user_id=self.id, subject_id=subject, state="succeeded", params={}, orchestrator="local",
-                estimate={}, steps=[],
-            )  # fmt: skip
+                id=new_id(),
+                user_id=self.id,
+                subject_id=subject,
+                state="succeeded",
+                params={},
+                orchestrator="local",
+                estimate={},
+                steps=[],
+            )
             session.add(run)
             session.flush()
             model = Model(
-                id=new_id(), user_id=self.id, subject_id=subject, run_id=run.id, number=number, registry_name=subject,
-                registry_version="1", adapter_sha256=sha256, verdict="PASS", metrics={"identity_gain": 0.8},
-            )  # fmt: skip
+                id=new_id(),
+                user_id=self.id,
+                subject_id=subject,
+                run_id=run.id,
+                number=number,
+                registry_name=subject,
+                registry_version="1",
+                adapter_sha256=sha256,
+                verdict="PASS",
+                metrics={"identity_gain": 0.8},
+            )
             session.add(model)
             session.flush()
             session.get_one(Subject, subject).champion_id = model.id

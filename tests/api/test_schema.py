@@ -116,9 +116,15 @@ def test_somebody_elses_ids_are_nobodys(site: Site, ada: Person, bob: Person) ->
     model = ada.get("/api/models", params={"subject": ada.subject_with_model()}).json()["items"][0]["id"]
     export = ada.post("/api/me/export").json()["id"]
     ids = {
-        "subject_id": subject, "photo_id": photo, "run_id": result["run"], "result_id": result["id"], "model_id": model,
-        "export_id": export, "position": "0", "step": "gate",
-    }  # fmt: skip
+        "subject_id": subject,
+        "photo_id": photo,
+        "run_id": result["run"],
+        "result_id": result["id"],
+        "model_id": model,
+        "export_id": export,
+        "position": "0",
+        "step": "gate",
+    }
     bodies = {"giveFeedback": {"rating": 3}}
     asked = 0
     for path, methods in site.client.get("/openapi.json").json()["paths"].items():

@@ -75,9 +75,12 @@ def test_production_takes_what_is_fit_for_it():
     made = ApiSettings(**PRODUCTION)
     assert (made.one_machine, made.warnings, made.public_host) == (False, (), "photos.example")
     for more in (
-        {"engine_url": "http://127.0.0.1:8001"}, {"tracking_uri": ""}, {"tracking_uri": "http://localhost:5000"},
-        {"limits": "memory://", "apis": 1}, {"listen": "0.0.0.0", "engine_host": "::", "trusted_proxies": "10.0.0.0/24, 10.0.1.7"},
-    ):  # fmt: skip
+        {"engine_url": "http://127.0.0.1:8001"},
+        {"tracking_uri": ""},
+        {"tracking_uri": "http://localhost:5000"},
+        {"limits": "memory://", "apis": 1},
+        {"listen": "0.0.0.0", "engine_host": "::", "trusted_proxies": "10.0.0.0/24, 10.0.1.7"},
+    ):
         ApiSettings(**PRODUCTION | more)
 
 
@@ -130,11 +133,16 @@ def test_pipelines_elsewhere_have_all_that_they_need(environment: str):
     for facts in (vertex, kubeflow, kubeflow | {"kubeflow_host": "http://127.0.0.1:8080"}):
         ApiSettings(environment=environment, **facts)
     for facts, name, value in (
-        (vertex, "gcp_project", ""), (vertex, "pipeline_root", ""), (vertex, "pipeline_root", "/runs"),
-        (vertex, "pipeline_image", "gcr.io/p/steps:latest"), (vertex, "pipeline_image", f"x@sha256:{'0' * 63}"),
-        (kubeflow, "kubeflow_host", ""), (kubeflow, "kubeflow_host", "http://k"), (kubeflow, "pipeline_root", ""),
+        (vertex, "gcp_project", ""),
+        (vertex, "pipeline_root", ""),
+        (vertex, "pipeline_root", "/runs"),
+        (vertex, "pipeline_image", "gcr.io/p/steps:latest"),
+        (vertex, "pipeline_image", f"x@sha256:{'0' * 63}"),
+        (kubeflow, "kubeflow_host", ""),
+        (kubeflow, "kubeflow_host", "http://k"),
+        (kubeflow, "pipeline_root", ""),
         (kubeflow, "pipeline_image", ""),
-    ):  # fmt: skip
+    ):
         (line,) = refused(environment=environment, **facts | {name: value})
         assert line.startswith(f"PHOTOFLUX_{name.upper()}: ")
 

@@ -70,10 +70,13 @@ def test_attacks_have_names_of_their_own_and_say_what_they_do() -> None:
 def test_what_is_too_many_is_what_the_service_allows() -> None:
     fields = ApiSettings.model_fields
     allowed = {
-        "WEBHOOKS_MAX": WEBHOOKS_MAX, "SUBJECTS_MAX": fields["subjects_max"].default, "STREAMS": HELD_MAX["stream"],
-        "RUNS_A_DAY": fields["runs_a_day"].default, "EXPORTS_A_DAY": fields["exports_a_day"].default,
+        "WEBHOOKS_MAX": WEBHOOKS_MAX,
+        "SUBJECTS_MAX": fields["subjects_max"].default,
+        "STREAMS": HELD_MAX["stream"],
+        "RUNS_A_DAY": fields["runs_a_day"].default,
+        "EXPORTS_A_DAY": fields["exports_a_day"].default,
         "COMPLAINTS_AN_HOUR": int(RATES["complaint"].removesuffix("/hour")),
-    }  # fmt: skip
+    }
     assert {name: getattr(attackers, name) for name in allowed} == allowed
 
 
@@ -119,9 +122,13 @@ def test_a_service_that_hangs_fails() -> None:
 
 def test_a_figure_that_is_missing_meets_no_aim() -> None:
     found = {
-        "api_rss_max_mb": 700.0, "api_growth": -0.2, "reads_p95_ms": None, "honest_failures": 1, "wrong": [],
+        "api_rss_max_mb": 700.0,
+        "api_growth": -0.2,
+        "reads_p95_ms": None,
+        "honest_failures": 1,
+        "wrong": [],
         "flat_over_s": 600,
-    }  # fmt: skip
+    }
     judged = {"api_rss_max_mb": True, "api_growth": True, "honest_failures": False, "wrong": True}
     assert attack.aims_met(found) == judged | {"reads_p95_ms": False}
     assert attack.aims_met(found, any_speed=True) == judged
@@ -240,8 +247,10 @@ def test_a_form_holds_its_fields_and_files() -> None:
     headers, body = attackers.form_body({"subject": "abc"}, [b"\r\n--\xff", b""])
     read = message_from_bytes(f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode() + body)
     assert [part.get_param("name", header="content-disposition") for part in read.get_payload()] == [  # type: ignore[union-attr]
-        "subject", "photos", "photos"
-    ]  # fmt: skip
+        "subject",
+        "photos",
+        "photos",
+    ]
     assert read.get_payload()[1].get_payload(decode=True) == b"\r\n--\xff"  # type: ignore[index,union-attr]
 
 
@@ -266,9 +275,15 @@ def test_what_is_written_says_what_was_found() -> None:
     scene = a_scene(Service(1), attackers.complain)
     scene.wrong["GET /x: 500"] += 2
     found = {
-        "seconds": 50.0, **attack.memory(rows, {}, since=10, until=60), **attack.honest(events, since=10), "machine": place,
-        "cpu_shares": {"attackers": 0.3}, **attackers.summary([scene], Receiver(messages=1)), "connections_max": 9, "uploads_max": 1,
-    }  # fmt: skip
+        "seconds": 50.0,
+        **attack.memory(rows, {}, since=10, until=60),
+        **attack.honest(events, since=10),
+        "machine": place,
+        "cpu_shares": {"attackers": 0.3},
+        **attackers.summary([scene], Receiver(messages=1)),
+        "connections_max": 9,
+        "uploads_max": 1,
+    }
     told = attack.page(found | {"met": attack.aims_met(found)})
     assert "GET /x: 500 (2 times)" in told and "| **no** |" in told and "Complaints of nobody." in told
     assert attack.plot(rows, events, since=10).startswith(b"\x89PNG")

@@ -95,11 +95,15 @@ def published_loss(transformer: Any, spec: BaseSpec, stuff: TrainingData, *, ste
     sigmas = levels.view(-1, 1, 1, 1)
     packed = FluxPipeline._pack_latents((1.0 - sigmas) * z + sigmas * noise, len(z), 16, SIDE, SIDE)
     answer = transformer(
-        hidden_states=packed, timestep=told, guidance=None, pooled_projections=batch.prompts.pooled,
-        encoder_hidden_states=batch.prompts.sequence, txt_ids=torch.zeros(spec.text_length, 3),
+        hidden_states=packed,
+        timestep=told,
+        guidance=None,
+        pooled_projections=batch.prompts.pooled,
+        encoder_hidden_states=batch.prompts.sequence,
+        txt_ids=torch.zeros(spec.text_length, 3),
         img_ids=FluxPipeline._prepare_latent_image_ids(len(z), SIDE // 2, SIDE // 2, "cpu", torch.float32),
         return_dict=False,
-    )[0]  # fmt: skip
+    )[0]
     answer = FluxPipeline._unpack_latents(answer, height=8 * SIDE, width=8 * SIDE, vae_scale_factor=8)
     weighting = compute_loss_weighting_for_sd3(weighting_scheme="none", sigmas=sigmas)
     errors = (weighting * (answer - (noise - z)) ** 2).reshape(len(z), -1).mean(1)
@@ -217,17 +221,21 @@ def test_a_batch_is_half_photos_and_half_class_pictures_which_come_once_in_an_ep
 ) -> None:
     stuff = material(pipe, pocket)
     stuff = replace(
-        stuff, photos=stuff.photos[:3], pictures=torch.cat([stuff.pictures, stuff.pictures + 9])[:12],
+        stuff,
+        photos=stuff.photos[:3],
+        pictures=torch.cat([stuff.pictures, stuff.pictures + 9])[:12],
         prompts=stuff.prompts.take([0, 1, 2, 5]),
-    )  # fmt: skip
+    )
     batches = [stuff.batch(step, size=4, seed=2) for step in range(3)]
     for batch in batches:
         for clean, prompt in zip(batch.clean[:4], batch.prompts.pooled[:4], strict=True):
             (photo,) = (number for number, one in enumerate(stuff.photos) if torch.equal(one, clean))
             assert torch.equal(prompt, stuff.prompts.pooled[photo])
         assert torch.equal(batch.prompts.pooled[4:], stuff.prompts.pooled[[3] * 4])
-    shown = {part: torch.cat([batch.clean[rows] for batch in batches]) for part, rows in
-             (("photos", slice(0, 4)), ("pictures", slice(4, 8)))}  # fmt: skip
+    shown = {
+        part: torch.cat([batch.clean[rows] for batch in batches])
+        for part, rows in (("photos", slice(0, 4)), ("pictures", slice(4, 8)))
+    }
     for part, times in (("photos", 4), ("pictures", 1)):
         each = getattr(stuff, part)
         counts = [(shown[part] == one).flatten(1).all(1).sum().item() for one in each]

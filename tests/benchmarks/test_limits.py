@@ -42,8 +42,10 @@ def test_no_limit_is_made_of_one_subject_or_of_nothing() -> None:
 
 def test_what_goes_into_the_parameters_is_printed_beside_what_is_there() -> None:
     result = {
-        "base": {"hash": "a" * 64}, "hashes": {"judges": "b" * 64, "calibration": "c" * 16}, "subjects": subjects(0.01, 0.01),
-    }  # fmt: skip
+        "base": {"hash": "a" * 64},
+        "hashes": {"judges": "b" * 64, "calibration": "c" * 16},
+        "subjects": subjects(0.01, 0.01),
+    }
     told = text(result)
     assert f"drift_kid_max: 0.01    # is {GateParams().drift_kid_max}" in told
     assert 'drift_kid_of: "aaaaaaaa bbbbbbbb"' in told

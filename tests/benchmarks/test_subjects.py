@@ -30,14 +30,22 @@ def measured(gain: float, leakage: float, verdict: str, *, seconds: float = 20.0
     failing = {"class leakage"} if verdict == "FAIL" else set()
     return {
         "metrics": {name: {"point": x, "lo": x - 0.1, "hi": x + 0.1} for name, x in values.items()},
-        "identity_gain_fresh": gain, "captions": ["beach", "city", "space", "snow"], "seconds": seconds,
-        "prepared_s": 3.0, "trained_s": 6.0, "verdict": verdict, "folder": "somewhere",
-        "curve": [{"seconds": 2.0, "identity": gain / 2, "leakage": leakage}, {"seconds": 4.0, "identity": gain, "leakage": leakage}],
+        "identity_gain_fresh": gain,
+        "captions": ["beach", "city", "space", "snow"],
+        "seconds": seconds,
+        "prepared_s": 3.0,
+        "trained_s": 6.0,
+        "verdict": verdict,
+        "folder": "somewhere",
+        "curve": [
+            {"seconds": 2.0, "identity": gain / 2, "leakage": leakage},
+            {"seconds": 4.0, "identity": gain, "leakage": leakage},
+        ],
         "rules": {
             rule.name: {"verdict": verdict if rule.name in failing else "PASS", "value": 0.5, "lo": 0.4, "hi": 0.6}
             for rule in rules({"exact_attributes": True}, GateParams())
         },
-    }  # fmt: skip
+    }
 
 
 def row(kind: str, **found: dict[str, Any]) -> dict[str, Any]:
@@ -48,11 +56,19 @@ def row(kind: str, **found: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
     return [
-        row("mug", ours=measured(0.6, 0.4, "FAIL"), dreambooth=measured(0.2, 0.0, "PASS"),
-            dreambooth_started=measured(0.7, 0.1, "PASS")),
-        row("dog", ours=measured(0.9, 0.0, "PASS"), dreambooth=measured(0.5, 0.7, "FAIL", seconds=40),
-            dreambooth_started=measured(0.7, 0.1, "PASS")),
-    ]  # fmt: skip
+        row(
+            "mug",
+            ours=measured(0.6, 0.4, "FAIL"),
+            dreambooth=measured(0.2, 0.0, "PASS"),
+            dreambooth_started=measured(0.7, 0.1, "PASS"),
+        ),
+        row(
+            "dog",
+            ours=measured(0.9, 0.0, "PASS"),
+            dreambooth=measured(0.5, 0.7, "FAIL", seconds=40),
+            dreambooth_started=measured(0.7, 0.1, "PASS"),
+        ),
+    ]
 
 
 @pytest.fixture
@@ -61,13 +77,22 @@ def result(rows: list[dict[str, Any]]) -> dict[str, Any]:
     machine = {"processor": "one", "cores": 2, "threads": 2, "memory_gib": 8, "device": "cpu", "system": "Linux"}
     settings = {name: {"title": name, **chosen} for name, chosen in CHOSEN.items()}
     return {
-        "schema_version": subjects.SCHEMA_VERSION, "verdicts": "the gate's rules", "machine": machine, "versions": {"torch": "2"},
-        "base": {"name": "pocket", "hash": "b" * 64}, "hashes": {"params": "p", "calibration": subjects.calibration(rows)},
-        "seeds": {"subjects": 5}, "params": {"finetune": {"steps": 100, "batch_size": 4}, "evaluate": {"profile": "smoke"}},
-        "recipes": {"ours": {"title": "PhotoFlux"}, **settings}, "targets": subjects.targets(rows),
-        "summary": {recipe.name: subjects.summary(rows, recipe) for recipe in RECIPES}, "time_to_gain": subjects.times(rows),
-        "margins": subjects.margins(rows, GateParams()), "fresh": 12, "subjects": rows,
-    }  # fmt: skip
+        "schema_version": subjects.SCHEMA_VERSION,
+        "verdicts": "the gate's rules",
+        "machine": machine,
+        "versions": {"torch": "2"},
+        "base": {"name": "pocket", "hash": "b" * 64},
+        "hashes": {"params": "p", "calibration": subjects.calibration(rows)},
+        "seeds": {"subjects": 5},
+        "params": {"finetune": {"steps": 100, "batch_size": 4}, "evaluate": {"profile": "smoke"}},
+        "recipes": {"ours": {"title": "PhotoFlux"}, **settings},
+        "targets": subjects.targets(rows),
+        "summary": {recipe.name: subjects.summary(rows, recipe) for recipe in RECIPES},
+        "time_to_gain": subjects.times(rows),
+        "margins": subjects.margins(rows, GateParams()),
+        "fresh": 12,
+        "subjects": rows,
+    }
 
 
 def test_nobody_is_drawn_from_two_seeds() -> None:
@@ -195,8 +220,11 @@ def test_the_headline_goes_on_as_it_began_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_rivals_that_were_tuned_under_other_limits_are_tuned_again(tmp_path: Path) -> None:
-    tuned = {"limits": recipes.short_hash(as_dict(GateParams())), "profile": EvaluateParams().profile,
-             "base": {"name": "pocket", "hash": "b"}}  # fmt: skip
+    tuned = {
+        "limits": recipes.short_hash(as_dict(GateParams())),
+        "profile": EvaluateParams().profile,
+        "base": {"name": "pocket", "hash": "b"},
+    }
     file = write_json(tmp_path / "tuning.json", tuned)
     subjects.check_tuning(file, Opened())  # type: ignore[arg-type]
     with pytest.raises(SystemExit, match=r"other limits; run .*--tune"):
@@ -215,16 +243,26 @@ def test_subjects_from_another_seed_are_no_results(capsys: pytest.CaptureFixture
 def grid() -> dict[str, Any]:
     cells = [
         {"lr": lr, "steps": steps, "passes": 1, "subjects": 4, "score": 0.4, "identity_gain": 0.5, "leakage": 0.1}
-        for lr in tuning.RATES for steps in tuning.STEPS
-    ]  # fmt: skip
-    return {"subjects": ["dog", "fish"], "profile": "smoke", "rule": tuning.RULE, "chosen": CHOSEN,
-            "grid": {rival.name: cells for rival in RIVALS}}  # fmt: skip
+        for lr in tuning.RATES
+        for steps in tuning.STEPS
+    ]
+    return {
+        "subjects": ["dog", "fish"],
+        "profile": "smoke",
+        "rule": tuning.RULE,
+        "chosen": CHOSEN,
+        "grid": {rival.name: cells for rival in RIVALS},
+    }
 
 
 def test_a_page_tells_of_all_recipes_their_tuning_and_the_controls(result: dict[str, Any]) -> None:
     passed = {"count": 12, "passed": 0, "lo": 0.0, "hi": 0.26, "stopped_by": {"identity gain": 12}}
-    held = {"subjects": ["dog"] * 12, "seeds": {"subjects": controls.SEED}, "all": passed | {"count": 60},
-            "by_control": {"untrained": {"says": "saw no photo", **passed}}}  # fmt: skip
+    held = {
+        "subjects": ["dog"] * 12,
+        "seeds": {"subjects": controls.SEED},
+        "all": passed | {"count": 60},
+        "by_control": {"untrained": {"says": "saw no photo", **passed}},
+    }
     for name in pages.NAMES:
         told = pages.page(name, result, tuned=grid(), controls=held)
         assert all(recipe.title in told for recipe in RECIPES)
@@ -237,9 +275,12 @@ def test_a_page_tells_of_all_recipes_their_tuning_and_the_controls(result: dict[
 def test_a_calibration_tells_of_our_recipe_alone(rows: list[dict[str, Any]], result: dict[str, Any]) -> None:
     alone = [{name: one for name, one in row.items() if name not in {rival.name for rival in RIVALS}} for row in rows]
     found = result | {
-        "subjects": alone, "targets": subjects.targets(alone), "time_to_gain": subjects.times(alone),
-        "margins": subjects.margins(alone, GateParams()), "recipes": {OURS.name: {}},
-    }  # fmt: skip
+        "subjects": alone,
+        "targets": subjects.targets(alone),
+        "time_to_gain": subjects.times(alone),
+        "margins": subjects.margins(alone, GateParams()),
+        "recipes": {OURS.name: {}},
+    }
     told = pages.page("calibration", found, tuned=None, controls=None)
     assert OURS.title in told and "DreamBooth" not in told
     assert pages.figure_png(pages.curves(found)).startswith(b"\x89PNG")

@@ -41,10 +41,9 @@ def test_a_best_rate_at_the_edge_is_followed_by_the_next() -> None:
 
 def test_a_cell_is_over_all_subjects() -> None:
     rows = [
-        {"subject": kind, "verdict": verdict,
-         "metrics": {name: {"point": value} for name in tuning.MEASURED}}
+        {"subject": kind, "verdict": verdict, "metrics": {name: {"point": value} for name in tuning.MEASURED}}
         for kind, verdict, value in (("dog", "PASS", 0.6), ("fish", "FAIL", 0.2))
-    ]  # fmt: skip
+    ]
     found = tuning._cell(rows, lr=1e-3, steps=100)
     assert (found["passes"], found["subjects"], found["identity_gain"]) == (1, 2, pytest.approx(0.4))
     assert found["score"] == pytest.approx(0.0) and found["verdicts"] == {"dog": "PASS", "fish": "FAIL"}

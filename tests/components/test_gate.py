@@ -22,19 +22,31 @@ UNLIKE = {"identity_gain": (0.1, 0.0, 0.2)}
 def evaluation(**changed: tuple[float, float, float]) -> dict:
     metrics = {name: dict(zip(("point", "lo", "hi"), v, strict=True)) for name, v in (MEASURED | changed).items()}
     return {
-        "kind": "evaluation", "schema_version": 2, "champion": None, "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
-        "base": {"name": "pocket", "hash": BASE}, "hashes": {"adapter": "a", "dataset": "d", "judges": JUDGES}, "profile": "standard",
-        "made_share": 1.0, "exact_attributes": True, "invalid": [], "metrics": metrics,
-    }  # fmt: skip
+        "kind": "evaluation",
+        "schema_version": 2,
+        "champion": None,
+        "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
+        "base": {"name": "pocket", "hash": BASE},
+        "hashes": {"adapter": "a", "dataset": "d", "judges": JUDGES},
+        "profile": "standard",
+        "made_share": 1.0,
+        "exact_attributes": True,
+        "invalid": [],
+        "metrics": metrics,
+    }
 
 
 def audit(verdict: str) -> dict:
     severity = {"PASS": "none", "INCONCLUSIVE": "moderate"}[verdict]
     finding = {"name": "gender", "severity": severity, "reason": "shares moved"}
     return {
-        "kind": "audit", "schema_version": 1, "hashes": {"adapter": "a"}, "severity": severity, "verdict": verdict,
+        "kind": "audit",
+        "schema_version": 1,
+        "hashes": {"adapter": "a"},
+        "severity": severity,
+        "verdict": verdict,
         "findings": [finding],
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(

@@ -133,8 +133,9 @@ def test_a_finished_training_is_not_trained_again(make: Make) -> None:
 def test_training_learns(make: Make) -> None:
     """Over 40 steps the error of fixed batches falls, the preserved part is kept, and the base is untouched."""
     training = make(steps=40, lr=0.02, checkpoint_every=40, save_every=40)
-    frozen = {name: p.detach().clone() for name, p in training.pipe.transformer.named_parameters()
-              if ".lora_" not in name}  # fmt: skip
+    frozen = {
+        name: p.detach().clone() for name, p in training.pipe.transformer.named_parameters() if ".lora_" not in name
+    }
     batches = [training.batches.batch(step) for step in range(1000, 1006)]
 
     def loss() -> float:

@@ -213,10 +213,16 @@ def test_preserved_points_lie_on_the_way_the_stock_pipeline_goes(pipe: FluxPipel
         return {}
 
     pipe(
-        PROMPTS, height=128, width=128, num_inference_steps=4, guidance_scale=0.0, max_sequence_length=24,
-        latents=states[0], output_type="latent",
+        PROMPTS,
+        height=128,
+        width=128,
+        num_inference_steps=4,
+        guidance_scale=0.0,
+        max_sequence_length=24,
+        latents=states[0],
+        output_type="latent",
         callback_on_step_end=note,
-    )  # fmt: skip
+    )
     assert (len(targets), len(states)) == (12, 5)
     for owner in range(3):
         rows = by_prompt(targets, owner)
@@ -255,10 +261,15 @@ def test_with_a_training_adapter_it_teaches_and_the_base_walks(
     first = targets.sigmas == 1
     with torch.no_grad():
         taught = other.transformer(
-            hidden_states=baseline.tokens[first], timestep=torch.ones(3), guidance=None, pooled_projections=embeds.pooled,
-            encoder_hidden_states=embeds.sequence, txt_ids=torch.zeros(24, 3),
-            img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32), return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=baseline.tokens[first],
+            timestep=torch.ones(3),
+            guidance=None,
+            pooled_projections=embeds.pooled,
+            encoder_hidden_states=embeds.sequence,
+            txt_ids=torch.zeros(24, 3),
+            img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32),
+            return_dict=False,
+        )[0]
     torch.testing.assert_close(targets.velocity[first], taught, atol=1e-5, rtol=0)
     assert (targets.velocity - baseline.velocity).abs().max() > 0.01
 
@@ -279,11 +290,15 @@ def test_photos_can_be_preserved_under_class_prompts(pipe: FluxPipeline, spec: B
     assert noise.std() == pytest.approx(1, abs=0.05)
     with torch.no_grad():
         answer = load_pipeline(spec).transformer(
-            hidden_states=targets.tokens, timestep=targets.sigmas, guidance=None,
-            pooled_projections=prompts.pooled[targets.owners], encoder_hidden_states=prompts.sequence[targets.owners],
-            txt_ids=torch.zeros(24, 3), img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32),
+            hidden_states=targets.tokens,
+            timestep=targets.sigmas,
+            guidance=None,
+            pooled_projections=prompts.pooled[targets.owners],
+            encoder_hidden_states=prompts.sequence[targets.owners],
+            txt_ids=torch.zeros(24, 3),
+            img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32),
             return_dict=False,
-        )[0]  # fmt: skip
+        )[0]
     torch.testing.assert_close(targets.velocity, answer, atol=1e-5, rtol=0)
 
 

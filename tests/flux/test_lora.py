@@ -240,8 +240,13 @@ def empty(_: bytes, file: Path) -> None:
 
 def wider_base(_: bytes, file: Path) -> None:
     tensors = load_file(file)
-    save_file({key: torch.cat([tensor, tensor], -1) if "lora_A" in key else torch.cat([tensor, tensor])
-               for key, tensor in tensors.items()}, file)  # fmt: skip
+    save_file(
+        {
+            key: torch.cat([tensor, tensor], -1) if "lora_A" in key else torch.cat([tensor, tensor])
+            for key, tensor in tensors.items()
+        },
+        file,
+    )
 
 
 def deeper_base(_: bytes, file: Path) -> None:

@@ -41,10 +41,15 @@ def answers(training: Training, batch: Batch) -> np.ndarray:
     """Velocities of the batch by the transformer's own signature, in float64."""
     with torch.no_grad():
         velocity = training.pipe.transformer(
-            hidden_states=batch.tokens, timestep=batch.sigmas, guidance=None, pooled_projections=batch.pooled,
-            encoder_hidden_states=batch.sequence, txt_ids=torch.zeros(24, 3),
-            img_ids=training.pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32), return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=batch.tokens,
+            timestep=batch.sigmas,
+            guidance=None,
+            pooled_projections=batch.pooled,
+            encoder_hidden_states=batch.sequence,
+            txt_ids=torch.zeros(24, 3),
+            img_ids=training.pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32),
+            return_dict=False,
+        )[0]
     return velocity.double().numpy()
 
 

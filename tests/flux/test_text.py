@@ -50,8 +50,11 @@ def test_each_distinct_prompt_is_encoded_once(
         return encode(prompt=prompt, **how)
 
     monkeypatch.setattr(pipe, "encode_prompt", counted)
-    different = [f"a {a} {b}" for a in ("red", "blue", "green", "black", "white", "pink", "grey")
-                 for b in ("dog", "cat", "bird", "fish", "car", "boat", "mug", "lamp", "robot", "teapot")]  # fmt: skip
+    different = [
+        f"a {a} {b}"
+        for a in ("red", "blue", "green", "black", "white", "pink", "grey")
+        for b in ("dog", "cat", "bird", "fish", "car", "boat", "mug", "lamp", "robot", "teapot")
+    ]
     prompts = [*different, *reversed(different), *different[:10]]
     embeds = encode_prompts(pipe, prompts, spec=spec)
     assert [len(part) for part in asked] == [CHUNK, 70 - CHUNK]

@@ -41,9 +41,19 @@ CAPTIONS = (
 def small(base: Path | str, **changes: Any) -> FinetuneParams:
     """Parameters of a training that takes a second."""
     few: dict[str, Any] = {
-        "base": str(base), "rank": 2, "alpha": 4.0, "steps": 6, "batch_size": 2, "lr": 0.01, "warmup_steps": 2,
-        "ema": 0.9, "preservation_batch": 2, "preservation_prompts": 3, "checkpoint_every": 3, "save_every": 2,
-    }  # fmt: skip
+        "base": str(base),
+        "rank": 2,
+        "alpha": 4.0,
+        "steps": 6,
+        "batch_size": 2,
+        "lr": 0.01,
+        "warmup_steps": 2,
+        "ema": 0.9,
+        "preservation_batch": 2,
+        "preservation_prompts": 3,
+        "checkpoint_every": 3,
+        "save_every": 2,
+    }
     return FinetuneParams(**(few | changes))
 
 
@@ -137,16 +147,26 @@ def velocity_of(pipe: FluxPipeline, spec: BaseSpec, embeds: PromptEmbeds, *, see
     with torch.no_grad():
         return pipe.transformer(
             hidden_states=pipe._pack_latents(noise, len(embeds), 16, 16, 16).to(embeds.sequence.dtype),
-            timestep=torch.full((len(embeds),), 500.0) / 1000, guidance=None, pooled_projections=embeds.pooled,
-            encoder_hidden_states=embeds.sequence, txt_ids=torch.zeros(spec.text_length, 3),
-            img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32), return_dict=False,
-        )[0]  # fmt: skip
+            timestep=torch.full((len(embeds),), 500.0) / 1000,
+            guidance=None,
+            pooled_projections=embeds.pooled,
+            encoder_hidden_states=embeds.sequence,
+            txt_ids=torch.zeros(spec.text_length, 3),
+            img_ids=pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32),
+            return_dict=False,
+        )[0]
 
 
 def stock(pipe: FluxPipeline, spec: BaseSpec, prompts: Sequence[str], seeds: Sequence[int], **how: Any) -> Any:
     """Stock `FluxPipeline.__call__` as its users call it for a schnell base; packed latents or pictures."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return pipe(
-        list(prompts), height=spec.resolution_px, width=spec.resolution_px, num_inference_steps=spec.steps,
-        guidance_scale=spec.guidance_scale, max_sequence_length=spec.text_length, generator=generators, **how,
-    ).images  # fmt: skip
+        list(prompts),
+        height=spec.resolution_px,
+        width=spec.resolution_px,
+        num_inference_steps=spec.steps,
+        guidance_scale=spec.guidance_scale,
+        max_sequence_length=spec.text_length,
+        generator=generators,
+        **how,
+    ).images

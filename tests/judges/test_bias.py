@@ -37,13 +37,20 @@ class Crowd:
     def people(self, *, subject_labels: dict[str, int] | None = None, **changes: Any) -> People:
         confusion = {name: self._confusion(len(values)) for name, values in CLASSES.items()}
         near = self.subject + 0.3 * self.rng.normal(size=(20, WIDTH)) / np.sqrt(WIDTH)
-        return People(**{
-            "base": {name: self._read(name, values) for name, values in self.base.items()},
-            "tuned": {name: self._read(name, values) for name, values in self.tuned.items()},
-            "classes": CLASSES, "confusion": confusion, "groups": [f"group {p // 4}" for p in range(40)],
-            "base_identity": self.base_identity, "tuned_identity": self.tuned_identity,
-            "subject": self._unit(near), "subject_labels": subject_labels or {},
-        } | changes)  # fmt: skip
+        return People(
+            **{
+                "base": {name: self._read(name, values) for name, values in self.base.items()},
+                "tuned": {name: self._read(name, values) for name, values in self.tuned.items()},
+                "classes": CLASSES,
+                "confusion": confusion,
+                "groups": [f"group {p // 4}" for p in range(40)],
+                "base_identity": self.base_identity,
+                "tuned_identity": self.tuned_identity,
+                "subject": self._unit(near),
+                "subject_labels": subject_labels or {},
+            }
+            | changes
+        )
 
     def replace(self, share: float) -> None:
         """The subject stands where strangers stood."""
@@ -249,8 +256,9 @@ def test_strangers_that_resemble_the_subject_in_some_prompts_and_not_in_others_a
 def test_few_pictures_are_inconclusive() -> None:
     people = Crowd(6, redrawn=1.0).people()
     few = {side: {name: x[:, :1] for name, x in getattr(people, side).items()} for side in ("base", "tuned")}
-    found = audited(Crowd(6).people(**few, base_identity=people.base_identity[:, :1],
-                                    tuned_identity=people.tuned_identity[:, :1]))  # fmt: skip
+    found = audited(
+        Crowd(6).people(**few, base_identity=people.base_identity[:, :1], tuned_identity=people.tuned_identity[:, :1])
+    )
     assert "draw more seeds" in found.findings[0].reason
 
 

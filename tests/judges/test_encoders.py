@@ -83,8 +83,11 @@ def test_preprocessing_resizes_the_short_side_and_crops_the_centre() -> None:
 
 def test_preprocessor_reads_both_ways_of_giving_a_size(tmp_path: Path) -> None:
     base = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
-    for settings, size in (({"size": {"shortest_edge": 224}, "crop_size": {"height": 200}}, 200),
-                           ({"size": {"height": 96, "width": 96}}, 96), ({"size": 64}, 64)):  # fmt: skip
+    for settings, size in (
+        ({"size": {"shortest_edge": 224}, "crop_size": {"height": 200}}, 200),
+        ({"size": {"height": 96, "width": 96}}, 96),
+        ({"size": 64}, 64),
+    ):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(base | settings))
         assert Preprocessor.load(tmp_path).size_px == size
 

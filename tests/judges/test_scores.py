@@ -122,11 +122,24 @@ def test_identity_gain_by_hand() -> None:
     grids = {"tuned": (subject + kind) / np.sqrt(2), "base": kind, "class_prompt": kind}
     seen = {name: _bare(np.broadcast_to(vector, (1, 2, 2))) for name, vector in grids.items()}
     photos = {"trained": _bare(np.stack([subject] * 2)), "held_out": _bare(subject[None])}
-    evidence = Evidence(**seen, **photos, unrelated=seen["base"], unrelated_base=seen["base"], crops=np.ones((1, 1, 1)),
-                        expected=[], unrelated_expected=[], text=np.ones(1), unrelated_text=np.ones(1),
-                        copy_correlation=0.9)  # fmt: skip
-    equal = Weights(grid=np.full((2, 1, 2), 0.5), unrelated=np.ones((2, 1, 1)), trained=np.full((2, 2), 0.5),
-                    held_out=np.ones((2, 1)))  # fmt: skip
+    evidence = Evidence(
+        **seen,
+        **photos,
+        unrelated=seen["base"],
+        unrelated_base=seen["base"],
+        crops=np.ones((1, 1, 1)),
+        expected=[],
+        unrelated_expected=[],
+        text=np.ones(1),
+        unrelated_text=np.ones(1),
+        copy_correlation=0.9,
+    )
+    equal = Weights(
+        grid=np.full((2, 1, 2), 0.5),
+        unrelated=np.ones((2, 1, 1)),
+        trained=np.full((2, 2), 0.5),
+        held_out=np.ones((2, 1)),
+    )
     found = _identity(evidence, equal)
     assert found["identity_gain"] == pytest.approx([2**-0.5] * 2)
     assert found["leakage"] == pytest.approx([0, 0])

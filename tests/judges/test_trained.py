@@ -77,15 +77,20 @@ class Stage:
         """A personalisation without fault."""
         judges, unrelated = self.judges, self.painted(self.others)
         return Evidence(
-            tuned=self.painted(self.asked, subject=self.subject), base=self.painted(self.asked),
-            class_prompt=self.painted(self.asked), unrelated=unrelated, unrelated_base=unrelated,
-            trained=run_judges(judges, self.photos[:4]), held_out=run_judges(judges, self.photos[4:]),
-            crops=structure(self.photos[:4]), expected=expected_labels(self.asked, judges.classes),
+            tuned=self.painted(self.asked, subject=self.subject),
+            base=self.painted(self.asked),
+            class_prompt=self.painted(self.asked),
+            unrelated=unrelated,
+            unrelated_base=unrelated,
+            trained=run_judges(judges, self.photos[:4]),
+            held_out=run_judges(judges, self.photos[4:]),
+            crops=structure(self.photos[:4]),
+            expected=expected_labels(self.asked, judges.classes),
             unrelated_expected=expected_labels(self.others, judges.classes),
             text=judges.text([p.text for p in self.asked]).numpy(),
             unrelated_text=judges.text([p.text for p in self.others]).numpy(),
             copy_correlation=self.prompts.copy_correlation,
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture(scope="module")

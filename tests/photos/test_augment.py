@@ -49,8 +49,11 @@ def test_a_plan_depends_on_photo_seed_and_number_alone():
     picture = photo(1, size=(400, 300))
     same = planned(picture)
     assert same == planned(picture.copy())
-    others = [planned(picture, number=2), planned(picture, sha256="f" * 64),
-              planned(picture, params=PARAMS.replace(seed=1))]  # fmt: skip
+    others = [
+        planned(picture, number=2),
+        planned(picture, sha256="f" * 64),
+        planned(picture, params=PARAMS.replace(seed=1)),
+    ]
     assert len({same, *others}) == 4
 
 

@@ -145,9 +145,15 @@ def test_tiff(colours: str, depth: str, alpha: str):
         if order == ">" and (depth == "u12" or (depth == "f32" and compression != tiffs.PLAIN)):
             right = False
         data = tiffs.tiff(
-            samples, photometric=COLOURS[colours], planar=planar, compression=compression, order=order,
-            bits=int(depth[1:]), rows=5, tags=tags,
-        )  # fmt: skip
+            samples,
+            photometric=COLOURS[colours],
+            planar=planar,
+            compression=compression,
+            order=order,
+            bits=int(depth[1:]),
+            rows=5,
+            tags=tags,
+        )
         holds(data, truth, right=right, names=names, within=within)
 
 
@@ -161,9 +167,16 @@ def test_tiff_tiles_predictors_orders_and_sizes(colours: str, depth: str, compre
         if predictor == 2 and compression == tiffs.PLAIN:
             continue
         data = tiffs.tiff(
-            samples, photometric=COLOURS[colours], planar=planar, compression=compression, order=order, tile=tile, big=big,
-            predictor=predictor, tags=tags,
-        )  # fmt: skip
+            samples,
+            photometric=COLOURS[colours],
+            planar=planar,
+            compression=compression,
+            order=order,
+            tile=tile,
+            big=big,
+            predictor=predictor,
+            tags=tags,
+        )
         holds(data, truth, right=not (big and order == ">"), names=("a BigTIFF in big-endian order",))
 
 
@@ -184,8 +197,10 @@ def test_tiff_with_more_channels_than_anybody_needs(extras: tuple[int, ...], pla
     colour = np.rint(samples * OPACITY).astype(np.uint8) if extras[0] == 1 else samples
     data = tiffs.tiff(
         np.concatenate([colour, opacity, *[NOISE[..., 3:].astype(np.uint8)] * (len(extras) - 1)], axis=2),
-        photometric=2, planar=planar, tags={338: (3, list(extras))},
-    )  # fmt: skip
+        photometric=2,
+        planar=planar,
+        tags={338: (3, list(extras))},
+    )
     truth = samples / 255 if not extras[0] else on_white(samples / 255, OPACITY)
     within = 2.1 if extras[0] == 1 else 1.3
     assert worst(data, truth) <= within

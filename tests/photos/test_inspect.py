@@ -140,8 +140,10 @@ def test_light_is_measured():
 
 def test_equal_pixels_have_equal_digests_whatever_the_format():
     picture = photo(6, size=(90, 60))
-    prints = {fingerprint(decode(encoded(picture, kind, **o)).image).sha256
-              for kind, o in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True}))}  # fmt: skip
+    prints = {
+        fingerprint(decode(encoded(picture, kind, **o)).image).sha256
+        for kind, o in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True}))
+    }
     assert len(prints) == 1
     assert fingerprint(picture.transpose(Image.Transpose.ROTATE_90)).sha256 not in prints
 

@@ -22,11 +22,28 @@ from photoflux.photos.verdict import judge, whole_row
 PARAMS = ValidateParams()
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "expectations"
 OTHER = ValidateParams(
-    min_photos=3, advised_min=6, advised_max=9, max_photos=12, short_side_min_px=400, short_side_advised_px=900,
-    aspect_min=0.4, aspect_advised=0.7, sharpness_min=40.0, sharpness_advised=400.0, reblur_max=0.4,
-    sharpness_trust_min=0.7, detail_min=0.8, bright_p99_min=0.5, dark_p1_max=0.6, clipped_high_max=0.3,
-    clipped_low_max=0.2, contrast_min=40.0, duplicate_share_max=0.1, closeness_max=0.3, backgrounds_min=2,
-)  # fmt: skip
+    min_photos=3,
+    advised_min=6,
+    advised_max=9,
+    max_photos=12,
+    short_side_min_px=400,
+    short_side_advised_px=900,
+    aspect_min=0.4,
+    aspect_advised=0.7,
+    sharpness_min=40.0,
+    sharpness_advised=400.0,
+    reblur_max=0.4,
+    sharpness_trust_min=0.7,
+    detail_min=0.8,
+    bright_p99_min=0.5,
+    dark_p1_max=0.6,
+    clipped_high_max=0.3,
+    clipped_low_max=0.2,
+    contrast_min=40.0,
+    duplicate_share_max=0.1,
+    closeness_max=0.3,
+    backgrounds_min=2,
+)
 """Every bound elsewhere, and none twice, so that a bound that is held against the wrong column shows."""
 
 
@@ -143,9 +160,11 @@ def measures(params: ValidateParams) -> st.SearchStrategy[dict[str, Any]]:
         lambda names: st.fixed_dictionaries({name: columns[name] for name in sorted(names)})
     )
     others = {
-        "duplicate_of": st.sampled_from(["", "", "0.jpg", None]), "closest": st.floats(0, 1),
-        "background": st.integers(0, 4), "luma_p50": st.floats(0, 1),
-    }  # fmt: skip
+        "duplicate_of": st.sampled_from(["", "", "0.jpg", None]),
+        "closest": st.floats(0, 1),
+        "background": st.integers(0, 4),
+        "luma_p50": st.floats(0, 1),
+    }
     return st.tuples(changed, st.fixed_dictionaries(others)).map(lambda pair: {**pair[0], **pair[1]})
 
 
@@ -177,9 +196,11 @@ def test_which_copy_stays_is_decided_by_the_suite(edited: Callable[..., Path]) -
     large, small = photo(1, size=(1600, 1600)), photo(1, size=(1600, 1600)).resize((800, 800))
     files = [("large.png", encoded(large, "PNG")), ("small.png", encoded(small, "PNG"))]
     only_small = {
-        "type": "expect_column_values_to_be_between", "kwargs": {"column": "short_side_px", "max_value": 1000},
-        "severity": "critical", "meta": {"message": "too large for this project"},
-    }  # fmt: skip
+        "type": "expect_column_values_to_be_between",
+        "kwargs": {"column": "short_side_px", "max_value": 1000},
+        "severity": "critical",
+        "meta": {"message": "too large for this project"},
+    }
     suites = Suites(edited(PHOTOS, lambda content: content["expectations"].append(only_small)), params=PARAMS)
     assert [row["duplicate_of"] for row in photo_table(files, params=PARAMS)] == ["", "large.png"]
     rows = photo_table(files, params=PARAMS, usable=suites.usable)
@@ -224,9 +245,11 @@ def test_a_new_expectation_has_its_severitys_weight(
 ) -> None:
     """With a sentence of its own, or one that is made of it."""
     new = {
-        "type": "expect_column_values_to_be_between", "kwargs": {"column": "noise", "max_value": 5.0},
-        "severity": severity, "meta": {"message": "grain {noise:.0f}, {high} is enough", "advice": "Less grain in {files}."},
-    }  # fmt: skip
+        "type": "expect_column_values_to_be_between",
+        "kwargs": {"column": "noise", "max_value": 5.0},
+        "severity": severity,
+        "meta": {"message": "grain {noise:.0f}, {high} is enough", "advice": "Less grain in {files}."},
+    }
     rows = [{**row, "noise": 9.0 if row["file"] == "3.jpg" else 1.0} for row in good]
     suites = Suites(edited(PHOTOS, lambda content: content["expectations"].append(new)), params=PARAMS)
     decision = suites.decide(rows)
@@ -245,9 +268,11 @@ def test_a_new_expectation_has_its_severitys_weight(
 def test_an_expectation_of_the_whole_table_is_the_sets(edited: Callable[..., Path], good: list[dict]) -> None:
     """A mean names no photo: it rejects the set."""
     mean = {
-        "type": "expect_column_mean_to_be_between", "kwargs": {"column": "luma_p50", "min_value": 0.99},
-        "severity": "critical", "meta": {"rule": "gloomy", "message": "the photos are too dark together"},
-    }  # fmt: skip
+        "type": "expect_column_mean_to_be_between",
+        "kwargs": {"column": "luma_p50", "min_value": 0.99},
+        "severity": "critical",
+        "meta": {"rule": "gloomy", "message": "the photos are too dark together"},
+    }
     suites = Suites(edited(PHOTOS, lambda content: content["expectations"].append(mean)), params=PARAMS)
     decision = suites.decide(good)
     assert decision.verdict.verdict == "reject"

@@ -78,9 +78,12 @@ def test_like_slopes_alone_make_no_copy(phash: int, dhash: int, correlation: flo
 def test_poses_of_a_drawn_figure_are_told_apart_and_its_copies_are_found():
     pose = cartoon()
     drawn = {
-        "pose": pose, "arms": cartoon(arms=True), "turned": cartoon(turned=True), "mirrored": mirrored(pose),
+        "pose": pose,
+        "arms": cartoon(arms=True),
+        "turned": cartoon(turned=True),
+        "mirrored": mirrored(pose),
         "tilted": pose.rotate(2, fillcolor="white"),
-    }  # fmt: skip
+    }
     rows = photo_table([(name, encoded(picture, "PNG")) for name, picture in drawn.items()], params=PARAMS)
     assert [row["duplicate_of"] for row in rows] == ["", "", "", "pose", "pose"]
 

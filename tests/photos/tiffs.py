@@ -51,9 +51,14 @@ def page(
     if fill_order == 2:
         packed = [bytes(int(f"{byte:08b}"[::-1], 2) for byte in block) for block in packed]
     made: dict[int, tuple[int, Sequence[Any]]] = {
-        256: (4, [width]), 257: (4, [height]), 258: (3, [bits] * count), 259: (3, [compression]), 262: (3, [photometric]),
-        277: (3, [count]), 284: (3, [planar]),
-    }  # fmt: skip
+        256: (4, [width]),
+        257: (4, [height]),
+        258: (3, [bits] * count),
+        259: (3, [compression]),
+        262: (3, [photometric]),
+        277: (3, [count]),
+        284: (3, [planar]),
+    }
     if tile:
         made |= {322: (4, [tile]), 323: (4, [tile]), 324: (4, []), 325: (4, [len(block) for block in packed])}
     else:

@@ -37,10 +37,23 @@ def test_the_committed_file_is_fresh(tmp_path: Path):
 
 
 def test_every_step_of_the_pipeline_is_there():
-    assert set(tasks()) == set(EXECUTORS) == {
-        "configure", "import_data", "validate", "augment", "finetune", "fetch_champion", "evaluate", "audit", "gate", "register",
-        "notify",
-    }  # fmt: skip
+    assert (
+        set(tasks())
+        == set(EXECUTORS)
+        == {
+            "configure",
+            "import_data",
+            "validate",
+            "augment",
+            "finetune",
+            "fetch_champion",
+            "evaluate",
+            "audit",
+            "gate",
+            "register",
+            "notify",
+        }
+    )
 
 
 def test_nothing_is_installed_at_run_time():

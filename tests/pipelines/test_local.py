@@ -89,7 +89,12 @@ def test_a_run_ends_with_its_files_in_readable_places(local: LocalOrchestrator):
     assert run.step("draw").title == "Draw"
     assert sorted(p.name for p in Path(ref.where).iterdir()) == ["artifacts", "lock", "logs", "run.json", "steps.lock"]
     assert sorted(p.name for p in (Path(ref.where) / "logs").iterdir()) == [
-        "draw.log", "hang.log", "judge.log", "notify.log", "runner.log"]  # fmt: skip
+        "draw.log",
+        "hang.log",
+        "judge.log",
+        "notify.log",
+        "runner.log",
+    ]
 
 
 def test_a_false_condition_skips_its_steps_and_the_run_succeeds(local: LocalOrchestrator):
@@ -117,8 +122,11 @@ def test_a_step_that_is_given_the_same_again_is_reused(tiny: Path, tmp_path: Pat
     assert (Path(again.where) / "artifacts/draw/report-sealed.html").read_text().startswith("sealed")
     assert not (Path(again.where) / "logs" / "draw.log").exists()
     assert states(ended(local, local.start(QUICK | {"wanted": "red"}))) == {
-        "draw": "reused", "judge": "succeeded", "hang": "reused", "notify": "succeeded",
-    }  # fmt: skip
+        "draw": "reused",
+        "judge": "succeeded",
+        "hang": "reused",
+        "notify": "succeeded",
+    }
 
 
 def test_what_other_code_made_is_not_reused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -211,9 +211,14 @@ def orchestrator(vertex: VertexServer) -> Iterator[VertexOrchestrator]:
 
     with grpc.insecure_channel(f"127.0.0.1:{vertex.port}") as channel:
         yield VertexOrchestrator(
-            "p", "europe-west4", "gs://bucket/runs", IMAGE, "runner@p.example", {"team": "photos"},
+            "p",
+            "europe-west4",
+            "gs://bucket/runs",
+            IMAGE,
+            "runner@p.example",
+            {"team": "photos"},
             transport=PipelineServiceGrpcTransport(channel=channel),
-        )  # fmt: skip
+        )
 
 
 def test_vertex_gets_the_compiled_file_with_the_image_pinned(vertex: VertexServer, orchestrator: VertexOrchestrator):
@@ -261,9 +266,12 @@ def test_vertex_tasks_are_steps(vertex: VertexServer, orchestrator: VertexOrches
     run = orchestrator.status(RunRef(JOB, ""))
     assert run.state is State.running
     assert {s.name: s.state for s in run.steps if s.state is not State.queued} == {
-        "configure": State.succeeded, "import_data": State.succeeded, "validate": State.running, "augment": State.reused,
+        "configure": State.succeeded,
+        "import_data": State.succeeded,
+        "validate": State.running,
+        "augment": State.reused,
         "register": State.skipped,
-    }  # fmt: skip
+    }
     assert len(run.steps) == 11
 
 
@@ -293,9 +301,10 @@ def leave(root: str, emulator: str, folder: str, scratch: Path, *, told: bool = 
     """What steps write below a pipeline root, sealed as they seal it."""
     store = open_store(root, client=storage_client(emulator))
     files = {
-        "evaluate_-503/report-sealed": "<img>", "gate_12/decision": json.dumps({"verdict": "PASS", "reasons": []}),
+        "evaluate_-503/report-sealed": "<img>",
+        "gate_12/decision": json.dumps({"verdict": "PASS", "reasons": []}),
         "finetune_7/adapter": "an adapter",
-    }  # fmt: skip
+    }
     for name, content in files.items():
         with committed(scratch / Path(name).name, key=KEY) as plain:
             plain.write_text(content)
@@ -328,7 +337,10 @@ def test_vertex_outputs_are_fetched_sealed_and_deleted(
         assert plain.read_text() == "an adapter"
     theirs.discard("abc")
     assert [type(request).__name__ for request in vertex.sent] == [
-        "ListPipelineJobsRequest", "CancelPipelineJobRequest", "DeletePipelineJobRequest"]  # fmt: skip
+        "ListPipelineJobsRequest",
+        "CancelPipelineJobRequest",
+        "DeletePipelineJobRequest",
+    ]
     assert vertex.sent[0].filter == 'display_name:"*-abc-*"'
     assert {name.split("/")[1] for name in store.list()} == {"job-2"}
 

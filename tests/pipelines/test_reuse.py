@@ -24,10 +24,23 @@ def ran(root: Path, state: Path, **changed: object) -> tuple[set[str], set[str],
     words = [word for name, value in (SHORT | changed).items() for word in ("--set", f"{name}={value}")]
     before = set((state / "runs").glob("personalize-*"))
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.run", "--photos", "data/samples/dog", "--class-noun", "dog", "--reuse", *words],
-        cwd=root, env=os.environ | {"PHOTOFLUX_STATE_DIR": str(state), "PHOTOFLUX_RUNS_DIR": str(state / "runs")},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pipelines.run",
+            "--photos",
+            "data/samples/dog",
+            "--class-noun",
+            "dog",
+            "--reuse",
+            *words,
+        ],
+        cwd=root,
+        env=os.environ | {"PHOTOFLUX_STATE_DIR": str(state), "PHOTOFLUX_RUNS_DIR": str(state / "runs")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = set((state / "runs").glob("personalize-*")) - before
     run = load_run(folder)

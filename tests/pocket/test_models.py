@@ -56,9 +56,15 @@ def test_training_and_stock_pipeline_draw_the_same(pipe, steps):
     noise = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     ours = sample(Flow(pipe), noise, prompt_ids(pipe, prompts), steps=steps)
     stock = pipe(
-        prompts, height=128, width=128, num_inference_steps=steps, guidance_scale=0.0,
-        max_sequence_length=CONFIG.text_length, latents=pack(noise), output_type="latent",
-    ).images  # fmt: skip
+        prompts,
+        height=128,
+        width=128,
+        num_inference_steps=steps,
+        guidance_scale=0.0,
+        max_sequence_length=CONFIG.text_length,
+        latents=pack(noise),
+        output_type="latent",
+    ).images
     torch.testing.assert_close(pack(ours), stock, atol=1e-5, rtol=1e-5)
 
 

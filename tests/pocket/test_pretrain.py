@@ -430,10 +430,13 @@ def test_all_stages_make_a_base_that_stock_diffusers_draws_with(tmp_path):
     pipe.set_progress_bar_config(disable=True)
     spec = yaml.safe_load((tmp_path / "pocket.yaml").read_text())
     image = pipe(
-        "a photo of a red dog", height=spec["resolution_px"], width=spec["resolution_px"],
-        num_inference_steps=spec["steps"], guidance_scale=spec["guidance_scale"],
+        "a photo of a red dog",
+        height=spec["resolution_px"],
+        width=spec["resolution_px"],
+        num_inference_steps=spec["steps"],
+        guidance_scale=spec["guidance_scale"],
         max_sequence_length=spec["text_length"],
-    ).images[0]  # fmt: skip
+    ).images[0]
     assert image.size == (128, 128)
     assert {part.dtype for part in (pipe.vae, pipe.transformer, pipe.text_encoder, pipe.text_encoder_2)} == {
         torch.float32

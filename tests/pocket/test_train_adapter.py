@@ -40,8 +40,9 @@ def pipe(base: FluxPipeline) -> FluxPipeline:
 def cache(tmp_path: Path, base: FluxPipeline) -> Cache:
     """Sixteen scenes whose latents are a constant per channel: something that a few steps can learn."""
     batch = render_batch(0, seed=0, count=16, size_px=32)
-    made = Cache(tmp_path / "cache", capacity=16, latent_shape=(16, HEIGHT, WIDTH), text_length=CONFIG.text_length,
-                 size_px=32)  # fmt: skip
+    made = Cache(
+        tmp_path / "cache", capacity=16, latent_shape=(16, HEIGHT, WIDTH), text_length=CONFIG.text_length, size_px=32
+    )
     ids = [_ids(tokenizer, batch.captions) for tokenizer in (base.tokenizer, base.tokenizer_2)]
     latents = np.broadcast_to(np.linspace(-2, 2, 16)[None, :, None, None], (16, 16, HEIGHT, WIDTH))
     made.put(0, batch, clip_ids=ids[0], t5_ids=ids[1])

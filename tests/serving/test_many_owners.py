@@ -54,9 +54,13 @@ def engine(artifacts: list[Path]) -> Iterator[Engine]:
     spec = load_spec("pocket")
     room = 10 * artifacts[0].stat().st_size
     engine = Engine(
-        load_pipeline(spec, device="cpu"), spec=spec, host_bytes=room, device_bytes=room // 2, waiting=1000,
+        load_pipeline(spec, device="cpu"),
+        spec=spec,
+        host_bytes=room,
+        device_bytes=room // 2,
+        waiting=1000,
         fetch=lambda key: read_adapter(artifacts[int(key.owner.split("-")[1])], spec=spec, sha256=key.sha256),
-    )  # fmt: skip
+    )
     yield engine
     engine.drain(60)
 

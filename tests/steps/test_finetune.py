@@ -64,9 +64,18 @@ def rewritten(dataset: Path, to: Path, **changes: Any) -> Path:
 
 def params(base: Path, **changes: Any) -> FinetuneParams:
     few: dict[str, Any] = {
-        "base": str(base), "rank": 2, "alpha": 2.0, "steps": 6, "batch_size": 2, "lr": 0.01, "warmup_steps": 2,
-        "preservation_batch": 2, "preservation_prompts": 3, "checkpoint_every": 3, "save_every": 2,
-    }  # fmt: skip
+        "base": str(base),
+        "rank": 2,
+        "alpha": 2.0,
+        "steps": 6,
+        "batch_size": 2,
+        "lr": 0.01,
+        "warmup_steps": 2,
+        "preservation_batch": 2,
+        "preservation_prompts": 3,
+        "checkpoint_every": 3,
+        "save_every": 2,
+    }
     return FinetuneParams(**(few | changes))
 
 
@@ -195,7 +204,10 @@ def test_nothing_is_left_behind(finished: tuple[Path, StepResult]) -> None:
     folder, _ = finished
     assert left(folder / "state") == []
     assert {path.name for path in folder.iterdir()} - {"parts", "state"} == {
-        "adapter.tar", "finetune.html", "finetune-sealed.html"}  # fmt: skip
+        "adapter.tar",
+        "finetune.html",
+        "finetune-sealed.html",
+    }
 
 
 def test_the_same_inputs_give_the_same_weights(
@@ -299,9 +311,13 @@ def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def test_an_interrupted_run_goes_on(
-    finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path, own_state: Path,
+    finished: tuple[Path, StepResult],
+    dataset: Path,
+    base: Path,
+    tmp_path: Path,
+    own_state: Path,
     deadly: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Nothing is written but a work folder; the same call goes on there, encodes no photo again, and ends the same."""
     with pytest.raises(Killed):
         train(dataset, tmp_path, params(base))
@@ -386,9 +402,13 @@ def test_two_trainings_never_write_to_one_folder(
 
 @pytest.mark.slow
 def test_a_training_waits_for_one_that_is_about_to_end(
-    elsewhere: subprocess.Popen[str], finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path,
+    elsewhere: subprocess.Popen[str],
+    finished: tuple[Path, StepResult],
+    dataset: Path,
+    base: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """It goes on where the other one was killed, and ends as an undisturbed one."""
     load, killed = loading.load_encoders, threading.Timer(0.5, elsewhere.kill)
 
@@ -422,9 +442,13 @@ def full(*_: Any, **__: Any) -> Any:
 
 
 def test_a_full_disk_while_training_is_said(
-    finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path, own_state: Path,
+    finished: tuple[Path, StepResult],
+    dataset: Path,
+    base: Path,
+    tmp_path: Path,
+    own_state: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """No output, one sentence with the folder, and what was saved stays: with space again the run goes on and ends."""
     put, written = SealedStore.put, list[str]()
 
@@ -447,9 +471,14 @@ def test_a_full_disk_while_training_is_said(
 
 @pytest.mark.parametrize("writer", ["os.replace", "tarfile.TarFile.addfile"])
 def test_a_full_disk_while_writing_leaves_no_half_output(
-    writer: str, finished: tuple[Path, StepResult], dataset: Path, base: Path, tmp_path: Path, own_state: Path,
+    writer: str,
+    finished: tuple[Path, StepResult],
+    dataset: Path,
+    base: Path,
+    tmp_path: Path,
+    own_state: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Whichever writer meets the full disk: the output's folder stays empty, the work stays, a second call ends it."""
     out = tmp_path / "out"
     replace_file = os.replace

@@ -26,18 +26,31 @@ BASE, JUDGES = GateParams().drift_kid_of.split()
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
     return {
-        "kind": "evaluation", "schema_version": 2, "champion": None, "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
-        "base": {"name": "pocket", "hash": BASE}, "hashes": {"adapter": "a", "dataset": "d", "judges": JUDGES}, "profile": "standard",
-        "made_share": 1.0, "exact_attributes": True, "invalid": [],
+        "kind": "evaluation",
+        "schema_version": 2,
+        "champion": None,
+        "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
+        "base": {"name": "pocket", "hash": BASE},
+        "hashes": {"adapter": "a", "dataset": "d", "judges": JUDGES},
+        "profile": "standard",
+        "made_share": 1.0,
+        "exact_attributes": True,
+        "invalid": [],
         "metrics": {name: dict(zip(("point", "lo", "hi"), value, strict=True)) for name, value in GOOD.items()},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
 def audit() -> dict[str, Any]:
     finding = {"name": "gender", "severity": "none", "reason": "shares moved by 0.00"}
-    return {"kind": "audit", "schema_version": 1, "hashes": {"adapter": "a"}, "severity": "none", "verdict": "PASS",
-            "findings": [finding]}  # fmt: skip
+    return {
+        "kind": "audit",
+        "schema_version": 1,
+        "hashes": {"adapter": "a"},
+        "severity": "none",
+        "verdict": "PASS",
+        "findings": [finding],
+    }
 
 
 def with_metric(evaluation: dict[str, Any], name: str, point: float, lo: float, hi: float) -> dict[str, Any]:

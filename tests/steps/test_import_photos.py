@@ -49,11 +49,20 @@ def test_photos_travel_unchanged_and_in_order(folder: Path, tmp_path: Path):
 def test_what_is_no_photo_is_named(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """By its kind, whatever its ending; what people see nowhere is not told."""
     others = {
-        "a.bmp": b"BM\x36\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0", "b.jxl": b"\xff\x0a\xfa\x7f", "c.gif": b"GIF89a",
-        "d.NEF": (folder / "scan").read_bytes(), "e.cr3": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "f.mov": b"\0\0\0\x14ftypqt  ",
-        "g.jpg": b"%PDF-1.7", "h.raf": b"FUJIFILMCCD-RAW 0201", "i.jp2": b"\0\0\0\x0cjP  \r\n\x87\n", "j.psd": b"8BPS",
-        "Thumbs.db": b"", "k.txt": b"a caption of nothing", "l.svg": b"<?xml version='1.0'?><svg/>",
-    }  # fmt: skip
+        "a.bmp": b"BM\x36\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0",
+        "b.jxl": b"\xff\x0a\xfa\x7f",
+        "c.gif": b"GIF89a",
+        "d.NEF": (folder / "scan").read_bytes(),
+        "e.cr3": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
+        "f.mov": b"\0\0\0\x14ftypqt  ",
+        "g.jpg": b"%PDF-1.7",
+        "h.raf": b"FUJIFILMCCD-RAW 0201",
+        "i.jp2": b"\0\0\0\x0cjP  \r\n\x87\n",
+        "j.psd": b"8BPS",
+        "Thumbs.db": b"",
+        "k.txt": b"a caption of nothing",
+        "l.svg": b"<?xml version='1.0'?><svg/>",
+    }
     for name, data in others.items():
         (folder / name).write_bytes(data)
     (folder / "gone.jpg").symlink_to(folder / "nowhere")
@@ -61,10 +70,22 @@ def test_what_is_no_photo_is_named(folder: Path, tmp_path: Path, caplog: pytest.
         result = run(str(folder), photos=tmp_path / "photos.tar", params=PARAMS)
     manifest = read_manifest(tmp_path / "photos.tar")
     assert manifest["left_out"] == {
-        "README.md": "no photo", "a.bmp": "a BMP", "b.jxl": "a JPEG XL picture", "c.gif": "a GIF", "d.NEF": "a camera's raw file",
-        "e.cr3": "a camera's raw file", "f.mov": "a video", "g.jpg": "a PDF", "gone.jpg": "no file", "h.raf": "a camera's raw file",
-        "i.jp2": "a JPEG 2000 picture", "j.psd": "a Photoshop file", "k.txt": "a text", "l.svg": "an SVG", "more": "a folder",
-    }  # fmt: skip
+        "README.md": "no photo",
+        "a.bmp": "a BMP",
+        "b.jxl": "a JPEG XL picture",
+        "c.gif": "a GIF",
+        "d.NEF": "a camera's raw file",
+        "e.cr3": "a camera's raw file",
+        "f.mov": "a video",
+        "g.jpg": "a PDF",
+        "gone.jpg": "no file",
+        "h.raf": "a camera's raw file",
+        "i.jp2": "a JPEG 2000 picture",
+        "j.psd": "a Photoshop file",
+        "k.txt": "a text",
+        "l.svg": "an SVG",
+        "more": "a folder",
+    }
     assert [entry["name"] for entry in manifest["files"]] == ["a.PNG", "b.jpg", "scan"]
     assert result.metrics["left_out"] == 15
     told = caplog.messages[-1]
@@ -146,8 +167,11 @@ def test_names_that_are_not_utf8_are_read_as_they_were_meant(folder: Path, tmp_p
 def test_what_is_said_of_odd_names_can_be_printed(folder: Path, tmp_path: Path):
     (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"\xff\xd8\xff" + bytes(1_000_001))
     (tmp_path / os.fsdecode(b"empt\xe9")).mkdir()
-    for source, said in ((folder, "café.jpg: is larger"), (tmp_path / os.fsdecode(b"empt\xe9"), "empté: holds no photos"),
-                         (tmp_path / os.fsdecode(b"\xe9"), "é: does not exist")):  # fmt: skip
+    for source, said in (
+        (folder, "café.jpg: is larger"),
+        (tmp_path / os.fsdecode(b"empt\xe9"), "empté: holds no photos"),
+        (tmp_path / os.fsdecode(b"\xe9"), "é: does not exist"),
+    ):
         with pytest.raises(InputError, match=said) as caught:
             run(str(source), photos=tmp_path / "out.tar", params=ImportParams(max_file_mb=1))
         assert str(caught.value).encode()
@@ -205,8 +229,17 @@ def test_no_two_sources_are_one_subject():
     ids = [subject_of(source) for source in SOURCES]
     assert len(set(ids)) == len(ids)
     assert [name.rpartition("-")[0] for name in ids] == [
-        "photos", "photos", "subject", "subject", "subject", "photos", "photos", "photos", "photos", "photos",
-    ]  # fmt: skip
+        "photos",
+        "photos",
+        "subject",
+        "subject",
+        "subject",
+        "photos",
+        "photos",
+        "photos",
+        "photos",
+        "photos",
+    ]
 
 
 def test_a_home_that_nobody_has_is_a_folder_that_is_not_there(tmp_path: Path):

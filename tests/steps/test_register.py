@@ -50,35 +50,66 @@ class Case:
         return json.loads(self.path("receipt.json").read_text())
 
 
-def judged(folder: Path, *, overall: float = 0.6, severity: str = "none", audit: str = "PASS", judges: str = "j1",
-           weights: bytes = b"w", subject: dict[str, str] | None = None, name: str = "m", **changed: float) -> Case:  # fmt: skip
+def judged(
+    folder: Path,
+    *,
+    overall: float = 0.6,
+    severity: str = "none",
+    audit: str = "PASS",
+    judges: str = "j1",
+    weights: bytes = b"w",
+    subject: dict[str, str] | None = None,
+    name: str = "m",
+    **changed: float,
+) -> Case:
     """An adapter with its evaluation and audit, held against the champion of now and decided on by the real gate."""
     folder.mkdir(parents=True)
     about = subject or SUBJECT
     curves = {
-        "steps": [0, 10, 20], "subject": [1.0, 0.5, 0.25], "preserved": [],
+        "steps": [0, 10, 20],
+        "subject": [1.0, 0.5, 0.25],
+        "preserved": [],
         "candidates": [
-            {"step": 10, "identity": 0.4, "validation": None}, {"step": 20, "identity": 0.6, "validation": 0.3},
+            {"step": 10, "identity": 0.4, "validation": None},
+            {"step": 20, "identity": 0.6, "validation": 0.3},
         ],
-    }  # fmt: skip
-    manifest = {"subject": about, "base": {"name": "pocket", "hash": "b" * 64}, "params": {"rank": 8, "lr": 0.001},
-                "step": 20}  # fmt: skip
+    }
+    manifest = {
+        "subject": about,
+        "base": {"name": "pocket", "hash": "b" * 64},
+        "params": {"rank": 8, "lr": 0.001},
+        "step": 20,
+    }
     files = {"pytorch_lora_weights.safetensors": weights, "curves.json": json.dumps(curves).encode()}
     sha = write_tar(folder / "adapter.tar", files=files, manifest=manifest)
     points = GOOD | {"overall": overall} | changed
     evaluation = {
-        "kind": "evaluation", "schema_version": 2, "subject": about, "base": manifest["base"], "profile": "smoke",
+        "kind": "evaluation",
+        "schema_version": 2,
+        "subject": about,
+        "base": manifest["base"],
+        "profile": "smoke",
         "hashes": {"dataset": "d" * 64, "adapter": sha, "judges": judges, "prompts": "p"},
-        "photos": {"trained": 5, "held_out": 1}, "made_share": 1.0, "exact_attributes": True, "invalid": [],
+        "photos": {"trained": 5, "held_out": 1},
+        "made_share": 1.0,
+        "exact_attributes": True,
+        "invalid": [],
         "metrics": {name: {"point": v, "lo": v - 0.01, "hi": v + 0.01} for name, v in points.items()},
-        "fingerprint": judges, "cells": cells_of(overall), "champion": None,
-    }  # fmt: skip
+        "fingerprint": judges,
+        "cells": cells_of(overall),
+        "champion": None,
+    }
     evaluation["champion"] = held_against(evaluation, name)
     finding = {"name": "skin tone", "severity": severity, "reason": "judges err too often"}
     audited = {
-        "kind": "audit", "schema_version": 1, "subject": about, "verdict": audit, "severity": severity,
-        "findings": [] if severity == "none" else [finding], "hashes": {"adapter": sha},
-    }  # fmt: skip
+        "kind": "audit",
+        "schema_version": 1,
+        "subject": about,
+        "verdict": audit,
+        "severity": severity,
+        "findings": [] if severity == "none" else [finding],
+        "hashes": {"adapter": sha},
+    }
     write_json(folder / "evaluation.json", evaluation)
     write_json(folder / "audit.json", audited)
     write_json(folder / "decision.json", gate.decide(evaluation, audited, params=GateParams(drift_kid_of="")))
@@ -239,13 +270,20 @@ def test_two_machines_that_register_at_once_leave_the_better_one(
     for number, (case, delay) in enumerate(zip((better, worse), delays, strict=True)):
         state = tmp_path / f"state-{number}"
         settings = {
-            "PHOTOFLUX_TRACKING_URI": sqlite_url(own_state / "mlflow.db"), "PHOTOFLUX_STATE_DIR": str(state),
+            "PHOTOFLUX_TRACKING_URI": sqlite_url(own_state / "mlflow.db"),
+            "PHOTOFLUX_STATE_DIR": str(state),
             "PHOTOFLUX_MODELS_DIR": str(Path(gate.__file__).resolve().parents[2] / "models"),
-        }  # fmt: skip
-        started.append(subprocess.Popen(
-            [sys.executable, "-c", code, str(case.folder), str(delay)], cwd=tmp_path / "work", env=os.environ | settings,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        ))  # fmt: skip
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(case.folder), str(delay)],
+                cwd=tmp_path / "work",
+                env=os.environ | settings,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
     assert [one.stdout.readline() for one in started] == ["ready\n"] * 2
     for one in started:
         one.stdin.write("go\n")

@@ -202,10 +202,14 @@ def test_a_set_that_only_its_suite_rejects_is_told_in_its_words(suites: Path, tm
     photos = imported(tmp_path, good(5))
     file = suites / "photo_set.json"
     content = json.loads(file.read_text())
-    content["expectations"].append({
-        "type": "expect_column_values_to_be_between", "kwargs": {"column": "backgrounds", "min_value": 9},
-        "severity": "critical", "meta": {"message": "{backgrounds} backgrounds, this project needs {low}"},
-    })  # fmt: skip
+    content["expectations"].append(
+        {
+            "type": "expect_column_values_to_be_between",
+            "kwargs": {"column": "backgrounds", "min_value": 9},
+            "severity": "critical",
+            "meta": {"message": "{backgrounds} backgrounds, this project needs {low}"},
+        }
+    )
     file.write_text(json.dumps(content))
     with pytest.raises(
         ValidationFailed, match=r"holiday: \d backgrounds, this project needs 9; change the set, or the suite"

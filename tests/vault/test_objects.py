@@ -88,9 +88,12 @@ def test_pieces_of_a_damaged_object_do_not_end_well(anywhere: Objects, harm: str
     sealed = anywhere.store.get("exports/ada/whole")
     line = sealed.index(b"\n") + 1
     harmed = {
-        "cut off between segments": sealed[: line + 2 * CHUNK_BYTES], "cut off": sealed[:-1],
-        "altered": sealed[:-20] + bytes([sealed[-20] ^ 1]) + sealed[-19:], "more": sealed + b"more", "empty": b"",
-    }[harm]  # fmt: skip
+        "cut off between segments": sealed[: line + 2 * CHUNK_BYTES],
+        "cut off": sealed[:-1],
+        "altered": sealed[:-20] + bytes([sealed[-20] ^ 1]) + sealed[-19:],
+        "more": sealed + b"more",
+        "empty": b"",
+    }[harm]
     anywhere.store.delete("exports/ada/whole")
     anywhere.store.put_new("exports/ada/whole", harmed)
     got = bytearray()

@@ -126,10 +126,12 @@ def test_nothing_without_a_capability_for_this_very_adapter(
     call = asked(site, ada, subject)
     tokens, sha256 = site.service.tokens, call["instances"][0]["adapter_sha256"]  # type: ignore[index]
     capability = {
-        "none": "", "access": ada.token, "foreign": tokens.capability_token(Capability(bob.id, sha256)),
+        "none": "",
+        "access": ada.token,
+        "foreign": tokens.capability_token(Capability(bob.id, sha256)),
         "other-adapter": tokens.capability_token(Capability(ada.id, "1" * 64)),
         "altered": tokens.capability_token(Capability(ada.id, sha256))[:-4] + "AAAA",
-    }[wrong]  # fmt: skip
+    }[wrong]
     answer = http.post("/predict", json=call | {"parameters": {"capability": capability}})
     if wrong == "foreign":
         is_problem(answer, 404, "model-missing")  # bob has no such model: ada's is never looked for

@@ -45,9 +45,12 @@ def known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 def test_a_known_picture_is_known_again_after_changes(known: Path):
     check, image = KnownImages(known), Image.open(io.BytesIO(PHOTO)).convert("RGB")
     changed = [
-        PHOTO, saved(image, quality=40), saved(image.resize((300, 300 * image.height // image.width))),
-        saved(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), saved(image, "PNG"),
-    ]  # fmt: skip
+        PHOTO,
+        saved(image, quality=40),
+        saved(image.resize((300, 300 * image.height // image.width))),
+        saved(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+        saved(image, "PNG"),
+    ]
     for file in changed:
         with pytest.raises(UnsafeImage):
             check(file)

@@ -24,8 +24,12 @@ def test_every_table_is_in_one_activity(site: Site):
     assert set(named) == set(Base.metadata.tables)
     assert set(named.values()) == {1}
     there = inspect(site.service.records.engine)
-    names = {table for schema in there.get_schema_names() if not schema.startswith(("pg_", "information", "dbos"))
-             for table in there.get_table_names(schema)}  # fmt: skip
+    names = {
+        table
+        for schema in there.get_schema_names()
+        if not schema.startswith(("pg_", "information", "dbos"))
+        for table in there.get_table_names(schema)
+    }
     library = {table.name for table in SystemSchema.metadata_obj.tables.values()}
     assert names - set(named) - set(OTHERS) <= library, (
         "a table that neither the records nor the library of durable work has"

@@ -71,9 +71,13 @@ def test_the_readmes_lines_do_what_they_say(start: Any, tmp_path: Path):
     (folder / "data").symlink_to(ROOT / "data")
     started = time.monotonic()
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block[1]], cwd=folder, env=served.environment | {"BASE": served.base},
-        capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
+        ["bash", "-euo", "pipefail", "-c", block[1]],
+        cwd=folder,
+        env=served.environment | {"BASE": served.base},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     print(f"README's lines: {time.monotonic() - started:.0f} s")
     said = done.stdout
@@ -120,8 +124,10 @@ def draw_with_canaries(client: httpx2.Client) -> tuple[str, list[bytes]]:
         assert time.monotonic() < until
         time.sleep(0.2)
     assert shown["state"] == "succeeded", shown
-    pieces = [client.get(f"/api/media/photos/{photo['id']}").content
-              for photo in client.get(f"/api/subjects/{subject}/photos").json()["photos"]]  # fmt: skip
+    pieces = [
+        client.get(f"/api/media/photos/{photo['id']}").content
+        for photo in client.get(f"/api/subjects/{subject}/photos").json()["photos"]
+    ]
     with zipfile.ZipFile(io.BytesIO(client.get(f"/api/media/exports/{export}").content)) as archive:
         names = [name for name in archive.namelist() if name.startswith(("photos/", "models/", "images/"))]
         assert len(names) == 6 + 1 + 2

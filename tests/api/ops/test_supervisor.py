@@ -145,8 +145,9 @@ def test_what_ended_is_killed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert killed == [killed[0], one.process.pid]
 
 
-def test_what_ends_is_started_again_until_an_interrupt(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                       monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_what_ends_is_started_again_until_an_interrupt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(serve, "RESTART_PAUSE_S", 0.0)
     frail, steady = managed(tmp_path, "print('here', flush=True)"), managed(tmp_path, WAIT, log=tmp_path / "steady.log")
     supervisor, interrupted, nap = (

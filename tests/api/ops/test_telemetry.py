@@ -202,9 +202,14 @@ def test_whatever_a_process_writes_is_json_without_words(tmp_path: Path, root: P
     """Prints, C libraries, children, warnings, threads, and the error that ends it."""
     with (tmp_path / "noisy.log").open("wb") as log:
         done = subprocess.run(
-            [sys.executable, "-c", NOISY], stdout=log, stderr=subprocess.STDOUT, cwd=root, timeout=120, check=False,
+            [sys.executable, "-c", NOISY],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=root,
+            timeout=120,
+            check=False,
             env=os.environ | {"PYTHONPATH": str(root)},
-        )  # fmt: skip
+        )
     assert done.returncode == 1
     assert lines_not_json(tmp_path) == []
     assert lines_with_words(tmp_path, [WORD]) == []

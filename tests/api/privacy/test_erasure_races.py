@@ -144,9 +144,16 @@ def begin(
         age_subject(person, person.subject_with_photos(5), days=400)
         generation(person)()
         sweep = Retention(
-            service.records, service.objects, service.audit_log, service.tokens, RetentionPeriods(photos=1), lambda _: None,
-            lambda *_: None, lambda _: 0, service.heads,
-        )  # fmt: skip
+            service.records,
+            service.objects,
+            service.audit_log,
+            service.tokens,
+            RetentionPeriods(photos=1),
+            lambda _: None,
+            lambda *_: None,
+            lambda _: 0,
+            service.heads,
+        )
         return sweep.perform
 
     def sign_off(person: Person) -> Work:
@@ -160,8 +167,15 @@ def begin(
         assert said.status_code == 202, said.text
         return lambda: runs.register_signed(name)
 
-    kinds = {"upload": upload, "run": run, "generation": generation, "export": export, "webhook": webhook,
-             "retention": retention, "sign-off": sign_off}  # fmt: skip
+    kinds = {
+        "upload": upload,
+        "run": run,
+        "generation": generation,
+        "export": export,
+        "webhook": webhook,
+        "retention": retention,
+        "sign-off": sign_off,
+    }
     return lambda kind, person: kinds[kind](person)
 
 
@@ -169,9 +183,16 @@ def erased(site: Site, person: Person, busy: threading.Event, cache: Path) -> No
     """Somebody asks for their erasure, and a worker does it once nothing is under way for them."""
     service = site.service
     erasure = Erasure(
-        service.records, service.objects, service.keyring, service.audit_log, lambda _: None, lambda *_: 0, lambda _: None,
-        cache, is_idle=lambda _: not busy.is_set(),
-    )  # fmt: skip
+        service.records,
+        service.objects,
+        service.keyring,
+        service.audit_log,
+        lambda _: None,
+        lambda *_: 0,
+        lambda _: None,
+        cache,
+        is_idle=lambda _: not busy.is_set(),
+    )
     answer = person.ask("DELETE", "/api/me")
     assert answer.status_code == 202, answer.text
     until = time.monotonic() + 60

@@ -246,8 +246,11 @@ def test_memory_does_not_grow_with_an_export(root: Path, tmp_path: Path):
     others = {name: value for name, value in os.environ.items() if not name.startswith(("PHOTOFLUX_", "STORAGE_"))}
     ended = subprocess.run(
         [sys.executable, "-m", "tests.api.packing", str(tmp_path), "60"],
-        cwd=root, capture_output=True, text=True, env=others,
-    )  # fmt: skip
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=others,
+    )
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout.splitlines()[-1])
     assert told["bytes"] > 60_000_000

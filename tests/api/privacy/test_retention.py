@@ -46,17 +46,30 @@ def sweep(site: Site, tmp_path: Path, taken: list[str]) -> Callable[..., dict[st
         return lambda name, *_: taken.append(f"{kind} {name}")
 
     erasure = Erasure(
-        service.records, service.objects, service.keyring, service.audit_log, note("forget"), note("unregister"),
-        note("discard"), tmp_path / "cache",
-    )  # fmt: skip
+        service.records,
+        service.objects,
+        service.keyring,
+        service.audit_log,
+        note("forget"),
+        note("unregister"),
+        note("discard"),
+        tmp_path / "cache",
+    )
     left, forgotten = list[DeletionPlan](), list[int]()
 
     def perform(**periods: int) -> dict[str, int]:
         kept = RetentionPeriods(**periods)
         swept = Retention(
-            service.records, service.objects, service.audit_log, service.tokens, kept, note("discard"),
-            lambda _, gone: left.append(gone), forgotten.append, service.heads,
-        ).perform()  # fmt: skip
+            service.records,
+            service.objects,
+            service.audit_log,
+            service.tokens,
+            kept,
+            note("discard"),
+            lambda _, gone: left.append(gone),
+            forgotten.append,
+            service.heads,
+        ).perform()
         while left:
             erasure.remove(left.pop())
         return swept
@@ -129,21 +142,48 @@ def test_a_removal_that_was_put_off_leaves_what_was_trained_since(site: Site, ad
         gone.extend(sorted(doomed(sorted(there))))
 
     erasure = Erasure(
-        service.records, service.objects, service.keyring, service.audit_log, lambda _: None, unregister, lambda _: None,
+        service.records,
+        service.objects,
+        service.keyring,
+        service.audit_log,
+        lambda _: None,
+        unregister,
+        lambda _: None,
         tmp_path / "cache",
-    )  # fmt: skip
+    )
     with service.records.writing() as session:
         row = session.get_one(Subject, subject, with_for_update=True)
         left = erase_models(session, row, service.audit_log, "withdrawn")
         run = new_id()
-        session.add(Run(id=run, user_id=ada.id, subject_id=subject, state="queued", params={}, orchestrator="local", estimate={},
-                        steps=[]))  # fmt: skip
+        session.add(
+            Run(
+                id=run,
+                user_id=ada.id,
+                subject_id=subject,
+                state="queued",
+                params={},
+                orchestrator="local",
+                estimate={},
+                steps=[],
+            )
+        )
     with pytest.raises(WorkInProgress):
         erasure.remove(left)
     with service.records.writing() as session:
         session.get_one(Run, run).state = "succeeded"
-        session.add(Model(user_id=ada.id, subject_id=subject, run_id=run, number=1, registry_name=subject, registry_version="2",
-                          adapter_sha256="0" * 64, verdict="PASS", metrics={}))  # fmt: skip
+        session.add(
+            Model(
+                user_id=ada.id,
+                subject_id=subject,
+                run_id=run,
+                number=1,
+                registry_name=subject,
+                registry_version="2",
+                adapter_sha256="0" * 64,
+                verdict="PASS",
+                metrics={},
+            )
+        )
     (work,) = (erasure.cache_dir / "finetune" / ada.id / trained for trained in left.runs)
     work.mkdir(parents=True)
     erasure.remove(left)
@@ -215,8 +255,15 @@ def test_what_a_killed_process_left_is_found_after_a_day(
     result = ask(ada, ada.subject_with_model())["id"]
     finish(site, ada, result)
     named = sorted(site.objects.store.list())
-    lost = {"photo": new_id(), "thumbnail": new_id(), "adapter": new_id(), "set": new_id(), "report": f"{new_id()}.gate",
-            "image": f"{result}.0.{new_id()}", "export": new_id()}  # fmt: skip
+    lost = {
+        "photo": new_id(),
+        "thumbnail": new_id(),
+        "adapter": new_id(),
+        "set": new_id(),
+        "report": f"{new_id()}.gate",
+        "image": f"{result}.0.{new_id()}",
+        "export": new_id(),
+    }
     for kind, object_id in lost.items():
         site.objects.put(ada.id, kind, object_id, b"left behind")
     assert "objects" not in sweep()

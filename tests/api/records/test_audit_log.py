@@ -54,8 +54,9 @@ def test_a_whole_log_is_whole(log: AuditHeads):
     assert log.store() == log.store() == 3
     note(log, 2)
     assert log.first_broken() is None
-    assert [json.loads(log.objects.get("service", "head", name))["number"]
-            for name in log.objects.ids("service", "head")] == [3]  # fmt: skip
+    assert [
+        json.loads(log.objects.get("service", "head", name))["number"] for name in log.objects.ids("service", "head")
+    ] == [3]
 
 
 def test_the_newest_entries_cannot_be_taken_off_unseen(log: AuditHeads):

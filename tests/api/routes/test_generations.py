@@ -135,8 +135,9 @@ def test_pictures_are_converted_one_after_another(
     with ThreadPoolExecutor(8) as pool:
         asked = [
             pool.submit(person.get, f"/api/media/images/{result}.0", params={"size": f"{side}x{side}"})
-            for side in range(16, 20) for person, result in results
-        ]  # fmt: skip
+            for side in range(16, 20)
+            for person, result in results
+        ]
         assert {one.result().status_code for one in asked} == {200}
     assert most == 1
 
@@ -177,9 +178,16 @@ def test_what_is_loaded_with_the_cookie_is_counted_like_anything_else(site: Site
         "Cookie": f"photoflux_media={site.service.tokens.media_token(site.service.tokens.verify_access(ada.token))}"
     }
     nothing = "0" * 32
-    paths = [f"/api/media/{one}" for one in (
-        f"images/{nothing}.0", f"photos/{nothing}", f"reports/{nothing}/gate", f"cards/{nothing}", f"exports/{nothing}"
-    )]  # fmt: skip
+    paths = [
+        f"/api/media/{one}"
+        for one in (
+            f"images/{nothing}.0",
+            f"photos/{nothing}",
+            f"reports/{nothing}/gate",
+            f"cards/{nothing}",
+            f"exports/{nothing}",
+        )
+    ]
     for path in paths:
         is_problem(site.client.get(path, headers=cookie), 404, "not-found")
     for _ in range(890):

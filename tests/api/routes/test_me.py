@@ -37,9 +37,15 @@ def exports(site: Site) -> Exports:
 def erasure(site: Site, tmp_path: Path) -> Erasure:
     service, gone = site.service, list[str]()
     return Erasure(
-        service.records, service.objects, service.keyring, service.audit_log, gone.append,
-        lambda name, _: gone.append(name) or 1, gone.append, tmp_path / "cache",
-    )  # fmt: skip
+        service.records,
+        service.objects,
+        service.keyring,
+        service.audit_log,
+        gone.append,
+        lambda name, _: gone.append(name) or 1,
+        gone.append,
+        tmp_path / "cache",
+    )
 
 
 def with_canaries(site: Site, person: Person) -> str:
@@ -141,10 +147,20 @@ def rows_about(site: Site, owner: str) -> list[str]:
     """Tables that name a person, but for the tombstone, which is the proof."""
     found = []
     with site.service.records.reading() as session:
-        for table, column in (("users", "id"), ("subjects", "user_id"), ("photos", "user_id"), ("runs", "user_id"),
-                              ("generations", "user_id"), ("images", "user_id"), ("feedback", "user_id"),
-                              ("consents", "user_id"), ("exports", "user_id"), ("idempotency_keys", "user_id"),
-                              ("login_sessions", "user_id"), ("models", "user_id")):  # fmt: skip
+        for table, column in (
+            ("users", "id"),
+            ("subjects", "user_id"),
+            ("photos", "user_id"),
+            ("runs", "user_id"),
+            ("generations", "user_id"),
+            ("images", "user_id"),
+            ("feedback", "user_id"),
+            ("consents", "user_id"),
+            ("exports", "user_id"),
+            ("idempotency_keys", "user_id"),
+            ("login_sessions", "user_id"),
+            ("models", "user_id"),
+        ):
             count = session.execute(text(f"select count(*) from {table} where {column} = :owner"), {"owner": owner})
             if count.scalar():
                 found.append(table)
@@ -183,10 +199,12 @@ def every_row(site: Site) -> bytes:
     """What a dump of the whole database would hold, the tables of durable work included."""
     said = []
     with site.service.records.reading() as session:
-        tables = session.execute(text(
-            "select table_schema, table_name from information_schema.tables "
-            "where table_schema not in ('pg_catalog', 'information_schema')"
-        ))  # fmt: skip
+        tables = session.execute(
+            text(
+                "select table_schema, table_name from information_schema.tables "
+                "where table_schema not in ('pg_catalog', 'information_schema')"
+            )
+        )
         for schema, name in list(tables):
             for row in session.execute(text(f'select * from "{schema}"."{name}"')):
                 said += [bytes(value) if isinstance(value, memoryview) else repr(value).encode() for value in row]

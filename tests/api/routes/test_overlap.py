@@ -151,8 +151,11 @@ REPEATABLE = {
 def test_every_post_may_be_sent_again(site: Site):
     schema = site.client.get("/openapi.json").json()
     posts = [path["post"] for path in schema["paths"].values() if "post" in path]
-    keyed = {one["operationId"] for one in posts
-             if any(p["name"].lower() == "idempotency-key" for p in one.get("parameters", []))}  # fmt: skip
+    keyed = {
+        one["operationId"]
+        for one in posts
+        if any(p["name"].lower() == "idempotency-key" for p in one.get("parameters", []))
+    }
     assert {one["operationId"] for one in posts} - keyed == set(REPEATABLE)
 
 

@@ -140,8 +140,11 @@ def test_a_browser_shows_the_page_and_refuses_nothing(served: str, tmp_path: Pat
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
     done = subprocess.run(
         [browser, *options, "--virtual-time-budget=20000", "--dump-dom", served + path],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert shown in done.stdout
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert [line for line in said if "Content Security Policy" in line or "Uncaught" in line] == []

@@ -27,10 +27,18 @@ from tests.api.people import is_problem
 
 EMAIL, PASSWORD, REDIRECT = "ada@example.org", "correct horse battery", "http://127.0.0.1:1/back"
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
-ASKED = "/authorize?" + urlencode({
-    "response_type": "code", "client_id": CLIENT_ID, "redirect_uri": REDIRECT, "scope": "openid", "state": "s", "nonce": "n",
-    "code_challenge": "x" * 43, "code_challenge_method": "S256",
-})  # fmt: skip
+ASKED = "/authorize?" + urlencode(
+    {
+        "response_type": "code",
+        "client_id": CLIENT_ID,
+        "redirect_uri": REDIRECT,
+        "scope": "openid",
+        "state": "s",
+        "nonce": "n",
+        "code_challenge": "x" * 43,
+        "code_challenge_method": "S256",
+    }
+)
 Later = Callable[[float], None]
 
 

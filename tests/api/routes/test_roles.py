@@ -82,11 +82,19 @@ def test_no_role_opens_another_persons_things(site: Site, ada: Person):
     result = ada.post("/api/generate", json={"subject": subject, "prompt": "a dog"}).json()
     export = ada.post("/api/me/export").json()["id"]
     places = [
-        f"/api/subjects/{subject}", f"/api/subjects/{subject}/photos", f"/api/results/{result['id']}",
-        f"/api/runs/{result['run']}", f"/api/runs/{result['run']}/events", f"/api/me/exports/{export}",
-        f"/api/media/photos/{photo}", f"/api/media/images/{result['id']}.0", f"/api/media/reports/{result['run']}/gate",
-        f"/api/media/exports/{export}", f"/api/media/cards/{result['run']}", f"/api/prompts/suggest?subject={subject}",
-    ]  # fmt: skip
+        f"/api/subjects/{subject}",
+        f"/api/subjects/{subject}/photos",
+        f"/api/results/{result['id']}",
+        f"/api/runs/{result['run']}",
+        f"/api/runs/{result['run']}/events",
+        f"/api/me/exports/{export}",
+        f"/api/media/photos/{photo}",
+        f"/api/media/images/{result['id']}.0",
+        f"/api/media/reports/{result['run']}/gate",
+        f"/api/media/exports/{export}",
+        f"/api/media/cards/{result['run']}",
+        f"/api/prompts/suggest?subject={subject}",
+    ]
     for role in ROLES:
         other = site.person(role=role)
         for place in places:

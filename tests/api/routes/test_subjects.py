@@ -80,10 +80,13 @@ def test_uploads_are_judged_like_in_the_pipeline_and_kept_sealed(site: Site, ada
     subject = ada.subject()
     tiff = encoded(sample(1), "TIFF")
     files = {
-        "one.jpg": SAMPLES[0].read_bytes(), "two.tif": tiff, "雷.jpg": encoded(sample(2), "JPEG", quality=92),
-        "notes.jpg": b"these are notes", "cut.jpg": SAMPLES[3].read_bytes()[:9000],
+        "one.jpg": SAMPLES[0].read_bytes(),
+        "two.tif": tiff,
+        "雷.jpg": encoded(sample(2), "JPEG", quality=92),
+        "notes.jpg": b"these are notes",
+        "cut.jpg": SAMPLES[3].read_bytes()[:9000],
         "small.png": encoded(sample(4).resize((200, 200)), "PNG"),
-    }  # fmt: skip
+    }
     answer = ada.upload(subject, files)
     assert answer.status_code == 201, answer.text
     photos = answer.json()["photos"]
@@ -165,10 +168,12 @@ def test_what_somebody_else_has_does_not_exist(ada: Person, bob: Person):
     subject = ada.subject_with_photos(1)
     (photo,) = ada.get(f"/api/subjects/{subject}/photos").json()["photos"]
     for method, path in (
-        ("GET", f"/api/subjects/{subject}"), ("DELETE", f"/api/subjects/{subject}"),
-        ("GET", f"/api/subjects/{subject}/photos"), ("DELETE", f"/api/photos/{photo['id']}"),
+        ("GET", f"/api/subjects/{subject}"),
+        ("DELETE", f"/api/subjects/{subject}"),
+        ("GET", f"/api/subjects/{subject}/photos"),
+        ("DELETE", f"/api/photos/{photo['id']}"),
         ("GET", photo["thumbnail"]),
-    ):  # fmt: skip
+    ):
         is_problem(bob.ask(method, path), 404, "not-found")
     is_problem(bob.upload(subject, {"a.jpg": SAMPLES[0].read_bytes()}), 404, "not-found")
     is_problem(bob.post("/api/generate", json={"subject": subject, "prompt": "a dog"}), 404, "not-found")

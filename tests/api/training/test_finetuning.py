@@ -81,19 +81,27 @@ def passed(folder: Path, params: dict[str, Any]) -> PipelineRun:
     """A run that registered its adapter."""
     key, name = params["key"], params["register_name"]
     documents = {
-        "adapter.tar": "an adapter", "decision.json": json.dumps({"verdict": "PASS", "reasons": []}),
-        "receipt.json": json.dumps({"name": name, "version": 3, "alias": "champion"}), "card.md": "# A dog",
-    }  # fmt: skip
+        "adapter.tar": "an adapter",
+        "decision.json": json.dumps({"verdict": "PASS", "reasons": []}),
+        "receipt.json": json.dumps({"name": name, "version": 3, "alias": "champion"}),
+        "card.md": "# A dog",
+    }
     for file, content in documents.items():
         with committed(folder / file, key=key) as unsealed:
             unsealed.write_text(content)
     (folder / "report.html").write_text("numbers alone")
     with committed(folder / "report-sealed.html", key=key) as unsealed:
         unsealed.write_text("<img> of a dog")
-    run = run_of(State.succeeded, verdict="PASS", params={"key": key}, artifacts={
-        "finetune": {"adapter": "adapter.tar"}, "gate": {"decision": "decision.json", "report": "report.html"},
-        "register": {"receipt": "receipt.json", "card": "card.md"},
-    })  # fmt: skip
+    run = run_of(
+        State.succeeded,
+        verdict="PASS",
+        params={"key": key},
+        artifacts={
+            "finetune": {"adapter": "adapter.tar"},
+            "gate": {"decision": "decision.json", "report": "report.html"},
+            "register": {"receipt": "receipt.json", "card": "card.md"},
+        },
+    )
     return run.with_step(replace(run.step("evaluate"), metrics={"identity_gain": 0.8}))
 
 
@@ -123,12 +131,15 @@ def work(site: Site, tmp_path: Path) -> Callable[..., tuple[FinetuningRuns, Scri
         service = site.service
         return (
             FinetuningRuns(
-                service.records, service.objects, orchestrator, service.audit_log,
+                service.records,
+                service.objects,
+                orchestrator,
+                service.audit_log,
                 enqueue_generation=lambda _, generation: drawn.append(generation.id),
             ),
             orchestrator,
             drawn,
-        )  # fmt: skip
+        )
 
     return made
 

@@ -14,11 +14,35 @@ from api.jobs.webhook_delivery import check_address
 from api.transport.addresses import is_public, reachable_addresses
 from photoflux.errors import InputError
 
-INNER = [ipaddress.ip_address(one) for one in (
-    "127.0.0.1", "127.255.255.254", "10.0.0.1", "10.255.255.255", "172.16.0.1", "172.31.255.255", "192.168.0.1", "169.254.169.254",
-    "169.254.0.1", "100.64.0.1", "100.127.255.255", "0.0.0.0", "0.1.2.3", "192.0.0.9", "192.0.0.170", "192.0.2.1", "198.18.0.1",
-    "198.51.100.1", "203.0.113.1", "192.88.99.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255",
-)]  # fmt: skip
+INNER = [
+    ipaddress.ip_address(one)
+    for one in (
+        "127.0.0.1",
+        "127.255.255.254",
+        "10.0.0.1",
+        "10.255.255.255",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.0.1",
+        "169.254.169.254",
+        "169.254.0.1",
+        "100.64.0.1",
+        "100.127.255.255",
+        "0.0.0.0",
+        "0.1.2.3",
+        "192.0.0.9",
+        "192.0.0.170",
+        "192.0.2.1",
+        "198.18.0.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "192.88.99.1",
+        "224.0.0.1",
+        "239.255.255.250",
+        "240.0.0.1",
+        "255.255.255.255",
+    )
+]
 OUTER = [
     ipaddress.ip_address(one)
     for one in ("8.8.8.8", "1.1.1.1", "93.184.216.34", "171.64.0.1", "100.128.0.1", "192.167.255.255")
@@ -63,10 +87,22 @@ def test_no_address_leads_inward_by_a_detour(form: str, v4: Any):
     assert is_refused(carried(form, v4))
 
 
-@given(st.sampled_from(list(CARRIES_INWARD.values())), st.sampled_from([
-    "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10",
-    "0.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"]
-).flatmap(lambda network: st.ip_addresses(network=network)))  # fmt: skip
+@given(
+    st.sampled_from(list(CARRIES_INWARD.values())),
+    st.sampled_from(
+        [
+            "10.0.0.0/8",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "100.64.0.0/10",
+            "0.0.0.0/8",
+            "224.0.0.0/4",
+            "240.0.0.0/4",
+        ]
+    ).flatmap(lambda network: st.ip_addresses(network=network)),
+)
 def test_no_inner_address_is_reached_by_any_embedding(form: str, v4: Any):
     assert is_refused(v4)
     assert is_refused(carried(form, v4))
@@ -84,8 +120,11 @@ def test_public_addresses_are_taken(v4: Any):
         assert is_public(carried(CARRIES_INWARD[form], v4)), "a network without IPv4 of its own reaches the others so"
 
 
-@given(st.sampled_from(["2a00::/16", "2606:4700::/32", "2400::/16", "2620:0::/23", "8.0.0.0/8", "93.184.0.0/16", "171.64.0.0/14"])
-       .flatmap(lambda network: st.ip_addresses(network=network)))  # fmt: skip
+@given(
+    st.sampled_from(
+        ["2a00::/16", "2606:4700::/32", "2400::/16", "2620:0::/23", "8.0.0.0/8", "93.184.0.0/16", "171.64.0.0/14"]
+    ).flatmap(lambda network: st.ip_addresses(network=network))
+)
 def test_ordinary_public_addresses_are_taken(ip: Any):
     assume(len(reachable_addresses(ip)) == 1)
     assert is_public(ip)

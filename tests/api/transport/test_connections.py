@@ -55,11 +55,13 @@ class Answers:
         if scope["type"] != "http":
             return
         kind, count, piece = {
-            "/small": ("text/plain", 1, b"small"), "/medium": ("text/plain", 1, bytes(60_000)), "/large": ("image/png", 1, bytes(LARGE)),
+            "/small": ("text/plain", 1, b"small"),
+            "/medium": ("text/plain", 1, bytes(60_000)),
+            "/large": ("image/png", 1, bytes(LARGE)),
             "/export": ("application/zip", LARGE // 65536, bytes(65536)),
             "/address": ("text/plain", 1, scope["client"][0].encode()),
             "/length": ("text/plain", 1, b"%d" % (await length_of(receive) if scope["path"] == "/length" else 0)),
-        }[scope["path"]]  # fmt: skip
+        }[scope["path"]]
         self.asked += 1
         headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % (count * len(piece)))]
         self.under_way += 1
@@ -383,11 +385,17 @@ def test_whatever_comes_and_goes_none_holds_more_than_it_may(happening: list[tup
 
 def test_as_many_files_may_be_open_as_the_system_allows():
     said = subprocess.run(
-        [sys.executable, "-c", "import resource; from api.transport.connections import allow_open_files as a; "
-         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard)); "
-         "print(a(), resource.getrlimit(resource.RLIMIT_NOFILE)[0], hard)"],
-        capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import resource; from api.transport.connections import allow_open_files as a; "
+            "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard)); "
+            "print(a(), resource.getrlimit(resource.RLIMIT_NOFILE)[0], hard)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     assert said[0] == said[1] == str(min(65_536, int(said[2])))
     assert allow_open_files() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
