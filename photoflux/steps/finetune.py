@@ -266,14 +266,14 @@ def _save(
         weights = save_adapter(module.transformer, Path(scratch) / WEIGHTS, weights=selector.weights(step))
         lineage["weights"] = digest(weights)
         files: dict[str, bytes | Path] = {WEIGHTS: weights, "curves.json": to_json(curves).encode()}
-        files |= {f"previews/{number}.png": file for number, file in enumerate(previews[step])}
+        files |= {f"previews/{number}.png": png for number, png in enumerate(previews[step])}
         with committed(adapter, key=key) as out:
             write_tar(out, files=files, manifest=lineage)
     page = finetune_page(
         lineage,
         curves=curves,
         previews={
-            step: [Image.open(io.BytesIO(file)).convert("RGB") for file in files] for step, files in previews.items()
+            number: [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs] for number, pngs in previews.items()
         },
         base=selector.base,
         photos=list(training.batches.photos.images),
