@@ -17,7 +17,6 @@ from photoflux.judges.stats import (
     Array,
     Interval,
     auc,
-    benjamini_hochberg,
     cluster_weights,
     group_pvalues,
     holm,
@@ -372,8 +371,10 @@ def _missing_finding(found: Missing, tested: Tested, limits: Limits) -> Finding:
 
 
 def _cells(people: People, limits: Limits) -> list[Cell]:
+    from scipy.stats import false_discovery_control
+
     rows = [cell for name in people.base for cell in _cells_of(people, name)]
-    adjusted = benjamini_hochberg([p for *_, p in rows]) if rows else np.array([])
+    adjusted = false_discovery_control([p for *_, p in rows]) if rows else np.array([])
     return [
         Cell(*row, adjusted=float(q), notable=bool(q <= limits.discovery_rate))
         for row, q in zip(rows, adjusted, strict=True)
@@ -390,13 +391,9 @@ def _cells_of(people: People, name: str) -> list[tuple[str, str, str, float, flo
         here = groups == group
         for value, (before, after), clustered in zip(people.classes[name], shown, pvalues, strict=True):
             # Never surer than were each image on its own: prompts only take from that.
-            p = max(clustered.get(group, 1.0), _mcnemar_of((after - before)[here]))
+            p = max(clustered.get(group, 1.0), mcnemar(*_gained_and_lost((after - before)[here])))
             rows.append((group, name, value, _mean(before[here]), _mean(after[here]), p))
     return rows
-
-
-def _mcnemar_of(change: Array) -> float:
-    return mcnemar(int((change > 0).sum()), int((change < 0).sum()))
 
 
 def _row_means(values: Array) -> Array:
@@ -408,3 +405,7 @@ def _row_means(values: Array) -> Array:
 def _mean(values: Array) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else 0.0
+
+
+def _gained_and_lost(change: Array) -> tuple[int, int]:
+    return int((change > 0).sum()), int((change < 0).sum())

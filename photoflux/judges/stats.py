@@ -172,10 +172,9 @@ def mean_change_pvalue(changes: Array, signs: Array) -> float:
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p that discordant pairs fall either way alike, every pair on its own."""
-    from scipy.special import bdtr
+    from scipy.stats import binomtest
 
-    total = gained + lost
-    return min(1.0, 2 * float(bdtr(min(gained, lost), total, 0.5))) if total else 1.0
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def group_pvalues(changes: Array, groups: Array) -> dict[str, float]:
@@ -206,16 +205,9 @@ def holm(pvalues: Sequence[float]) -> Array:
     p = np.asarray(pvalues, float)
     order = np.argsort(p, kind="stable")
     scaled = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return _back(np.minimum(scaled, 1), order)
-
-
-def benjamini_hochberg(pvalues: Sequence[float]) -> Array:
-    """Step-up adjusted p-values: false discovery rate."""
-    # As scipy.stats.false_discovery_control, but for the last bit: audits are compared bit by bit.
-    p = np.asarray(pvalues, float)
-    order = np.argsort(p, kind="stable")
-    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
-    return _back(np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1), order)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(scaled, 1)
+    return adjusted
 
 
 def auc(higher: Array, lower: Array) -> float:
@@ -266,9 +258,3 @@ def _kernel_pairs(first: Array, second: Array) -> Array:
     pairs = (xx + yy - xy - xy.T).reshape(prompts, seeds, prompts, seeds).mean((1, 3))
     np.fill_diagonal(pairs, 0)
     return pairs
-
-
-def _back(values: Array, order: Array) -> Array:
-    out = np.empty_like(values)
-    out[order] = values
-    return out
