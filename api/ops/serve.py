@@ -237,8 +237,8 @@ def demo_account(settings: ApiSettings) -> str:
     password = secrets.token_urlsafe(12)
     accounts.add(EMAIL, name=NAME, password=password)
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(password)
+    with os.fdopen(descriptor, "w") as written:
+        written.write(password)
     return password
 
 

@@ -186,11 +186,11 @@ def to_public(session: Session, keyring: Keyring, row: Generation) -> Generation
     return GenerationPublic(
         id=row.id,
         subject=row.subject_id,
-        state=row.state,
+        state=row.state,  # type: ignore[arg-type]
         prompt=prompt,
         n=row.n,
         seed=row.seed,
-        size=row.size,  # type: ignore[arg-type]
+        size=row.size,
         format=row.format,
         style=row.style,
         model=row.model_id,

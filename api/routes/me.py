@@ -165,9 +165,9 @@ def _to_public(row: Export) -> ExportPublic:
     ready = row.state == "succeeded"
     return ExportPublic(
         id=row.id,
-        state=row.state,
+        state=row.state,  # type: ignore[arg-type]
         sha256=row.sha256,
-        bytes=row.stored_bytes,  # type: ignore[arg-type]
+        bytes=row.stored_bytes,
         error=failure(ExportFailure, row.error_code, row.error),
         url=f"/api/media/exports/{row.id}" if ready else None,
         created=utc(row.created_ms),

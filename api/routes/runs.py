@@ -170,8 +170,8 @@ def to_public(session: Session, run: Run) -> RunPublic:
     return RunPublic(
         id=run.id,
         subject=run.subject_id,
-        state=run.state,
-        steps=[StepPublic(**step) for step in run.steps or []],  # type: ignore[arg-type]
+        state=run.state,  # type: ignore[arg-type]
+        steps=[StepPublic(**step) for step in run.steps or []],
         error=failure(RunFailure, run.error_code, run.error),
         estimate=run.estimate,
         actual=run.actual,

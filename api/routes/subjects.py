@@ -355,10 +355,10 @@ def _photo_public(collection: PhotoCollection, photo: Photo, verdict: dict[str, 
     return PhotoPublic(
         id=photo.id,
         name=collection.open_name(photo.user_id, "photo-name", photo.id, photo.name),
-        status=verdict["status"],
+        status=verdict["status"],  # type: ignore[arg-type]
         reasons=reasons,
         width=photo.width,
-        height=photo.height,  # type: ignore[arg-type]
+        height=photo.height,
         thumbnail=f"/api/media/photos/{photo.id}",
     )
 
@@ -369,8 +369,8 @@ def _rejected_photo(collection: PhotoCollection, decoded: DecodedUpload | None, 
     return PhotoPublic(
         id=None,
         name=name,
-        status=status,
-        reasons=[Reason.model_validate(reason) for reason in reasons],  # type: ignore[arg-type]
+        status=status,  # type: ignore[arg-type]
+        reasons=[Reason.model_validate(reason) for reason in reasons],
         width=0,
         height=0,
         thumbnail=None,
