@@ -459,6 +459,15 @@ def _readme_lines(result: Mapping[str, Any]) -> Iterator[str]:
         for one in (found[recipe.name],)
     ]
     yield table(("", "pass", "identity gain", "leakage", "prompt accuracy lost", "seconds"), body)
+    failed = [
+        margin["rule"]
+        for margin in result["margins"]
+        if all(margin["not_passed"][rival.name] > count / 2 for rival in among(result["subjects"][0], RIVALS))
+    ]
+    if failed:
+        yield ""
+        said = f"What either rival fails by, on most subjects: {', '.join(failed)}."
+        yield fill(said, 120, break_on_hyphens=False, break_long_words=False)
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -319,6 +319,15 @@ def test_the_readme_is_given_the_figures_between_its_marks_and_stays_as_it_is_el
     assert pages.readme(after, result) == after
 
 
+def test_the_readme_says_what_rivals_fail_by(result: dict[str, Any]) -> None:
+    before = (ROOT / "README.md").read_text(encoding="utf-8")
+    for margin in result["margins"]:
+        margin["not_passed"] = {"ours": 2, "dreambooth": 1, "dreambooth_started": 2}
+    assert "either rival fails" not in pages.readme(before, result)
+    result["margins"][2]["not_passed"]["dreambooth"] = 2
+    assert f"fails by, on most subjects: {result['margins'][2]['rule']}." in pages.readme(before, result)
+
+
 def test_limits_stand_on_calibration_subjects_and_figures_on_the_headlines() -> None:
     """Whatever of the two results is there."""
     for name, seed in (("calibration", CALIBRATION_SEED), ("subjects", HEADLINE_SEED)):
