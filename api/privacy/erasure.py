@@ -170,7 +170,7 @@ class Erasure:
     recorded: Callable[[], object] = lambda: None
 
     def perform(self, receipt: str) -> str:
-        """Delete everything that is left of an account. Raises UnderWay while something is still being done for it."""
+        """Delete everything that is left of an account. Raises WorkInProgress while something is still being done for it."""
         with self.records.reading() as session:
             tombstone = session.get(Tombstone, receipt)
             if tombstone is None or tombstone.done_ms:

@@ -27,7 +27,7 @@ FLOW_S = 600
 
 
 class AccessToken(BaseModel):
-    """What to send as `Authorization: AccessTokenClaims …`."""
+    """What to send as `Authorization: Bearer …`."""
 
     access_token: str
     token_type: str = "Bearer"

@@ -68,7 +68,7 @@ def create_subject(
     idempotency: IdempotencyDep,
 ) -> SubjectPublic:
     """Begin a subject: who or what pictures are wanted of."""
-    if body.class_noun not in class_nouns:
+    if class_nouns and body.class_noun not in class_nouns:
         known = ", ".join(class_nouns)
         raise Problem(422, "invalid", f"The base does not know '{body.class_noun}'; choose one of {known}.")
     if (body.class_noun == "person") != (body.depicts != consents.NO_PERSON):

@@ -14,7 +14,7 @@ ASSUMED = ("HTTPValidationError", "ValidationError")
 """FastAPI's own schemas of invalid requests, which are problems here."""
 TEXT = """\
 **Signing in.** A browser is sent to `GET /api/auth/login` and comes back with a cookie; `POST /api/auth/refresh` gives an access
-token for it, which is sent as `Authorization: AccessTokenClaims …` and lasts ten minutes. Ask for the next one in the same way.
+token for it, which is sent as `Authorization: Bearer …` and lasts ten minutes. Ask for the next one in the same way.
 
 **Errors** are problems (RFC 9457): `type` is for programs and stays as it is, `detail` is for people. Besides the problems that an
 operation names, any may be answered with 421 (the service has another address), 500 (something went wrong here, and has been

@@ -65,6 +65,16 @@ def test_what_is_no_subject_is_refused(ada: Person, asked: dict[str, object]):
     is_problem(ada.post("/api/subjects", json=asked), 422, "invalid")
 
 
+def test_a_base_that_lists_no_class_nouns_takes_any(site: Site, ada: Person):
+    """As flux1-schnell, whose text encoders know every word."""
+    listed = site.service.class_nouns
+    object.__setattr__(site.service, "class_nouns", ())
+    try:
+        assert ada.post("/api/subjects", json={"class_noun": "axolotl", "depicts": "no_person"}).status_code == 201
+    finally:
+        object.__setattr__(site.service, "class_nouns", listed)
+
+
 def test_nothing_without_agreeing_to_the_terms_and_no_people_without_consent(site: Site):
     eve = site.person(agreed=False)
     refused = eve.post("/api/subjects", json={"class_noun": "dog", "depicts": "no_person"})
