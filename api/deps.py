@@ -176,12 +176,12 @@ def get_metered_user(rate_limiter: RateLimiterDep, current_user: CurrentUser) ->
 def _require_role(role: str) -> Any:
     """A dependency on a user with this role. A problem of 403 for others."""
 
-    def get_one(current_user: CurrentUser) -> AccessTokenClaims:
+    def get_user_with_role(current_user: CurrentUser) -> AccessTokenClaims:
         if current_user.role != role:
             raise Problem(403, "forbidden", f"This is for people with the role '{role}'.")
         return current_user
 
-    return get_one
+    return get_user_with_role
 
 
 Operator = Annotated[AccessTokenClaims, Depends(_require_role("operator"))]

@@ -48,7 +48,8 @@ RANK, ROWS = 16, 2
 @pytest.fixture(scope="module")
 def shape(root: Path) -> Shape:
     spec = load_spec(root / "models" / "flux1-schnell.yaml")
-    assert (spec.recipe["rank"], spec.recipe["batch_size"] + spec.recipe["preservation_batch"]) == (RANK, ROWS)
+    recipe = spec.recipe["finetune"]
+    assert (recipe["rank"], recipe["batch_size"] + recipe["preservation_batch"]) == (RANK, ROWS)
     return Shape.of(
         CONFIGS, targets=spec.lora_targets, side_px=spec.resolution_px, text_length=spec.text_length, dtype=spec.dtype
     )

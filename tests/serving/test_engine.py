@@ -276,7 +276,7 @@ def test_forgetting_ends_what_waits_and_is_drawn_for_the_owner(engine: Engine, k
     assert steps.begun == had_begun
     assert key_of(1) not in engine.device and key_of(1) not in engine.host
     assert all(torch.equal(base[name], weight) for name, weight in engine.merger.weights.items())
-    assert not engine._open
+    assert not engine._unfinished
 
 
 class SlowFetch:

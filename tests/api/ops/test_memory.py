@@ -10,7 +10,7 @@ from api.ops.serve import MALLOC_SETTINGS
 CODE = """
 import gc, threading, time
 import psutil
-from api.ops.memory import give_back
+from api.ops.memory import trim_heap
 
 def resident():
     return psutil.Process().memory_info().rss / 1e6
@@ -22,7 +22,7 @@ del pieces
 gc.collect()
 scattered = resident() - before
 ended = threading.Event()
-thread = threading.Thread(target=give_back, args=[ended], kwargs={"every_s": 0.01})
+thread = threading.Thread(target=trim_heap, args=[ended], kwargs={"every_s": 0.01})
 thread.start()
 until = time.monotonic() + 20
 while resident() - before > scattered / 4 and time.monotonic() < until:

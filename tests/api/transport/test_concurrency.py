@@ -267,7 +267,7 @@ def test_looking_takes_few_threads():
         time.sleep(0.01)
 
     async def many() -> None:
-        await asyncio.gather(*(requests.look(look) for _ in range(50)))
+        await asyncio.gather(*(requests.run(look) for _ in range(50)))
 
     asyncio.run(many())
     assert len(seen) <= 4

@@ -62,7 +62,7 @@ def implied(route: Any) -> set[int]:
     name, statuses = str(route.operation_id), set[int]()
     if calls & {get_current_user, get_media_user}:
         statuses |= SIGNED_IN
-    if any(getattr(call, "__name__", "") == "get_one" for call in calls):
+    if any(getattr(call, "__name__", "") == "get_user_with_role" for call in calls):
         statuses |= {403}
     if route.body_field is not None:
         statuses |= BODY
