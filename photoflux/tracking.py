@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +178,10 @@ class Registry:
 
     @contextmanager
     def pointed(self, version: Version, alias: str) -> Iterator[None]:
-        """Point an alias at a version; if the block raises, it points where it did before, unless somebody has moved it since."""
+        """Point an alias at a version; if the block raises, it points where it did before, unless somebody has moved it since.
+
+        It is gone where what it pointed at is gone, too.
+        """
         before = self.at(version.name, alias)
         with self._spoken():
             self._client.set_registered_model_alias(version.name, alias, str(version.number))
@@ -188,7 +191,7 @@ class Registry:
             now = self.at(version.name, alias)
             if now is None or now.number != version.number:
                 raise
-            if before:
+            if before and self.at(version.name, str(before.number)):
                 self._client.set_registered_model_alias(version.name, alias, str(before.number))
             else:
                 self._client.delete_registered_model_alias(version.name, alias)
@@ -215,11 +218,12 @@ class Registry:
             found = list(_all_pages(self._client.search_model_versions, f"name = '{check_name(name)}'"))
         return sorted((_version(one) for one in found), key=lambda version: version.number)
 
-    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Write tags of a version anew; those that it has already stay as they are."""
+    def tag(self, version: Version, tags: Mapping[str, str]) -> Version:
+        """Write tags of a version anew; those that it has already stay as they are. Returns the version with them."""
         with self._spoken():
             for key in (key for key, value in tags.items() if version.tags.get(key) != value):
                 self._client.set_model_version_tag(version.name, str(version.number), key, tags[key])
+        return replace(version, tags={**version.tags, **tags})
 
     def document(self, version: Version, name: str) -> Path | None:
         """A file that was recorded with a version, as it was stored; None where there is none of that name."""

@@ -7,8 +7,8 @@ import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,6 +53,11 @@ class ModelRecord:
         """The version that was champion when this adapter was judged; 0 for none."""
         return int((self.decision["champion"] or {}).get("version", 0))
 
+    def was_held_against(self, version: Version) -> bool:
+        """Whether a version is that champion: numbers begin anew with a name that was deleted."""
+        about = self.decision["champion"]
+        return bool(about) and version.number == self.held_against and version.digest == about["adapter"]
+
 
 def run(
     adapter: Path,
@@ -81,11 +86,13 @@ def run(
     registry = Registry()
     documents = (decision, evaluation, audit)
     with _record(found, adapter, documents, params, sign_off, key=key) as record, ExitStack() as undo:
-        version = undo.enter_context(registry.entered(name, record))
-        if found.held_against != version.number:  # the champion, trained again, claims nobody's place
-            registry.tag(version, _claim(found))
+        over = _over(registry, name, found)
+        version = undo.enter_context(_entered(registry, name, record, found, over))
+        claim = {} if found.was_held_against(version) else _claim(found)  # the champion, trained again, claims no place
+        version = registry.tag(version, _verdict(found, sign_off) | claim)
         undo.enter_context(registry.pointed(version, CHALLENGER))
-        champion, why = _settle(registry, version, found, undo)
+        champion, why = _settle(registry, version, found, undo, over)
+        registry.tag(version, {"settled": "true"})
         alias = CHAMPION if champion else CHALLENGER
         with committed(card, key=key) as page, committed(receipt, key=key) as slip:
             write_text(page, render_card(found, sign_off, name=name, version=version.number, alias=alias))
@@ -110,14 +117,27 @@ def check_promotable(decision: Mapping[str, Any], sign_off: SignOff | None) -> N
 
 def _claim(found: ModelRecord) -> dict[str, str]:
     """What a version says of the champion's place, so that others that were judged at the same time can see it."""
-    return {"held_against": str(found.held_against), "takes": str(found.decision["succeeds"]["takes"]).lower()}
+    takes = str(found.decision["succeeds"]["takes"]).lower()
+    return {"held_against": str(found.held_against), "takes": takes, "settled": "false"}
 
 
-def _settle(registry: Registry, version: Version, found: ModelRecord, undo: ExitStack) -> tuple[bool, str]:
+def _verdict(found: ModelRecord, sign_off: SignOff | None) -> dict[str, str]:
+    """What the gate said of a version this time, which may have been registered before, and who signed for it."""
+    told = {"verdict": str(found.decision["verdict"])}
+    if found.decision["promote"] or sign_off is None:
+        return told
+    findings = ", ".join(sorted(sign_off.findings))
+    return told | {"sign_off_by": sign_off.by, "sign_off_reason": sign_off.reason, "sign_off_findings": findings}
+
+
+def _settle(
+    registry: Registry, version: Version, found: ModelRecord, undo: ExitStack, over: Collection[int]
+) -> tuple[bool, str]:
     """Carry out the gate's decision; returns whether the version is champion now, and why.
 
     Registries have no compare-and-set. So a version says first that it claims the place, then the best of all that claim it against the
     same champion is given the alias, then is looked whether others have claimed it meanwhile: whoever looks last has seen all claims.
+    Claims that were `over` before do not count: somebody has moved the alias since they were settled.
     """
     from photoflux.tracking import CHAMPION
 
@@ -125,43 +145,96 @@ def _settle(registry: Registry, version: Version, found: ModelRecord, undo: Exit
     present = registry.at(version.name, CHAMPION)
     if not succeeds["takes"] and present:
         return False, str(succeeds["why"])
-    if found.held_against == version.number and present:
+    if found.was_held_against(version) and present:
         stays = present.number == version.number
         return stays, str(succeeds["why"]) if stays else f"version {present.number} became champion meanwhile"
     rivals: list[Version] | None = None
-    while rivals != (now := _rivals(registry, version, found.held_against)):
+    while rivals != (now := _rivals(registry, version, found.held_against, over)):
         rivals, present = now, registry.at(version.name, CHAMPION)
-        known = {found.held_against, version.number, *(rival.number for rival in rivals)}
-        if present and present.number not in known:
+        known = {version.number, *(rival.number for rival in rivals)}
+        if present and present.number not in known and not found.was_held_against(present):
             return _moved_on(registry, version, present, found, undo)
-        best = _best(registry, version, rivals, found)
+        best = _best(registry, [version, *rivals], {version.number: found.evaluation})
         if best.number == version.number:
             undo.enter_context(registry.pointed(best, CHAMPION))
         elif present is None or present.number != best.number:
-            with registry.pointed(best, CHAMPION):  # its own claim, which stands however this one ends
-                pass
+            with suppress(InputError), registry.pointed(best, CHAMPION):
+                pass  # its own claim, which stands however this one ends; it may have been taken back since it was seen
     if best.number != version.number:
-        return False, f"version {best.number}, registered meanwhile, is no worse"
+        how = "is no worse" if _may_displace(version, best) else "passed by itself, this one did not"
+        return False, f"version {best.number}, registered meanwhile, {how}"
     return True, str(succeeds["why"])
 
 
-def _rivals(registry: Registry, version: Version, held_against: int) -> list[Version]:
-    """The other versions that claim the place of the same champion, oldest first."""
-    claim = str(held_against)
-    versions = (v for v in registry.versions(version.name) if v.number != version.number)
-    return [v for v in versions if v.tags.get("takes") == "true" and v.tags.get("held_against") == claim]
+@contextmanager
+def _entered(
+    registry: Registry, name: str, record: Record, found: ModelRecord, over: Collection[int]
+) -> Iterator[Version]:
+    """As `Registry.entered`; where the version is taken back, the champion's place goes to whom it would belong without it."""
+    version: Version | None = None
+    try:
+        with registry.entered(name, record) as version:
+            yield version
+    except BaseException:
+        with suppress(InputError):  # the registry itself may be what failed
+            if version:
+                _leave(registry, version, found, over)
+        raise
 
 
-def _best(registry: Registry, version: Version, rivals: Sequence[Version], found: ModelRecord) -> Version:
-    """The best of a version and its rivals; the older one where two are equal or cannot be compared."""
-    documents = {version.number: found.evaluation}
-    first, *others = sorted([version, *rivals], key=lambda one: one.number)
+def _leave(registry: Registry, version: Version, found: ModelRecord, over: Collection[int]) -> None:
+    """Give the alias to the best of those that gave way to a version which is no more, else back to the champion of before."""
+    from photoflux.tracking import CHAMPION
+
+    present = registry.at(version.name, CHAMPION)
+    if present and not found.was_held_against(present):
+        return
+    if rivals := _rivals(registry, version, found.held_against, over):
+        heir: Version | None = _best(registry, rivals, {})
+    else:
+        before = registry.at(version.name, str(found.held_against)) if found.held_against else None
+        heir = before if before and found.was_held_against(before) else None
+    if heir and (present is None or present.number != heir.number):
+        with registry.pointed(heir, CHAMPION):
+            pass
+
+
+def _over(registry: Registry, name: str, found: ModelRecord) -> set[int]:
+    """Versions whose claim to the same champion's place was settled before and that are not champion now: it counts no more."""
+    from photoflux.tracking import CHAMPION
+
+    claims = [v for v in _claims(registry, name, found.held_against) if v.tags.get("settled") == "true"]
+    present = registry.at(
+        name, CHAMPION
+    )  # asked after them: who had settled a claim was champion then, or another's better
+    return {v.number for v in claims if present is None or v.number != present.number}
+
+
+def _rivals(registry: Registry, version: Version, held_against: int, over: Collection[int]) -> list[Version]:
+    """The other versions that claim the place of the same champion, oldest first, but for those whose claim is `over`."""
+    return [v for v in _claims(registry, version.name, held_against) if v.number not in (version.number, *over)]
+
+
+def _claims(registry: Registry, name: str, held_against: int) -> list[Version]:
+    """The versions that claim the place of one champion, oldest first."""
+    claim = {"takes": "true", "held_against": str(held_against)}
+    return [version for version in registry.versions(name) if claim.items() <= dict(version.tags).items()]
+
+
+def _best(registry: Registry, versions: Sequence[Version], documents: dict[int, dict[str, Any]]) -> Version:
+    """The best of some versions; the older one where two are equal or cannot be compared. `documents`: evaluations at hand."""
+    first, *others = sorted(versions, key=lambda one: one.number)
     for other in others:
         for one in (first, other):
             documents.setdefault(one.number, _evaluation_of(registry, one))
-        if is_better(documents[other.number], documents[first.number]):
+        if _may_displace(other, first) and is_better(documents[other.number], documents[first.number]):
             first = other
     return first
+
+
+def _may_displace(version: Version, champion: Version) -> bool:
+    """One that a person signed for does not displace one that passed by itself, whatever their scores: as in `gate.succeeds`."""
+    return version.tags.get("verdict") == "PASS" or champion.tags.get("verdict") != "PASS"
 
 
 def _moved_on(
@@ -170,6 +243,8 @@ def _moved_on(
     """The champion that this version was judged against is champion no more: it has to be better than the present one."""
     from photoflux.tracking import CHAMPION
 
+    if not _may_displace(version, present):
+        return False, f"version {present.number}, which became champion meanwhile, passed by itself, this one did not"
     better = is_better(found.evaluation, _evaluation_of(registry, present))
     if better:
         undo.enter_context(registry.pointed(version, CHAMPION))
@@ -275,24 +350,20 @@ def _record(
 def _tags(found: ModelRecord, sign_off: SignOff | None) -> dict[str, str]:
     """The lineage of a version: what it was made from, with what, and how it was judged."""
     base, evaluation = found.manifest["base"], found.evaluation
-    tags = {
+    return {
         "data": evaluation["hashes"]["dataset"],
         "base": base["hash"],
         "base_name": base["name"],
         "params": json.dumps(found.manifest.get("params", {}), sort_keys=True),
         "code": code_version(),
-        "verdict": found.decision["verdict"],
         "consent": found.manifest["subject"].get("consent", ""),
         "class_noun": found.manifest["subject"]["class_noun"],
         "trigger": found.manifest["subject"]["trigger"],
         "overall": repr(found.overall),
         "fingerprint": found.evaluation["fingerprint"],
         **_claim(found),
+        **_verdict(found, sign_off),
     }
-    if found.decision["promote"] or sign_off is None:
-        return tags
-    findings = ", ".join(sorted(sign_off.findings))
-    return tags | {"sign_off_by": sign_off.by, "sign_off_reason": sign_off.reason, "sign_off_findings": findings}
 
 
 def _metrics(found: ModelRecord) -> dict[str, float]:
