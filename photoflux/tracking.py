@@ -260,16 +260,18 @@ class Registry:
             going = doomed([version.number for version in found])
             versions = [version for version in found if version.number in going]
             runs, models = {v.run_id for v in versions}, {v.source.removeprefix("models:/") for v in versions}
-            for version in versions:
-                self._client.delete_model_version(name, str(version.number))
-            if versions and not self._client.search_model_versions(versions_of, max_results=1):
-                self._client.delete_registered_model(name)
             for model_id in models:
                 self._drop_model(model_id)
             for run_id in runs:
                 self._drop_run(run_id)
             if self.local:
                 self._purge(runs, models)
+            for (
+                version
+            ) in versions:  # last: by them an erasure that is repeated after a kill finds what the killed one left
+                self._client.delete_model_version(name, str(version.number))
+            if self._registered(name):
+                self._drop_empty(name)
         return len(versions)
 
     def _purge(self, runs: set[str], models: set[str]) -> None:
@@ -278,9 +280,9 @@ class Registry:
 
         store = _get_store(self.uri)
         for run_id in runs:
-            store._hard_delete_run(run_id)
+            _unless_missing(store._hard_delete_run, run_id)
         for model_id in models:
-            store._hard_delete_logged_model(model_id)
+            _unless_missing(store._hard_delete_logged_model, model_id)
 
     def adapter(self, version: Version) -> tuple[Path, str]:
         """The stored adapter file of a version (downloaded from a server) and the key URI it is sealed under."""
@@ -476,13 +478,17 @@ class Registry:
                 self._drop_run(run.info.run_id)
 
     def _drop_run(self, run_id: str) -> None:
-        self._delete_files(self._client.get_run(run_id).info.artifact_uri)
-        self._client.set_terminated(run_id, "FAILED")
-        self._client.delete_run(run_id)
+        """Files first, then the row that says where they are; what is gone already is no error."""
+        if run := _unless_missing(self._client.get_run, run_id):
+            self._delete_files(run.info.artifact_uri)
+            if run.info.lifecycle_stage == "active":
+                self._client.set_terminated(run_id, "FAILED")
+                self._client.delete_run(run_id)
 
     def _drop_model(self, model_id: str) -> None:
-        self._delete_files(self._client.get_logged_model(model_id).artifact_location)
-        self._client.delete_logged_model(model_id)
+        if model := _unless_missing(self._client.get_logged_model, model_id):
+            self._delete_files(model.artifact_location)
+            self._client.delete_logged_model(model_id)
 
     def _delete_files(self, location: str) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
