@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from photoflux.manifest import to_json
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAWS = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
-MEASURES = ("photoflux.judges.scores", "photoflux.judges.seeing", "photoflux.judges.encoders")
+MEASURES = ("photoflux.steps.evaluate",)
 TRAINS = ("photoflux.steps.finetune",)
 """Modules at which the code of each begins; what they import belongs to it."""
 WITHOUT_EFFECT = (
@@ -29,6 +30,9 @@ WITHOUT_EFFECT = (
 WITHOUT_A_SAY = ("photoflux.pages", "photoflux.report")
 """What only shows results: neither it nor what it imports changes any."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "pillow")
+"""Distributions that a picture hangs on; then those that measuring it, and training, hang on besides."""
+MEASURING_LIBRARIES = ("numpy", "scipy")
+TRAINING_LIBRARIES = ("numpy", "scipy", "pytorch-lightning", "bitsandbytes")
 
 
 class Base(Protocol):
@@ -56,13 +60,13 @@ def of_base(spec: Base) -> str:
 
 def of_drawing(spec: Base) -> dict[str, Any]:
     """What a picture of a base hangs on, but for its prompt and seed."""
-    libraries = {library: version(library) for library in LIBRARIES}
-    return {"base": spec.hash, "call": spec.call, "code": code_digest(*DRAWS), "libraries": libraries}
+    code, libraries = code_digest(*DRAWS), _versions(LIBRARIES)
+    return {"base": spec.hash, "call": spec.call, "code": code, "libraries": libraries}
 
 
 def of_judging(spec: Base, *, judges: str, prompts: str, **protocol: Any) -> dict[str, Any]:
     """What measurements hang on. `judges` and `prompts` are digests; `protocol` is what was drawn: profile, first seed, photos."""
-    about = {"judges": judges, "prompts": prompts, "protocol": protocol}
+    about = {"judges": judges, "prompts": prompts, "protocol": protocol, "libraries": _versions(MEASURING_LIBRARIES)}
     return {"drawing": of_drawing(spec), **about, "measuring": code_digest(*MEASURES)}
 
 
@@ -72,7 +76,22 @@ def of_training(
     """What an adapter hangs on. `dataset` and the values of `files` (training adapter, judges, …) are digests."""
     about = {"dataset": dataset, "params": dict(params), "files": dict(files)}
     trained = {"lora_targets": list(spec.lora_targets), "class_nouns": list(spec.class_nouns)}
-    return {"drawing": of_drawing(spec), **trained, **about, "code": code_digest(*TRAINS)}
+    return {
+        "drawing": of_drawing(spec),
+        **trained,
+        **about,
+        "libraries": _versions(TRAINING_LIBRARIES),
+        "code": code_digest(*TRAINS),
+    }
+
+
+def _versions(libraries: Sequence[str]) -> dict[str, str | None]:
+    """Version by distribution; None of one that is not installed."""
+    versions: dict[str, str | None] = dict.fromkeys(libraries)
+    for library in libraries:
+        with suppress(PackageNotFoundError):
+            versions[library] = version(library)
+    return versions
 
 
 @cache
