@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -68,6 +69,8 @@ def run(
         "base": {"name": artist.spec.name, "hash": artist.spec.hash},
         "hashes": {"adapter": adapter_hash, "judges": artist.judges.hash, "prompts": prompts.hash},
     }
+    if card.digest:
+        document["hashes"]["judge_card"] = card.digest
     with committed(audit, key=key) as path:
         write_json(path, document)
     page = audit_page(
@@ -88,6 +91,8 @@ class JudgeCard:
 
     confusion: dict[str, np.ndarray]
     source: str
+    digest: str = ""
+    """SHA-256 of the file, where it is one of its own."""
 
 
 def _judge_card(path: str, artist: Artist) -> JudgeCard:
@@ -95,7 +100,8 @@ def _judge_card(path: str, artist: Artist) -> JudgeCard:
     if not path:
         return JudgeCard(artist.judges.confusion, "shipped with the judges" if artist.judges.confusion else "none")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        file = Path(path).read_bytes()
+        content = json.loads(file)
         tables = {name: np.asarray(table["counts"], float) for name, table in content["attributes"].items()}
         known = {name: tuple(table["classes"]) for name, table in content["attributes"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -109,7 +115,7 @@ def _judge_card(path: str, artist: Artist) -> JudgeCard:
     for name, classes in known.items():
         if classes != artist.judges.classes.get(name):
             raise InputError(f"{path}: attribute '{name}' has other classes than the judges; make the card again")
-    return JudgeCard(tables, f"people's labels, {Path(path).name}")
+    return JudgeCard(tables, f"people's labels, {Path(path).name}", hashlib.sha256(file).hexdigest())
 
 
 def _draw(artist: Artist, prompts: PromptSet, subject: Mapping[str, Any], params: AuditParams) -> Draws:
