@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from photoflux.manifest import to_json
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATION_MODULES = ("photoflux.flux.sampling", "photoflux.flux.loading", "photoflux.flux.lora")
-MEASURING_MODULES = ("photoflux.judges.scores", "photoflux.judges.sampling", "photoflux.judges.encoders")
+MEASURING_MODULES = ("photoflux.steps.evaluate",)
 TRAINING_MODULES = ("photoflux.steps.finetune",)
 """Root modules of the code that samples, measures and trains; all that they import belongs to it."""
 MODULES_WITHOUT_EFFECT = (
@@ -29,6 +30,9 @@ MODULES_WITHOUT_EFFECT = (
 DISPLAY_MODULES = ("photoflux.pages", "photoflux.report")
 """Modules that only display results; what they import does not count either."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "pillow")
+"""Distributions that an image depends on; then those that measuring it, and training, depend on besides."""
+MEASURING_LIBRARIES = ("numpy", "scipy")
+TRAINING_LIBRARIES = ("numpy", "scipy", "pytorch-lightning", "bitsandbytes")
 
 
 class Base(Protocol):
@@ -56,13 +60,13 @@ def of_base(spec: Base) -> str:
 
 def of_generation(spec: Base) -> dict[str, Any]:
     """What an image depends on besides prompt and seed."""
-    libraries = {library: version(library) for library in LIBRARIES}
-    return {"base": spec.hash, "call": spec.call, "code": code_digest(*GENERATION_MODULES), "libraries": libraries}
+    code, libraries = code_digest(*GENERATION_MODULES), _versions(LIBRARIES)
+    return {"base": spec.hash, "call": spec.call, "code": code, "libraries": libraries}
 
 
 def of_judging(spec: Base, *, judges: str, prompts: str, **protocol: Any) -> dict[str, Any]:
     """What measurements depend on. `judges` and `prompts` are digests; `protocol` is the profile, first seed and photos."""
-    about = {"judges": judges, "prompts": prompts, "protocol": protocol}
+    about = {"judges": judges, "prompts": prompts, "protocol": protocol, "libraries": _versions(MEASURING_LIBRARIES)}
     return {"generation": of_generation(spec), **about, "measuring": code_digest(*MEASURING_MODULES)}
 
 
@@ -72,7 +76,22 @@ def of_training(
     """What an adapter depends on. `dataset` and the values of `files` (training adapter, judges, …) are digests."""
     about = {"dataset": dataset, "params": dict(params), "files": dict(files)}
     trained = {"lora_targets": list(spec.lora_targets), "class_nouns": list(spec.class_nouns)}
-    return {"generation": of_generation(spec), **trained, **about, "code": code_digest(*TRAINING_MODULES)}
+    return {
+        "generation": of_generation(spec),
+        **trained,
+        **about,
+        "libraries": _versions(TRAINING_LIBRARIES),
+        "code": code_digest(*TRAINING_MODULES),
+    }
+
+
+def _versions(libraries: Sequence[str]) -> dict[str, str | None]:
+    """Version by distribution; None of one that is not installed."""
+    versions: dict[str, str | None] = dict.fromkeys(libraries)
+    for library in libraries:
+        with suppress(PackageNotFoundError):
+            versions[library] = version(library)
+    return versions
 
 
 @cache

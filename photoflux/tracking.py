@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +180,10 @@ class Registry:
 
     @contextmanager
     def aliased(self, version: Version, alias: str) -> Iterator[None]:
-        """Set an alias to a version; if the block raises, it is set back, unless another process has moved it since."""
+        """Set an alias to a version; if the block raises, it is set back, unless another process has moved it since.
+
+        It is gone where what it pointed at is gone, too.
+        """
         before = self.get_version(version.name, alias)
         with self._one_sentence_errors():
             self._client.set_registered_model_alias(version.name, alias, str(version.number))
@@ -190,7 +193,7 @@ class Registry:
             now = self.get_version(version.name, alias)
             if now is None or now.number != version.number:
                 raise
-            if before:
+            if before and self.get_version(version.name, str(before.number)):
                 self._client.set_registered_model_alias(version.name, alias, str(before.number))
             else:
                 self._client.delete_registered_model_alias(version.name, alias)
@@ -217,11 +220,12 @@ class Registry:
             found = list(_paginate(self._client.search_model_versions, f"name = '{check_name(name)}'"))
         return sorted((_as_version(one) for one in found), key=lambda version: version.number)
 
-    def set_tags(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Set tags of a version; those that have the value already are not written."""
+    def set_tags(self, version: Version, tags: Mapping[str, str]) -> Version:
+        """Set tags of a version; those that have the value already are not written. Returns the version with them."""
         with self._one_sentence_errors():
             for key in (key for key, value in tags.items() if version.tags.get(key) != value):
                 self._client.set_model_version_tag(version.name, str(version.number), key, tags[key])
+        return replace(version, tags={**version.tags, **tags})
 
     def download_document(self, version: Version, name: str) -> Path | None:
         """A file that was recorded with a version, as it was stored (sealed or not); None where there is none of that name."""
@@ -258,16 +262,17 @@ class Registry:
             chosen = choose([version.number for version in found])
             versions = [version for version in found if version.number in chosen]
             runs, models = {v.run_id for v in versions}, {v.source.removeprefix("models:/") for v in versions}
-            for version in versions:
-                self._client.delete_model_version(name, str(version.number))
-            if versions and not self._client.search_model_versions(versions_of, max_results=1):
-                self._client.delete_registered_model(name)
             for model_id in models:
                 self._drop_model(model_id)
             for run_id in runs:
                 self._drop_run(run_id)
             if self.local:
                 self._purge(runs, models)
+            # Versions go last: by them an erasure that is repeated after a kill finds what the killed one left.
+            for version in versions:
+                self._client.delete_model_version(name, str(version.number))
+            if self._registered(name):
+                self._drop_if_empty(name)
         return len(versions)
 
     def _purge(self, runs: set[str], models: set[str]) -> None:
@@ -276,9 +281,9 @@ class Registry:
 
         store = _get_store(self.uri)
         for run_id in runs:
-            store._hard_delete_run(run_id)
+            _get_or_none(store._hard_delete_run, run_id)
         for model_id in models:
-            store._hard_delete_logged_model(model_id)
+            _get_or_none(store._hard_delete_logged_model, model_id)
 
     def download_adapter(self, version: Version) -> tuple[Path, str]:
         """The stored adapter file of a version (downloaded from a server) and the key URI it is sealed under."""
@@ -474,13 +479,17 @@ class Registry:
                 self._drop_run(run.info.run_id)
 
     def _drop_run(self, run_id: str) -> None:
-        self._delete_files(self._client.get_run(run_id).info.artifact_uri)
-        self._client.set_terminated(run_id, "FAILED")
-        self._client.delete_run(run_id)
+        """Files first, then the row that says where they are; what is gone already is no error."""
+        if run := _get_or_none(self._client.get_run, run_id):
+            self._delete_files(run.info.artifact_uri)
+            if run.info.lifecycle_stage == "active":
+                self._client.set_terminated(run_id, "FAILED")
+                self._client.delete_run(run_id)
 
     def _drop_model(self, model_id: str) -> None:
-        self._delete_files(self._client.get_logged_model(model_id).artifact_location)
-        self._client.delete_logged_model(model_id)
+        if model := _get_or_none(self._client.get_logged_model, model_id):
+            self._delete_files(model.artifact_location)
+            self._client.delete_logged_model(model_id)
 
     def _delete_files(self, location: str) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository

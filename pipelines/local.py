@@ -16,7 +16,9 @@ import subprocess
 import sys
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import distributions
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from photoflux.report import sealed_beside
@@ -50,13 +52,13 @@ def execute(folder: Path, *, compiled: Path = COMPILED, reuse: Path | None = Non
         _step_handler(recorder, environment, lock=lock),
         _observed_cache(recorder),
     ):
-        cache = reuse / environment_digest() if reuse else None
+        cache = reuse / environment_digest(recorder.run.params) if reuse else None
         orchestrator_failure = _run_compiled(compiled, recorder.run.params, root=folder / "work", reuse=cache)
     return recorder.finish(recorder.failure or orchestrator_failure)
 
 
-def environment_digest() -> str:
-    """A digest of what steps depend on besides their inputs: our code, bases, prompts, and Great Expectations suites.
+def environment_digest(params: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """A digest of what steps depend on besides their inputs: our code, installed packages, bases, prompts, and Great Expectations suites.
 
     Elsewhere these are in the image, whose digest is part of kfp's cache key; here they are in folders that people edit.
     """
@@ -65,10 +67,21 @@ def environment_digest() -> str:
     for file in [
         *sorted(code),
         *sorted(settings.models_dir.rglob("*.yaml")),
-        *sorted(settings.expectations_dir.iterdir()),
+        *sorted(file for file in settings.expectations_dir.glob("*") if file.is_file()),
+        *_files_named(params),
     ]:
         total.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
+    total.update(repr(sorted((package.name, package.version) for package in distributions())).encode())
     return total.hexdigest()[:32]
+
+
+def _files_named(params: Mapping[str, Any]) -> list[Path]:
+    """Files that a run is given by their paths, alone or among its overrides, which its first step refuses where they are none."""
+    values = list(params.values())
+    with contextlib.suppress(ValueError, AttributeError):
+        values += json.loads(params.get("overrides") or "{}").values()
+    texts = [value for value in values if isinstance(value, str)]
+    return [Path(text) for text in texts if os.path.isfile(text)]  # noqa: PTH113 (`Path` raises for a text that is too long)
 
 
 def _run_compiled(compiled: Path, params: dict[str, Any], *, root: Path, reuse: Path | None) -> Failure | None:
@@ -207,8 +220,9 @@ def _observed_cache(recorder: Recorder) -> Iterator[None]:
 
     def get_outputs(self: Any, key: str) -> dict[str, Any] | None:
         outputs: dict[str, Any] | None = get(self, key) if recorder.failure is None else None
-        if outputs is not None:
-            recorder.reused(steps[key], outputs)
+        if outputs is None or not _lie_below(Path(self.cache_root).parent, outputs):
+            return None
+        recorder.reused(steps[key], outputs)
         return outputs
 
     LocalCache.compute_key, LocalCache.get = compute_key, get_outputs
@@ -216,6 +230,11 @@ def _observed_cache(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         LocalCache.compute_key, LocalCache.get = compute, get
+
+
+def _lie_below(folder: Path, outputs: Mapping[str, Any]) -> bool:
+    """Whether artifacts are where their cache is: it names them by whole paths, and a copy of it would name the original's."""
+    return all(Path(one.uri).is_relative_to(folder) for one in outputs.values() if hasattr(one, "uri"))
 
 
 def _run_step(command: list[str], recorder: Recorder, environment: Mapping[str, str], *, lock: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +123,7 @@ def test_an_edit_renames_exactly_what_uses_the_file(edit: Callable[[str], None])
         ("photoflux/flux/sampling.py", ALL), ("photoflux/flux/text.py", ALL), ("photoflux/judges/quality.py", {"judging"}),
         ("photoflux/judges/stats.py", {"judging"}), ("photoflux/flux/module.py", {"training"}),
         ("photoflux/judges/copying.py", {"judging", "training"}), ("photoflux/tracking.py", set()),
+        ("photoflux/steps/evaluate.py", {"judging"}), ("photoflux/judges/case.py", {"judging"}),
     ],
 )  # fmt: skip
 def test_code_that_draws_measures_or_trains_counts_where_it_should(
@@ -139,3 +142,46 @@ def test_dvc_watches_every_file_of_it(root: Path, step: str, modules: tuple[str,
     deps = yaml.safe_load((root / "dvc.yaml").read_text())["stages"][step]["deps"]
     files = fingerprint.sources(*modules)
     assert [f for f in files if not any(f == dep or f.startswith(f"{dep}/") for dep in deps)] == []
+
+
+@pytest.mark.parametrize(
+    ("library", "follow"),
+    [
+        ("torch", ALL), ("pillow", ALL), ("numpy", {"judging", "training"}), ("scipy", {"judging", "training"}),
+        ("pytorch-lightning", {"training"}), ("bitsandbytes", {"training"}), ("mlflow", set()),
+    ],
+)  # fmt: skip
+def test_another_version_of_a_library_renames_what_uses_it(
+    library: str, follow: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, version = names(), fingerprint.version
+    monkeypatch.setattr(fingerprint, "version", lambda one: "9" if one == library else version(one))
+    assert changed(before, names()) == follow
+
+
+CARRIERS = {"fsspec", "google", "huggingface_hub", "safetensors", "tink", "yaml"}
+"""What only brings bytes, whose digests count."""
+DISTRIBUTIONS = {"PIL": "pillow", "pytorch_lightning": "pytorch-lightning"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "libraries"),
+    [
+        (
+            fingerprint.GENERATION_MODULES,
+            {"numpy", *fingerprint.LIBRARIES},
+        ),  # it changes the type of finished pixels, and nothing else
+        (fingerprint.MEASURING_MODULES, {*fingerprint.LIBRARIES, *fingerprint.MEASURING_LIBRARIES}),
+        (fingerprint.TRAINING_MODULES, {*fingerprint.LIBRARIES, *fingerprint.TRAINING_LIBRARIES}),
+    ],
+)
+def test_every_library_that_the_code_imports_counts(root: Path, modules: tuple[str, ...], libraries: set[str]) -> None:
+    imported: set[str] = set()
+    for file in fingerprint.sources(*modules):
+        for node in fingerprint._runtime_nodes(ast.parse((root / file).read_bytes())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    others = imported - sys.stdlib_module_names - CARRIERS - {"photoflux"}
+    assert {DISTRIBUTIONS.get(name, name) for name in others} <= libraries

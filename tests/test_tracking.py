@@ -95,6 +95,29 @@ def test_versions_that_are_not_to_go_stay_and_draw_on(tmp_path: Path, own_state:
     assert registry.names() == ["rex"]
 
 
+@pytest.mark.parametrize("stage", ["_drop_model", "_delete_files", "_drop_run", "_purge", "_drop_if_empty"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_erasure_that_was_killed_is_finished_by_the_next(
+    tmp_path: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch, stage: str, after: bool
+):
+    """Wherever it was ended, before or after any of its parts: files are found as long as any are left."""
+    version = enter("rex", record(tmp_path, b"canary", params={"rank": 4}))
+    original = getattr(Registry, stage)
+
+    def killed(*args: object) -> None:
+        if after:
+            original(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Registry, stage, killed)
+        Registry().erase("rex")
+    registry = Registry()
+    registry.erase("rex")
+    assert (registry.names(), entries(registry), files(own_state)) == ([], (0, 0, 0), [])
+    assert version.run_id.encode() not in rows_of(own_state / "mlflow.db")
+
+
 def test_many_parameters_and_long_curves_are_kept(tmp_path: Path):
     from mlflow import MlflowClient
 
@@ -172,6 +195,17 @@ def test_an_alias_goes_back_to_where_it_was(tmp_path: Path):
         assert registry.aliases("rex") == {"champion": 2}
         raise ZeroDivisionError
     assert registry.get_version("rex", "champion") == first
+
+
+def test_an_alias_does_not_go_back_to_a_version_that_is_gone(tmp_path: Path):
+    registry = Registry()
+    first, second = enter("rex", record(tmp_path, b"1")), enter("rex", record(tmp_path, b"2"))
+    with registry.aliased(first, "champion"):
+        pass
+    with pytest.raises(ZeroDivisionError), registry.aliased(second, "champion"):
+        registry.erase("rex", lambda _: {first.number})
+        raise ZeroDivisionError
+    assert registry.aliases("rex") == {}
 
 
 def test_what_does_not_exist_is_none_or_empty(tmp_path: Path):

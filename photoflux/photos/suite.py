@@ -129,7 +129,7 @@ class Suites:
     def usable(self, rows: Sequence[Row]) -> list[bool]:
         """Which photos of a table are not rejected, by the suite of photos alone."""
         _, findings = self._check(PHOTOS, rows)
-        broken = _by_photo(rows, findings)
+        broken = self._by_photo(rows, findings)
         return [status_of(broken[row["file"]]) != REJECT for row in rows]
 
     def decide(self, rows: Sequence[Row]) -> Decision:
@@ -147,12 +147,21 @@ class Suites:
 
         verdict = make_verdict(
             rows,
-            _by_photo(rows, findings),
+            self._by_photo(rows, findings),
             rules=_unique(finding.rule for finding in findings),
             judge_set=judge_set,
             params=self.params,
         )
         return Decision(verdict, found, results, self._digests, self.params)
+
+    def _by_photo(self, rows: Sequence[Row], findings: Sequence[Finding]) -> dict[str, list[Rule]]:
+        """The rules that each photo breaks. What could not be decoded is no photo, whatever a suite lets through."""
+        broken = {
+            row["file"]: _unique(one.rule for one in findings if one.counts and row["file"] in one.files)
+            for row in rows
+        }
+        let_through = [r["file"] for r in rows if not r["decoded"] and status_of(broken[r["file"]]) != REJECT]
+        return broken | {file: [self._words["decodable"]] for file in let_through}
 
     def _check(self, name: str, rows: Sequence[Row]) -> tuple[ExpectationSuiteValidationResult, list[Finding]]:
         """Great Expectations' result for a table, in the suite's order, and its findings."""
@@ -306,12 +315,6 @@ def _default_message(level: str, column: str, kind: str, low: Any, high: Any) ->
 def _number(bound: Any) -> Any:
     """A bound as people write it: Great Expectations makes 512.0 of 512."""
     return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
-
-
-def _by_photo(rows: Sequence[Row], findings: Sequence[Finding]) -> dict[str, list[Rule]]:
-    return {
-        row["file"]: _unique(one.rule for one in findings if one.counts and row["file"] in one.files) for row in rows
-    }
 
 
 def _unique(rules: Any) -> list[Rule]:

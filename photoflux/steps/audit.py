@@ -7,6 +7,7 @@ The tests and the severity table stand in `judges/bias.py`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ class JudgeCard:
 
     confusion: dict[str, np.ndarray]
     source: str
+    digest: str = ""
+    """SHA-256 of the file, where it is one of its own."""
 
 
 def run(
@@ -80,6 +83,8 @@ def run(
         "base": {"name": sampler.spec.name, "hash": sampler.spec.hash},
         "hashes": {"adapter": adapter_hash, "judges": sampler.judges.hash, "prompts": prompts.hash},
     }
+    if card.digest:
+        document["hashes"]["judge_card"] = card.digest
     with committed(audit, key=key) as path:
         write_json(path, document)
     page = audit_page(
@@ -99,7 +104,8 @@ def _judge_card(path: str, sampler: ImageSampler) -> JudgeCard:
     if not path:
         return JudgeCard(sampler.judges.confusion, "shipped with the judges" if sampler.judges.confusion else "none")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        file = Path(path).read_bytes()
+        content = json.loads(file)
         tables = {name: np.asarray(table["counts"], float) for name, table in content["attributes"].items()}
         known = {name: tuple(table["classes"]) for name, table in content["attributes"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -113,7 +119,7 @@ def _judge_card(path: str, sampler: ImageSampler) -> JudgeCard:
     for name, classes in known.items():
         if classes != sampler.judges.classes.get(name):
             raise InputError(f"{path}: attribute '{name}' has other classes than the judges; make the card again")
-    return JudgeCard(tables, f"people's labels, {Path(path).name}")
+    return JudgeCard(tables, f"people's labels, {Path(path).name}", hashlib.sha256(file).hexdigest())
 
 
 def _sample(sampler: ImageSampler, prompts: PromptSet, subject: Mapping[str, Any], params: AuditParams) -> AuditImages:

@@ -7,8 +7,8 @@ import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,6 +53,11 @@ class ModelRecord:
         """Number of the version that was champion when this adapter was judged; 0 for none."""
         return int((self.decision["champion"] or {}).get("version", 0))
 
+    def was_compared_with(self, version: Version) -> bool:
+        """Whether a version is that champion: numbers begin anew with a name that was deleted."""
+        champion = self.decision["champion"]
+        return bool(champion) and version.number == self.compared_with and version.digest == champion["adapter"]
+
 
 def run(
     adapter: Path,
@@ -81,11 +86,14 @@ def run(
     registry = Registry()
     documents = (decision, evaluation, audit)
     with _record(model, adapter, documents, params, sign_off, key=key) as record, ExitStack() as undo:
-        version = undo.enter_context(registry.registered(name, record))
-        if model.compared_with != version.number:  # else it is the champion, trained again to the same bytes
-            registry.set_tags(version, _claim_tags(model))
+        settled = _settled_claims(registry, name, model)
+        version = undo.enter_context(_registered(registry, name, record, model, settled))
+        # The champion, trained again to the same bytes, claims no place.
+        claim = {} if model.was_compared_with(version) else _claim_tags(model)
+        version = registry.set_tags(version, _verdict_tags(model, sign_off) | claim)
         undo.enter_context(registry.aliased(version, CHALLENGER))
-        champion, why = _decide_champion(registry, version, model, undo)
+        champion, why = _decide_champion(registry, version, model, undo, settled)
+        registry.set_tags(version, {"settled": "true"})
         alias = CHAMPION if champion else CHALLENGER
         with committed(card, key=key) as card_file, committed(receipt, key=key) as receipt_file:
             write_text(card_file, render_card(model, sign_off, name=name, version=version.number, alias=alias))
@@ -110,14 +118,27 @@ def check_promotable(decision: Mapping[str, Any], sign_off: SignOff | None) -> N
 
 def _claim_tags(model: ModelRecord) -> dict[str, str]:
     """Tags that tell concurrent registrations which champion this version was compared with and whether it is to replace it."""
-    return {"compared_with": str(model.compared_with), "takes": str(model.decision["succeeds"]["takes"]).lower()}
+    takes = str(model.decision["succeeds"]["takes"]).lower()
+    return {"compared_with": str(model.compared_with), "takes": takes, "settled": "false"}
 
 
-def _decide_champion(registry: Registry, version: Version, model: ModelRecord, undo: ExitStack) -> tuple[bool, str]:
+def _verdict_tags(model: ModelRecord, sign_off: SignOff | None) -> dict[str, str]:
+    """What the gate said of a version this time, which may have been registered before, and who signed for it."""
+    tags = {"verdict": str(model.decision["verdict"])}
+    if model.decision["promote"] or sign_off is None:
+        return tags
+    findings = ", ".join(sorted(sign_off.findings))
+    return tags | {"sign_off_by": sign_off.by, "sign_off_reason": sign_off.reason, "sign_off_findings": findings}
+
+
+def _decide_champion(
+    registry: Registry, version: Version, model: ModelRecord, undo: ExitStack, settled: Collection[int]
+) -> tuple[bool, str]:
     """Carry out the gate's decision; returns whether the version is champion now, and why.
 
     Registries have no compare-and-set. So each version first tags its claim; then the best of all that claim the place of the same
     champion gets the alias; then the claims are read again, until there are no new ones: the last reader has seen all of them.
+    Claims that were `settled` before do not count: somebody has moved the alias since.
     """
     from photoflux.tracking import CHAMPION
 
@@ -125,46 +146,99 @@ def _decide_champion(registry: Registry, version: Version, model: ModelRecord, u
     present = registry.get_version(version.name, CHAMPION)
     if not succeeds["takes"] and present:
         return False, str(succeeds["why"])
-    if model.compared_with == version.number and present:
+    if model.was_compared_with(version) and present:
         if present.number == version.number:
             return True, str(succeeds["why"])
         return False, f"version {present.number} became champion meanwhile"
     rivals: list[Version] | None = None
-    while rivals != (now := _rival_versions(registry, version, model.compared_with)):
+    while rivals != (now := _rival_versions(registry, version, model.compared_with, settled)):
         rivals, present = now, registry.get_version(version.name, CHAMPION)
-        known = {model.compared_with, version.number, *(rival.number for rival in rivals)}
-        if present and present.number not in known:
+        known = {version.number, *(rival.number for rival in rivals)}
+        if present and present.number not in known and not model.was_compared_with(present):
             return _compare_with_present(registry, version, present, model, undo)
-        best = _best(registry, version, rivals, model)
+        best = _best(registry, [version, *rivals], {version.number: model.evaluation})
         if best.number == version.number:
             undo.enter_context(registry.aliased(best, CHAMPION))
         elif present is None or present.number != best.number:
-            with registry.aliased(
-                best, CHAMPION
-            ):  # the rival's own claim: it stays champion if this registration fails
+            # The rival's own claim, which stands if this registration fails; it may have been taken back since it was read.
+            with suppress(InputError), registry.aliased(best, CHAMPION):
                 pass
     if best.number != version.number:
-        return False, f"version {best.number}, registered meanwhile, is no worse"
+        how = "is no worse" if _may_displace(version, best) else "passed by itself, this one did not"
+        return False, f"version {best.number}, registered meanwhile, {how}"
     return True, str(succeeds["why"])
 
 
-def _rival_versions(registry: Registry, version: Version, compared_with: int) -> list[Version]:
-    """The other versions that claim the place of the same champion, oldest first."""
-    claim = str(compared_with)
-    versions = (v for v in registry.versions(version.name) if v.number != version.number)
-    return [v for v in versions if v.tags.get("takes") == "true" and v.tags.get("compared_with") == claim]
+@contextmanager
+def _registered(
+    registry: Registry, name: str, record: Record, model: ModelRecord, settled: Collection[int]
+) -> Iterator[Version]:
+    """As `Registry.registered`; where the version is taken back, the champion's place goes to whom it would belong without it."""
+    version: Version | None = None
+    try:
+        with registry.registered(name, record) as version:
+            yield version
+    except BaseException:
+        with suppress(InputError):  # the registry itself may be what failed
+            if version:
+                _restore_champion(registry, version, model, settled)
+        raise
 
 
-def _best(registry: Registry, version: Version, rivals: Sequence[Version], model: ModelRecord) -> Version:
-    """The best of a version and its rivals; the older one where two are equal or cannot be compared."""
-    documents = {version.number: model.evaluation}
-    first, *others = sorted([version, *rivals], key=lambda one: one.number)
+def _restore_champion(registry: Registry, version: Version, model: ModelRecord, settled: Collection[int]) -> None:
+    """Give the alias to the best of those that gave way to a version which is no more, else back to the champion of before."""
+    from photoflux.tracking import CHAMPION
+
+    present = registry.get_version(version.name, CHAMPION)
+    if present and not model.was_compared_with(present):
+        return
+    if rivals := _rival_versions(registry, version, model.compared_with, settled):
+        heir: Version | None = _best(registry, rivals, {})
+    else:
+        before = registry.get_version(version.name, str(model.compared_with)) if model.compared_with else None
+        heir = before if before and model.was_compared_with(before) else None
+    if heir and (present is None or present.number != heir.number):
+        with registry.aliased(heir, CHAMPION):
+            pass
+
+
+def _settled_claims(registry: Registry, name: str, model: ModelRecord) -> set[int]:
+    """Versions whose claim to the same champion's place was settled before and that are not champion now: it counts no more."""
+    from photoflux.tracking import CHAMPION
+
+    claims = [v for v in _claims(registry, name, model.compared_with) if v.tags.get("settled") == "true"]
+    # Read after the claims: whoever had settled one was champion then, or another one's better was.
+    present = registry.get_version(name, CHAMPION)
+    return {v.number for v in claims if present is None or v.number != present.number}
+
+
+def _rival_versions(
+    registry: Registry, version: Version, compared_with: int, settled: Collection[int]
+) -> list[Version]:
+    """The other versions that claim the place of the same champion, oldest first, but for those whose claim is `settled`."""
+    return [v for v in _claims(registry, version.name, compared_with) if v.number not in (version.number, *settled)]
+
+
+def _claims(registry: Registry, name: str, compared_with: int) -> list[Version]:
+    """The versions that claim the place of one champion, oldest first."""
+    claim = {"takes": "true", "compared_with": str(compared_with)}
+    return [version for version in registry.versions(name) if claim.items() <= dict(version.tags).items()]
+
+
+def _best(registry: Registry, versions: Sequence[Version], documents: dict[int, dict[str, Any]]) -> Version:
+    """The best of some versions; the older one where two are equal or cannot be compared. `documents`: evaluations at hand."""
+    first, *others = sorted(versions, key=lambda one: one.number)
     for other in others:
         for one in (first, other):
             documents.setdefault(one.number, _evaluation_of(registry, one))
-        if is_better_than(documents[other.number], documents[first.number]):
+        if _may_displace(other, first) and is_better_than(documents[other.number], documents[first.number]):
             first = other
     return first
+
+
+def _may_displace(version: Version, champion: Version) -> bool:
+    """A version that a person signed for does not displace one that passed by itself, whatever their scores: as in `gate.succeeds`."""
+    return version.tags.get("verdict") == "PASS" or champion.tags.get("verdict") != "PASS"
 
 
 def _compare_with_present(
@@ -173,6 +247,8 @@ def _compare_with_present(
     """For a version whose champion was replaced meanwhile: it becomes champion if it is better than the present one."""
     from photoflux.tracking import CHAMPION
 
+    if not _may_displace(version, present):
+        return False, f"version {present.number}, which became champion meanwhile, passed by itself, this one did not"
     better = is_better_than(model.evaluation, _evaluation_of(registry, present))
     if better:
         undo.enter_context(registry.aliased(version, CHAMPION))
@@ -278,24 +354,20 @@ def _record(
 def _tags(model: ModelRecord, sign_off: SignOff | None) -> dict[str, str]:
     """The lineage of a version: what it was made from, with what, and how it was judged."""
     base, evaluation = model.manifest["base"], model.evaluation
-    tags = {
+    return {
         "data": evaluation["hashes"]["dataset"],
         "base": base["hash"],
         "base_name": base["name"],
         "params": json.dumps(model.manifest.get("params", {}), sort_keys=True),
         "code": code_version(),
-        "verdict": model.decision["verdict"],
         "consent": model.manifest["subject"].get("consent", ""),
         "class_noun": model.manifest["subject"]["class_noun"],
         "trigger": model.manifest["subject"]["trigger"],
         "overall": repr(model.overall),
         "fingerprint": model.evaluation["fingerprint"],
         **_claim_tags(model),
+        **_verdict_tags(model, sign_off),
     }
-    if model.decision["promote"] or sign_off is None:
-        return tags
-    findings = ", ".join(sorted(sign_off.findings))
-    return tags | {"sign_off_by": sign_off.by, "sign_off_reason": sign_off.reason, "sign_off_findings": findings}
 
 
 def _metrics(model: ModelRecord) -> dict[str, float]:

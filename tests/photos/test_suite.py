@@ -301,6 +301,33 @@ def test_some_photos_may_fail_where_the_suite_says_so(edited: Callable[..., Path
     }
 
 
+@pytest.mark.parametrize("how", ["as a warning", "some of them", "not at all"])
+def test_what_could_not_be_decoded_is_left_out_whatever_the_suite_says(
+    how: str, edited: Callable[..., Path], defects: list[dict]
+) -> None:
+    """There is no picture of it: a suite that lets it through would have the step end without a sentence."""
+
+    def loosen(content: dict[str, Any]) -> None:
+        one = expectation_of(content, "decodable")
+        if how == "as a warning":
+            one["severity"] = "warning"
+        elif how == "some of them":
+            one["kwargs"]["mostly"] = 0.1
+        else:
+            content["expectations"].remove(one)
+
+    suites = Suites(edited(PHOTOS, loosen), params=PARAMS)
+    undecoded = {row["file"] for row in defects if not row["decoded"]}
+    verdict = suites.decide(defects).verdict
+    assert undecoded
+    assert not undecoded & set(verdict.accepted)
+    assert verdict.accepted == judge(defects, params=PARAMS).accepted
+    assert all(photo["reasons"] for photo in verdict.photos if photo["file"] in undecoded)
+    assert undecoded.isdisjoint(
+        row["file"] for row, usable in zip(defects, suites.usable(defects), strict=True) if usable
+    )
+
+
 def test_a_set_needs_as_many_as_its_suite_says(edited: Callable[..., Path], good: list[dict]) -> None:
     def tighten(content: dict[str, Any]) -> None:
         expectation_of(content, "too_few")["kwargs"]["min_value"] = 10

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.metadata import distributions
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -142,6 +146,46 @@ def test_what_other_code_made_is_not_reused(tiny: Path, tmp_path: Path, monkeypa
     (tmp_path / "models" / "base.yaml").write_text("steps: 5")
     assert states(ended(local, local.start(QUICK)))["draw"] == "succeeded"
     assert states(ended(local, local.start(QUICK)))["draw"] == "reused"
+
+
+@pytest.mark.parametrize("given", ["alone", "among the overrides"])
+def test_what_was_made_with_a_file_that_has_changed_is_not_reused(given: str, tmp_path: Path):
+    """A judge card, a prompt set or a base may lie anywhere: it is named by its path, which stays."""
+    card = tmp_path / "card.json"
+    named = {"audit_judge_card": str(card)}
+    params = {**named, "overrides": ""} if given == "alone" else {"overrides": json.dumps(named)}
+    words = set()
+    for content in ("{}", '{"attributes": {}}'):
+        card.write_text(content)
+        words |= {environment_digest(params), environment_digest(params)}
+    assert len(words) == 2
+
+
+def test_what_other_packages_made_is_not_reused(monkeypatch: pytest.MonkeyPatch):
+    before = environment_digest()
+    newer = [
+        SimpleNamespace(name=one.name, version="99" if one.name == "torch" else one.version) for one in distributions()
+    ]
+    monkeypatch.setattr("pipelines.local.distributions", lambda: newer)
+    assert environment_digest() != before
+
+
+def test_a_folder_among_the_suites_is_no_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An editor keeps its copies there; without the folder itself the step that needs it says so."""
+    monkeypatch.setenv("PHOTOFLUX_EXPECTATIONS_DIR", str(tmp_path / "suites"))
+    without = environment_digest()
+    (tmp_path / "suites" / ".ipynb_checkpoints").mkdir(parents=True)
+    assert environment_digest() == without
+
+
+def test_a_copy_of_the_runs_takes_nothing_from_the_original(tiny: Path, tmp_path: Path):
+    """Which may be on another disk, and may be gone tomorrow."""
+    original = LocalOrchestrator(runs_dir=tmp_path / "runs", compiled=tiny, reuse=True)
+    ended(original, original.start(QUICK))
+    copy = LocalOrchestrator(runs_dir=tmp_path / "copy", compiled=tiny, reuse=True)
+    shutil.copytree(original.runs_dir, copy.runs_dir)
+    assert states(ended(copy, copy.start(QUICK)))["draw"] == "succeeded"
+    assert states(ended(copy, copy.start(QUICK)))["draw"] == "reused"
 
 
 def test_nothing_is_reused_unasked(local: LocalOrchestrator):

@@ -95,6 +95,7 @@ def test_a_judge_card_replaces_the_shipped_error_rates(base: Path, adapter: Path
     card = write_json(tmp_path / "card.json", card_for(base))
     document = audit(adapter, tmp_path, params(base, judge_card=str(card)))
     assert document["judge_card"] == "people's labels, card.json"
+    assert document["hashes"]["judge_card"] == digest(card), "a card of the same name may say something else tomorrow"
     assert document["findings"][0]["judge_balanced_accuracy"] == 1.0
 
 

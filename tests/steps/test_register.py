@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -406,6 +407,118 @@ def test_one_that_was_signed_for_leaves_the_place_to_one_that_passed(better: Cas
     receipt = case.run(name="m")
     assert receipt["alias"] == "challenger"
     assert "version 1 passed by itself" in receipt["why"]
+
+
+@pytest.mark.parametrize("moved_on", [False, True], ids=["both held against nobody", "the champion was replaced"])
+def test_one_that_is_signed_for_later_leaves_the_place_to_one_that_passed_meanwhile(tmp_path: Path, moved_on: bool):
+    """A question stays open for days; when it is signed, a run of the same photos has passed, with a lower score."""
+    if moved_on:
+        first = judged(tmp_path / "1", overall=0.5, weights=b"1", severity="inconclusive", audit="INCONCLUSIVE")
+        first.signed = SIGNED
+        first.run(name="m")
+    open_question = judged(tmp_path / "open", overall=0.9, weights=b"o", severity="inconclusive", audit="INCONCLUSIVE")
+    if moved_on:
+        judged(tmp_path / "second", overall=0.55, weights=b"2").run(name="m")
+    passed = judged(tmp_path / "passed", overall=0.7, weights=b"p").run(name="m")
+    open_question.signed = SIGNED
+    receipt = open_question.run(name="m")
+    assert receipt["alias"] == "challenger"
+    assert f"version {passed['version']}, " in receipt["why"]
+    assert "passed by itself, this one did not" in receipt["why"]
+    assert Registry().aliases("m")["champion"] == passed["version"]
+
+
+def test_a_version_says_what_was_said_of_it_last(tmp_path: Path):
+    """The same adapter is judged anew, with another judge card perhaps: its verdict, and who signed, are those of the last time."""
+    case = judged(tmp_path / "passed", weights=b"w")
+    case.run(name="m")
+    again = judged(tmp_path / "open", weights=b"w", severity="inconclusive", audit="INCONCLUSIVE")
+    again.signed = SIGNED
+    assert again.run(name="m")["version"] == 1
+    tags = Registry().get_version("m", "1").tags
+    assert [tags.get(name) for name in ("verdict", "sign_off_by")] == ["INCONCLUSIVE", "Ada"]
+    judged(tmp_path / "once more", weights=b"w").run(name="m")
+    assert Registry().get_version("m", "1").tags["verdict"] == "PASS"
+
+
+def test_the_alias_stays_where_a_person_put_it_back(tmp_path: Path):
+    """Version 2 was taken out of its place by hand; one that cannot be compared with it brings it back no more."""
+    judged(tmp_path / "1", overall=0.6, weights=b"1").run(name="m")
+    judged(tmp_path / "2", overall=0.7, weights=b"2").run(name="m")
+    registry = Registry()
+    with registry.aliased(registry.get_version("m", "1"), "champion"):
+        pass
+    new = judged(tmp_path / "3", overall=0.65, judges="j2", weights=b"3")
+    assert json.loads(new.path("decision.json").read_text())["champion"]["version"] == 1
+    assert new.run(name="m")["alias"] == "champion"
+    assert registry.aliases("m")["champion"] == 3
+
+
+def test_where_the_champion_was_deleted_an_old_claim_is_not_carried_out(tmp_path: Path):
+    judged(tmp_path / "1", overall=0.6, weights=b"1").run(name="m")
+    judged(tmp_path / "2", overall=0.7, weights=b"2").run(name="m")
+    registry = Registry()
+    assert registry.erase("m", lambda _: {2}) == 1
+    receipt = judged(tmp_path / "3", overall=0.65, judges="j2", weights=b"3").run(name="m")
+    assert (receipt["alias"], receipt["why"]) == ("champion", "there was no champion")
+    assert registry.aliases("m")["champion"] == 3
+
+
+def test_who_gave_way_to_one_that_is_not_registered_after_all_has_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two machines, without a lock between them: the good one sees the better one's claim, whose card then cannot be written."""
+    monkeypatch.setattr(Registry, "_registration_lock", lambda _: contextlib.nullcontext())
+    judged(tmp_path / "first", overall=0.5, weights=b"1").run(name="m")
+    better, good = judged(tmp_path / "b", overall=0.8, weights=b"b"), judged(tmp_path / "g", overall=0.7, weights=b"g")
+    original, receipts = register.render_card, []
+
+    def fail_beside_another(*args: Any, version: int | None, **kwargs: Any) -> str:
+        if version != 2 or receipts:
+            return original(*args, version=version, **kwargs)
+        receipts.append(None)
+        receipts.append(good.run(name="m"))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(register, "render_card", fail_beside_another)
+    with pytest.raises(OSError):
+        better.run(name="m")
+    assert receipts[1]["why"] == "version 2, registered meanwhile, is no worse"
+    assert [version.number for version in Registry().versions("m")] == [1, 3]
+    assert Registry().aliases("m")["champion"] == 3
+
+
+def test_the_champion_of_before_has_its_place_back_whatever_others_did(
+    worse: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of two that fail at once each brings back the alias as it found it, and what it found was the other."""
+    worse.run(name="m")
+    original = register.render_card
+
+    def fail_without_an_alias(*args: Any, version: int | None, **kwargs: Any) -> str:
+        if version is None:
+            return original(*args, version=version, **kwargs)
+        Registry()._client.delete_registered_model_alias("m", "champion")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(register, "render_card", fail_without_an_alias)
+    with pytest.raises(OSError):
+        judged(tmp_path / "again", overall=0.8, weights=b"again").run(name="m")
+    assert Registry().aliases("m") == {"champion": 1, "challenger": 1}
+
+
+def test_another_version_of_the_champions_number_is_another_champion(tmp_path: Path):
+    """A name that was deleted begins again at version 1, which nobody was held against."""
+    judged(tmp_path / "first", overall=0.5, weights=b"1").run(name="m")
+    late = judged(tmp_path / "late", overall=0.6, weights=b"l")
+    assert Registry().erase("m") == 1
+    judged(tmp_path / "anew", overall=0.8, weights=b"a").run(name="m")
+    receipt = late.run(name="m")
+    assert (receipt["alias"], receipt["why"]) == (
+        "challenger",
+        "version 1, which became champion meanwhile, is no worse",
+    )
+    assert Registry().aliases("m")["champion"] == 1
 
 
 def test_a_straddled_limit_cannot_be_signed_away(tmp_path: Path):
