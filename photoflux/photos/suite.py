@@ -161,7 +161,7 @@ class Suites:
             for row in rows
         }
         let_through = [r["file"] for r in rows if not r["decoded"] and status_of(broken[r["file"]]) != REJECT]
-        return broken | {file: [self._words["decodable"]] for file in let_through}
+        return broken | {file: [self._rules["decodable"]] for file in let_through}
 
     def _check(self, name: str, rows: Sequence[Row]) -> tuple[ExpectationSuiteValidationResult, list[Finding]]:
         """Great Expectations' result for a table, in the suite's order, and its findings."""
