@@ -23,7 +23,7 @@ def grant_role(records: Records, audit_log: AuditLog, user_id: str, role: str) -
         if user is None:
             return False
         user.role = role
-        audit_log.record(session, SYSTEM, "role.granted", audit_log.pseudonym(user_id), role)
+        audit_log.record(session, SYSTEM, "role.given", audit_log.pseudonym(user_id), role)
     return True
 
 

@@ -106,7 +106,7 @@ def test_who_was_given_a_role_is_named_by_a_pseudonym(site: Site, ada: Person):
     service = site.service
     assert grant_role(service.records, service.audit_log, ada.id, "auditor")
     with service.records.reading() as session:
-        entries = session.scalars(select(AuditEntry).where(AuditEntry.action == "role.granted")).all()
+        entries = session.scalars(select(AuditEntry).where(AuditEntry.action == "role.given")).all()
     assert service.audit_log.pseudonym(ada.id) in {entry.object for entry in entries}
     assert ada.id not in {entry.object for entry in entries}
 
