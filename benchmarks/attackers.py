@@ -684,7 +684,7 @@ def crafted(rng: random.Random, letters: int) -> str:
 
 
 async def ask_for_suggestions(scene: AttackRun) -> None:
-    """PromptSuggestions where one's own prompts and what is typed are made to be compared for long."""
+    """Suggestions where one's own prompts and what is typed are made to be compared for long."""
     query = urlencode({"subject": scene.mine("subject"), "q": crafted(scene.rng, 200), "limit": 20})
     await scene.ask("GET", f"/api/prompts/suggest?{query}", me=scene.me, fine=("200", *BUSY))
 
