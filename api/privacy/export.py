@@ -165,7 +165,7 @@ class Exports:
         return packed[0]
 
     def _pack(self, row: Export, archive: _Archive) -> None:
-        """Add the documents as they are now, and the files that they name. Raises NotWanted."""
+        """Add the documents as they are now, and the files that they name. Raises ExportCancelled."""
         with self.records.reading() as session:
             if session.get(User, row.user_id) is None:
                 raise ExportCancelled
