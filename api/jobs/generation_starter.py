@@ -55,9 +55,10 @@ class GenerationStarter:
         )
         row.prompt = seal_bytes(asked.prompt.encode(), label=prompt_label(row), keyring=self.keyring)
         if row.model_id is None:
+            # locked: a run that ends now has looked for waiting generations already
             active = session.scalar(
                 select(Run).where(Run.subject_id == subject.id, Run.state.in_(ACTIVE)).with_for_update()
-            )  # locked: a run that ends now has looked for waiting generations already
+            )
             row.run_id = (active or self.run_starter.begin(session, subject, {}, known)).id
         session.add(row)
         session.flush()

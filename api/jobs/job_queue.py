@@ -169,8 +169,7 @@ class JobQueue:
         options: Any = {"queue_name": queue, "workflow_name": workflow, "workflow_id": workflow_id}
         options |= {"priority": min(1000, priority)}
         options |= {"authenticated_user": owner} if owner else {}
-        options |= (
-            {"queue_partition_key": owner} if queue in OWNER_CONCURRENCY else {}
-        )  # DBOS never dequeues without it
+        # DBOS never dequeues without it
+        options |= {"queue_partition_key": owner} if queue in OWNER_CONCURRENCY else {}
         options |= {"delay_seconds": delay_s} if delay_s else {}
         self._client.enqueue_in_transaction(session, options, *(args or (workflow_id,)))

@@ -28,9 +28,8 @@ T = TypeVar("T")
 
 async def is_disconnected(request: Request) -> bool:
     """Whether the client has closed the connection."""
-    return (
-        await request.is_disconnected() or await request.is_disconnected()
-    )  # the first call may read the end of the body instead
+    # the first call may read the end of the body instead
+    return await request.is_disconnected() or await request.is_disconnected()
 
 
 def is_shutting_down(request: Request) -> bool:

@@ -107,9 +107,8 @@ def test_every_code_that_is_set_is_told_of_and_every_other_one_is_not() -> None:
             if code in STATES - {"cancelled", "failed"}:
                 continue
             assert len(kinds) == 1 or of_whom in kinds or file.name == "workflows.py", (file.name, code)
-            found[kinds[0] if len(kinds) == 1 else of_whom or "exports"].add(
-                code
-            )  # in workflows.py only exports `fail`
+            # in workflows.py only exports `fail`
+            found[kinds[0] if len(kinds) == 1 else of_whom or "exports"].add(code)
     found["runs"] |= returned_by(ast.parse((API / "training" / "finetuning.py").read_text()), "_failure")
     found["generations"] |= set(CODES.values())
     assert found == {kind: known(kind) for kind in KINDS}
