@@ -40,9 +40,8 @@ from benchmarks.log_check import lines_not_json, lines_with_words
 from photoflux.manifest import digest, read_manifest, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
-    from benchmarks.chaos import (
-        RunningService,  # late: honest people's process is a light one, without what trains and draws
-    )
+    # late: honest people's process is a light one, without what trains and draws
+    from benchmarks.chaos import RunningService
 
 HONEST, QUIET_S = 5, 15.0
 """How many honest people there are, and how long they are alone before the attack begins."""
@@ -597,7 +596,7 @@ def page(result: Mapping[str, Any]) -> str:
 ({result["cpu_shares"]["attackers"]:.0%} of a core): {place["processor"]}, {place["cores"]} cores, {place["memory_gib"]} GiB.
 Attackers come from 127.0.0.2 to 127.0.0.9, {HONEST} honest people from 127.0.0.1. `python -m benchmarks.attack` makes this page.
 
-{_table(("", "at most", "found", "aims_met"), aims)}
+{_table(("", "at most", "found", "met"), aims)}
 
 ![memory and latency](attack.png)
 

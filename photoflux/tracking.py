@@ -232,9 +232,8 @@ class Registry:
         import mlflow
 
         with self._one_sentence_errors():
-            if name not in {
-                file.path for file in self._client.list_artifacts(version.run_id)
-            }:  # it lists all, in one answer
+            # it lists all, in one answer
+            if name not in {file.path for file in self._client.list_artifacts(version.run_id)}:
                 return None
             return Path(
                 mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=name, tracking_uri=self.uri)
@@ -470,9 +469,8 @@ class Registry:
         wanted = f"attributes.status = 'RUNNING' and tags.adapter = '{record.digest}'"
         experiment = self._experiment(record.experiment)
         search = self._client.search_logged_models
-        for run in list(
-            _paginate(self._client.search_runs, [experiment], wanted)
-        ):  # listed first: pages shift when rows are deleted
+        # listed first: pages shift when rows are deleted
+        for run in list(_paginate(self._client.search_runs, [experiment], wanted)):
             if run.info.start_time <= before:
                 for model in list(_paginate(search, [experiment], f"source_run_id = '{run.info.run_id}'")):
                     self._drop_model(model.model_id)

@@ -95,9 +95,8 @@ class LocalOrchestrator:
         """Start a run of whatever pipeline `compiled` holds, with these parameters and no checks of them."""
         run = _queued_run(read_spec(self.compiled), params, name)
         folder = (self.runs_dir / run.id).resolve()
-        check_text(
-            f"the runs folder {self.runs_dir}", str(folder)
-        )  # a step's files are named to it like its parameters
+        # a step's files are named to it like its parameters
+        check_text(f"the runs folder {self.runs_dir}", str(folder))
         folder.mkdir(parents=True, exist_ok=bool(name))
         with process.run_lock(folder, has_started=lambda: _has_started(folder)) as lock:
             if lock is not None and not _has_started(folder):
@@ -115,9 +114,8 @@ class LocalOrchestrator:
     def status(self, ref: RunRef) -> Run:
         """The run's state. It is LOST once its runner has died and the steps that outlived it are ended, too."""
         folder = Path(ref.where)
-        alive = process.runner_is_alive(
-            folder
-        )  # asked first: a runner that ends after this has recorded its end before `load_run`
+        # asked first: a runner that ends after this has recorded its end before `load_run`
+        alive = process.runner_is_alive(folder)
         run = load_run(folder)
         if not alive:
             self._reap_child(ref.id)

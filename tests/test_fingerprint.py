@@ -167,10 +167,8 @@ DISTRIBUTIONS = {"PIL": "pillow", "pytorch_lightning": "pytorch-lightning"}
 @pytest.mark.parametrize(
     ("modules", "libraries"),
     [
-        (
-            fingerprint.GENERATION_MODULES,
-            {"numpy", *fingerprint.LIBRARIES},
-        ),  # it changes the type of finished pixels, and nothing else
+        # numpy changes the type of finished pixels, and nothing else
+        (fingerprint.GENERATION_MODULES, {"numpy", *fingerprint.LIBRARIES}),
         (fingerprint.MEASURING_MODULES, {*fingerprint.LIBRARIES, *fingerprint.MEASURING_LIBRARIES}),
         (fingerprint.TRAINING_MODULES, {*fingerprint.LIBRARIES, *fingerprint.TRAINING_LIBRARIES}),
     ],

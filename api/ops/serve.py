@@ -292,9 +292,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     supervisor = make_supervisor(settings, mlflow=not options.no_mlflow)
     with supervisor.exclusive():
         for number in STOP_SIGNALS:
-            if (
-                signal.getsignal(number) is not signal.SIG_IGN
-            ):  # whoever started this may want it to outlive the terminal
+            # whoever started this may want it to outlive the terminal
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _interrupt)
         print(f"sign in  {EMAIL}, password {demo_account(settings)}")
         if options.tls:

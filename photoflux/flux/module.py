@@ -69,9 +69,8 @@ class TrainingBatches(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for train_step in range(self.first, self.params.steps):
             batch = self.batch(train_step)
-            for part in range(
-                self.micro_batches
-            ):  # every n-th row, so that each part has photos and preservation targets
+            # every n-th row, so that each part has photos and preservation targets
+            for part in range(self.micro_batches):
                 yield Batch(*(tensor[part :: self.micro_batches] for tensor in batch))
 
     def batch(self, train_step: int) -> Batch:
@@ -210,9 +209,8 @@ class FinetuneModule(pl.LightningModule):
         for denoise_step in range(self.spec.steps):
             sigmas = torch.full((len(photos),), 1 - denoise_step / self.spec.steps)
             noised, velocity = add_noise(photos.tokens, noise, sigmas), noise - photos.tokens
-            batch = Batch(
-                noised, velocity, sigmas, captions.sequence, captions.pooled, sigmas, sigmas
-            )  # weights unused
+            # weights unused
+            batch = Batch(noised, velocity, sigmas, captions.sequence, captions.pooled, sigmas, sigmas)
             batch = Batch(*(tensor.to(self.transformer.device) for tensor in batch))
             total += self.errors(batch).mean().item()
         return total / self.spec.steps

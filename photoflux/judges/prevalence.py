@@ -85,7 +85,7 @@ class Drift:
 def drift(
     base: Array, tuned: Array, confusion: Array, *, weights: Array, signs: Array, rng: np.random.Generator
 ) -> Drift:
-    """Compare paired labels [P, S] (-1: unknown) under cluster weights [1 + resamples, P, S] and `sign_flips` [F, P].
+    """Compare paired labels [P, S] (-1: unknown) under cluster weights [1 + resamples, P, S] and `signs` [F, P].
 
     Distance is total variation of the corrected shares. Its plug-in value is positive even between equal models:
     `excess` is what two halves of the prompts agree on.

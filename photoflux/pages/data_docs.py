@@ -67,9 +67,8 @@ class DataDocs:
         view.env.loader.loaders.append(DictLoader({"one_file.j2": TEMPLATE}))
         page = view.render(first, template="one_file.j2", style=CSS + STYLE)
         page = re.sub(r"url\('https?://[^']*'\)", "none", page)  # a logo
-        return re.sub(
-            r'<a href="\.\./[^"]*"[^>]*>(.*?)</a>', r"\1", page, flags=re.DOTALL
-        )  # links to pages that do not exist
+        # links to pages that do not exist
+        return re.sub(r'<a href="\.\./[^"]*"[^>]*>(.*?)</a>', r"\1", page, flags=re.DOTALL)
 
 
 def _drop_run_info(document: Any) -> None:

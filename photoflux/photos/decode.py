@@ -26,13 +26,8 @@ from photoflux.photos.kinds import (
 from photoflux.photos.sandboxed import decode_in_sandbox
 
 PLUGINS = (JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered by import
-TRUNCATION_WORDS = (
-    "truncated",
-    "incomplete",
-    "eof",
-    "not enough",
-    "end of file",
-)  # in messages of codecs when data ends too early
+# in messages of codecs when data ends too early
+TRUNCATION_WORDS = ("truncated", "incomplete", "eof", "not enough", "end of file")
 ORIENTATION, GPS, SERIAL, MAKER = 0x0112, 0x8825, 0xA431, 0x927C
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,

@@ -45,9 +45,8 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     with Image.open(io.BytesIO(cleaned), formats=("PNG",)) as checked:
         checked.verify()
     if "transparency" in image.info and chunks[b"IHDR"][8:10] in (b"\2\0", b"\4\0"):
-        image.info["transparency"] *= 255 // (
-            2 ** chunks[b"IHDR"][8] - 1
-        )  # told in the file's greys, of which there are fewer
+        # told in the file's greys, of which there are fewer
+        image.info["transparency"] *= 255 // (2 ** chunks[b"IHDR"][8] - 1)
     if profile := _profile(chunks):
         image.info["icc_profile"] = profile
     return image

@@ -98,9 +98,8 @@ class Decision:
             "verdict": self.verdict.verdict,
             "parameters": as_dict(self.params),
             "suites": self.suites,
-            "results": json.loads(
-                json.dumps(results), parse_constant=lambda _: None
-            ),  # NaN, a share of no photos, becomes null
+            # NaN, a share of no photos, becomes null
+            "results": json.loads(json.dumps(results), parse_constant=lambda _: None),
         }
 
 

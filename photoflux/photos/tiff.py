@@ -189,9 +189,8 @@ def _opened(data: bytes, offset: int, tags: TiffImagePlugin.ImageFileDirectory_v
     if layout.depth == 12:
         image.info["white"] = 4095
     colours = _numbers(tags, COLOUR_MAP, ())
-    if (
-        layout.colours == PALETTE and colours and max(colours) < 256
-    ):  # written by what did not know that they have 16 bits
+    # written by what did not know that they have 16 bits
+    if layout.colours == PALETTE and colours and max(colours) < 256:
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     return image
 

@@ -229,9 +229,8 @@ class Engine:
         self._refuse_erased(request.owner)
         adapter = self.device.get(request.key, wanted=request.is_wanted)
         with self._weights_lock:
-            self._current_owner = (
-                request.owner
-            )  # set before the check: `forget` cancels first and reads this afterwards
+            # set before the check: `forget` cancels first and reads this afterwards
+            self._current_owner = request.owner
             try:
                 self._check(request)
                 self._merge(request.key, adapter)

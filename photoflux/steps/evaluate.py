@@ -130,9 +130,8 @@ def _read_photos(folder: Path, items: list[dict[str, Any]]) -> Photos:
     held_out = [item for item in items if item["split"] != "train"]
     if not trained or not held_out:
         raise InputError("the dataset has no trained or no held-out photos; run augment again with more photos")
-    first = {
-        item["source"]: item for item in reversed(trained)
-    }  # the first crop of each photo, which augment leaves as it is
+    # the first crop of each photo, which augment leaves as it is
+    first = {item["source"]: item for item in reversed(trained)}
 
     def read(some: Iterable[dict[str, Any]]) -> list[Image.Image]:
         return [Image.open(BytesIO((folder / item["file"]).read_bytes())).convert("RGB") for item in some]
@@ -143,11 +142,8 @@ def _read_photos(folder: Path, items: list[dict[str, Any]]) -> Photos:
 def _sample(
     case: Case, sampler: ImageSampler, params: EvaluateParams, *, seeds: int, skip: int = 0
 ) -> EvaluationImages:
-    how = {
-        "seed": params.seed,
-        "seeds": seeds,
-        "skip": skip,
-    }  # the same seeds for all, so that images differ by the model
+    # the same seeds for all, so that images differ by the model
+    how = {"seed": params.seed, "seeds": seeds, "skip": skip}
     return EvaluationImages(
         tuned=sampler.sample(case.subject_prompts, **how),
         base=sampler.sample_base(case.class_prompts, **how),

@@ -125,9 +125,8 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             object.__setattr__(service.collection, "compare", comparing_once(service.collection.compare))
             order = LockOrder(service.records.engine)
             yield Site(client, service, folder)
-            if (
-                request.param == "postgresql"
-            ):  # on SQLite statements do not say what they lock: there is one writer at a time
+            # on SQLite statements do not say what they lock: there is one writer at a time
+            if request.param == "postgresql":
                 assert order.wrong == [], "transactions lock rows in the order of api.records.tables.LOCK_ORDER"
 
 
@@ -140,9 +139,8 @@ def remembering(
         keys = [hashlib.sha256(data).digest() for data in files]
         new = [number for number, key in enumerate(keys) if key not in DECODED]
         fresh = dict(zip((keys[n] for n in new), decode([files[n] for n in new], person) if new else (), strict=True))
-        DECODED.update(
-            {key: upload for key, upload in fresh.items() if upload.photo}
-        )  # a slow machine's refusal is not kept
+        # a slow machine's refusal is not kept
+        DECODED.update({key: upload for key, upload in fresh.items() if upload.photo})
         return [DECODED.get(key) or fresh[key] for key in keys]
 
     return remembered

@@ -286,4 +286,5 @@ def test_what_is_written_says_what_was_found() -> None:
     }
     told = attack.page(found | {"met": attack.aims_met(found)})
     assert "GET /x: 500 (2 times)" in told and "| **no** |" in told and "Complaints of nobody." in told
+    assert "| at most | found | met |" in told
     assert attack.plot(rows, events, since=10).startswith(b"\x89PNG")

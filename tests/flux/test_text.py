@@ -74,7 +74,7 @@ def test_embeddings_are_frozen(pipe: FluxPipeline, spec: BaseSpec) -> None:
 
 
 def test_rows_are_taken_joined_and_cast() -> None:
-    """`take` picks rows of both tensors in order, `joined` stacks them back, `to` casts both."""
+    """`take` picks rows of both tensors in order, `concat` stacks them back, `to` casts both."""
     embeds = PromptEmbeds(torch.arange(6.0).view(3, 2, 1), torch.arange(3.0).view(3, 1))
     picked = embeds.take([2, 0])
     assert picked.pooled.flatten().tolist() == [2, 0]

@@ -447,9 +447,8 @@ def test_png_colours_are_applied_however_they_are_stored(colour: int, bits: int)
     opacity = samples[..., -1:] / (2**bits - 1) if colour in (pngs.GREY_ALPHA, pngs.RGB_ALPHA) else np.ones((H, W, 1))
     linear = pngs.chunk(b"gAMA", struct.pack(">I", 100_000))
     data = pngs.png(samples, colour=colour, bits=bits, before=[linear, *before])
-    assert np.abs(read(data) - on_white(curved(truth), opacity) * 255).max() <= (
-        13 if bits == 16 else 2
-    )  # in 8 bits dark steps are large
+    # in 8 bits dark steps are large
+    assert np.abs(read(data) - on_white(curved(truth), opacity) * 255).max() <= (13 if bits == 16 else 2)
     profile = swapped(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     data = pngs.png(
         samples, colour=colour, bits=bits, before=[pngs.chunk(b"iCCP", b"p\0\0" + zlib.compress(profile)), *before]

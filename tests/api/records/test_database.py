@@ -54,9 +54,8 @@ def test_migrations_make_the_very_statements_of_the_models(tmp_path: Path):
     for engine in (migrated, made):
         with engine.connect() as connection:
             found = connection.execute(text("select name, sql from sqlite_master where sql is not null")).tuples()
-            words = {
-                name: sorted(re.split(r"[\s(),]+", sql)) for name, sql in found
-            }  # constraints come in another order
+            # constraints come in another order
+            words = {name: sorted(re.split(r"[\s(),]+", sql)) for name, sql in found}
             statements.append({name: said for name, said in words.items() if name != "alembic_version"})
         engine.dispose()
     assert statements[0] == statements[1]

@@ -374,9 +374,8 @@ def test_a_run_that_is_given_up_is_told_of_and_discarded_in_one_transaction(site
     assert removals(site) == put_before + 1
     assert why(ada, run, "internal") == "it could not be followed"
     assert ada.row(Generation, generation).state == "failed"
-    assert (
-        replace(tuning, discard=fail).mark_failed(run, "internal", "again") == "failed"
-    )  # it is over: nothing to be ended
+    # it is over: nothing to be ended
+    assert replace(tuning, discard=fail).mark_failed(run, "internal", "again") == "failed"
 
 
 def removals(site: Site) -> int:
