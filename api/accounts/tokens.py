@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class Capability:
     adapter_sha256: str
 
 
-class TokenVerifier:
+class TokenVerifier(ABC):
     """Verifies tokens of `issuer` by its public keys; subclasses load them, by `kid`."""
 
     def __init__(self, *, issuer: str) -> None:
@@ -76,8 +77,8 @@ class TokenVerifier:
         claims = self._verified_payload(token, ENGINE)
         return Capability(str(claims["sub"]), str(claims.get("adapter")))
 
-    def _load_keys(self) -> dict[str, ECKey]:
-        raise NotImplementedError
+    @abstractmethod
+    def _load_keys(self) -> dict[str, ECKey]: ...
 
     def _verified_payload(self, token: str, audience: str) -> dict[str, Any]:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytorch_lightning as pl
@@ -20,7 +21,7 @@ STATE = "state.pt"
 PROGRESS_EVERY_S = 5.0
 
 
-class AfterTrainStep(pl.Callback):
+class AfterTrainStep(pl.Callback, ABC):
     """Calls `after` once for every finished train step, however many parts its batch had."""
 
     last = 0
@@ -33,8 +34,8 @@ class AfterTrainStep(pl.Callback):
             self.last = module.train_step
             self.after(trainer, module)
 
-    def after(self, trainer: pl.Trainer, module: FinetuneModule) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def after(self, trainer: pl.Trainer, module: FinetuneModule) -> None: ...
 
 
 class Selector(Protocol):

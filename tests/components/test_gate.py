@@ -8,32 +8,9 @@ from kfp.dsl import HTML, Artifact, Metrics
 
 from components.gate import gate
 from photoflux.params import GateParams
+from tests.judges.ruling import good_evaluation
 
-MEASURED = {
-    "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
-    "drift_change": (0.0, -0.02, 0.02), "drift_kid": (0.002, 0.001, 0.003), "diversity": (0.98, 0.95, 1.01),
-    "class_diversity": (0.99, 0.96, 1.02), "copy_rate": (0.0, 0.0, 0.037), "memorisation_gap": (0.01, -0.03, 0.05),
-    "broken_rate": (0.0, 0.0, 0.02), "sharpness": (0.97, 0.95, 0.99), "overall": (0.68, 0.58, 0.78),
-}  # fmt: skip
-BASE, JUDGES = GateParams().drift_kid_of.split()
 UNLIKE = {"identity_gain": (0.1, 0.0, 0.2)}
-
-
-def evaluation(**changed: tuple[float, float, float]) -> dict:
-    metrics = {name: dict(zip(("point", "lo", "hi"), v, strict=True)) for name, v in (MEASURED | changed).items()}
-    return {
-        "kind": "evaluation",
-        "schema_version": 2,
-        "champion": None,
-        "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
-        "base": {"name": "pocket", "hash": BASE},
-        "hashes": {"adapter": "a", "dataset": "d", "judges": JUDGES},
-        "profile": "standard",
-        "made_share": 1.0,
-        "exact_attributes": True,
-        "invalid": [],
-        "metrics": metrics,
-    }
 
 
 def audit(verdict: str) -> dict:
@@ -55,7 +32,7 @@ def audit(verdict: str) -> dict:
 )
 def test_only_a_pass_goes_on(tmp_path: Path, changed: dict, audited: str, answer: bool, verdict: str):
     (tmp_path / "gate").mkdir()
-    (tmp_path / "evaluation").write_text(json.dumps(evaluation(**changed)))
+    (tmp_path / "evaluation").write_text(json.dumps(good_evaluation(**changed)))
     (tmp_path / "audit").write_text(json.dumps(audit(audited)))
     decision = Artifact(name="decision", uri=str(tmp_path / "gate" / "decision"))
     metrics = Metrics(name="metrics", uri=str(tmp_path / "gate" / "metrics"))

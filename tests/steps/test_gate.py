@@ -13,31 +13,12 @@ from photoflux.manifest import write_json
 from photoflux.params import GateParams, as_dict
 from photoflux.params.files import load_params
 from photoflux.steps.gate import decide, run, scale_of
-
-GOOD = {
-    "identity_gain": (0.7, 0.6, 0.8), "prompt_change": (-0.02, -0.06, 0.02), "leakage": (0.05, 0.0, 0.12),
-    "drift_change": (0.0, -0.02, 0.02), "drift_kid": (0.002, 0.001, 0.003), "diversity": (0.98, 0.95, 1.01),
-    "class_diversity": (0.99, 0.96, 1.02), "copy_rate": (0.0, 0.0, 0.037), "memorisation_gap": (0.01, -0.03, 0.05),
-    "broken_rate": (0.0, 0.0, 0.02), "sharpness": (0.97, 0.95, 0.99), "overall": (0.68, 0.58, 0.78),
-}  # fmt: skip
-BASE, JUDGES = GateParams().drift_kid_of.split()
+from tests.judges.ruling import good_evaluation
 
 
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
-    return {
-        "kind": "evaluation",
-        "schema_version": 2,
-        "champion": None,
-        "subject": {"id": "rex", "class_noun": "dog", "trigger": "sks"},
-        "base": {"name": "pocket", "hash": BASE},
-        "hashes": {"adapter": "a", "dataset": "d", "judges": JUDGES},
-        "profile": "standard",
-        "made_share": 1.0,
-        "exact_attributes": True,
-        "invalid": [],
-        "metrics": {name: dict(zip(("point", "lo", "hi"), value, strict=True)) for name, value in GOOD.items()},
-    }
+    return good_evaluation()
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+"""Sealed stores: what was put is got whole, by its owner alone, whatever was interrupted."""
+
 from __future__ import annotations
 
 from pathlib import Path
