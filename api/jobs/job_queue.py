@@ -97,9 +97,9 @@ class JobQueue:
             session, SIGN_OFFS, "register_signed_model", f"{run.id}:{new_id()}", owner=run.user_id, args=(run.id,)
         )
 
-    def enqueue_deletion(self, session: Session, gone: DeletionPlan) -> None:
+    def enqueue_deletion(self, session: Session, plan: DeletionPlan) -> None:
         """Delete the objects, pipeline files and registry entries that deleted rows named."""
-        self.enqueue(session, DELETIONS, "delete_subject", new_id(), owner=gone.owner, args=(asdict(gone),))
+        self.enqueue(session, DELETIONS, "delete_subject", new_id(), owner=plan.owner, args=(asdict(plan),))
 
     def enqueue_delivery(self, session: Session, delivery: WebhookDelivery) -> None:
         """Post a message to a person's webhook."""

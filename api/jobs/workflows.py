@@ -177,18 +177,18 @@ def delete_account_data(receipt: str, attempt: int) -> str:
 
 
 @DBOS.workflow(name="delete_subject", max_recovery_attempts=None)
-def delete_subject(gone: dict[str, Any], attempt: int = 1, name: str = "") -> str:
+def delete_subject(plan: dict[str, Any], attempt: int = 1, name: str = "") -> str:
     """Deletes the files of a deleted subject, or of models whose consent was withdrawn; their rows are gone already."""
-    return delete_subject_data(gone, attempt, name or str(DBOS.workflow_id))
+    return delete_subject_data(plan, attempt, name or str(DBOS.workflow_id))
 
 
 @DBOS.step(retries_allowed=True, max_attempts=3, interval_seconds=1.0)
 @retry_on_outage
-def delete_subject_data(gone: dict[str, Any], attempt: int, name: str) -> str:
+def delete_subject_data(plan: dict[str, Any], attempt: int, name: str) -> str:
     """Delete what is left of it, or enqueue another attempt."""
-    left = DeletionPlan(**gone)
+    left = DeletionPlan(**plan)
     return _done_or_again(
-        lambda: services.erasure.remove(left), DELETIONS, "delete_subject", name, attempt, (gone,), owner=left.owner
+        lambda: services.erasure.remove(left), DELETIONS, "delete_subject", name, attempt, (plan,), owner=left.owner
     )
 
 
